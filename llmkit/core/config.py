@@ -1,0 +1,87 @@
+"""What a recipe node is: a frozen dataclass made with `@config`, whose fields carry their limits.
+
+The tagged union is the registry: a union such as `Lora | NoAdapter` is read by the loader, the JSON schema, the
+docs and the type checker alike. This module holds only the words to declare one; `recipe/convert.py` reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Marks a number that may be written with a unit: `duration` (seconds; `10m`) or `bytes` (`4GiB`)."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Later:
+    """Marks kinds or values of a field that the contract names and that this version refuses as not available yet."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of a number: `above` < value, `least` <= value, `most` >= value, `below` > value."""
+
+    above: float | None = None
+    least: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+    def broken_by(self, value: float) -> str:
+        """The bound that `value` breaks, in words, or nothing."""
+        checks = (
+            (self.above, lambda bound: value > bound, "above"),
+            (self.least, lambda bound: value >= bound, "at least"),
+            (self.most, lambda bound: value <= bound, "at most"),
+            (self.below, lambda bound: value < bound, "below"),
+        )
+        return next((f"{word} {bound:g}" for bound, holds, word in checks if bound is not None and not holds(bound)), "")
+
+
+Duration = Annotated[float, Unit("duration")]
+"""Seconds, written as a number or as `30s`, `10m`, `2h`, `1d`."""
+Size = Annotated[int, Unit("bytes")]
+"""Bytes, written as a number or as `64KiB`, `4GiB`, `2GB`."""
+
+
+def setting(
+    default: Any = MISSING,
+    *,
+    make: Callable[[], Any] | None = None,
+    above: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    later: bool = False,
+) -> Any:
+    """A field with limits. `make` builds a default; `later` refuses any value but the default as not available yet."""
+    metadata = {"limits": Limits(above, least, most, below), "later": later}
+    if make is not None:
+        return field(default_factory=make, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(setting, field))
+def config(cls: type[T]) -> type[T]:
+    """Makes `cls` a recipe node: frozen, keyword-only, its fields checked however it is built.
+
+    A class attribute `_short: ClassVar[str]` names the field that a bare scalar stands for (`model: NAME`).
+    A method `problems(self) -> Iterable[tuple[str, str, str]]` yields cross-field errors as (key, what, fix).
+    """
+
+    def check(self: Any) -> None:
+        from llmkit.core.convert import check_fields
+
+        check_fields(self)
+
+    cls.__post_init__ = check  # type: ignore[attr-defined]
+    return dataclass(frozen=True, kw_only=True)(cls)

@@ -1,0 +1,85 @@
+"""What a user can cause, each with an exit status and one line that names the place, the value and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: printed as `FILE:LINE:COLUMN: KEY: what; fix: one action`; empty parts are left out."""
+
+    what: str
+    fix: str = ""
+    file: str = ""
+    line: int = 0
+    column: int = 0
+    key: str = ""
+
+    def __str__(self) -> str:
+        place = ":".join([self.file, *(str(n) for n in (self.line, self.column) if n)]) if self.file else ""
+        text = ": ".join(part for part in (place, self.key, self.what) if part)
+        return one_line(f"{text}; fix: {self.fix}" if self.fix else text)
+
+
+class LlmkitError(Exception):
+    """The base of all errors that a user can cause; `problems` holds at least one; `code` is the exit status."""
+
+    code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        what: str = "",
+        *,
+        fix: str = "",
+        file: str = "",
+        line: int = 0,
+        column: int = 0,
+        key: str = "",
+        problems: Sequence[Problem] = (),
+    ) -> None:
+        self.problems = tuple(problems) or (Problem(what, fix, file, line, column, key),)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class RecipeError(LlmkitError):
+    """A recipe or a command line that cannot be carried out (exit 2)."""
+
+    code = 2
+
+
+class DataError(LlmkitError):
+    """Rows that cannot be read or trained on (exit 3)."""
+
+    code = 3
+
+
+class ModelError(LlmkitError):
+    """A model, an adapter, a tokenizer or a checkpoint that cannot be used (exit 4)."""
+
+    code = 4
+
+
+class ResourceError(LlmkitError):
+    """Memory, disk, a device or the numbers themselves gave out (exit 5)."""
+
+    code = 5
+
+
+class PeerError(LlmkitError):
+    """Another process of the same run failed or disagrees (exit 6)."""
+
+    code = 6
+
+
+class Stopped(LlmkitError):
+    """The run was asked to stop and can be continued (exit 75)."""
+
+    code = 75
+
+
+def one_line(text: str) -> str:
+    """`text` with control characters and lone surrogates escaped, so that it prints as exactly one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -1,0 +1,83 @@
+"""The words that travel between packages. Shapes: B rows of T tokens; S segments (sequences); N chosen positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens [start, end) of row `row`: they see themselves causally and, whole, the segment `parent` and its parents."""
+
+    row: int
+    start: int
+    end: int
+    parent: int = -1
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Many sequences in one row, each attending to itself alone; tokens outside every segment are padding."""
+
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Shared prefixes with branches: a segment's `parent` is the index of an earlier segment of the same row, or -1."""
+
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sequence to train on. `labels[i]` is the token that follows `tokens[i]` (the last is 0 with weight 0)."""
+
+    id: int
+    """Index of the row in the data set: the sample id of logs and resume."""
+    tokens: tuple[int, ...]
+    weights: tuple[float, ...]
+    """Weight of `tokens[i]` as a target, before the shift: 0 is masked."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward. Tensors are (B, T); `labels` are shifted already: position t predicts `labels[:, t]`."""
+
+    tokens: Tensor
+    positions: Tensor
+    labels: Tensor
+    weights: Tensor
+    attend: Packed | Tree | None
+    """None where the model cannot take a context: then rows are padded on the right and `lengths` tells how far."""
+    ids: tuple[int, ...]
+    lengths: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """A sum and its count, never a mean: `fit` divides by the global count. Each extra is its own (sum, count)."""
+
+    total: Tensor
+    count: Tensor
+    extras: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One figure with its interval: `low` and `high` bound the `level` confidence interval of `value`."""
+
+    metric: str
+    slice: str
+    value: float
+    n: int
+    low: float
+    high: float
+    level: float = 0.95

@@ -1,0 +1,1 @@
+"""From files to batches: sources, rendering with exact weights, packing, order."""

@@ -1,0 +1,1 @@
+"""Tasks, scores and tables of predictions."""

@@ -1,0 +1,52 @@
+"""The recipe's `model` and `quant` nodes."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from llmkit.core.config import Later, config, setting
+
+
+@config
+class ModelRef:
+    """Which model, and how it is read."""
+
+    _short: ClassVar[str] = "name"
+    name: str
+    """An alias, a Hub id, a Hugging Face folder, a PEFT adapter folder, or a run's folder."""
+    revision: str | None = None
+    """A commit, tag or branch of a Hub id; an alias pins its own."""
+    attention: Literal["auto", "sdpa", "flash", "flex", "eager"] = "auto"
+    """The attention kernel; one that is asked for and missing is an error."""
+    template: str | None = None
+    """A file with a Jinja chat template that replaces the tokenizer's own."""
+    rope: None = setting(None, later=True)
+    """RoPE scaling."""
+
+
+@config
+class NoQuant:
+    """The base model is held at the recipe's precision."""
+
+    kind: Literal["none"] = "none"
+
+
+@config
+class Nf4:
+    """The frozen base is held in 4-bit NormalFloat blocks of 64 (QLoRA, arXiv:2305.14314), by bitsandbytes."""
+
+    kind: Literal["bnb_nf4"] = "bnb_nf4"
+    double: bool = True
+    """Quantise the block scales too (0.37 bits a weight less)."""
+
+
+@config
+class Int8:
+    """The frozen base is held in 8-bit rows with fp16 outlier columns (LLM.int8(), arXiv:2208.07339), by bitsandbytes."""
+
+    kind: Literal["bnb_int8"] = "bnb_int8"
+    threshold: float = setting(6.0, least=0.0)
+    """Activations above it take the outlier path; 0 turns it off."""
+
+
+Quant = Annotated[NoQuant | Nf4 | Int8, Later(("w8a8", "w4a8", "w8a16", "w4a16"))]

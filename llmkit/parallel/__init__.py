@@ -1,0 +1,1 @@
+"""Steppers: how a step's gradients are made and applied."""

@@ -1,0 +1,94 @@
+"""`kind: sft`: supervised fine-tuning of an adapter or of every weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from llmkit.adapters.node import Adapter, Lora, NoAdapter
+from llmkit.core.config import config, setting
+from llmkit.data.node import Data
+from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.train.node import (
+    AdamW,
+    Batching,
+    Checkpointing,
+    Cosine,
+    Evaluating,
+    Guard,
+    Log,
+    Memory,
+    Optim,
+    Parallel,
+    Precision,
+    Schedule,
+)
+
+if TYPE_CHECKING:
+    from llmkit.core.artifact import Artifact
+    from llmkit.core.run import Run
+
+
+@config
+class Sft:
+    """Supervised fine-tuning."""
+
+    kind: Literal["sft"] = "sft"
+    model: ModelRef
+    quant: Quant = NoQuant()
+    """How the frozen base is held."""
+    adapter: Adapter = Lora()
+    """What is trained; `none` trains every weight."""
+    data: Data
+    batch: Batching = Batching()
+    micro_batch: int | Literal["auto"] = setting("auto", least=1)
+    """Packed rows per forward; `auto` asks the memory account and is pinned in the checkpoint."""
+    epochs: int | None = setting(None, least=1)
+    """Passes over the data; 1 when neither it nor `steps` is given."""
+    steps: int | None = setting(None, least=1)
+    optim: Optim = AdamW()
+    schedule: Schedule = Cosine(warmup=0.03)
+    precision: Precision = "auto"
+    """`auto` is fp32 on CPU and bf16_mixed on GPUs."""
+    memory: Memory = Memory()
+    parallel: Parallel = Parallel()
+    evaluate: Evaluating = Evaluating()
+    checkpoint: Checkpointing = Checkpointing()
+    guard: Guard = Guard()
+    deterministic: bool = False
+    """Only kernels that give equal bits on equal input; on CPU all of ours do."""
+    log: tuple[Log, ...] = ()
+    seed: int = setting(0, least=0)
+    out: str
+    """The run's folder."""
+
+    def problems(self) -> Iterator[tuple[str, str, str]]:
+        """What contradicts what, as (key, what is wrong, fix)."""
+        if self.epochs is not None and self.steps is not None:
+            yield "epochs", "contradicts steps: both say how long the run is", "keep one of the two"
+        if isinstance(self.adapter, NoAdapter) and not isinstance(self.quant, NoQuant):
+            yield (
+                "quant.kind",
+                f"{self.quant.kind} contradicts adapter.kind none: a quantised base is frozen",
+                "use adapter: {kind: lora}, or drop quant",
+            )
+        if self.checkpoint.best is not None and not self.data.valid:
+            yield (
+                "checkpoint.best",
+                f"{self.checkpoint.best} contradicts data.valid, which is empty: nothing measures it",
+                "give data.valid, or drop checkpoint.best",
+            )
+        if self.checkpoint.best is not None and self.evaluate.every is None:
+            yield (
+                "checkpoint.best",
+                f"{self.checkpoint.best} contradicts evaluate.every, which is not set: nothing measures it while training",
+                "set evaluate.every",
+            )
+        if self.evaluate.every is not None and not self.data.valid:
+            yield "evaluate.every", "contradicts data.valid, which is empty", "give data.valid, or drop evaluate.every"
+
+    def run(self, run: Run) -> Artifact:
+        """Trains, evaluates before and after, and leaves `model/`, the manifest and the report in the run's folder."""
+        from llmkit.stages.build_training import train
+
+        return train(self, run)
