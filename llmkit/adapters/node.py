@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from llmkit.core.config import Later, config, setting
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @config
@@ -12,6 +15,12 @@ class NoAdapter:
     """Every weight is trained."""
 
     kind: Literal["none"] = "none"
+
+    def attach(self, model: Any) -> nn.Module:
+        """Makes every weight trainable."""
+        model.requires_grad_(True)
+        trained: nn.Module = model
+        return trained
 
 
 @config
@@ -30,6 +39,16 @@ class Lora:
     rslora: bool = False
     """Scale by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732)."""
     init: Annotated[Literal["default"], Later(("pissa", "loftq", "olora", "eva"))] = "default"
+
+    def attach(self, model: Any) -> nn.Module:
+        """Freezes the base and puts LoRA beside the linears that `targets` names.
+
+        Raises:
+            ModelError: `targets` names no linear of this model.
+        """
+        from llmkit.adapters.lora import attach
+
+        return attach(model, self)
 
 
 Adapter = Annotated[

@@ -1,0 +1,103 @@
+"""LoRA through peft, with the update of plain linears made in one pass each way."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import Linear as PeftLinear
+from torch import Tensor, nn
+
+from llmkit.adapters.node import Lora
+from llmkit.core.errors import ModelError
+
+
+def attach(model: Any, node: Lora) -> PeftModel:
+    """A PeftModel over `model`, its linears replaced in place; adapters are fp32 whatever the base is.
+
+    Raises:
+        ModelError: `targets` names no linear of this model.
+    """
+    targets = list(node.targets) if isinstance(node.targets, tuple) else node.targets
+    settings = LoraConfig(
+        r=node.rank,
+        lora_alpha=cast(int, node.alpha),
+        lora_dropout=node.dropout,
+        target_modules=targets,
+        use_dora=node.dora,
+        use_rslora=node.rslora,
+        task_type=TaskType.CAUSAL_LM,
+    )
+    try:
+        adapted = get_peft_model(model, settings)
+    except ValueError as cause:
+        raise ModelError(
+            f"{node.targets!r} names no linear of {type(model).__name__} ({str(cause).splitlines()[0]})",
+            fix=f"use all-linear, or name endings such as {', '.join(_linears(model)[:4])}",
+            key="adapter.targets",
+        ) from cause
+    return cast(PeftModel, fuse(adapted))
+
+
+def _linears(model: nn.Module) -> list[str]:
+    """The last parts of the names of the model's linears."""
+    return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Replaces peft's LoRA linears over plain linears by ones that do the same sums in fewer passes."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is PeftLinear and type(child.base_layer) is nn.Linear:
+                setattr(parent, name, _fused(child))
+    return model
+
+
+def _fused(layer: PeftLinear) -> FusedLora:
+    made = FusedLora.__new__(FusedLora)
+    made.__dict__ = layer.__dict__  # the same parameters, buffers and settings under another class
+    return made
+
+
+class FusedLora(PeftLinear):  # type: ignore[misc]
+    """peft's LoRA linear; one plain adapter in use takes the fused way, all else is peft's."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        name = self.active_adapters[0] if len(self.active_adapters) == 1 else ""
+        special = args or kwargs or self.disable_adapters or self.merged or name in self.lora_variant
+        if special or name not in self.lora_A or torch.is_autocast_enabled(x.device.type):
+            return cast(Tensor, super().forward(x, *args, **kwargs))
+        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        dropout = self.lora_dropout[name]
+        base = self.base_layer
+        if x.dtype != down.dtype or self.lora_B[name].bias is not None or base.weight.requires_grad:
+            return cast(Tensor, super().forward(x, *args, **kwargs))
+        if isinstance(dropout, nn.Identity) or not self.training:
+            return cast(Tensor, _LoraLinear.apply(x, base.weight, base.bias, down, up, self.scaling[name]))
+        return cast(Tensor, super().forward(x, *args, **kwargs))
+
+
+class _LoraLinear(torch.autograd.Function):
+    """y = x W' + b + s (x A') B' with W frozen: the update is added inside the product, and its input gradient too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        low = rows @ down.T
+        out = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
+        ctx.save_for_backward(rows, weight, down, up, low)
+        ctx.scale, ctx.shape = scale, x.shape
+        return out.addmm_(low, up.T, alpha=scale).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        rows, weight, down, up, low = ctx.saved_tensors
+        out = grad.reshape(-1, grad.shape[-1])
+        to_low = (out @ up).mul_(ctx.scale)
+        to_up = (out.T @ low).mul_(ctx.scale)
+        to_x = (out @ weight).addmm_(to_low, down).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return to_x, None, None, to_low.T @ rows, to_up, None

@@ -1,0 +1,109 @@
+"""The chunked head against dense logits: values, gradients, cost and memory."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from llmkit.models.heads import Shape, chosen_logps, plain_logps
+
+SHAPES = [Shape(), Shape(scale=0.3), Shape(cap=5.0), Shape(scale=2.0, cap=3.0)]
+
+
+def make(n=37, hidden=24, vocab=101, bias=False, seed=0, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    h = torch.randn(n, hidden, generator=g, dtype=dtype).requires_grad_()
+    w = torch.randn(vocab, hidden, generator=g, dtype=dtype).requires_grad_()
+    b = torch.randn(vocab, generator=g, dtype=dtype).requires_grad_() if bias else None
+    y = torch.randint(vocab, (n,), generator=g)
+    return h, w, b, y, torch.rand(n, generator=g, dtype=dtype) + 0.1
+
+
+def close(a, b, tol=1e-6):
+    assert (a - b).abs().max() <= tol * b.abs().max()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("hint", ["none", "right", "wrong"])
+def test_values_and_gradients_equal_the_dense_twin(shape, bias, chunk, hint):
+    h, w, b, y, weights = make(bias=bias, dtype=torch.float32)
+    given = {"none": None, "right": weights * 3, "wrong": torch.ones_like(weights)}[hint]
+    got = chosen_logps(h, w, b, y, given, shape, chunk)
+    leaves = [t for t in (h, w, b) if t is not None]
+    ours = torch.autograd.grad(-(got * weights).sum(), leaves)
+    want = plain_logps(h, w, b, y, shape)
+    theirs = torch.autograd.grad(-(want * weights).sum(), leaves)
+    close(got, want, 2e-6)
+    for a, c in zip(ours, theirs, strict=True):
+        close(a, c, 2e-6)
+
+
+def test_a_frozen_head_gets_no_gradient_and_a_frozen_hidden_none():
+    h, w, _, y, weights = make(dtype=torch.float32)
+    out = chosen_logps(h, w.detach(), None, y, weights)
+    assert torch.autograd.grad(out.sum(), [h])[0].shape == h.shape
+    out = chosen_logps(h.detach(), w, None, y, weights)
+    close(*[torch.autograd.grad((o * weights).sum(), [w])[0] for o in (out, plain_logps(h.detach(), w, None, y, Shape()))])
+
+
+def test_no_chosen_position_is_a_sum_of_nothing():
+    h, w, _, y, weights = make(n=0, dtype=torch.float32)
+    out = chosen_logps(h, w, None, y, weights)
+    grads = torch.autograd.grad(out.sum(), [h, w])
+    assert out.shape == (0,) and all(float(g.abs().sum()) == 0 for g in grads)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_at_80_percent_masked_the_head_costs_a_quarter_at_most(trained):
+    hidden = torch.randn(100, 32, requires_grad=True)
+    weight = torch.randn(512, 32, requires_grad=trained)
+    labels, chosen = torch.randint(512, (100,)), torch.arange(100) % 5 == 0
+    with FlopCounterMode(display=False) as dense:
+        (plain_logps(hidden, weight, None, labels, Shape()) * chosen).sum().backward()
+    with FlopCounterMode(display=False) as ours:
+        chosen_logps(hidden[chosen], weight, None, labels[chosen], torch.ones(20), chunk=8).sum().backward()
+    assert 0 < ours.get_total_flops() <= 0.25 * dense.get_total_flops()
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operation returned."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, tuple) else (out,):
+            if isinstance(t, torch.Tensor):
+                self.size = max(self.size, t.numel())
+        return out
+
+
+def test_memory_grows_with_the_chunk_not_with_vocabulary_times_positions():
+    n, vocab, hidden, chunk = 512, 1000, 8, 16
+    h, w, _, y, weights = make(n, hidden, vocab, dtype=torch.float32)
+    w = w.detach()
+    with Largest() as seen:
+        chosen_logps(h, w, None, y, weights, chunk=chunk).sum().backward()
+    assert seen.size == chunk * vocab
+    with Largest() as control:
+        plain_logps(h, w, None, y, Shape()).sum().backward()
+    assert control.size == n * vocab
+
+
+def test_bf16_stays_near_fp32():
+    h, w, _, y, weights = make(dtype=torch.float32)
+    out = chosen_logps(h.bfloat16(), w.bfloat16(), None, y, weights, chunk=8)
+    assert out.dtype == torch.float32
+    assert (out - plain_logps(h, w, None, y, Shape())).abs().max() < 0.3
+
+
+def test_tied_weights_add_both_gradients():
+    emb = nn.Embedding(50, 8)
+    ids, y = torch.arange(20), torch.arange(20) + 1
+    def run(fn):
+        return torch.autograd.grad(fn(emb(ids) * 1.5, emb.weight), [emb.weight])[0]
+    ones = torch.ones(20)
+    close(run(lambda h, w: chosen_logps(h, w, None, y, ones).sum()), run(lambda h, w: plain_logps(h, w, None, y, Shape()).sum()), 2e-6)
