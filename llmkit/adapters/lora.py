@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from llmkit.adapters.node import Lora
 from llmkit.core.errors import ModelError
+from llmkit.core.matmul import linear, through
 
 
 def attach(model: Any, node: Lora) -> PeftModel:
@@ -49,7 +50,7 @@ def fuse(model: nn.Module) -> nn.Module:
     """Replaces peft's LoRA linears over plain linears by ones that do the same sums in fewer passes."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is PeftLinear and type(child.base_layer) is nn.Linear:
+            if type(child) is PeftLinear and isinstance(child.base_layer, nn.Linear):
                 setattr(parent, name, _fused(child))
     return model
 
@@ -88,7 +89,7 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         low = rows @ down.T
-        out = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
+        out = linear(rows, weight, bias)
         ctx.save_for_backward(rows, weight, down, up, low)
         ctx.scale, ctx.shape = scale, x.shape
         return out.addmm_(low, up.T, alpha=scale).view(*x.shape[:-1], -1)
@@ -99,5 +100,5 @@ class _LoraLinear(torch.autograd.Function):
         out = grad.reshape(-1, grad.shape[-1])
         to_low = (out @ up).mul_(ctx.scale)
         to_up = (out.T @ low).mul_(ctx.scale)
-        to_x = (out @ weight).addmm_(to_low, down).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        to_x = through(out, weight).addmm_(to_low, down).view(ctx.shape) if ctx.needs_input_grad[0] else None
         return to_x, None, None, to_low.T @ rows, to_up, None

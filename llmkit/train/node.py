@@ -230,8 +230,8 @@ class Checkpointing:
     """Optimizer steps, or a duration (`10m`); without it only at the end and when asked to stop."""
     keep: int = setting(2, least=1)
     """Newest checkpoints that stay; the best one stays beside them."""
-    best: str | None = None
-    """A metric, smaller is better (`valid.loss`): the run's result is then the best checkpoint, not the last."""
+    best: Literal["valid.loss", "valid.perplexity", "valid.bits_per_byte"] | None = None
+    """A metric, smaller is better: the run's result is then the best checkpoint, not the last."""
 
 
 @config

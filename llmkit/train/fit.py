@@ -1,0 +1,210 @@
+"""The loop: a function over plain values.
+
+One step: the batches of a global index -> sums and counts -> guard -> update -> one line; then, when due, evaluation and
+a checkpoint. All that happens depends on the step number and on what a checkpoint holds, never on how often the run
+was interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from llmkit.core.errors import DataError, LlmkitError, Stopped
+from llmkit.core.seed import reseed
+from llmkit.core.types import Batch, LossSum
+from llmkit.parallel.single import Loss
+from llmkit.train.guard import Watch
+from llmkit.train.node import Checkpointing, Evaluating, Guard, Schedule
+
+
+class Stepper(Protocol):
+    """How a strategy makes and applies gradients."""
+
+    def accumulate(self, batches: Iterator[Batch], loss: Loss, count: float) -> LossSum:
+        """Adds the gradients of sum(loss) / count."""
+        ...
+
+    def grad_norm(self) -> float:
+        """The norm of all gradients together."""
+        ...
+
+    def step(self, factor: float, clip: float, norm: float) -> None:
+        """Applies the gradients."""
+        ...
+
+    def drop(self) -> None:
+        """Forgets the gradients."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepData:
+    """What one optimizer step sees."""
+
+    epoch: int
+    ids: tuple[int, ...]
+    batches: Sequence[Batch]
+    tokens: int
+    supervised: int
+    count: float
+    """The sum of all weights, over all ranks."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: all that the loop keeps between steps, and all of it in a checkpoint."""
+
+    step: int = 0
+    watch: Watch = field(default_factory=Watch)
+    best: float | None = None
+    best_step: int | None = None
+    skipped: int = 0
+    evaluated: int = -1
+    """The last step that was evaluated: a run that stopped before its evaluation makes up for it."""
+    saved: int = 0
+    """The last step that was saved on the schedule."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop is told once."""
+
+    steps: int
+    steps_per_epoch: int
+    seed: int
+    rate: float
+    clip: float
+    schedule: Schedule
+    guard: Guard
+    evaluate: Evaluating
+    checkpoint: Checkpointing
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls: everything that touches a disk or a screen is outside of it."""
+
+    data: Callable[[int], StepData]
+    """0-based step -> its batches."""
+    log: Callable[[dict[str, Any]], None]
+    evaluate: Callable[[int], dict[str, float]] | None
+    """Step -> metrics of the validation data."""
+    save: Callable[[Progress, bool], None]
+    """Publishes a checkpoint; True when it is on the schedule and so has its line in the metrics."""
+    asked_to_stop: Callable[[], str]
+    """Why the run should stop, or nothing."""
+    measure: Callable[[StepData, float], dict[str, float]]
+    """Step data and seconds -> the machine's own figures (tokens per second, mfu, peak memory)."""
+    show: Callable[[dict[str, Any]], None]
+
+
+def fit(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, start: Progress) -> Progress:
+    """Trains from `start` to `plan.steps`.
+
+    Raises:
+        Stopped: the run was asked to stop; the last finished step is saved.
+        ResourceError: the guard's policy is to stop; the last checkpoint is untouched.
+    """
+    progress, saved_at = start, time.monotonic()
+    while True:
+        if _evaluation_due(plan, progress.step) and progress.evaluated != progress.step:
+            progress = _evaluated(progress, plan, hooks)
+        if progress.step and progress.saved != progress.step and _save_due(plan, progress, time.monotonic() - saved_at):
+            progress, saved_at = replace(progress, saved=progress.step), time.monotonic()
+            hooks.save(progress, True)
+        if progress.step >= plan.steps:
+            return progress
+        try:
+            progress = _one_step(stepper, loss, plan, hooks, progress)
+        except Stopped:
+            stepper.drop()
+            hooks.save(progress, False)
+            raise
+
+
+def _one_step(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, before: Progress) -> Progress:
+    began, step = time.monotonic(), before.step + 1
+    data = hooks.data(before.step)
+    sums = stepper.accumulate(_seeded(data.batches, plan.seed, step, hooks), loss, data.count)
+    mean, norm = float(sums.total) / data.count, stepper.grad_norm()
+    applied, watch = before.watch.judge(plan.guard, step, mean, norm, data.ids)
+    factor = plan.schedule(step, plan.steps)
+    if applied:
+        stepper.step(factor, plan.clip, norm)
+    else:
+        stepper.drop()
+    line = _line(plan, data, step, mean, norm, factor, applied)
+    line |= {name: float(top) / float(bottom) for name, (top, bottom) in sums.extras.items()}
+    seconds = time.monotonic() - began
+    line |= {"seconds": seconds, **hooks.measure(data, seconds)}
+    hooks.log(line)
+    hooks.show(line)
+    return replace(before, step=step, watch=watch, skipped=before.skipped + (not applied))
+
+
+def _seeded(batches: Sequence[Batch], seed: int, step: int, hooks: Hooks) -> Iterator[Batch]:
+    """The micro-batches, each with its own randomness, until someone asks to stop."""
+    for index, batch in enumerate(batches):
+        if why := hooks.asked_to_stop():
+            raise Stopped(f"{why} in step {step}", fix="run the same command again to go on")
+        reseed(seed, step, index)
+        yield batch
+
+
+def _line(
+    plan: Plan, data: StepData, step: int, loss: float, norm: float, factor: float, applied: bool
+) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "event": "train",
+        "step": step,
+        "epoch": step / plan.steps_per_epoch,
+        "loss": loss,
+        "grad_norm": norm,
+        "lr": plan.rate * factor,
+        "tokens": data.tokens,
+        "supervised_tokens": data.supervised,
+        "samples": len(data.ids),
+    }
+    return line if applied else line | {"skipped": list(data.ids)}
+
+
+def _evaluation_due(plan: Plan, step: int) -> bool:
+    at_an_end = step in (0, plan.steps)
+    return at_an_end or (plan.evaluate.every is not None and step % plan.evaluate.every == 0)
+
+
+def _evaluated(progress: Progress, plan: Plan, hooks: Hooks) -> Progress:
+    """The progress after an evaluation: the best value so far is kept; what was trained is saved if it fails."""
+    step = progress.step
+    if hooks.evaluate is None:
+        return replace(progress, evaluated=step)
+    try:
+        figures = hooks.evaluate(step)
+    except Exception as cause:
+        if step:
+            hooks.save(progress, False)
+        if isinstance(cause, LlmkitError):
+            raise
+        raise DataError(
+            f"the evaluation after step {step} failed: {cause}", key="evaluate", fix="see the traceback with --debug"
+        ) from cause
+    line = {"event": "evaluate", "step": step, **figures}
+    hooks.log(line)
+    hooks.show(line)
+    after = replace(progress, evaluated=step)
+    value = figures.get(plan.checkpoint.best or "")
+    if value is None or step == 0 or (progress.best is not None and value >= progress.best):
+        return after
+    return replace(after, best=value, best_step=step)
+
+
+def _save_due(plan: Plan, progress: Progress, since: float) -> bool:
+    every, step = plan.checkpoint.every, progress.step
+    if step == plan.steps or progress.best_step == step:
+        return True
+    if isinstance(every, int):
+        return step % every == 0
+    return every is not None and since >= every
