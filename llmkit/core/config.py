@@ -44,7 +44,9 @@ class Limits:
             (self.most, lambda bound: value <= bound, "at most"),
             (self.below, lambda bound: value < bound, "below"),
         )
-        return next((f"{word} {bound:g}" for bound, holds, word in checks if bound is not None and not holds(bound)), "")
+        return next(
+            (f"{word} {bound:g}" for bound, holds, word in checks if bound is not None and not holds(bound)), ""
+        )
 
 
 Duration = Annotated[float, Unit("duration")]

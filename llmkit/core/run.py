@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,25 +13,33 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Grants:
+    """What the command line allows beyond the ordinary."""
+
+    code: bool = False
+    """Code from a model's folder may run (`--allow-code`)."""
+    nonfinite: bool = False
+    """Weights may hold NaN or infinity (`--allow-nonfinite`)."""
+    accept: tuple[str, ...] = ()
+    """What may differ from the checkpoint on resume (`--accept KEY`)."""
+
+
+@dataclass(frozen=True)
 class Run:
-    """One stage's run. `device` is `cpu` or `cuda`; `folder` is the stage's own, claimed and with the recipe in it."""
+    """One stage's run. `device` is `cpu` or `cuda`; `folder` is the stage's own, claimed, with the recipe in it."""
 
     folder: Path
     seed: int
     device: str
     threads: int
     recipe_digest: str
-    """sha256 of the resolved recipe without `out`."""
+    """sha256 of the stage's resolved values without `out`."""
     console: Console
-    """Progress and notices, on standard error."""
     stop: Stop
-    """Set by SIGTERM, SIGINT and SIGHUP; the loop asks it at every micro-batch boundary."""
     rank: int = 0
     world: int = 1
     resume: str = "auto"
     """auto, never, or the folder of a checkpoint to go on from."""
-    accept: tuple[str, ...] = ()
-    """Recipe keys that may differ on resume."""
-    allow_code: bool = False
-    """Whether code from a model folder may run."""
-    allow_nonfinite: bool = False
+    grants: Grants = field(default_factory=Grants)
+    values: Mapping[str, object] = field(default_factory=dict)
+    """The stage's resolved values, for the manifest and the comparison on resume."""

@@ -23,9 +23,7 @@ Stage = Annotated[
     Sft | Evaluate | Merge,
     Later(
         tuple(
-            "pretrain classify reward preference policy ppo draft distill constitutional trl audit calibrate quantize "
-            "prune convert export serve release monitor retrain experiment federated dpo ipo simpo orpo cpo kto apo "
-            "grpo dr_grpo dapo gspo cispo rloo reinforce".split()
+            ["pretrain", "classify", "reward", "preference", "policy", "ppo", "draft", "distill", "constitutional", "trl", "audit", "calibrate", "quantize", "prune", "convert", "export", "serve", "release", "monitor", "retrain", "experiment", "federated", "dpo", "ipo", "simpo", "orpo", "cpo", "kto", "apo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce"]
         )
     ),
 ]
@@ -89,7 +87,9 @@ def _extended(path: Path, root: Path, chain: tuple[Path, ...]) -> Value:
         if other in (*chain, here):
             raise RecipeError(f"goes in a circle: {_chain(steps)}", fix="take one link away", **place)
         if not other.is_relative_to(root):
-            raise RecipeError(f"{name.held} lies outside {root.name or root}", fix="keep recipes in one folder", **place)
+            raise RecipeError(
+                f"{name.held} lies outside {root.name or root}", fix="keep recipes in one folder", **place
+            )
         if not other.is_file():
             raise RecipeError(f"{name.held} does not exist ({_chain(steps)})", fix="mend the path", **place)
         merged = merge(merged, _extended(_near(other), root, (*chain, here)))
@@ -127,7 +127,9 @@ def _overrides(given: Mapping[str, Any] | Sequence[str]) -> list[tuple[str, Valu
         key, found, value = text.partition("=")
         if not found or not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", key):
             raise RecipeError(f"{text!r} is no override", fix="write key.path=value")
-        tree = parse(value, "command line", "command line") if value.strip() else Value("", Origin("command line"), False)
+        tree = (
+            parse(value, "command line", "command line") if value.strip() else Value("", Origin("command line"), False)
+        )
         made.append((key, tree))
     return made
 
@@ -138,7 +140,9 @@ def _put(tree: Value, path: list[str], value: Value, key: str) -> Value:
         return merge(tree, value) if isinstance(value.held, dict) else value
     first, rest, command = path[0], path[1:], Origin("command line")
     if isinstance(tree.held, list):
-        names = [item.held["name"].held if isinstance(item.held, dict) and "name" in item.held else "" for item in tree.held]
+        names = [
+            item.held["name"].held if isinstance(item.held, dict) and "name" in item.held else "" for item in tree.held
+        ]
         index = names.index(first) if first in names else int(first) if first.isdigit() else -1
         if not 0 <= index < len(tree.held):
             known = ", ".join(filter(None, names)) or f"0 to {len(tree.held) - 1}"
@@ -237,7 +241,9 @@ def _linked(tree: Value, folders: Mapping[str, str], key: str, report: Report) -
         return tree
     if match[1] not in folders:
         known = ", ".join(folders) or "none: it is the first"
-        report.add(f"no earlier stage is called {match[1]}", f"use one of the earlier stages ({known})", key, tree.origin)
+        report.add(
+            f"no earlier stage is called {match[1]}", f"use one of the earlier stages ({known})", key, tree.origin
+        )
         return tree
     return replace(tree, held=folders[match[1]])
 
@@ -258,5 +264,3 @@ def plain(node: Any) -> Any:
     if isinstance(node, Mapping):
         return {key: plain(value) for key, value in node.items()}
     return [plain(item) for item in node] if isinstance(node, list | tuple) else node
-
-

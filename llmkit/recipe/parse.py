@@ -27,7 +27,9 @@ def parse_file(path: Path) -> Value:
             raw = file.read(MOST_BYTES + 1)
     except OSError as cause:
         raise RecipeError(
-            f"cannot be read ({cause.strerror})", fix="give the path of a recipe; `llmkit recipes` lists some", file=name
+            f"cannot be read ({cause.strerror})",
+            fix="give the path of a recipe; `llmkit recipes` lists some",
+            file=name,
         ) from cause
     if len(raw) > MOST_BYTES:
         raise RecipeError("is larger than 1 MiB", fix="move data out of the recipe", file=name, line=1)
@@ -77,7 +79,10 @@ def _scan(text: str, name: str) -> None:
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
             raise RecipeError(
-                f"uses the alias *{event.anchor}", fix="write the value out, or share it with `extends`", file=name, line=line
+                f"uses the alias *{event.anchor}",
+                fix="write the value out, or share it with `extends`",
+                file=name,
+                line=line,
             )
         nodes += isinstance(event, yaml.NodeEvent)
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)

@@ -1,0 +1,54 @@
+"""What a run must have in common with the one that it continues."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmkit.core.errors import Problem, RecipeError
+from llmkit.core.folder import differences
+
+PACKAGES = ("llmkit", "torch", "transformers", "peft", "tokenizers", "numpy", "bitsandbytes")
+
+
+def packages() -> dict[str, str]:
+    """The installed version of each package that a result depends on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def compare(old: Mapping[str, Any], new: Mapping[str, Any], accept: Sequence[str]) -> list[str]:
+    """Sees to it that a resumed run is the same run; gives the accepted differences in words.
+
+    Raises:
+        RecipeError: something else differs: one problem a key, with both values.
+    """
+    found = differences(old, new)
+    wrong = [change for change in found if not _accepted(change[0], accept)]
+    if wrong:
+        raise RecipeError(
+            problems=[
+                Problem(
+                    f"was {_short(before)} when the run began and is {_short(now)}",
+                    f"restore it, or pass --accept {key}",
+                    key=key,
+                )
+                for key, before, now in wrong
+            ]
+        )
+    return [f"{key}: {_short(before)} -> {_short(now)}" for key, before, now in found]
+
+
+def _accepted(key: str, accept: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") or key == f"recipe.{name}" for name in accept)
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 48 else text[:45] + "..."

@@ -1,0 +1,166 @@
+"""Checkpoints: named tensors and JSON, published whole or not at all, verified when read.
+
+`checkpoints/step-N/` holds `tensors.safetensors`, `state.json` (the loop's own facts) and `manifest.json` (the sha256 of
+both, and of every tensor its global shape and the slice that this file holds). It is written under another name and
+renamed: a reader sees a whole checkpoint or none. Nothing in it can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llmkit.checkpoint import tensors as files
+from llmkit.core.errors import LlmkitError, ModelError, ResourceError
+from llmkit.core.files import DISK, Disk, publish, refused
+
+FORMAT = 1
+FIX = "delete its folder: the one before is used then"
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], disk: Disk = DISK) -> Path:
+    """Publishes `folder/step-N`.
+
+    Raises:
+        ResourceError: the disk refuses; older checkpoints are untouched.
+    """
+    final, aside = folder / f"step-{step}", folder / f".tmp-step-{step}-{os.getpid()}"
+    needed = files.size(tensors)
+    try:
+        clean(folder, disk)
+        _room(folder, needed)
+        disk.make(aside)
+        state = (json.dumps(meta, indent=1, allow_nan=False) + "\n").encode()
+        digests = {"tensors.safetensors": files.write(aside / "tensors.safetensors", tensors, disk)}
+        disk.write(aside / "state.json", [state])
+        digests["state.json"] = hashlib.sha256(state).hexdigest()
+        disk.write(aside / "manifest.json", [_manifest(step, tensors, digests)])
+        disk.sync(aside)
+        publish(aside, final, disk)
+    except OSError as cause:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise refused(cause, "saving", final, needed) from cause
+    return final
+
+
+def _room(folder: Path, needed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ResourceError(
+            f"a checkpoint needs {needed / 2**20:.0f} MiB and {folder} has {free / 2**20:.0f} MiB",
+            fix="free some space, or set out to another disk",
+            key="out",
+        )
+
+
+def _manifest(step: int, tensors: Mapping[str, Tensor], digests: Mapping[str, str]) -> bytes:
+    held = {
+        name: {"shape": list(tensor.shape), "slice": [[0, length] for length in tensor.shape]}
+        for name, tensor in tensors.items()
+    }
+    manifest = {"format": FORMAT, "step": step, "rank": 0, "world": 1, "files": digests, "tensors": held}
+    return (json.dumps(manifest) + "\n").encode()
+
+
+def clean(folder: Path, disk: Disk = DISK) -> None:
+    """Takes away what a save that died left behind; an older checkpoint moved aside by it comes back."""
+    for left in folder.glob(".old-step-*"):
+        name = folder / left.name.removeprefix(".old-")
+        if name.exists():
+            disk.remove(left)
+        else:
+            disk.rename(left, name)
+    for left in folder.glob(".tmp-*"):
+        disk.remove(left)
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, facts) of one checkpoint.
+
+    Raises:
+        ModelError: a file is missing, damaged, or of another step.
+    """
+    manifest = _json(path / "manifest.json")
+    if manifest.get("format") != FORMAT or not {"tensors.safetensors", "state.json"} <= set(manifest.get("files", {})):
+        raise ModelError("is no checkpoint of this version", fix=FIX, file=str(path / "manifest.json"))
+    raw = _bytes(path / "state.json")
+    if hashlib.sha256(raw).hexdigest() != manifest["files"]["state.json"]:
+        raise ModelError("is damaged: its sha256 is not the manifest's", fix=FIX, file=str(path / "state.json"))
+    meta = json.loads(raw)
+    named = path.name.removeprefix("step-")
+    if {str(manifest["step"]), str(meta.get("step", manifest["step"]))} != {named}:
+        raise ModelError(
+            f"mixes steps: the folder is step {named}, its manifest step {manifest['step']}", fix=FIX, file=str(path)
+        )
+    tensors = files.read(path / "tensors.safetensors", manifest["files"]["tensors.safetensors"])
+    if set(tensors) != set(manifest["tensors"]):
+        raise ModelError("holds other tensors than its manifest", fix=FIX, file=str(path / "tensors.safetensors"))
+    return tensors, meta
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as cause:
+        raise ModelError(f"cannot be read ({cause.strerror})", fix=FIX, file=str(path)) from cause
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(_bytes(path))
+    except ValueError as cause:
+        raise ModelError("is damaged: it is not JSON", fix=FIX, file=str(path)) from cause
+    return said if isinstance(said, dict) else {}
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that have a checkpoint, newest first."""
+    names = (path.name.removeprefix("step-") for path in folder.glob("step-*") if path.is_dir())
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def newest(folder: Path, notice: Callable[[str], None]) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
+    """The newest checkpoint that is whole: (folder, tensors, facts). Each damaged one on the way gets one notice.
+
+    Raises:
+        ModelError: there are checkpoints, and none is whole.
+    """
+    if not folder.is_dir():
+        return None
+    clean(folder)
+    last: LlmkitError | None = None
+    for step in steps(folder):
+        try:
+            return folder / f"step-{step}", *load(folder / f"step-{step}")
+        except ModelError as cause:
+            notice(f"passing over a checkpoint: {cause.problems[0]}")
+            last = cause
+    if last is not None:
+        raise last
+    return None
+
+
+def prune(folder: Path, keep: int, best: int | None, disk: Disk = DISK) -> None:
+    """Removes all but the newest `keep` checkpoints and the best one, oldest first.
+
+    Raises:
+        ResourceError: the disk refuses.
+    """
+    for step in reversed(steps(folder)[keep:]):
+        if step == best:
+            continue
+        path = folder / f"step-{step}"
+        gone = folder / f".tmp-gone-{step}"
+        try:
+            disk.rename(path, gone)  # never half a checkpoint under its own name
+            disk.remove(gone)
+        except OSError as cause:
+            raise refused(cause, "removing", path) from cause

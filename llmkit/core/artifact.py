@@ -1,0 +1,57 @@
+"""What a stage leaves: a folder and a manifest that names every file by its digest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmkit.core.errors import ModelError
+from llmkit.core.files import sha256, write_json
+
+FORMAT = 1
+UNLISTED = {"status.json", ".lock", "manifest.json"}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage's folder."""
+
+    folder: Path
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the stage was made from."""
+        said: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text("utf-8"))
+        return said
+
+    def model(self) -> Path:
+        """The Hugging Face folder."""
+        return self.folder / "model"
+
+    def verify(self) -> None:
+        """Raises:
+        ModelError: a file is missing or is not the one that the manifest names.
+        """
+        for name, digest in self.manifest["files"].items():
+            path = self.folder / name
+            if not path.is_file() or sha256(path) != digest:
+                state = "has changed" if path.is_file() else "is missing"
+                raise ModelError(f"{state} since the run ended", fix="run the stage again", file=str(path))
+
+
+def publish(folder: Path, facts: Mapping[str, Any]) -> Artifact:
+    """Writes the manifest over all files but checkpoints and logs that live on."""
+    files = {
+        str(path.relative_to(folder)): sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in UNLISTED and not _passing(path.relative_to(folder))
+    }
+    write_json(folder / "manifest.json", {"format": FORMAT, **facts, "files": files})
+    return Artifact(folder)
+
+
+def _passing(path: Path) -> bool:
+    return path.parts[0] in ("checkpoints", "tensorboard") or path.name.startswith(".")

@@ -1,0 +1,111 @@
+"""The calls that write: every file of a run goes through these few, so that a crash can be put between any two.
+
+`Disk` is the seam: the real one calls the operating system; tests give one that stops, fails or forgets.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from llmkit.core.errors import ResourceError
+
+
+class Disk:
+    """The write-class calls of the operating system."""
+
+    def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+        """A new file of these parts, on the disk when this returns."""
+        with path.open("wb", buffering=0) as file:
+            for part in parts:
+                view = memoryview(part).cast("B")
+                while view:
+                    view = view[file.write(view) :]
+            os.fsync(file.fileno())
+
+    def make(self, folder: Path) -> None:
+        """A new folder."""
+        folder.mkdir(parents=True)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """An atomic change of name, over what is there."""
+        old.replace(new)
+
+    def sync(self, folder: Path) -> None:
+        """The folder's entries, on the disk when this returns."""
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def remove(self, path: Path) -> None:
+        """A file or a whole folder, gone."""
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+DISK = Disk()
+
+
+def write_atomic(path: Path, data: bytes, disk: Disk = DISK) -> None:
+    """`data` under `path`, whole or not at all.
+
+    Raises:
+        ResourceError: the disk refuses; what was there before stays.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        disk.write(aside, [data])
+        disk.rename(aside, path)
+        disk.sync(path.parent)
+    except OSError as cause:
+        _forget(aside)
+        raise refused(cause, "writing", path) from cause
+
+
+def write_json(path: Path, value: Mapping[str, Any], disk: Disk = DISK) -> None:
+    """A JSON file, whole or not at all."""
+    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode(), disk)
+
+
+def publish(aside: Path, folder: Path, disk: Disk = DISK) -> None:
+    """A folder written aside takes its name, over an older one of the same name."""
+    old = folder.with_name(f".old-{folder.name}")
+    if old.exists():
+        disk.remove(old)
+    if folder.exists():
+        disk.rename(folder, old)
+    disk.rename(aside, folder)
+    disk.sync(folder.parent)
+    if old.exists():
+        disk.remove(old)
+
+
+def refused(cause: OSError, doing: str, path: Path, needed: int = 0) -> ResourceError:
+    """The one line for a disk that refuses."""
+    full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    amount = f", which needs {needed / 2**20:.0f} MiB," if needed else ""
+    fix = "free some space, or set out to another disk" if full else "give a folder that can be written"
+    return ResourceError(f"{doing} {path}{amount} failed: {os.strerror(cause.errno or 0)}", fix=fix, key="out")
+
+
+def _forget(path: Path) -> None:
+    try:
+        DISK.remove(path)
+    except OSError:
+        return  # the disk that refused to write may refuse this too; the leftover is taken away by the next save
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

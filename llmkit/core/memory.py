@@ -1,0 +1,84 @@
+"""How much memory there is, how much was used at most, and what to say when it gave out."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmkit.core.errors import ResourceError
+
+
+def peak(device: str) -> int:
+    """Largest use so far, in bytes: resident memory on CPU, allocated memory on a GPU."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    kilo = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilo if sys.platform == "darwin" else kilo * 1024
+
+
+def available(device: str) -> int:
+    """Bytes that can still be taken: of the GPU, or of the machine, its control group and the address-space limit."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    import psutil
+
+    free = [int(psutil.virtual_memory().available), *_group_room()]
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if soft != resource.RLIM_INFINITY:
+        free.append(max(0, soft - int(psutil.Process().memory_info().vms)))
+    return min(free)
+
+
+def _group_room() -> list[int]:
+    """What a container's limit leaves."""
+    root = Path("/sys/fs/cgroup")
+    limit, used = root / "memory.max", root / "memory.current"
+    try:
+        text = limit.read_text().strip()
+        return [] if text == "max" else [max(0, int(text) - int(used.read_text()))]
+    except (OSError, ValueError):
+        return []
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc's allocator to keep what is freed: a step frees its activations only for the next one to fault them
+    in again, a tenth of the step's time on CPU (benchmarks/LOG.md). Other allocators do so by themselves."""
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+        mallopt(mmap_threshold, 32 << 20)
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 64 << 20)
+
+
+@contextmanager
+def out_of_memory_named(device: str, knob: str) -> Iterator[None]:
+    """Turns a failed allocation into one line that says what was needed, what there was, and what to lower.
+
+    Raises:
+        ResourceError: memory gave out.
+    """
+    try:
+        yield
+    except MemoryError as cause:
+        raise _gave_out(str(cause), device, knob) from cause
+    except RuntimeError as cause:
+        text = str(cause)
+        if "can't allocate memory" not in text and "out of memory" not in text.lower():
+            raise
+        raise _gave_out(text.splitlines()[0], device, knob) from cause
+
+
+def _gave_out(text: str, device: str, knob: str) -> ResourceError:
+    left = available(device) / 2**20
+    return ResourceError(f"memory gave out ({text.strip() or 'no more'}; {left:.0f} MiB are free)", fix=knob)

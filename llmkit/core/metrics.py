@@ -1,0 +1,53 @@
+"""Lines of JSON: one object a line, floats by `repr`, so that equal runs give equal text."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Lines:
+    """A file of JSON lines that a run appends to and that a resumed run cuts back to its checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """One line, on its way to the disk when this returns; what is not finite becomes text."""
+        with self.path.open("ab") as file:
+            file.write((json.dumps(_strict(line)) + "\n").encode())
+
+    def size(self) -> int:
+        """Bytes so far: what a checkpoint remembers."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def cut(self, size: int) -> None:
+        """Drops all behind the first `size` bytes."""
+        if self.size() > size:
+            os.truncate(self.path, size)
+
+    def sync(self) -> None:
+        """On the disk when this returns: a checkpoint must not remember lines that a power loss takes."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole lines; a torn last one is left out."""
+        if not self.path.exists():
+            return []
+        text = self.path.read_text("utf-8")
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they are written as the text that `repr` gives them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    return [_strict(item) for item in value] if isinstance(value, list | tuple) else value
