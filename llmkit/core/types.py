@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens [start, end) of row `row`: they see themselves causally and, whole, the segment `parent` and its parents."""
+    """Tokens [start, end) of row `row`: they see themselves causally and all of the segment `parent` and its parents."""
 
     row: int
     start: int
@@ -31,6 +31,33 @@ class Tree:
     """Shared prefixes with branches: a segment's `parent` is the index of an earlier segment of the same row, or -1."""
 
     segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens [start, end) of row `row` that follow `past` cached tokens; `blocks` names the blocks of them all in order."""
+
+    row: int
+    start: int
+    end: int
+    past: int
+    blocks: tuple[int, ...]
+
+
+class KeyValueStore(Protocol):
+    """Where `Paged` keeps keys and values."""
+
+    def put(self, layer: int, span: Span, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores the new (KV, L, D) of a span; gives all of its sequence, (KV, past + L, D)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Paged:
+    """Sequences whose earlier keys and values lie in blocks: each span's tokens see those and themselves causally."""
+
+    store: KeyValueStore
+    spans: tuple[Span, ...]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from llmkit.core.errors import ModelError
 from llmkit.core.matmul import linear, through
 from llmkit.core.types import Batch
+from llmkit.models.attend import NO_MASK
 
 CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 256 << 20}
 """Size of one chunk of fp32 logits: smaller ones read the head's weight more often than they compute."""
@@ -58,10 +59,10 @@ class Scored(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states, (B, T, H)."""
-        context: dict[str, Any] = {"attend": batch.attend} if batch.attend is not None else {}
+        context: dict[str, Any] = {"attend": batch.attend, "attention_mask": NO_MASK.to(batch.tokens.device)}
         if batch.attend is None:
             ends = torch.tensor(batch.lengths, device=batch.tokens.device)
-            context["attention_mask"] = torch.arange(batch.tokens.shape[1], device=ends.device)[None] < ends[:, None]
+            context = {"attention_mask": torch.arange(batch.tokens.shape[1], device=ends.device)[None] < ends[:, None]}
         decoder = self.causal[0].base_model
         out = decoder(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, **context)
         return cast(Tensor, out.last_hidden_state)

@@ -1,0 +1,64 @@
+"""Writing a Hugging Face folder that loads without us."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmkit.core.errors import ModelError
+from llmkit.core.files import publish
+from llmkit.models.load import quiet
+from llmkit.models.resolve import Resolved
+
+
+def export(model: Any, tokenizer: Any, folder: Path, resolved: Resolved) -> None:
+    """Writes an adapter (peft's format) or full weights, with tokenizer and template, whole or not at all.
+
+    Raises:
+        ModelError: a template's name would leave the folder.
+    """
+    aside = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    base = resolved.base or resolved
+    check_template_names(tokenizer)
+    with quiet(), torch.no_grad():
+        if hasattr(model, "peft_config"):
+            for settings in model.peft_config.values():
+                settings.base_model_name_or_path = base.name
+            model.save_pretrained(aside)
+            facts = {"format": 1, "base": base.facts()}
+            (aside / "llmkit.json").write_text(json.dumps(facts, indent=1) + "\n")
+        else:
+            model.config._name_or_path = ""
+            model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+    for leftover in aside.glob("README.md"):
+        leftover.unlink()  # peft's empty model card
+    _plain_attention(aside)
+    publish(aside, folder)
+
+
+def _plain_attention(folder: Path) -> None:
+    """The saved configuration names no attention of ours."""
+    path = folder / "config.json"
+    if path.is_file():
+        said = json.loads(path.read_text())
+        for key in ("_attn_implementation", "attn_implementation", "_name_or_path"):
+            said.pop(key, None)
+        path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
+
+
+def check_template_names(tokenizer: Any) -> None:
+    """Raises:
+    ModelError: a chat template is called by something that is no plain file name.
+    """
+    templates = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+    for name in templates:
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise ModelError(f"a chat template is called {name!r}", fix="give it a plain name", key="model.template")

@@ -1,0 +1,252 @@
+"""From files to a model: checked, on its device, with our attention, and what it supports."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+
+from llmkit.core.errors import ModelError
+from llmkit.models import safe
+from llmkit.models.attend import install
+from llmkit.models.fused import fuse
+from llmkit.models.node import Int8, ModelRef, Nf4, NoQuant, Quant
+from llmkit.models.probe import Support, probe
+from llmkit.models.resolve import Resolved
+
+FLOOR = (2, 10)
+"""Older releases of torch read pickles unsafely even when told not to."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to run."""
+
+    model: Any
+    tokenizer: Any
+    attention: str
+    """The kind of attention in use."""
+    support: Support
+    resolved: Resolved
+
+
+@dataclass(frozen=True)
+class How:
+    """How a model is held and what is allowed."""
+
+    device: str = "cpu"
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    half: bool = False
+    """It computes in 16 bits, be it by autocast."""
+    quant: Quant = NoQuant()
+    allow_code: bool = False
+    allow_nonfinite: bool = False
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load(resolved: Resolved, ref: ModelRef, how: How) -> Loaded:
+    """Loads a base model, or an adapter on its base.
+
+    Raises:
+        ModelError: naming the file, tensor or setting that does not fit.
+    """
+    _check_torch()
+    base = resolved.base or resolved
+    with quiet():
+        model = _base(base, how)
+        kind = install(model, ref.attention, how.half)
+        support = probe(model)
+        if isinstance(how.quant, NoQuant):
+            fuse(model)
+        if resolved.base is not None:
+            model = _adapted(model, resolved.folder)
+        model.eval()
+        tokenizer = read_tokenizer(resolved, ref.template, how.allow_code)
+    return Loaded(model, tokenizer, kind, support, resolved)
+
+
+def _check_torch() -> None:
+    found = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
+    if found < FLOOR:
+        raise ModelError(
+            f"torch {torch.__version__} reads files unsafely (CVE-2025-32434, CVE-2026-24747)", fix="install torch>=2.10"
+        )
+
+
+def _base(base: Resolved, how: How) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    said = safe.read_json(base.folder / "config.json")
+    if "auto_map" in said and not how.allow_code:
+        raise ModelError(f"{base.name} brings code of its own", fix="pass --allow-code to run it", key="model")
+    if "quantization_config" in said and not isinstance(how.quant, NoQuant):
+        raise ModelError(f"{base.name} is quantised already", fix="drop quant", key="quant.kind")
+    headers = safe.check_folder(base.folder)
+    try:
+        config = AutoConfig.from_pretrained(base.folder, trust_remote_code=how.allow_code)
+    except (ValueError, KeyError, OSError) as cause:
+        kind = said.get("model_type", "no model_type")
+        raise ModelError(f"{base.name} is of an unknown family ({kind})", fix="use a causal LM", key="model") from cause
+    if not how.allow_nonfinite:
+        _check_finite(base.folder, headers)
+    options: dict[str, Any] = {"quantization_config": _bits(how)} if not isinstance(how.quant, NoQuant) else {}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base.folder,
+            config=_text_tower(config, base),
+            dtype=DTYPES[how.dtype],
+            use_safetensors=True,
+            trust_remote_code=how.allow_code,
+            **options,
+        )
+    except (ValueError, KeyError, OSError, RuntimeError) as cause:
+        why = str(cause).strip().splitlines()[0][:160]
+        raise ModelError(f"{base.name} cannot be loaded: {why}", fix="use a causal LM of transformers", key="model") from cause
+    _check_whole(model, headers, base)
+    if isinstance(how.quant, NoQuant):
+        model = model.to(how.device)
+    else:
+        _mend_bits(model)
+    return model
+
+
+def _text_tower(config: Any, base: Resolved) -> Any:
+    """The configuration to load with; a wrapper around a text model must be one that transformers loads as its tower."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as causal
+
+    if type(config) in causal:
+        return config
+    raise ModelError(
+        f"{base.name} is a {type(config).__name__.removesuffix('Config')}, not a causal language model",
+        fix="give its text model",
+        key="model",
+    )
+
+
+def _bits(how: How) -> Any:
+    """The quantisation of bitsandbytes; compute and scales in the model's dtype."""
+    try:
+        import bitsandbytes  # noqa: F401 - asked for its presence
+        from transformers import BitsAndBytesConfig
+    except ImportError as missing:
+        raise ModelError(
+            f"quant needs bitsandbytes ({missing})", fix="pip install 'llmkit[quant]'", key="quant.kind"
+        ) from missing
+    if isinstance(how.quant, Nf4):
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=how.quant.double,
+            bnb_4bit_compute_dtype=DTYPES["bf16" if how.half else how.dtype],
+        )
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=cast(Int8, how.quant).threshold)
+
+
+def _mend_bits(model: Any) -> None:
+    """On CPUs with bf16 dot products bitsandbytes repacks a 4-bit weight in its first evaluation, and later gradients
+    are wrong; this keeps its plain layout."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _check_whole(model: Any, headers: dict[str, safe.Header], base: Resolved) -> None:
+    """Every weight of the model is in the files, in its shape: transformers would make up the rest."""
+    there = {name: item["shape"] for header in headers.values() for name, item in header.items()}
+    ends = {name.split(".", 1)[-1] for name in there} | set(there)
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    for name, value in model.named_parameters():
+        known = name in ends or name.split(".", 1)[-1] in ends
+        if not known and name not in tied and value.device.type != "meta" and _plain_names(model, there):
+            raise ModelError(f"{base.name} lacks the weight {name}", fix="fetch the model again", key="model")
+
+
+def _plain_names(model: Any, there: dict[str, Any]) -> bool:
+    """Whether the files use the model's own names: families that fuse or rename on load are left to transformers."""
+    own = {name for name, _ in model.named_parameters()}
+    return len(own & set(there)) >= 0.9 * len(there)
+
+
+def _check_finite(folder: Path, headers: dict[str, safe.Header]) -> None:
+    from safetensors import safe_open
+
+    for file, header in headers.items():
+        with safe_open(folder / file, "pt") as held:
+            for name in header:
+                value = held.get_tensor(name)
+                if value.is_floating_point() and value.element_size() > 1 and not torch.isfinite(value).all():
+                    raise ModelError(
+                        f"{name} holds NaN or infinity",
+                        fix="use sound weights, or pass --allow-nonfinite to look at them",
+                        file=str(folder / file),
+                    )
+
+
+def _adapted(model: Any, folder: Path) -> Any:
+    """The adapter of a folder on its base, tensor by tensor as expected."""
+    from peft import PeftModel
+
+    headers = safe.check_folder(folder, "adapter_model")
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder))
+    except (ValueError, RuntimeError, KeyError) as cause:
+        why = str(cause).strip().splitlines()
+        detail = next((line.strip() for line in why if "size mismatch" in line), why[0])[:200]
+        raise ModelError(f"does not fit its base: {detail}", fix="give the base that it was made for", file=str(folder)) from cause
+    expected = {n.replace(".default", "") for n, _ in adapted.named_parameters() if "lora_" in n}
+    found = {name for header in headers.values() for name in header}
+    if odd := sorted(expected ^ found):
+        side = "lacks" if odd[0] in expected else "has no place for"
+        raise ModelError(f"{side} {odd[0]} and {len(odd) - 1} more", fix="give the base that it was made for", file=str(folder))
+    return adapted
+
+
+def read_tokenizer(resolved: Resolved, template: str | None, allow_code: bool = False) -> Any:
+    """The tokenizer of a model's folder, or of its base's, with the recipe's template over its own."""
+    from transformers import AutoTokenizer
+
+    own = (resolved.folder / "tokenizer_config.json").is_file() or (resolved.folder / "tokenizer.json").is_file()
+    folder = resolved.folder if own or resolved.base is None else resolved.base.folder
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_code)
+    except (ValueError, OSError, KeyError) as cause:
+        raise ModelError(
+            f"has no tokenizer that can be read ({str(cause).splitlines()[0][:120]})",
+            fix="add tokenizer.json",
+            file=str(folder),
+        ) from cause
+    if template is not None:
+        try:
+            tokenizer.chat_template = Path(template).read_text("utf-8")
+        except OSError as cause:
+            raise ModelError(f"{template} cannot be read ({cause.strerror})", fix="give a file", key="model.template") from cause
+    return tokenizer
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the libraries' chatter and bars off the user's screen; the log still gets the warnings."""
+    from transformers.utils import logging as chatter
+
+    before, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    logging.captureWarnings(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.captureWarnings(False)
+        chatter.set_verbosity(before)
+        if bars:
+            chatter.enable_progress_bar()
