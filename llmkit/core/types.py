@@ -61,20 +61,6 @@ class Paged:
 
 
 @dataclass(frozen=True)
-class Example:
-    """One sequence to train on. `labels[i]` is the token that follows `tokens[i]` (the last is 0 with weight 0)."""
-
-    id: int
-    """Index of the row in the data set: the sample id of logs and resume."""
-    tokens: tuple[int, ...]
-    weights: tuple[float, ...]
-    """Weight of `tokens[i]` as a target, before the shift: 0 is masked."""
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-@dataclass(frozen=True)
 class Batch:
     """One forward. Tensors are (B, T); `labels` are shifted already: position t predicts `labels[:, t]`."""
 

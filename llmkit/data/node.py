@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from llmkit.core.config import Later, config, setting
+from llmkit.core.errors import DataError
+
+if TYPE_CHECKING:
+    from llmkit.data.rows import Raw
 
 
 @config
@@ -18,6 +23,12 @@ class Jsonl:
     """What each of our columns is called in the file: `{prompt: question, completion: answer}`."""
     weight: float = setting(1.0, later=True)
 
+    def rows(self) -> Iterator[Raw | DataError]:
+        """Each object, or the error that its line is."""
+        from llmkit.data.rows import read_jsonl
+
+        return read_jsonl(Path(self.path))
+
 
 @config
 class Parquet:
@@ -29,13 +40,25 @@ class Parquet:
     """What each of our columns is called in the file."""
     weight: float = setting(1.0, later=True)
 
+    def rows(self) -> Iterator[Raw | DataError]:
+        """Each row of the file."""
+        from llmkit.data.rows import read_parquet
+
+        return read_parquet(Path(self.path))
+
 
 @config
 class Docstrings:
-    """Function source -> first sentence of its docstring, from the running Python's standard library, split by module."""
+    """Function source -> first sentence of its docstring, from the running Python's own library, split by module."""
 
     kind: Literal["docstrings"] = "docstrings"
     split: Literal["train", "valid"] = "train"
+
+    def rows(self) -> Iterator[Raw | DataError]:
+        """Each pair of the split."""
+        from llmkit.data.docstrings import read
+
+        return read(self.split)
 
 
 Source = Annotated[Jsonl | Parquet | Docstrings, Later(("csv", "text", "arrow", "hub", "python"))]
@@ -47,12 +70,30 @@ class NoPacking:
 
     kind: Literal["none"] = "none"
 
+    def pack(self, lengths: Sequence[int], capacity: int) -> list[list[int]]:
+        """Rows as lists of indices into `lengths`."""
+        return [[index] for index in range(len(lengths))]
+
 
 @config
 class FirstFit:
     """The sequences of a step go, in order, into the first row with room."""
 
     kind: Literal["first_fit"] = "first_fit"
+
+    def pack(self, lengths: Sequence[int], capacity: int) -> list[list[int]]:
+        """Rows as lists of indices into `lengths`; none holds more than `capacity` tokens."""
+        rows: list[list[int]] = []
+        room: list[int] = []
+        for index, length in enumerate(lengths):
+            row = next((i for i, left in enumerate(room) if left >= length), None)
+            if row is None:
+                rows.append([])
+                room.append(capacity)
+                row = len(rows) - 1
+            rows[row].append(index)
+            room[row] -= length
+        return rows
 
 
 Packing = NoPacking | FirstFit
@@ -66,7 +107,7 @@ class Data:
     valid: tuple[Source, ...] = ()
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """Which tokens count: the assistant's turns (or the completion), only the last of them, or all."""
-    max_length: int = setting(1024, least=2)
+    max_length: int = setting(1024, least=2, most=1 << 24)
     """Tokens of a row; longer examples meet `overflow`."""
     overflow: Literal["drop", "truncate", "split", "error"] = "drop"
     on_bad_row: Literal["error", "quarantine"] = "error"

@@ -1,0 +1,70 @@
+"""From the examples of one step to micro-batches: packed, shifted, with the context that keeps them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmkit.core.types import Batch, Packed, Segment
+from llmkit.data.node import NoPacking, Packing
+from llmkit.data.prepare import Prepared
+
+
+def micro_batches(
+    prepared: Prepared, ids: Sequence[int], packing: Packing, capacity: int, rows: int, contexts: bool, device: str
+) -> list[Batch]:
+    """The micro-batches of one step, `rows` packed rows each.
+
+    Packed rows of a micro-batch lie end to end in one row without padding: segments keep them apart. Without packing
+    each example has a row of its own, padded on the right; `contexts` says whether the model takes one there too.
+    """
+    packed = packing.pack([prepared.length(i) for i in ids], capacity)
+    groups = [packed[at : at + rows] for at in range(0, len(packed), rows)]
+    if isinstance(packing, NoPacking):
+        return [_padded(prepared, [ids[row[0]] for row in group], contexts, device) for group in groups]
+    return [_flat(prepared, [ids[i] for row in group for i in row], device) for group in groups]
+
+
+def shifted(prepared: Prepared, index: int) -> tuple[np.ndarray[Any, Any], ...]:
+    """(tokens, labels, weights) of an example: position t predicts token t + 1, the last predicts nothing."""
+    tokens, weights = prepared.example(index)
+    labels, targets = np.zeros_like(tokens), np.zeros_like(weights)
+    labels[:-1], targets[:-1] = tokens[1:], weights[1:]
+    return tokens, labels, targets
+
+
+def _flat(prepared: Prepared, ids: Sequence[int], device: str) -> Batch:
+    parts = [shifted(prepared, i) for i in ids]
+    lengths = [len(part[0]) for part in parts]
+    ends = np.cumsum(lengths)
+    segments = tuple(Segment(0, int(end - length), int(end)) for length, end in zip(lengths, ends, strict=True))
+    tokens, labels, weights = (np.concatenate(column)[None] for column in zip(*parts, strict=True))
+    positions = np.concatenate([np.arange(length) for length in lengths])[None]
+    return _batch(tokens, positions, labels, weights, Packed(segments), tuple(ids), (), device)
+
+
+def _padded(prepared: Prepared, ids: Sequence[int], contexts: bool, device: str) -> Batch:
+    parts = [shifted(prepared, i) for i in ids]
+    lengths = tuple(len(part[0]) for part in parts)
+    width = max(lengths)
+    columns = [np.stack([np.pad(part[c], (0, width - len(part[c]))) for part in parts]) for c in range(3)]
+    positions = np.tile(np.arange(width), (len(parts), 1))
+    context = Packed(tuple(Segment(row, 0, length) for row, length in enumerate(lengths))) if contexts else None
+    return _batch(columns[0], positions, columns[1], columns[2], context, tuple(ids), lengths, device)
+
+
+def _batch(
+    tokens: np.ndarray[Any, Any],
+    positions: np.ndarray[Any, Any],
+    labels: np.ndarray[Any, Any],
+    weights: np.ndarray[Any, Any],
+    context: Packed | None,
+    ids: tuple[int, ...],
+    lengths: tuple[int, ...],
+    device: str,
+) -> Batch:
+    whole = (torch.from_numpy(a.astype(np.int64)).to(device) for a in (tokens, positions, labels))
+    return Batch(*whole, torch.from_numpy(weights.astype(np.float32)).to(device), context, ids, lengths)
