@@ -1,185 +1,82 @@
 """Attention under a context, registered with transformers' attention interface.
 
-Shapes: q (B, H, T, D), k and v (B, KV, T, D or Dv). A context turns one call into pieces: some queries of one row, the
-keys and values that they may see, and how many of those lie before the first query. A piece never builds a mask larger
-than one block of queries by its keys, so memory is linear in T at a fixed length of segments.
+A model gets the context as a keyword: `model(ids, position_ids=..., attend=Packed(...) | Tree(...) | Paged(...))`.
+Without one it runs as transformers' own sdpa does, padded and with its cache. A context is cut into pieces
+(`pieces.py`), so no mask is larger than one block of queries: memory is linear in T at a fixed length of segments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention, softmax
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from llmkit.core.errors import ModelError
-from llmkit.core.types import Packed, Paged, Segment, Tree
-
-QUERY_BLOCK = 128
-NO_MASK = torch.empty(1, 1, 1, 1)
-"""Given as `attention_mask` beside a context: transformers passes a 4-D mask on as it is and makes none of its own."""
+from llmkit.core.types import Packed, Paged, Segment, Span, Tree
+from llmkit.models import varlen
+from llmkit.models.pieces import Kind, Piece, Rule, eager, scored, sdpa
 
 Context = Packed | Tree | Paged
 
+KINDS: dict[str, Kind] = {"sdpa": sdpa, "eager": eager, "flash": varlen.flash, "flex": varlen.flex}
 NAMES = {"sdpa": "llmkit_fused", "eager": "llmkit_plain", "flash": "llmkit_tiled", "flex": "llmkit_blocks"}
 """Our names in transformers' interface; one that held `sdpa` or `flash` would meet that kind's own checks."""
 
-
-@dataclass(frozen=True)
-class Rule:
-    """How one layer scores: `window` 0 is none, `cap` 0 is none, `sinks` (H,) are logits of a key that is nowhere."""
-
-    scale: float
-    window: int = 0
-    cap: float = 0.0
-    sinks: Tensor | None = None
-    dropout: float = 0.0
-
-    @property
-    def plain(self) -> bool:
-        """Whether torch's fused attention can do it."""
-        return not self.cap and self.sinks is None
+NO_MASK = torch.empty(1, 1, 1, 1)
+"""Stands for the mask beside a context: transformers passes a 4-D mask on as it is and makes none of its own."""
 
 
-Piece = Callable[[Tensor, Tensor, Tensor, int, Rule], Tensor]
-"""q (1, H, Lq, D), k and v (1, KV, Lk, D), keys before the first query, rule -> (1, H, Lq, Dv)."""
+def install(model: Any, kind: str, half: bool = False) -> str:
+    """Sets the attention of a loaded model; gives the kind used, `own` for a family that takes no other.
+
+    `kind`: auto, sdpa, flash, flex or eager. `half`: the model computes in fp16 or bf16.
+
+    Raises:
+        ModelError: a kind that was asked for is not there, or cannot do what the family needs.
+    """
+    if not model._can_set_attn_implementation():
+        if kind in ("auto", "eager"):
+            return "own"
+        raise _refused(f"{type(model).__name__} brings its own attention and takes no other: {kind} cannot be used")
+    if kind == "auto":
+        kind = "sdpa" if varlen.flash_lacks(model, half) else "flash"
+    lacks = {"flash": varlen.flash_lacks, "flex": varlen.flex_lacks}.get(kind)
+    if lacks is not None and (why := lacks(model, half)):
+        raise _refused(f"{kind} {why}")
+    AttentionInterface.register(NAMES[kind], attention(KINDS[kind]))
+    AttentionMaskInterface.register(NAMES[kind], sdpa_mask)
+    model.set_attn_implementation(NAMES[kind])
+    if _beside_context not in model.base_model._forward_pre_hooks.values():
+        model.base_model.register_forward_pre_hook(_beside_context, with_kwargs=True)
+    return kind
 
 
-def fast_piece(q: Tensor, k: Tensor, v: Tensor, before: int, rule: Rule) -> Tensor:
-    """One piece by torch's fused attention, or block by block where it does not know the rule."""
-    windowed = 0 < rule.window < k.shape[2]
-    if rule.plain and not windowed and before == 0:
-        return _sdpa(q, k, v, rule, causal=True)
-    if rule.plain and not windowed and q.shape[2] == 1:
-        return _sdpa(q, k, v, rule, causal=False)
-    blocks = [
-        _block(q, k, v, before, rule, start, min(start + QUERY_BLOCK, q.shape[2]))
-        for start in range(0, q.shape[2], QUERY_BLOCK)
-    ]
-    return torch.cat(blocks, 2)
+def _refused(what: str) -> ModelError:
+    return ModelError(what, fix="use attention: auto", key="model.attention")
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, rule: Rule, causal: bool, mask: Tensor | None = None) -> Tensor:
-    grouped = q.shape[1] != k.shape[1]
-    return scaled_dot_product_attention(
-        q, k, v, mask, rule.dropout, causal and mask is None, scale=rule.scale, enable_gqa=grouped
-    )
+def _beside_context(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """Before a forward with a context: no mask is made and nothing is cached."""
+    if kwargs.get("attend") is None:
+        return None
+    mask = kwargs.get("attention_mask")
+    if mask is not None and mask.shape != NO_MASK.shape:
+        raise ValueError("attend says which tokens are padding: leave attention_mask out")
+    if kwargs.get("past_key_values") is not None:
+        raise ValueError("a context keeps its own keys and values: leave past_key_values out")
+    return args, {**kwargs, "attention_mask": NO_MASK, "use_cache": False}
 
 
-def _block(q: Tensor, k: Tensor, v: Tensor, before: int, rule: Rule, start: int, end: int) -> Tensor:
-    """Queries [start, end) over the keys that the causal order and the window leave them."""
-    last = before + end
-    first = max(0, before + start - rule.window + 1) if rule.window else 0
-    here, keys, values = q[:, :, start:end], k[:, :, first:last], v[:, :, first:last]
-    mask = allowed(end - start, last - first, before + start - first, rule.window, q.device)
-    if rule.plain:
-        return _sdpa(here, keys, values, rule, causal=True, mask=mask)
-    return scored(here, keys, values, mask, rule)
-
-
-def allowed(queries: int, keys: int, before: int, window: int, device: torch.device) -> Tensor:
-    """(queries, keys): the causal order, `before` keys in front of the first query, at most `window` keys a query."""
-    q = torch.arange(before, before + queries, device=device)[:, None]
-    k = torch.arange(keys, device=device)[None]
-    mask = k <= q
-    return mask & (k > q - window) if window else mask
-
-
-def scored(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule) -> Tensor:
-    """The definition: scores, soft-cap, mask, sinks, softmax in fp32, values."""
-    groups = q.shape[1] // k.shape[1]
-    k, v = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (k, v))
-    scores = (q @ k.transpose(2, 3)).float() * rule.scale
-    if rule.cap:
-        scores = torch.tanh(scores / rule.cap) * rule.cap
-    scores = scores.masked_fill(~mask, float("-inf"))
-    if rule.sinks is not None:
-        sinks = rule.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
-        weights = softmax(torch.cat([scores, sinks], -1), -1)[..., :-1]
-    else:
-        weights = softmax(scores, -1)
-    weights = torch.dropout(weights.to(v.dtype), rule.dropout, train=rule.dropout > 0)
-    return weights @ v
-
-
-def eager_piece(q: Tensor, k: Tensor, v: Tensor, before: int, rule: Rule) -> Tensor:
-    """The plain twin of `fast_piece`: one dense mask, one softmax."""
-    return scored(q, k, v, allowed(q.shape[2], k.shape[2], before, rule.window, q.device), rule)
-
-
-def run_segments(q: Tensor, k: Tensor, v: Tensor, segments: Sequence[Segment], rule: Rule, piece: Piece) -> Tensor:
-    """Each segment over its ancestors and itself; tokens outside of all segments give zeros. (B, H, T, Dv)."""
-    if _covers(segments, q.shape[0], q.shape[2]):
-        rows = [[] for _ in range(q.shape[0])]  # type: list[list[Tensor]]
-        for index, segment in enumerate(segments):
-            rows[segment.row].append(_segment(q, k, v, segments, index, rule, piece))
-        return torch.cat([torch.cat(row, 2) for row in rows], 0)
-    out = q.new_zeros(*q.shape[:3], v.shape[3])
-    for index, segment in enumerate(segments):
-        made = _segment(q, k, v, segments, index, rule, piece)
-        out = out.index_put(
-            (torch.tensor(segment.row, device=q.device), *_places(segment, q)), made[0], accumulate=False
-        )
-    return out
-
-
-def _places(segment: Segment, q: Tensor) -> tuple[Tensor, Tensor]:
-    heads = torch.arange(q.shape[1], device=q.device)[:, None]
-    return heads, torch.arange(segment.start, segment.end, device=q.device)[None]
-
-
-def _covers(segments: Sequence[Segment], rows: int, length: int) -> bool:
-    """Whether the segments fill every row in order without a gap."""
-    ends = [0] * rows
-    for segment in segments:
-        if segment.start != ends[segment.row]:
-            return False
-        ends[segment.row] = segment.end
-    return all(end == length for end in ends)
-
-
-def _segment(
-    q: Tensor, k: Tensor, v: Tensor, segments: Sequence[Segment], index: int, rule: Rule, piece: Piece
-) -> Tensor:
-    own = segments[index]
-    chain = list(reversed(list(_ancestors(segments, own))))
-    row = slice(own.row, own.row + 1)
-    here = slice(own.start, own.end)
-    keys, values = k[row, :, here], v[row, :, here]
-    if chain:
-        keys = torch.cat([*(k[row, :, s.start : s.end] for s in chain), keys], 2)
-        values = torch.cat([*(v[row, :, s.start : s.end] for s in chain), values], 2)
-    before = sum(s.end - s.start for s in chain)
-    return piece(q[row, :, here], keys, values, before, rule)
-
-
-def _ancestors(segments: Sequence[Segment], own: Segment) -> Iterator[Segment]:
-    while own.parent >= 0:
-        own = segments[own.parent]
-        yield own
-
-
-def run_paged(layer: int, q: Tensor, k: Tensor, v: Tensor, context: Paged, rule: Rule, piece: Piece) -> Tensor:
-    """Each span over its cached keys and itself; the new ones are stored on the way."""
-    out = q.new_zeros(*q.shape[:3], v.shape[3])
-    for span in context.spans:
-        here = slice(span.start, span.end)
-        keys, values = context.store.put(layer, span, k[span.row, :, here], v[span.row, :, here])
-        query = q[span.row : span.row + 1, :, here]
-        out[span.row : span.row + 1, :, here] = piece(query, keys[None], values[None], span.past, rule)
-    return out
-
-
-def attention(piece: Piece) -> Callable[..., tuple[Tensor, None]]:
-    """The function that transformers calls in every attention layer."""
+def attention(kind: Kind) -> Callable[..., tuple[Tensor, None]]:
+    """The function that transformers calls in every attention layer: (B, H, T, D) in, (B, T, H, Dv) out."""
 
     def run(
-        module: torch.nn.Module,
+        module: nn.Module,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -190,110 +87,85 @@ def attention(piece: Piece) -> Callable[..., tuple[Tensor, None]]:
         softcap: float | None = None,
         s_aux: Tensor | None = None,
         attend: Context | None = None,
-        **_: Any,
+        **others: Any,
     ) -> tuple[Tensor, None]:
-        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        rule = Rule(scale, sliding_window or 0, softcap or 0.0, s_aux, dropout if module.training else 0.0)
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        rule = Rule(scale, sliding_window or 0, softcap or 0.0, s_aux, dropout)
+        if attend is None and rule.plain and kind is sdpa:
+            own: Any = sdpa_attention_forward
+            out, _ = own(module, query, key, value, attention_mask, dropout, scaling, **others)
+            return out, None
+        if attend is None:
+            return _uncontexted(query, key, value, attention_mask, rule, kind).transpose(1, 2).contiguous(), None
         if isinstance(attend, Paged):
-            out = run_paged(cast(int, module.layer_idx), query, key, value, attend, rule, piece)
-        elif attend is not None:
-            out = run_segments(query, key, value, attend.segments, rule, piece)
-        elif attention_mask is not None:
-            out = _masked(query, key, value, attention_mask, rule)
+            places: Sequence[Segment | Span] = attend.spans
+            pieces = _cached(module, query, key, value, attend)
         else:
-            rows = [Segment(row, 0, query.shape[2]) for row in range(query.shape[0])]
-            out = run_segments(query, key, value, rows, rule, piece)
-        return out.transpose(1, 2).contiguous(), None
+            places = attend.segments
+            pieces = [_piece(query, key, value, attend.segments, index) for index in range(len(places))]
+        return _assembled(places, kind(pieces, rule), query, value.shape[3]), None
 
     return run
 
 
-def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule) -> Tensor:
-    """transformers' own way, for padded batches and for `generate`: its mask knows padding, windows and the cache."""
-    mask = mask[..., : k.shape[2]]
-    if rule.plain:
-        return _sdpa(q, k, v, rule, causal=False, mask=mask if mask.dtype == torch.bool else mask.to(q.dtype))
-    return scored(q, k, v, mask if mask.dtype == torch.bool else mask == 0, rule)
+def _uncontexted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rule: Rule, kind: Kind) -> Tensor:
+    """transformers' own meaning of a mask, with the rules that its sdpa does not know."""
+    length = q.shape[2]
+    if mask is not None:
+        return scored(q, k, v, mask[..., : k.shape[2]], rule)
+    if length > 1:  # without a mask, keys past the queries are room in a fixed cache that is not filled yet
+        k, v = k[:, :, :length], v[:, :, :length]
+    return kind([Piece(q, k, v, k.shape[2] - length)], rule)[0]
 
 
-def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """No mask where causality says it all; else transformers' boolean one."""
-    unpadded = kwargs.get("attention_mask") is None and kwargs.get("q_length") == kwargs.get("kv_length")
-    return None if unpadded else cast(Tensor, sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False}))
+def _piece(q: Tensor, k: Tensor, v: Tensor, segments: Sequence[Segment], index: int) -> Piece:
+    """A segment over its ancestors whole and itself."""
+    own = segments[index]
+    row, here = slice(own.row, own.row + 1), slice(own.start, own.end)
+    chain = _ancestors(segments, index)
+    spots = [slice(s.start, s.end) for s in chain] + [here]
+    keys, values = (torch.cat([t[row, :, s] for s in spots], 2) if chain else t[row, :, here] for t in (k, v))
+    return Piece(q[row, :, here], keys, values, sum(s.end - s.start for s in chain))
 
 
-def install(model: Any, kind: str, half: bool = False) -> str:
-    """Sets the attention of a loaded model; gives the kind used, `own` for a family that takes no other.
-
-    `half`: the model computes in fp16 or bf16.
-
-    Raises:
-        ModelError: a kind that was asked for is not there.
-    """
-    if not model._can_set_attn_implementation():
-        if kind in ("auto", "eager"):
-            return "own"
-        what = f"{type(model).__name__} brings its own attention and takes no other"
-        raise ModelError(f"{what}: {kind} cannot be used", fix="use attention: auto", key="model.attention")
-    if kind == "auto":
-        kind = "flash" if half and _flash_missing() == "" else "sdpa"
-    if kind == "flash" and (missing := _flash_missing()):
-        raise ModelError(f"flash needs {missing}", fix="use attention: auto", key="model.attention")
-    if kind == "flash" and not half:
-        raise ModelError("flash computes in 16 bits only", fix="use precision: bf16_mixed", key="model.attention")
-    name = NAMES[kind]
-    AttentionInterface.register(name, attention(_pieces(kind)))
-    AttentionMaskInterface.register(name, _mask)
-    model.set_attn_implementation(name)
-    return kind
+def _ancestors(segments: Sequence[Segment], index: int) -> list[Segment]:
+    """From the root down to the parent."""
+    chain: list[Segment] = []
+    while (parent := segments[index].parent) >= 0:
+        if parent >= index or segments[parent].row != segments[index].row:
+            raise ValueError(f"segment {index} has parent {parent}, which is not an earlier segment of its row")
+        chain.insert(0, segments[parent])
+        index = parent
+    return chain
 
 
-def _flash_missing() -> str:
-    """What flash attention lacks here, or nothing."""
-    from importlib.util import find_spec
-
-    if not torch.cuda.is_available():
-        return "a CUDA device"
-    return "" if find_spec("flash_attn") is not None else "the package flash-attn"
-
-
-def _pieces(kind: str) -> Piece:
-    return {"sdpa": fast_piece, "eager": eager_piece, "flash": flash_piece, "flex": flex_piece}[kind]
-
-
-def flash_piece(q: Tensor, k: Tensor, v: Tensor, before: int, rule: Rule) -> Tensor:
-    """One piece by flash-attn; its causal order is aligned to the last key, which is ours."""
-    from flash_attn import flash_attn_func
-
-    if rule.sinks is not None or q.shape[3] != v.shape[3]:
-        return fast_piece(q, k, v, before, rule)
-    window = (rule.window - 1, 0) if rule.window else (-1, -1)
-    out = flash_attn_func(
-        *(t.transpose(1, 2) for t in (q, k, v)),
-        dropout_p=rule.dropout,
-        softmax_scale=rule.scale,
-        causal=True,
-        window_size=window,
-        softcap=rule.cap,
-    )
-    return cast(Tensor, out.transpose(1, 2))
+def _cached(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, context: Paged) -> list[Piece]:
+    """Each span over its cached keys and itself; the new keys and values are stored on the way."""
+    if torch.is_grad_enabled() and q.requires_grad:
+        raise ValueError("cached keys and values carry no gradient: run Paged under torch.no_grad()")
+    layer, pieces = int(module.layer_idx), []  # type: ignore[arg-type]
+    for span in context.spans:
+        row, here = slice(span.row, span.row + 1), slice(span.start, span.end)
+        keys, values = context.store.put(layer, span, k[span.row, :, here], v[span.row, :, here])
+        pieces.append(Piece(q[row, :, here], keys[None], values[None], span.past))
+    return pieces
 
 
-def flex_piece(q: Tensor, k: Tensor, v: Tensor, before: int, rule: Rule) -> Tensor:
-    """One piece by flex attention."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+def _assembled(places: Sequence[Segment | Span], outs: list[Tensor], q: Tensor, size: int) -> Tensor:
+    """The pieces' (1, H, L, Dv) at their places in (B, T, H, Dv); tokens of no piece give zeros."""
+    rows: list[list[Tensor]] = [[] for _ in range(q.shape[0])]
+    ends = [0] * q.shape[0]
+    dtype = outs[0].dtype if outs else q.dtype
+    for place, out in sorted(zip(places, outs, strict=True), key=lambda pair: (pair[0].row, pair[0].start)):
+        if not ends[place.row] <= place.start < place.end <= q.shape[2]:
+            what = f"segment [{place.start}, {place.end}) of row {place.row}"
+            raise ValueError(f"{what} is empty, overlaps another or leaves the row of {q.shape[2]} tokens")
+        rows[place.row] += [_zeros(q, place.start - ends[place.row], size, dtype), out.transpose(1, 2)]
+        ends[place.row] = place.end
+    for row, end in zip(rows, ends, strict=True):
+        row.append(_zeros(q, q.shape[2] - end, size, dtype))
+    return torch.cat([torch.cat([part for part in row if part.shape[1]], 1) for row in rows])
 
-    if rule.sinks is not None or rule.dropout or q.shape[3] != v.shape[3]:
-        return fast_piece(q, k, v, before, rule)
 
-    def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        mask = j <= i + before
-        return mask & (j > i + before - rule.window) if rule.window else mask
-
-    def capped(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return torch.tanh(score / rule.cap) * rule.cap if rule.cap else score
-
-    block = create_block_mask(visible, None, None, q.shape[2], k.shape[2], device=q.device)
-    grouped = q.shape[1] != k.shape[1]
-    out = flex_attention(q, k, v, score_mod=capped, block_mask=block, scale=rule.scale, enable_gqa=grouped)
-    return cast(Tensor, out)
+def _zeros(q: Tensor, length: int, size: int, dtype: torch.dtype) -> Tensor:
+    return q.new_zeros(1, length, q.shape[1], size, dtype=dtype)

@@ -1,22 +1,33 @@
-"""What a loaded model supports, found out by trying: two packed segments must equal the two run alone."""
+"""What a loaded model supports, found out by trying: under a context it must give what transformers' eager gives."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from llmkit.core.types import Packed, Paged, Segment, Span, Tree
-from llmkit.models.attend import NAMES, NO_MASK, Context
+from llmkit.models.attend import NAMES, Context
 from llmkit.models.paged import BlockStore
 
 MOVING_ROPE = ("dynamic", "longrope")
 """RoPE kinds whose frequencies depend on the largest position of the whole forward."""
+
+ATTENDS = ("full_attention", "sliding_attention")
+"""Layer types whose only mixing of tokens is attention that our function can do."""
+
+CLOSE, LOOSE = 2e-5, 5e-2
+"""Largest difference, relative to the largest value: fp32; 16 bits and quantised weights."""
+
+WATCH = "llmkit_watch"
+_one_at_a_time = threading.Lock()  # probes share the name WATCH in transformers' interface
 
 
 @dataclass(frozen=True)
@@ -29,113 +40,147 @@ class Support:
     reason: str = ""
 
 
+@dataclass
+class Calls:
+    """What reached our attention function: calls with a context, and how many of them named a window or a soft-cap."""
+
+    contexts: int = 0
+    windows: int = 0
+    caps: int = 0
+
+
 def probe(model: Any) -> Support:
-    """Tries the contexts on a few tokens; the model's mode and torch's random state are as before."""
-    name = type(model).__name__
-    if model.config.get_text_config()._attn_implementation not in NAMES.values():
-        return Support(False, False, False, f"{name} brings its own attention, which knows no context")
-    if kind := _moving_rope(model.config.get_text_config()):
-        return Support(False, False, False, f"{name}: RoPE `{kind}` takes its frequencies from the longest segment")
-    with _at_rest(model), torch.no_grad(), _counted(model) as calls:
+    """Tries the contexts on a few tokens; the model's modes and torch's random state are as before."""
+    if reason := _known_reason(model):
+        return Support(False, False, False, f"{type(model).__name__} {reason}")
+    devices = [model.device] if model.device.type == "cuda" else []
+    with _one_at_a_time, _at_rest(model), torch.no_grad(), torch.random.fork_rng(devices):
         try:
-            return _tried(model, name, calls)
-        except (TypeError, ValueError, RuntimeError, IndexError) as cause:
-            return Support(False, False, False, f"{name} does not take a context: {str(cause).splitlines()[0][:90]}")
+            return _tried(model, type(model).__name__)
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as cause:
+            said = (str(cause).splitlines() or [""])[0][:90]
+            return Support(False, False, False, f"{type(model).__name__} does not run under a context: {said}")
 
 
-def _tried(model: Any, name: str, calls: list[int]) -> Support:
-    size = model.config.get_text_config().vocab_size
-    device = next(model.parameters()).device
-    a, b, c = (_tokens(n, salt, size, device) for n, salt in ((6, 1), (5, 2), (4, 3)))
-    calls[0] = 0
-    alone = [run(model, t, Packed((Segment(0, 0, len(t)),))) for t in (a, torch.cat([a, b]), torch.cat([a, c]), b)]
-    layers = _attention_layers(model.config.get_text_config())
-    if calls[0] != 4 * layers:
-        return Support(False, False, False, f"{name} keeps state outside of attention, or never asks for our attention")
-    close = 2e-5 if alone[0].dtype == torch.float32 else 5e-2
-    n, m = len(a), len(a) + len(b)
-    both = torch.cat([a, b])
-    packed = _packed_row(model, both, n, m)
-    if not _equal(packed, torch.cat([alone[0], alone[3]]), close):
-        return Support(False, False, False, f"{name} lets packed sequences touch outside of attention")
-    branches = Tree((Segment(0, 0, n), Segment(0, n, m, 0), Segment(0, m, m + len(c), 0)))
-    starts = torch.cat([torch.arange(m), torch.arange(n, n + len(c))]).to(device)
-    tree = run(model, torch.cat([both, c]), branches, starts)
-    tree_ok = _equal(tree, torch.cat([alone[1], alone[2][n:]]), close)
-    paged = _equal(_in_blocks(model, both), alone[1], close)
-    reason = "" if tree_ok and paged else f"{name} gives other values under a tree or with cached keys"
-    return Support(True, tree_ok, paged, reason)
+def _known_reason(model: Any) -> str:
+    """What the configuration and the modules tell before anything runs."""
+    config = model.config.get_text_config()
+    if config._attn_implementation not in NAMES.values():
+        return "brings its own attention, which knows no context"
+    kinds = list(getattr(config, "layer_types", None) or ())
+    if odd := [kind for kind in kinds if kind not in ATTENDS]:
+        return f"has {len(odd)} of {len(kinds)} layers of type {odd[0]}, which mixes tokens in its own way"
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv1d):
+            return f"keeps recurrent state: {name} mixes tokens outside of attention"
+    said = getattr(config, "rope_parameters", None) or {}
+    sets = [said, *(v for v in said.values() if isinstance(v, dict))]
+    moving = next((s["rope_type"] for s in sets if s.get("rope_type") in MOVING_ROPE), "")
+    return f"has RoPE `{moving}`, whose frequencies follow the longest segment" if moving else ""
 
 
-def run(model: Any, tokens: Tensor, context: Context, positions: Tensor | None = None) -> Tensor:
-    """The hidden states of one row, (T, H)."""
-    where = torch.arange(len(tokens), device=tokens.device) if positions is None else positions
-    mask = NO_MASK.to(tokens.device)
-    out = model.base_model(
-        input_ids=tokens[None], position_ids=where[None], attention_mask=mask, attend=context, use_cache=False
-    )
+def _tried(model: Any, name: str) -> Support:
+    config = model.config.get_text_config()
+    prefix, b, c = (_tokens(n, salt, model) for n, salt in ((5, 1), (6, 2), (4, 3)))
+    first, second = torch.cat([prefix, b]), torch.cat([prefix, c])
+    with _switched(model, "eager"):
+        alone = [run(model, tokens) for tokens in (first, second)]
+    exact = alone[0].dtype == torch.float32 and not getattr(model, "is_quantized", False)
+    close = CLOSE if exact else LOOSE
+    n, m = len(first), len(second)
+    with _watched(model) as calls:
+        segments = (Segment(0, 0, n), Segment(0, n, n + m))
+        packed = run(model, torch.cat([first, second]), Packed(segments), [*range(n), *range(m)])
+    if reason := _missed(calls, config):
+        return Support(False, False, False, f"{name} {reason}")
+    if not _equal(packed, torch.cat(alone), close):
+        return Support(False, False, False, f"{name} gives packed sequences other values than alone")
+    start = len(prefix)
+    branches = Tree((Segment(0, 0, start), Segment(0, start, n, 0), Segment(0, n, n + len(c), 0)))
+    tree = run(model, torch.cat([first, c]), branches, [*range(n), *range(start, m)])
+    tree_fits = _equal(tree, torch.cat([alone[0], alone[1][start:]]), close)
+    paged_fits = _equal(_in_blocks(model, first), alone[0], close)
+    missing = [word for word, fits in (("a tree", tree_fits), ("cached keys", paged_fits)) if not fits]
+    return Support(True, tree_fits, paged_fits, f"{name} gives other values under {missing[0]}" if missing else "")
+
+
+def _missed(calls: Calls, config: Any) -> str:
+    """What did not reach our function although the configuration has it."""
+    layers = int(config.num_hidden_layers)
+    if calls.contexts != layers:
+        return f"hands the context to {calls.contexts} of {layers} attention layers"
+    kinds = getattr(config, "layer_types", None)
+    windowed = bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
+    windows = list(kinds).count("sliding_attention") if kinds else layers * windowed
+    if calls.windows < windows:
+        return f"names its sliding window to {calls.windows} of {windows} attention layers"
+    capped = bool(getattr(config, "attn_logit_softcapping", None))
+    return "does not name its soft-cap to attention" if capped and calls.caps != layers else ""
+
+
+def run(model: Any, tokens: Tensor, context: Context | None = None, places: list[int] | None = None) -> Tensor:
+    """The last hidden states of one row, (T, H); `places` are its positions."""
+    where = torch.tensor(places if places is not None else range(len(tokens)), device=tokens.device)
+    said = {} if context is None else {"attend": context}
+    out = model.base_model(input_ids=tokens[None], position_ids=where[None], use_cache=False, **said)
     hidden: Tensor = out.last_hidden_state[0]
     return hidden
 
 
-def _packed_row(model: Any, both: Tensor, n: int, m: int) -> Tensor:
-    positions = torch.cat([torch.arange(n), torch.arange(m - n)]).to(both.device)
-    return run(model, both, Packed((Segment(0, 0, n), Segment(0, n, m))), positions)
-
-
 def _in_blocks(model: Any, tokens: Tensor) -> Tensor:
     """A prefill in two chunks and a last token, over blocks of 4 that do not lie in order."""
-    store, blocks = BlockStore(8, 4), (5, 0, 7, 2)
-    made, past = [], 0
-    for chunk in tokens.split([4, len(tokens) - 5, 1]):
-        where = torch.arange(past, past + len(chunk), device=tokens.device)
-        made.append(run(model, chunk, Paged(store, (Span(0, 0, len(chunk), past, blocks),)), where))
+    store, blocks, past = BlockStore(8, 4), (5, 0, 7, 2), 0
+    made = []
+    for chunk in tokens.split([3, len(tokens) - 4, 1]):
+        span = Span(0, 0, len(chunk), past, blocks)
+        made.append(run(model, chunk, Paged(store, (span,)), list(range(past, past + len(chunk)))))
         past += len(chunk)
     return torch.cat(made)
 
 
-def _tokens(n: int, salt: int, size: int, device: torch.device) -> Tensor:
-    return (torch.arange(1, n + 1, device=device) * 7 * salt + salt) % min(size, 1000)
+def _tokens(n: int, salt: int, model: Any) -> Tensor:
+    size = min(model.config.get_text_config().vocab_size, 1000)
+    return (torch.arange(1, n + 1, device=model.device) * 7 * salt + salt) % size
 
 
 def _equal(a: Tensor, b: Tensor, close: float) -> bool:
     return bool((a - b).abs().max() <= close * b.abs().max())
 
 
-def _attention_layers(config: Any) -> int:
-    """Layers that attend, by the configuration: recurrent and linear ones do not count."""
-    kinds = getattr(config, "layer_types", None)
-    return int(config.num_hidden_layers) if not kinds else len(kinds)
-
-
-def _moving_rope(config: Any) -> str:
-    said = getattr(config, "rope_parameters", None) or {}
-    sets = [said, *(v for v in said.values() if isinstance(v, dict))]
-    return next((s["rope_type"] for s in sets if s.get("rope_type") in MOVING_ROPE), "")
-
-
 @contextmanager
-def _at_rest(model: Any) -> Iterator[None]:
-    training = model.training
+def _at_rest(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, mode in modes:
+            module.training = mode
 
 
 @contextmanager
-def _counted(model: Any) -> Iterator[list[int]]:
-    """Counts how often the model asks for our attention."""
-    calls, name = [0], model.config.get_text_config()._attn_implementation
-    ours = AttentionInterface._global_mapping[name]
+def _switched(model: Any, name: str) -> Iterator[None]:
+    before = model.config.get_text_config()._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextmanager
+def _watched(model: Any) -> Iterator[Calls]:
+    """Our attention under another name, for this model alone, which counts what reaches it."""
+    calls, ours = Calls(), AttentionInterface()[model.config.get_text_config()._attn_implementation]
 
     def counting(*args: Any, **kwargs: Any) -> Any:
-        calls[0] += "attend" in kwargs
+        if kwargs.get("attend") is not None:
+            calls.contexts += 1
+            calls.windows += bool(kwargs.get("sliding_window"))
+            calls.caps += bool(kwargs.get("softcap"))
         return ours(*args, **kwargs)
 
-    AttentionInterface.register(name, counting)
-    try:
+    AttentionInterface.register(WATCH, counting)
+    AttentionMaskInterface.register(WATCH, sdpa_mask)
+    with _switched(model, WATCH):
         yield calls
-    finally:
-        AttentionInterface.register(name, ours)

@@ -1,0 +1,140 @@
+"""Kinds of attention for CUDA devices, which take all pieces in one call: laid end to end, told apart by length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from itertools import accumulate
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from llmkit.core.errors import ModelError
+from llmkit.models.pieces import Piece, Rule
+
+BLOCK = 128
+"""Side of a block of flex attention's mask."""
+
+
+def flash_lacks(model: Any, half: bool) -> str:
+    """What keeps flash-attn from running this model, or nothing."""
+    config = model.config.get_text_config()
+    if not torch.cuda.is_available():
+        return "needs a CUDA device"
+    if find_spec("flash_attn") is None:
+        return "needs the package flash-attn"
+    if not half:
+        return "computes in 16 bits only"
+    if any(name.endswith("sinks") for name, _ in model.named_parameters()):
+        return "knows no attention sinks"
+    return "wants keys and values of one head size" if hasattr(config, "v_head_dim") else ""
+
+
+def flex_lacks(model: Any, half: bool) -> str:
+    """What keeps flex attention from running this model, or nothing; uncompiled (on CPU) it would score T x T."""
+    if not torch.cuda.is_available():
+        return "needs a CUDA device"
+    dropout = getattr(model.config.get_text_config(), "attention_dropout", 0.0)
+    return "knows no attention dropout" if dropout else ""
+
+
+def flash(pieces: Sequence[Piece], rule: Rule) -> list[Tensor]:
+    """flash-attn over pieces of unequal length; its causal order is aligned to the last key, as ours is."""
+    from flash_attn import flash_attn_varlen_func
+
+    return tiled(pieces, rule, flash_attn_varlen_func)
+
+
+def tiled(pieces: Sequence[Piece], rule: Rule, varlen_func: Callable[..., Tensor]) -> list[Tensor]:
+    """`varlen_func` takes q (sum of Lq, H, D), k and v (sum of Lk, KV, D) and where each piece starts in them."""
+    flat = [torch.cat([t.transpose(1, 2).flatten(0, 1) for t in parts]) for parts in _parts(pieces)]
+    device = flat[0].device.type
+    if torch.is_autocast_enabled(device):
+        flat = [t.to(torch.get_autocast_dtype(device)) for t in flat]
+    lengths = [[t.shape[2] for t in parts for _ in range(t.shape[0])] for parts in _parts(pieces)[:2]]
+    starts = [torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=flat[0].device) for n in lengths]
+    out = varlen_func(
+        *flat,
+        *starts,
+        *(max(n) for n in lengths),
+        dropout_p=rule.dropout,
+        softmax_scale=rule.scale,
+        causal=True,
+        window_size=(rule.window - 1, 0) if rule.window else (-1, -1),
+        softcap=rule.cap,
+    )
+    sizes = [p.q.shape[0] * p.q.shape[2] for p in pieces]
+    return [o.unflatten(0, (p.q.shape[0], -1)).transpose(1, 2) for o, p in zip(out.split(sizes), pieces, strict=True)]
+
+
+def flex(pieces: Sequence[Piece], rule: Rule) -> list[Tensor]:
+    """Compiled flex attention over all pieces, by a block mask made from the pieces' lengths."""
+    return blocked(pieces, rule, _compiled())
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Callable[..., Any]:
+    return cast(Callable[..., Any], torch.compile(flex_attention, dynamic=True))
+
+
+def blocked(pieces: Sequence[Piece], rule: Rule, flex_func: Callable[..., Any]) -> list[Tensor]:
+    """`flex_func` has the signature of torch's `flex_attention`.
+
+    Raises:
+        ModelError: attention dropout, which flex attention does not have.
+    """
+    if rule.dropout:
+        raise ModelError("flex knows no attention dropout", fix="use attention: auto", key="model.attention")
+    q, k, v = (torch.cat([row for t in parts for row in t.split(1)], 2) for parts in _parts(pieces))
+    shapes = tuple((p.q.shape[2], p.before) for p in pieces for _ in range(p.q.shape[0]))
+
+    def capped(score: Tensor, *_: Tensor) -> Tensor:
+        return torch.tanh(score / rule.cap) * rule.cap
+
+    mask = _block_mask(shapes, rule.window, q.device)
+    shared = q.shape[1] != k.shape[1]
+    score = capped if rule.cap else None
+    out, lse = flex_func(q, k, v, score, mask, rule.scale, shared, return_lse=True)
+    if rule.sinks is not None:  # a key without a value takes its share of the softmax
+        out = out * torch.sigmoid(lse - rule.sinks.float().view(1, -1, 1))[..., None].to(out.dtype)
+    outs = iter(out.split([length for length, _ in shapes], 2))
+    return [torch.cat([next(outs) for _ in range(p.q.shape[0])]) for p in pieces]
+
+
+@lru_cache(maxsize=8)
+def _block_mask(shapes: tuple[tuple[int, int], ...], window: int, device: torch.device) -> BlockMask:
+    """Query i of a piece sees the piece's own keys up to `before` + i. Made block by block: nothing is T x T."""
+    q_piece, q_at = _laid([(length, before) for length, before in shapes], device)
+    k_piece, k_at = _laid([(before + length, 0) for length, before in shapes], device)
+
+    def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        mask = (q_piece[i] == k_piece[j]) & (k_at[j] <= q_at[i])
+        return mask & (k_at[j] > q_at[i] - window) if window else mask
+
+    q_first, q_last = _ends(q_piece)
+    k_first, k_last = _ends(k_piece)
+    live = (q_first[:, None] <= k_last[None]) & (k_first[None] <= q_last[:, None])
+    counts = live.sum(1, dtype=torch.int32)[None, None]
+    order = live.to(torch.int8).argsort(dim=1, descending=True, stable=True).to(torch.int32)[None, None]
+    lengths = (len(q_piece), len(k_piece))
+    return BlockMask.from_kv_blocks(counts, order, BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=lengths)
+
+
+def _laid(pieces: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of every token of pieces (length, first place) end to end: its piece and its place."""
+    which = torch.cat([torch.full((length,), n, device=device) for n, (length, _) in enumerate(pieces)])
+    return which, torch.cat([torch.arange(first, first + length, device=device) for length, first in pieces])
+
+
+def _ends(which: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the last piece in each block."""
+    firsts = which[::BLOCK]
+    lasts = which[(torch.arange(len(firsts), device=which.device) * BLOCK + BLOCK - 1).clamp(max=len(which) - 1)]
+    return firsts, lasts
+
+
+def _parts(pieces: Sequence[Piece]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    return [p.q for p in pieces], [p.k for p in pieces], [p.v for p in pieces]
