@@ -1,3 +1,36 @@
 """Fine-tune, evaluate and ship large language models from recipes."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from llmkit.core.artifact import Artifact as Artifact
+    from llmkit.inference.node import Sampling as Sampling
+    from llmkit.recipe.execute import run as run
+    from llmkit.recipe.load import load_recipe as load_recipe
+    from llmkit.stages.evaluate import Evaluate as Evaluate
+    from llmkit.stages.merge import Merge as Merge
+    from llmkit.stages.sft import Sft as Sft
+
+__all__ = ["Artifact", "Evaluate", "Merge", "Sampling", "Sft", "__version__", "load_recipe", "run"]
+
+_WHERE = {
+    "Artifact": "llmkit.core.artifact",
+    "Evaluate": "llmkit.stages.evaluate",
+    "Merge": "llmkit.stages.merge",
+    "Sampling": "llmkit.inference.node",
+    "Sft": "llmkit.stages.sft",
+    "load_recipe": "llmkit.recipe.load",
+    "run": "llmkit.recipe.execute",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are found when asked for: `import llmkit` stays fast."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'llmkit' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)

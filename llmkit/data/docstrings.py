@@ -12,7 +12,17 @@ from pathlib import Path
 
 from llmkit.data.rows import Raw
 
-SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo", "encodings", "idle_test"}
+SKIPPED = {
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "site-packages",
+    "dist-packages",
+    "turtledemo",
+    "encodings",
+    "idle_test",
+}
 QUESTION = "Describe in one sentence what this Python function does.\n\n```python\n{source}\n```"
 SHORTEST, LONGEST = 80, 1200
 """Characters of a function's source."""
@@ -70,5 +80,3 @@ def first_sentence(text: str) -> str:
     words = len(sentence.split())
     usable = 4 <= words <= 30 and sentence.isascii() and sentence[0].isupper() and "::" not in sentence
     return sentence if usable else ""
-
-

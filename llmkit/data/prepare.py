@@ -176,7 +176,9 @@ def _check(counts: Counter[str], kept: int, data: Data, key: str) -> None:
             key=key,
         )
     if not kept:
-        raise DataError(f"no row is left to learn from ({table})", fix="raise data.max_length or mend the rows", key=key)
+        raise DataError(
+            f"no row is left to learn from ({table})", fix="raise data.max_length or mend the rows", key=key
+        )
 
 
 def _file_digest(path: Path) -> str:

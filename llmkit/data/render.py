@@ -75,7 +75,9 @@ class Renderer:
         close = not any(self.specials.search(text[start:end]) for start, end in spans[-1:])
         return Rendered(text.rstrip("\n") if close else text, tuple(spans), marked, close)
 
-    def _span(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], index: int, text: str) -> tuple[int, int]:
+    def _span(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], index: int, text: str
+    ) -> tuple[int, int]:
         """Where answer `index` stands in the text: from the generation prompt to its end-of-turn token."""
         before = self.apply(messages[:index], tools, prompt=True)
         upto = text if index == len(messages) - 1 else self.apply(messages[: index + 1], tools)
@@ -113,7 +115,9 @@ class Renderer:
                 made[i] = self._weighed(rendered[i], ids, offsets)
         return [pair or self._encode_marked(rendered[i]) for i, pair in enumerate(made)]
 
-    def _weighed(self, r: Rendered, ids: list[int], offsets: Sequence[tuple[int, int]]) -> tuple[list[int], list[float]]:
+    def _weighed(
+        self, r: Rendered, ids: list[int], offsets: Sequence[tuple[int, int]]
+    ) -> tuple[list[int], list[float]]:
         end = self.tokenizer.eos_token_id
         while r.special and ids and ids[-1] == end and offsets[-1][0] == offsets[-1][1]:
             ids, offsets = ids[:-1], offsets[:-1]  # an end that the tokenizer put there by itself
@@ -150,7 +154,9 @@ class Renderer:
             bare, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True, verbose=False
         )
         ids += out["input_ids"]
-        offsets += [(at + places[a], at + places[b - 1] + 1 if b > a else at + places[a]) for a, b in out["offset_mapping"]]
+        offsets += [
+            (at + places[a], at + places[b - 1] + 1 if b > a else at + places[a]) for a, b in out["offset_mapping"]
+        ]
 
     def _escaped(self, text: str) -> str:
         return self.specials.sub(lambda match: match[0][0] + MARK + match[0][1:], text)

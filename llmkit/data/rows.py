@@ -49,7 +49,7 @@ class Row:
         return str(self.messages[-1].get("content") or "") if self.messages else self.completion
 
 
-class Unusable(Exception):  # noqa: N818 - no error of the run: a row is counted under the reason
+class Unusable(Exception):
     """Why a row cannot be used, as a short reason."""
 
 
@@ -65,7 +65,9 @@ def read_jsonl(path: Path) -> Iterator[Raw | DataError]:
         while raw := file.readline(MOST_LINE + 1):
             number += 1
             if len(raw) > MOST_LINE:
-                raise DataError(f"is longer than {MOST_LINE >> 20} MiB", fix="split the row", file=str(path), line=number)
+                raise DataError(
+                    f"is longer than {MOST_LINE >> 20} MiB", fix="split the row", file=str(path), line=number
+                )
             body = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             if body.strip():
                 yield _parsed(body, path, number, at, torn=not raw.endswith(b"\n"))
@@ -76,7 +78,9 @@ def _opened(path: Path) -> Any:
     try:
         file = path.open("rb")
     except OSError as cause:
-        raise DataError(f"cannot be read ({cause.strerror})", fix="mend data.train or data.valid", file=str(path)) from cause
+        raise DataError(
+            f"cannot be read ({cause.strerror})", fix="mend data.train or data.valid", file=str(path)
+        ) from cause
     start = file.read(4)
     file.seek(0)
     kind = next((name for magic, name in MAGIC.items() if start.startswith(magic)), "")
@@ -111,7 +115,9 @@ def _broken(raw: bytes, cause: json.JSONDecodeError, at: int, torn: bool, place:
     if text in (b"{", b"[") or (text.startswith(b"[") and place["line"] == 1):
         return DataError("is pretty-printed JSON, not jsonl", fix="write one object a line", **place)
     what = "is torn off" if torn else f"is not JSON ({cause.msg})"
-    return DataError(f"{what} at byte {at + cause.pos}", fix="mend the line, or set data.on_bad_row=quarantine", **place)
+    return DataError(
+        f"{what} at byte {at + cause.pos}", fix="mend the line, or set data.on_bad_row=quarantine", **place
+    )
 
 
 def read_parquet(path: Path) -> Iterator[Raw | DataError]:
@@ -124,7 +130,9 @@ def read_parquet(path: Path) -> Iterator[Raw | DataError]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as missing:
-        raise DataError(f"parquet needs pyarrow ({missing})", fix="pip install 'llmkit[parquet]'", file=str(path)) from missing
+        raise DataError(
+            f"parquet needs pyarrow ({missing})", fix="pip install 'llmkit[parquet]'", file=str(path)
+        ) from missing
     try:
         file = parquet.ParquetFile(path)
     except (OSError, pyarrow.ArrowInvalid) as cause:

@@ -130,5 +130,3 @@ def _stamp(path: Path) -> list[int]:
     except OSError:
         return []
     return [said.st_size, said.st_mtime_ns]
-
-

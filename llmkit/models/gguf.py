@@ -29,7 +29,9 @@ def convert(source: Path, folder: Path) -> None:
     from gguf import GGUFReader
 
     reader = GGUFReader(str(source))
-    facts = {name: field.contents() for name, field in reader.fields.items() if name.startswith(("llama.", "tokenizer."))}
+    facts = {
+        name: field.contents() for name, field in reader.fields.items() if name.startswith(("llama.", "tokenizer."))
+    }
     heads, kv_heads = facts["llama.attention.head_count"], facts["llama.attention.head_count_kv"]
     weights = dict(_tensor(t, heads, kv_heads) for t in reader.tensors)
     tied = "lm_head.weight" not in weights

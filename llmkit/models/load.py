@@ -78,7 +78,8 @@ def _check_torch() -> None:
     found = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
     if found < FLOOR:
         raise ModelError(
-            f"torch {torch.__version__} reads files unsafely (CVE-2025-32434, CVE-2026-24747)", fix="install torch>=2.10"
+            f"torch {torch.__version__} reads files unsafely (CVE-2025-32434, CVE-2026-24747)",
+            fix="install torch>=2.10",
         )
 
 
@@ -110,7 +111,9 @@ def _base(base: Resolved, how: How) -> Any:
         )
     except (ValueError, KeyError, OSError, RuntimeError) as cause:
         why = str(cause).strip().splitlines()[0][:160]
-        raise ModelError(f"{base.name} cannot be loaded: {why}", fix="use a causal LM of transformers", key="model") from cause
+        raise ModelError(
+            f"{base.name} cannot be loaded: {why}", fix="use a causal LM of transformers", key="model"
+        ) from cause
     _check_whole(model, headers, base)
     if isinstance(how.quant, NoQuant):
         model = model.to(how.device)
@@ -201,12 +204,16 @@ def _adapted(model: Any, folder: Path) -> Any:
     except (ValueError, RuntimeError, KeyError) as cause:
         why = str(cause).strip().splitlines()
         detail = next((line.strip() for line in why if "size mismatch" in line), why[0])[:200]
-        raise ModelError(f"does not fit its base: {detail}", fix="give the base that it was made for", file=str(folder)) from cause
+        raise ModelError(
+            f"does not fit its base: {detail}", fix="give the base that it was made for", file=str(folder)
+        ) from cause
     expected = {n.replace(".default", "") for n, _ in adapted.named_parameters() if "lora_" in n}
     found = {name for header in headers.values() for name in header}
     if odd := sorted(expected ^ found):
         side = "lacks" if odd[0] in expected else "has no place for"
-        raise ModelError(f"{side} {odd[0]} and {len(odd) - 1} more", fix="give the base that it was made for", file=str(folder))
+        raise ModelError(
+            f"{side} {odd[0]} and {len(odd) - 1} more", fix="give the base that it was made for", file=str(folder)
+        )
     return adapted
 
 
@@ -228,7 +235,9 @@ def read_tokenizer(resolved: Resolved, template: str | None, allow_code: bool = 
         try:
             tokenizer.chat_template = Path(template).read_text("utf-8")
         except OSError as cause:
-            raise ModelError(f"{template} cannot be read ({cause.strerror})", fix="give a file", key="model.template") from cause
+            raise ModelError(
+                f"{template} cannot be read ({cause.strerror})", fix="give a file", key="model.template"
+            ) from cause
     return tokenizer
 
 

@@ -41,7 +41,9 @@ def check_folder(folder: Path, stem: str = "model") -> dict[str, Header]:
     headers = {name: read_header(_inside(folder, name, index)) for name in names}
     for tensor, name in mapping.items():
         if tensor not in headers[name]:
-            raise ModelError(f"{tensor} is not in {name}", fix="fetch the model again", file=str(index), key="weight_map")
+            raise ModelError(
+                f"{tensor} is not in {name}", fix="fetch the model again", file=str(index), key="weight_map"
+            )
     return headers
 
 
@@ -51,7 +53,9 @@ def _no_weights(folder: Path, stem: str) -> ModelError:
         return ModelError(
             f"{folder} holds pickled weights ({pickled}), which can run code", fix="convert to safetensors", key="model"
         )
-    return ModelError(f"{folder} holds no {stem}.safetensors", fix="give a folder with safetensors weights", key="model")
+    return ModelError(
+        f"{folder} holds no {stem}.safetensors", fix="give a folder with safetensors weights", key="model"
+    )
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -43,7 +43,7 @@ class Single:
                 logps = self.scored(batch)
             part = loss(logps, batch.weights[batch.weights != 0])
             (part.total / count).backward()
-            total += float(part.total)
+            total += float(part.total.detach())
             seen += float(part.count)
             for name, (top, bottom) in part.extras.items():
                 before = extras.get(name, (torch.zeros(()), torch.zeros(())))

@@ -1,0 +1,134 @@
+"""Running a recipe, stage by stage, each in its folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmkit.core.artifact import Artifact
+from llmkit.core.console import Console
+from llmkit.core.convert import Origin
+from llmkit.core.errors import LlmkitError, Problem, RecipeError, Stopped
+from llmkit.core.folder import Claim, claim, differences, read_status, write_recipe
+from llmkit.core.run import Grants, Run
+from llmkit.core.stop import Stop
+from llmkit.recipe.load import Recipe, digest, plain
+from llmkit.recipe.show import hidden, resolved
+
+
+def run(recipe: Any, *, resume: str = "auto", grants: Grants | None = None, console: Console | None = None) -> Artifact:
+    """Runs a `Recipe`, or one stage built in Python; gives the last stage's artifact.
+
+    Raises:
+        LlmkitError: what went wrong, with its exit status.
+    """
+    whole = recipe if isinstance(recipe, Recipe) else Recipe((("", recipe),), {"": Origin()})
+    console, grants = console or Console(), grants or Grants()
+    _check_world()
+    _stay_offline(whole)
+    artifact: Artifact | None = None
+    with Stop() as stop:
+        for name, node in whole.stages:
+            artifact = _stage(whole, name, node, resume, grants, console, stop)
+    if artifact is None:
+        raise RecipeError("has no stages", fix="add one")
+    return artifact
+
+
+def _check_world() -> None:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        raise RecipeError(
+            f"{world} ranks are not available yet in this version", fix="run one process", key="parallel.strategy"
+        )
+
+
+def _stay_offline(recipe: Recipe) -> None:
+    """No library asks the network for anything unless a model is named that only the Hub has."""
+    from llmkit.core.environment import prepare
+
+    names = [node.model.name for _, node in recipe.stages]
+    prepare(remote=any(("/" in name and not Path(name).exists()) or name == "smollm2-135m-instruct" for name in names))
+
+
+def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, console: Console, stop: Stop) -> Artifact:
+    folder = Path(node.out)
+    values = hidden(plain(node), f"stages.{name}" if name else "", recipe.shown)
+    finished = _finished(folder, node, values, name, resume, console)
+    if finished is not None:
+        return finished
+    held = claim(folder, resume if resume == "never" else "auto", console)
+    try:
+        write_recipe(folder, recipe.text or resolved(recipe, name), resolved(recipe, name))
+        held.status("running", held.before.get("step", 0), pid=os.getpid())
+        made = Run(
+            folder,
+            node.seed,
+            _device(),
+            _threads(),
+            digest(node),
+            console,
+            stop,
+            resume=resume,
+            grants=grants,
+            values=values,
+        )
+        artifact: Artifact = node.run(made)
+        held.status("done", artifact.manifest.get("step", 0), digest=digest(node))
+        return artifact
+    except BaseException as cause:
+        _failed(held, cause)
+        raise
+    finally:
+        held.release()
+
+
+def _finished(folder: Path, node: Any, values: Any, name: str, resume: str, console: Console) -> Artifact | None:
+    """The artifact of a stage that is done already.
+
+    Raises:
+        RecipeError: it was made from another recipe; each key that differs is named.
+    """
+    before = read_status(folder)
+    if before.get("state") != "done" or resume == "never":
+        return None
+    artifact = Artifact(folder)
+    if before.get("digest") == digest(node):
+        step = before.get("step")
+        console.notice(f"{folder} is done already" + (f", at step {step} of {step}" if step else ""))
+        return artifact
+    changed = [d for d in differences(artifact.manifest.get("recipe", {}), values) if d[0] != "out"]
+    raise RecipeError(
+        problems=[
+            Problem(f"is {new!r}, and {folder} was made with {old!r}", "name another out, or put it back", key=key)
+            for key, old, new in changed
+        ]
+        or [Problem(f"{folder} was made from another recipe", "name another folder", key="out")]
+    )
+
+
+def _failed(held: Claim, cause: BaseException) -> None:
+    stopped = isinstance(cause, Stopped | KeyboardInterrupt)
+    code = 75 if stopped else cause.code if isinstance(cause, LlmkitError) else 1
+    why = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+    held.status("stopped" if stopped else "failed", held.before.get("step", 0), code, why)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def forwarded(arguments: Sequence[str]) -> list[str]:
+    """The command line without what launchers put before the verb (`--local_rank=N`)."""
+    kept = [word for word in arguments if not word.startswith(("--local_rank=", "--local-rank="))]
+    return kept

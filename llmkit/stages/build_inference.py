@@ -1,0 +1,205 @@
+"""Puts the stages together that read a model and train nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from llmkit.build.precision import Types, types
+from llmkit.core import records
+from llmkit.core.artifact import Artifact, publish
+from llmkit.core.errors import ModelError
+from llmkit.core.metrics import Lines
+from llmkit.core.records import GateSpec, Prediction
+from llmkit.core.run import Grants, Run
+from llmkit.core.types import Report
+from llmkit.evals.run import Subject
+from llmkit.models.export import export
+from llmkit.models.heads import Scored, check_head
+from llmkit.models.load import How, Loaded, load
+from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.models.resolve import Resolved, resolve
+from llmkit.stages.evaluate import Evaluate
+from llmkit.stages.merge import Merge
+
+
+def open_model(
+    ref: ModelRef, device: str, precision: str, grants: Grants, quant: Quant | None = None
+) -> tuple[Loaded, Types]:
+    """A model for reading.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    kinds = types(precision, device)
+    how = How(device, kinds.params, kinds.half, quant or NoQuant(), grants.code, grants.nonfinite)
+    return load(resolve(ref), ref, how), kinds
+
+
+def evaluate(node: Evaluate, run: Run) -> Artifact:
+    """Runs every task, and leaves the table, the reports and the manifest."""
+    torch.set_num_threads(run.threads)
+    loaded, kinds = open_model(node.model, run.device, node.precision, run.grants, node.quant)
+    scored = Scored(loaded.model)
+    check_head(scored)
+    subject = Subject(
+        scored,
+        loaded.model,
+        loaded.tokenizer,
+        loaded.support.packed,
+        run.device,
+        node.generator,
+        run.console,
+        run.stop.check,
+        version=loaded.resolved.sha256[:16],
+        run_id=run.recipe_digest[:16],
+        autocast=lambda: torch.autocast(run.device, dtype=torch.bfloat16, enabled=kinds.mixed),
+        seed=node.seed,
+    )
+    table: list[Prediction] = []
+    reports: list[Report] = []
+    for task in node.tasks:
+        run.console.notice(f"evaluating {task.name}")
+        rows, found = task.run(subject)
+        table += rows
+        reports += found
+    records.write(run.folder / "predictions.jsonl", table)
+    _write_reports(run, reports)
+    from llmkit.stages.report import write_report
+
+    write_report(run.folder)
+    facts = {
+        "kind": node.kind,
+        "model": loaded.resolved.facts(),
+        "recipe_digest": run.recipe_digest,
+        "recipe": run.values,
+        "attention": loaded.attention,
+        "precision": kinds.name,
+        "reports": [vars(report) for report in reports],
+    }
+    return publish(run.folder, facts)
+
+
+def _write_reports(run: Run, reports: list[Report]) -> None:
+    path = run.folder / "evals.jsonl"
+    path.unlink(missing_ok=True)
+    lines = Lines(path)
+    for report in reports:
+        lines.add(vars(report))
+        run.console.notice(f"{report.metric} {report.value:.4f} [{report.low:.4f}, {report.high:.4f}], n {report.n}")
+
+
+PROBE = "The quick brown fox jumps over the lazy dog. def add(a, b):\n    return a + b\n1 + 1 = 2; 日本語, Ελλάδα."
+
+
+def merge(node: Merge, run: Run) -> Artifact:
+    """Folds the adapter into its base; publishes only what the gate lets through."""
+    torch.set_num_threads(run.threads)
+    resolved = resolve(node.model)
+    if resolved.base is None:
+        raise ModelError(
+            f"{node.model.name} is no adapter", fix="give an adapter or a run that trained one", key="model"
+        )
+    quant = trained_over(resolved)
+    adapted = load(resolved, node.model, How(run.device, "fp32", quant=quant, allow_code=run.grants.code))
+    wanted = _logits(adapted)
+    best = min(_candidates(node, run, resolved, quant, adapted), key=lambda made: _difference(_logits(made[1]), wanted))
+    off = _difference(_logits(best[1]), wanted)
+    bound = node.bound or _bound(node, quant, resolved, run, wanted)
+    gate = GateSpec("logit_difference", "down", margin=bound, test="point")
+    decision = gate.decide([Report("logit_difference", "all", off, 1, off, off)])
+    if not decision.passed:
+        raise ModelError(
+            f"the merged model's logits are off by {off:.2g} of the largest, more than {bound:.2g}",
+            fix="merge in fp32, or raise bound",
+            key="bound",
+        )
+    run.console.notice(f"merged ({best[0]}): logits off by {off:.2g} of the largest, bound {bound:.2g}")
+    export(best[1].model, best[1].tokenizer, run.folder / "model", resolved.base)
+    facts = {
+        "kind": node.kind,
+        "adapter": resolved.facts(),
+        "recipe_digest": run.recipe_digest,
+        "recipe": run.values,
+        "way": best[0],
+        "logit_difference": off,
+        "bound": bound,
+    }
+    return publish(run.folder, facts)
+
+
+def trained_over(resolved: Resolved) -> Quant:
+    """How the base was held when the adapter was trained: the run's manifest beside it says so."""
+    from llmkit.core.convert import Report as Found
+    from llmkit.core.convert import Value, convert
+    from llmkit.models.safe import read_json
+
+    manifest = resolved.folder.parent / "manifest.json"
+    said: dict[str, Any] = read_json(manifest).get("recipe", {}).get("quant", {}) if manifest.is_file() else {}
+    if not said or said.get("kind") == "none":
+        return NoQuant()
+    made: Quant = convert(Quant, Value({k: Value(v) for k, v in said.items()}), "quant", Found())
+    return made
+
+
+def _candidates(node: Merge, run: Run, resolved: Resolved, quant: Quant, adapted: Loaded) -> list[tuple[str, Loaded]]:
+    """The ways to merge: into the plain base, and into the base as the adapter saw it, dequantised."""
+    made = []
+    plain = How(run.device, "fp32", allow_code=run.grants.code)
+    whole = load(resolved, node.model, plain)
+    made.append(("into the base as it is", _typed(_folded(whole), node.precision)))
+    if not isinstance(quant, NoQuant):
+        twin = load(resolved, node.model, plain)
+        _take_dequantised(twin.model, adapted.model)
+        made.append(("into the dequantised base", _typed(_folded(twin), node.precision)))
+    return made
+
+
+def _folded(loaded: Loaded) -> Loaded:
+    from dataclasses import replace
+
+    return replace(loaded, model=loaded.model.merge_and_unload())
+
+
+def _typed(loaded: Loaded, precision: str) -> Loaded:
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    loaded.model.to(kinds[precision])
+    loaded.model.config.dtype = kinds[precision]
+    return loaded
+
+
+def _take_dequantised(plain: Any, quantised: Any) -> None:
+    """Gives each linear under an adapter the weights that the quantised base computes with."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.integrations import dequantize_module_weight
+
+    theirs = dict(quantised.named_modules())
+    with torch.no_grad():
+        for name, module in plain.named_modules():
+            if isinstance(module, BaseTunerLayer):
+                module.get_base_layer().weight.copy_(dequantize_module_weight(theirs[name].get_base_layer()))
+
+
+def _logits(loaded: Loaded) -> torch.Tensor:
+    ids = torch.tensor([loaded.tokenizer(PROBE)["input_ids"]], device=next(loaded.model.parameters()).device)
+    with torch.no_grad():
+        out: torch.Tensor = loaded.model(input_ids=ids, use_cache=False).logits.float()
+    return out
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference, as a share of the largest logit."""
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def _bound(node: Merge, quant: Quant, resolved: Resolved, run: Run, wanted: torch.Tensor) -> float:
+    """What the types allow; over a quantised base, what its quantisation itself moved the logits by."""
+    rounding = 1e-5 if node.precision == "fp32" else 2e-2
+    if isinstance(quant, NoQuant) or resolved.base is None:
+        return rounding
+    bases = [
+        load(resolved.base, ModelRef(name=resolved.base.name), How(run.device, "fp32", quant=held))
+        for held in (quant, NoQuant())
+    ]
+    return max(rounding, _difference(_logits(bases[0]), _logits(bases[1])))

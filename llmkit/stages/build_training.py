@@ -1,0 +1,404 @@
+"""Puts a training stage together: the only place that knows all the pieces of `sft`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmkit.adapters.node import Lora, NoAdapter
+from llmkit.build.precision import Types, types
+from llmkit.build.training import Built, build, how, stepper
+from llmkit.checkpoint import state
+from llmkit.checkpoint.identity import compare, packages
+from llmkit.core.artifact import Artifact, publish
+from llmkit.core.errors import DataError, ResourceError
+from llmkit.core.memory import available, keep_freed_memory, out_of_memory_named, peak
+from llmkit.core.metrics import Lines
+from llmkit.core.run import Run
+from llmkit.data.batches import micro_batches
+from llmkit.data.node import FirstFit, NoPacking, Packing
+from llmkit.data.order import Order
+from llmkit.data.prepare import Prepared, prepare, template_digest
+from llmkit.evals.run import Subject, losses
+from llmkit.inference.node import Sampling, Transformers
+from llmkit.losses.token import CrossEntropy
+from llmkit.models.export import export
+from llmkit.models.load import read_tokenizer
+from llmkit.models.node import Int8, Nf4, NoQuant
+from llmkit.models.resolve import Resolved, resolve
+from llmkit.models.safe import check_folder, read_json
+from llmkit.parallel.single import Single
+from llmkit.plan.account import Choice, Held, Shape, choose
+from llmkit.stages.quarantine import Quarantine
+from llmkit.stages.sft import Sft
+from llmkit.train.fit import Hooks, Plan, Progress, StepData, fit
+from llmkit.train.guard import Watch
+from llmkit.train.node import AdamW8bit
+
+Found = tuple[Path, dict[str, torch.Tensor], dict[str, Any]]
+KNOB = "lower micro_batch or data.max_length, or set memory.recompute=full"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training stage with its data read and its sizes known."""
+
+    node: Sft
+    run: Run
+    resolved: Resolved
+    types: Types
+    train: Prepared
+    valid: Prepared | None
+    choice: Choice
+    steps: int
+    order: Order
+    shape: Shape
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.run.folder / "checkpoints"
+
+
+def train(node: Sft, run: Run) -> Artifact:
+    """Trains a stage, or goes on with one that was interrupted."""
+    keep_freed_memory()
+    torch.set_num_threads(run.threads)
+    torch.use_deterministic_algorithms(node.deterministic, warn_only=False)
+    with out_of_memory_named(run.device, KNOB):
+        job = read(node, run)
+        run.stop.check("before training")
+        found = _checkpoint(job)
+        if found is not None:  # pinned: the machine may have another amount of free memory now
+            pinned = replace(job.choice, rows=found[2]["micro_batch"], recompute=found[2]["recompute"])
+            job = replace(job, choice=pinned)
+        built, steps = _built(job)
+        progress = _resume(job, steps, found)
+        run.stop.check("before training")
+        progress = _fit(job, built, steps, progress)
+        return _finish(job, built, steps, progress)
+
+
+def _checkpoint(job: Job) -> Found | None:
+    """Where to go on from: the checkpoint that was named, else the newest whole one."""
+    if job.run.resume == "auto":
+        return state.newest(job.checkpoints, job.run.console.notice)
+    if job.run.resume == "never":
+        return None
+    path = Path(job.run.resume)
+    return (path, *state.load(path))
+
+
+def read(node: Sft, run: Run) -> Job:
+    """The data and the sizes of a stage, before any model is loaded.
+
+    Raises:
+        DataError: the data cannot be trained on.
+        ResourceError: it cannot fit in memory.
+    """
+    resolved = resolve(node.model)
+    tokenizer = read_tokenizer(resolved, node.model.template, run.grants.code)
+    aside = Quarantine(run.folder / "quarantine.jsonl")
+    data = prepare(node.data.train, node.data, tokenizer, "data.train", aside)
+    valid = prepare(node.data.valid, node.data, tokenizer, "data.valid", aside) if node.data.valid else None
+    aside.tell(run.console)
+    order = Order(node.seed, len(data), node.batch.rows)
+    steps = node.steps or (node.epochs or 1) * order.steps_per_epoch
+    kinds = types(node.precision, run.device)
+    shape, choice = sizes(node, resolved, run.device)
+    run.console.notice(_summary(data, valid, choice, kinds, steps))
+    return Job(node, run, resolved, kinds, data, valid, choice, steps, order, shape)
+
+
+def sizes(node: Sft, resolved: Resolved, device: str) -> tuple[Shape, Choice]:
+    """The memory account of a stage, and what `auto` comes to.
+
+    Raises:
+        ResourceError: it cannot fit.
+    """
+    base = resolved.base or resolved
+    headers = check_folder(base.folder)
+    tensors = {name: item["shape"] for header in headers.values() for name, item in header.items()}
+    shape = Shape.read(read_json(base.folder / "config.json"), tensors)
+    kinds = types(node.precision, device)
+    rows = node.micro_batch if isinstance(node.micro_batch, int) else None
+    wanted = {"auto": None, "none": False, "full": True}[node.memory.recompute]
+    free = available(device)
+    choice = choose(shape, _held(node, shape, kinds, device), node.data.max_length, free, device, rows, wanted)
+    if not choice.fits:
+        need, there = choice.account.total / 2**20, free / 2**20
+        raise ResourceError(
+            f"training needs about {need:.0f} MiB, {there:.0f} MiB are free", fix=KNOB, key="micro_batch"
+        )
+    return shape, choice
+
+
+def _held(node: Sft, shape: Shape, kinds: Types, device: str) -> Held:
+    plain = 2.0 if kinds.params == "bf16" else 4.0
+    weight = {Nf4: 0.6, Int8: 1.1, NoQuant: plain}[type(node.quant)]
+    trained = node.adapter.rank * shape.linears if isinstance(node.adapter, Lora) else shape.params
+    moments = 2.1 if isinstance(node.optim, AdamW8bit) else 8.0
+    return Held(weight, 2 if kinds.half else 4, trained, moments, False, 48 << 20 if device == "cpu" else 256 << 20)
+
+
+def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Types, steps: int) -> str:
+    learned = data.counts["supervised tokens"] / data.counts["tokens"]
+    parts = [
+        f"{len(data)} examples of {data.counts['tokens'] / len(data):.0f} tokens ({learned:.0%} trained)",
+        f"{len(valid)} to validate" if valid is not None else "",
+        f"{steps} steps",
+        kinds.name,
+        f"{choice.rows} rows a forward",
+        "recompute" if choice.recompute else "",
+        f"about {choice.account.total / 2**20:.0f} MiB",
+    ]
+    dropped = [f"{reason} {n}" for reason, n in data.counts.items() if ":" in reason and n]
+    return ", ".join(filter(None, [*parts, *dropped]))
+
+
+def _built(job: Job) -> tuple[Built, Single]:
+    node, grants = job.node, job.run.grants
+    held = how(job.run.device, job.types, node.quant, node.adapter, grants.code, grants.nonfinite)
+    made = build(job.resolved, node.model, held, node.adapter, job.choice.recompute, node.seed)
+    if isinstance(node.data.packing, FirstFit) and not made.loaded.support.packed:
+        raise DataError(made.loaded.support.reason, fix="set data.packing=none", key="data.packing")
+    job.run.console.notice(
+        f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
+    )
+    return made, stepper(made, node.optim.build(made.trained), job.types)
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """What a resumed run must share with the one that it continues."""
+    return {
+        "recipe": {k: v for k, v in job.run.values.items() if k != "out"},
+        "model": job.resolved.facts(),
+        "data": {"train": job.train.digest, "valid": job.valid.digest if job.valid is not None else ""},
+        "files": {**job.train.files, **(job.valid.files if job.valid is not None else {})},
+        "packages": packages(),
+        "threads": job.run.threads,
+        "device": job.run.device,
+        "world": job.run.world,
+    }
+
+
+def _resume(job: Job, steps: Single, found: Found | None) -> Progress:
+    """The state of the checkpoint, or the beginning."""
+    metrics, samples = Lines(job.run.folder / "metrics.jsonl"), Lines(job.run.folder / "samples.jsonl")
+    if found is None:
+        metrics.cut(0)
+        samples.cut(0)
+        return Progress()
+    path, tensors, facts = found
+    for changed in compare(facts["identity"], identity(job), job.run.grants.accept):
+        job.run.console.notice(f"going on with a change: {changed}")
+    steps.load(tensors)
+    metrics.cut(facts["metrics_bytes"])
+    samples.cut(facts["samples_bytes"])
+    said = dict(facts["progress"])
+    watch = Watch(tuple(said["watch"]["losses"]), said["watch"]["streak"])
+    progress = Progress(**{**said, "watch": watch})
+    job.run.console.notice(f"going on from step {progress.step} of {job.steps} ({path.name})")
+    return progress
+
+
+def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
+    node, run = job.node, job.run
+    metrics = Lines(run.folder / "metrics.jsonl")
+    built.model.train()
+    plan = Plan(
+        job.steps,
+        job.order.steps_per_epoch,
+        node.seed,
+        node.optim.lr,
+        node.optim.clip,
+        node.schedule,
+        node.guard,
+        node.evaluate,
+        node.checkpoint,
+    )
+    run.console.start("training", job.steps, start.step)
+    with _loggers(job) as log:
+        hooks = Hooks(
+            data=partial(_step_data, job, built.loaded.support.packed),
+            log=lambda line: (metrics.add(line), log(line))[0],
+            evaluate=partial(_evaluate, job, built, steps) if job.valid is not None else None,
+            save=partial(_save, job, steps, metrics),
+            asked_to_stop=lambda: run.stop.why,
+            measure=partial(_measure, job),
+            show=partial(_show, job),
+        )
+        try:
+            return fit(steps, CrossEntropy(), plan, hooks, start)
+        finally:
+            run.console.end()
+
+
+def _step_data(job: Job, contexts: bool, index: int) -> StepData:
+    epoch, ids = job.order.step(index)
+    node, data = job.node, job.train
+    packing: Packing = node.data.packing if contexts else NoPacking()
+    batches = micro_batches(data, ids, packing, node.data.max_length, job.choice.rows, contexts, job.run.device)
+    tokens = sum(data.length(i) for i in ids)
+    supervised = sum(int((batch.weights > 0).sum()) for batch in batches)
+    return StepData(epoch, ids, batches, tokens, supervised, sum(data.supervised(i) for i in ids))
+
+
+def subject(job: Job, built: Built, steps: Single) -> Subject:
+    """The model in training, as an evaluation sees it."""
+    return Subject(
+        built.scored,
+        built.model,
+        built.loaded.tokenizer,
+        built.loaded.support.packed,
+        job.run.device,
+        Transformers(),
+        job.run.console,
+        job.run.stop.check,
+        autocast=steps.autocast,
+        seed=job.node.seed,
+    )
+
+
+def _evaluate(job: Job, built: Built, steps: Single, step: int) -> dict[str, float]:
+    import math
+
+    valid = job.valid
+    if valid is None:
+        raise DataError("data.valid is empty", fix="give data.valid", key="evaluate")
+    ids = range(min(len(valid), job.node.evaluate.rows or len(valid)))
+    seen = subject(job, built, steps)
+    nll, weight = losses(seen, valid, ids, job.node.data.max_length)
+    mean = sum(nll) / sum(weight)
+    texts = [valid.example(i)[0][1:][valid.example(i)[1][1:] > 0] for i in ids]
+    size = sum(len(built.loaded.tokenizer.decode(text, skip_special_tokens=True).encode()) for text in texts)
+    figures = {"valid.loss": mean, "valid.perplexity": math.exp(min(mean, 700.0))}
+    figures |= {"valid.bits_per_byte": sum(nll) / math.log(2) / max(1, size), "valid.tokens": sum(weight)}
+    _samples(job, seen, step)
+    return figures
+
+
+def _samples(job: Job, seen: Subject, step: int) -> None:
+    """Answers to the first validation prompts, beside what they should be."""
+    rows = [row for row in (job.valid.rows if job.valid is not None else ()) if row.question][
+        : job.node.evaluate.samples
+    ]
+    if not rows:
+        return
+    seen.check("before samples")
+    prompts = [list(row.question) if row.messages else row.question for row in rows]
+    with seen.autocast():
+        made = seen.generator.generate(
+            seen.model, seen.tokenizer, prompts, Sampling(max_tokens=job.node.evaluate.max_tokens)
+        )
+    lines = Lines(job.run.folder / "samples.jsonl")
+    for row, completion in zip(rows, made, strict=True):
+        asked = row.question if isinstance(row.question, str) else str(row.question[-1].get("content"))
+        lines.add({"step": step, "prompt": asked, "expected": row.answer, "answer": completion.text})
+
+
+def _save(job: Job, steps: Single, metrics: Lines, progress: Progress, scheduled: bool) -> None:
+    node, samples = job.node, Lines(job.run.folder / "samples.jsonl")
+    if scheduled:  # before the checkpoint, which remembers how long the file is with this line in it
+        metrics.add({"event": "save", "step": progress.step, "path": f"checkpoints/step-{progress.step}"})
+    metrics.sync()
+    samples.sync()
+    facts = {
+        "step": progress.step,
+        "progress": asdict(progress),
+        "identity": identity(job),
+        "micro_batch": job.choice.rows,
+        "recompute": job.choice.recompute,
+        "metrics_bytes": metrics.size(),
+        "samples_bytes": samples.size(),
+    }
+    state.save(job.checkpoints, progress.step, steps.state(), facts)
+    state.prune(job.checkpoints, node.checkpoint.keep, progress.best_step)
+
+
+def _measure(job: Job, data: StepData, seconds: float) -> dict[str, float]:
+    """Tokens a second without padding; the share of the device's peak is told where the peak is known."""
+    speed = data.tokens / max(seconds, 1e-9)
+    share = 1.0 if isinstance(job.node.adapter, NoAdapter) else 2 / 3
+    flops = 6 * share * job.shape.params * speed
+    top = _peak_flops(job.run.device, job.types.half)
+    return {
+        "tokens_per_second": speed,
+        "mfu": flops / top if top else 0.0,
+        "peak_memory_bytes": float(peak(job.run.device)),
+    }
+
+
+def _peak_flops(device: str, half: bool) -> float:
+    """Of the devices whose data sheets we know, dense; elsewhere 0: unknown."""
+    if device != "cuda":
+        return 0.0
+    name = torch.cuda.get_device_name()
+    known = {"H100": (989e12, 67e12), "H200": (989e12, 67e12), "A100": (312e12, 19.5e12)}
+    return next((peaks[0 if half else 1] for key, peaks in known.items() if key in name), 0.0)
+
+
+def _show(job: Job, line: dict[str, Any]) -> None:
+    console = job.run.console
+    if line["event"] == "evaluate":
+        console.notice(f"step {line['step']}: valid.loss {line['valid.loss']:.4f}")
+        return
+    gigabytes = line["peak_memory_bytes"] / 2**30
+    figures = f"loss {line['loss']:.4f}, {line['tokens_per_second']:.0f} tokens/s, peak {gigabytes:.2f} GiB"
+    console.step("training", line["step"], job.steps, figures)
+
+
+@contextmanager
+def _loggers(job: Job) -> Iterator[Any]:
+    """TensorBoard beside the metrics, where asked for."""
+    if not job.node.log:
+        yield lambda line: None
+        return
+    from llmkit.stages.tensorboard import writer
+
+    with writer(job.run.folder / "tensorboard") as log:
+        yield log
+
+
+def _finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifact:
+    """The result: the best checkpoint where one was asked for, else the last."""
+    run, node = job.run, job.node
+    if progress.best_step not in (None, progress.step):
+        steps.load(state.load(job.checkpoints / f"step-{progress.best_step}")[0])
+        run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
+    export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved)
+    from llmkit.stages.report import write_report
+
+    write_report(run.folder)
+    return publish(
+        run.folder,
+        {
+            "kind": node.kind,
+            "base": job.resolved.facts(),
+            "recipe_digest": run.recipe_digest,
+            "recipe": run.values,
+            "data": {"train": job.train.digest, "valid": job.valid.digest if job.valid is not None else ""},
+            "data_files": job.train.files,
+            "counts": job.train.counts,
+            "template": template_digest(built.loaded.tokenizer),
+            "packages": packages(),
+            "seed": node.seed,
+            "threads": run.threads,
+            "device": run.device,
+            "attention": built.loaded.attention,
+            "precision": job.types.name,
+            "micro_batch": job.choice.rows,
+            "recompute": job.choice.recompute,
+            "samples": len(job.train),
+            "step": progress.step,
+            "best_step": progress.best_step,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        },
+    )

@@ -1,0 +1,50 @@
+"""`kind: evaluate`: tasks over a model, with a table of predictions and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from llmkit.core.config import config, setting
+from llmkit.evals.tasks import Task
+from llmkit.inference.node import Generator, Transformers
+from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.train.node import Precision
+
+if TYPE_CHECKING:
+    from llmkit.core.artifact import Artifact
+    from llmkit.core.run import Run
+
+
+@config
+class Evaluate:
+    """Perplexity, generation and multiple-choice tasks over a model; every figure with a 95 % interval."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    model: ModelRef
+    quant: Quant = NoQuant()
+    """How the base is held."""
+    tasks: tuple[Task, ...]
+    """What is asked."""
+    generator: Generator = Transformers()
+    """Where text comes from."""
+    precision: Precision = "auto"
+    """`auto` is fp32 on CPU and bf16_mixed on GPUs."""
+    seed: int = setting(0, least=0)
+    out: str
+    """The run's folder."""
+
+    def problems(self) -> Iterator[tuple[str, str, str]]:
+        """What contradicts what, as (key, what is wrong, fix)."""
+        names = [task.name for task in self.tasks]
+        if not names:
+            yield "tasks", "is empty", "name at least one task"
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            yield "tasks", f"two tasks are called {twice}", "give each its own name"
+
+    def run(self, run: Run) -> Artifact:
+        """Writes `predictions.jsonl`, `evals.jsonl` and the report."""
+        from llmkit.stages.build_inference import evaluate
+
+        return evaluate(self, run)

@@ -1,0 +1,148 @@
+"""`report.html`: one self-contained page with curves, figures, settings and samples."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmkit.core.files import write_atomic
+from llmkit.core.metrics import Lines
+
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
+h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse;width:100%}
+td,th{border-bottom:1px solid #d0d7de;padding:.35rem .6rem;text-align:left;vertical-align:top}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}pre{white-space:pre-wrap;margin:0;font-size:13px}
+svg{width:100%;height:auto;background:#f6f8fa;border-radius:6px}.k{color:#59636e}figure{margin:1rem 0}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(20rem,1fr));gap:1rem}
+@media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}svg{background:#161b22}
+td,th{border-color:#30363d}.k{color:#9198a1}}
+"""
+COLOURS = ("#0969da", "#cf222e", "#1a7f37")
+
+
+def write_report(folder: Path) -> Path:
+    """Writes the page of one stage's folder."""
+    lines = Lines(folder / "metrics.jsonl").read()
+    samples = Lines(folder / "samples.jsonl").read()
+    evals = Lines(folder / "evals.jsonl").read()
+    parts = [
+        _figures(lines, evals),
+        _curves(lines),
+        _samples(samples),
+        _predictions(folder / "predictions.jsonl"),
+        _settings(folder / "resolved.yaml"),
+    ]
+    title = html.escape(folder.name or "run")
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
+    page += "<meta name=viewport content='width=device-width'>"
+    page += f"<style>{STYLE}</style><h1>{title}</h1>{''.join(parts)}</html>\n"
+    path = folder / "report.html"
+    write_atomic(path, page.encode())
+    return path
+
+
+def _figures(lines: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    seen = [line for line in lines if line["event"] == "evaluate"]
+    if seen:
+        for name in (n for n in seen[0] if n.startswith("valid.") and n != "valid.tokens"):
+            rows.append((name, f"{_number(seen[0][name])} → {_number(seen[-1][name])}", "before → after"))
+    rows += [
+        (e["metric"], _number(e["value"]), f"[{_number(e['low'])}, {_number(e['high'])}], n {e['n']}") for e in evals
+    ]
+    trained = [line for line in lines if line["event"] == "train"]
+    if trained:
+        speed = sorted(line["tokens_per_second"] for line in trained)[len(trained) // 2]
+        top = max(line["peak_memory_bytes"] for line in trained) / 2**30
+        rows += [("steps", str(trained[-1]["step"]), ""), ("tokens per second", f"{speed:.0f}", "median")]
+        rows += [("peak memory", f"{top:.2f} GiB", "")]
+    return table("Figures", ("", "value", ""), rows) if rows else ""
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
+    trained = [line for line in lines if line["event"] == "train"]
+    seen = [line for line in lines if line["event"] == "evaluate"]
+    if not trained:
+        return ""
+    loss = {"training": _points(trained, "loss"), "validation": _points(seen, "valid.loss")}
+    charts = [
+        ("loss", loss),
+        *((name, {name: _points(trained, name)}) for name in ("grad_norm", "lr", "tokens_per_second")),
+    ]
+    return "<h2>Curves</h2><div class=grid>" + "".join(chart(name, series) for name, series in charts) + "</div>"
+
+
+def _points(lines: Iterable[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    return [(line["step"], float(line[name])) for line in lines if isinstance(line.get(name), int | float)]
+
+
+def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """A line chart as SVG; each series is a list of (x, y)."""
+    points = [point for line in series.values() for point in line]
+    if not points:
+        return ""
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    left, right, low, high = min(xs), max(xs), min(ys), max(ys)
+    wide, tall = max(right - left, 1e-12), max(high - low, 1e-12)
+
+    def place(x: float, y: float) -> str:
+        return f"{50 + 430 * (x - left) / wide:.1f},{180 - 150 * (y - low) / tall:.1f}"
+
+    drawn, keys = [], []
+    for (name, line), colour in zip(series.items(), COLOURS, strict=False):
+        if line:
+            path = " ".join(place(x, y) for x, y in line)
+            drawn.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{path}"/>')
+            keys.append(f'<tspan fill="{colour}">{html.escape(name)} </tspan>')
+    axes = (
+        f'<text x="4" y="34">{_number(high)}</text><text x="4" y="182">{_number(low)}</text>'
+        f'<text x="50" y="200">{left:g}</text><text x="480" y="200" text-anchor="end">step {right:g}</text>'
+    )
+    label = f'<text x="50" y="18" font-weight="600" fill="currentColor">{html.escape(title)} </text>'
+    legend = f'<text x="480" y="18" text-anchor="end">{"".join(keys)}</text>' if len(keys) > 1 else ""
+    style = 'font-size="11" font-family="system-ui" fill="#6e7781"'
+    return f'<figure><svg viewBox="0 0 500 208" {style}>{label}{legend}{axes}{"".join(drawn)}</svg></figure>'
+
+
+def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
+    if not samples:
+        return ""
+    first, last = samples[0]["step"], samples[-1]["step"]
+    before = {s["prompt"]: s["answer"] for s in samples if s["step"] == first}
+    rows = [
+        (s["prompt"], s["expected"], before.get(s["prompt"], ""), s["answer"]) for s in samples if s["step"] == last
+    ]
+    return table("Samples", ("prompt", "expected", f"step {first}", f"step {last}"), rows, pre=True)
+
+
+def _predictions(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open(encoding="utf-8") as file:
+        said = [json.loads(line) for line, _ in zip(file, range(4000), strict=False)]
+    rows = [(row["text"], row["label"], row["prediction"]) for row in said if row["prediction"]][:10]
+    return table("Answers", ("prompt", "expected", "answer"), rows, pre=True) if rows else ""
+
+
+def _settings(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    return f"<h2>Settings</h2><pre>{html.escape(path.read_text('utf-8'))}</pre>"
+
+
+def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], pre: bool = False) -> str:
+    """A titled HTML table; every cell is escaped."""
+    wrap = "<pre>{}</pre>" if pre else "{}"
+    body = "".join(
+        "<tr>" + "".join(f"<td>{wrap.format(html.escape(str(cell)))}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    return f"<h2>{html.escape(title)}</h2><table><tr>{top}</tr>{body}</table>"
