@@ -118,3 +118,27 @@ def _settings(sampling: Sampling, stop: list[int], pad: int) -> Any:
         pad_token_id=pad,
         **({"do_sample": False} | drawn),
     )
+
+
+def stream(model: Any, tokenizer: Any, prompt: Any, sampling: Sampling) -> Iterator[str]:
+    """One completion, piece by piece as it is made."""
+    from threading import Thread
+
+    from transformers import TextIteratorStreamer
+
+    ids = torch.tensor([encode(tokenizer, prompt)], device=next(model.parameters()).device)
+    stop = ends(model, tokenizer)
+    pieces = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    settings = _settings(sampling, stop, (stop or [0])[0])
+    if sampling.temperature > 0:
+        torch.manual_seed(mixed(sampling.seed, 0))
+    given = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "generation_config": settings,
+        "streamer": pieces,
+    }
+    thread = Thread(target=model.generate, kwargs=given, daemon=True)
+    thread.start()
+    yield from pieces
+    thread.join()

@@ -1,0 +1,73 @@
+"""What `llmkit check` tells of a sound recipe: the data as it will be trained on, and the memory it needs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from llmkit.core.environment import prepare as quiet_libraries
+from llmkit.core.memory import available
+from llmkit.data.prepare import Prepared, prepare
+from llmkit.models.load import read_tokenizer
+from llmkit.models.resolve import resolve
+from llmkit.stages.build_training import sizes
+from llmkit.stages.sft import Sft
+
+
+def inspect(name: str, node: Any, show: int) -> None:
+    """Prints the tables of one stage.
+
+    Raises:
+        LlmkitError: its data or its model cannot be used.
+    """
+    quiet_libraries()
+    title = f"{name or node.kind}: " if name else ""
+    if not isinstance(node, Sft):
+        _say(f"{title}{node.kind} is sound")
+        return
+    resolved = resolve(node.model)
+    tokenizer = read_tokenizer(resolved, node.model.template)
+    for key, sources in (("train", node.data.train), ("valid", node.data.valid)):
+        if sources:
+            made = prepare(sources, node.data, tokenizer, f"data.{key}", lambda error: None)
+            _say(f"{title}data.{key}: {_table(made)}")
+            if show and key == "train":
+                _tokens(made, tokenizer, show)
+    _, choice = sizes(node, resolved, "cpu")
+    parts = ", ".join(f"{part} {size / 2**20:.0f}" for part, size in vars(choice.account).items())
+    total, free = choice.account.total / 2**20, available("cpu") / 2**20
+    recompute = " with recompute" if choice.recompute else ""
+    _say(f"{title}memory: about {total:.0f} of {free:.0f} MiB at {choice.rows} rows a forward{recompute} ({parts})")
+
+
+def _table(made: Prepared) -> str:
+    lengths = np.diff(made.starts)
+    low, middle, high = (int(n) for n in np.quantile(lengths, (0.05, 0.5, 0.95)))
+    share = made.counts["supervised tokens"] / made.counts["tokens"]
+    facts = [f"{made.counts['rows']} rows", f"{len(made)} examples", f"{made.counts['tokens']} tokens"]
+    facts += [f"{share:.0%} trained", f"lengths {low} / {middle} / {high} (5, 50, 95 %)"]
+    known = {"rows", "examples", "tokens", "supervised tokens"}
+    return ", ".join(facts + [f"{reason} {n}" for reason, n in made.counts.items() if n and reason not in known])
+
+
+def _tokens(made: Prepared, tokenizer: Any, count: int) -> None:
+    """Each token of the first examples: trained ones green, masked ones dim, a bar between tokens."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+    for index in range(min(count, len(made))):
+        ids, weights = made.example(index)
+        text = Text(f"— example {index}, {len(ids)} tokens, {int((weights > 0).sum())} trained\n", style="bold")
+        for token, weight in zip(ids, weights, strict=True):
+            piece = tokenizer.decode([int(token)]).replace("\n", "⏎\n")
+            plain = f"[{piece}]" if weight > 0 and not console.is_terminal else piece
+            text.append(plain, style="black on green" if weight > 0 else "dim")
+            text.append("|", style="bright_black")
+        console.print(text)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")

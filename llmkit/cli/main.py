@@ -1,0 +1,241 @@
+"""`llmkit VERB`: the table of verbs, and the one place where errors are printed.
+
+A verb's heavy half is imported when it is called: `llmkit --help` and a broken recipe meet no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from llmkit.core.errors import LlmkitError, Problem
+
+app = typer.Typer(
+    name="llmkit",
+    help="Fine-tune, evaluate and ship large language models from recipes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+USAGE: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+"""What the command line's own parser raises, whichever package holds its class."""
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as optim.lr=1e-4.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
+Model = Annotated[str, typer.Argument(help="An alias, a Hub id, a model folder, an adapter folder or a run's folder.")]
+Code = Annotated[bool, typer.Option("--allow-code", help="Run code that the model's folder brings.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe file.")],
+    overrides: Overrides = None,
+    resume: Annotated[str, typer.Option(help="auto, never, or the folder of a checkpoint.")] = "auto",
+    accept: Annotated[list[str] | None, typer.Option(metavar="KEY", help="May differ from the checkpoint.")] = None,
+    allow_code: Code = False,
+    allow_nonfinite: Annotated[bool, typer.Option(help="Load weights that hold NaN or infinity.")] = False,
+) -> None:
+    """Run the stage or the pipeline of a recipe; continue it if it was interrupted."""
+    from llmkit.cli.recipes import run as verb
+
+    verb(recipe, overrides or [], resume, tuple(accept or ()), allow_code, allow_nonfinite)
+
+
+@app.command()
+def check(
+    recipe: Annotated[str, typer.Argument(help="A recipe file.")],
+    overrides: Overrides = None,
+    show: Annotated[int, typer.Option(metavar="N", help="Show the tokens of the first N examples.")] = 0,
+) -> None:
+    """Parse a recipe, render its data, account its memory; change nothing."""
+    from llmkit.cli.recipes import check as verb
+
+    verb(recipe, overrides or [], show)
+
+
+@app.command()
+def show(
+    recipe: Annotated[str, typer.Argument(help="A recipe file.")] = "",
+    overrides: Overrides = None,
+    json: Json = False,
+    schema: Annotated[bool, typer.Option(help="Print the JSON schema of recipes, for editors.")] = False,
+) -> None:
+    """Print the resolved recipe with the origin of every value."""
+    from llmkit.cli.recipes import show as verb
+
+    verb(recipe, overrides or [], json, schema)
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    max_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text itself, without the chat template.")] = False,
+    json: Json = False,
+    allow_code: Code = False,
+) -> None:
+    """Answer one prompt."""
+    from llmkit.cli.text import generate as verb
+
+    verb(model, prompt, max_tokens, temperature, seed, raw, json, allow_code)
+
+
+@app.command()
+def chat(
+    model: Model,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    allow_code: Code = False,
+) -> None:
+    """Talk with a model in the terminal; an empty line ends it."""
+    from llmkit.cli.text import chat as verb
+
+    verb(model, max_tokens, temperature, seed, allow_code)
+
+
+@app.command()
+def evaluate(
+    target: Annotated[str, typer.Argument(help="A recipe file or a model.")],
+    overrides: Overrides = None,
+    tasks: Annotated[str, typer.Option(help="Names of tasks, with commas, when TARGET is a model.")] = "",
+    to: Annotated[str, typer.Option(help="The folder of the results.")] = "",
+) -> None:
+    """Run the tasks of a recipe, or named tasks over a model."""
+    from llmkit.cli.recipes import evaluate as verb
+
+    verb(target, overrides or [], tasks, to)
+
+
+@app.command()
+def merge(
+    model: Model,
+    to: Annotated[str, typer.Option(help="The folder of the result.")],
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+) -> None:
+    """Fold an adapter into its base, behind a gate on the difference of the logits."""
+    from llmkit.cli.recipes import merge as verb
+
+    verb(model, to, precision)
+
+
+@app.command()
+def report(folder: Annotated[str, typer.Argument(help="A run's folder.")]) -> None:
+    """Write the run's page again, and print where it is."""
+    from llmkit.cli.runs import report as verb
+
+    verb(folder)
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="A run's folder.")],
+    b: Annotated[str, typer.Argument(help="Another.")],
+    json: Json = False,
+) -> None:
+    """Say what differs between two runs: recipe, data, versions, results."""
+    from llmkit.cli.runs import diff as verb
+
+    verb(a, b, json)
+
+
+@app.command()
+def runs(folder: Annotated[str, typer.Argument(help="Where to look.")] = "runs", json: Json = False) -> None:
+    """List the runs of a folder."""
+    from llmkit.cli.runs import runs as verb
+
+    verb(folder, json)
+
+
+@app.command()
+def fetch(name: Annotated[str, typer.Argument(help="An alias or a Hub id.")], json: Json = False) -> None:
+    """Bring a model into the cache."""
+    from llmkit.cli.setup import fetch as verb
+
+    verb(name, json)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str, typer.Argument(help="Copy this one into the working folder.")] = "",
+) -> None:
+    """List the recipes that llmkit ships, or copy one."""
+    from llmkit.cli.setup import recipes as verb
+
+    verb(name)
+
+
+@app.command()
+def quickstart(out: Annotated[str, typer.Option(help="The run's folder.")] = "runs/quickstart") -> None:
+    """Fine-tune a small model on Python docstrings made from your own Python, and see what it learned."""
+    from llmkit.cli.quickstart import quickstart as verb
+
+    verb(out)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Report versions, devices, and which fast rows are live and why."""
+    from llmkit.cli.setup import doctor as verb
+
+    verb(json)
+
+
+def main() -> NoReturn:
+    """The command line: exit status 0 done, 2 recipe or usage, 3 data, 4 model, 5 resource, 6 peers, 75 resumable."""
+    words = [w for w in sys.argv[1:] if not w.startswith(("--local_rank=", "--local-rank="))]
+    debug = "--debug" in words
+    words = [w for w in words if w != "--debug"]
+    code = _guarded(words, debug)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    sys.exit(code)
+
+
+def _guarded(words: list[str], debug: bool) -> int:
+    try:
+        return _status(app(words, standalone_mode=False))
+    except USAGE as usage:
+        if type(usage).__name__ == "NoArgsIsHelpError":
+            usage.show()
+            return 2
+        return _say([Problem(usage.format_message().rstrip("."), "see llmkit --help")], 2)
+    except (typer.Abort, KeyboardInterrupt):
+        return _say([Problem("stopped by SIGINT", "run the same command again to go on")], 75)
+    except LlmkitError as error:
+        if debug:
+            traceback.print_exc()
+        return _say(error.problems, error.code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone: nothing more to say to it
+        return 0
+    except Exception as fault:
+        if debug:
+            traceback.print_exc()
+        place = f"{type(fault).__name__}: {str(fault).strip().splitlines()[0] if str(fault).strip() else ''}"
+        return _say([Problem(f"llmkit met a fault of its own ({place})", "run again with --debug and report it")], 1)
+
+
+def _status(returned: Any) -> int:
+    return returned if isinstance(returned, int) else 0
+
+
+def _say(problems: Any, code: int) -> int:
+    """One line a problem, on standard error; under a launcher only rank 0 speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError, ValueError):
+            for problem in problems:
+                sys.stderr.write(f"llmkit: error: {problem}\n")
+            sys.stderr.flush()
+    return code

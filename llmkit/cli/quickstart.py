@@ -1,0 +1,79 @@
+"""`llmkit quickstart`: the main job on a small model, from nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmkit.cli.setup import shipped
+from llmkit.core.console import Console
+
+MODEL = "smollm2-135m-instruct-q4"
+
+
+def quickstart(out: str) -> None:
+    """Evaluates, fine-tunes, evaluates again, and shows what changed."""
+    from llmkit.recipe.execute import run
+    from llmkit.recipe.load import load_recipe
+
+    began = time.monotonic()
+    console = Console()
+    console.notice(f"fetching {MODEL}, and making a data set from this Python's own library")
+    run(load_recipe(shipped() / "quickstart.yaml", {"out": out}), console=console)
+    _tell(Path(out), time.monotonic() - began)
+
+
+def _tell(folder: Path, seconds: float) -> None:
+    from llmkit.core import records
+    from llmkit.core.metrics import Lines
+    from llmkit.evals.run import compare
+
+    tables = [
+        list(records.read(folder / name / "predictions.jsonl", records.Prediction)) for name in ("before", "after")
+    ]
+    reports = [{e["metric"]: e for e in Lines(folder / name / "evals.jsonl").read()} for name in ("before", "after")]
+    changes = {report.metric: report for report in compare(tables[1], tables[0])}
+    _say("")
+    _say(f"{'held-out (95 % intervals)':28}{'before':>26}{'after':>26}{'difference':>26}")
+    for metric, before in reports[0].items():
+        change = changes.get(metric)
+        last = _interval(vars(change)) if change is not None else ""
+        _say(f"{metric:28}{_interval(before):>26}{_interval(reports[1][metric]):>26}{last:>26}")
+    _samples(*tables)
+    _say(f"\n{seconds:.0f} s. Report: {folder / 'tune' / 'report.html'}\nNext:")
+    for line in _next(folder):
+        _say(f"  {line}")
+
+
+def _interval(report: Any) -> str:
+    return f"{report['value']:.3f} [{report['low']:.3f}, {report['high']:.3f}]"
+
+
+def _samples(before: Sequence[Any], after: Sequence[Any]) -> None:
+    answered = [row for row in before if row.prediction][:5]
+    later = {row.example_id: row.prediction for row in after}
+    for row in answered:
+        name = row.text.split("def ", 1)[-1].split("(")[0]
+        _say(f"\n{name}\n  expected  {_line(row.label)}\n  before    {_line(row.prediction)}")
+        _say(f"  after     {_line(later[row.example_id])}")
+
+
+def _line(text: str) -> str:
+    short = " ".join(text.split())
+    return short if len(short) < 110 else short[:107] + "..."
+
+
+def _next(folder: Path) -> list[str]:
+    example = "Describe in one sentence what this Python function does.\\n\\ndef area(r):\\n    return 3.14159 * r * r"
+    return [
+        f"llmkit chat {folder / 'tune'}",
+        f"llmkit generate {folder / 'tune'} $'{example}'",
+        "llmkit recipes sft/lora && llmkit run lora.yaml 'data.train=[{kind: jsonl, path: YOURS.jsonl}]'",
+    ]
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")

@@ -1,0 +1,85 @@
+"""The verbs around the work: fetch, recipes, doctor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from llmkit.core.environment import prepare
+from llmkit.core.errors import RecipeError
+
+
+def fetch(name: str, as_json: bool) -> None:
+    """Brings a model into the cache and prints where it is."""
+    prepare(remote=True)
+    from llmkit.models.node import ModelRef
+    from llmkit.models.resolve import resolve
+
+    found = resolve(ModelRef(name=name))
+    if as_json:
+        facts = {"path": str(found.folder), "source": found.source, "revision": found.revision, "sha256": found.sha256}
+        sys.stdout.write(json.dumps(facts) + "\n")
+    else:
+        sys.stdout.write(f"{found.folder}\n")
+
+
+def shipped() -> Path:
+    """The folder of recipes: in an installed wheel, or beside the sources."""
+    package = Path(__file__).parents[1]
+    inside = package / "_shipped" / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def recipes(name: str) -> None:
+    """Lists recipes with the comment that each begins with, or copies one."""
+    folder = shipped()
+    found = {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
+    if not name:
+        for short, path in found.items():
+            sys.stdout.write(f"{short:28} {path.read_text().splitlines()[0].removeprefix('# ')}\n")
+        return
+    if name not in found:
+        raise RecipeError(f"{name} is no shipped recipe", fix=f"use one of {', '.join(found)}")
+    target = Path(found[name].name)
+    if target.exists():
+        raise RecipeError(f"{target} is here already", fix="move it away first")
+    shutil.copyfile(found[name], target)
+    sys.stdout.write(f"{target}\n")
+
+
+def doctor(as_json: bool) -> None:
+    """Versions, devices, and which fast rows are live."""
+    prepare()
+    import torch
+
+    from llmkit.checkpoint.identity import packages
+    from llmkit.core.matmul import row
+    from llmkit.core.memory import available
+    from llmkit.models.attend import flash_missing
+
+    missing = flash_missing()
+    facts = {
+        "packages": packages(),
+        "python": sys.version.split()[0],
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "free_memory_mib": available("cuda" if torch.cuda.is_available() else "cpu") >> 20,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "rows": {
+            "linear": row(),
+            "attention flash": f"not live: needs {missing}" if missing else "live",
+            "attention sdpa": "live",
+            "attention flex": "live",
+            "attention eager": "live",
+        },
+    }
+    if as_json:
+        sys.stdout.write(json.dumps(facts) + "\n")
+        return
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            sys.stdout.write(f"{key}:\n" + "".join(f"  {k:18} {v}\n" for k, v in value.items()))
+        else:
+            sys.stdout.write(f"{key}: {value}\n")

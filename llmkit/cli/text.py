@@ -1,0 +1,65 @@
+"""The verbs that make text: generate, chat."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from llmkit.core.environment import prepare
+from llmkit.core.run import Grants
+
+
+def _open(model: str, code: bool) -> Any:
+    import torch
+
+    from llmkit.models.node import ModelRef
+    from llmkit.stages.build_inference import open_model
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return open_model(ModelRef(name=model), device, "auto", Grants(code=code))[0]
+
+
+def generate(
+    model: str, prompt: str, max_tokens: int, temperature: float, seed: int, raw: bool, as_json: bool, code: bool
+) -> None:
+    """Answers one prompt: through the chat template where there is one."""
+    prepare(remote="/" in model)
+    from llmkit.inference.node import Sampling, Transformers
+
+    loaded = _open(model, code)
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    asked: Any = prompt if raw or not loaded.tokenizer.chat_template else [{"role": "user", "content": prompt}]
+    made = Transformers().generate(loaded.model, loaded.tokenizer, [asked], sampling)[0]
+    if as_json:
+        facts = {"text": made.text, "token_ids": list(made.token_ids), "finish_reason": made.finish_reason}
+        sys.stdout.write(json.dumps(facts | {"prompt_tokens": made.prompt_tokens}) + "\n")
+    else:
+        sys.stdout.write(made.text + "\n")
+
+
+def chat(model: str, max_tokens: int, temperature: float, seed: int, code: bool) -> None:
+    """A conversation; answers appear as they are made."""
+    prepare(remote="/" in model)
+    from llmkit.inference.generate import stream
+    from llmkit.inference.node import Sampling
+
+    loaded = _open(model, code)
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    said: list[dict[str, str]] = []
+    while (line := _ask()).strip():
+        said.append({"role": "user", "content": line})
+        answer = ""
+        for piece in stream(loaded.model, loaded.tokenizer, said, sampling):
+            answer += piece
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+        said.append({"role": "assistant", "content": answer})
+
+
+def _ask() -> str:
+    try:
+        return input("> " if sys.stdin.isatty() else "")
+    except EOFError:
+        return ""
