@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from llmkit.core.environment import prepare
@@ -57,9 +58,9 @@ def doctor(as_json: bool) -> None:
     from llmkit.checkpoint.identity import packages
     from llmkit.core.matmul import row
     from llmkit.core.memory import available
-    from llmkit.models.attend import flash_missing
 
-    missing = flash_missing()
+    missing = "" if find_spec("flash_attn") else "the package flash-attn"
+    missing = missing if torch.cuda.is_available() else "a CUDA device"
     facts = {
         "packages": packages(),
         "python": sys.version.split()[0],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 
 
 def prepare(remote: bool = False) -> None:
@@ -13,5 +14,6 @@ def prepare(remote: bool = False) -> None:
     os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
     if not remote:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
     for name in ("bitsandbytes", "transformers", "peft", "torch", "py.warnings"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,8 +66,8 @@ def tiled(pieces: Sequence[Piece], rule: Rule, varlen_func: Callable[..., Tensor
         window_size=(rule.window - 1, 0) if rule.window else (-1, -1),
         softcap=rule.cap,
     )
-    sizes = [p.q.shape[0] * p.q.shape[2] for p in pieces]
-    return [o.unflatten(0, (p.q.shape[0], -1)).transpose(1, 2) for o, p in zip(out.split(sizes), pieces, strict=True)]
+    outs = torch.split(out, [p.q.shape[0] * p.q.shape[2] for p in pieces])
+    return [o.view(p.q.shape[0], -1, *o.shape[1:]).transpose(1, 2) for o, p in zip(outs, pieces, strict=True)]
 
 
 def flex(pieces: Sequence[Piece], rule: Rule) -> list[Tensor]:
@@ -77,7 +77,7 @@ def flex(pieces: Sequence[Piece], rule: Rule) -> list[Tensor]:
 
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[..., Any]:
-    return cast(Callable[..., Any], torch.compile(flex_attention, dynamic=True))
+    return torch.compile(flex_attention, dynamic=True)
 
 
 def blocked(pieces: Sequence[Piece], rule: Rule, flex_func: Callable[..., Any]) -> list[Tensor]:
@@ -88,7 +88,7 @@ def blocked(pieces: Sequence[Piece], rule: Rule, flex_func: Callable[..., Any]) 
     """
     if rule.dropout:
         raise ModelError("flex knows no attention dropout", fix="use attention: auto", key="model.attention")
-    q, k, v = (torch.cat([row for t in parts for row in t.split(1)], 2) for parts in _parts(pieces))
+    q, k, v = (torch.cat([row for t in parts for row in torch.split(t, 1)], 2) for parts in _parts(pieces))
     shapes = tuple((p.q.shape[2], p.before) for p in pieces for _ in range(p.q.shape[0]))
 
     def capped(score: Tensor, *_: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def blocked(pieces: Sequence[Piece], rule: Rule, flex_func: Callable[..., Any]) 
     out, lse = flex_func(q, k, v, score, mask, rule.scale, shared, return_lse=True)
     if rule.sinks is not None:  # a key without a value takes its share of the softmax
         out = out * torch.sigmoid(lse - rule.sinks.float().view(1, -1, 1))[..., None].to(out.dtype)
-    outs = iter(out.split([length for length, _ in shapes], 2))
+    outs = iter(torch.split(out, [length for length, _ in shapes], 2))
     return [torch.cat([next(outs) for _ in range(p.q.shape[0])]) for p in pieces]
 
 

@@ -30,6 +30,6 @@ class Merge:
 
     def run(self, run: Run) -> Artifact:
         """Merges, measures, and publishes `model/` only if the gate passes."""
-        from llmkit.stages.build_training import merge
+        from llmkit.stages.build_inference import merge
 
         return merge(self, run)

@@ -1,0 +1,154 @@
+"""Whole stages on a tiny model: what a run leaves, and that others can read it."""
+
+import json
+
+import pytest
+import torch
+
+from llmkit import Evaluate, Merge, Sft, run
+from llmkit.core.console import Console
+from llmkit.core.errors import LlmkitError, ModelError, RecipeError
+
+
+def sft(tiny, rows, out, **more):
+    data = {"train": [{"kind": "jsonl", "path": str(rows)}], "valid": [{"kind": "jsonl", "path": str(rows)}]}
+    options = {"data": {**data, "max_length": 96}, "batch": {"rows": 5}, "steps": 6, "evaluate": {"samples": 1, "max_tokens": 3}}
+    options |= {"optim": {"kind": "adamw", "lr": 1e-2}, "out": str(out), "model": str(tiny)}
+    return Sft(**(options | more))
+
+
+def go(node, **more):
+    return run(node, console=Console(quiet=True), **more)
+
+
+def metrics(folder):
+    timings = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in timings} for line in lines]
+
+
+METHODS = {
+    "lora": {"adapter": {"kind": "lora", "rank": 4, "alpha": 8}},
+    "dora": {"adapter": {"kind": "lora", "rank": 4, "dora": True}},
+    "rslora": {"adapter": {"kind": "lora", "rank": 4, "rslora": True, "dropout": 0.1}},
+    "full": {"adapter": "none", "optim": {"kind": "adamw", "lr": 3e-3}},
+    "full recompute": {"adapter": "none", "memory": {"recompute": "full"}, "optim": {"kind": "adamw", "lr": 3e-3}},
+    "qlora": {"quant": "bnb_nf4", "optim": {"kind": "adamw_8bit", "lr": 1e-2}},
+    "bf16_mixed": {"precision": "bf16_mixed"},
+    "bf16": {"precision": "bf16"},
+    "unpacked": {"data.packing": "none"},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_and_loads_elsewhere(method, tiny, rows, tmp_path):
+    more = dict(METHODS[method])
+    node = sft(tiny, rows, tmp_path / "run")
+    if packing := more.pop("data.packing", None):
+        more["data"] = {**{k: getattr(node.data, k) for k in ("train", "valid", "max_length")}, "packing": packing}
+    artifact = go(sft(tiny, rows, tmp_path / "run", **more))
+    lines = metrics(artifact.folder)
+    evaluated = [line["valid.loss"] for line in lines if line["event"] == "evaluate"]
+    assert evaluated[-1] < evaluated[0] - 0.1
+    assert artifact.manifest["step"] == 6
+    artifact.verify()
+    _loads_elsewhere(artifact, tiny)
+
+
+def _loads_elsewhere(artifact, tiny):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(artifact.model())
+    assert tokenizer.chat_template
+    if (artifact.model() / "adapter_config.json").exists():
+        base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+        PeftModel.from_pretrained(base, artifact.model())
+    else:
+        AutoModelForCausalLM.from_pretrained(artifact.model())
+
+
+def test_a_finished_run_is_left_alone_and_another_recipe_is_refused(tiny, rows, tmp_path):
+    out = tmp_path / "run"
+    go(sft(tiny, rows, out))
+    before = (out / "metrics.jsonl").read_bytes()
+    go(sft(tiny, rows, out))
+    assert (out / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(RecipeError, match="optim.lr"):
+        go(sft(tiny, rows, out, optim={"kind": "adamw", "lr": 2e-2}))
+
+
+def test_c13_a_changed_recipe_or_data_file_is_named_on_resume(tiny, rows, tmp_path):
+    out = tmp_path / "run"
+    go(sft(tiny, rows, out, checkpoint={"every": 2}))
+    status = json.loads((out / "status.json").read_text())
+    (out / "status.json").write_text(json.dumps(status | {"state": "running"}))
+    with pytest.raises(RecipeError, match=r"recipe\.optim\.lr"):
+        go(sft(tiny, rows, out, checkpoint={"every": 2}, optim={"kind": "adamw", "lr": 2e-2}))
+    rows.write_text(rows.read_text().replace("hello", "howdy"))
+    with pytest.raises(RecipeError, match=r"files\.rows\.jsonl"):
+        go(sft(tiny, rows, out, checkpoint={"every": 2}))
+
+
+def test_the_best_checkpoint_is_the_result(tiny, rows, tmp_path):
+    node = sft(
+        tiny,
+        rows,
+        tmp_path / "run",
+        steps=12,
+        evaluate={"every": 2, "samples": 0},
+        checkpoint={"best": "valid.loss", "keep": 1},
+        optim={"kind": "adamw", "lr": 0.3},
+        schedule="constant",
+        guard={"spike": 0},
+    )
+    artifact = go(node)
+    seen = {m["step"]: m["valid.loss"] for m in metrics(artifact.folder) if m["event"] == "evaluate" and m["step"]}
+    best = min(seen, key=seen.get)
+    assert artifact.manifest["best_step"] == best
+    assert (artifact.folder / "checkpoints" / f"step-{best}").is_dir()
+
+
+def test_merge_folds_what_the_adapter_says_and_refuses_past_its_bound(tiny, rows, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    go(sft(tiny, rows, tmp_path / "run"))
+    merged = go(Merge(model=str(tmp_path / "run"), out=str(tmp_path / "merged")))
+    facts = merged.manifest
+    assert 0 <= facts["logit_difference"] <= facts["bound"] == 1e-5
+    AutoModelForCausalLM.from_pretrained(merged.model())
+    with pytest.raises(ModelError, match="off by"):
+        go(Merge(model=str(tmp_path / "run"), out=str(tmp_path / "half"), precision="bf16", bound=1e-9))
+    assert not (tmp_path / "half" / "model").exists()
+
+
+def test_merge_of_a_quantised_base_tries_both_ways(tiny, rows, tmp_path):
+    go(sft(tiny, rows, tmp_path / "run", quant="bnb_nf4"))
+    facts = go(Merge(model=str(tmp_path / "run"), out=str(tmp_path / "merged"))).manifest
+    assert facts["way"] == "into the dequantised base"
+    assert facts["logit_difference"] < 1e-3 < facts["bound"]
+
+
+def test_evaluate_before_and_after_shows_the_gain(tiny, rows, tmp_path):
+    from llmkit.core.records import Prediction, read
+    from llmkit.evals.run import compare
+
+    go(sft(tiny, rows, tmp_path / "run", steps=20))
+    source = [{"kind": "jsonl", "path": str(rows)}]
+    tasks = [{"kind": "perplexity", "data": source}, {"kind": "generation", "data": source, "rows": 4, "max_tokens": 8}]
+    tables = []
+    for name, model in (("before", tiny), ("after", tmp_path / "run")):
+        made = go(Evaluate(model=str(model), tasks=tasks, out=str(tmp_path / name)))
+        tables.append(list(read(made.folder / "predictions.jsonl", Prediction)))
+    change = {report.metric: report for report in compare(tables[1], tables[0])}
+    assert change["perplexity.perplexity"].high < 0
+    assert (tmp_path / "after" / "report.html").read_text().count("<h2>") >= 2
+
+
+def test_t7_an_empty_evaluation_set_is_an_error_before_anything_is_trained(tiny, rows, tmp_path):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    data = {"train": [{"kind": "jsonl", "path": str(rows)}], "valid": [{"kind": "jsonl", "path": str(empty)}]}
+    with pytest.raises(LlmkitError, match=r"data\.valid: holds no rows"):
+        go(sft(tiny, rows, tmp_path / "run", data=data))
+    assert not (tmp_path / "run" / "checkpoints").exists()
