@@ -93,18 +93,19 @@ def allowed(piece: Piece, start: int, end: int, first: int, window: int) -> Tens
 
 
 def scored(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule) -> Tensor:
-    """The definition: scores, soft-cap, mask (boolean, or to add), sinks, softmax in fp32, values."""
+    """The definition: scores, soft-cap, mask (boolean, or to add), sinks, softmax in fp32 or better, values."""
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = (q @ k.transpose(2, 3)).float() * rule.scale
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = (q @ k.transpose(2, 3)).to(wide) * rule.scale
     if rule.cap:
         scores = torch.tanh(scores / rule.cap) * rule.cap
     # the lowest number, not -inf: a padded row that sees no key must stay finite
-    scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min) if mask.dtype == torch.bool else scores + mask
+    scores = scores.masked_fill(~mask, torch.finfo(wide).min) if mask.dtype == torch.bool else scores + mask
     if rule.sinks is None:
         weights = softmax(scores, -1)
     else:
-        sinks = rule.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        sinks = rule.sinks.to(wide).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
         weights = softmax(torch.cat([scores, sinks], -1), -1)[..., :-1]
     return torch.dropout(weights.to(v.dtype), rule.dropout, train=rule.dropout > 0) @ v
