@@ -99,4 +99,4 @@ def read(path: Path, expected: str) -> dict[str, Tensor]:
 def _aligned(data: Tensor, dtype: torch.dtype) -> Tensor:
     """Bytes as a type; a slice that does not start on the type's boundary is copied."""
     wide = torch.empty((), dtype=dtype).element_size()
-    return (data if data.data_ptr() % wide == 0 else data.clone()).view(dtype)
+    return (data if data.storage_offset() % wide == 0 else data.clone()).view(dtype)

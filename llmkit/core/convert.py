@@ -122,7 +122,7 @@ def convert(hint: Any, value: Value, key: str, report: Report, item: dataclasses
 def _is_default(item: dataclasses.Field[Any], value: Value) -> bool:
     default = item.default
     held = value.held
-    return held == default or (isinstance(held, str) and held in (str(default), "null", "~") and not value.quoted)
+    return held == default or (isinstance(held, str) and held in (str(default).lower(), "null", "~") and not value.quoted)
 
 
 def _convert(hint: Any, value: Value, key: str, report: Report) -> Any:

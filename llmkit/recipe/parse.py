@@ -12,6 +12,8 @@ from llmkit.core.convert import Origin, Value
 from llmkit.core.errors import RecipeError
 
 MOST_BYTES, MOST_DEPTH, MOST_NODES = 1 << 20, 64, 100_000
+PLAIN_TAGS = {"str", "int", "float", "bool", "null", "timestamp", "seq", "map", "value", "merge"}
+"""What YAML gives to untagged nodes; we read none of them but the shape."""
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -116,7 +118,7 @@ class _Tree:
     def value(self, node: yaml.Node, key: str) -> Value:
         """The value of a node."""
         origin = self.origin(node)
-        if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.endswith((":binary", ":set", ":omap", ":pairs")):
+        if node.tag.removeprefix("tag:yaml.org,2002:") not in PLAIN_TAGS:
             self._fail(f"carries the tag {node.tag}", "take the tag away", key, origin)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, key, origin)
