@@ -227,7 +227,7 @@ def _taken(model: Any) -> dict[str, Tensor]:
 
 def off(a: Tensor, b: Tensor) -> float:
     """The largest difference, relative to the largest value of `b`."""
-    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-30))
+    return float(((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).detach())
 
 
 def worst(model: Any, case: Case, owner: Any = None) -> tuple[float, float]:
@@ -256,9 +256,9 @@ def measure(family: str) -> Row:
     with torch.no_grad(), Doubled():
         paged = off(*cached(model)) <= BAR
     # the backward pass leaves `Doubled`, so recomputing enters it again
-    model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), Doubled())})
+    model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), Doubled())})
     recompute = max(worst(model, packed_case())) <= BAR
-    model.gradient_checkpointing_disable()
+    model.activation_checkpointing_disable()
     lora = max(worst(adapted(model), packed_case(), model)) <= BAR
     return Row(family, packed, tree, paged, lora, recompute, support.reason)
 

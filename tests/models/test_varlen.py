@@ -1,0 +1,87 @@
+"""flash and flex lay pieces end to end; here with a plain function in flash-attn's place, and flex uncompiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from llmkit.core.errors import ModelError
+from llmkit.models.pieces import Piece, Rule, eager
+from llmkit.models.varlen import blocked, tiled
+
+SHAPES = [(0, 1), (0, 7), (9, 1), (0, 129), (130, 5), (3, 100)]
+
+
+def pieces() -> list[Piece]:
+    draw = torch.Generator().manual_seed(0)
+    sizes = [(before, length, before + length) for before, length in SHAPES]
+    return [
+        Piece(*(torch.randn(1, *s, 16, generator=draw) for s in ((4, length), (2, keys), (2, keys))), before)
+        for before, length, keys in sizes
+    ]
+
+
+def plain_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_starts: Tensor,
+    k_starts: Tensor,
+    q_most: int,
+    k_most: int,
+    dropout_p: float,
+    softmax_scale: float,
+    causal: bool,
+    window_size: tuple[int, int],
+    softcap: float,
+) -> Tensor:
+    """What flash-attn's varlen function is documented to do: causal, aligned to the last key of each sequence."""
+    assert causal and q_starts.dtype == k_starts.dtype == torch.int32
+    assert (q_most, k_most) == (max(n for _, n in SHAPES), max(b + n for b, n in SHAPES))
+    outs = []
+    for n in range(len(q_starts) - 1):
+        here, there = slice(q_starts[n], q_starts[n + 1]), slice(k_starts[n], k_starts[n + 1])
+        one = [t[None].transpose(1, 2) for t in (q[here], k[there], v[there])]
+        piece = Piece(*one, one[1].shape[2] - one[0].shape[2])
+        outs.append(eager([piece], Rule(softmax_scale, window_size[0] + 1, softcap))[0].transpose(1, 2)[0])
+    return torch.cat(outs)
+
+
+@pytest.mark.parametrize("rule", [Rule(0.2), Rule(0.2, window=5), Rule(0.2, cap=1.5)])
+def test_flash_lays_pieces_end_to_end(rule: Rule) -> None:
+    given = pieces()
+    for ours, plain in zip(tiled(given, rule, plain_varlen), eager(given, rule), strict=True):
+        assert torch.allclose(ours, plain, rtol=1e-5, atol=1e-6)
+
+
+SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("rule", [Rule(0.2), Rule(0.2, window=5), Rule(0.2, cap=1.5), Rule(0.2, sinks=SINKS)])
+def test_flex_equals_the_plain_twin(rule: Rule) -> None:
+    given = pieces()
+    for ours, plain in zip(blocked(given, rule, flex_attention), eager(given, rule), strict=True):
+        assert torch.allclose(ours, plain, rtol=1e-5, atol=2e-6)
+
+
+def test_flex_visits_only_blocks_that_share_a_piece() -> None:
+    seen: list[Any] = []
+
+    def watching(q: Tensor, k: Tensor, v: Tensor, score: Any, mask: Any, *rest: Any, **more: Any) -> Any:
+        seen.append(mask)
+        return torch.zeros_like(q), torch.zeros(q.shape[:3])
+
+    same = [torch.randn(1, 1, 128, 16) for _ in range(3)]
+    blocked([Piece(*same, 0) for _ in range(8)], Rule(1.0), watching)
+    assert seen[0].kv_num_blocks.tolist() == [[[1] * 8]]  # control: a dense mask has 8 for each
+    assert seen[0].kv_indices[0, 0, :, 0].tolist() == list(range(8))
+
+
+def test_flex_refuses_dropout() -> None:
+    with pytest.raises(ModelError, match="flex knows no attention dropout"):
+        blocked(pieces(), Rule(1.0, dropout=0.1), flex_attention)
