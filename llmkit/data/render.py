@@ -1,7 +1,7 @@
 """From rows to tokens with a weight each.
 
-The tokens are those that the model will see in use: the whole rendered text goes through the tokenizer at once. What is
-trained is found by rendering, not by searching: an answer is what the template adds between the conversation up to it,
+The tokens are those that the model will see in use: a conversation goes through the tokenizer at once, a plain prompt
+apart from its completion. What is trained is found by rendering, not by searching: an answer is what the template adds between the conversation up to it,
 ending in the generation prompt, and the conversation with it. A template for which one is no beginning of the other is
 refused. Special-token text inside of messages is kept as plain text.
 """
@@ -31,6 +31,8 @@ class Rendered:
     """Whether the end token is still to be added, and trained."""
     special: bool = False
     """Whether the tokenizer adds its own first token."""
+    cut: int = 0
+    """Where a prompt ends that is sent alone in use: no token may reach over it."""
 
 
 class Renderer:
@@ -50,10 +52,10 @@ class Renderer:
             DataError: there are messages and no chat template.
         """
         if not row.messages:
-            text = row.prompt + row.completion
-            start = 0 if self.train_on == "all" else len(row.prompt)
-            marked = bool(self.specials.search(text))
-            return Rendered(self._escaped(text) if marked else text, ((start, len(text)),), marked, True, True)
+            prompt, completion = self._escaped(row.prompt), self._escaped(row.completion)
+            text, cut = prompt + completion, len(prompt)
+            marked = text != row.prompt + row.completion
+            return Rendered(text, ((0 if self.train_on == "all" else cut, len(text)),), marked, True, True, cut)
         return self._conversation(row)
 
     def _conversation(self, row: Row) -> Rendered:
@@ -109,18 +111,30 @@ class Renderer:
             plain = [i for i, r in enumerate(rendered) if not r.marked and r.special == special]
             if not plain:
                 continue
-            texts = [rendered[i].text for i in plain]
-            out = self.tokenizer(texts, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
-            for i, ids, offsets in zip(plain, out["input_ids"], out["offset_mapping"], strict=True):
-                made[i] = self._weighed(rendered[i], ids, offsets)
+            heads = self._tokens([rendered[i].text[: rendered[i].cut or None] for i in plain], special)
+            tails = self._tokens([rendered[i].text[rendered[i].cut :] if rendered[i].cut else "" for i in plain], False)
+            for i, (ids, offsets), (more, places) in zip(plain, heads, tails, strict=True):
+                if special:
+                    ids, offsets = self._open_ended(ids, offsets)
+                cut = rendered[i].cut
+                made[i] = self._weighed(rendered[i], [*ids, *more], [*offsets, *((a + cut, b + cut) for a, b in places)])
         return [pair or self._encode_marked(rendered[i]) for i, pair in enumerate(made)]
+
+    def _tokens(self, texts: Sequence[str], special: bool) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        if not any(texts):
+            return [([], [])] * len(texts)
+        out = self.tokenizer(list(texts), add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        return list(zip(out["input_ids"], out["offset_mapping"], strict=True))
+
+    def _open_ended(self, ids: list[int], offsets: list[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
+        """Without an end that the tokenizer put there by itself: ours comes after the completion."""
+        closed = bool(ids) and ids[-1] == self.tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]
+        return (ids[:-1], offsets[:-1]) if closed else (ids, offsets)
 
     def _weighed(
         self, r: Rendered, ids: list[int], offsets: Sequence[tuple[int, int]]
     ) -> tuple[list[int], list[float]]:
         end = self.tokenizer.eos_token_id
-        while r.special and ids and ids[-1] == end and offsets[-1][0] == offsets[-1][1]:
-            ids, offsets = ids[:-1], offsets[:-1]  # an end that the tokenizer put there by itself
         weights = [float(any(s <= a and b <= e for s, e in r.spans)) if b > a else 0.0 for a, b in offsets]
         if r.special and self.train_on == "all" and ids and offsets[0][0] == offsets[0][1]:
             weights[0] = 0.0
@@ -132,16 +146,15 @@ class Renderer:
         """A text whose messages hold special-token text: the template's own tokens are special, those are not."""
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
-        if r.special and (first := self.tokenizer.build_inputs_with_special_tokens([])[:1]):
+        if r.special and (first := self.tokenizer("")["input_ids"][:1]):
             ids, offsets = (list(first), [(0, 0)]) if first[0] != self.tokenizer.eos_token_id else ([], [])
-        at = 0
-        for match in [*self.specials.finditer(r.text), None]:
-            end = match.start() if match else len(r.text)
-            self._encode_plain(r.text[at:end], at, ids, offsets)
-            if match:
+        for start, end in ((0, r.cut), (r.cut, len(r.text))):
+            for match in self.specials.finditer(r.text, start, end):
+                self._encode_plain(r.text[start : match.start()], start, ids, offsets)
                 ids.append(self.ids[match[0]])
                 offsets.append(match.span())
-                at = match.end()
+                start = match.end()
+            self._encode_plain(r.text[start:end], start, ids, offsets)
         return self._weighed(r, ids, offsets)
 
     def _encode_plain(self, text: str, at: int, ids: list[int], offsets: list[tuple[int, int]]) -> None:
