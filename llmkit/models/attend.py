@@ -91,8 +91,8 @@ def attention(kind: Kind) -> Callable[..., tuple[Tensor, None]]:
     ) -> tuple[Tensor, None]:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         rule = Rule(scale, sliding_window or 0, softcap or 0.0, s_aux, dropout)
-        if attend is None and rule.plain and kind is sdpa:
-            own: Any = sdpa_attention_forward
+        if attend is None and rule.plain and (kind is sdpa or (kind is not eager and attention_mask is not None)):
+            own: Any = sdpa_attention_forward  # also under flash and flex, which take no mask
             out, _ = own(module, query, key, value, attention_mask, dropout, scaling, **others)
             return out, None
         if attend is None:

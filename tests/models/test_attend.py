@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmkit.core.errors import ModelError
 from llmkit.core.types import Packed, Paged, Segment, Span, Tree
-from llmkit.models.attend import NO_MASK, install
+from llmkit.models.attend import NO_MASK, attention, install
 from llmkit.models.paged import BlockStore
 from llmkit.models.support import alone, contexted, off, packed_case, tiny, tree_case
 
@@ -132,6 +132,18 @@ def test_no_context_is_transformers_own_sdpa() -> None:
     assert install(model, "auto") == "sdpa"
     assert torch.equal(model(tokens).logits, own[0])
     assert torch.equal(model(tokens, attention_mask=mask).logits, own[1])
+
+
+def test_kinds_without_masks_leave_padded_batches_to_sdpa() -> None:
+    def unmasked(pieces: Any, rule: Any) -> list[Tensor]:
+        return [torch.full_like(p.q, 7.0) for p in pieces]
+
+    q, mask = torch.randn(2, 2, 3, 8), torch.ones(2, 1, 3, 3, dtype=torch.bool).tril()
+    padded, _ = attention(unmasked)(torch.nn.Module(), q, q, q, mask)
+    plain = torch.nn.functional.scaled_dot_product_attention(q, q, q, mask).transpose(1, 2)
+    assert torch.equal(padded, plain)
+    whole, _ = attention(unmasked)(torch.nn.Module(), q, q, q, None)
+    assert (whole == 7).all()  # control: without a mask the kind itself runs
 
 
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])

@@ -118,10 +118,13 @@ def test_the_model_and_the_random_state_are_as_before() -> None:
     model = llama().train()
     model.model.layers[0].mlp.eval()
     modes = [module.training for module in model.modules()]
+    drawn = []
+    model.model.norm.register_forward_hook(lambda *_: drawn.append(torch.rand(1)))
     install(model, "auto")
     kind, state = model.config._attn_implementation, torch.get_rng_state()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     probe(model)
+    assert drawn  # something was random
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert model.config._attn_implementation == kind
