@@ -76,7 +76,7 @@ class FusedLora(PeftLinear):  # type: ignore[misc]
         if x.dtype != down.dtype or self.lora_B[name].bias is not None or base.weight.requires_grad:
             return cast(Tensor, super().forward(x, *args, **kwargs))
         if isinstance(dropout, nn.Identity) or not self.training:
-            return cast(Tensor, _LoraLinear.apply(x, base.weight, base.bias, down, up, self.scaling[name]))
+            return cast(Tensor, cast(Any, _LoraLinear).apply(x, base.weight, base.bias, down, up, self.scaling[name]))
         return cast(Tensor, super().forward(x, *args, **kwargs))
 
 
@@ -95,7 +95,7 @@ class _LoraLinear(torch.autograd.Function):
         return out.addmm_(low, up.T, alpha=scale).view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, down, up, low = ctx.saved_tensors
         out = grad.reshape(-1, grad.shape[-1])
         to_low = (out @ up).mul_(ctx.scale)

@@ -28,10 +28,10 @@ class Lora:
     """Low-rank updates beside frozen linears (LoRA, arXiv:2106.09685), through peft and saved in its format."""
 
     kind: Literal["lora"] = "lora"
-    rank: int = setting(16, least=1)
-    alpha: float = setting(32.0, above=0.0)
+    rank: int = setting(default=16, least=1)
+    alpha: float = setting(default=32.0, above=0.0)
     """The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank))."""
-    dropout: float = setting(0.0, least=0.0, below=1.0)
+    dropout: float = setting(default=0.0, least=0.0, below=1.0)
     targets: Literal["all-linear"] | str | tuple[str, ...] = "all-linear"
     """`all-linear` (all but the head), a regular expression over module paths, or a list of name endings."""
     dora: bool = False
@@ -48,7 +48,8 @@ class Lora:
         """
         from llmkit.adapters.lora import attach
 
-        return attach(model, self)
+        adapted: nn.Module = attach(model, self)
+        return adapted
 
 
 Adapter = Annotated[

@@ -1,7 +1,7 @@
 """Checkpoints: named tensors and JSON, published whole or not at all, verified when read.
 
-`checkpoints/step-N/` holds `tensors.safetensors`, `state.json` (the loop's own facts) and `manifest.json` (the sha256 of
-both, and of every tensor its global shape and the slice that this file holds). It is written under another name and
+`checkpoints/step-N/` holds `tensors.safetensors`, `state.json` (the loop's own facts) and `manifest.json` (the sha256
+of both, and of every tensor its global shape and the slice that this file holds). It is written under another name and
 renamed: a reader sees a whole checkpoint or none. Nothing in it can run code.
 """
 

@@ -82,7 +82,7 @@ def read(path: Path, expected: str) -> dict[str, Tensor]:
         raw = np.fromfile(path, dtype=np.uint8)
     except OSError as cause:
         raise ModelError(f"cannot be read ({cause.strerror})", fix="use another checkpoint", file=str(path)) from cause
-    if hashlib.sha256(memoryview(raw)).hexdigest() != expected:
+    if hashlib.sha256(raw.data).hexdigest() != expected:
         raise ModelError("is damaged: its sha256 is not the manifest's", fix="use another checkpoint", file=str(path))
     length = int.from_bytes(raw[:8].tobytes(), "little")
     header = json.loads(raw[8 : 8 + length].tobytes())

@@ -12,8 +12,8 @@ from llmkit.core.memory import available
 from llmkit.data.prepare import Prepared, prepare
 from llmkit.models.load import read_tokenizer
 from llmkit.models.resolve import resolve
-from llmkit.stages.build_training import sizes
 from llmkit.stages.sft import Sft
+from llmkit.stages.sizes import sizes
 
 
 def inspect(name: str, node: Any, show: int) -> None:

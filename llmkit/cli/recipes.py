@@ -67,7 +67,7 @@ def show(recipe: str, overrides: Sequence[str], as_json: bool, schema: bool) -> 
         sys.stdout.write(resolved(loaded))
         return
     stages = {name: hidden(plain(node), f"stages.{name}" if name else "", loaded.shown) for name, node in loaded.stages}
-    values: Any = stages[""] if "" in stages else {"stages": stages}
+    values: Any = stages.get("", {"stages": stages})
     origins = {key: str(origin) for key, origin in loaded.origins.items() if key}
     out(json.dumps({"recipe": values, "origins": origins}))
 

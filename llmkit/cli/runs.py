@@ -34,8 +34,7 @@ def report(folder: str) -> None:
 
 def diff(a: str, b: str, as_json: bool) -> None:
     """Prints each key whose value differs."""
-    sides = [facts(_run(folder)) for folder in (a, b)]
-    found = differences(*sides)
+    found = differences(facts(_run(a)), facts(_run(b)))
     if as_json:
         sys.stdout.write(json.dumps({key: [old, new] for key, old, new in found}) + "\n")
         return

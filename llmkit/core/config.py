@@ -56,19 +56,19 @@ Size = Annotated[int, Unit("bytes")]
 
 
 def setting(
-    default: Any = MISSING,
     *,
-    make: Callable[[], Any] | None = None,
+    default: Any = MISSING,
+    default_factory: Callable[[], Any] | None = None,
     above: float | None = None,
     least: float | None = None,
     most: float | None = None,
     below: float | None = None,
     later: bool = False,
 ) -> Any:
-    """A field with limits. `make` builds a default; `later` refuses any value but the default as not available yet."""
+    """A field with limits; `later` refuses any value but the default as not available yet."""
     metadata = {"limits": Limits(above, least, most, below), "later": later}
-    if make is not None:
-        return field(default_factory=make, metadata=metadata)
+    if default_factory is not None:
+        return field(default_factory=default_factory, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -86,4 +86,6 @@ def config(cls: type[T]) -> type[T]:
         check_fields(self)
 
     cls.__post_init__ = check  # type: ignore[attr-defined]
-    return dataclass(frozen=True, kw_only=True)(cls)
+    decorate: Any = dataclass(frozen=True, kw_only=True)
+    made: type[T] = decorate(cls)
+    return made

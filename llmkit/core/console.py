@@ -1,4 +1,4 @@
-"""What a run tells its user, on standard error: a bar on a terminal, plain lines otherwise. A closed stream is no fault."""
+"""What a run tells its user, on standard error: a bar on a terminal, else plain lines; a closed stream is no fault."""
 
 from __future__ import annotations
 

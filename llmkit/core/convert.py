@@ -8,43 +8,31 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from llmkit.core.config import Later, Limits, Unit
 from llmkit.core.errors import Problem, RecipeError
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a value was written."""
-
-    kind: str = "python"
-    """default, file, command line or python"""
-    file: str = ""
-    line: int = 0
-    column: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}" if self.kind == "file" else self.kind
-
-
-@dataclass(frozen=True)
-class Value:
-    """A written value: text (its type not yet decided), a Python value, or a list or mapping of `Value`s."""
-
-    held: Any
-    origin: Origin = Origin()
-    quoted: bool = True
-    keys: Mapping[str, Origin] = field(default_factory=dict)
-    """Of a mapping: where each key was written."""
+from llmkit.core.scalars import (
+    BAD,
+    measured,
+    read_bool,
+    read_float,
+    read_int,
+    read_str,
+)
+from llmkit.core.scalars import (
+    Origin as Origin,
+)
+from llmkit.core.scalars import (
+    Value as Value,
+)
 
 
 @dataclass
@@ -59,21 +47,14 @@ class Report:
         self.problems.append(Problem(what, fix, origin.file, origin.line, origin.column, key))
 
 
-UNITS = {
-    "duration": {"s": 1, "m": 60, "h": 3600, "d": 86400},
-    "bytes": {
-        **{"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12},
-        **{"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40},
-    },
-}
-AMBIGUOUS = {"yes", "no", "on", "off", "y", "n", "true", "false", "null", "~", ""}
-_BAD = object()
+def hints(cls: Any) -> dict[str, Any]:
+    """The resolved type of each field."""
+    return _hints(cls)
 
 
 @cache
-def hints(cls: type) -> dict[str, Any]:
-    """The resolved type of each field."""
-    return typing.get_type_hints(cls, include_extras=True)
+def _hints(cls: Hashable) -> dict[str, Any]:
+    return typing.get_type_hints(cast(Any, cls), include_extras=True)
 
 
 def check_fields(node: Any) -> None:
@@ -85,7 +66,7 @@ def check_fields(node: Any) -> None:
     report, cls = Report(), type(node)
     for item in dataclasses.fields(node):
         value = convert(hints(cls)[item.name], _wrap(getattr(node, item.name)), item.name, report, item)
-        if value is not _BAD:
+        if value is not BAD:
             object.__setattr__(node, item.name, value)
     if not report.problems:
         cross_check(node, "", Value({}), report)
@@ -110,19 +91,21 @@ def convert(hint: Any, value: Value, key: str, report: Report, item: dataclasses
     report.origins[key] = value.origin
     if item is not None and item.metadata.get("later") and not _is_default(item, value):
         report.add("is not available yet in this version", "leave it out", key, value.origin)
-        return _BAD
+        return BAD
     made = _convert(hint, value, key, report)
     limits: Limits | None = item.metadata.get("limits") if item is not None else None
     if limits and isinstance(made, int | float) and not isinstance(made, bool) and (bound := limits.broken_by(made)):
         report.add(f"{_text(value)} is out of range", f"give a value {bound}", key, value.origin)
-        return _BAD
+        return BAD
     return made
 
 
 def _is_default(item: dataclasses.Field[Any], value: Value) -> bool:
     default = item.default
     held = value.held
-    return held == default or (isinstance(held, str) and held in (str(default).lower(), "null", "~") and not value.quoted)
+    return held == default or (
+        isinstance(held, str) and held in (str(default).lower(), "null", "~") and not value.quoted
+    )
 
 
 def _convert(hint: Any, value: Value, key: str, report: Report) -> Any:
@@ -131,20 +114,20 @@ def _convert(hint: Any, value: Value, key: str, report: Report) -> Any:
         hint = get_args(hint)[0]
     options = _options(hint)
     nodes = [option for option in options if dataclasses.is_dataclass(option)]
-    if nodes and (isinstance(value.held, dict) or isinstance(value.held, str) or dataclasses.is_dataclass(value.held)):
+    if nodes and (isinstance(value.held, dict | str) or dataclasses.is_dataclass(value.held)):
         return _node(nodes, options, value, key, report, later)
     if isinstance(value.held, str) and value.held in later:
         report.add(f"{value.held} is not available yet in this version", f"use {_names(hint)}", key, value.origin)
-        return _BAD
+        return BAD
     problems: list[str] = []
     for option in options:
         made = _scalar(option, value, unit, key, report, problems)
-        if made is not _BAD:
+        if made is not BAD:
             return made
     if problems != [""]:
         hint_text = next((p for p in problems if p), "")
         report.add(hint_text or f"{_text(value)} is not {_names(hint)}", _way_out(hint, value), key, value.origin)
-    return _BAD
+    return BAD
 
 
 def _marks(hint: Any) -> tuple[tuple[str, ...], str]:
@@ -178,94 +161,42 @@ def _scalar(option: Any, value: Value, unit: str, key: str, report: Report, prob
     held, origin = value.held, get_origin(option)
     if origin is Literal:
         match = [name for name in get_args(option) if held == name and type(held) is type(name)]
-        return match[0] if match else _BAD
+        return match[0] if match else BAD
     if origin is tuple or option is tuple:
         return _items(get_args(option)[0], value, key, report, problems)
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         return _mapping(get_args(option)[1], value, key, report, problems)
     if option is type(None):
-        return None if held is None or (held in ("null", "~", "") and not value.quoted) else _BAD
+        return None if held is None or (held in ("null", "~", "") and not value.quoted) else BAD
     if option is Any:
         return held
-    reader = {bool: _bool, int: _int, float: _float, str: _str}.get(option)
+    reader = {bool: read_bool, int: read_int, float: read_float, str: read_str}.get(option)
     if reader is None or isinstance(held, dict | list):
-        return _BAD
+        return BAD
     if unit and option is {"duration": float, "bytes": int}[unit] and isinstance(held, str):
-        made = _measured(held, unit)
+        made = measured(held, unit)
         if made is not None:
             return option(made)
     return reader(value, problems)
 
 
-def _bool(value: Value, problems: list[str]) -> Any:
-    if isinstance(value.held, bool):
-        return value.held
-    return {"true": True, "false": False}.get(value.held, _BAD) if isinstance(value.held, str) else _BAD
-
-
-def _int(value: Value, problems: list[str]) -> Any:
-    held = value.held
-    if isinstance(held, int) and not isinstance(held, bool):
-        return held
-    if not isinstance(held, str) or (value.quoted and value.origin.kind != "python"):
-        return _BAD
-    if re.fullmatch(r"[+-]?0[0-9_]+", held):
-        problems.append(f"{held} may be octal or decimal")
-        return _BAD
-    if len(held) <= 40 and re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", held) and value.origin.kind != "python":
-        return int(held)
-    return _BAD
-
-
-def _float(value: Value, problems: list[str]) -> Any:
-    held = value.held
-    if isinstance(held, int | float) and not isinstance(held, bool):
-        return float(held) if math.isfinite(held) else _BAD
-    if not isinstance(held, str) or value.quoted or value.origin.kind == "python":
-        return _BAD
-    if re.fullmatch(r"[+-]?0[0-9_]+", held):
-        problems.append(f"{held} may be octal or decimal")
-        return _BAD
-    plain = r"[+-]?([0-9]+(_[0-9]+)*\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
-    made = float(held) if len(held) <= 60 and re.fullmatch(plain, held) else math.nan
-    return made if math.isfinite(made) else _BAD
-
-
-def _str(value: Value, problems: list[str]) -> Any:
-    if not isinstance(value.held, str):
-        return _BAD
-    if not value.quoted and value.held.lower() in AMBIGUOUS:
-        problems.append(f"{value.held or 'nothing'} may be text or not")
-        return _BAD
-    if not value.quoted and re.fullmatch(r"\d{4}-\d\d?-\d\d?([Tt ].*)?", value.held):
-        problems.append(f"{value.held} may be text or a date")
-        return _BAD
-    return value.held
-
-
-def _measured(text: str, unit: str) -> float | None:
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", text)
-    factor = UNITS[unit].get(match[2]) if match else None
-    return float(match[1]) * factor if match and factor else None
-
-
 def _items(hint: Any, value: Value, key: str, report: Report, problems: list[str]) -> Any:
     if not isinstance(value.held, list | tuple):
-        return _BAD
+        return BAD
     made = [convert(hint, _wrap(item), f"{key}.{index}", report) for index, item in enumerate(value.held)]
-    if any(item is _BAD for item in made):
+    if any(item is BAD for item in made):
         problems[:] = [""]  # told already, at the item
-        return _BAD
+        return BAD
     return tuple(made)
 
 
 def _mapping(hint: Any, value: Value, key: str, report: Report, problems: list[str]) -> Any:
     if not isinstance(value.held, Mapping):
-        return _BAD
+        return BAD
     made = {name: convert(hint, _wrap(item), f"{key}.{name}", report) for name, item in value.held.items()}
-    if any(item is _BAD for item in made.values()):
+    if any(item is BAD for item in made.values()):
         problems[:] = [""]
-        return _BAD
+        return BAD
     return made
 
 
@@ -277,9 +208,9 @@ def _node(nodes: list[Any], options: list[Any], value: Value, key: str, report: 
         return _short(nodes, options, value, key, report, later)
     if not isinstance(held, dict):
         report.add(f"{type(held).__name__} is not one of {_classes(nodes)}", "give one of those", key, value.origin)
-        return _BAD
+        return BAD
     cls = nodes[0] if len(nodes) == 1 and "kind" not in held else _by_kind(nodes, value, key, report, later)
-    return cls if cls is _BAD else build(cls, value, key, report)
+    return cls if cls is BAD else build(cls, value, key, report)
 
 
 def _short(nodes: list[Any], options: list[Any], value: Value, key: str, report: Report, later: tuple[str, ...]) -> Any:
@@ -291,16 +222,16 @@ def _short(nodes: list[Any], options: list[Any], value: Value, key: str, report:
             return build(node, Value({short: value}, value.origin, keys={short: value.origin}), key, report)
     if str in options:
         problems: list[str] = []
-        made = _str(value, problems)
-        if made is not _BAD:
+        made = read_str(value, problems)
+        if made is not BAD:
             return made
     if type(None) in options and value.held in ("null", "~", "") and not value.quoted:
         return None
     if value.held in later:
         report.add(f"{value.held} is not available yet in this version", f"use {_kinds(nodes)}", key, value.origin)
-        return _BAD
+        return BAD
     report.add(f"{_text(value)} is not a mapping", f"write `{{kind: {kind_of(nodes[0]) or '...'}}}`", key, value.origin)
-    return _BAD
+    return BAD
 
 
 def _by_kind(nodes: list[Any], value: Value, key: str, report: Report, later: tuple[str, ...]) -> Any:
@@ -308,7 +239,7 @@ def _by_kind(nodes: list[Any], value: Value, key: str, report: Report, later: tu
     path = f"{key}.kind" if key else "kind"
     if written is None:
         report.add("says no kind", f"add kind: {_kinds(nodes)}", path, value.origin)
-        return _BAD
+        return BAD
     name = written.held if isinstance(written, Value) else written
     origin = written.origin if isinstance(written, Value) else value.origin
     for node in nodes:
@@ -316,11 +247,11 @@ def _by_kind(nodes: list[Any], value: Value, key: str, report: Report, later: tu
             return node
     if name in later:
         report.add(f"{name} is not available yet in this version", f"use {_kinds(nodes)}", path, origin)
-        return _BAD
+        return BAD
     near = difflib.get_close_matches(str(name), [*map(kind_of, nodes), *later], 1)
     asked = f", did you mean {near[0]}?" if near else ""
     report.add(f"{_text(_wrap(written))} is no kind of {key or 'stage'}{asked}", f"use {_kinds(nodes)}", path, origin)
-    return _BAD
+    return BAD
 
 
 def build(cls: Any, value: Value, key: str, report: Report) -> Any:
@@ -341,7 +272,7 @@ def build(cls: Any, value: Value, key: str, report: Report) -> Any:
         elif name not in made:
             report.origins[path] = Origin("default")
     if len(report.problems) > before:
-        return _BAD
+        return BAD
     node = object.__new__(cls)
     for name, item in items.items():
         default = item.default if item.default is not dataclasses.MISSING else None
@@ -349,7 +280,7 @@ def build(cls: Any, value: Value, key: str, report: Report) -> Any:
             default = item.default_factory()
         object.__setattr__(node, name, made.get(name, default))
     cross_check(node, key, value, report)
-    return node if len(report.problems) == before else _BAD
+    return node if len(report.problems) == before else BAD
 
 
 def cross_check(node: Any, key: str, value: Value, report: Report) -> None:
@@ -408,11 +339,11 @@ def _names(hint: Any) -> str:
         if get_origin(option) is Literal:
             named += [str(name) for name in get_args(option)]
         elif dataclasses.is_dataclass(option):
-            named.append(kind_of(option) or f"a mapping ({option.__name__})")
+            named.append(kind_of(option) or "a mapping")
         elif get_origin(option) is tuple:
             named.append("a list")
         else:
-            named.append("a mapping" if option not in words else words[option])
+            named.append(words.get(option, "a mapping"))
     return " | ".join(dict.fromkeys(named))
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens [start, end) of row `row`: they see themselves causally and all of the segment `parent` and its parents."""
+    """Tokens [start, end) of row `row`: they see themselves causally, and all of the segment `parent` and its own."""
 
     row: int
     start: int
@@ -35,7 +35,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens [start, end) of row `row` that follow `past` cached tokens; `blocks` names the blocks of them all in order."""
+    """Tokens [start, end) of row `row` after `past` cached ones; `blocks` names the blocks of them all in order."""
 
     row: int
     start: int

@@ -66,5 +66,6 @@ def _batch(
     lengths: tuple[int, ...],
     device: str,
 ) -> Batch:
-    whole = (torch.from_numpy(a.astype(np.int64)).to(device) for a in (tokens, positions, labels))
-    return Batch(*whole, torch.from_numpy(weights.astype(np.float32)).to(device), context, ids, lengths)
+    first, second, third = (torch.from_numpy(a.astype(np.int64)).to(device) for a in (tokens, positions, labels))
+    held = torch.from_numpy(weights.astype(np.float32)).to(device)
+    return Batch(first, second, third, held, context, ids, lengths)

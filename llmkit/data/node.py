@@ -19,9 +19,9 @@ class Jsonl:
 
     kind: Literal["jsonl"] = "jsonl"
     path: str
-    columns: Mapping[str, str] = setting(make=dict)
+    columns: Mapping[str, str] = setting(default_factory=dict)
     """What each of our columns is called in the file: `{prompt: question, completion: answer}`."""
-    weight: float = setting(1.0, later=True)
+    weight: float = setting(default=1.0, later=True)
 
     def rows(self) -> Iterator[Raw | DataError]:
         """Each object, or the error that its line is."""
@@ -36,9 +36,9 @@ class Parquet:
 
     kind: Literal["parquet"] = "parquet"
     path: str
-    columns: Mapping[str, str] = setting(make=dict)
+    columns: Mapping[str, str] = setting(default_factory=dict)
     """What each of our columns is called in the file."""
-    weight: float = setting(1.0, later=True)
+    weight: float = setting(default=1.0, later=True)
 
     def rows(self) -> Iterator[Raw | DataError]:
         """Each row of the file."""
@@ -107,10 +107,10 @@ class Data:
     valid: tuple[Source, ...] = ()
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """Which tokens count: the assistant's turns (or the completion), only the last of them, or all."""
-    max_length: int = setting(1024, least=2, most=1 << 24)
+    max_length: int = setting(default=1024, least=2, most=1 << 24)
     """Tokens of a row; longer examples meet `overflow`."""
     overflow: Literal["drop", "truncate", "split", "error"] = "drop"
     on_bad_row: Literal["error", "quarantine"] = "error"
-    bad_share: float = setting(0.05, least=0.0, most=1.0)
+    bad_share: float = setting(default=0.05, least=0.0, most=1.0)
     """Share of rows that may be unusable (empty, no assistant turn ...) before it is an error."""
     packing: Packing = FirstFit()

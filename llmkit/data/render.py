@@ -1,9 +1,9 @@
 """From rows to tokens with a weight each.
 
 The tokens are those that the model will see in use: a conversation goes through the tokenizer at once, a plain prompt
-apart from its completion. What is trained is found by rendering, not by searching: an answer is what the template adds between the conversation up to it,
-ending in the generation prompt, and the conversation with it. A template for which one is no beginning of the other is
-refused. Special-token text inside of messages is kept as plain text.
+apart from its completion. What is trained is found by rendering, not by searching: an answer is what the template adds
+between the conversation up to it, ending in the generation prompt, and the conversation with it. A template for which
+one is no beginning of the other is refused. Special-token text inside of messages is kept as plain text.
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ class Renderer:
                 if special:
                     ids, offsets = self._open_ended(ids, offsets)
                 cut = rendered[i].cut
-                made[i] = self._weighed(rendered[i], [*ids, *more], [*offsets, *((a + cut, b + cut) for a, b in places)])
+                made[i] = self._weighed(
+                    rendered[i], [*ids, *more], [*offsets, *((a + cut, b + cut) for a, b in places)]
+                )
         return [pair or self._encode_marked(rendered[i]) for i, pair in enumerate(made)]
 
     def _tokens(self, texts: Sequence[str], special: bool) -> list[tuple[list[int], list[tuple[int, int]]]]:

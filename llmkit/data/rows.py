@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -92,7 +93,7 @@ def _opened(path: Path) -> Any:
 
 
 def _parsed(raw: bytes, path: Path, line: int, at: int, torn: bool) -> Raw | DataError:
-    place = {"file": str(path), "line": line}
+    place: dict[str, Any] = {"file": str(path), "line": line}
     try:
         said = json.loads(raw.decode("utf-8", "surrogatepass"))
     except UnicodeDecodeError as cause:
@@ -209,7 +210,7 @@ def _messages(given: Any) -> tuple[Mapping[str, Any], ...]:
         raise Unusable("no assistant turn")
     if "system" in roles[1:] or turns[0] != "user" or any(r not in ("user", "assistant", "tool") for r in turns):
         raise Unusable("roles in the wrong order")
-    if any(a == b and a in ("user", "assistant") for a, b in zip(turns, turns[1:], strict=False)):
+    if any(a == b and a in ("user", "assistant") for a, b in itertools.pairwise(turns)):
         raise Unusable("roles in the wrong order")
     for message in given:
         if not (message.get("role") == "assistant" and message.get("tool_calls")):

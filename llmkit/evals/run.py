@@ -103,10 +103,9 @@ def perplexity(task: Perplexity, subject: Subject) -> tuple[list[Prediction], li
     table = [
         _row(subject, task.name, prepared.rows[i], {"nll": nll[i], "tokens": weight[i], "bytes": sizes[i]}) for i in ids
     ]
-    made = {"metric": f"{task.name}.perplexity", "clusters": clusters, "seed": subject.seed}
     bits = [value / np.log(2) for value in nll]
     return table, [
-        ratio(top=nll, bottom=weight, transform=np.exp, **made),  # type: ignore[arg-type]
+        ratio(f"{task.name}.perplexity", nll, weight, clusters, np.exp, subject.seed),
         ratio(f"{task.name}.bits_per_byte", bits, sizes, clusters, seed=subject.seed),
     ]
 
@@ -207,7 +206,8 @@ def _choices(task: MultipleChoice) -> Iterator[tuple[Row, list[str], int]]:
             if isinstance(raw, DataError):
                 raise raw
             values = mapped(raw, {} if isinstance(source, Docstrings) else source.columns)
-            choices, label = values.get("choices"), values.get("label")
+            choices: Any = values.get("choices")
+            label = values.get("label")
             fine = isinstance(choices, list) and len(choices) > 1 and all(isinstance(c, str) and c for c in choices)
             if not fine or not isinstance(label, int) or not 0 <= label < len(choices):
                 raise DataError(
@@ -273,11 +273,11 @@ def compare(new: Sequence[Prediction], old: Sequence[Prediction], seed: int = 0)
         clusters = [a[key].cluster_id for key in a]
         scores = next(iter(a.values())).scores
         if "nll" in scores:
-            pairs = [([t[k].scores["nll"] for k in a], [t[k].scores["tokens"] for k in a]) for t in (a, b)]
-            reports.append(difference(f"{task}.perplexity", *pairs, clusters, np.exp, seed))  # type: ignore[arg-type]
+            new_sums, old_sums = (([t[k].scores["nll"] for k in a], [t[k].scores["tokens"] for k in a]) for t in (a, b))
+            reports.append(difference(f"{task}.perplexity", new_sums, old_sums, clusters, np.exp, seed))
             continue
         for metric in scores:
             if not metric.startswith("choice_"):
-                values = [([t[k].scores[metric] for k in a], None) for t in (a, b)]
-                reports.append(difference(f"{task}.{metric}", *values, clusters, seed=seed))  # type: ignore[arg-type]
+                left, right = (([t[k].scores[metric] for k in a], None) for t in (a, b))
+                reports.append(difference(f"{task}.{metric}", left, right, clusters, seed=seed))
     return reports

@@ -22,9 +22,9 @@ class Perplexity:
     name: str = "perplexity"
     data: tuple[Source, ...]
     train_on: Literal["assistant", "last", "all"] = "assistant"
-    max_length: int = setting(1024, least=2)
+    max_length: int = setting(default=1024, least=2)
     """Longer rows are cut."""
-    rows: int | None = setting(None, least=1)
+    rows: int | None = setting(default=None, least=1)
     """Only the first `rows` rows."""
 
     def run(self, subject: Subject) -> tuple[list[Prediction], list[Report]]:
@@ -41,8 +41,8 @@ class Generation:
     kind: Literal["generation"] = "generation"
     name: str = "generation"
     data: tuple[Source, ...]
-    max_tokens: int = setting(128, least=1)
-    rows: int | None = setting(None, least=1)
+    max_tokens: int = setting(default=128, least=1)
+    rows: int | None = setting(default=None, least=1)
     """Only the first `rows` rows."""
     extract: str | None = None
     """A regular expression; its last match in answer and reference is what exact match compares."""
@@ -73,7 +73,7 @@ class MultipleChoice:
     data: tuple[Source, ...]
     length: Literal["sum", "token", "byte"] = "byte"
     """What a choice's log-probability is divided by: nothing, its tokens, or its bytes."""
-    rows: int | None = setting(None, least=1)
+    rows: int | None = setting(default=None, least=1)
     """Only the first `rows` rows."""
 
     def run(self, subject: Subject) -> tuple[list[Prediction], list[Report]]:

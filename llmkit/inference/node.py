@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 class Sampling:
     """How the next token is chosen."""
 
-    temperature: float = setting(0.0, least=0.0)
+    temperature: float = setting(default=0.0, least=0.0)
     """0 is greedy."""
-    top_k: int = setting(0, least=0)
+    top_k: int = setting(default=0, least=0)
     """Only the k likeliest tokens; 0 is all."""
-    top_p: float = setting(1.0, above=0.0, most=1.0)
+    top_p: float = setting(default=1.0, above=0.0, most=1.0)
     """Only the likeliest tokens that hold this much of the mass."""
-    min_p: float = setting(0.0, least=0.0, most=1.0)
+    min_p: float = setting(default=0.0, least=0.0, most=1.0)
     """Only tokens at least this likely, as a share of the likeliest."""
-    max_tokens: int = setting(128, least=1)
-    seed: int = setting(0, least=0)
+    max_tokens: int = setting(default=128, least=1)
+    seed: int = setting(default=0, least=0)
 
 
 @config
@@ -33,7 +33,7 @@ class Transformers:
     """transformers' own `generate`, in process."""
 
     kind: Literal["transformers"] = "transformers"
-    batch: int = setting(16, least=1)
+    batch: int = setting(default=16, least=1)
     """Prompts at a time, sorted by length."""
 
     def generate(

@@ -45,7 +45,7 @@ class FusedLinear(nn.Linear):
         """x (..., in) -> (..., out)."""
         if torch.is_autocast_enabled(x.device.type) or x.dtype != self.weight.dtype:
             return super().forward(x)
-        return cast(Tensor, _Linear.apply(x, self.weight, self.bias))
+        return cast(Tensor, cast(Any, _Linear).apply(x, self.weight, self.bias))
 
 
 class _Linear(torch.autograd.Function):
@@ -57,7 +57,7 @@ class _Linear(torch.autograd.Function):
         return linear(rows, weight, bias).view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
         out = grad.reshape(-1, grad.shape[-1])
         to_x = through(out, weight).view(ctx.shape) if ctx.needs_input_grad[0] else None
@@ -88,7 +88,7 @@ class FusedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., hidden) -> (..., hidden)."""
-        return cast(Tensor, self.down_proj(_SiluMul.apply(self.gate_proj(x), self.up_proj(x))))
+        return cast(Tensor, self.down_proj(cast(Any, _SiluMul).apply(self.gate_proj(x), self.up_proj(x))))
 
 
 class _SiluMul(torch.autograd.Function):
@@ -100,7 +100,7 @@ class _SiluMul(torch.autograd.Function):
         return nn.functional.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         slope = torch.sigmoid(gate)
         silu = gate * slope

@@ -1,4 +1,4 @@
-"""A Llama-shaped GGUF file to a plain Hugging Face folder: weights dequantised to fp32, tokenizer and template as they are."""
+"""A Llama-shaped GGUF file to a Hugging Face folder: weights in fp32, tokenizer and template as they are."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _config(facts: dict[str, Any], weights: dict[str, np.ndarray[Any, Any]], tie
 
 
 def _save_tokenizer(source: Path, folder: Path, pre: str) -> None:
-    """transformers converts the vocabulary and merges; the way that text is cut up first is set by GGUF's name for it."""
+    """transformers converts vocabulary and merges; how text is cut up first is set by GGUF's name for it."""
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 

@@ -52,7 +52,7 @@ class Scored(nn.Module):
     def __init__(self, model: nn.Module, chunk: int | None = None) -> None:
         super().__init__()
         self.model = model
-        causal = cast(Any, model).get_base_model() if hasattr(model, "peft_config") else model
+        causal: Any = cast(Any, model).get_base_model() if hasattr(model, "peft_config") else model
         self.causal: Any = [causal]  # in a list: the same modules must not be registered twice
         self.shape = shape_of(causal.config.get_text_config())
         self.chunk = chunk
@@ -116,7 +116,9 @@ def chosen_logps(
         hidden, weight = hidden.to(kind), weight.to(kind)
     grad = torch.is_grad_enabled()
     with torch.autocast(hidden.device.type, enabled=False):
-        return cast(Tensor, _Chosen.apply(hidden.to(weight.dtype), weight, bias, labels, weights, shape, chunk, grad))
+        return cast(
+            Tensor, cast(Any, _Chosen).apply(hidden.to(weight.dtype), weight, bias, labels, weights, shape, chunk, grad)
+        )
 
 
 class _Chosen(torch.autograd.Function):
@@ -144,7 +146,7 @@ class _Chosen(torch.autograd.Function):
         return torch.cat(logps) if logps else hidden.new_zeros(0, dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, weights, by_hidden, by_weight, by_bias = ctx.saved_tensors
         to_hidden = by_hidden * grad[:, None].to(by_hidden.dtype) if ctx.wanted[0] else None
         if not (ctx.wanted[1] or ctx.wanted[2]):

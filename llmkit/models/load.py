@@ -123,7 +123,7 @@ def _base(base: Resolved, how: How) -> Any:
 
 
 def _text_tower(config: Any, base: Resolved) -> Any:
-    """The configuration to load with; a wrapper around a text model must be one that transformers loads as its tower."""
+    """The configuration to load with; of a wrapper, only what transformers loads as a causal language model."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as causal
 
     if type(config) in causal:

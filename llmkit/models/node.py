@@ -20,7 +20,7 @@ class ModelRef:
     """The attention kernel; one that is asked for and missing is an error."""
     template: str | None = None
     """A file with a Jinja chat template that replaces the tokenizer's own."""
-    rope: None = setting(None, later=True)
+    rope: None = setting(default=None, later=True)
     """RoPE scaling."""
 
 
@@ -42,10 +42,10 @@ class Nf4:
 
 @config
 class Int8:
-    """The frozen base is held in 8-bit rows with fp16 outlier columns (LLM.int8(), arXiv:2208.07339), by bitsandbytes."""
+    """The frozen base is held in 8-bit rows, its outliers in fp16 (LLM.int8(), arXiv:2208.07339), by bitsandbytes."""
 
     kind: Literal["bnb_int8"] = "bnb_int8"
-    threshold: float = setting(6.0, least=0.0)
+    threshold: float = setting(default=6.0, least=0.0)
     """Activations above it take the outlier path; 0 turns it off."""
 
 

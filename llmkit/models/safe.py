@@ -69,19 +69,22 @@ def _weight_map(index: Path) -> dict[str, str]:
 def _inside(folder: Path, name: str, index: Path) -> Path:
     """A weight file that really is a plain file of this folder (or of the snapshot store that its link leads to)."""
     path = folder / name
-    place = {"file": str(index), "key": "weight_map", "fix": "fetch the model again"}
+
+    def refused(what: str) -> ModelError:
+        return ModelError(what, file=str(index), key="weight_map", fix="fetch the model again")
+
     if Path(name).name != name or not name.endswith(".safetensors"):
-        raise ModelError(f"{name!r} is no plain file name", **place)
+        raise refused(f"{name!r} is no plain file name")
     real, root = path.resolve(), folder.resolve()
     hub = root.parents[1] / "blobs" if root.parent.name == "snapshots" else root
     if not (real.is_relative_to(root) or real.is_relative_to(hub)):
-        raise ModelError(f"{name!r} leads out of the folder", **place)
+        raise refused(f"{name!r} leads out of the folder")
     try:
         mode = real.stat().st_mode
     except OSError as cause:
         raise ModelError(f"{name} is missing", fix="fetch the model again", file=str(path)) from cause
     if not stat.S_ISREG(mode):
-        raise ModelError(f"{name} is no plain file", **place)
+        raise refused(f"{name} is no plain file")
     return path
 
 

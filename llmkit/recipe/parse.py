@@ -1,4 +1,4 @@
-"""YAML text to a tree of `Value`s with places. Nothing is guessed: a scalar stays text until its field's type reads it."""
+"""YAML text to a tree of `Value`s with places: a scalar stays text until its field's type reads it."""
 
 from __future__ import annotations
 
@@ -67,18 +67,23 @@ def parse(text: str, name: str, kind: str = "file") -> Value:
     except yaml.YAMLError as cause:
         raise RecipeError(str(cause).splitlines()[0], fix="mend the YAML", file=name, line=1) from cause
     if len(documents) > 1:
-        line = documents[1].start_mark.line + 1
+        line = _line(documents[1])
         raise RecipeError("holds two documents", fix="keep one: delete the second `---`", file=name, line=line)
     if not documents or documents[0] is None:
         raise RecipeError("is empty", fix="write a recipe; `llmkit recipes` lists examples", file=name, line=1)
     return _Tree(name, kind).value(documents[0], "")
 
 
+def _line(node: Any) -> int:
+    """1-based."""
+    return int(node.start_mark.line) + 1 if node is not None else 1
+
+
 def _scan(text: str, name: str) -> None:
     """Depth, size and aliases, before any tree is built."""
     depth = nodes = 0
     for event in yaml.parse(text, Loader=Loader):
-        line = event.start_mark.line + 1
+        line = _line(event)
         if isinstance(event, yaml.AliasEvent):
             raise RecipeError(
                 f"uses the alias *{event.anchor}",
@@ -125,7 +130,8 @@ class _Tree:
         if isinstance(node, yaml.SequenceNode):
             items = [self.value(item, f"{key}.{index}") for index, item in enumerate(node.value)]
             return Value(items, origin)
-        return Value(node.value, origin, quoted=node.style in ("'", '"', "|", ">"))
+        style = getattr(node, "style", None)
+        return Value(node.value, origin, quoted=style in ("'", '"', "|", ">"))
 
     def _mapping(self, node: yaml.MappingNode, key: str, origin: Origin) -> Value:
         held: dict[str, Value] = {}

@@ -179,6 +179,8 @@ def _collect(cls: Any, seen: list[Any]) -> None:
 
 
 def _nodes(hint: Any) -> list[Any]:
+    if get_origin(hint) is Annotated:
+        return _nodes(get_args(hint)[0])
     if dataclasses.is_dataclass(hint):
         return [hint]
     return [node for part in get_args(hint) for node in _nodes(part)]

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from llmkit.adapters.node import Lora, NoAdapter
+from llmkit.adapters.node import Lora
 from llmkit.build.precision import Types, types
 from llmkit.build.training import Built, build, how, stepper
 from llmkit.checkpoint import state
 from llmkit.checkpoint.identity import compare, packages
 from llmkit.core.artifact import Artifact, publish
-from llmkit.core.errors import DataError, ResourceError
-from llmkit.core.memory import available, keep_freed_memory, out_of_memory_named, peak
+from llmkit.core.errors import DataError
+from llmkit.core.memory import keep_freed_memory, out_of_memory_named
 from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
 from llmkit.data.batches import micro_batches
@@ -31,19 +31,17 @@ from llmkit.inference.node import Sampling, Transformers
 from llmkit.losses.token import CrossEntropy
 from llmkit.models.export import export
 from llmkit.models.load import read_tokenizer
-from llmkit.models.node import Int8, Nf4, NoQuant
 from llmkit.models.resolve import Resolved, resolve
-from llmkit.models.safe import check_folder, read_json
 from llmkit.parallel.single import Single
-from llmkit.plan.account import Choice, Held, Shape, choose
+from llmkit.plan.account import Choice, Shape
 from llmkit.stages.quarantine import Quarantine
 from llmkit.stages.sft import Sft
+from llmkit.stages.sizes import KNOB, sizes
+from llmkit.stages.speed import measure
 from llmkit.train.fit import Hooks, Plan, Progress, StepData, fit
 from llmkit.train.guard import Watch
-from llmkit.train.node import AdamW8bit
 
 Found = tuple[Path, dict[str, torch.Tensor], dict[str, Any]]
-KNOB = "lower micro_batch or data.max_length, or set memory.recompute=full"
 
 
 @dataclass(frozen=True)
@@ -115,37 +113,6 @@ def read(node: Sft, run: Run) -> Job:
     shape, choice = sizes(node, resolved, run.device)
     run.console.notice(_summary(data, valid, choice, kinds, steps))
     return Job(node, run, resolved, kinds, data, valid, choice, steps, order, shape)
-
-
-def sizes(node: Sft, resolved: Resolved, device: str) -> tuple[Shape, Choice]:
-    """The memory account of a stage, and what `auto` comes to.
-
-    Raises:
-        ResourceError: it cannot fit.
-    """
-    base = resolved.base or resolved
-    headers = check_folder(base.folder)
-    tensors = {name: item["shape"] for header in headers.values() for name, item in header.items()}
-    shape = Shape.read(read_json(base.folder / "config.json"), tensors)
-    kinds = types(node.precision, device)
-    rows = node.micro_batch if isinstance(node.micro_batch, int) else None
-    wanted = {"auto": None, "none": False, "full": True}[node.memory.recompute]
-    free = available(device)
-    choice = choose(shape, _held(node, shape, kinds, device), node.data.max_length, free, device, rows, wanted)
-    if not choice.fits:
-        need, there = choice.account.total / 2**20, free / 2**20
-        raise ResourceError(
-            f"training needs about {need:.0f} MiB, {there:.0f} MiB are free", fix=KNOB, key="micro_batch"
-        )
-    return shape, choice
-
-
-def _held(node: Sft, shape: Shape, kinds: Types, device: str) -> Held:
-    plain = 2.0 if kinds.params == "bf16" else 4.0
-    weight = {Nf4: 0.6, Int8: 1.1, NoQuant: plain}[type(node.quant)]
-    trained = node.adapter.rank * shape.linears if isinstance(node.adapter, Lora) else shape.params
-    moments = 2.1 if isinstance(node.optim, AdamW8bit) else 8.0
-    return Held(weight, 2 if kinds.half else 4, trained, moments, False, 48 << 20 if device == "cpu" else 256 << 20)
 
 
 def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Types, steps: int) -> str:
@@ -228,17 +195,22 @@ def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
     with _loggers(job) as log:
         hooks = Hooks(
             data=partial(_step_data, job, built.loaded.support.packed),
-            log=lambda line: (metrics.add(line), log(line))[0],
+            log=partial(_log, metrics, log),
             evaluate=partial(_evaluate, job, built, steps) if job.valid is not None else None,
             save=partial(_save, job, steps, metrics),
             asked_to_stop=lambda: run.stop.why,
-            measure=partial(_measure, job),
+            measure=partial(measure, job.shape, run.device, job.types.half, isinstance(node.adapter, Lora)),
             show=partial(_show, job),
         )
         try:
             return fit(steps, CrossEntropy(), plan, hooks, start)
         finally:
             run.console.end()
+
+
+def _log(metrics: Lines, more: Any, line: dict[str, Any]) -> None:
+    metrics.add(line)
+    more(line)
 
 
 def _step_data(job: Job, contexts: bool, index: int) -> StepData:
@@ -321,28 +293,6 @@ def _save(job: Job, steps: Single, metrics: Lines, progress: Progress, scheduled
     }
     state.save(job.checkpoints, progress.step, steps.state(), facts)
     state.prune(job.checkpoints, node.checkpoint.keep, progress.best_step)
-
-
-def _measure(job: Job, data: StepData, seconds: float) -> dict[str, float]:
-    """Tokens a second without padding; the share of the device's peak is told where the peak is known."""
-    speed = data.tokens / max(seconds, 1e-9)
-    share = 1.0 if isinstance(job.node.adapter, NoAdapter) else 2 / 3
-    flops = 6 * share * job.shape.params * speed
-    top = _peak_flops(job.run.device, job.types.half)
-    return {
-        "tokens_per_second": speed,
-        "mfu": flops / top if top else 0.0,
-        "peak_memory_bytes": float(peak(job.run.device)),
-    }
-
-
-def _peak_flops(device: str, half: bool) -> float:
-    """Of the devices whose data sheets we know, dense; elsewhere 0: unknown."""
-    if device != "cuda":
-        return 0.0
-    name = torch.cuda.get_device_name()
-    known = {"H100": (989e12, 67e12), "H200": (989e12, 67e12), "A100": (312e12, 19.5e12)}
-    return next((peaks[0 if half else 1] for key, peaks in known.items() if key in name), 0.0)
 
 
 def _show(job: Job, line: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ class Evaluate:
     """Where text comes from."""
     precision: Precision = "auto"
     """`auto` is fp32 on CPU and bf16_mixed on GPUs."""
-    seed: int = setting(0, least=0)
+    seed: int = setting(default=0, least=0)
     out: str
     """The run's folder."""
 

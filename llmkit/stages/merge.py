@@ -21,10 +21,10 @@ class Merge:
     """An adapter folder or a run's folder."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """The type that the merged weights are written in."""
-    bound: float | None = setting(None, above=0.0)
+    bound: float | None = setting(default=None, above=0.0)
     """Largest allowed difference of logits, as a share of the largest logit; without it 1e-5 for fp32 and 2e-2 below,
     and for a quantised base the size of its own quantisation error."""
-    seed: int = setting(0, least=0)
+    seed: int = setting(default=0, least=0)
     out: str
     """The run's folder; the merged model is in its `model/`."""
 

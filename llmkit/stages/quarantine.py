@@ -17,6 +17,7 @@ class Quarantine:
         path.unlink(missing_ok=True)
 
     def __call__(self, error: DataError) -> None:
+        """Keeps one row."""
         problem = error.problems[0]
         self.lines.add(
             {"file": problem.file, "line": problem.line, "why": problem.what, "row": _line(problem.file, problem.line)}

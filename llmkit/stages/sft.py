@@ -41,11 +41,11 @@ class Sft:
     """What is trained; `none` trains every weight."""
     data: Data
     batch: Batching = Batching()
-    micro_batch: int | Literal["auto"] = setting("auto", least=1)
+    micro_batch: int | Literal["auto"] = setting(default="auto", least=1)
     """Packed rows per forward; `auto` asks the memory account and is pinned in the checkpoint."""
-    epochs: int | None = setting(None, least=1)
+    epochs: int | None = setting(default=None, least=1)
     """Passes over the data; 1 when neither it nor `steps` is given."""
-    steps: int | None = setting(None, least=1)
+    steps: int | None = setting(default=None, least=1)
     optim: Optim = AdamW()
     schedule: Schedule = Cosine(warmup=0.03)
     precision: Precision = "auto"
@@ -58,7 +58,7 @@ class Sft:
     deterministic: bool = False
     """Only kernels that give equal bits on equal input; on CPU all of ours do."""
     log: tuple[Log, ...] = ()
-    seed: int = setting(0, least=0)
+    seed: int = setting(default=0, least=0)
     out: str
     """The run's folder."""
 
@@ -81,7 +81,7 @@ class Sft:
         if self.checkpoint.best is not None and self.evaluate.every is None:
             yield (
                 "checkpoint.best",
-                f"{self.checkpoint.best} contradicts evaluate.every, which is not set: nothing measures it while training",
+                f"{self.checkpoint.best} contradicts evaluate.every, which is not set: nothing measures it",
                 "set evaluate.every",
             )
         if self.evaluate.every is not None and not self.data.valid:

@@ -1,8 +1,8 @@
 """Bootstrap intervals for ratios of sums, clustered and paired.
 
 Every figure of ours is sum(numerators) / sum(denominators): a mean has denominators 1. Clusters are resampled whole;
-with one example a cluster that is the ordinary bootstrap. Intervals are BCa (Efron 1987), with the acceleration from the
-jackknife over clusters.
+with one example a cluster that is the ordinary bootstrap. Intervals are BCa (Efron 1987), with the acceleration from
+the jackknife over clusters.
 """
 
 from __future__ import annotations

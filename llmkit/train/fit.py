@@ -1,7 +1,7 @@
 """The loop: a function over plain values.
 
-One step: the batches of a global index -> sums and counts -> guard -> update -> one line; then, when due, evaluation and
-a checkpoint. All that happens depends on the step number and on what a checkpoint holds, never on how often the run
+One step: the batches of a global index -> sums and counts -> guard -> update -> one line; then, when due, evaluation
+and a checkpoint. All that happens depends on the step number and on what a checkpoint holds, never on how often the run
 was interrupted.
 """
 

@@ -27,13 +27,13 @@ class AdamW:
     """AdamW (arXiv:1711.05101)."""
 
     kind: Literal["adamw"] = "adamw"
-    lr: float = setting(2e-4, above=0.0)
-    weight_decay: float = setting(0.0, least=0.0)
+    lr: float = setting(default=2e-4, above=0.0)
+    weight_decay: float = setting(default=0.0, least=0.0)
     """Applied to matrices only, never to norms, biases and other vectors."""
-    beta1: float = setting(0.9, least=0.0, below=1.0)
-    beta2: float = setting(0.999, least=0.0, below=1.0)
-    eps: float = setting(1e-8, above=0.0)
-    clip: float = setting(1.0, least=0.0)
+    beta1: float = setting(default=0.9, least=0.0, below=1.0)
+    beta2: float = setting(default=0.999, least=0.0, below=1.0)
+    eps: float = setting(default=1e-8, above=0.0)
+    clip: float = setting(default=1.0, least=0.0)
     """Largest gradient norm; 0 turns clipping off."""
 
     def build(self, params: Mapping[str, nn.Parameter]) -> Optimizer:
@@ -50,13 +50,13 @@ class AdamW8bit:
     """AdamW whose moments are held in 8-bit blocks (arXiv:2110.02861), by bitsandbytes; small tensors stay 32-bit."""
 
     kind: Literal["adamw_8bit"] = "adamw_8bit"
-    lr: float = setting(2e-4, above=0.0)
-    weight_decay: float = setting(0.0, least=0.0)
+    lr: float = setting(default=2e-4, above=0.0)
+    weight_decay: float = setting(default=0.0, least=0.0)
     """Applied to matrices only, never to norms, biases and other vectors."""
-    beta1: float = setting(0.9, least=0.0, below=1.0)
-    beta2: float = setting(0.999, least=0.0, below=1.0)
-    eps: float = setting(1e-8, above=0.0)
-    clip: float = setting(1.0, least=0.0)
+    beta1: float = setting(default=0.9, least=0.0, below=1.0)
+    beta2: float = setting(default=0.999, least=0.0, below=1.0)
+    eps: float = setting(default=1e-8, above=0.0)
+    clip: float = setting(default=1.0, least=0.0)
     """Largest gradient norm; 0 turns clipping off."""
 
     def build(self, params: Mapping[str, nn.Parameter]) -> Optimizer:
@@ -96,7 +96,7 @@ class Constant:
     """The full rate after the warm-up."""
 
     kind: Literal["constant"] = "constant"
-    warmup: float = setting(0.0, least=0.0)
+    warmup: float = setting(default=0.0, least=0.0)
     """Steps, or a share of the run when below 1."""
 
     def __call__(self, step: int, steps: int) -> float:
@@ -109,9 +109,9 @@ class Linear:
     """A straight line from the full rate to `floor` of it."""
 
     kind: Literal["linear"] = "linear"
-    warmup: float = setting(0.0, least=0.0)
+    warmup: float = setting(default=0.0, least=0.0)
     """Steps, or a share of the run when below 1."""
-    floor: float = setting(0.0, least=0.0, most=1.0)
+    floor: float = setting(default=0.0, least=0.0, most=1.0)
 
     def __call__(self, step: int, steps: int) -> float:
         """The factor on the rate at 1-based `step` of `steps`."""
@@ -124,9 +124,9 @@ class Cosine:
     """Half a cosine from the full rate to `floor` of it (arXiv:1608.03983)."""
 
     kind: Literal["cosine"] = "cosine"
-    warmup: float = setting(0.0, least=0.0)
+    warmup: float = setting(default=0.0, least=0.0)
     """Steps, or a share of the run when below 1."""
-    floor: float = setting(0.0, least=0.0, most=1.0)
+    floor: float = setting(default=0.0, least=0.0, most=1.0)
 
     def __call__(self, step: int, steps: int) -> float:
         """The factor on the rate at 1-based `step` of `steps`."""
@@ -139,10 +139,10 @@ class Wsd:
     """Warm-up, stable, then a linear decay over the last `decay` of the run (arXiv:2404.06395)."""
 
     kind: Literal["wsd"] = "wsd"
-    warmup: float = setting(0.0, least=0.0)
+    warmup: float = setting(default=0.0, least=0.0)
     """Steps, or a share of the run when below 1."""
-    decay: float = setting(0.2, least=0.0, most=1.0)
-    floor: float = setting(0.0, least=0.0, most=1.0)
+    decay: float = setting(default=0.2, least=0.0, most=1.0)
+    floor: float = setting(default=0.0, least=0.0, most=1.0)
 
     def __call__(self, step: int, steps: int) -> float:
         """The factor on the rate at 1-based `step` of `steps`."""
@@ -161,11 +161,11 @@ Precision = Annotated[Literal["auto", "fp32", "bf16", "bf16_mixed"], Later(("fp1
 class Batching:
     """What one optimizer step sees, over all ranks."""
 
-    rows: int = setting(16, least=1)
+    rows: int = setting(default=16, least=1)
     """Examples a step."""
-    pairs: None = setting(None, later=True)
-    prompts: None = setting(None, later=True)
-    tokens: None = setting(None, later=True)
+    pairs: None = setting(default=None, later=True)
+    prompts: None = setting(default=None, later=True)
+    tokens: None = setting(default=None, later=True)
 
 
 @config
@@ -174,7 +174,7 @@ class Memory:
 
     recompute: Annotated[Literal["auto", "none", "full"], Later(("selective",))] = "auto"
     """Recompute each layer's activations in the backward pass; `auto` does so when the account does not fit without."""
-    offload_activations: bool = setting(False, later=True)
+    offload_activations: bool = setting(default=False, later=True)
 
 
 @config
@@ -199,12 +199,12 @@ class Parallel:
     """How the work is spread over ranks; more than one rank comes with the parallel strategies."""
 
     strategy: Strategy = Auto()
-    replicate: int = setting(1, later=True)
-    shard: int | Literal["auto"] = setting("auto", later=True)
-    tensor: int = setting(1, later=True)
-    context: int = setting(1, later=True)
-    pipeline: int = setting(1, later=True)
-    expert: int = setting(1, later=True)
+    replicate: int = setting(default=1, later=True)
+    shard: int | Literal["auto"] = setting(default="auto", later=True)
+    tensor: int = setting(default=1, later=True)
+    context: int = setting(default=1, later=True)
+    pipeline: int = setting(default=1, later=True)
+    expert: int = setting(default=1, later=True)
 
 
 @config
@@ -212,13 +212,13 @@ class Evaluating:
     """Evaluation on `data.valid` while training."""
 
     _short: ClassVar[str] = "every"
-    every: int | None = setting(None, least=1)
+    every: int | None = setting(default=None, least=1)
     """Optimizer steps between evaluations; without it only before and after."""
-    samples: int = setting(4, least=0)
+    samples: int = setting(default=4, least=0)
     """Validation prompts that are answered at each evaluation and shown side by side in the report."""
-    max_tokens: int = setting(64, least=1)
+    max_tokens: int = setting(default=64, least=1)
     """Tokens of each such answer."""
-    rows: int | None = setting(None, least=1)
+    rows: int | None = setting(default=None, least=1)
     """Only the first `rows` of `data.valid`."""
 
 
@@ -226,9 +226,9 @@ class Evaluating:
 class Checkpointing:
     """When the state is saved and what is kept."""
 
-    every: int | Duration | None = setting(None)
+    every: int | Duration | None = setting(default=None)
     """Optimizer steps, or a duration (`10m`); without it only at the end and when asked to stop."""
-    keep: int = setting(2, least=1)
+    keep: int = setting(default=2, least=1)
     """Newest checkpoints that stay; the best one stays beside them."""
     best: Literal["valid.loss", "valid.perplexity", "valid.bits_per_byte"] | None = None
     """A metric, smaller is better: the run's result is then the best checkpoint, not the last."""
@@ -240,7 +240,7 @@ class Guard:
 
     nonfinite: Literal["stop", "skip"] = "stop"
     """`skip` leaves the weights and the optimizer untouched and goes on; three in a row stop the run."""
-    spike: float = setting(10.0, least=0.0)
+    spike: float = setting(default=10.0, least=0.0)
     """A loss above this many medians of the last 100 steps meets the same policy; 0 turns it off."""
 
 

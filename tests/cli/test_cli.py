@@ -66,7 +66,9 @@ def test_a_launchers_words_before_the_verb_are_accepted():
 
 def test_run_show_diff_runs_generate_and_report(tiny, rows, tmp_path):
     for name, seed in (("a", 0), ("b", 1)):
-        (tmp_path / f"{name}.yaml").write_text(GOOD.format(model=tiny, rows=rows, out=f"runs/{name}") + f"seed: {seed}\n")
+        (tmp_path / f"{name}.yaml").write_text(
+            GOOD.format(model=tiny, rows=rows, out=f"runs/{name}") + f"seed: {seed}\n"
+        )
     first = llmkit("run", "a.yaml", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert first.stdout.strip().endswith("runs/a")

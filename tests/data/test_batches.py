@@ -59,7 +59,12 @@ def content(batches):
             inside[row, :length] = True
         if not batch.lengths:
             inside[:] = True
-        found += list(zip(*(t.numpy()[inside].tolist() for t in (batch.tokens, batch.positions, batch.labels, batch.weights)), strict=True))
+        found += list(
+            zip(
+                *(t.numpy()[inside].tolist() for t in (batch.tokens, batch.positions, batch.labels, batch.weights)),
+                strict=True,
+            )
+        )
     return sorted(found)
 
 

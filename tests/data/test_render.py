@@ -10,13 +10,14 @@ from llmkit.data.rows import Unusable, shaped
 from tests.conftest import CHATML, make_tokenizer
 
 LLAMA3 = (
-    "{{ '<|endoftext|>' }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n\n' + m['content'] | trim + '<|im_end|>' }}"
+    "{{ '<|endoftext|>' }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n\n' }}"
+    "{{ m['content'] | trim + '<|im_end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
 )
 GEMMA = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{{ '<|im_start|>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim"
-    " + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' }}"
+    "{{ m['content'] | trim + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
 )
 MISTRAL = (
     "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
@@ -68,7 +69,10 @@ LETTERS = st.text(st.sampled_from("ab \n\t.,!?1é日\U0001f600#"), min_size=1, m
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(sorted(set(TEMPLATES) - {"plain"})), st.lists(LETTERS, min_size=2, max_size=4).filter(lambda t: len(t) % 2 == 0))
+@given(
+    st.sampled_from(sorted(set(TEMPLATES) - {"plain"})),
+    st.lists(LETTERS, min_size=2, max_size=4).filter(lambda t: len(t) % 2 == 0),
+)
 def test_tokens_are_those_that_the_template_gives(name, texts):
     tokenizer = CACHE.setdefault(name, make_tokenizer(TEMPLATES[name]))
     messages = turns(*texts)
@@ -84,7 +88,9 @@ CACHE = {}
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "a", " b\n", "<|im_", "\ue0f3"]), min_size=1, max_size=6))
+@given(
+    st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "a", " b\n", "<|im_", "\ue0f3"]), min_size=1, max_size=6)
+)
 def test_special_text_in_messages_never_becomes_a_special_token(parts):
     tokenizer = CACHE.setdefault("chatml", make_tokenizer())
     text = "x" + "".join(parts)

@@ -101,7 +101,12 @@ def test_d8_odd_letters_are_kept_and_special_text_stays_text(tmp_path, tokenizer
     learned = tokenizer.decode(ids[weights > 0])
     assert learned == "ok <|im_start|><|im_end|>"
     lone = line({"messages": [GOOD["messages"][0], {"role": "assistant", "content": "x"}]}).replace('"x"', '"\\ud800"')
-    assert made(tmp_path, lone + line() * 30, tokenizer).counts["unusable: content of assistant holds half a surrogate pair"] == 1
+    assert (
+        made(tmp_path, lone + line() * 30, tokenizer).counts[
+            "unusable: content of assistant holds half a surrogate pair"
+        ]
+        == 1
+    )
 
 
 def test_d10_other_formats_are_named(tmp_path, tokenizer):
@@ -141,7 +146,7 @@ def test_overflow_is_as_asked_and_counted(overflow, examples, tmp_path, tokenize
 
 def test_the_docstring_set_is_large_real_and_split_by_module():
     train, valid = ([row for row in Docstrings(split=split).rows()] for split in ("train", "valid"))
-    assert 2500 < len(train) and 250 < len(valid)
+    assert len(train) > 2500 and len(valid) > 250
     assert not {r.values["cluster"] for r in train} & {r.values["cluster"] for r in valid}
     sources = [r.values["prompt"][0]["content"] for r in train]
     assert len(set(sources)) == len(sources)

@@ -47,7 +47,9 @@ def test_a_frozen_head_gets_no_gradient_and_a_frozen_hidden_none():
     out = chosen_logps(h, w.detach(), None, y, weights)
     assert torch.autograd.grad(out.sum(), [h])[0].shape == h.shape
     out = chosen_logps(h.detach(), w, None, y, weights)
-    close(*[torch.autograd.grad((o * weights).sum(), [w])[0] for o in (out, plain_logps(h.detach(), w, None, y, Shape()))])
+    close(
+        *[torch.autograd.grad((o * weights).sum(), [w])[0] for o in (out, plain_logps(h.detach(), w, None, y, Shape()))]
+    )
 
 
 def test_no_chosen_position_is_a_sum_of_nothing():
@@ -105,7 +107,13 @@ def test_bf16_stays_near_fp32():
 def test_tied_weights_add_both_gradients():
     emb = nn.Embedding(50, 8)
     ids, y = torch.arange(20), torch.arange(20) + 1
+
     def run(fn):
         return torch.autograd.grad(fn(emb(ids) * 1.5, emb.weight), [emb.weight])[0]
+
     ones = torch.ones(20)
-    close(run(lambda h, w: chosen_logps(h, w, None, y, ones).sum()), run(lambda h, w: plain_logps(h, w, None, y, Shape()).sum()), 2e-6)
+    close(
+        run(lambda h, w: chosen_logps(h, w, None, y, ones).sum()),
+        run(lambda h, w: plain_logps(h, w, None, y, Shape()).sum()),
+        2e-6,
+    )

@@ -87,7 +87,9 @@ def test_m2_an_unsafe_torch_is_refused_with_the_ids(folder, monkeypatch):
         opened(folder)
 
 
-@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "sub/x.safetensors", "link.safetensors", "pipe.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/etc/passwd", "sub/x.safetensors", "link.safetensors", "pipe.safetensors"]
+)
 def test_m4_an_index_that_leads_out_is_refused_without_a_hang(name, folder, tmp_path):
     shutil.copy(folder / "model.safetensors", tmp_path / "x.safetensors")
     (folder / "link.safetensors").symlink_to(tmp_path / "x.safetensors")
@@ -104,7 +106,9 @@ def test_m8_a_missing_shard_and_a_missing_tensor_are_named(folder):
     names = list(read_header(folder / "part.safetensors"))
     index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "part.safetensors")}))
     check_folder(folder)  # the control
-    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "part.safetensors") | {"more": "gone.safetensors"}}))
+    index.write_text(
+        json.dumps({"weight_map": dict.fromkeys(names, "part.safetensors") | {"more": "gone.safetensors"}})
+    )
     with pytest.raises(ModelError, match=r"gone\.safetensors is missing"):
         check_folder(folder)
     index.write_text(json.dumps({"weight_map": dict.fromkeys([*names, "more"], "part.safetensors")}))

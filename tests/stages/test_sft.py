@@ -12,7 +12,12 @@ from llmkit.core.errors import LlmkitError, ModelError, RecipeError
 
 def sft(tiny, rows, out, **more):
     data = {"train": [{"kind": "jsonl", "path": str(rows)}], "valid": [{"kind": "jsonl", "path": str(rows)}]}
-    options = {"data": {**data, "max_length": 96}, "batch": {"rows": 5}, "steps": 6, "evaluate": {"samples": 1, "max_tokens": 3}}
+    options = {
+        "data": {**data, "max_length": 96},
+        "batch": {"rows": 5},
+        "steps": 6,
+        "evaluate": {"samples": 1, "max_tokens": 3},
+    }
     options |= {"optim": {"kind": "adamw", "lr": 1e-2}, "out": str(out), "model": str(tiny)}
     return Sft(**(options | more))
 

@@ -31,7 +31,9 @@ def data(lengths=(7, 1, 13, 4, 9, 2, 11)):
 def family(name):
     import transformers as t
 
-    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    sizes = dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    )
     sizes |= dict(vocab_size=448, head_dim=8, max_position_embeddings=128, pad_token_id=0)
     torch.manual_seed(0)
     if name == "llama":
@@ -71,7 +73,12 @@ def test_packing_and_any_factoring_into_micro_batches_give_equal_gradients(name)
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.02)
     plain_loss, plain = gradients(model, prepared, NoPacking(), 1, contexts=False)
-    for packing, rows, contexts in ((FirstFit(), 1, True), (FirstFit(), 9, True), (NoPacking(), 3, True), (NoPacking(), 7, False)):
+    for packing, rows, contexts in (
+        (FirstFit(), 1, True),
+        (FirstFit(), 9, True),
+        (NoPacking(), 3, True),
+        (NoPacking(), 7, False),
+    ):
         loss, grads = gradients(model, prepared, packing, rows, contexts)
         assert abs(loss - plain_loss) <= 1e-6 * plain_loss
         assert grads.keys() == plain.keys()
@@ -163,7 +170,9 @@ def test_t7_an_evaluation_that_fails_saves_first_names_itself_and_leaves_the_bes
 def test_a_run_that_stopped_before_its_evaluation_makes_up_for_it():
     seen = []
     start = Progress(step=2, evaluated=0, saved=0)
-    go, lines, saves = loop(Fake([1.0] * 4), 4, evaluate=lambda s: seen.append(s) or {"valid.loss": 1.0}, every=2, start=start)
+    go, lines, saves = loop(
+        Fake([1.0] * 4), 4, evaluate=lambda s: seen.append(s) or {"valid.loss": 1.0}, every=2, start=start
+    )
     go()
     assert seen == [2, 4] and saves == [(2, True), (4, True)]
 

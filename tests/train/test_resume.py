@@ -82,7 +82,7 @@ def lines_of(out):
 
 
 def kill_and_resume(tiny, world, name, instants):
-    """Kills the run after so many lines of its metrics and so many seconds more, as often as asked; then lets it end."""
+    """Kills the run after so many lines of its metrics and seconds more, as often as asked; then lets it end."""
     folder, rows = world
     out = folder / name
     for lines, seconds in instants:

@@ -1,0 +1,33 @@
+"""Writes what is generated from the dataclasses: one page per recipe kind, and the JSON schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from llmkit.recipe.schema import markdown, schema
+from llmkit.stages.evaluate import Evaluate
+from llmkit.stages.merge import Merge
+from llmkit.stages.sft import Sft
+
+ROOT = Path(__file__).parents[2]
+
+
+def pages() -> dict[Path, str]:
+    """Each generated file and its text."""
+    made = {ROOT / "docs" / "recipes" / f"{name}.md": markdown(cls) for name, cls in KINDS.items()}
+    return made | {ROOT / "recipes" / "schema.json": json.dumps(schema(), indent=1) + "\n"}
+
+
+KINDS = {"sft": Sft, "evaluate": Evaluate, "merge": Merge}
+
+
+def main() -> None:
+    """Writes them all."""
+    for path, text in pages().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
