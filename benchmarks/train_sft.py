@@ -178,7 +178,6 @@ def tell(results, rates, lora):
     rate = statistics.median(rates)
     limit = rate * 1e9 / flops
     print(f"matrix products: {rate:.0f} GFLOP/s, limit {limit:.0f} tokens/s, reached {mine[0] / limit:.0%}")
-    )
     pairs = zip(results["llmkit fp32"][0]["losses"], results["TRL fp32 recompute padded"][0]["losses"], strict=True)
     print(f"largest difference of the losses, step by step: {max(abs(a - b) for a, b in pairs):.1e}")
 

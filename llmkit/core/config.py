@@ -6,6 +6,7 @@ docs and the type checker alike. This module holds only the words to declare one
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
 from typing import Annotated, Any, TypeVar, dataclass_transform
@@ -39,13 +40,13 @@ class Limits:
     def broken_by(self, value: float) -> str:
         """The bound that `value` breaks, in words, or nothing."""
         checks = (
-            (self.above, lambda bound: value > bound, "above"),
-            (self.least, lambda bound: value >= bound, "at least"),
-            (self.most, lambda bound: value <= bound, "at most"),
-            (self.below, lambda bound: value < bound, "below"),
+            (self.above, operator.gt, "above"),
+            (self.least, operator.ge, "at least"),
+            (self.most, operator.le, "at most"),
+            (self.below, operator.lt, "below"),
         )
         return next(
-            (f"{word} {bound:g}" for bound, holds, word in checks if bound is not None and not holds(bound)), ""
+            (f"{word} {bound:g}" for bound, holds, word in checks if bound is not None and not holds(value, bound)), ""
         )
 
 

@@ -190,8 +190,8 @@ def multiple_choice(task: MultipleChoice, subject: Subject) -> tuple[list[Predic
     table: list[Prediction] = []
     for n, (row, choices, label) in enumerate(asked):
         mine = [i for i, (owner, _) in enumerate(flat) if owner == n]
-        unit = {"sum": lambda i: 1.0, "token": lambda i: tokens[i], "byte": lambda i: len(flat[i][1].encode())}
-        marks = [-nll[i] / max(1.0, unit[task.length](i)) for i in mine]
+        sizes = {"sum": [1.0] * len(flat), "token": tokens, "byte": [float(len(text.encode())) for _, text in flat]}
+        marks = [-nll[i] / max(1.0, sizes[task.length][i]) for i in mine]
         best = int(np.argmax(marks))
         score = {"accuracy": float(best == label), **{f"choice_{k}": mark for k, mark in enumerate(marks)}}
         table.append(_row(subject, task.name, row, score, choices[best], choices[label]))
