@@ -6,9 +6,8 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llmkit.core.console import Console
 from llmkit.core.errors import RecipeError
 from llmkit.core.run import Grants
 
@@ -59,17 +58,15 @@ def show(recipe: str, overrides: Sequence[str], as_json: bool, schema: bool) -> 
         return
     if not recipe:
         raise RecipeError("show needs a recipe", fix="give a file, or --schema")
-    from llmkit.recipe.load import load_recipe, plain
-    from llmkit.recipe.show import hidden, resolved
+    from llmkit.recipe.load import load_recipe
+    from llmkit.recipe.show import resolved, values
 
     loaded = load_recipe(recipe, overrides)
     if not as_json:
         sys.stdout.write(resolved(loaded))
         return
-    stages = {name: hidden(plain(node), f"stages.{name}" if name else "", loaded.shown) for name, node in loaded.stages}
-    values: Any = stages.get("", {"stages": stages})
     origins = {key: str(origin) for key, origin in loaded.origins.items() if key}
-    out(json.dumps({"recipe": values, "origins": origins}))
+    out(json.dumps({"recipe": values(loaded), "origins": origins}))
 
 
 def evaluate(target: str, overrides: Sequence[str], tasks: str, to: str) -> None:
@@ -82,7 +79,7 @@ def evaluate(target: str, overrides: Sequence[str], tasks: str, to: str) -> None
             raise RecipeError(f"{target} does more than evaluate", fix=f"use llmkit run {target}", key="kind")
         _execute(recipe)
         return
-    from llmkit.core.convert import Origin
+    from llmkit.core.scalars import Origin
     from llmkit.evals.tasks import NAMED
     from llmkit.stages.evaluate import Evaluate
 
@@ -101,14 +98,9 @@ def evaluate(target: str, overrides: Sequence[str], tasks: str, to: str) -> None
 
 def merge(model: str, to: str, precision: str) -> None:
     """Merges an adapter."""
-    from llmkit.core.convert import Origin
+    from llmkit.core.scalars import Origin
     from llmkit.recipe.load import Recipe
     from llmkit.stages.merge import Merge
 
     node = Merge(model=model, precision=precision, out=to)  # type: ignore[arg-type]
     _execute(Recipe((("", node),), {"": Origin("command line")}))
-
-
-def console() -> Console:
-    """Notices without progress."""
-    return Console(quiet=True)

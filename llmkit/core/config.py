@@ -1,7 +1,7 @@
 """What a recipe node is: a frozen dataclass made with `@config`, whose fields carry their limits.
 
 The tagged union is the registry: a union such as `Lora | NoAdapter` is read by the loader, the JSON schema, the
-docs and the type checker alike. This module holds only the words to declare one; `recipe/convert.py` reads them.
+docs and the type checker alike. This module holds only the words to declare one; `core/convert.py` reads them.
 """
 
 from __future__ import annotations
@@ -50,6 +50,16 @@ class Limits:
         )
 
 
+@dataclass(frozen=True)
+class Conflict:
+    """What a node's own rule over several fields finds wrong at `key`; `other` is the key that it contradicts."""
+
+    key: str
+    what: str
+    fix: str
+    other: str = ""
+
+
 Duration = Annotated[float, Unit("duration")]
 """Seconds, written as a number or as `30s`, `10m`, `2h`, `1d`."""
 Size = Annotated[int, Unit("bytes")]
@@ -78,7 +88,7 @@ def config(cls: type[T]) -> type[T]:
     """Makes `cls` a recipe node: frozen, keyword-only, its fields checked however it is built.
 
     A class attribute `_short: ClassVar[str]` names the field that a bare scalar stands for (`model: NAME`).
-    A method `problems(self) -> Iterable[tuple[str, str, str]]` yields cross-field errors as (key, what, fix).
+    A method `problems(self) -> Iterable[Conflict]` yields what is wrong over several fields.
     """
 
     def check(self: Any) -> None:

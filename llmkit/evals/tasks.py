@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from llmkit.core.config import Later, config, setting
+from llmkit.core.config import Conflict, Later, config, setting
 from llmkit.data.node import Data, Docstrings, Source
 
 if TYPE_CHECKING:
@@ -47,15 +47,15 @@ class Generation:
     extract: str | None = None
     """A regular expression; its last match in answer and reference is what exact match compares."""
 
-    def problems(self) -> Iterator[tuple[str, str, str]]:
-        """What contradicts what, as (key, what is wrong, fix)."""
+    def problems(self) -> Iterator[Conflict]:
+        """A pattern that is none."""
         import re
 
         if self.extract is not None:
             try:
                 re.compile(self.extract)
             except re.error as cause:
-                yield "extract", f"{self.extract!r} is no regular expression ({cause})", "mend it"
+                yield Conflict("extract", f"{self.extract!r} is no regular expression ({cause})", "mend it")
 
     def run(self, subject: Subject) -> tuple[list[Prediction], list[Report]]:
         """A prediction a row, and the reports."""

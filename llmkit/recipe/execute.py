@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llmkit.core.artifact import Artifact
 from llmkit.core.console import Console
-from llmkit.core.convert import Origin
 from llmkit.core.errors import LlmkitError, Problem, RecipeError, Stopped
 from llmkit.core.folder import Claim, claim, differences, read_status, write_recipe
 from llmkit.core.run import Grants, Run
+from llmkit.core.scalars import Origin
 from llmkit.core.stop import Stop
-from llmkit.recipe.load import Recipe, digest, plain
-from llmkit.recipe.show import hidden, resolved
+from llmkit.recipe.load import Recipe, digest
+from llmkit.recipe.show import resolved, stage_values
 
 
 def run(recipe: Any, *, resume: str = "auto", grants: Grants | None = None, console: Console | None = None) -> Artifact:
@@ -55,7 +54,7 @@ def _stay_offline(recipe: Recipe) -> None:
 
 def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, console: Console, stop: Stop) -> Artifact:
     folder = Path(node.out)
-    values = hidden(plain(node), f"stages.{name}" if name else "", recipe.shown)
+    values = stage_values(recipe, name)
     finished = _finished(folder, node, values, name, resume, console)
     if finished is not None:
         return finished
@@ -113,7 +112,10 @@ def _failed(held: Claim, cause: BaseException) -> None:
     stopped = isinstance(cause, Stopped | KeyboardInterrupt)
     code = 75 if stopped else cause.code if isinstance(cause, LlmkitError) else 1
     why = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-    held.status("stopped" if stopped else "failed", held.before.get("step", 0), code, why)
+    from llmkit.checkpoint.state import steps
+
+    saved = steps(held.folder / "checkpoints")[:1]
+    held.status("stopped" if stopped else "failed", saved[0] if saved else 0, code, why)
 
 
 def _device() -> str:
@@ -126,9 +128,3 @@ def _threads() -> int:
     import torch
 
     return torch.get_num_threads()
-
-
-def forwarded(arguments: Sequence[str]) -> list[str]:
-    """The command line without what launchers put before the verb (`--local_rank=N`)."""
-    kept = [word for word in arguments if not word.startswith(("--local_rank=", "--local-rank="))]
-    return kept

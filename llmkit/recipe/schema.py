@@ -1,186 +1,125 @@
-"""The JSON schema (draft 2020-12) of recipes, and tables for the docs, both read from the dataclasses."""
+"""The JSON schema (draft 2020-12) of recipes, for editors, read from the dataclasses."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
-import types
 from collections.abc import Mapping
-from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-from llmkit.core.config import Later, Limits, Unit
-from llmkit.core.convert import hints, kind_of
-from llmkit.recipe.load import Stage
+from llmkit.core.config import Limits
+from llmkit.core.hints import hints, kind_of, marks, options
+from llmkit.recipe.describe import docs
+from llmkit.recipe.kinds import KINDS
+from llmkit.recipe.pipeline import SHARED
+
+Made = dict[str, Any]
+ENV: Made = {"$ref": "#/$defs/env"}
+FILES: Made = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+WORDS = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
+BOUNDS = {"above": "exclusiveMinimum", "least": "minimum", "most": "maximum", "below": "exclusiveMaximum"}
 
 
-def schema() -> dict[str, Any]:
-    """One stage, or a pipeline of them."""
-    made: dict[str, Any] = {}
-    stage = _schema(Stage, made)
-    named = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}
-    files = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+def schema() -> Made:
+    """One stage, or a pipeline of them; `extends` may bring what is required."""
+    made: Made = {"env": {"type": "string", "pattern": r"^\$\{env:[^}]*\}$"}}
+    alone = [_alone(cls, made) for cls in KINDS.values()]
+    in_line = [{**_ref(cls, made), "properties": {"extends": False, "out": False}} for cls in KINDS.values()]
     pipeline = {
         "type": "object",
-        "required": ["stages"],
         "properties": {
-            "extends": files,
-            "out": {"type": "string"},
-            "defaults": {"type": "object"},
-            "stages": {"type": "array", "minItems": 1, "items": named},
+            "extends": FILES,
+            "out": {"type": "string", "description": "The folder of the stages' folders."},
+            "defaults": {"type": "object", "propertyNames": {"enum": SHARED}},
+            "stages": {"type": "array", "minItems": 1, "items": {"anyOf": in_line, "required": ["name"]}},
         },
+        "required": ["stages"],
+        "anyOf": [{"required": ["extends"]}, {"required": ["out"]}],
         "additionalProperties": False,
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "llmkit recipe",
-        "anyOf": [stage, pipeline],
+        "anyOf": [*alone, pipeline],
         "$defs": made,
     }
 
 
-def _schema(hint: Any, made: dict[str, Any]) -> dict[str, Any]:
-    if get_origin(hint) is Annotated:
-        inner, *marks = get_args(hint)
-        base = _schema(inner, made)
-        if any(isinstance(mark, Unit) for mark in marks):
-            return {"anyOf": [base, {"type": "string", "pattern": r"^[0-9.]+\s*[A-Za-z]+$"}]}
-        return base
-    if get_origin(hint) in (Union, types.UnionType):
-        return {"anyOf": [_schema(option, made) for option in get_args(hint)]}
-    if get_origin(hint) is Literal:
-        return {"enum": list(get_args(hint))}
-    if get_origin(hint) is tuple:
-        return {"type": "array", "items": _schema(get_args(hint)[0], made)}
-    if get_origin(hint) is not None and issubclass(get_origin(hint), Mapping):
-        return {"type": "object", "additionalProperties": _schema(get_args(hint)[1], made)}
-    if dataclasses.is_dataclass(hint):
-        return _node(hint, made)
-    return {"type": {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}[hint]}
+def _alone(cls: Any, made: Made) -> Made:
+    """A stage at the top level."""
+    needed = [{"required": ["extends"]}, {"required": ["kind", *_needed(cls)]}]
+    return {**_ref(cls, made), "properties": {"name": False}, "anyOf": needed}
 
 
-def _node(cls: Any, made: dict[str, Any]) -> dict[str, Any]:
-    short: dict[str, Any] = {"$ref": f"#/$defs/{cls.__name__}"}
-    options = [short]
-    if kind := kind_of(cls):
-        options.append({"const": kind})
-    if field := getattr(cls, "_short", None):
-        options.append(_schema(hints(cls)[field], made))
+def _needed(cls: Any) -> list[str]:
+    missing = dataclasses.MISSING
+    return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]
+
+
+def _ref(cls: Any, made: Made) -> Made:
+    """A reference to a class, whose own schema joins `made`."""
     if cls.__name__ not in made:
         made[cls.__name__] = {}  # there before its fields are read
         made[cls.__name__] = _object(cls, made)
-    return {"anyOf": options} if len(options) > 1 else short
+    return {"$ref": f"#/$defs/{cls.__name__}"}
 
 
-def _object(cls: Any, made: dict[str, Any]) -> dict[str, Any]:
-    properties, required = {}, []
-    for item in dataclasses.fields(cls):
-        entry = _schema(hints(cls)[item.name], made)
-        if text := docs(cls).get(item.name):
-            entry = {**entry, "description": text}
-        limits: Limits = item.metadata.get("limits", Limits())
-        names = {"above": "exclusiveMinimum", "least": "minimum", "most": "maximum", "below": "exclusiveMaximum"}
-        entry |= {names[k]: v for k, v in vars(limits).items() if v is not None}
-        properties[item.name] = entry
-        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            required.append(item.name)
-    described = {"description": inspect.getdoc(cls) or ""}
+def _object(cls: Any, made: Made) -> Made:
+    properties = {item.name: _field(cls, item, made) for item in dataclasses.fields(cls)}
+    stage = cls in KINDS.values()
+    if stage:
+        properties |= {"name": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"}, "extends": FILES}
     return {
         "type": "object",
-        **described,
+        "description": " ".join((inspect.getdoc(cls) or "").split()),
         "properties": properties,
-        "required": required,
+        "required": [] if stage else _needed(cls),
         "additionalProperties": False,
     }
 
 
-@cache
-def docs(cls: Any) -> dict[str, str]:
-    """The line under each field of a node's source."""
-    body = ast.parse(inspect.getsource(cls)).body[0]
-    found: dict[str, str] = {}
-    previous = ""
-    for statement in body.body if isinstance(body, ast.ClassDef) else []:
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            previous = statement.target.id
-        elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and previous:
-            found[previous] = " ".join(str(statement.value.value).split())
-        else:
-            previous = ""
-    return found
+def _field(cls: Any, item: dataclasses.Field[Any], made: Made) -> Made:
+    entry = {"const": item.default} if item.metadata.get("later") else _schema(hints(cls)[item.name], made)
+    limits: Limits = item.metadata.get("limits", Limits())
+    entry = {**entry, **{BOUNDS[name]: bound for name, bound in vars(limits).items() if bound is not None}}
+    if text := docs(cls).get(item.name):
+        entry["description"] = text
+    if isinstance(item.default, bool | int | float | str):
+        entry["default"] = item.default
+    return entry
 
 
-def markdown(cls: Any) -> str:
-    """The page of one recipe kind: what it does, and a table for it and for each node in it."""
-    seen: list[Any] = []
-    _collect(cls, seen)
-    kind = kind_of(cls)
-    parts = [
-        f"# `kind: {kind}`",
-        "",
-        inspect.getdoc(cls) or "",
-        "",
-        "Generated from the dataclasses by `make docs`.",
-        "",
-    ]
-    for node in seen:
-        name = f"`{kind_of(node)}`" if kind_of(node) else node.__name__
-        if node is not cls:
-            parts += [f"## {name}", "", inspect.getdoc(node) or "", ""]
-        parts += ["| key | type | default | meaning |", "|---|---|---|---|"]
-        parts += [_line(node, item) for item in dataclasses.fields(node)] + [""]
-    return "\n".join(parts)
+def _schema(hint: Any, made: Made) -> Made:
+    """The schema of a type: any of its members, and text with a unit or from the environment where it is a number."""
+    members = options(hint)
+    nodes = [option for option in members if dataclasses.is_dataclass(option)]
+    found = [entry for option in members for entry in _member(option, len(nodes) > 1, made)]
+    if marks(hint)[1]:
+        found.append({"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?\s*[A-Za-z]+$"})
+    fixed = len(members) == 1 and len(get_args(members[0])) == 1 and get_origin(members[0]) is Literal
+    if not fixed and not nodes and {"type": "string"} not in found and found != [{"type": "null"}]:
+        found.append(ENV)
+    return found[0] if len(found) == 1 else {"anyOf": found}
 
 
-def _line(cls: Any, item: Any) -> str:
-    hint = hints(cls)[item.name]
-    if item.default_factory is not dataclasses.MISSING:
-        default = "`{}`"
-    elif item.default is dataclasses.MISSING:
-        default = "required"
-    elif dataclasses.is_dataclass(item.default):
-        default = f"`{kind_of(type(item.default)) or 'as below'}`"
-    else:
-        default = f"`{item.default}`"
-    meaning = docs(cls).get(item.name, "")
-    if item.metadata.get("later"):
-        meaning = f"{meaning} *Not available yet.*".strip()
-    text = _type(hint).replace("|", "\\|")
-    return f"| `{item.name}` | {text} | {default} | {meaning} |"
-
-
-def _type(hint: Any) -> str:
-    if get_origin(hint) is Annotated:
-        later = [name for mark in get_args(hint)[1:] if isinstance(mark, Later) for name in mark.names]
-        unit = [mark.name for mark in get_args(hint)[1:] if isinstance(mark, Unit)]
-        text = unit[0] if unit else _type(get_args(hint)[0])
-        return f"{text} (later: {', '.join(later)})" if later and len(later) < 12 else text
-    if get_origin(hint) in (Union, types.UnionType):
-        return " | ".join(_type(option) for option in get_args(hint))
-    if get_origin(hint) is Literal:
-        return " | ".join(f"`{name}`" for name in get_args(hint))
-    if get_origin(hint) is tuple:
-        return f"list of {_type(get_args(hint)[0])}"
-    if get_origin(hint) is not None:
-        return "mapping"
+def _member(hint: Any, tagged: bool, made: Made) -> list[Made]:
+    """The ways to write one member of a union; a node among others must say its kind."""
+    origin, given = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return f"`{kind_of(hint)}`" if kind_of(hint) else str(getattr(hint, "__name__", hint))
-    return {bool: "bool", int: "int", float: "float", str: "text", type(None): "null"}.get(hint, str(hint))
+        return _node(hint, tagged, made)
+    if origin is Literal:
+        return [{"const": given[0]} if len(given) == 1 else {"enum": list(given)}]
+    if origin is tuple:
+        return [{"type": "array", "items": _schema(given[0], made)}]
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return [{"type": "object", "additionalProperties": _schema(given[1], made)}]
+    return [{"type": WORDS[hint]}]
 
 
-def _collect(cls: Any, seen: list[Any]) -> None:
-    if cls in seen:
-        return
-    seen.append(cls)
-    for hint in hints(cls).values():
-        for node in _nodes(hint):
-            _collect(node, seen)
-
-
-def _nodes(hint: Any) -> list[Any]:
-    if get_origin(hint) is Annotated:
-        return _nodes(get_args(hint)[0])
-    if dataclasses.is_dataclass(hint):
-        return [hint]
-    return [node for part in get_args(hint) for node in _nodes(part)]
+def _node(cls: Any, tagged: bool, made: Made) -> list[Made]:
+    ways: list[Made] = [{**_ref(cls, made), "required": ["kind"]} if tagged else _ref(cls, made)]
+    if kind := kind_of(cls):
+        ways.append({"const": kind})
+    if short := getattr(cls, "_short", None):
+        ways.append(_schema(hints(cls)[short], made))
+    return ways

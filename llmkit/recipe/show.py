@@ -2,50 +2,77 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from llmkit.core.scalars import AMBIGUOUS, Origin
 from llmkit.recipe.load import Recipe, plain
 
 
 def resolved(recipe: Recipe, only: str | None = None) -> str:
-    """The resolved recipe as YAML that can be run again; the origin of each value is a comment.
+    """The resolved recipe as YAML that can be run again, or its stage `only`; the origin of each value is a comment.
 
     What was read from the environment is shown as written.
     """
-    lines: list[str] = []
-    for name, node in recipe.stages:
-        if only is not None and name != only:
-            continue
-        prefix = f"stages.{name}" if name else ""
-        values = hidden(plain(node), prefix, recipe.shown)
-        if name and only is None:
-            lines.append(f"# stage {name}")
-        lines += _lines(values, prefix, 0, recipe)
-    return "\n".join(lines) + "\n"
+    tree, prefix = values(recipe), ""
+    if only:
+        tree, prefix = stage_values(recipe, only), f"stages.{only}"
+    return "\n".join(_lines(tree, prefix, 0, recipe.origins)) + "\n"
 
 
-def hidden(values: Any, key: str, shown: Mapping[str, str]) -> Any:
-    """The values with `${env:NAME}` in place of what the environment held."""
-    if isinstance(values, Mapping):
-        return {k: hidden(v, f"{key}.{k}" if key else k, shown) for k, v in values.items()}
-    if isinstance(values, list):
-        return [hidden(v, f"{key}.{i}", shown) for i, v in enumerate(values)]
-    found = shown.get(key) or next((text for path, text in shown.items() if key == f"{path}.name"), None)
-    return values if found is None else found
+def values(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON values: one stage, or the list of them."""
+    if not recipe.stages[0][0]:
+        return stage_values(recipe, "")
+    stages = []
+    for name, _ in recipe.stages:
+        own = stage_values(recipe, name)
+        own.pop("out")  # follows from the folder of the pipeline
+        stages.append({"name": name, **own})
+    return {"out": _shown(str(recipe.out), "out", recipe.origins), "stages": stages}
 
 
-def _lines(values: Mapping[str, Any], key: str, depth: int, recipe: Recipe) -> list[str]:
-    made: list[str] = []
-    for name, value in values.items():
-        path = f"{key}.{name}" if key else name
-        pad = "  " * depth
-        if isinstance(value, Mapping) and value:
-            made.append(f"{pad}{name}:")
-            made += _lines(value, path, depth + 1, recipe)
-            continue
-        text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).strip()
-        made.append(f"{pad}{name}: {text.removesuffix('...').strip()}  # {recipe.origins.get(path, 'default')}")
+def stage_values(recipe: Recipe, name: str) -> dict[str, Any]:
+    """One stage as JSON values, with `${env:NAME}` in place of what the environment held."""
+    made: dict[str, Any] = _shown(plain(dict(recipe.stages)[name]), f"stages.{name}" if name else "", recipe.origins)
     return made
+
+
+def _shown(value: Any, key: str, origins: Mapping[str, Origin]) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _shown(inner, f"{key}.{name}" if key else name, origins) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_shown(item, f"{key}.{index}", origins) for index, item in enumerate(value)]
+    origin = origins.get(key)
+    return origin.written if origin is not None and origin.written else value
+
+
+def _lines(tree: Mapping[str, Any], key: str, depth: int, origins: Mapping[str, Origin]) -> list[str]:
+    """The lines of a mapping; a list of mappings has a line for each of their values too."""
+    made: list[str] = []
+    for name, value in tree.items():
+        path, pad = f"{key}.{name}" if key else name, "  " * depth
+        if isinstance(value, Mapping) and value:
+            made += [f"{pad}{_scalar(name)}:", *_lines(value, path, depth + 1, origins)]
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            made.append(f"{pad}{_scalar(name)}:")
+            for index, item in enumerate(value):
+                inner = f"{path}.{item['name'] if path == 'stages' else index}"
+                first, *rest = _lines(item, inner, depth + 2, origins)
+                made += [f"{pad}  - {first.lstrip()}", *rest]
+        else:
+            made.append(f"{pad}{_scalar(name)}: {_scalar(value)}  # {origins.get(path, 'default')}")
+    return made
+
+
+def _scalar(value: Any) -> str:
+    """A value on one line; text that could be read as anything else is quoted."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_scalar, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_scalar(key)}: {_scalar(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_./][\w./-]*", value, re.ASCII):
+        return json.dumps(value) if value.lower() in AMBIGUOUS else value
+    return json.dumps(value, ensure_ascii=False)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from llmkit.recipe.schema import markdown, schema
-from llmkit.stages.evaluate import Evaluate
-from llmkit.stages.merge import Merge
-from llmkit.stages.sft import Sft
+from llmkit.recipe.describe import markdown
+from llmkit.recipe.kinds import KINDS
+from llmkit.recipe.schema import schema
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,9 +16,6 @@ def pages() -> dict[Path, str]:
     """Each generated file and its text."""
     made = {ROOT / "docs" / "recipes" / f"{name}.md": markdown(cls) for name, cls in KINDS.items()}
     return made | {ROOT / "recipes" / "schema.json": json.dumps(schema(), indent=1) + "\n"}
-
-
-KINDS = {"sft": Sft, "evaluate": Evaluate, "merge": Merge}
 
 
 def main() -> None:

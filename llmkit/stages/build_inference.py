@@ -131,15 +131,15 @@ def merge(node: Merge, run: Run) -> Artifact:
 
 def trained_over(resolved: Resolved) -> Quant:
     """How the base was held when the adapter was trained: the run's manifest beside it says so."""
-    from llmkit.core.convert import Report as Found
-    from llmkit.core.convert import Value, convert
+    from llmkit.core.convert import convert, wrapped
+    from llmkit.core.wording import Report as Found
     from llmkit.models.safe import read_json
 
     manifest = resolved.folder.parent / "manifest.json"
     said: dict[str, Any] = read_json(manifest).get("recipe", {}).get("quant", {}) if manifest.is_file() else {}
     if not said or said.get("kind") == "none":
         return NoQuant()
-    made: Quant = convert(Quant, Value({k: Value(v) for k, v in said.items()}), "quant", Found())
+    made: Quant = convert(Quant, wrapped(said), "quant", Found())
     return made
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from llmkit.core.config import config, setting
+from llmkit.core.config import Conflict, config, setting
 from llmkit.evals.tasks import Task
 from llmkit.inference.node import Generator, Transformers
 from llmkit.models.node import ModelRef, NoQuant, Quant
@@ -34,14 +34,16 @@ class Evaluate:
     out: str
     """The run's folder."""
 
-    def problems(self) -> Iterator[tuple[str, str, str]]:
-        """What contradicts what, as (key, what is wrong, fix)."""
+    def problems(self) -> Iterator[Conflict]:
+        """What contradicts what."""
         names = [task.name for task in self.tasks]
         if not names:
-            yield "tasks", "is empty", "name at least one task"
+            yield Conflict("tasks", "is empty", "name at least one task")
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            yield "tasks", f"two tasks are called {twice}", "give each its own name"
+            first, second = [index for index, name in enumerate(names) if name == twice][:2]
+            what, fix = f"two tasks are called {twice}", "give each its own name"
+            yield Conflict(f"tasks.{second}", what, fix, f"tasks.{first}")
 
     def run(self, run: Run) -> Artifact:
         """Writes `predictions.jsonl`, `evals.jsonl` and the report."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from llmkit.adapters.node import Adapter, Lora, NoAdapter
-from llmkit.core.config import config, setting
+from llmkit.core.config import Conflict, config, setting
 from llmkit.data.node import Data
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.train.node import (
@@ -62,30 +62,23 @@ class Sft:
     out: str
     """The run's folder."""
 
-    def problems(self) -> Iterator[tuple[str, str, str]]:
-        """What contradicts what, as (key, what is wrong, fix)."""
+    def problems(self) -> Iterator[Conflict]:
+        """What contradicts what."""
         if self.epochs is not None and self.steps is not None:
-            yield "epochs", "contradicts steps: both say how long the run is", "keep one of the two"
+            yield Conflict("epochs", "both say how long the run is", "keep one of the two", "steps")
         if isinstance(self.adapter, NoAdapter) and not isinstance(self.quant, NoQuant):
-            yield (
-                "quant.kind",
-                f"{self.quant.kind} contradicts adapter.kind none: a quantised base is frozen",
-                "use adapter: {kind: lora}, or drop quant",
-            )
-        if self.checkpoint.best is not None and not self.data.valid:
-            yield (
-                "checkpoint.best",
-                f"{self.checkpoint.best} contradicts data.valid, which is empty: nothing measures it",
-                "give data.valid, or drop checkpoint.best",
-            )
-        if self.checkpoint.best is not None and self.evaluate.every is None:
-            yield (
-                "checkpoint.best",
-                f"{self.checkpoint.best} contradicts evaluate.every, which is not set: nothing measures it",
-                "set evaluate.every",
-            )
-        if self.evaluate.every is not None and not self.data.valid:
-            yield "evaluate.every", "contradicts data.valid, which is empty", "give data.valid, or drop evaluate.every"
+            what = f"a base held as {self.quant.kind} is frozen, and adapter none trains every weight"
+            yield Conflict("quant.kind", what, "use adapter: {kind: lora}, or drop quant", "adapter.kind")
+        best, valid = self.checkpoint.best, self.data.valid
+        if best is not None and not valid:
+            what = f"nothing measures {best} without validation rows"
+            yield Conflict("checkpoint.best", what, "give data.valid, or drop checkpoint.best", "data.valid")
+        if best is not None and self.evaluate.every is None:
+            what = f"nothing measures {best} while training"
+            yield Conflict("checkpoint.best", what, "set evaluate.every", "evaluate.every")
+        if self.evaluate.every is not None and not valid:
+            what = "there are no validation rows"
+            yield Conflict("evaluate.every", what, "give data.valid, or drop evaluate.every", "data.valid")
 
     def run(self, run: Run) -> Artifact:
         """Trains, evaluates before and after, and leaves `model/`, the manifest and the report in the run's folder."""

@@ -226,7 +226,7 @@ class Evaluating:
 class Checkpointing:
     """When the state is saved and what is kept."""
 
-    every: int | Duration | None = setting(default=None)
+    every: int | Duration | None = setting(default=None, above=0)
     """Optimizer steps, or a duration (`10m`); without it only at the end and when asked to stop."""
     keep: int = setting(default=2, least=1)
     """Newest checkpoints that stay; the best one stays beside them."""

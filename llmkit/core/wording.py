@@ -1,0 +1,75 @@
+"""What is wrong with a recipe, in words: collected with its place, and told at once."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin
+
+from llmkit.core.errors import Problem, RecipeError
+from llmkit.core.hints import kind_of, kinds, names, options
+from llmkit.core.scalars import Origin, Value
+
+LATER = "is not available yet in this version"
+
+
+@dataclass
+class Report:
+    """What was found on the way: problems, and the origin of each value by its dotted key."""
+
+    problems: list[Problem] = field(default_factory=list)
+    origins: dict[str, Origin] = field(default_factory=dict)
+
+    def add(self, what: str, fix: str, key: str, origin: Origin) -> None:
+        """One problem."""
+        self.problems.append(Problem(what, fix, origin.file, origin.line, origin.column, key))
+
+    def stop_if_bad(self) -> None:
+        """Raises:
+        RecipeError: with every problem, in the order of the file.
+        """
+        if self.problems:
+            told = dict.fromkeys(self.problems)
+            raise RecipeError(problems=sorted(told, key=lambda p: (p.file, p.line, p.column)))
+
+
+def no_kind(nodes: list[Any], value: Value, path: str, union: str, report: Report, later: tuple[str, ...]) -> None:
+    """Says that a kind comes later, or that there is none of that name."""
+    if isinstance(value.held, str) and value.held in later:
+        report.add(f"{value.held} {LATER}", f"use {kinds(nodes)}", path, value.origin)
+        return
+    near = difflib.get_close_matches(str(value.held), [*map(kind_of, nodes), *later], 1)
+    asked = f", did you mean {near[0]}?" if near and isinstance(value.held, str) else ""
+    report.add(f"{text_of(value)} is no kind of {union}{asked}", f"use {kinds(nodes)}", path, value.origin)
+
+
+def unknown(name: str, path: str, known: list[str], origin: Origin, report: Report) -> None:
+    """Says that a key is not known, and which one is near."""
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    if near:
+        report.add(f"unknown key, did you mean {near[0]}?", f"write {near[0]}", path, origin)
+    else:
+        report.add("unknown key", f"use one of {', '.join(known)}", path, origin)
+
+
+def way_out(hint: Any, value: Value) -> str:
+    """One thing to do about a value of the wrong type."""
+    members = options(hint)
+    if str in members and not isinstance(value.held, dict | list):
+        return "quote it"
+    literals = [str(name) for option in members if get_origin(option) is Literal for name in get_args(option)]
+    near = difflib.get_close_matches(str(value.held), literals, 1) if isinstance(value.held, str) else []
+    if near:
+        return f"use {near[0]}"
+    if {int, float, bool} & set(members) and value.is_text and value.origin.kind != "python":
+        return "take the quotes away"
+    return f"use {names(hint)}"
+
+
+def text_of(value: Value) -> str:
+    """What was written, short; never what the environment held."""
+    held = value.held
+    if isinstance(held, dict | list | tuple):
+        return "a mapping" if isinstance(held, dict) else "a list"
+    text = value.origin.written or (repr(held) if value.is_text else str(held)) or "nothing"
+    return text if len(text) <= 60 else text[:57] + "..."

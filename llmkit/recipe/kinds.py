@@ -1,0 +1,56 @@
+"""The kinds of stages: those that there are, and those that come later."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, get_args
+
+from llmkit.core.config import Later
+from llmkit.core.hints import kind_of
+from llmkit.stages.evaluate import Evaluate
+from llmkit.stages.merge import Merge
+from llmkit.stages.sft import Sft
+
+STAGES = [
+    "pretrain",
+    "classify",
+    "reward",
+    "preference",
+    "policy",
+    "ppo",
+    "draft",
+    "distill",
+    "constitutional",
+    "trl",
+    "audit",
+    "calibrate",
+    "quantize",
+    "prune",
+    "convert",
+    "export",
+    "serve",
+    "release",
+    "monitor",
+    "retrain",
+    "experiment",
+    "federated",
+]
+LOSSES = [
+    "dpo",
+    "ipo",
+    "simpo",
+    "orpo",
+    "cpo",
+    "kto",
+    "apo",
+    "grpo",
+    "dr_grpo",
+    "dapo",
+    "gspo",
+    "cispo",
+    "rloo",
+    "reinforce",
+]
+"""Kinds that are short for a stage with that loss."""
+
+Stage = Annotated[Sft | Evaluate | Merge, Later((*STAGES, *LOSSES))]
+KINDS: dict[str, Any] = {kind_of(cls): cls for cls in get_args(get_args(Stage)[0])}
