@@ -1,0 +1,1 @@
+"""Puts model, adapter, head and stepper together."""

@@ -1,0 +1,70 @@
+"""Model -> adapter -> head -> stepper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmkit.adapters.node import Adapter, NoAdapter
+from llmkit.build.precision import Types
+from llmkit.core.errors import ModelError
+from llmkit.models.heads import Scored, check_head
+from llmkit.models.load import How, Loaded, load
+from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.models.resolve import Resolved
+from llmkit.parallel.single import Single
+
+
+@dataclass(frozen=True)
+class Built:
+    """All that a stage needs of a model in training."""
+
+    loaded: Loaded
+    model: nn.Module
+    """With its adapter."""
+    scored: Scored
+    trained: dict[str, nn.Parameter]
+
+
+def build(
+    resolved: Resolved, ref: ModelRef, how: How, adapter: Adapter, recompute: bool, seed: int
+) -> Built:
+    """A model ready to be trained.
+
+    Raises:
+        ModelError: it cannot be loaded, or the adapter does not fit it.
+    """
+    if resolved.base is not None:
+        raise ModelError(
+            f"{ref.name} is an adapter; training goes on from a whole model", fix="merge it first", key="model"
+        )
+    loaded = load(resolved, ref, how)
+    check_head(Scored(loaded.model))
+    torch.manual_seed(seed)  # adapters begin at random
+    if not isinstance(how.quant, NoQuant):
+        loaded.model.requires_grad_(False)
+    model = adapter.attach(loaded.model)
+    if recompute:
+        base = loaded.model
+        base.activation_checkpointing_enable({"use_reentrant": False})
+        model.train()
+    scored = Scored(model)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ModelError("nothing is trained", fix="give adapter.targets that match", key="adapter")
+    return Built(loaded, model, scored, trained)
+
+
+def stepper(built: Built, optimizer: torch.optim.Optimizer, types: Types) -> Single:
+    """One process on one device."""
+    return Single(built.scored, built.trained, optimizer, torch.bfloat16 if types.mixed else None)
+
+
+def how(device: str, types: Types, quant: Quant, adapter: Adapter, code: bool, nonfinite: bool) -> How:
+    """How a stage's model is held: a frozen base under autocast is held in bf16 already."""
+    frozen = not isinstance(adapter, NoAdapter)
+    held: Any = "bf16" if types.mixed and frozen and device == "cuda" else types.params
+    return How(device, held, types.half, quant, code, nonfinite)
