@@ -25,6 +25,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "LOCAL_RANK")
+"""Set by torchrun, deepspeed and accelerate, which restart what does not exit 0: the truth is in `status.json`."""
 USAGE: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 """What the command line's own parser raises, whichever package holds its class."""
 
@@ -216,7 +218,8 @@ def _guarded(words: list[str], debug: bool) -> int:
     except LlmkitError as error:
         if debug:
             traceback.print_exc()
-        return _say(error.problems, error.code)
+        code = _say(error.problems, error.code)
+        return 0 if code == 75 and any(name in os.environ for name in LAUNCHED) else code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone: nothing more to say to it
         return 0

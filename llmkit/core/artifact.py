@@ -31,11 +31,15 @@ class Artifact:
         """The Hugging Face folder."""
         return self.folder / "model"
 
-    def verify(self) -> None:
-        """Raises:
-        ModelError: a file is missing or is not the one that the manifest names.
+    def verify(self, under: str = "") -> None:
+        """Reads every file below `under` again.
+
+        Raises:
+            ModelError: a file is missing or is not the one that the manifest names.
         """
         for name, digest in self.manifest["files"].items():
+            if not name.startswith(under):
+                continue
             path = self.folder / name
             if not path.is_file() or sha256(path) != digest:
                 state = "has changed" if path.is_file() else "is missing"

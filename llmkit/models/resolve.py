@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmkit.core.artifact import Artifact
 from llmkit.core.errors import ModelError
 from llmkit.models import safe
 from llmkit.models.alias import ALIASES, Hub, Wheel
@@ -64,9 +65,10 @@ def resolve(ref: ModelRef) -> Resolved:
 
 def _folder(name: str, path: Path) -> Resolved:
     if (path / "status.json").is_file() or (path / "manifest.json").is_file():
-        path = path / "model"
-        if not path.is_dir():
+        run, path = path, path / "model"
+        if not path.is_dir() or not (run / "manifest.json").is_file():
             raise ModelError(f"the run {name} has no model yet", fix="let it end first", key="model")
+        Artifact(run).verify("model/")
     if (path / "adapter_config.json").is_file():
         return _adapter(name, path)
     if not (path / "config.json").is_file():

@@ -60,6 +60,14 @@ def test_usage_and_model_errors_have_their_exit_status(words, status, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("level", ["0", "2"])
+def test_m14_errors_are_the_same_without_asserts(level, tmp_path):
+    (tmp_path / "r.yaml").write_text("kind: sft\nmodel: {}\nmodle: x\nsteps: -1\n")
+    done = llmkit("check", "r.yaml", cwd=tmp_path, PYTHONOPTIMIZE=level)
+    assert done.returncode == 2 and done.stderr.count("llmkit: error: ") == 5, done.stderr
+    assert llmkit("generate", "nothing", "x", PYTHONOPTIMIZE=level).returncode == 4
+
+
 def test_a_launchers_words_before_the_verb_are_accepted():
     assert llmkit("--local_rank=0", "recipes").returncode == 0
 

@@ -114,6 +114,17 @@ def test_the_best_checkpoint_is_the_result(tiny, rows, tmp_path):
     assert (artifact.folder / "checkpoints" / f"step-{best}").is_dir()
 
 
+def test_m8_one_flipped_bit_of_a_runs_model_is_named_before_it_is_used(tiny, rows, tmp_path):
+    artifact = go(sft(tiny, rows, tmp_path / "run", steps=1))
+    weights = artifact.model() / "adapter_model.safetensors"
+    go(Merge(model=str(artifact.folder), out=str(tmp_path / "control")))
+    raw = bytearray(weights.read_bytes())
+    raw[-5] ^= 1
+    weights.write_bytes(raw)
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors: has changed since the run ended"):
+        go(Merge(model=str(artifact.folder), out=str(tmp_path / "merged")))
+
+
 def test_merge_folds_what_the_adapter_says_and_refuses_past_its_bound(tiny, rows, tmp_path):
     from transformers import AutoModelForCausalLM
 

@@ -127,7 +127,7 @@ def test_t4_a_signal_saves_and_exits_75_and_the_run_goes_on_exactly(tiny, world,
     assert finish(pid) == 75
     assert time.monotonic() - asked < 10
     status = json.loads((out / "status.json").read_text())
-    assert (status["state"], status["exit_code"]) == ("stopped", 75)
+    assert (status["state"], status["exit_code"]) == ("stopped", 75) and status["step"] >= 5
     assert finish(in_child(lambda: node(tiny, rows, out))) == 0
     assert outcome(out) == outcome(folder / "whole")
 
