@@ -147,7 +147,7 @@ def _unfolded(nodes: list[Any], value: Value) -> Value:
 def _short(nodes: list[Any], members: list[Any], value: Value, key: str, report: Report, later: tuple[str, ...]) -> Any:
     """A bare word where a node may stand: a kind, or the value of the field that the node's `_short` names."""
     for node in nodes:
-        if kind_of(node) == value.held:
+        if value.held and kind_of(node) == value.held:
             return build(node, Value({}, value.origin), key, report)
         if short := getattr(node, "_short", None):
             return build(node, Value({short: value}, value.origin, keys={short: value.origin}), key, report)
@@ -168,7 +168,7 @@ def _by_kind(nodes: list[Any], value: Value, key: str, report: Report, later: tu
         return BAD
     written = wrapped(value.held["kind"])
     for node in nodes:
-        if kind_of(node) == written.held:
+        if written.held and kind_of(node) == written.held:
             return node
     if not any(map(kind_of, nodes)):
         unknown("kind", path, [item.name for item in dataclasses.fields(nodes[0])], written.origin, report)
@@ -234,8 +234,8 @@ def cross_check(node: Any, key: str, origin: Origin, bad: Iterable[str], report:
             continue
         what = conflict.what
         if conflict.other:
-            place = _place(_nearest(under(key, conflict.other), key, report))
-            what = f"contradicts {conflict.other}{place}: {what}"
+            other = under(key, conflict.other)
+            what = f"contradicts {other}{_place(_nearest(other, key, report))}: {what}"
         path = under(key, conflict.key)
         written = _nearest(path, key, report)
         report.add(what, conflict.fix, path, written if written and written.kind != "default" else origin)

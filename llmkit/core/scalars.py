@@ -60,7 +60,8 @@ UNITS = {
         **{"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40},
     },
 }
-AMBIGUOUS = {"yes", "no", "on", "off", "y", "n", "true", "false", "null", "~", ""}
+NOTHING = {"null", "~", ""}
+AMBIGUOUS = {"yes", "no", "on", "off", "y", "n", "true", "false"} | NOTHING
 DATE = r"\d{4}-\d\d?-\d\d?([Tt ].*)?"
 BAD: Any = object()
 """The mark of a value that could not be made."""
@@ -115,7 +116,8 @@ def read_str(value: Value, problems: list[str]) -> Any:
     if not isinstance(value.held, str):
         return BAD
     if value.is_plain and value.held.lower() in AMBIGUOUS:
-        problems.append(f"{value.held or 'nothing'} may be text or not")
+        other = "nothing" if value.held.lower() in NOTHING else "a yes or no"
+        problems.append(f"{value.held or 'an empty value'} may be text or {other}")
         return BAD
     if value.is_plain and re.fullmatch(DATE, value.held):
         problems.append(f"{value.held} may be text or a date")
