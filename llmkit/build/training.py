@@ -29,9 +29,7 @@ class Built:
     trained: dict[str, nn.Parameter]
 
 
-def build(
-    resolved: Resolved, ref: ModelRef, how: How, adapter: Adapter, recompute: bool, seed: int
-) -> Built:
+def build(resolved: Resolved, ref: ModelRef, how: How, adapter: Adapter, recompute: bool, seed: int) -> Built:
     """A model ready to be trained.
 
     Raises:
