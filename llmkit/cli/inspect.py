@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,22 +12,26 @@ import numpy as np
 from llmkit.core.environment import prepare as quiet_libraries
 from llmkit.core.memory import available
 from llmkit.data.prepare import Prepared, prepare
+from llmkit.models.alias import is_remote
 from llmkit.models.load import read_tokenizer
 from llmkit.models.resolve import resolve
 from llmkit.stages.sft import Sft
 from llmkit.stages.sizes import sizes
 
 
-def inspect(name: str, node: Any, show: int) -> None:
-    """Prints the tables of one stage.
+def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> None:
+    """Prints the tables of one stage; `earlier` are the folders of the stages before it.
 
     Raises:
         LlmkitError: its data or its model cannot be used.
     """
-    quiet_libraries()
-    title = f"{name or node.kind}: " if name else ""
+    quiet_libraries(remote=is_remote(node.model.name) and node.model.name not in earlier)
+    title = f"{name}: " if name else ""
     if not isinstance(node, Sft):
         _say(f"{title}{node.kind} is sound")
+        return
+    if node.model.name in earlier and not Path(node.model.name, "model").is_dir():
+        _say(f"{title}{node.kind} is sound; its data and memory can be told when {node.model.name} is made")
         return
     resolved = resolve(node.model)
     tokenizer = read_tokenizer(resolved, node.model.template)

@@ -9,6 +9,8 @@ import contextlib
 import os
 import sys
 import traceback
+from functools import partial
+from types import TracebackType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -199,15 +201,23 @@ def main() -> NoReturn:
     words = [w for w in sys.argv[1:] if not w.startswith(("--local_rank=", "--local-rank="))]
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]
+    sys.excepthook = partial(_own_fault, debug)
     code = _guarded(words, debug)
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
+    _flush()
     sys.exit(code)
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone: Python must not try again at its end
 
 
 def _guarded(words: list[str], debug: bool) -> int:
     try:
-        return _status(app(words, standalone_mode=False))
+        # not app(words): that puts typer's own hook in the place of ours
+        return _status(typer.main.get_command(app)(words, standalone_mode=False))
     except USAGE as usage:
         if type(usage).__name__ == "NoArgsIsHelpError":
             usage.show()
@@ -220,14 +230,20 @@ def _guarded(words: list[str], debug: bool) -> int:
             traceback.print_exc()
         code = _say(error.problems, error.code)
         return 0 if code == 75 and any(name in os.environ for name in LAUNCHED) else code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone: nothing more to say to it
-        return 0
-    except Exception as fault:
-        if debug:
-            traceback.print_exc()
-        place = f"{type(fault).__name__}: {str(fault).strip().splitlines()[0] if str(fault).strip() else ''}"
-        return _say([Problem(f"llmkit met a fault of its own ({place})", "run again with --debug and report it")], 1)
+    except SystemExit as done:
+        if isinstance(done.__context__, BrokenPipeError):
+            return 0  # the reader has gone: nothing more to say to it
+        raise
+
+
+def _own_fault(debug: bool, kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:
+    """What nobody foresaw is one line too; Python then exits 1."""
+    if debug:
+        traceback.print_exception(kind, fault, trace)
+    why = next(iter(str(fault).strip().splitlines()), "")
+    _say(
+        [Problem(f"llmkit met a fault of its own ({kind.__name__}: {why})", "run again with --debug and report it")], 1
+    )
 
 
 def _status(returned: Any) -> int:

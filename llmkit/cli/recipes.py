@@ -45,8 +45,10 @@ def check(recipe: str, overrides: Sequence[str], show: int) -> None:
     loaded = load_recipe(recipe, overrides)
     from llmkit.cli.inspect import inspect
 
+    made: list[str] = []
     for name, node in loaded.stages:
-        inspect(name, node, show)
+        inspect(name, node, show, made)
+        made.append(node.out)
 
 
 def show(recipe: str, overrides: Sequence[str], as_json: bool, schema: bool) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from llmkit.core.environment import prepare
 from llmkit.core.run import Grants
+from llmkit.models.alias import is_remote
+from llmkit.models.node import ModelRef
+from llmkit.models.resolve import resolve
 
 
 def _open(model: str, code: bool) -> Any:
+    if not Path(model).is_dir():
+        resolve(ModelRef(name=model))  # a name that is none is told before the heavy imports
     import torch
 
-    from llmkit.models.node import ModelRef
     from llmkit.stages.build_inference import open_model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -24,7 +29,7 @@ def generate(
     model: str, prompt: str, max_tokens: int, temperature: float, seed: int, raw: bool, as_json: bool, code: bool
 ) -> None:
     """Answers one prompt: through the chat template where there is one."""
-    prepare(remote="/" in model)
+    prepare(remote=is_remote(model))
     from llmkit.inference.node import Sampling, Transformers
 
     loaded = _open(model, code)
@@ -40,7 +45,7 @@ def generate(
 
 def chat(model: str, max_tokens: int, temperature: float, seed: int, code: bool) -> None:
     """A conversation; answers appear as they are made."""
-    prepare(remote="/" in model)
+    prepare(remote=is_remote(model))
     from llmkit.inference.generate import stream
     from llmkit.inference.node import Sampling
 

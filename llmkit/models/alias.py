@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -41,3 +43,10 @@ ALIASES: dict[str, Wheel | Hub] = {
     ),
     "smollm2-135m-instruct": Hub("HuggingFaceTB/SmolLM2-135M-Instruct", "main", "Apache-2.0"),
 }
+
+
+def is_remote(name: str) -> bool:
+    """Whether a model's name stands for something that only the Hub has."""
+    if name in ALIASES:
+        return isinstance(ALIASES[name], Hub)
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).is_dir()

@@ -8,11 +8,13 @@ from typing import Any
 
 from llmkit.core.artifact import Artifact
 from llmkit.core.console import Console
+from llmkit.core.environment import prepare
 from llmkit.core.errors import LlmkitError, Problem, RecipeError, Stopped
 from llmkit.core.folder import Claim, claim, differences, read_status, write_recipe
 from llmkit.core.run import Grants, Run
 from llmkit.core.scalars import Origin
 from llmkit.core.stop import Stop
+from llmkit.models.alias import is_remote
 from llmkit.recipe.load import Recipe, digest
 from llmkit.recipe.show import resolved, stage_values
 
@@ -46,16 +48,14 @@ def _check_world() -> None:
 
 def _stay_offline(recipe: Recipe) -> None:
     """No library asks the network for anything unless a model is named that only the Hub has."""
-    from llmkit.core.environment import prepare
-
-    names = [node.model.name for _, node in recipe.stages]
-    prepare(remote=any(("/" in name and not Path(name).exists()) or name == "smollm2-135m-instruct" for name in names))
+    made = {node.out for _, node in recipe.stages}
+    prepare(remote=any(is_remote(node.model.name) for _, node in recipe.stages if node.model.name not in made))
 
 
 def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, console: Console, stop: Stop) -> Artifact:
     folder = Path(node.out)
     values = stage_values(recipe, name)
-    finished = _finished(folder, node, values, name, resume, console)
+    finished = _finished(recipe, name, node, values, resume, console)
     if finished is not None:
         return finished
     held = claim(folder, resume if resume == "never" else "auto", console)
@@ -84,12 +84,13 @@ def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, co
         held.release()
 
 
-def _finished(folder: Path, node: Any, values: Any, name: str, resume: str, console: Console) -> Artifact | None:
+def _finished(recipe: Recipe, name: str, node: Any, values: Any, resume: str, console: Console) -> Artifact | None:
     """The artifact of a stage that is done already.
 
     Raises:
         RecipeError: it was made from another recipe; each key that differs is named.
     """
+    folder = Path(node.out)
     before = read_status(folder)
     if before.get("state") != "done" or resume == "never":
         return None
@@ -101,11 +102,16 @@ def _finished(folder: Path, node: Any, values: Any, name: str, resume: str, cons
     changed = [d for d in differences(artifact.manifest.get("recipe", {}), values) if d[0] != "out"]
     raise RecipeError(
         problems=[
-            Problem(f"is {new!r}, and {folder} was made with {old!r}", "name another out, or put it back", key=key)
+            _changed(recipe, f"stages.{name}.{key}" if name else key, f"is {new!r}, and {folder} was made with {old!r}")
             for key, old, new in changed
         ]
-        or [Problem(f"{folder} was made from another recipe", "name another folder", key="out")]
+        or [_changed(recipe, "out", f"{folder} was made with other values of the environment")]
     )
+
+
+def _changed(recipe: Recipe, key: str, what: str) -> Problem:
+    origin = recipe.origins.get(key, Origin())
+    return Problem(what, "name another out, or put it back", origin.file, origin.line, origin.column, key)
 
 
 def _failed(held: Claim, cause: BaseException) -> None:

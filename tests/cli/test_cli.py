@@ -1,6 +1,8 @@
 """The command line as users and scripts meet it: exit statuses, one line an error, what is not imported."""
 
+import io
 import json
+import os
 import subprocess
 import sys
 
@@ -10,10 +12,23 @@ GOOD = "kind: sft\nmodel: {model}\ndata:\n  train: [{{kind: jsonl, path: {rows}}
 
 
 def llmkit(*words, cwd=None, **env):
-    import os
-
     command = [sys.executable, "-m", "llmkit", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **env}, check=False)
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capfd):
+    """The same in this process, from an empty folder: (exit status, standard output, standard error)."""
+    from llmkit.cli.main import _guarded
+
+    monkeypatch.chdir(tmp_path)
+
+    def called(*words):
+        code = _guarded([str(word) for word in words], False)
+        said = capfd.readouterr()
+        return code, said.out, said.err
+
+    return called
 
 
 def test_help_and_a_broken_recipe_import_no_torch(tmp_path):
@@ -72,7 +87,7 @@ def test_a_launchers_words_before_the_verb_are_accepted():
     assert llmkit("--local_rank=0", "recipes").returncode == 0
 
 
-def test_run_show_diff_runs_generate_and_report(tiny, rows, tmp_path):
+def test_run_show_diff_runs_generate_and_report(tiny, rows, tmp_path, call):
     for name, seed in (("a", 0), ("b", 1)):
         (tmp_path / f"{name}.yaml").write_text(
             GOOD.format(model=tiny, rows=rows, out=f"runs/{name}") + f"seed: {seed}\n"
@@ -80,27 +95,96 @@ def test_run_show_diff_runs_generate_and_report(tiny, rows, tmp_path):
     first = llmkit("run", "a.yaml", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert first.stdout.strip().endswith("runs/a")
-    assert llmkit("run", "b.yaml", cwd=tmp_path).returncode == 0
-    changed = json.loads(llmkit("diff", "runs/a", "runs/b", "--json", cwd=tmp_path).stdout)
-    assert changed["recipe.seed"] == [0, 1]
-    listed = json.loads(llmkit("runs", "--json", cwd=tmp_path).stdout)["runs"]
+    assert call("run", "b.yaml")[0] == 0
+    assert json.loads(call("diff", "runs/a", "runs/b", "--json")[1])["recipe.seed"] == [0, 1]
+    listed = json.loads(call("runs", "--json")[1])["runs"]
     assert [(r["folder"], r["state"], r["step"]) for r in listed] == [("runs/a", "done", 1), ("runs/b", "done", 1)]
-    made = json.loads(llmkit("generate", "runs/a", "hello", "--max-tokens", "4", "--json", cwd=tmp_path).stdout)
+    made = json.loads(call("generate", "runs/a", "hello", "--max-tokens", "4", "--json")[1].splitlines()[-1])
     assert len(made["token_ids"]) <= 4
     (tmp_path / "runs/a/report.html").unlink()
-    assert llmkit("report", "runs/a", cwd=tmp_path).returncode == 0 and (tmp_path / "runs/a/report.html").exists()
-    shown = llmkit("show", "a.yaml", cwd=tmp_path)
-    assert "seed: 0  # a.yaml:7" in shown.stdout
-    assert llmkit("check", "a.yaml", "--show", "1", cwd=tmp_path).stdout.count("trained") >= 2
+    assert call("report", "runs/a")[0] == 0 and (tmp_path / "runs/a/report.html").exists()
+    assert call("check", "a.yaml", "--show", "1")[1].count("trained") >= 2
 
 
-def test_d5_nothing_left_to_learn_is_an_error_before_the_model_loads(tiny, rows, tmp_path):
+def test_a_finished_run_is_left_alone_and_another_recipe_names_the_line(tiny, rows, tmp_path, call):
+    (tmp_path / "r.yaml").write_text(GOOD.format(model=tiny, rows=rows, out="o") + "seed: 0\n")
+    assert call("run", "r.yaml")[0] == 0
+    before = (tmp_path / "o" / "manifest.json").read_bytes()
+    code, _, said = call("run", "r.yaml")
+    assert code == 0 and "is done already" in said
+    (tmp_path / "r.yaml").write_text(GOOD.format(model=tiny, rows=rows, out="o") + "seed: 1\n")
+    code, _, said = call("run", "r.yaml")
+    assert code == 2 and said.startswith("llmkit: error: r.yaml:7:7: seed: is 1, and o was made with 0; fix: ")
+    assert (tmp_path / "o" / "manifest.json").read_bytes() == before
+
+
+def test_r8_a_secret_is_in_no_file_of_a_run(tiny, rows, tmp_path, call, monkeypatch):
+    """The secret is the name of a chat template's file: nothing but the recipe can bring it into the run."""
+    monkeypatch.setenv("WORD", "s3cret")
+    (tmp_path / "s3cret.jinja").write_text((tiny / "chat_template.jinja").read_text())
+    model = f"model: {{name: {tiny}, template: '${{env:WORD}}.jinja'}}"
+    (tmp_path / "r.yaml").write_text(GOOD.format(model=tiny, rows=rows, out="o").replace(f"model: {tiny}", model))
+    assert call("run", "r.yaml")[0] == 0
+    folder = tmp_path / "o"
+    held = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert b"${env:WORD}.jinja" in held["resolved.yaml"] and b"${env:WORD}.jinja" in held["manifest.json"]
+    assert not [name for name, raw in held.items() if b"s3cret" in raw]
+    assert "s3cret" not in "".join(map(str, call("show", "r.yaml")[1:] + call("show", "r.yaml", "--json")[1:]))
+
+
+def test_show_tells_the_origin_of_every_value(tmp_path, call):
+    (tmp_path / "r.yaml").write_text(GOOD.format(model="tiny", rows="a.jsonl", out="o"))
+    code, out, _ = call("show", "r.yaml", "steps=4")
+    assert code == 0 and "model:\n  name: tiny  # r.yaml:2\n" in out and "steps: 4  # command line" in out
+    said = json.loads(call("show", "r.yaml", "--json")[1])
+    assert said["recipe"]["data"]["train"][0]["path"] == "a.jsonl" and said["origins"]["seed"] == "default"
+    assert json.loads(call("show", "--schema")[1])["title"] == "llmkit recipe"
+
+
+def test_check_of_a_pipeline_waits_for_models_that_are_not_made_yet(tiny, rows, tmp_path, call):
+    stage = f"kind: sft, data: {{train: [{{kind: jsonl, path: {rows}}}]}}"
+    stages = f"  - {{name: a, model: {tiny}, {stage}}}\n  - {{name: b, model: '${{stages.a}}', {stage}}}\n"
+    (tmp_path / "p.yaml").write_text(f"out: o\nstages:\n{stages}")
+    code, out, said = call("check", "p.yaml")
+    assert code == 0 and "b: sft is sound; its data and memory can be told when o/a is made" in out, said
+    assert not (tmp_path / "o").exists()
+
+
+def test_recipes_are_listed_and_copied_once(tmp_path, call):
+    assert "sft/lora" in call("recipes")[1]
+    assert call("recipes", "sft/lora")[0] == 0 and (tmp_path / "lora.yaml").is_file()
+    assert call("recipes", "sft/lora")[0] == 2
+
+
+def test_a_fault_of_our_own_is_one_line_and_a_traceback_only_if_asked_for():
+    code = "import sys, llmkit.cli.setup as setup\nsetup.recipes = lambda name: 1 / 0\n"
+    code += "from llmkit.cli.main import main\nmain()"
+    for more, traced in (([], False), (["--debug"], True)):
+        command = [sys.executable, "-c", code, "recipes", *more]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and ("Traceback" in done.stderr) is traced
+        assert done.stderr.splitlines()[-1].startswith(
+            "llmkit: error: llmkit met a fault of its own (ZeroDivisionError:"
+        )
+
+
+@pytest.mark.parametrize("words", [["show", "--schema"], ["recipes"]])
+def test_a_reader_that_goes_away_is_no_error(words):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "llmkit", *words]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_d5_nothing_left_to_learn_is_an_error_before_the_model_loads(tiny, rows, tmp_path, call):
     (tmp_path / "r.yaml").write_text(GOOD.format(model=tiny, rows=rows, out="o"))
-    done = llmkit("run", "r.yaml", "data.max_length=2", cwd=tmp_path)
-    assert done.returncode == 3 and "no row is left to learn from" in done.stderr
+    code, _, said = call("run", "r.yaml", "data.max_length=2")
+    assert code == 3 and "no row is left to learn from" in said
 
 
-def test_chat_speaks_until_an_empty_line(tiny, tmp_path):
-    command = [sys.executable, "-m", "llmkit", "chat", str(tiny), "--max-tokens", "3"]
-    done = subprocess.run(command, input="hello\nagain\n\n", capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and done.stdout.count("\n") >= 2, done.stderr
+def test_chat_speaks_until_an_empty_line(tiny, call, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\nagain\n\n"))
+    code, out, said = call("chat", tiny, "--max-tokens", "3")
+    assert code == 0 and out.count("\n") >= 2, said
