@@ -11,6 +11,8 @@ from llmkit.core.hints import kind_of, kinds, names, options
 from llmkit.core.scalars import Origin, Value
 
 LATER = "is not available yet in this version"
+MOST_GUESSES = 200
+"""A recipe with more problems than this is no misspelt one: what its keys could have meant is not worth the time."""
 
 
 @dataclass
@@ -45,7 +47,7 @@ def no_kind(nodes: list[Any], value: Value, path: str, union: str, report: Repor
 
 def unknown(name: str, path: str, known: list[str], origin: Origin, report: Report) -> None:
     """Says that a key is not known, and which one is near."""
-    near = difflib.get_close_matches(name, known, 1, 0.5)
+    near = difflib.get_close_matches(name, known, 1, 0.5) if len(report.problems) < MOST_GUESSES else []
     if near:
         report.add(f"unknown key, did you mean {near[0]}?", f"write {near[0]}", path, origin)
     else:

@@ -12,7 +12,7 @@ from llmkit.core.errors import RecipeError
 from llmkit.core.scalars import Origin, Value
 from llmkit.core.wording import Report
 
-MOST_BYTES, MOST_DEPTH, MOST_NODES = 1 << 20, 64, 100_000
+MOST_BYTES, MOST_DEPTH, MOST_NODES = 1 << 20, 64, 20_000
 PLAIN_TAGS = {"str", "int", "float", "bool", "null", "timestamp", "seq", "map", "value", "merge"}
 """What YAML gives to untagged nodes; we read none of them but the shape."""
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

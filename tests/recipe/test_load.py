@@ -1,5 +1,8 @@
 """Recipes: places, nearest keys, all errors at once, and the rows R1 to R10 of bad input."""
 
+import os
+import subprocess
+import sys
 import textwrap
 import time
 import tracemalloc
@@ -67,6 +70,7 @@ def test_r4_bombs_are_refused_fast_and_small():
         "depth": "a: " + "[" * 10000 + "]" * 10000,
         "size": "a: " + "x" * (50 << 20),
         "nodes": "a: [" + "1," * 200_000 + "1]",
+        "keys": "kind: sft\n" + "\n".join(f"learing_rate{i}: 1" for i in range(9_000)),
     }
     for text in bombs.values():
         path, began = write(text), time.monotonic()
@@ -214,3 +218,42 @@ def test_the_resolved_recipe_reads_back_as_itself():
     first = load_recipe(write(GOOD), ["steps=7"])
     again = load_recipe(write(resolved(first), "again.yaml"))
     assert digest(first.stages[0][1]) == digest(again.stages[0][1])
+
+
+BATTERY = """
+import pathlib, sys
+from llmkit.core.errors import RecipeError
+from llmkit.recipe.load import load_recipe
+for path in sorted(pathlib.Path().glob("*.yaml")):
+    try:
+        load_recipe(path)
+        sys.stdout.write(f"{path} is sound\\n")
+    except RecipeError as error:
+        sys.stdout.write(f"{error}\\n")
+"""
+
+
+def test_m14_the_battery_says_the_same_without_asserts():
+    texts = [
+        GOOD,
+        "",
+        "- 1\n",
+        "a: 1\na: 2\n",
+        "a: &x 1\nb: *x\n",
+        "a:\n\t- 1\n",
+        "kind: dpo\n",
+        "seed: -1\nsed: 1\n",
+        PIPE,
+    ]
+    texts += [GOOD + "quant: bnb_nf4\nadapter: none\n", GOOD + "steps: 012\nlog: [x]\n", "a: !!x 1\n", "a: " + "[" * 99]
+    for index, text in enumerate(texts):
+        write(text, f"r{index:02}.yaml")
+    said = [_battery({}), _battery({"PYTHONOPTIMIZE": "2"})]
+    assert said[0] == said[1] and said[0].count("is sound") == 2 and len(said[0].splitlines()) > len(texts)
+
+
+def _battery(more):
+    done = subprocess.run(
+        [sys.executable, "-c", BATTERY], capture_output=True, text=True, check=True, env={**os.environ, **more}
+    )
+    return done.stdout
