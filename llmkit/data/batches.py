@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,18 +16,32 @@ from llmkit.data.prepare import Prepared
 
 
 def micro_batches(
-    prepared: Prepared, ids: Sequence[int], packing: Packing, capacity: int, rows: int, contexts: bool, device: str
+    prepared: Prepared,
+    ids: Sequence[int],
+    packing: Packing,
+    capacity: int,
+    rows: int,
+    contexts: bool,
+    device: str,
+    rank: int = 0,
+    world: int = 1,
 ) -> list[Batch]:
-    """The micro-batches of one step, `rows` packed rows each.
+    """The micro-batches of one step, `rows` packed rows each: those that `rank` of `world` ranks is dealt.
 
     Packed rows of a micro-batch lie end to end in one row without padding: segments keep them apart. Without packing
     each example has a row of its own, padded on the right; `contexts` says whether the model takes one there too.
+    The plan is that of the whole step. Every rank gets equally many micro-batches: one that has less left runs the
+    first once more, with weight 0.
     """
     packed = packing.pack([prepared.length(i) for i in ids], capacity)
     groups = [packed[at : at + rows] for at in range(0, len(packed), rows)]
-    if isinstance(packing, NoPacking):
-        return [_padded(prepared, [ids[row[0]] for row in group], contexts, device) for group in groups]
-    return [_flat(prepared, [ids[i] for row in group for i in row], device) for group in groups]
+    turns = -(-len(groups) // world)
+    dealt = [groups[at] if at < len(groups) else groups[0] for at in range(rank, turns * world, world)]
+    make: Callable[..., Batch] = partial(_padded, contexts=contexts) if isinstance(packing, NoPacking) else _flat
+    made = [make(prepared, [ids[i] for row in group for i in row], device=device) for group in dealt]
+    if rank + (turns - 1) * world >= len(groups):
+        made[-1] = replace(made[-1], weights=torch.zeros_like(made[-1].weights))
+    return made
 
 
 def shifted(prepared: Prepared, index: int) -> tuple[np.ndarray[Any, Any], ...]:
@@ -46,7 +62,7 @@ def _flat(prepared: Prepared, ids: Sequence[int], device: str) -> Batch:
     return _batch(tokens, positions, labels, weights, Packed(segments), tuple(ids), (), device)
 
 
-def _padded(prepared: Prepared, ids: Sequence[int], contexts: bool, device: str) -> Batch:
+def _padded(prepared: Prepared, ids: Sequence[int], device: str, contexts: bool) -> Batch:
     parts = [shifted(prepared, i) for i in ids]
     lengths = tuple(len(part[0]) for part in parts)
     width = max(lengths)

@@ -6,11 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from llmkit.core.config import Later, config, setting
+from llmkit.core.config import Conflict, Later, config, setting
 from llmkit.core.errors import DataError
+from llmkit.data.pack import first_fit
 
 if TYPE_CHECKING:
     from llmkit.data.rows import Raw
+
+COLUMNS = ("messages", "prompt", "completion", "text", "tools", "cluster", "choices", "label")
+"""Our names of columns."""
+
+
+def _unknown(columns: Mapping[str, str]) -> Iterator[Conflict]:
+    for name in columns:
+        if name not in COLUMNS:
+            yield Conflict(f"columns.{name}", "is no column of ours", f"use one of {', '.join(COLUMNS)}")
 
 
 @config
@@ -23,9 +33,13 @@ class Jsonl:
     """What each of our columns is called in the file: `{prompt: question, completion: answer}`."""
     weight: float = setting(default=1.0, later=True)
 
+    def problems(self) -> Iterator[Conflict]:
+        """Names in `columns` that nothing reads."""
+        return _unknown(self.columns)
+
     def rows(self) -> Iterator[Raw | DataError]:
         """Each object, or the error that its line is."""
-        from llmkit.data.rows import read_jsonl
+        from llmkit.data.jsonl import read_jsonl
 
         return read_jsonl(Path(self.path))
 
@@ -40,9 +54,13 @@ class Parquet:
     """What each of our columns is called in the file."""
     weight: float = setting(default=1.0, later=True)
 
+    def problems(self) -> Iterator[Conflict]:
+        """Names in `columns` that nothing reads."""
+        return _unknown(self.columns)
+
     def rows(self) -> Iterator[Raw | DataError]:
         """Each row of the file."""
-        from llmkit.data.rows import read_parquet
+        from llmkit.data.parquet import read_parquet
 
         return read_parquet(Path(self.path))
 
@@ -83,17 +101,7 @@ class FirstFit:
 
     def pack(self, lengths: Sequence[int], capacity: int) -> list[list[int]]:
         """Rows as lists of indices into `lengths`; none holds more than `capacity` tokens."""
-        rows: list[list[int]] = []
-        room: list[int] = []
-        for index, length in enumerate(lengths):
-            row = next((i for i, left in enumerate(room) if left >= length), None)
-            if row is None:
-                rows.append([])
-                room.append(capacity)
-                row = len(rows) - 1
-            rows[row].append(index)
-            room[row] -= length
-        return rows
+        return first_fit(lengths, capacity)
 
 
 Packing = NoPacking | FirstFit

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from llmkit.core.errors import DataError
+from llmkit.core.files import sha256
 from llmkit.data.node import Data, Docstrings, Source
 from llmkit.data.render import Rendered, Renderer
-from llmkit.data.rows import Raw, Row, Unusable, mapped, shaped
+from llmkit.data.rows import BadRow, Raw, Row, Unusable, bounded, mapped, rejected
+from llmkit.data.shapes import shaped
 
 CHUNK = 256
 
@@ -55,35 +57,55 @@ class Prepared:
 
 
 def read_rows(
-    sources: Sequence[Source], data: Data, counts: Counter[str], aside: Callable[[DataError], None] | None = None
+    sources: Sequence[Source], data: Data, counts: Counter[str], aside: Callable[[BadRow], None] | None = None
 ) -> Iterator[Row]:
-    """The usable rows of all sources in order; the others are counted under their reason."""
-    index = 0
-    for source in sources:
-        columns = {} if isinstance(source, Docstrings) else source.columns
-        for raw in source.rows():
-            counts["rows"] += 1
-            if isinstance(raw, DataError):
-                if data.on_bad_row == "error" or aside is None:
-                    raise raw
-                counts["quarantined"] += 1
-                aside(raw)
-                continue
-            try:
-                row = shaped(mapped(raw, columns), index)
-            except Unusable as reason:
-                _unusable(raw, str(reason), data, counts, aside)
-                continue
-            index += 1
-            yield row
+    """The usable rows of all sources in order; the others are counted under their reason.
+
+    Raises:
+        DataError: a row cannot be read and is not to be set aside.
+    """
+    return (row for _, row in _usable(sources, _Counter(data, counts, aside)))
 
 
-def _unusable(
-    raw: Raw, reason: str, data: Data, counts: Counter[str], aside: Callable[[DataError], None] | None
-) -> None:
-    counts[f"unusable: {reason}"] += 1
-    if data.on_bad_row == "quarantine" and aside is not None:
-        aside(DataError(reason, file=raw.file, line=raw.line))
+@dataclass
+class _Counter:
+    """Counts rows that cannot be used, and hands them on where they are to be kept."""
+
+    data: Data
+    counts: Counter[str]
+    aside: Callable[[BadRow], None] | None
+    first: str = ""
+
+    def broken(self, bad: DataError) -> None:
+        """A row that cannot be read."""
+        if self.data.on_bad_row == "error" or self.aside is None or not isinstance(bad, BadRow):
+            raise bad
+        self.counts["quarantined"] += 1
+        self.aside(bad)
+
+    def unusable(self, raw: Raw, reason: str) -> None:
+        """A row that is read and cannot be trained on."""
+        self.counts[f"unusable: {reason}"] += 1
+        self.first = self.first or f"{raw.file}:{raw.line}: {reason}"
+        if self.data.on_bad_row == "quarantine" and self.aside is not None:
+            self.aside(rejected(raw, reason))
+
+    def check(self, kept: int, least: int, key: str) -> None:
+        """Raises: DataError when too many rows are unusable, or too few are left."""
+        counts = self.counts
+        table = ", ".join(f"{reason} {n}" for reason, n in counts.most_common() if reason != "rows" and n)
+        bad = sum(n for reason, n in counts.items() if reason.startswith("unusable"))
+        if counts["rows"] == 0:
+            raise DataError("holds no rows", fix="give a file with rows", key=key)
+        if bad > self.data.bad_share * counts["rows"]:
+            what = f"{bad} of {counts['rows']} rows cannot be used ({table}; the first is {self.first})"
+            raise DataError(what, fix="mend them, or raise data.bad_share", key=key)
+        if not kept:
+            what = f"no row is left to learn from ({table})"
+            raise DataError(what, fix="raise data.max_length or mend the rows", key=key)
+        if kept < least:
+            what = f"{kept} examples do not fill one step of {least}" + (f" ({table})" if table else "")
+            raise DataError(what, fix=f"set batch.rows={kept}", key=key)
 
 
 def prepare(
@@ -91,71 +113,103 @@ def prepare(
     data: Data,
     tokenizer: Any,
     key: str = "data.train",
-    aside: Callable[[DataError], None] | None = None,
+    aside: Callable[[BadRow], None] | None = None,
+    least: int = 1,
 ) -> Prepared:
-    """All examples of `sources`.
+    """All examples of `sources`, at least `least` of them.
 
     Raises:
-        DataError: a row cannot be read, too many are unusable, or none is left.
+        DataError: a row cannot be read, too many are unusable, or too few are left.
     """
-    renderer, counts = Renderer(tokenizer, data.train_on), Counter[str]()
+    counter = _Counter(data, Counter[str](), aside)
+    counts = counter.counts
     ids: list[np.ndarray[Any, Any]] = []
     weights: list[np.ndarray[Any, Any]] = []
     rows: list[Row] = []
-    for row, tokens, kept in _encoded(read_rows(sources, data, counts, aside), renderer, counts):
-        for part_ids, part_weights in _fitted(tokens, kept, data, counts, row):
+    for raw, row, tokens, kept in _encoded(sources, Renderer(tokenizer, data.train_on), counter):
+        for part_ids, part_weights in _fitted(tokens, kept, data, counts, raw):
             ids.append(np.array(part_ids, dtype=np.int32))
             weights.append(np.array(part_weights, dtype=np.float32))
             rows.append(row)
-    _check(counts, len(ids), data, key)
+    counter.check(len(ids), least, key)
     starts = np.concatenate([[0], np.cumsum([len(part) for part in ids])]).astype(np.int64)
-    files = {Path(s.path).name: _file_digest(Path(s.path)) for s in sources if not isinstance(s, Docstrings)}
     joined, weighed = np.concatenate(ids), np.concatenate(weights)
+    weighed[starts[:-1]] = 0.0  # nothing predicts the first token of an example
     counts["examples"] = len(ids)
     counts["tokens"] = len(joined)
     counts["supervised tokens"] = int((weighed > 0).sum())
     digest = hashlib.sha256(joined.tobytes() + weighed.tobytes() + starts.tobytes()).hexdigest()
-    return Prepared(joined, weighed, starts, tuple(rows), dict(counts), digest, files)
+    return Prepared(joined, weighed, starts, tuple(rows), dict(counts), digest, _files(sources))
+
+
+def _usable(sources: Sequence[Source], counter: _Counter) -> Iterator[tuple[Raw, Row]]:
+    index = 0
+    for source in sources:
+        columns = {} if isinstance(source, Docstrings) else source.columns
+        for found in source.rows():
+            counter.counts["rows"] += 1
+            raw = bounded(found) if isinstance(found, Raw) else found
+            if not isinstance(raw, Raw):
+                counter.broken(raw)
+                continue
+            try:
+                row = shaped(mapped(raw, columns), index)
+            except Unusable as reason:
+                counter.unusable(raw, str(reason))
+                continue
+            index += 1
+            yield raw, row
 
 
 def _encoded(
-    rows: Iterator[Row], renderer: Renderer, counts: Counter[str]
-) -> Iterator[tuple[Row, list[int], list[float]]]:
-    waiting: list[tuple[Row, Rendered]] = []
-    for row in rows:
+    sources: Sequence[Source], renderer: Renderer, counter: _Counter
+) -> Iterator[tuple[Raw, Row, list[int], list[float]]]:
+    """Rows with their tokens; encoded some hundred at a time, which the tokenizer does faster."""
+    waiting: list[tuple[Raw, Row, Rendered]] = []
+    for raw, row in _usable(sources, counter):
         try:
-            waiting.append((row, renderer.render(row)))
+            turns = renderer.turns(row)
         except Unusable as reason:
-            counts[f"unusable: {reason}"] += 1
+            counter.unusable(raw, str(reason))
             continue
-        counts["special text kept plain"] += waiting[-1][1].marked
-        if len(waiting) == CHUNK:
+        waiting += [(raw, row, rendered) for rendered in turns]
+        counter.counts["special text kept plain"] += bool(turns[0].mark)
+        counter.counts["one example an answer: the template rewrites earlier turns"] += len(turns) > 1
+        if len(waiting) >= CHUNK:
             yield from _flush(waiting, renderer)
             waiting = []
     yield from _flush(waiting, renderer)
 
 
-def _flush(waiting: list[tuple[Row, Rendered]], renderer: Renderer) -> Iterator[tuple[Row, list[int], list[float]]]:
-    encoded = renderer.encode([rendered for _, rendered in waiting])
-    for (row, _), (ids, weights) in zip(waiting, encoded, strict=True):
-        yield row, ids, weights
+def _flush(
+    waiting: list[tuple[Raw, Row, Rendered]], renderer: Renderer
+) -> Iterator[tuple[Raw, Row, list[int], list[float]]]:
+    encoded = renderer.encode([rendered for *_, rendered in waiting])
+    for (raw, row, _), (ids, weights) in zip(waiting, encoded, strict=True):
+        yield raw, row, ids, weights
 
 
 def _fitted(
-    ids: list[int], weights: list[float], data: Data, counts: Counter[str], row: Row
+    ids: list[int], weights: list[float], data: Data, counts: Counter[str], raw: Raw
 ) -> Iterator[tuple[list[int], list[float]]]:
-    """The example as it is, or what `overflow` makes of it; what would teach nothing is left out."""
+    """The example as it is, or what `overflow` makes of it; what would teach nothing is left out.
+
+    A split repeats the last token of a piece as the first of the next, where it is not predicted again: every token is
+    trained exactly once.
+    """
+    size = data.max_length
     parts = [(ids, weights)]
-    if len(ids) > data.max_length:
+    if len(ids) > size:
         counts[f"overflow: {data.overflow}"] += 1
         if data.overflow == "error":
             raise DataError(
-                f"row {row.id} has {len(ids)} tokens, more than data.max_length {data.max_length}",
+                f"has {len(ids)} tokens, more than data.max_length {size}",
                 fix="raise data.max_length, or set data.overflow",
+                file=raw.file,
+                line=raw.line,
                 key="data.overflow",
             )
-        size = data.max_length
-        cuts = {"drop": [], "truncate": [0], "split": list(range(0, len(ids), size))}[data.overflow]
+        cuts = {"drop": [], "truncate": [0], "split": list(range(0, len(ids) - 1, size - 1))}[data.overflow]
         parts = [(ids[at : at + size], weights[at : at + size]) for at in cuts]
     for part in parts:
         if sum(part[1][1:]) > 0:
@@ -164,26 +218,11 @@ def _fitted(
             counts["nothing to learn"] += 1
 
 
-def _check(counts: Counter[str], kept: int, data: Data, key: str) -> None:
-    table = ", ".join(f"{reason}: {n}" for reason, n in counts.most_common())
-    bad = sum(n for reason, n in counts.items() if reason.startswith("unusable"))
-    if counts["rows"] == 0:
-        raise DataError("holds no rows", fix="give a file with rows", key=key)
-    if bad > data.bad_share * counts["rows"]:
-        raise DataError(
-            f"{bad} of {counts['rows']} rows cannot be used ({table})",
-            fix="mend them, or raise data.bad_share",
-            key=key,
-        )
-    if not kept:
-        raise DataError(
-            f"no row is left to learn from ({table})", fix="raise data.max_length or mend the rows", key=key
-        )
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _files(sources: Sequence[Source]) -> dict[str, str]:
+    """sha256 by name; by the whole path where two files have one name."""
+    paths = list(dict.fromkeys(Path(s.path) for s in sources if not isinstance(s, Docstrings)))
+    names = Counter(path.name for path in paths)
+    return {path.name if names[path.name] == 1 else str(path): sha256(path) for path in paths}
 
 
 def template_digest(tokenizer: Any) -> str:

@@ -104,7 +104,7 @@ def read(node: Sft, run: Run) -> Job:
     resolved = resolve(node.model)
     tokenizer = read_tokenizer(resolved, node.model.template, run.grants.code)
     aside = Quarantine(run.folder / "quarantine.jsonl")
-    data = prepare(node.data.train, node.data, tokenizer, "data.train", aside)
+    data = prepare(node.data.train, node.data, tokenizer, "data.train", aside, node.batch.rows)
     valid = prepare(node.data.valid, node.data, tokenizer, "data.valid", aside) if node.data.valid else None
     aside.tell(run.console)
     order = Order(node.seed, len(data), node.batch.rows)

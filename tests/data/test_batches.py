@@ -85,3 +85,14 @@ def test_labels_are_the_next_token_and_the_last_has_no_weight():
     (batch,) = micro_batches(made, (0,), FirstFit(), 8, 1, True, "cpu")
     ids, weights = made.example(0)
     assert batch.labels[0, :3].tolist() == ids[1:].tolist() and batch.weights[0].tolist() == [*weights[1:], 0.0]
+
+
+@pytest.mark.parametrize("packing", [FirstFit(), NoPacking()])
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_the_ranks_together_have_the_step_once_and_equally_many_micro_batches(packing, world):
+    data = prepared([5, 9, 3, 7, 12, 4, 8], seed=2)
+    whole = micro_batches(data, range(7), packing, 16, 2, True, "cpu")
+    dealt = [micro_batches(data, range(7), packing, 16, 2, True, "cpu", rank, world) for rank in range(world)]
+    assert len({len(batches) for batches in dealt}) == 1
+    real = [batch for batches in dealt for batch in batches if batch.weights.any()]
+    assert sorted(batch.ids for batch in real) == sorted(batch.ids for batch in whole)

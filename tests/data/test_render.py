@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from llmkit.core.errors import DataError
 from llmkit.data.render import Renderer
-from llmkit.data.rows import Unusable, shaped
+from llmkit.data.rows import Unusable
+from llmkit.data.shapes import shaped
 from tests.conftest import CHATML, make_tokenizer
 
 LLAMA3 = (
@@ -129,6 +130,36 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_and_never_guessed():
     assert learned(tokenizer, fine) == "<think>x</think>one<|im_end|>"
     with pytest.raises(Unusable, match="rewrites earlier turns"):
         encoded(tokenizer, {"messages": turns("a", "<think>x</think>one", "b", "two")})
+
+
+def test_under_such_a_template_each_answer_becomes_an_example_as_it_was_given():
+    tokenizer = make_tokenizer(THINKS)
+    row = shaped({"messages": turns("a", "<think>x</think>one", "b", "<think>y</think>two")}, 0)
+    renderer = Renderer(tokenizer)
+    parts = renderer.encode(renderer.turns(row))
+    said = [tokenizer.decode([i for i, w in zip(ids, ws, strict=True) if w]) for ids, ws in parts]
+    assert said == ["<think>x</think>one<|im_end|>", "<think>y</think>two<|im_end|>"]
+    assert "<think>x" not in tokenizer.decode(parts[1][0])  # as the model will see it in use
+
+
+MARKED = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|im_start|>' }}{% generation %}{{ m['content'] }}"
+    "{{ '<|im_end|>' }}{% endgeneration %}{% else %}{{ 'Q: ' + m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}"
+)
+
+
+def test_the_template_s_own_generation_markers_say_what_is_trained():
+    tokenizer = make_tokenizer(MARKED)
+    row = {"messages": turns("a A: b", "the fox", "c", "A: dog")}
+    assert learned(tokenizer, row) == "the fox<|im_end|>A: dog<|im_end|>"
+    assert learned(tokenizer, row, "last") == "A: dog<|im_end|>"
+
+
+def test_tools_that_a_template_does_not_show_are_no_silent_loss():
+    tools = [{"type": "function", "function": {"name": "lookup", "parameters": {}}}]
+    with pytest.raises(Unusable, match="does not show the row's tools"):
+        encoded(make_tokenizer(), {"messages": turns("a", "b"), "tools": tools})
 
 
 def test_a_template_that_refuses_a_row_says_so_and_no_template_is_an_error():

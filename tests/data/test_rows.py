@@ -58,7 +58,7 @@ def test_d2_d7_what_is_not_jsonl_is_named(text, said, tmp_path, tokenizer):
 
 
 def test_d7_an_endless_line_is_refused_with_bounded_memory(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr("llmkit.data.rows.MOST_LINE", 1000)
+    monkeypatch.setattr("llmkit.data.jsonl.MOST_LINE", 1000)
     with pytest.raises(DataError, match=":2: is longer than"):
         made(tmp_path, line() + "x" * 5000, tokenizer)
 
@@ -102,10 +102,7 @@ def test_d8_odd_letters_are_kept_and_special_text_stays_text(tmp_path, tokenizer
     assert learned == "ok <|im_start|><|im_end|>"
     lone = line({"messages": [GOOD["messages"][0], {"role": "assistant", "content": "x"}]}).replace('"x"', '"\\ud800"')
     assert (
-        made(tmp_path, lone + line() * 30, tokenizer).counts[
-            "unusable: content of assistant holds half a surrogate pair"
-        ]
-        == 1
+        made(tmp_path, lone + line() * 30, tokenizer).counts["unusable: half a surrogate pair, which no UTF-8 has"] == 1
     )
 
 
@@ -129,6 +126,48 @@ def test_parquet_is_read_and_a_cut_one_is_named(tmp_path, tokenizer):
         prepare(data.train, data, tokenizer)
 
 
+def test_d10_a_parquet_file_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path, tokenizer, monkeypatch):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = tmp_path / "bomb.parquet"
+    rows = [{"prompt": f"{i}" + "a" * 4000, "completion": "b"} for i in range(500)]
+    parquet.write_table(pa.Table.from_pylist(rows), path, compression="zstd", use_dictionary=False)
+    data = Data(train=(Parquet(path=str(path)),), max_length=8, overflow="truncate", bad_share=1.0)
+    prepared = Data(train=(Parquet(path=str(path)),), max_length=8192)
+    assert len(prepare(prepared.train, prepared, tokenizer)) == 500
+    monkeypatch.setattr("llmkit.data.parquet.FREE", 1 << 20)
+    with pytest.raises(DataError, match=r"bomb\.parquet: row group 0 unpacks from \d+ bytes to"):
+        prepare(data.train, data, tokenizer)
+
+
+def test_d7_a_row_too_deep_or_too_long_for_a_template_is_refused(tmp_path, tokenizer):
+    deep = line(GOOD | {"extra": json.loads("[" * 200 + "]" * 200)})
+    with pytest.raises(DataError, match="nests 200 deep, more than 64"):
+        made(tmp_path, deep, tokenizer)
+    huge = line({"prompt": "a", "completion": "b" * 2_000_001})
+    with pytest.raises(DataError, match="holds 2000002 characters, more than 2000000"):
+        made(tmp_path, huge, tokenizer)
+
+
+def test_what_is_set_aside_keeps_its_place_reason_and_text(tmp_path, tokenizer):
+    kept = []
+    text = line() * 5 + line({"messages": []}) + "garbage\n"
+    made(tmp_path, text, tokenizer, aside=kept.append, on_bad_row="quarantine", bad_share=0.5)
+    assert [(bad.problems[0].line, bad.text) for bad in kept] == [
+        (6, line({"messages": []}).encode()),
+        (7, b"garbage\n"),
+    ]
+
+
+def test_fewer_examples_than_one_step_takes_is_an_error_with_the_way_out(tmp_path, tokenizer):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(line() * 3)
+    data = Data(train=(Jsonl(path=str(path)),))
+    with pytest.raises(DataError, match="3 examples do not fill one step of 4; fix: set batch.rows=3"):
+        prepare(data.train, data, tokenizer, least=4)
+
+
 def test_columns_that_are_not_there_are_named(tmp_path, tokenizer):
     with pytest.raises(DataError, match="has no column question; fix: map to one of messages"):
         made(tmp_path, line(), tokenizer, columns={"prompt": "question", "completion": "answer"})
@@ -140,6 +179,9 @@ def test_overflow_is_as_asked_and_counted(overflow, examples, tmp_path, tokenize
     prepared = made(tmp_path, line() + line(long), tokenizer, max_length=48, overflow=overflow)
     assert len(prepared) >= examples and prepared.counts[f"overflow: {overflow}"] == 1
     assert max(prepared.length(i) for i in range(len(prepared))) <= 48
+    if overflow == "split":  # every token of the answer is trained exactly once
+        whole = made(tmp_path, line() + line(long), tokenizer, max_length=4096)
+        assert prepared.weights.sum() == whole.weights.sum() and len(prepared.ids) > len(whole.ids)
     with pytest.raises(DataError, match="more than data.max_length 48"):
         made(tmp_path, line(long), tokenizer, max_length=48, overflow="error")
 

@@ -21,7 +21,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Zl"
     steps=st.none() | st.integers(1, 10**12),
 )
 def test_any_text_and_number_reads_back(text, column, lr, steps, tmp_path_factory):
-    train = [{"kind": "jsonl", "path": text, "columns": {column: "a"}}]
+    train = [{"kind": "jsonl", "path": text, "columns": {"text": column}}]
     node = Sft(model=text, data={"train": train}, optim={"kind": "adamw", "lr": lr}, steps=steps, out="x")
     path = tmp_path_factory.mktemp("show") / "r.yaml"
     path.write_text(resolved(Recipe((("", node),), {})), "utf-8")

@@ -1,0 +1,100 @@
+"""Lines of JSON: one object each, read strictly and with a bound on every line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from llmkit.data.rows import KEPT, BadRow, Raw
+from llmkit.data.sources import opened
+
+MOST_LINE = 1 << 24
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line and where it stands; `at` is the place of its first byte in the file."""
+
+    text: bytes
+    file: str
+    number: int
+    at: int
+
+    def bad(self, what: str, fix: str) -> BadRow:
+        return BadRow(what, fix, self.file, self.number, self.text)
+
+
+def read_jsonl(path: Path) -> Iterator[Raw | BadRow]:
+    """The objects of a file, or the error that a line is; blank lines are passed over.
+
+    Raises:
+        DataError: the file cannot be read at all.
+    """
+    at = number = 0
+    with opened(path, "jsonl") as file:
+        while text := file.readline(MOST_LINE + 1):
+            number += 1
+            if len(text) > MOST_LINE:
+                yield _Line(text[:KEPT], str(path), number, at).bad(
+                    f"is longer than {MOST_LINE >> 20} MiB", "split the row"
+                )
+                at += len(text) + _skip(file)
+                continue
+            body = text.removeprefix(BOM) if number == 1 else text
+            if body.strip():
+                yield _parsed(_Line(body, str(path), number, at + len(text) - len(body)))
+            at += len(text)
+
+
+def _skip(file: BinaryIO) -> int:
+    """Goes on to the next line without holding what it skips; gives its bytes."""
+    skipped = 0
+    while text := file.readline(1 << 20):
+        skipped += len(text)
+        if text.endswith(b"\n"):
+            break
+    return skipped
+
+
+def _parsed(line: _Line) -> Raw | BadRow:
+    try:
+        said = json.loads(line.text.decode("utf-8", "surrogatepass"))
+    except UnicodeDecodeError as cause:
+        if cause.reason == "unexpected end of data" and not line.text.endswith(b"\n"):
+            return _torn(line, cause.start)
+        return line.bad(f"byte {line.at + cause.start} is not UTF-8", "save the file as UTF-8")
+    except RecursionError:
+        return line.bad("nests too deep", "flatten the row")
+    except json.JSONDecodeError as cause:
+        return _broken(line, cause)
+    except ValueError as cause:  # a number of more digits than Python reads
+        return line.bad(f"cannot be read ({str(cause).split(';')[0]})", "mend the row")
+    if not isinstance(said, dict):
+        return line.bad(f"holds a {type(said).__name__}, not an object", "write one object a line")
+    return Raw(said, line.file, line.number, line.text)
+
+
+def _broken(line: _Line, cause: json.JSONDecodeError) -> BadRow:
+    before, after = cause.doc[: cause.pos], cause.doc[cause.pos :].strip()
+    byte = len(before.encode("utf-8", "surrogatepass"))
+    if cause.msg == "Extra data" and before.rstrip().endswith("}"):
+        return line.bad("holds two objects on one line", "write one object a line")
+    text = line.text.strip()
+    if text in (b"{", b"[") or (text.startswith(b"[") and line.number == 1):
+        return line.bad("is pretty-printed JSON, not jsonl", "write one object a line")
+    cut = cause.msg.startswith(("Unterminated", "Invalid \\u")) or any(
+        word.startswith(after) for word in ("true", "false", "null")
+    )
+    if cut and not line.text.endswith(b"\n"):
+        return _torn(line, byte)
+    return line.bad(
+        f"is not JSON ({cause.msg}) at byte {line.at + byte}", "mend the line, or set data.on_bad_row=quarantine"
+    )
+
+
+def _torn(line: _Line, byte: int) -> BadRow:
+    return line.bad(f"is torn off at byte {line.at + byte}", "mend the line, or set data.on_bad_row=quarantine")

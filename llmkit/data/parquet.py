@@ -1,0 +1,55 @@
+"""Rows of parquet files, a few at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llmkit.core.errors import DataError
+from llmkit.data.rows import BadRow, Raw
+from llmkit.data.sources import opened
+
+BATCH = 64
+"""Rows that are unpacked together."""
+MOST_RATIO, FREE = 200, 1 << 28
+"""A row group may unpack to so many times its size; groups below `FREE` bytes are let pass."""
+
+
+def read_parquet(path: Path) -> Iterator[Raw | BadRow]:
+    """The rows of a parquet file.
+
+    Raises:
+        DataError: it is not parquet, is cut short or damaged, or would unpack to far more than it is.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as missing:
+        raise DataError(
+            f"parquet needs pyarrow ({missing})", fix="pip install 'llmkit[parquet]'", file=str(path)
+        ) from missing
+    line = 0
+    with opened(path, "parquet") as file:
+        try:
+            table = parquet.ParquetFile(file)
+            _check_size(table.metadata, path)
+            for batch in table.iter_batches(BATCH):
+                for values in batch.to_pylist():
+                    line += 1
+                    yield Raw(values, str(path), line)
+        except (OSError, pyarrow.ArrowException) as cause:
+            why = (str(cause).splitlines() or [type(cause).__name__])[0][:120]
+            raise DataError(
+                f"is no whole parquet file ({why})", fix="write it again", file=str(path), line=line
+            ) from cause
+
+
+def _check_size(metadata: Any, path: Path) -> None:
+    """Refuses a row group that is small on the disk and huge in memory."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        packed = sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+        if group.total_byte_size > max(FREE, MOST_RATIO * packed):
+            what = f"row group {number} unpacks from {packed} bytes to {group.total_byte_size / 2**30:.1f} GiB"
+            raise DataError(what, fix="check where the file comes from", file=str(path))
