@@ -86,8 +86,17 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, facts) of one checkpoint.
 
     Raises:
-        ModelError: a file is missing, damaged, or of another step.
+        ModelError: a file is missing, damaged, of another step, or says what no save of ours says.
     """
+    try:
+        return _load(path)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as cause:
+        if "allocate memory" in str(cause):
+            raise
+        raise ModelError(f"says what no save of ours says ({cause!r:.120})", fix=FIX, file=str(path)) from cause
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     manifest = _json(path / "manifest.json")
     if manifest.get("format") != FORMAT or not {"tensors.safetensors", "state.json"} <= set(manifest.get("files", {})):
         raise ModelError("is no checkpoint of this version", fix=FIX, file=str(path / "manifest.json"))

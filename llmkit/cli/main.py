@@ -200,11 +200,23 @@ def main() -> NoReturn:
     """The command line: exit status 0 done, 2 recipe or usage, 3 data, 4 model, 5 resource, 6 peers, 75 resumable."""
     words = [w for w in sys.argv[1:] if not w.startswith(("--local_rank=", "--local-rank="))]
     debug = "--debug" in words
+    _open_streams()
     words = [w for w in words if w != "--debug"]
     sys.excepthook = partial(_own_fault, debug)
     code = _guarded(words, debug)
     _flush()
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Standard streams that were closed before we began lead nowhere: a file of ours must not get their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
 def _flush() -> None:

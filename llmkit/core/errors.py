@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 
@@ -21,7 +22,7 @@ class Problem:
     def __str__(self) -> str:
         place = ":".join([self.file, *(str(n) for n in (self.line, self.column) if n)]) if self.file else ""
         text = ": ".join(part for part in (place, self.key, self.what) if part)
-        return one_line(f"{text}; fix: {self.fix}" if self.fix else text)
+        return one_line(_without_logins(f"{text}; fix: {self.fix}" if self.fix else text))
 
 
 class LlmkitError(Exception):
@@ -42,6 +43,15 @@ class LlmkitError(Exception):
     ) -> None:
         self.problems = tuple(problems) or (Problem(what, fix, file, line, column, key),)
         super().__init__("\n".join(map(str, self.problems)))
+
+    def hide(self, text: str, shown: str) -> None:
+        """Puts `shown` in the place of `text`."""
+        places = ("what", "fix", "file")
+        self.problems = tuple(
+            replace(problem, **{name: getattr(problem, name).replace(text, shown) for name in places})
+            for problem in self.problems
+        )
+        self.args = ("\n".join(map(str, self.problems)),)
 
 
 class RecipeError(LlmkitError):
@@ -78,6 +88,11 @@ class Stopped(LlmkitError):
     """The run was asked to stop and can be continued (exit 75)."""
 
     code = 75
+
+
+def _without_logins(text: str) -> str:
+    """`text` without the user and the password of the URLs in it."""
+    return re.sub(r"(?<=://)[^/@\s]+(?=@)", "***", text)
 
 
 def one_line(text: str) -> str:

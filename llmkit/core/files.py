@@ -9,12 +9,17 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from llmkit.core.errors import ResourceError
+
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG)
+"""What only a disk says."""
 
 
 class Disk:
@@ -96,6 +101,24 @@ def refused(cause: OSError, doing: str, path: Path, needed: int = 0) -> Resource
     amount = f", which needs {needed / 2**20:.0f} MiB," if needed else ""
     fix = "free some space, or set out to another disk" if full else "give a folder that can be written"
     return ResourceError(f"{doing} {path}{amount} failed: {os.strerror(cause.errno or 0)}", fix=fix, key="out")
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Turns what a disk refuses to a library that writes into the one line.
+
+    Raises:
+        ResourceError: the disk refuses.
+    """
+    try:
+        yield
+    except Exception as cause:
+        said = re.search(r"\(os error (\d+)\)", str(cause))  # what libraries in Rust make of it
+        number = cause.errno if isinstance(cause, OSError) else int(said[1]) if said else None
+        if number not in REFUSALS:
+            raise
+        path = Path(getattr(cause, "filename", None) or folder)
+        raise refused(OSError(number, ""), "writing", path) from cause
 
 
 def _forget(path: Path) -> None:

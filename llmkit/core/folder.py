@@ -52,9 +52,7 @@ def claim(folder: Path, resume: str, console: Console) -> Claim:
         RecipeError: a live process holds it, it is somebody else's, or `--resume never` meets one in use.
         ResourceError: it cannot be written.
     """
-    there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    if folder.exists() and not folder.is_dir():
-        raise RecipeError(f"{folder} is a file", fix="name a new folder", key="out")
+    there = _names(folder)
     before = read_status(folder)
     if there and resume == "never" and there != [".lock"]:
         raise RecipeError(f"{folder} is not empty and --resume is never", fix="name a new folder", key="out")
@@ -82,6 +80,18 @@ def claim(folder: Path, resume: str, console: Console) -> Claim:
     lock.write(f"{platform.node()}, pid {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
     lock.flush()
     return Claim(folder, lock, before)
+
+
+def _names(folder: Path) -> list[str]:
+    """What lies in a folder; nothing where there is none yet."""
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except NotADirectoryError as cause:
+        raise RecipeError(f"{folder} is a file", fix="name a new folder", key="out") from cause
+    except OSError as cause:
+        raise refused(cause, "reading", folder) from cause
 
 
 def write_recipe(folder: Path, text: str, resolved: str) -> None:

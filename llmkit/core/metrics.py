@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmkit.core.files import refused
+
 
 class Lines:
     """A file of JSON lines that a run appends to and that a resumed run cuts back to its checkpoint."""
@@ -17,9 +19,16 @@ class Lines:
         self.path = path
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """One line, on its way to the disk when this returns; what is not finite becomes text."""
-        with self.path.open("ab") as file:
-            file.write((json.dumps(_strict(line)) + "\n").encode())
+        """One line, on its way to the disk when this returns; what is not finite becomes text.
+
+        Raises:
+            ResourceError: the disk refuses.
+        """
+        try:
+            with self.path.open("ab") as file:
+                file.write((json.dumps(_strict(line)) + "\n").encode())
+        except OSError as cause:
+            raise refused(cause, "writing", self.path) from cause
 
     def size(self) -> int:
         """Bytes so far: what a checkpoint remembers."""

@@ -10,13 +10,17 @@ from llmkit.core.artifact import Artifact
 from llmkit.core.console import Console
 from llmkit.core.environment import prepare
 from llmkit.core.errors import LlmkitError, Problem, RecipeError, Stopped
+from llmkit.core.files import full_disk_named
 from llmkit.core.folder import Claim, claim, differences, read_status, write_recipe
+from llmkit.core.memory import out_of_memory_named
 from llmkit.core.run import Grants, Run
 from llmkit.core.scalars import Origin
 from llmkit.core.stop import Stop
 from llmkit.models.alias import is_remote
 from llmkit.recipe.load import Recipe, digest
-from llmkit.recipe.show import resolved, stage_values
+from llmkit.recipe.show import environment_hidden, resolved, stage_values
+
+KNOB = "ask for shorter or fewer rows, or take a smaller model"
 
 
 def run(recipe: Any, *, resume: str = "auto", grants: Grants | None = None, console: Console | None = None) -> Artifact:
@@ -74,7 +78,8 @@ def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, co
             grants=grants,
             values=values,
         )
-        artifact: Artifact = node.run(made)
+        with environment_hidden(recipe), full_disk_named(folder), out_of_memory_named(made.device, KNOB):
+            artifact: Artifact = node.run(made)
         held.status("done", artifact.manifest.get("step", 0), digest=digest(node))
         return artifact
     except BaseException as cause:

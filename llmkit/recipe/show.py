@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from llmkit.core.errors import LlmkitError
 from llmkit.core.scalars import AMBIGUOUS, Origin
 from llmkit.recipe.load import Recipe, plain
+from llmkit.recipe.pipeline import ENV
+
+SHORTEST = 4
+"""Letters of a value that is hidden in errors: a shorter one is no secret, and would be found in every other word."""
 
 
 def resolved(recipe: Recipe, only: str | None = None) -> str:
@@ -47,6 +54,20 @@ def _shown(value: Any, key: str, origins: Mapping[str, Origin]) -> Any:
         return [_shown(item, f"{key}.{index}", origins) for index, item in enumerate(value)]
     origin = origins.get(key)
     return origin.written if origin is not None and origin.written else value
+
+
+@contextmanager
+def environment_hidden(recipe: Recipe) -> Iterator[None]:
+    """Errors name `${env:NAME}` in place of what the environment held, as all that is saved does."""
+    try:
+        yield
+    except LlmkitError as error:
+        names = {name for origin in recipe.origins.values() for name in re.findall(ENV, origin.written)}
+        for name in sorted(names):
+            held = os.environ.get(name, "")
+            if len(held) >= SHORTEST:
+                error.hide(held, f"${{env:{name}}}")
+        raise
 
 
 def _lines(tree: Mapping[str, Any], key: str, depth: int, origins: Mapping[str, Origin]) -> list[str]:

@@ -18,7 +18,7 @@ from llmkit.build.training import Built, build, how, stepper
 from llmkit.checkpoint import state
 from llmkit.checkpoint.identity import compare, packages
 from llmkit.core.artifact import Artifact, publish
-from llmkit.core.errors import DataError
+from llmkit.core.errors import DataError, ModelError
 from llmkit.core.memory import keep_freed_memory, out_of_memory_named
 from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
@@ -74,11 +74,11 @@ def train(node: Sft, run: Run) -> Artifact:
         job = read(node, run)
         run.stop.check("before training")
         found = _checkpoint(job)
-        if found is not None:  # pinned: the machine may have another amount of free memory now
-            pinned = replace(job.choice, rows=found[2]["micro_batch"], recompute=found[2]["recompute"])
-            job = replace(job, choice=pinned)
+        with _told(found):
+            job = _pinned(job, found)
         built, steps = _built(job)
-        progress = _resume(job, steps, found)
+        with _told(found):
+            progress = _resume(job, steps, found)
         run.stop.check("before training")
         progress = _fit(job, built, steps, progress)
         return _finish(job, built, steps, progress)
@@ -92,6 +92,25 @@ def _checkpoint(job: Job) -> Found | None:
         return None
     path = Path(job.run.resume)
     return (path, *state.load(path))
+
+
+def _pinned(job: Job, found: Found | None) -> Job:
+    """The job with the sizes that it began with: the machine may have another amount of free memory now."""
+    if found is None:
+        return job
+    return replace(job, choice=replace(job.choice, rows=found[2]["micro_batch"], recompute=found[2]["recompute"]))
+
+
+@contextmanager
+def _told(found: Found | None) -> Iterator[None]:
+    """Names the checkpoint whose facts are not those that a save of ours writes."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as cause:
+        if found is None:
+            raise
+        what = f"says what no save of ours says ({cause!r:.120})"
+        raise ModelError(what, fix=state.FIX, file=str(found[0] / "state.json")) from cause
 
 
 def read(node: Sft, run: Run) -> Job:
@@ -166,12 +185,12 @@ def _resume(job: Job, steps: Single, found: Found | None) -> Progress:
     path, tensors, facts = found
     for changed in compare(facts["identity"], identity(job), job.run.grants.accept):
         job.run.console.notice(f"going on with a change: {changed}")
-    steps.load(tensors)
-    metrics.cut(facts["metrics_bytes"])
-    samples.cut(facts["samples_bytes"])
     said = dict(facts["progress"])
     watch = Watch(tuple(said["watch"]["losses"]), said["watch"]["streak"])
     progress = Progress(**{**said, "watch": watch})
+    steps.load(tensors)
+    metrics.cut(facts["metrics_bytes"])
+    samples.cut(facts["samples_bytes"])
     job.run.console.notice(f"going on from step {progress.step} of {job.steps} ({path.name})")
     return progress
 
@@ -196,7 +215,7 @@ def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
         hooks = Hooks(
             data=partial(_step_data, job, built.loaded.support.packed),
             log=partial(_log, metrics, log),
-            evaluate=partial(_evaluate, job, built, steps) if job.valid is not None else None,
+            evaluate=partial(_measured, job, built, steps) if job.valid is not None else None,
             save=partial(_save, job, steps, metrics),
             asked_to_stop=lambda: run.stop.why,
             measure=partial(measure, job.shape, run.device, job.types.half, isinstance(node.adapter, Lora)),
@@ -237,6 +256,12 @@ def subject(job: Job, built: Built, steps: Single) -> Subject:
         autocast=steps.autocast,
         seed=job.node.seed,
     )
+
+
+def _measured(job: Job, built: Built, steps: Single, step: int) -> dict[str, float]:
+    """An evaluation whose lack of memory is called that, and no fault of its rows."""
+    with out_of_memory_named(job.run.device, KNOB):
+        return _evaluate(job, built, steps, step)
 
 
 def _evaluate(job: Job, built: Built, steps: Single, step: int) -> dict[str, float]:
