@@ -18,13 +18,25 @@ from transformers.modeling_utils import AttentionInterface
 
 from llmkit.core.errors import ModelError
 from llmkit.core.types import Packed, Paged, Segment, Span, Tree
-from llmkit.models import varlen
+from llmkit.models import compiled, varlen
 from llmkit.models.pieces import Kind, Piece, Rule, eager, scored, sdpa
 
 Context = Packed | Tree | Paged
 
-KINDS: dict[str, Kind] = {"sdpa": sdpa, "eager": eager, "flash": varlen.flash, "flex": varlen.flex}
-NAMES = {"sdpa": "llmkit_fused", "eager": "llmkit_plain", "flash": "llmkit_tiled", "flex": "llmkit_blocks"}
+KINDS: dict[str, Kind] = {
+    "sdpa": sdpa,
+    "compiled": compiled.pieces,
+    "eager": eager,
+    "flash": varlen.flash,
+    "flex": varlen.flex,
+}
+NAMES = {
+    "sdpa": "llmkit_fused",
+    "compiled": "llmkit_compiled",
+    "eager": "llmkit_plain",
+    "flash": "llmkit_tiled",
+    "flex": "llmkit_blocks",
+}
 """Our names in transformers' interface; one that held `sdpa` or `flash` would meet that kind's own checks."""
 
 NO_MASK = torch.empty(1, 1, 1, 1)
@@ -34,7 +46,8 @@ NO_MASK = torch.empty(1, 1, 1, 1)
 def install(model: Any, kind: str, half: bool = False) -> str:
     """Sets the attention of a loaded model; gives the kind used, `own` for a family that takes no other.
 
-    `kind`: auto, sdpa, flash, flex or eager. `half`: the model computes in fp16 or bf16.
+    `kind`: auto, sdpa, flash, flex or eager. `half`: the model computes in fp16 or bf16. `auto` takes flash where it
+    runs, llmkit's compiled attention for fp32 on a CPU, and sdpa elsewhere.
 
     Raises:
         ModelError: a kind that was asked for is not there, or cannot do what the family needs.
@@ -44,7 +57,7 @@ def install(model: Any, kind: str, half: bool = False) -> str:
             return "own"
         raise _refused(f"{type(model).__name__} brings its own attention and takes no other: {kind} cannot be used")
     if kind == "auto":
-        kind = "sdpa" if varlen.flash_lacks(model, half) else "flash"
+        kind = _best(model, half)
     lacks = {"flash": varlen.flash_lacks, "flex": varlen.flex_lacks}.get(kind)
     if lacks is not None and (why := lacks(model, half)):
         raise _refused(f"{kind} {why}")
@@ -54,6 +67,12 @@ def install(model: Any, kind: str, half: bool = False) -> str:
     if _beside_context not in model.base_model._forward_pre_hooks.values():
         model.base_model.register_forward_pre_hook(_beside_context, with_kwargs=True)
     return kind
+
+
+def _best(model: Any, half: bool) -> str:
+    if not varlen.flash_lacks(model, half):
+        return "flash"
+    return "sdpa" if compiled.lacks(model, half) else "compiled"
 
 
 def _refused(what: str) -> ModelError:
@@ -91,12 +110,15 @@ def attention(kind: Kind) -> Callable[..., tuple[Tensor, None]]:
     ) -> tuple[Tensor, None]:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         rule = Rule(scale, sliding_window or 0, softcap or 0.0, s_aux, dropout)
-        if attend is None and rule.plain and (kind is sdpa or (kind is not eager and attention_mask is not None)):
+        fused = kind in (sdpa, compiled.pieces)
+        if attend is None and rule.plain and (fused or (kind is not eager and attention_mask is not None)):
             own: Any = sdpa_attention_forward  # also under flash and flex, which take no mask
             out, _ = own(module, query, key, value, attention_mask, dropout, scaling, **others)
             return out, None
         if attend is None:
             return _uncontexted(query, key, value, attention_mask, rule, kind).transpose(1, 2).contiguous(), None
+        if kind is compiled.pieces and isinstance(attend, Packed) and compiled.suits(query, key, value, rule):
+            return compiled.packed(query, key, value, attend, rule), None
         if isinstance(attend, Paged):
             places: Sequence[Segment | Span] = attend.spans
             pieces = _cached(module, query, key, value, attend)

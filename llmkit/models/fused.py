@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+from llmkit_kernels.gated import silu_mul
+from llmkit_kernels.norm import reference, rms_norm
 from torch import Tensor, nn
 
 from llmkit.core.matmul import linear, through
@@ -16,7 +18,7 @@ from llmkit.core.matmul import linear, through
 
 def fuse(model: nn.Module) -> dict[str, int]:
     """Replaces submodules of `model` in place; tells how many of each kind."""
-    counts = {"linear": 0, "mlp": 0}
+    counts = {"linear": 0, "mlp": 0, "norm": 0}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and child is not _head(model):
@@ -25,6 +27,9 @@ def fuse(model: nn.Module) -> dict[str, int]:
             elif _gated(child):
                 setattr(parent, name, _recast(child, FusedMlp))
                 counts["mlp"] += 1
+            elif _root_mean_square(child):
+                setattr(parent, name, _recast(child, FusedNorm))
+                counts["norm"] += 1
     return counts
 
 
@@ -88,23 +93,28 @@ class FusedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., hidden) -> (..., hidden)."""
-        return cast(Tensor, self.down_proj(cast(Any, _SiluMul).apply(self.gate_proj(x), self.up_proj(x))))
+        return cast(Tensor, self.down_proj(silu_mul(self.gate_proj(x), self.up_proj(x))))
 
 
-class _SiluMul(torch.autograd.Function):
-    """silu(gate) * up."""
+def _root_mean_square(module: nn.Module) -> bool:
+    """Whether a module is `weight * x / rms(x)`: by its parts, and by trying it."""
+    weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
+    if not isinstance(weight, Tensor) or not isinstance(eps, float) or weight.dim() != 1 or weight.is_meta:
+        return False
+    x = torch.linspace(-1, 2, weight.numel(), device=weight.device, dtype=weight.dtype)[None]
+    with torch.no_grad():
+        return torch.allclose(module(x), reference.rms_norm(x, weight, eps), rtol=1e-5, atol=1e-6)
 
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return nn.functional.silu(gate).mul_(up)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        slope = torch.sigmoid(gate)
-        silu = gate * slope
-        to_up = grad * silu
-        # d silu / d gate = sigmoid + silu (1 - sigmoid)
-        slope.add_(silu.addcmul_(silu, slope, value=-1))
-        return slope.mul_(up).mul_(grad), to_up
+class FusedNorm(nn.Module):
+    """A root-mean-square norm in one pass each way; in 16 bits it computes in fp32, as transformers' own do."""
+
+    weight: nn.Parameter
+    variance_epsilon: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., hidden) -> (..., hidden)."""
+        if x.dtype in (torch.float16, torch.bfloat16):
+            ones = torch.ones_like(self.weight, dtype=torch.float32)
+            return self.weight * reference.rms_norm(x.float(), ones, self.variance_epsilon).to(x.dtype)
+        return rms_norm(x, self.weight, self.variance_epsilon)

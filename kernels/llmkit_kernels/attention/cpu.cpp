@@ -1,0 +1,220 @@
+// Causal attention of segments that lie end to end in one row, fp32 (FlashAttention-2, arXiv 2307.08691).
+//
+// A task is one head of one segment; 64 queries at a time meet at most 512 keys at a time, so that scores stay in the
+// cache. Keys and values are turned once a task, so that every product runs along whole vectors. Sums have one order,
+// whatever the number of threads.
+#include <cmath>
+#include <vector>
+
+#include "../tile.h"
+
+using namespace llmkit;
+
+namespace {
+
+constexpr long QUERIES = 64, KEYS = 64, CHUNK = 512, WIDE = CHUNK + LANES;  // rows apart by no power of two
+constexpr float NONE = -1e30f;
+
+struct Heads {
+  float* at;
+  long head, token;
+  float* of(long h, long t) const { return at + h * head + t * token; }
+};
+
+struct Shape {
+  long heads, groups, size, value, window;
+  float scale;
+  long first(long query) const { return window ? std::max(0L, query - window + 1) : 0; }
+};
+
+// x (length x size) -> blocks of 64 rows, each turned: (size x 64), the last one filled with zeros.
+void turn(const float* x, long step, long length, long size, std::vector<float>& out) {
+  const long blocks = (length + KEYS - 1) / KEYS;
+  out.assign(blocks * size * KEYS, 0.0f);
+  for (long k = 0; k < length; k++) {
+    float* column = out.data() + (k / KEYS) * size * KEYS + k % KEYS;
+    for (long d = 0; d < size; d++) column[d * KEYS] = x[k * step + d];
+  }
+}
+
+// scores (n x keys [from, to)) = rows x turned keys.
+void meet(long n, const float* rows_, long step, long size, const std::vector<float>& turned, long from, long to,
+          float* out) {
+  for (long k = from; k < to; k += KEYS)
+    product(n, KEYS, size, rows_, step, 1, turned.data() + (k / KEYS) * size * KEYS, KEYS, out + (k - from), WIDE,
+            false);
+}
+
+// Puts `nothing` where query `at + i` does not see key `from + k`; columns up to the next multiple of 64 are covered.
+void hide(const Shape& s, long n, long at, long from, long to, float nothing, float* out) {
+  const long end = from + (to - from + KEYS - 1) / KEYS * KEYS;
+  for (long i = 0; i < n; i++) {
+    const long last = std::min(to, at + i + 1);
+    float* row = out + i * WIDE;
+    for (long k = from; k < std::min(end, s.first(at + i)); k++) row[k - from] = nothing;
+    for (long k = std::max(from, last); k < end; k++) row[k - from] = nothing;
+  }
+}
+
+void scaled(const Shape& s, const Heads& q, long h, long at, long n, float* out) {
+  for (long i = 0; i < n; i++) {
+    const float* from = q.of(h, at + i);
+    for (long d = 0; d < s.size; d++) out[i * s.size + d] = from[d] * s.scale;
+  }
+}
+
+struct Room {
+  std::vector<float> kt, vt, q, s, g, k, dq;
+};
+
+void forward(const Shape& s, const Heads& q, const Heads& k, const Heads& v, const Heads& out, float* lse, long h,
+             long begin, long length, Room& room) {
+  const long kv = h / s.groups;
+  turn(k.of(kv, begin), k.token, length, s.size, room.kt);
+  room.q.resize(QUERIES * s.size);
+  room.s.resize(QUERIES * WIDE);
+  for (long at = 0; at < length; at += QUERIES) {
+    const long n = std::min(QUERIES, length - at), end = at + n;
+    float high[QUERIES], mass[QUERIES];
+    std::fill(high, high + n, NONE);
+    std::fill(mass, mass + n, 0.0f);
+    scaled(s, q, h, begin + at, n, room.q.data());
+    bool started = false;
+    for (long from = s.first(at) / KEYS * KEYS; from < end; from += CHUNK) {
+      const long to = std::min(from + CHUNK, end), wide = (to - from + KEYS - 1) / KEYS * KEYS;
+      meet(n, room.q.data(), s.size, s.size, room.kt, from, to, room.s.data());
+      hide(s, n, at, from, to, NONE, room.s.data());
+      for (long i = 0; i < n; i++) {
+        float* row = room.s.data() + i * WIDE;
+        vec m = all(high[i]);
+        for (long c = 0; c < wide; c += LANES) { const vec x = load(row + c); m = x > m ? x : m; }
+        const float now = most(m), base = now <= NONE ? 0.0f : now;
+        vec total{};
+        for (long c = 0; c < wide; c += LANES) { const vec x = exp(load(row + c) - base); store(row + c, x); total += x; }
+        const float shrink = started ? std::exp(high[i] - base) : 0.0f;
+        mass[i] = mass[i] * shrink + sum(total);
+        high[i] = now;
+        if (started && shrink != 1.0f) {
+          float* o = out.of(h, begin + at + i);
+          for (long d = 0; d < s.value; d++) o[d] *= shrink;
+        }
+      }
+      product(n, s.value, to - from, room.s.data(), WIDE, 1, v.of(kv, begin + from), v.token, out.of(h, begin + at),
+              out.token, started);
+      started = true;
+    }
+    for (long i = 0; i < n; i++) {
+      float* o = out.of(h, begin + at + i);
+      const float over = 1.0f / mass[i];
+      for (long d = 0; d < s.value; d++) o[d] *= over;
+      lse[begin + at + i] = high[i] + std::log(mass[i]);
+    }
+  }
+}
+
+void backward(const Shape& s, const Heads& q, const Heads& k, const Heads& v, const Heads& out, const float* lse,
+              const Heads& grad, const Heads& dq, float* dk, float* dv, long h, long begin, long length, Room& room) {
+  const long kv = h / s.groups;
+  turn(k.of(kv, begin), k.token, length, s.size, room.kt);
+  turn(v.of(kv, begin), v.token, length, s.value, room.vt);
+  room.q.resize(QUERIES * s.size);
+  room.s.resize(QUERIES * WIDE);
+  room.g.resize(QUERIES * WIDE);
+  std::fill(dk, dk + length * s.size, 0.0f);
+  std::fill(dv, dv + length * s.value, 0.0f);
+  for (long at = 0; at < length; at += QUERIES) {
+    const long n = std::min(QUERIES, length - at), end = at + n;
+    scaled(s, q, h, begin + at, n, room.q.data());
+    float delta[QUERIES];
+    for (long i = 0; i < n; i++) {
+      const float *o = out.of(h, begin + at + i), *g = grad.of(h, begin + at + i);
+      vec total{};
+      for (long d = 0; d < s.value; d += LANES) total += load(o + d) * load(g + d);
+      delta[i] = sum(total);
+    }
+    bool started = false;
+    for (long from = s.first(at) / KEYS * KEYS; from < end; from += CHUNK) {
+      const long to = std::min(from + CHUNK, end), wide = (to - from + KEYS - 1) / KEYS * KEYS;
+      meet(n, room.q.data(), s.size, s.size, room.kt, from, to, room.s.data());
+      hide(s, n, at, from, to, NONE, room.s.data());
+      meet(n, grad.of(h, begin + at), grad.token, s.value, room.vt, from, to, room.g.data());
+      for (long i = 0; i < n; i++) {
+        float *row = room.s.data() + i * WIDE, *by = room.g.data() + i * WIDE;
+        const float known = lse[begin + at + i];
+        for (long c = 0; c < wide; c += LANES) {
+          const vec p = exp(load(row + c) - known);
+          store(row + c, p);
+          store(by + c, p * (load(by + c) - delta[i]));
+        }
+      }
+      const long keys = to - from;
+      product(keys, s.value, n, room.s.data(), 1, WIDE, grad.of(h, begin + at), grad.token, dv + from * s.value,
+              s.value, true);
+      product(keys, s.size, n, room.g.data(), 1, WIDE, room.q.data(), s.size, dk + from * s.size, s.size, true);
+      product(n, s.size, keys, room.g.data(), WIDE, 1, k.of(kv, begin + from), k.token, dq.of(h, begin + at), dq.token,
+              started);
+      started = true;
+    }
+    for (long i = 0; i < n; i++) {
+      float* o = dq.of(h, begin + at + i);
+      for (long d = 0; d < s.size; d++) o[d] *= s.scale;
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// q, out: (heads, tokens, size); k, v: (heads / groups, tokens, size), each with the distances of heads and of tokens.
+// segments: (count, 2), first token and the one after the last. lse: (heads, tokens).
+void attention_forward(float* q, float* k, float* v, float* out, const int64_t* strides, float* lse,
+                       const int64_t* segments, int64_t count, int64_t tokens, int64_t heads, int64_t groups,
+                       int64_t size, int64_t value, int64_t window, float scale, int threads) {
+  const Shape s{heads, groups, size, value, window, scale};
+  const Heads hq{q, strides[0], strides[1]}, hk{k, strides[2], strides[3]}, hv{v, strides[4], strides[5]},
+      ho{out, value, heads * value};
+#pragma omp parallel num_threads(threads)
+  {
+    Room room;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < count * heads; task++) {
+      const int64_t h = task % heads, *at = segments + 2 * (task / heads);
+      forward(s, hq, hk, hv, ho, lse + h * tokens, h, at[0], at[1] - at[0], room);
+    }
+  }
+}
+
+// grad as out; dq (tokens, heads, size); dk, dv (tokens, heads / groups, size). What lies outside of every segment is
+// not written.
+void attention_backward(float* q, float* k, float* v, float* out, const int64_t* strides, float* lse, float* grad,
+                        float* dq, float* dk, float* dv, const int64_t* segments, int64_t count, int64_t tokens,
+                        int64_t heads, int64_t groups, int64_t size, int64_t value, int64_t window, float scale,
+                        int threads) {
+  const Shape s{heads, groups, size, value, window, scale};
+  const Heads hq{q, strides[0], strides[1]}, hk{k, strides[2], strides[3]}, hv{v, strides[4], strides[5]},
+      ho{out, value, heads * value}, hg{grad, value, heads * value}, gq{dq, size, heads * size};
+  std::vector<float> by_key(heads * tokens * size), by_value(heads * tokens * value);
+#pragma omp parallel num_threads(threads)
+  {
+    Room room;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < count * heads; task++) {
+      const int64_t h = task % heads, *at = segments + 2 * (task / heads);
+      backward(s, hq, hk, hv, ho, lse + h * tokens, hg, gq, by_key.data() + (h * tokens + at[0]) * size,
+               by_value.data() + (h * tokens + at[0]) * value, h, at[0], at[1] - at[0], room);
+    }
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < tokens; t++)
+      for (int64_t j = 0; j < heads / groups; j++) {
+        float *to_k = dk + (t * (heads / groups) + j) * size, *to_v = dv + (t * (heads / groups) + j) * value;
+        for (int64_t d = 0; d < size; d++) to_k[d] = 0;
+        for (int64_t d = 0; d < value; d++) to_v[d] = 0;
+        for (int64_t h = j * groups; h < (j + 1) * groups; h++) {
+          for (int64_t d = 0; d < size; d++) to_k[d] += by_key[(h * tokens + t) * size + d];
+          for (int64_t d = 0; d < value; d++) to_v[d] += by_value[(h * tokens + t) * value + d];
+        }
+      }
+  }
+}
+}

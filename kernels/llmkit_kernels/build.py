@@ -1,0 +1,119 @@
+"""The compiled rows: made by this machine's C++ compiler at first use, kept by what they were made from."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+HERE = Path(__file__).parent
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno")
+LONGEST = 120
+"""Seconds that a compiler may take."""
+
+
+class Missing(Exception):
+    """Why there is no compiled row here."""
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The compiled operations, loaded.
+
+    Raises:
+        Missing: with the reason; the plain twins do the work then.
+    """
+    if os.environ.get("LLMKIT_KERNELS") == "off":
+        raise Missing("LLMKIT_KERNELS=off")
+    if platform.system() != "Linux":
+        raise Missing(f"not made for {platform.system()}")
+    try:
+        ctypes.CDLL(_openmp(), ctypes.RTLD_GLOBAL)
+        return ctypes.CDLL(str(_made()))
+    except OSError as cause:
+        raise Missing(str(cause).splitlines()[0][:200]) from cause
+
+
+@cache
+def lacks() -> str:
+    """Why there is no compiled row here, or nothing."""
+    try:
+        library()
+    except Missing as reason:
+        return str(reason)
+    return ""
+
+
+def _openmp() -> str:
+    """torch's own OpenMP: a second one would have threads of its own that fight for the same cores."""
+    import torch  # noqa: F401  its libraries are to be loaded
+
+    with Path("/proc/self/maps").open() as maps:
+        found = {line.split()[-1] for line in maps if "libgomp" in line}
+    if len(found) != 1:
+        raise Missing(f"torch runs on {len(found)} copies of libgomp")
+    return found.pop()
+
+
+def _made() -> Path:
+    compiler = _compiler()
+    sources = sorted(HERE.glob("*/*.cpp"))
+    digest = hashlib.sha256(repr((FLAGS, _version(compiler), _processor())).encode())
+    for path in [*sources, *sorted(HERE.glob("*.h"))]:
+        digest.update(path.read_bytes())
+    target = _folder() / f"{digest.hexdigest()[:24]}.so"
+    if not target.exists():
+        _compile(compiler, sources, target)
+    return target
+
+
+def _compiler() -> str:
+    for name in (os.environ.get("CXX", ""), "g++", "c++"):
+        if name and (found := shutil.which(name)):
+            return found
+    raise Missing("no C++ compiler (g++) on the path")
+
+
+def _version(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=LONGEST).stdout
+
+
+def _processor() -> list[str]:
+    """What `-march=native` depends on: a home folder may be shared by unlike machines."""
+    with Path("/proc/cpuinfo").open() as info:
+        lines = [line.strip() for line in info if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return sorted(set(lines))
+
+
+def _folder() -> Path:
+    said = os.environ.get("LLMKIT_CACHE")
+    folder = (Path(said).expanduser() if said else Path.home() / ".cache" / "llmkit") / "kernels"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for path in (folder, folder.parent):
+        if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise Missing(f"others may write to {path}")
+    return folder
+
+
+def _compile(compiler: str, sources: list[Path], target: Path) -> None:
+    """Compiles next to the target and moves it there: no reader meets half a file."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as made:
+        objects = [str(Path(made) / f"{source.parent.name}.o") for source in sources]
+        result = Path(made) / target.name
+        commands = [[compiler, *FLAGS, "-c", str(s), "-o", o] for s, o in zip(sources, objects, strict=True)]
+        # linked without -fopenmp: its symbols come from the copy that torch has loaded
+        for command in [*commands, [compiler, "-shared", *objects, "-o", str(result)]]:
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
+            except subprocess.TimeoutExpired as cause:
+                raise Missing(f"{compiler} took more than {LONGEST} s") from cause
+            if done.returncode:
+                raise Missing(f"{compiler} fails: {(done.stderr.splitlines() or ['no reason given'])[0][:160]}")
+        result.replace(target)

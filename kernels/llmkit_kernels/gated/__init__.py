@@ -1,0 +1,63 @@
+"""silu(gate) * up (SwiGLU, arXiv 2002.05202) in one pass each way, with nothing kept but its arguments."""
+
+from __future__ import annotations
+
+from ctypes import c_int, c_int64, c_void_p
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from llmkit_kernels.build import lacks, library
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """Two tensors of one shape -> silu(gate) * up."""
+    return cast(Tensor, cast(Any, _SiluMul).apply(gate, up))
+
+
+def _compiled(*tensors: Tensor) -> bool:
+    plain = all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
+    return plain and not lacks()
+
+
+class _SiluMul(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        if not _compiled(gate, up):
+            return nn.functional.silu(gate).mul_(up)
+        out = torch.empty_like(gate)
+        _calls()[0](gate.data_ptr(), up.data_ptr(), out.data_ptr(), gate.numel(), torch.get_num_threads())
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        if not _compiled(gate, up, grad):
+            return _plain_gradients(gate, up, grad)
+        to_gate, to_up = torch.empty_like(gate), torch.empty_like(up)
+        given = [x.data_ptr() for x in (gate, up, grad, to_gate, to_up)]
+        _calls()[1](*given, gate.numel(), torch.get_num_threads())
+        return to_gate, to_up
+
+
+def _plain_gradients(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    slope = torch.sigmoid(gate)
+    silu = gate * slope
+    to_up = grad * silu
+    # d silu / d gate = sigmoid + silu (1 - sigmoid)
+    slope.add_(silu.addcmul_(silu, slope, value=-1))
+    return slope.mul_(up).mul_(grad), to_up
+
+
+@cache
+def _calls() -> tuple[Any, Any]:
+    made = library()
+    calls = made.gated_forward, made.gated_backward
+    for call, pointers in zip(calls, (3, 5), strict=True):
+        call.argtypes, call.restype = [c_void_p] * pointers + [c_int64, c_int], None
+    return calls

@@ -1,0 +1,52 @@
+// The gate of a gated MLP (SwiGLU, arXiv 2002.05202), fp32: silu(gate) * up in one pass each way.
+#include "../tile.h"
+
+using namespace llmkit;
+
+namespace {
+
+vec sigmoid(vec x) { return 1.0f / (1.0f + exp(-x)); }
+
+// The last, shorter piece goes through a vector of its own.
+template <typename Work>
+void each(int64_t count, int threads, Work work) {
+  const int64_t whole = count / LANES * LANES;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t i = 0; i < whole; i += LANES) work(i, LANES);
+  if (whole < count) work(whole, count - whole);
+}
+
+inline vec some(const float* p, int64_t n) {
+  if (n == LANES) return load(p);
+  vec v{};
+  std::memcpy(&v, p, n * sizeof(float));
+  return v;
+}
+
+inline void put(float* p, vec v, int64_t n) {
+  if (n == LANES)
+    store(p, v);
+  else
+    std::memcpy(p, &v, n * sizeof(float));
+}
+
+}  // namespace
+
+extern "C" {
+
+void gated_forward(const float* gate, const float* up, float* out, int64_t count, int threads) {
+  each(count, threads, [=](int64_t i, int64_t n) {
+    const vec x = some(gate + i, n);
+    put(out + i, x * sigmoid(x) * some(up + i, n), n);
+  });
+}
+
+void gated_backward(const float* gate, const float* up, const float* grad, float* dgate, float* dup, int64_t count,
+                    int threads) {
+  each(count, threads, [=](int64_t i, int64_t n) {
+    const vec x = some(gate + i, n), g = some(grad + i, n), s = sigmoid(x), silu = x * s;
+    put(dup + i, g * silu, n);
+    put(dgate + i, g * some(up + i, n) * (s + silu * (1.0f - s)), n);
+  });
+}
+}

@@ -1,0 +1,58 @@
+"""Root-mean-square norm (arXiv 1910.07467) in one pass each way."""
+
+from __future__ import annotations
+
+from ctypes import c_float, c_int, c_int64, c_void_p
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from llmkit_kernels.build import lacks, library
+from llmkit_kernels.norm import reference
+
+LANES = 16
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x (..., size), weight (size) -> weight * x / sqrt(mean(x^2) + eps), (..., size)."""
+    fits = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.shape[-1] % LANES == 0
+    if not fits or not x.numel() or lacks():
+        return reference.rms_norm(x, weight, eps)
+    return cast(Tensor, cast(Any, _RmsNorm).apply(x.contiguous(), weight.contiguous(), eps))
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        rows, size = x.numel() // x.shape[-1], x.shape[-1]
+        out, over = torch.empty_like(x), torch.empty(rows)
+        given = (x.data_ptr(), weight.data_ptr(), out.data_ptr(), over.data_ptr())
+        _calls()[0](*given, rows, size, eps, torch.get_num_threads())
+        ctx.save_for_backward(x, weight, over)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, over = ctx.saved_tensors
+        grad, threads = grad.contiguous(), torch.get_num_threads()
+        to_x = torch.empty_like(x)
+        to_weight = torch.zeros(threads, x.shape[-1]) if ctx.needs_input_grad[1] else None
+        given = [t.data_ptr() for t in (x, weight, over, grad, to_x)]
+        sums = None if to_weight is None else to_weight.data_ptr()
+        _calls()[1](*given, sums, len(over), x.shape[-1], threads)
+        return to_x, None if to_weight is None else to_weight.sum(0), None
+
+
+@cache
+def _calls() -> tuple[Any, Any]:
+    made = library()
+    calls = made.norm_forward, made.norm_backward
+    calls[0].argtypes = [c_void_p] * 4 + [c_int64] * 2 + [c_float, c_int]
+    calls[1].argtypes = [c_void_p] * 6 + [c_int64] * 2 + [c_int]
+    for call in calls:
+        call.restype = None
+    return calls

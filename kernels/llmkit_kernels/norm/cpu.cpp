@@ -1,0 +1,50 @@
+// Root-mean-square norm of rows (arXiv 1910.07467), fp32: one pass over a row while it is in the cache.
+#include <cmath>
+#include <vector>
+
+#include "../tile.h"
+
+using namespace llmkit;
+
+extern "C" {
+
+// x, y: (rows, size), size a multiple of 16; over: (rows), one over the root of the mean square.
+void norm_forward(const float* x, const float* weight, float* y, float* over, int64_t rows, int64_t size, float eps,
+                  int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t r = 0; r < rows; r++) {
+    const float* from = x + r * size;
+    vec a{}, b{};
+    for (int64_t i = 0; i + LANES < size; i += 2 * LANES) {
+      const vec u = load(from + i), w = load(from + i + LANES);
+      a += u * u;
+      b += w * w;
+    }
+    if (size % (2 * LANES)) { const vec u = load(from + size - LANES); a += u * u; }
+    const float k = 1.0f / std::sqrt(sum(a + b) / size + eps);
+    over[r] = k;
+    for (int64_t i = 0; i < size; i += LANES) store(y + r * size + i, load(weight + i) * (load(from + i) * k));
+  }
+}
+
+// dx = over * (g w - xhat mean(g w xhat)), with xhat = x over. dw (threads, size) is summed by the caller, or null.
+void norm_backward(const float* x, const float* weight, const float* over, const float* grad, float* dx, float* dw,
+                   int64_t rows, int64_t size, int threads) {
+  const int64_t share = (rows + threads - 1) / threads;
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+  for (int64_t part = 0; part < threads; part++)
+    for (int64_t r = part * share; r < std::min(rows, (part + 1) * share); r++) {
+      const float *from = x + r * size, *g = grad + r * size;
+      const float k = over[r];
+      vec dot{};
+      for (int64_t i = 0; i < size; i += LANES) {
+        const vec gx = load(g + i) * load(from + i);
+        dot += gx * load(weight + i);
+        if (dw) store(dw + part * size + i, load(dw + part * size + i) + gx * k);
+      }
+      const float mean = sum(dot) * k * k * k / size;
+      for (int64_t i = 0; i < size; i += LANES)
+        store(dx + r * size + i, load(g + i) * load(weight + i) * k - load(from + i) * mean);
+    }
+}
+}

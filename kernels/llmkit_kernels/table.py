@@ -1,0 +1,13 @@
+"""Which row of each operation is live on this machine."""
+
+from __future__ import annotations
+
+from llmkit_kernels.build import lacks
+
+OPERATIONS = ("attention", "gated", "norm")
+
+
+def rows() -> dict[str, str]:
+    """Operation -> its live row, with the reason where the compiled one is not."""
+    why = lacks()
+    return {name: f"reference: {why}" if why else "compiled for this CPU" for name in OPERATIONS}
