@@ -24,8 +24,8 @@ class Missing(Exception):
 
 
 @cache
-def library() -> ctypes.CDLL:
-    """The compiled operations, loaded.
+def library(operation: str) -> ctypes.CDLL:
+    """The compiled row of an operation, loaded.
 
     Raises:
         Missing: with the reason; the plain twins do the work then.
@@ -36,16 +36,16 @@ def library() -> ctypes.CDLL:
         raise Missing(f"not made for {platform.system()}")
     try:
         ctypes.CDLL(_openmp(), ctypes.RTLD_GLOBAL)
-        return ctypes.CDLL(str(_made()))
+        return ctypes.CDLL(str(_made(operation)))
     except OSError as cause:
         raise Missing(str(cause).splitlines()[0][:200]) from cause
 
 
 @cache
-def lacks() -> str:
-    """Why there is no compiled row here, or nothing."""
+def lacks(operation: str) -> str:
+    """Why there is no compiled row of an operation here, or nothing."""
     try:
-        library()
+        library(operation)
     except Missing as reason:
         return str(reason)
     return ""
@@ -62,15 +62,16 @@ def _openmp() -> str:
     return found.pop()
 
 
-def _made() -> Path:
-    compiler = _compiler()
-    sources = sorted(HERE.glob("*/*.cpp"))
-    digest = hashlib.sha256(repr((FLAGS, _version(compiler), _processor())).encode())
-    for path in [*sources, *sorted(HERE.glob("*.h"))]:
+def _made(operation: str) -> Path:
+    import torch
+
+    compiler, source = _compiler(), HERE / operation / "cpu.cpp"
+    digest = hashlib.sha256(repr((FLAGS, _version(compiler), _processor(), torch.__version__)).encode())
+    for path in [source, *sorted(HERE.glob("*.h"))]:
         digest.update(path.read_bytes())
-    target = _folder() / f"{digest.hexdigest()[:24]}.so"
+    target = _folder() / f"{operation}-{digest.hexdigest()[:24]}.so"
     if not target.exists():
-        _compile(compiler, sources, target)
+        _compile(compiler, source, target, Path(torch.__file__).parent)
     return target
 
 
@@ -102,18 +103,19 @@ def _folder() -> Path:
     return folder
 
 
-def _compile(compiler: str, sources: list[Path], target: Path) -> None:
+def _compile(compiler: str, source: Path, target: Path, torch: Path) -> None:
     """Compiles next to the target and moves it there: no reader meets half a file."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as made:
-        objects = [str(Path(made) / f"{source.parent.name}.o") for source in sources]
-        result = Path(made) / target.name
-        commands = [[compiler, *FLAGS, "-c", str(s), "-o", o] for s, o in zip(sources, objects, strict=True)]
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        there, made = str(Path(folder) / "op.o"), Path(folder) / target.name
         # linked without -fopenmp: its symbols come from the copy that torch has loaded
-        for command in [*commands, [compiler, "-shared", *objects, "-o", str(result)]]:
+        for command in (
+            [compiler, *FLAGS, "-isystem", str(torch / "include"), "-c", str(source), "-o", there],
+            [compiler, "-shared", there, "-L", str(torch / "lib"), "-lc10", "-o", str(made)],
+        ):
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
             except subprocess.TimeoutExpired as cause:
                 raise Missing(f"{compiler} took more than {LONGEST} s") from cause
             if done.returncode:
                 raise Missing(f"{compiler} fails: {(done.stderr.splitlines() or ['no reason given'])[0][:160]}")
-        result.replace(target)
+        made.replace(target)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from llmkit_kernels.build import lacks
 
-OPERATIONS = ("attention", "gated", "norm")
+OPERATIONS = ("attention", "gated", "memory", "norm")
 
 
 def rows() -> dict[str, str]:
     """Operation -> its live row, with the reason where the compiled one is not."""
-    why = lacks()
-    return {name: f"reference: {why}" if why else "compiled for this CPU" for name in OPERATIONS}
+    return {name: f"plain: {why}" if (why := lacks(name)) else "compiled for this CPU" for name in OPERATIONS}

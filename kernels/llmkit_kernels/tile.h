@@ -16,11 +16,11 @@ static inline vec all(float x) { return vec{} + x; }
 static inline float sum(vec v) { float s = 0; for (int i = 0; i < LANES; i++) s += v[i]; return s; }
 static inline float most(vec v) { float m = v[0]; for (int i = 1; i < LANES; i++) m = std::max(m, v[i]); return m; }
 
-// e^x for x <= 88, to 2 units in the last place; 0 below -87.
+// e^x to 2 units in the last place; 0 below -87, and e^88 from there on.
 static inline vec exp(vec x) {
-  const vec low = all(-87.0f), magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+  const vec low = all(-87.0f), high = all(88.0f), magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
   const ivec tiny = x < low;
-  x = tiny ? low : x;
+  x = tiny ? low : x > high ? high : x;
   const vec n = (x * 1.44269504088896341f + magic) - magic;
   const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   vec p = all(1.9875691500e-4f);

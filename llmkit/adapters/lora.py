@@ -8,10 +8,12 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from llmkit.adapters.node import Lora
 from llmkit.core.errors import ModelError
 from llmkit.core.matmul import linear, through
+from llmkit.core.remake import Way, way_to
 
 
 def attach(model: Any, node: Lora) -> PeftModel:
@@ -76,7 +78,8 @@ class FusedLora(PeftLinear):  # type: ignore[misc]
         if x.dtype != down.dtype or self.lora_B[name].bias is not None or base.weight.requires_grad:
             return cast(Tensor, super().forward(x, *args, **kwargs))
         if isinstance(dropout, nn.Identity) or not self.training:
-            return cast(Tensor, cast(Any, _LoraLinear).apply(x, base.weight, base.bias, down, up, self.scaling[name]))
+            given = (x, base.weight, base.bias, down, up, self.scaling[name], way_to(x))
+            return cast(Tensor, cast(Any, _LoraLinear).apply(*given))
         return cast(Tensor, super().forward(x, *args, **kwargs))
 
 
@@ -85,20 +88,22 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float, way: Way
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         low = rows @ down.T
         out = linear(rows, weight, bias)
-        ctx.save_for_backward(rows, weight, down, up, low)
-        ctx.scale, ctx.shape = scale, x.shape
+        ctx.save_for_backward(weight, down, up, low, *way.sources)
+        ctx.scale, ctx.shape, ctx.make = scale, x.shape, way.make
         return out.addmm_(low, up.T, alpha=scale).view(*x.shape[:-1], -1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, down, up, low = ctx.saved_tensors
+        weight, down, up, low, *sources = ctx.saved_tensors
+        rows = ctx.make(*sources).reshape(-1, ctx.shape[-1])
         out = grad.reshape(-1, grad.shape[-1])
         to_low = (out @ up).mul_(ctx.scale)
         to_up = (out.T @ low).mul_(ctx.scale)
         to_x = through(out, weight).addmm_(to_low, down).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return to_x, None, None, to_low.T @ rows, to_up, None
+        return to_x, None, None, to_low.T @ rows, to_up, None, None

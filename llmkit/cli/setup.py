@@ -54,6 +54,7 @@ def doctor(as_json: bool) -> None:
     """Versions, devices, and which fast rows are live."""
     prepare()
     import torch
+    from llmkit_kernels.table import rows as compiled_rows
 
     from llmkit.checkpoint.identity import packages
     from llmkit.core.matmul import row
@@ -70,6 +71,7 @@ def doctor(as_json: bool) -> None:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "rows": {
             "linear": row(),
+            **{f"{name} compiled": how for name, how in compiled_rows().items()},
             "attention flash": f"not live: needs {missing}" if missing else "live",
             "attention sdpa": "live",
             "attention flex": "live",

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llmkit_kernels import memory
+
 from llmkit.core.errors import ResourceError
 
 
@@ -49,9 +51,10 @@ def _group_room() -> list[int]:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc's allocator to keep what is freed: a step frees its activations only for the next one to fault them
-    in again, a tenth of the step's time on CPU (benchmarks/LOG.md). Other allocators do so by themselves."""
-    if not sys.platform.startswith("linux"):
+    """Sees to it that the memory of tensors is kept when they are freed: a step frees its activations only for the next
+    one to fault them in again, a tenth of the step's time on CPU (benchmarks/LOG.md). Without the compiled pool,
+    glibc's allocator is told to; other allocators do so by themselves."""
+    if not memory.install() or not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

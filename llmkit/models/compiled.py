@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from llmkit_kernels import attention
 from llmkit_kernels.build import lacks as nothing_compiled
 from torch import Tensor
 
-from llmkit.core.types import Packed, Segment
+from llmkit.core.types import Packed
 from llmkit.models.pieces import Piece, Rule, sdpa
 
 
@@ -19,7 +18,14 @@ def lacks(model: Any, half: bool) -> str:
     """What keeps the compiled attention from being of use to this model, or nothing."""
     if half or next(model.parameters()).device.type != "cpu":
         return "computes in fp32 on a CPU only"
-    return nothing_compiled()
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None) or 1
+    size = getattr(config, "head_dim", None) or (getattr(config, "hidden_size", None) or 0) // heads
+    if size % attention.LANES:
+        return f"takes heads of a multiple of {attention.LANES}, not of {size}"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "knows no soft-cap"
+    return nothing_compiled("attention")
 
 
 def pieces(given: Sequence[Piece], rule: Rule) -> list[Tensor]:
@@ -35,17 +41,7 @@ def suits(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> bool:
 
 def packed(q: Tensor, k: Tensor, v: Tensor, attend: Packed, rule: Rule) -> Tensor:
     """One row (1, H, T, D) of segments -> (1, T, H, Dv)."""
-    segments = _checked(attend.segments, q.shape[2])
+    if any(segment.row or segment.parent >= 0 for segment in attend.segments):
+        raise ValueError("a packed row has segments of row 0 without parents")
+    segments = tuple((segment.start, segment.end) for segment in attend.segments)
     return attention.causal(q[0], k[0], v[0], segments, rule.scale, rule.window)[None]
-
-
-@lru_cache(16)
-def _checked(segments: tuple[Segment, ...], tokens: int) -> tuple[tuple[int, int], ...]:
-    """Begin and end of each; what lies outside of the row or over another would be read and written as memory."""
-    end = 0
-    for segment in sorted(segments, key=lambda segment: segment.start):
-        if not end <= segment.start < segment.end <= tokens or segment.row or segment.parent >= 0:
-            what = f"segment [{segment.start}, {segment.end}) of row {segment.row}"
-            raise ValueError(f"{what} is empty, overlaps another or leaves the row of {tokens} tokens")
-        end = segment.end
-    return tuple((segment.start, segment.end) for segment in segments)

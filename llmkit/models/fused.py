@@ -6,14 +6,17 @@ through `core.matmul`, gated MLPs without keeping the product that their backwar
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch
 from llmkit_kernels.gated import silu_mul
 from llmkit_kernels.norm import reference, rms_norm
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from llmkit.core.matmul import linear, through
+from llmkit.core.remake import Way, remakable, way_to
 
 
 def fuse(model: nn.Module) -> dict[str, int]:
@@ -50,24 +53,25 @@ class FusedLinear(nn.Linear):
         """x (..., in) -> (..., out)."""
         if torch.is_autocast_enabled(x.device.type) or x.dtype != self.weight.dtype:
             return super().forward(x)
-        return cast(Tensor, cast(Any, _Linear).apply(x, self.weight, self.bias))
+        return cast(Tensor, cast(Any, _Linear).apply(x, self.weight, self.bias, way_to(x)))
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, way: Way) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        ctx.shape, ctx.biased = x.shape, bias is not None
-        ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, weight)
+        ctx.shape, ctx.biased, ctx.make = x.shape, bias is not None, way.make
+        ctx.save_for_backward(weight, *(way.sources if ctx.needs_input_grad[1] else ()))
         return linear(rows, weight, bias).view(*x.shape[:-1], -1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight = ctx.saved_tensors
+        weight, *sources = ctx.saved_tensors
         out = grad.reshape(-1, grad.shape[-1])
         to_x = through(out, weight).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        to_weight = out.T @ rows if ctx.needs_input_grad[1] else None
-        return to_x, to_weight, out.sum(0) if ctx.biased and ctx.needs_input_grad[2] else None
+        to_weight = out.T @ ctx.make(*sources).reshape(-1, ctx.shape[-1]) if ctx.needs_input_grad[1] else None
+        return to_x, to_weight, out.sum(0) if ctx.biased and ctx.needs_input_grad[2] else None, None
 
 
 def _gated(module: nn.Module) -> bool:
@@ -93,7 +97,8 @@ class FusedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., hidden) -> (..., hidden)."""
-        return cast(Tensor, self.down_proj(silu_mul(self.gate_proj(x), self.up_proj(x))))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        return cast(Tensor, self.down_proj(remakable(silu_mul(gate, up), silu_mul, gate, up)))
 
 
 def _root_mean_square(module: nn.Module) -> bool:
@@ -117,4 +122,5 @@ class FusedNorm(nn.Module):
         if x.dtype in (torch.float16, torch.bfloat16):
             ones = torch.ones_like(self.weight, dtype=torch.float32)
             return self.weight * reference.rms_norm(x.float(), ones, self.variance_epsilon).to(x.dtype)
-        return rms_norm(x, self.weight, self.variance_epsilon)
+        made = rms_norm(x, self.weight, self.variance_epsilon)
+        return remakable(made, partial(rms_norm, eps=self.variance_epsilon), x, self.weight)

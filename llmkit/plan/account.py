@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-FORWARD_TOKENS = {"cpu": 512, "cuda": 8192}
+FORWARD_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Tokens of one forward that keep the device busy: more of them cost memory and gain little."""
 HEADROOM = 0.85
 

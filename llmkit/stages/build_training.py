@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from llmkit_kernels.table import rows
 
 from llmkit.adapters.node import Lora
 from llmkit.build.precision import Types, types
@@ -169,6 +170,7 @@ def identity(job: Job) -> dict[str, Any]:
         "data": {"train": job.train.digest, "valid": job.valid.digest if job.valid is not None else ""},
         "files": {**job.train.files, **(job.valid.files if job.valid is not None else {})},
         "packages": packages(),
+        "kernels": rows() if job.run.device == "cpu" else {},
         "threads": job.run.threads,
         "device": job.run.device,
         "world": job.run.world,
@@ -364,6 +366,7 @@ def _finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifa
             "counts": job.train.counts,
             "template": template_digest(built.loaded.tokenizer),
             "packages": packages(),
+            "kernels": rows() if run.device == "cpu" else {},
             "seed": node.seed,
             "threads": run.threads,
             "device": run.device,

@@ -25,16 +25,34 @@ def suits(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the compiled row takes these: fp32 on a CPU, and heads of whole vectors."""
     whole = q.shape[-1] % LANES == 0 and v.shape[-1] % LANES == 0
     plain = all(x.device.type == "cpu" and x.dtype == torch.float32 for x in (q, k, v))
-    return whole and plain and not lacks()
+    return whole and plain and not lacks("attention")
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int = 0) -> Tensor:
     """q (H, T, D), k (KV, T, D), v (KV, T, Dv) -> (T, H, Dv); query head h reads key-value head h // (H / KV).
 
     A query of segment [start, end) sees the keys from `start` (with a window, the last `window` of them) up to itself.
-    Tokens of no segment give zeros. Segments do not overlap.
+    Tokens of no segment give zeros.
+
+    Raises:
+        ValueError: the shapes do not go together, or a segment is empty, overlaps another or leaves the row.
     """
-    return cast(Tensor, cast(Any, _Causal).apply(q, k, v, tuple(segments), scale, window))
+    heads, tokens, size = q.shape
+    if k.shape != (k.shape[0], tokens, size) or v.shape[:2] != k.shape[:2] or heads % k.shape[0]:
+        raise ValueError(f"queries {tuple(q.shape)} do not go with keys {tuple(k.shape)} and values {tuple(v.shape)}")
+    return cast(Tensor, cast(Any, _Causal).apply(q, k, v, checked(tuple(segments), tokens), scale, window))
+
+
+@lru_cache(16)
+def checked(segments: tuple[tuple[int, int], ...], tokens: int) -> tuple[tuple[int, int], ...]:
+    """The segments, if they lie apart in [0, tokens): what does not would be read and written as other memory."""
+    end = 0
+    for start, stop in sorted(segments):
+        if not end <= start < stop <= tokens:
+            what = f"segment [{start}, {stop}) is empty, overlaps another or leaves the row of {tokens} tokens"
+            raise ValueError(what)
+        end = stop
+    return segments
 
 
 class _Causal(torch.autograd.Function):
@@ -42,25 +60,27 @@ class _Causal(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Any, scale: float, window: int) -> Tensor:
         q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
         heads, tokens, size = q.shape
-        full = sum(end - start for start, end in segments) == tokens
-        out = (torch.empty if full else torch.zeros)(tokens, heads, v.shape[2])
+        ctx.full = sum(end - start for start, end in segments) == tokens
+        out = (torch.empty if ctx.full else torch.zeros)(tokens, heads, v.shape[2])
         lse = torch.empty(heads, tokens)
-        table, more = _table(segments), (heads, heads // k.shape[0], size, v.shape[2], window, scale)
-        steps = torch.tensor([x.stride(i) for x in (q, k, v) for i in (0, 1)])
-        _calls()[0](*_at(q, k, v, out, steps, lse, table), len(segments), tokens, *more, torch.get_num_threads())
+        longest = max((end - start for start, end in segments), default=0)
+        shape = (longest, len(segments), tokens, heads, heads // k.shape[0], size, v.shape[2], window, scale)
+        table, steps = _table(segments), torch.tensor([x.stride(i) for x in (q, k, v) for i in (0, 1)])
+        _call(0, (q, k, v, out, steps, lse, table, _rooms(*shape)), shape)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.table, ctx.more, ctx.steps, ctx.full = table, more, steps, full
+        ctx.table, ctx.shape, ctx.steps = table, shape, steps
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        grad = grad.contiguous()
-        to_q = (torch.empty if ctx.full else torch.zeros)(q.shape[1], q.shape[0], q.shape[2])
-        to_k, to_v = (torch.empty(x.shape[1], x.shape[0], x.shape[2]) for x in (k, v))
-        given = _at(q, k, v, out, ctx.steps, lse, grad, to_q, to_k, to_v, ctx.table)
-        _calls()[1](*given, len(ctx.table), q.shape[1], *ctx.more, torch.get_num_threads())
+        heads, tokens, size = q.shape
+        to_q = (torch.empty if ctx.full else torch.zeros)(tokens, heads, size)
+        to_k, to_v = (torch.empty(tokens, x.shape[0], x.shape[2]) for x in (k, v))
+        sums = torch.zeros(heads, tokens, size), torch.zeros(heads, tokens, v.shape[2])
+        given = (q, k, v, out, ctx.steps, lse, grad.contiguous(), to_q, to_k, to_v, *sums, ctx.table)
+        _call(1, (*given, _rooms(*ctx.shape)), ctx.shape)
         return to_q.transpose(0, 1), to_k.transpose(0, 1), to_v.transpose(0, 1), None, None, None
 
 
@@ -69,14 +89,21 @@ def _table(segments: tuple[tuple[int, int], ...]) -> Tensor:
     return torch.tensor(segments, dtype=torch.int64).reshape(-1, 2)
 
 
-def _at(*tensors: Tensor) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]
+def _rooms(longest: int, *shape: Any) -> Tensor:
+    """What the threads work in."""
+    return torch.empty(torch.get_num_threads(), _calls()[2](longest, shape[4], shape[5]))
+
+
+def _call(which: int, tensors: tuple[Tensor, ...], shape: tuple[Any, ...]) -> None:
+    """Hands over addresses; `tensors` keeps what lies there alive until the call is done."""
+    _calls()[which](*(tensor.data_ptr() for tensor in tensors), *shape, torch.get_num_threads())
 
 
 @cache
-def _calls() -> tuple[Any, Any]:
-    made = library()
+def _calls() -> tuple[Any, Any, Any]:
+    made = library("attention")
     calls = made.attention_forward, made.attention_backward
-    for call, pointers in zip(calls, (7, 11), strict=True):
-        call.argtypes, call.restype = [c_void_p] * pointers + [c_int64] * 7 + [c_float, c_int], None
-    return calls
+    for call, pointers in zip(calls, (8, 14), strict=True):
+        call.argtypes, call.restype = [c_void_p] * pointers + [c_int64] * 8 + [c_float, c_int], None
+    made.attention_room.argtypes, made.attention_room.restype = [c_int64] * 3, c_int64
+    return (*calls, made.attention_room)

@@ -3,8 +3,9 @@
 // A task is one head of one segment; 64 queries at a time meet at most 512 keys at a time, so that scores stay in the
 // cache. Keys and values are turned once a task, so that every product runs along whole vectors. Sums have one order,
 // whatever the number of threads.
+#include <omp.h>
+
 #include <cmath>
-#include <vector>
 
 #include "../tile.h"
 
@@ -27,21 +28,22 @@ struct Shape {
   long first(long query) const { return window ? std::max(0L, query - window + 1) : 0; }
 };
 
+// Floats that x (length x size) takes when it is turned.
+long turned_size(long length, long size) { return (length + KEYS - 1) / KEYS * KEYS * size; }
+
 // x (length x size) -> blocks of 64 rows, each turned: (size x 64), the last one filled with zeros.
-void turn(const float* x, long step, long length, long size, std::vector<float>& out) {
-  const long blocks = (length + KEYS - 1) / KEYS;
-  out.assign(blocks * size * KEYS, 0.0f);
+void turn(const float* x, long step, long length, long size, float* out) {
+  std::fill(out, out + turned_size(length, size), 0.0f);
   for (long k = 0; k < length; k++) {
-    float* column = out.data() + (k / KEYS) * size * KEYS + k % KEYS;
+    float* column = out + (k / KEYS) * size * KEYS + k % KEYS;
     for (long d = 0; d < size; d++) column[d * KEYS] = x[k * step + d];
   }
 }
 
 // scores (n x keys [from, to)) = rows x turned keys.
-void meet(long n, const float* rows_, long step, long size, const std::vector<float>& turned, long from, long to,
-          float* out) {
+void meet(long n, const float* rows_, long step, long size, const float* turned, long from, long to, float* out) {
   for (long k = from; k < to; k += KEYS)
-    product(n, KEYS, size, rows_, step, 1, turned.data() + (k / KEYS) * size * KEYS, KEYS, out + (k - from), WIDE,
+    product(n, KEYS, size, rows_, step, 1, turned + (k / KEYS) * size * KEYS, KEYS, out + (k - from), WIDE,
             false);
 }
 
@@ -63,29 +65,34 @@ void scaled(const Shape& s, const Heads& q, long h, long at, long n, float* out)
   }
 }
 
+// What one thread works in: cut from memory that the caller took, since nothing may fail in here.
 struct Room {
-  std::vector<float> kt, vt, q, s, g, k, dq;
+  float *kt, *vt, *q, *s, *g;
+  static long floats(long longest, long size, long value) {
+    return turned_size(longest, size) + turned_size(longest, value) + QUERIES * (size + 2 * WIDE);
+  }
+  Room(float* at, long longest, long size, long value)
+      : kt(at), vt(kt + turned_size(longest, size)), q(vt + turned_size(longest, value)), s(q + QUERIES * size),
+        g(s + QUERIES * WIDE) {}
 };
 
 void forward(const Shape& s, const Heads& q, const Heads& k, const Heads& v, const Heads& out, float* lse, long h,
-             long begin, long length, Room& room) {
+             long begin, long length, const Room& room) {
   const long kv = h / s.groups;
   turn(k.of(kv, begin), k.token, length, s.size, room.kt);
-  room.q.resize(QUERIES * s.size);
-  room.s.resize(QUERIES * WIDE);
   for (long at = 0; at < length; at += QUERIES) {
     const long n = std::min(QUERIES, length - at), end = at + n;
     float high[QUERIES], mass[QUERIES];
     std::fill(high, high + n, NONE);
     std::fill(mass, mass + n, 0.0f);
-    scaled(s, q, h, begin + at, n, room.q.data());
+    scaled(s, q, h, begin + at, n, room.q);
     bool started = false;
     for (long from = s.first(at) / KEYS * KEYS; from < end; from += CHUNK) {
       const long to = std::min(from + CHUNK, end), wide = (to - from + KEYS - 1) / KEYS * KEYS;
-      meet(n, room.q.data(), s.size, s.size, room.kt, from, to, room.s.data());
-      hide(s, n, at, from, to, NONE, room.s.data());
+      meet(n, room.q, s.size, s.size, room.kt, from, to, room.s);
+      hide(s, n, at, from, to, NONE, room.s);
       for (long i = 0; i < n; i++) {
-        float* row = room.s.data() + i * WIDE;
+        float* row = room.s + i * WIDE;
         vec m = all(high[i]);
         for (long c = 0; c < wide; c += LANES) { const vec x = load(row + c); m = x > m ? x : m; }
         const float now = most(m), base = now <= NONE ? 0.0f : now;
@@ -99,7 +106,7 @@ void forward(const Shape& s, const Heads& q, const Heads& k, const Heads& v, con
           for (long d = 0; d < s.value; d++) o[d] *= shrink;
         }
       }
-      product(n, s.value, to - from, room.s.data(), WIDE, 1, v.of(kv, begin + from), v.token, out.of(h, begin + at),
+      product(n, s.value, to - from, room.s, WIDE, 1, v.of(kv, begin + from), v.token, out.of(h, begin + at),
               out.token, started);
       started = true;
     }
@@ -113,18 +120,15 @@ void forward(const Shape& s, const Heads& q, const Heads& k, const Heads& v, con
 }
 
 void backward(const Shape& s, const Heads& q, const Heads& k, const Heads& v, const Heads& out, const float* lse,
-              const Heads& grad, const Heads& dq, float* dk, float* dv, long h, long begin, long length, Room& room) {
+              const Heads& grad, const Heads& dq, float* dk, float* dv, long h, long begin, long length, const Room& room) {
   const long kv = h / s.groups;
   turn(k.of(kv, begin), k.token, length, s.size, room.kt);
   turn(v.of(kv, begin), v.token, length, s.value, room.vt);
-  room.q.resize(QUERIES * s.size);
-  room.s.resize(QUERIES * WIDE);
-  room.g.resize(QUERIES * WIDE);
   std::fill(dk, dk + length * s.size, 0.0f);
   std::fill(dv, dv + length * s.value, 0.0f);
   for (long at = 0; at < length; at += QUERIES) {
     const long n = std::min(QUERIES, length - at), end = at + n;
-    scaled(s, q, h, begin + at, n, room.q.data());
+    scaled(s, q, h, begin + at, n, room.q);
     float delta[QUERIES];
     for (long i = 0; i < n; i++) {
       const float *o = out.of(h, begin + at + i), *g = grad.of(h, begin + at + i);
@@ -135,11 +139,11 @@ void backward(const Shape& s, const Heads& q, const Heads& k, const Heads& v, co
     bool started = false;
     for (long from = s.first(at) / KEYS * KEYS; from < end; from += CHUNK) {
       const long to = std::min(from + CHUNK, end), wide = (to - from + KEYS - 1) / KEYS * KEYS;
-      meet(n, room.q.data(), s.size, s.size, room.kt, from, to, room.s.data());
-      hide(s, n, at, from, to, NONE, room.s.data());
-      meet(n, grad.of(h, begin + at), grad.token, s.value, room.vt, from, to, room.g.data());
+      meet(n, room.q, s.size, s.size, room.kt, from, to, room.s);
+      hide(s, n, at, from, to, NONE, room.s);
+      meet(n, grad.of(h, begin + at), grad.token, s.value, room.vt, from, to, room.g);
       for (long i = 0; i < n; i++) {
-        float *row = room.s.data() + i * WIDE, *by = room.g.data() + i * WIDE;
+        float *row = room.s + i * WIDE, *by = room.g + i * WIDE;
         const float known = lse[begin + at + i];
         for (long c = 0; c < wide; c += LANES) {
           const vec p = exp(load(row + c) - known);
@@ -148,10 +152,10 @@ void backward(const Shape& s, const Heads& q, const Heads& k, const Heads& v, co
         }
       }
       const long keys = to - from;
-      product(keys, s.value, n, room.s.data(), 1, WIDE, grad.of(h, begin + at), grad.token, dv + from * s.value,
+      product(keys, s.value, n, room.s, 1, WIDE, grad.of(h, begin + at), grad.token, dv + from * s.value,
               s.value, true);
-      product(keys, s.size, n, room.g.data(), 1, WIDE, room.q.data(), s.size, dk + from * s.size, s.size, true);
-      product(n, s.size, keys, room.g.data(), WIDE, 1, k.of(kv, begin + from), k.token, dq.of(h, begin + at), dq.token,
+      product(keys, s.size, n, room.g, 1, WIDE, room.q, s.size, dk + from * s.size, s.size, true);
+      product(n, s.size, keys, room.g, WIDE, 1, k.of(kv, begin + from), k.token, dq.of(h, begin + at), dq.token,
               started);
       started = true;
     }
@@ -166,17 +170,21 @@ void backward(const Shape& s, const Heads& q, const Heads& k, const Heads& v, co
 
 extern "C" {
 
+// Floats of room for each thread.
+int64_t attention_room(int64_t longest, int64_t size, int64_t value) { return Room::floats(longest, size, value); }
+
 // q, out: (heads, tokens, size); k, v: (heads / groups, tokens, size), each with the distances of heads and of tokens.
-// segments: (count, 2), first token and the one after the last. lse: (heads, tokens).
+// segments: (count, 2), first token and the one after the last. lse: (heads, tokens). rooms: (threads, attention_room).
 void attention_forward(float* q, float* k, float* v, float* out, const int64_t* strides, float* lse,
-                       const int64_t* segments, int64_t count, int64_t tokens, int64_t heads, int64_t groups,
-                       int64_t size, int64_t value, int64_t window, float scale, int threads) {
+                       const int64_t* segments, float* rooms, int64_t longest, int64_t count, int64_t tokens,
+                       int64_t heads, int64_t groups, int64_t size, int64_t value, int64_t window, float scale,
+                       int threads) {
   const Shape s{heads, groups, size, value, window, scale};
   const Heads hq{q, strides[0], strides[1]}, hk{k, strides[2], strides[3]}, hv{v, strides[4], strides[5]},
       ho{out, value, heads * value};
 #pragma omp parallel num_threads(threads)
   {
-    Room room;
+    const Room room(rooms + omp_get_thread_num() * Room::floats(longest, size, value), longest, size, value);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < count * heads; task++) {
       const int64_t h = task % heads, *at = segments + 2 * (task / heads);
@@ -185,24 +193,23 @@ void attention_forward(float* q, float* k, float* v, float* out, const int64_t* 
   }
 }
 
-// grad as out; dq (tokens, heads, size); dk, dv (tokens, heads / groups, size). What lies outside of every segment is
-// not written.
+// grad as out; dq (tokens, heads, size); dk, dv (tokens, heads / groups, size); by_key, by_value (heads, tokens, size)
+// hold zeros. What lies outside of every segment is not written to dq.
 void attention_backward(float* q, float* k, float* v, float* out, const int64_t* strides, float* lse, float* grad,
-                        float* dq, float* dk, float* dv, const int64_t* segments, int64_t count, int64_t tokens,
-                        int64_t heads, int64_t groups, int64_t size, int64_t value, int64_t window, float scale,
-                        int threads) {
+                        float* dq, float* dk, float* dv, float* by_key, float* by_value, const int64_t* segments,
+                        float* rooms, int64_t longest, int64_t count, int64_t tokens, int64_t heads, int64_t groups,
+                        int64_t size, int64_t value, int64_t window, float scale, int threads) {
   const Shape s{heads, groups, size, value, window, scale};
   const Heads hq{q, strides[0], strides[1]}, hk{k, strides[2], strides[3]}, hv{v, strides[4], strides[5]},
       ho{out, value, heads * value}, hg{grad, value, heads * value}, gq{dq, size, heads * size};
-  std::vector<float> by_key(heads * tokens * size), by_value(heads * tokens * value);
 #pragma omp parallel num_threads(threads)
   {
-    Room room;
+    const Room room(rooms + omp_get_thread_num() * Room::floats(longest, size, value), longest, size, value);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < count * heads; task++) {
       const int64_t h = task % heads, *at = segments + 2 * (task / heads);
-      backward(s, hq, hk, hv, ho, lse + h * tokens, hg, gq, by_key.data() + (h * tokens + at[0]) * size,
-               by_value.data() + (h * tokens + at[0]) * value, h, at[0], at[1] - at[0], room);
+      backward(s, hq, hk, hv, ho, lse + h * tokens, hg, gq, by_key + (h * tokens + at[0]) * size,
+               by_value + (h * tokens + at[0]) * value, h, at[0], at[1] - at[0], room);
     }
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < tokens; t++)

@@ -14,13 +14,19 @@ from llmkit_kernels.build import lacks, library
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """Two tensors of one shape -> silu(gate) * up."""
+    """Two tensors of one shape -> silu(gate) * up.
+
+    Raises:
+        ValueError: their shapes differ.
+    """
+    if gate.shape != up.shape:
+        raise ValueError(f"a gate of shape {tuple(gate.shape)} does not go with {tuple(up.shape)}")
     return cast(Tensor, cast(Any, _SiluMul).apply(gate, up))
 
 
 def _compiled(*tensors: Tensor) -> bool:
     plain = all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
-    return plain and not lacks()
+    return plain and not lacks("gated")
 
 
 class _SiluMul(torch.autograd.Function):
@@ -46,17 +52,12 @@ class _SiluMul(torch.autograd.Function):
 
 
 def _plain_gradients(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    slope = torch.sigmoid(gate)
-    silu = gate * slope
-    to_up = grad * silu
-    # d silu / d gate = sigmoid + silu (1 - sigmoid)
-    slope.add_(silu.addcmul_(silu, slope, value=-1))
-    return slope.mul_(up).mul_(grad), to_up
+    return torch.ops.aten.silu_backward(grad * up, gate), nn.functional.silu(gate).mul_(grad)
 
 
 @cache
 def _calls() -> tuple[Any, Any]:
-    made = library()
+    made = library("gated")
     calls = made.gated_forward, made.gated_backward
     for call, pointers in zip(calls, (3, 5), strict=True):
         call.argtypes, call.restype = [c_void_p] * pointers + [c_int64, c_int], None

@@ -17,9 +17,15 @@ LANES = 16
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x (..., size), weight (size) -> weight * x / sqrt(mean(x^2) + eps), (..., size)."""
+    """x (..., size), weight (size) -> weight * x / sqrt(mean(x^2) + eps), (..., size).
+
+    Raises:
+        ValueError: the weight is of another size.
+    """
+    if weight.shape != x.shape[-1:]:
+        raise ValueError(f"a weight of shape {tuple(weight.shape)} does not go with rows of {x.shape[-1]}")
     fits = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.shape[-1] % LANES == 0
-    if not fits or not x.numel() or lacks():
+    if not fits or not x.numel() or lacks("norm"):
         return reference.rms_norm(x, weight, eps)
     return cast(Tensor, cast(Any, _RmsNorm).apply(x.contiguous(), weight.contiguous(), eps))
 
@@ -49,7 +55,7 @@ class _RmsNorm(torch.autograd.Function):
 
 @cache
 def _calls() -> tuple[Any, Any]:
-    made = library()
+    made = library("norm")
     calls = made.norm_forward, made.norm_backward
     calls[0].argtypes = [c_void_p] * 4 + [c_int64] * 2 + [c_float, c_int]
     calls[1].argtypes = [c_void_p] * 6 + [c_int64] * 2 + [c_int]
