@@ -30,7 +30,7 @@ def node(tiny, rows, out, **more):
         "batch": {"rows": 5},
         "micro_batch": 1,
         "steps": STEPS,
-        "evaluate": {"every": 7, "rows": 6, "samples": 1, "max_tokens": 3},
+        "evaluate": {"every": 7, "rows": 6, "samples": 2, "max_tokens": 6},
         "checkpoint": {"every": 5, "keep": 2, "best": "valid.loss"},
         "out": str(out),
     }
