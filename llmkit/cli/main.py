@@ -135,8 +135,8 @@ def merge(
 
 
 @app.command()
-def report(folder: Annotated[str, typer.Argument(help="A run's folder.")]) -> None:
-    """Write the run's page again, and print where it is."""
+def report(folder: Annotated[str, typer.Argument(help="A run's folder, or a pipeline's.")]) -> None:
+    """Write the pages again, and print where they are."""
     from llmkit.cli.runs import report as verb
 
     verb(folder)

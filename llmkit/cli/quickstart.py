@@ -43,7 +43,7 @@ def _tell(folder: Path, seconds: float) -> None:
         last = _interval(vars(change)) if change is not None else ""
         _say(f"{metric:28}{_interval(before):>26}{_interval(reports[1][metric]):>26}{last:>26}")
     _samples(*tables)
-    _say(f"\n{seconds:.0f} s. Report: {folder / 'tune' / 'report.html'}\nNext:")
+    _say(f"\n{seconds:.0f} s. Report: {folder / 'report.html'}\nNext:")
     for line in _next(folder):
         _say(f"  {line}")
 

@@ -21,15 +21,20 @@ def _run(folder: str) -> Path:
 
 
 def report(folder: str) -> None:
-    """Writes a run's page; of a pipeline, each stage's."""
+    """Writes a run's page; of a pipeline, each stage's and the one over all of them."""
+    from llmkit.stages.overview import order, write_overview
     from llmkit.stages.report import write_report
 
     path = Path(folder)
-    stages = [path] if (path / "status.json").is_file() else [p.parent for p in sorted(path.glob("*/status.json"))]
-    if not stages:
-        raise RecipeError(f"{folder} is no run's folder", fix="`llmkit runs` lists them")
-    for stage in stages:
+    if (path / "status.json").is_file():
+        sys.stdout.write(f"{write_report(path)}\n")
+        return
+    listed = [path / name for name, _ in order(path)]
+    stages = [stage for stage in listed or sorted(path.glob("*")) if (stage / "status.json").is_file()]
+    for stage in stages or [_run(folder)]:
         sys.stdout.write(f"{write_report(stage)}\n")
+    if listed:
+        sys.stdout.write(f"{write_overview(path)}\n")
 
 
 def diff(a: str, b: str, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from llmkit.core.errors import ModelError
 from llmkit.core.files import sha256, write_json
 
 FORMAT = 1
-UNLISTED = {"status.json", ".lock", "manifest.json"}
+UNLISTED = {"status.json", ".lock", "manifest.json", "run.log"}
 
 
 @dataclass(frozen=True)

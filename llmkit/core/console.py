@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -21,11 +22,12 @@ class Console:
         self._said = 0.0
 
     def notice(self, text: str) -> None:
-        """One line."""
+        """One line, on the screen and in the run's log."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
             self._write(f"llmkit: {text}")
+        logging.getLogger("llmkit").info("%s", text)
 
     def start(self, what: str, total: int, done: int = 0) -> None:
         """Begins a progress of `total` steps."""

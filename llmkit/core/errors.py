@@ -22,7 +22,7 @@ class Problem:
     def __str__(self) -> str:
         place = ":".join([self.file, *(str(n) for n in (self.line, self.column) if n)]) if self.file else ""
         text = ": ".join(part for part in (place, self.key, self.what) if part)
-        return one_line(_without_logins(f"{text}; fix: {self.fix}" if self.fix else text))
+        return one_line(without_logins(f"{text}; fix: {self.fix}" if self.fix else text))
 
 
 class LlmkitError(Exception):
@@ -90,7 +90,7 @@ class Stopped(LlmkitError):
     code = 75
 
 
-def _without_logins(text: str) -> str:
+def without_logins(text: str) -> str:
     """`text` without the user and the password of the URLs in it."""
     return re.sub(r"(?<=://)[^/@\s]+(?=@)", "***", text)
 

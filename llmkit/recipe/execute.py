@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ from llmkit.core.files import full_disk_named
 from llmkit.core.folder import Claim, claim, differences, read_status, write_recipe
 from llmkit.core.memory import out_of_memory_named
 from llmkit.core.run import Grants, Run
+from llmkit.core.runlog import run_log
 from llmkit.core.scalars import Origin
 from llmkit.core.stop import Stop
 from llmkit.models.alias import is_remote
 from llmkit.recipe.load import Recipe, digest
-from llmkit.recipe.show import environment_hidden, resolved, stage_values
+from llmkit.recipe.show import environment_hidden, hide_environment, resolved, stage_values
+from llmkit.stages.overview import remember, write_overview
 
 KNOB = "ask for shorter or fewer rows, or take a smaller model"
 
@@ -65,6 +69,8 @@ def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, co
     held = claim(folder, resume if resume == "never" else "auto", console)
     try:
         write_recipe(folder, recipe.text or resolved(recipe, name), resolved(recipe, name))
+        if name:
+            remember(recipe.out, recipe.stages)
         held.status("running", held.before.get("step", 0), pid=os.getpid())
         made = Run(
             folder,
@@ -78,15 +84,34 @@ def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, co
             grants=grants,
             values=values,
         )
-        with environment_hidden(recipe), full_disk_named(folder), out_of_memory_named(made.device, KNOB):
-            artifact: Artifact = node.run(made)
+        artifact = _work(recipe, node, made)
         held.status("done", artifact.manifest.get("step", 0), digest=digest(node))
-        return artifact
     except BaseException as cause:
         _failed(held, cause)
+        with suppress(LlmkitError):  # the first fault is the one to tell
+            _overview(recipe)
         raise
     finally:
         held.release()
+    _overview(recipe)
+    return artifact
+
+
+def _work(recipe: Recipe, node: Any, made: Run) -> Artifact:
+    """The stage's own part, with what the libraries say kept, secrets hidden and faults named."""
+    with (
+        run_log(made.folder, partial(hide_environment, recipe)),
+        environment_hidden(recipe),
+        full_disk_named(made.folder),
+        out_of_memory_named(made.device, KNOB),
+    ):
+        artifact: Artifact = node.run(made)
+    return artifact
+
+
+def _overview(recipe: Recipe) -> None:
+    if recipe.stages[0][0]:
+        write_overview(recipe.out)
 
 
 def _finished(recipe: Recipe, name: str, node: Any, values: Any, resume: str, console: Console) -> Artifact | None:

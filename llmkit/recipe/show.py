@@ -62,12 +62,23 @@ def environment_hidden(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except LlmkitError as error:
-        names = {name for origin in recipe.origins.values() for name in re.findall(ENV, origin.written)}
-        for name in sorted(names):
-            held = os.environ.get(name, "")
-            if len(held) >= SHORTEST:
-                error.hide(held, f"${{env:{name}}}")
+        for held, shown in _secrets(recipe):
+            error.hide(held, shown)
         raise
+
+
+def hide_environment(recipe: Recipe, text: str) -> str:
+    """`text` with `${env:NAME}` in place of what the environment held."""
+    for held, shown in _secrets(recipe):
+        text = text.replace(held, shown)
+    return text
+
+
+def _secrets(recipe: Recipe) -> list[tuple[str, str]]:
+    """What the environment held, and what stands for it; the longest first, for one may be a part of another."""
+    names = {name for origin in recipe.origins.values() for name in re.findall(ENV, origin.written)}
+    held = [(os.environ.get(name, ""), f"${{env:{name}}}") for name in sorted(names)]
+    return sorted((pair for pair in held if len(pair[0]) >= SHORTEST), key=lambda pair: -len(pair[0]))
 
 
 def _lines(tree: Mapping[str, Any], key: str, depth: int, origins: Mapping[str, Origin]) -> list[str]:

@@ -29,41 +29,46 @@ def write_report(folder: Path) -> Path:
     lines = Lines(folder / "metrics.jsonl").read()
     samples = Lines(folder / "samples.jsonl").read()
     evals = Lines(folder / "evals.jsonl").read()
+    known = figures(lines, evals)
     parts = [
-        _figures(lines, evals),
+        table("Figures", ("", "value", ""), known) if known else "",
         _curves(lines),
         _samples(samples),
         _predictions(folder / "predictions.jsonl"),
         _settings(folder / "resolved.yaml"),
     ]
-    title = html.escape(folder.name or "run")
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
-    page += "<meta name=viewport content='width=device-width'>"
-    page += f"<style>{STYLE}</style><h1>{title}</h1>{''.join(parts)}</html>\n"
     path = folder / "report.html"
-    write_atomic(path, page.encode())
+    write_atomic(path, page(folder.name, parts).encode())
     return path
 
 
-def _figures(lines: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> str:
+def page(name: str, parts: Iterable[str]) -> str:
+    """A whole page of these parts, which needs no other file."""
+    title = html.escape(name or "run")
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
+    head += "<meta name=viewport content='width=device-width'>"
+    return f"{head}<style>{STYLE}</style><h1>{title}</h1>{''.join(parts)}</html>\n"
+
+
+def figures(lines: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """(name, value, remark) of what tells how a stage went."""
     rows = []
     seen = [line for line in lines if line["event"] == "evaluate"]
     if seen:
         for name in (n for n in seen[0] if n.startswith("valid.") and n != "valid.tokens"):
-            rows.append((name, f"{_number(seen[0][name])} → {_number(seen[-1][name])}", "before → after"))
-    rows += [
-        (e["metric"], _number(e["value"]), f"[{_number(e['low'])}, {_number(e['high'])}], n {e['n']}") for e in evals
-    ]
+            rows.append((name, f"{number(seen[0][name])} → {number(seen[-1][name])}", "before → after"))
+    rows += [(e["metric"], number(e["value"]), f"[{number(e['low'])}, {number(e['high'])}], n {e['n']}") for e in evals]
     trained = [line for line in lines if line["event"] == "train"]
     if trained:
         speed = sorted(line["tokens_per_second"] for line in trained)[len(trained) // 2]
         top = max(line["peak_memory_bytes"] for line in trained) / 2**30
         rows += [("steps", str(trained[-1]["step"]), ""), ("tokens per second", f"{speed:.0f}", "median")]
         rows += [("peak memory", f"{top:.2f} GiB", "")]
-    return table("Figures", ("", "value", ""), rows) if rows else ""
+    return rows
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
+    """A figure as it is shown."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -103,7 +108,7 @@ def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> st
             drawn.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{path}"/>')
             keys.append(f'<tspan fill="{colour}">{html.escape(name)} </tspan>')
     axes = (
-        f'<text x="4" y="34">{_number(high)}</text><text x="4" y="182">{_number(low)}</text>'
+        f'<text x="4" y="34">{number(high)}</text><text x="4" y="182">{number(low)}</text>'
         f'<text x="50" y="200">{left:g}</text><text x="480" y="200" text-anchor="end">step {right:g}</text>'
     )
     label = f'<text x="50" y="18" font-weight="600" fill="currentColor">{html.escape(title)} </text>'

@@ -118,7 +118,7 @@ def test_c2_the_bytes_needed_are_said_before_one_is_written(tmp_path, monkeypatc
     assert state.save(tmp_path, 2, big, {"step": 2}).name == "step-2"  # the control
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl", "run.log"])
 def test_c2_a_full_disk_under_a_log_is_one_line_and_not_a_fault_of_ours(name, tiny, world, tmp_path):
     out = tmp_path / "run"
     out.mkdir()

@@ -2,17 +2,21 @@
 
 import hashlib
 import json
+import mmap
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 
 from llmkit import Sft, run
 from llmkit.core.console import Console
 from llmkit.core.errors import LlmkitError
+from llmkit.stages import build_training as stage
 
 STEPS = 60
 
@@ -26,7 +30,7 @@ def node(tiny, rows, out, **more):
         "batch": {"rows": 5},
         "micro_batch": 1,
         "steps": STEPS,
-        "evaluate": {"every": 7, "rows": 6, "samples": 1, "max_tokens": 3},
+        "evaluate": {"every": 7, "rows": 6, "samples": 2, "max_tokens": 6},
         "checkpoint": {"every": 5, "keep": 2, "best": "valid.loss"},
         "out": str(out),
     }
@@ -104,12 +108,108 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tiny, world, instants):
     kill_and_resume(tiny, world, f"killed-{instants[0][0]}", instants)
 
 
+PHASES = {"prepare": "_fit", "step": None, "evaluate": "_evaluate", "save": "_save", "end": "_finish"}
+"""Where a kill can land, and the function that a run is in then; what `_fit` does in no other one is a step."""
+
+
+@pytest.fixture
+def phase(monkeypatch):
+    """Tells in which phase a forked run is, or was when it died."""
+    shared = mmap.mmap(-1, 1)
+
+    def noted(name, inside):
+        real = getattr(stage, name)
+
+        def called(*args, **more):
+            before, shared[0] = shared[0], inside
+            try:
+                return real(*args, **more)
+            finally:
+                shared[0] = before
+
+        monkeypatch.setattr(stage, name, called)
+
+    for number, (kind, name) in enumerate(PHASES.items()):
+        if name is not None:
+            noted(name, 1 if kind == "prepare" else number)
+    return lambda: list(PHASES)[shared[0]]
+
+
+def timeline(tiny, rows, out):
+    """The seconds at which each line of a run's metrics was there; the last entry is the run's end."""
+    began, pid, seen = time.monotonic(), in_child(lambda: node(tiny, rows, out)), [0.0]
+    while os.waitpid(pid, os.WNOHANG)[0] == 0:
+        seen += [time.monotonic() - began] * (lines_of(out) + 1 - len(seen))
+        time.sleep(0.001)
+    return [*seen, time.monotonic() - began]
+
+
+def test_what_is_killed_packs_accumulates_shuffles_and_evaluates(tiny, world, monkeypatch, tmp_path):
+    """The other tests here prove what they say only if all of this is on."""
+    seen, real = [], stage._step_data
+
+    def noted(job, contexts, index):
+        seen.append((real(job, contexts, index), job.node.adapter.dropout))
+        return seen[-1][0]
+
+    monkeypatch.setattr(stage, "_step_data", noted)
+    run(node(tiny, world[1], tmp_path / "run", steps=10), console=Console(quiet=True))
+    assert all(len(data.batches) > 1 and dropout for data, dropout in seen)
+    assert any(len(batch.attend.segments) > 1 for data, _ in seen for batch in data.batches)
+    epochs = [[i for data, _ in seen[first : first + 5] for i in data.ids] for first in (0, 5)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(24)) and epochs[0] != epochs[1]
+    events = Counter(line["event"] for line in outcome(world[0] / "whole")[1])
+    assert events["train"] == STEPS and events["evaluate"] == 10 and events["save"] >= 12
+
+
 @pytest.mark.slow
-def test_fifty_random_instants(tiny, world):
-    dice, total = random.Random(os.environ.get("SEED", "0")), lines_of(world[0] / "whole")
-    for n in range(50):
-        kill_and_resume(tiny, world, f"random-{n}", [(dice.randrange(1, total - 8), dice.uniform(0, 0.1))])
-    sys.stderr.write("\n50 of 50 runs were killed and ended bit-exact\n")
+@pytest.mark.timeout(3600)
+def test_fifty_random_instants(tiny, world, phase, capfd):
+    """Each kill lands at a random instant of its own fiftieth of the run, by the clock of an uninterrupted one."""
+    folder, rows = world
+    dice, landed, steps, missed = random.Random(os.environ.get("SEED", "0")), Counter(), set(), 0
+    times = timeline(tiny, rows, folder / "timed")
+    while landed.total() < 50:
+        instant = times[-1] * (landed.total() + dice.random()) / 50
+        lines = max(n for n, at in enumerate(times[:-1]) if at <= instant)
+        out = folder / f"random-{landed.total()}-{missed}"
+        pid = in_child(lambda out=out: node(tiny, rows, out))
+        deadline = time.monotonic() + 120
+        while lines_of(out) < lines:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(instant - times[lines])
+        os.kill(pid, signal.SIGKILL)
+        if finish(pid) == 0:  # it had ended: only the last instants can come too late
+            missed += 1
+            assert missed < 10 and lines > len(times) - 8
+            continue
+        landed[phase()] += 1
+        steps.add(lines_of(out))
+        assert finish(in_child(lambda out=out: node(tiny, rows, out))) == 0
+        assert json.loads((out / "status.json").read_text())["state"] == "done"
+        assert outcome(out) == outcome(folder / "whole"), (landed, instant)
+    with capfd.disabled():
+        sys.stderr.write(f"\n50 of 50 kills ended bit-exact; they landed in {dict(landed)}, {len(steps)} places\n")
+    assert landed["step"] >= 15 and landed["evaluate"] and landed["save"] and len(steps) >= 30
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_processes_of_their_own_are_killed_and_end_as_one_of_here(tiny, world, tmp_path):
+    folder, dice = world[0], random.Random(os.environ.get("SEED", "0"))
+    command = [sys.executable, "-m", "llmkit", "run", str(folder / "whole" / "resolved.yaml"), "out=run"]
+    out = tmp_path / "run"
+    for least in (0, 20, 45):
+        with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+            while lines_of(out) <= least:
+                assert process.poll() is None
+                time.sleep(0.001)
+            time.sleep(dice.uniform(0, 0.3))
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    assert outcome(out) == outcome(folder / "whole")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
