@@ -177,10 +177,8 @@ def _adapted(model: Any, folder: Path) -> Any:
     try:
         adapted = PeftModel.from_pretrained(model, str(folder))
     except (ValueError, RuntimeError, KeyError) as cause:
-        why = str(cause).strip().splitlines()
-        detail = next((line.strip() for line in why if "size mismatch" in line), why[0])[:200]
         raise ModelError(
-            f"does not fit its base: {detail}", fix="give the base that it was made for", file=str(folder)
+            f"does not fit its base: {_misfit(str(cause))}", fix="give the base that it was made for", file=str(folder)
         ) from cause
     expected = {n.replace(".default", "") for n, _ in adapted.named_parameters() if "lora_" in n}
     found = {name for header in headers.values() for name in header}
@@ -190,6 +188,14 @@ def _adapted(model: Any, folder: Path) -> Any:
             f"{side} {odd[0]} and {len(odd) - 1} more", fix="give the base that it was made for", file=str(folder)
         )
     return adapted
+
+
+def _misfit(said: str) -> str:
+    """What peft says, in one line: of the first tensor of another shape, both shapes."""
+    shapes = re.search(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)", said)
+    if shapes is None:
+        return (said.strip().splitlines() or ["no reason given"])[0][:200]
+    return f"{shapes[1]} has shape {shapes[2]}, and its settings and base make it {shapes[3]}"
 
 
 def read_tokenizer(resolved: Resolved, template: str | None, allow_code: bool = False) -> Any:
