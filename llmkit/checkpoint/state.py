@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llmkit.checkpoint import tensors as files
 from llmkit.core.errors import LlmkitError, ModelError, ResourceError
-from llmkit.core.files import DISK, Disk, publish, refused
+from llmkit.core.files import DISK, Disk, ensure, publish, refused
 
 FORMAT = 1
 FIX = "delete its folder: the one before is used then"
@@ -35,6 +35,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[s
     needed = files.size(tensors)
     try:
         clean(folder, disk)
+        ensure(folder, disk)
         _room(folder, needed)
         disk.make(aside)
         state = (json.dumps(meta, indent=1, allow_nan=False) + "\n").encode()
@@ -51,7 +52,6 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[s
 
 
 def _room(folder: Path, needed: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ResourceError(
@@ -98,7 +98,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     manifest = _json(path / "manifest.json")
-    if manifest.get("format") != FORMAT or not {"tensors.safetensors", "state.json"} <= set(manifest.get("files", {})):
+    if manifest.get("format") != FORMAT or set(manifest.get("files", {})) != {"tensors.safetensors", "state.json"}:
         raise ModelError("is no checkpoint of this version", fix=FIX, file=str(path / "manifest.json"))
     raw = _bytes(path / "state.json")
     if hashlib.sha256(raw).hexdigest() != manifest["files"]["state.json"]:
@@ -110,8 +110,8 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"mixes steps: the folder is step {named}, its manifest step {manifest['step']}", fix=FIX, file=str(path)
         )
     tensors = files.read(path / "tensors.safetensors", manifest["files"]["tensors.safetensors"])
-    if set(tensors) != set(manifest["tensors"]):
-        raise ModelError("holds other tensors than its manifest", fix=FIX, file=str(path / "tensors.safetensors"))
+    if manifest != json.loads(_manifest(manifest["step"], tensors, manifest["files"])):  # it has no digest of its own
+        raise ModelError("is damaged: it tells of other tensors or ranks", fix=FIX, file=str(path / "manifest.json"))
     return tensors, meta
 
 

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,19 @@ class Disk:
 
 
 DISK = Disk()
+
+
+def ensure(folder: Path, disk: Disk = DISK) -> None:
+    """A folder with its missing parents, whose names too are on the disk when this returns.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        with suppress(FileExistsError):  # another process makes it at this instant
+            disk.make(path)
+        disk.sync(path.parent)
 
 
 def write_atomic(path: Path, data: bytes, disk: Disk = DISK) -> None:

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from llmkit.core.console import Console
 from llmkit.core.errors import RecipeError
-from llmkit.core.files import refused, write_atomic, write_json
+from llmkit.core.files import ensure, refused, write_atomic, write_json
 
 OURS = {"recipe.yaml", "resolved.yaml", "status.json", "manifest.json", "metrics.jsonl", ".lock"}
 
@@ -59,7 +59,7 @@ def claim(folder: Path, resume: str, console: Console) -> Claim:
     if there and not OURS & set(there):
         raise RecipeError(f"{folder} holds files that are no run's ({there[0]})", fix="name a new folder", key="out")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        ensure(folder)
         lock = (folder / ".lock").open("a+")
     except OSError as cause:
         raise refused(cause, "making", folder) from cause

@@ -81,19 +81,30 @@ def _parsed(line: _Line) -> Raw | BadRow:
 def _broken(line: _Line, cause: json.JSONDecodeError) -> BadRow:
     before, after = cause.doc[: cause.pos], cause.doc[cause.pos :].strip()
     byte = len(before.encode("utf-8", "surrogatepass"))
-    if cause.msg == "Extra data" and before.rstrip().endswith("}"):
-        return line.bad("holds two objects on one line", "write one object a line")
-    text = line.text.strip()
-    if text in (b"{", b"[") or (text.startswith(b"[") and line.number == 1):
-        return line.bad("is pretty-printed JSON, not jsonl", "write one object a line")
     cut = cause.msg.startswith(("Unterminated", "Invalid \\u")) or any(
         word.startswith(after) for word in ("true", "false", "null")
     )
     if cut and not line.text.endswith(b"\n"):
         return _torn(line, byte)
+    if form := _form(line, cause.msg, after):
+        return line.bad(form, "write one object a line")
     return line.bad(
         f"is not JSON ({cause.msg}) at byte {line.at + byte}", "mend the line, or set data.on_bad_row=quarantine"
     )
+
+
+def _form(line: _Line, why: str, after: str) -> str:
+    """What the line is instead of one object, as far as its form tells; `after` is what stands behind the fault."""
+    text = line.text.strip()
+    if why == "Extra data" and text.startswith(b"{"):
+        return {"{": "holds two objects on one line", ",": "ends in a comma, as an item of a list does"}.get(
+            after[0], ""
+        )
+    if text in (b"{", b"[") or (line.number == 1 and (text.startswith(b"[") or (text.startswith(b"{") and not after))):
+        return "is pretty-printed JSON, not jsonl"
+    if text.startswith((b"{'", b'{"')) and not after:
+        return "goes on in the next line"
+    return "is a Python dict, not JSON" if text.startswith(b"{'") else ""
 
 
 def _torn(line: _Line, byte: int) -> BadRow:

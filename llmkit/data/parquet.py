@@ -11,7 +11,7 @@ from llmkit.data.rows import BadRow, Raw
 from llmkit.data.sources import opened
 
 BATCH = 64
-"""Rows that are unpacked together."""
+"""Rows that are unpacked together, at most."""
 MOST_RATIO, FREE = 200, 1 << 28
 """A row group may unpack to so many times its size; groups below `FREE` bytes are let pass."""
 
@@ -34,7 +34,7 @@ def read_parquet(path: Path) -> Iterator[Raw | BadRow]:
         try:
             table = parquet.ParquetFile(file)
             _check_size(table.metadata, path)
-            for batch in table.iter_batches(BATCH):
+            for batch in table.iter_batches(_together(table.metadata)):
                 for values in batch.to_pylist():
                     line += 1
                     yield Raw(values, str(path), line)
@@ -53,3 +53,9 @@ def _check_size(metadata: Any, path: Path) -> None:
         if group.total_byte_size > max(FREE, MOST_RATIO * packed):
             what = f"row group {number} unpacks from {packed} bytes to {group.total_byte_size / 2**30:.1f} GiB"
             raise DataError(what, fix="check where the file comes from", file=str(path))
+
+
+def _together(metadata: Any) -> int:
+    """Rows that are unpacked together: one value of a group's dictionary, as long as the group, may stand in each."""
+    groups = (metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    return max(1, min(BATCH, FREE // max([1, *map(int, groups)])))

@@ -13,6 +13,8 @@ MOST_TEXT = 2_000_000
 """Characters of one row: a tokenizer's time on a longer one has no bound that helps anybody (here: some seconds)."""
 DEEPEST = 64
 """Levels of one row: templates walk their values by recursion."""
+MOST_TURNS = 1024
+"""Objects in one list of a row: a conversation is rendered once for each of its answers."""
 KEPT = 1 << 16
 """Bytes of an unusable row that are kept."""
 
@@ -71,22 +73,34 @@ def rejected(raw: Raw, why: str, fix: str = "") -> BadRow:
 
 def bounded(raw: Raw) -> Raw | BadRow:
     """The row, or the error that it is when it is too much for one."""
-    letters = deepest = 0
-    waiting: list[tuple[Any, int]] = [(raw.values, 0)]
+    letters, deepest, turns = measured(raw.values)
+    if deepest > DEEPEST:
+        return BadRow(f"nests {deepest} deep, more than {DEEPEST}", "flatten the row", raw.file, raw.line, raw.text)
+    if letters > MOST_TEXT:
+        return rejected(raw, f"holds {letters} characters, more than {MOST_TEXT}", "split the row")
+    if turns > MOST_TURNS:
+        return rejected(raw, f"holds {turns} objects in a list, more than {MOST_TURNS}", "split the row")
+    return raw
+
+
+def measured(values: Any) -> tuple[int, int, int]:
+    """Characters, levels, and objects in the longest list of them."""
+    letters = deepest = turns = 0
+    waiting: list[tuple[Any, int]] = [(values, 0)]
     while waiting:  # not by recursion, which the row itself could exhaust
         value, depth = waiting.pop()
         deepest = max(deepest, depth)
         if isinstance(value, str):
             letters += len(value)
         elif isinstance(value, Mapping):
+            letters += sum(len(key) for key in value if isinstance(key, str))
             waiting += [(item, depth + 1) for item in value.values()]
         elif isinstance(value, list):
+            turns = max(turns, len(value)) if value and isinstance(value[0], Mapping) else turns
             waiting += [(item, depth + 1) for item in value]
-    if deepest > DEEPEST:
-        return BadRow(f"nests {deepest} deep, more than {DEEPEST}", "flatten the row", raw.file, raw.line, raw.text)
-    if letters > MOST_TEXT:
-        return rejected(raw, f"holds {letters} characters, more than {MOST_TEXT}", "split the row")
-    return raw
+        else:
+            letters += 1
+    return letters, deepest, turns
 
 
 def mapped(raw: Raw, columns: Mapping[str, str]) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from llmkit.data.rows import Row, Unusable
+from llmkit.data.rows import DEEPEST, Row, Unusable, measured
 
 SPEAKERS = {
     "human": "user",
@@ -55,8 +55,10 @@ def _tools(given: Any) -> tuple[Any, ...]:
     if isinstance(given, str):  # parquet holds no list of unlike objects, so that data sets keep them as JSON text
         try:
             given = json.loads(given)
-        except ValueError as cause:
+        except (ValueError, RecursionError) as cause:
             raise Unusable("tools is text and not JSON") from cause
+        if measured(given)[1] > DEEPEST:
+            raise Unusable(f"tools nests more than {DEEPEST} deep")
     if given is not None and not (isinstance(given, list) and all(isinstance(tool, dict) for tool in given)):
         raise Unusable("tools is not a list of objects")
     return tuple(given or ())

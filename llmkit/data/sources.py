@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,9 +31,13 @@ def opened(path: Path, kind: str) -> BinaryIO:
     """The file of a source of this kind, at its beginning.
 
     Raises:
-        DataError: it cannot be read, or is of another format.
+        DataError: it is no file, cannot be read, or is of another format.
     """
     try:
+        if not stat.S_ISREG(
+            path.stat().st_mode
+        ):  # a pipe may never end, and what was read is read again for its sha256
+            raise DataError("is no plain file", fix="give the path of a file", file=str(path))
         file = path.open("rb")
     except OSError as cause:
         raise unreadable(path, cause) from cause

@@ -20,6 +20,7 @@ from llmkit.models.fused import fuse
 from llmkit.models.node import Int8, ModelRef, Nf4, NoQuant, Quant
 from llmkit.models.probe import Support, probe
 from llmkit.models.resolve import Resolved
+from llmkit.models.wrappers import check_causal, check_whole, name_inner
 
 FLOOR = (2, 10)
 """Older releases of torch read pickles unsafely even when told not to."""
@@ -100,39 +101,30 @@ def _base(base: Resolved, how: How) -> Any:
     if not how.allow_nonfinite:
         _check_finite(base.folder, headers)
     options: dict[str, Any] = {"quantization_config": _bits(how)} if not isinstance(how.quant, NoQuant) else {}
+    check_causal(config, said, base.name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, told = AutoModelForCausalLM.from_pretrained(
             base.folder,
-            config=_text_tower(config, base),
+            config=config,
             dtype=DTYPES[how.dtype],
             use_safetensors=True,
             trust_remote_code=how.allow_code,
+            ignore_mismatched_sizes=True,  # told by name below
+            output_loading_info=True,
             **options,
         )
-    except (ValueError, KeyError, OSError, RuntimeError) as cause:
-        why = str(cause).strip().splitlines()[0][:160]
+    except (ValueError, KeyError, OSError, RuntimeError, ImportError) as cause:
+        why = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:160]
         raise ModelError(
             f"{base.name} cannot be loaded: {why}", fix="use a causal LM of transformers", key="model"
         ) from cause
-    _check_whole(model, headers, base)
+    check_whole(told, hasattr(config, "text_config"), base.name)
+    name_inner(model)
     if isinstance(how.quant, NoQuant):
         model = model.to(how.device)
     else:
         _mend_bits(model)
     return model
-
-
-def _text_tower(config: Any, base: Resolved) -> Any:
-    """The configuration to load with; of a wrapper, only what transformers loads as a causal language model."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as causal
-
-    if type(config) in causal:
-        return config
-    raise ModelError(
-        f"{base.name} is a {type(config).__name__.removesuffix('Config')}, not a causal language model",
-        fix="give its text model",
-        key="model",
-    )
 
 
 def _bits(how: How) -> Any:
@@ -162,23 +154,6 @@ def _mend_bits(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _check_whole(model: Any, headers: dict[str, safe.Header], base: Resolved) -> None:
-    """Every weight of the model is in the files, in its shape: transformers would make up the rest."""
-    there = {name: item["shape"] for header in headers.values() for name, item in header.items()}
-    ends = {name.split(".", 1)[-1] for name in there} | set(there)
-    tied = set(getattr(model, "_tied_weights_keys", None) or ())
-    for name, value in model.named_parameters():
-        known = name in ends or name.split(".", 1)[-1] in ends
-        if not known and name not in tied and value.device.type != "meta" and _plain_names(model, there):
-            raise ModelError(f"{base.name} lacks the weight {name}", fix="fetch the model again", key="model")
-
-
-def _plain_names(model: Any, there: dict[str, Any]) -> bool:
-    """Whether the files use the model's own names: families that fuse or rename on load are left to transformers."""
-    own = {name for name, _ in model.named_parameters()}
-    return len(own & set(there)) >= 0.9 * len(there)
-
-
 def _check_finite(folder: Path, headers: dict[str, safe.Header]) -> None:
     from safetensors import safe_open
 
@@ -202,10 +177,8 @@ def _adapted(model: Any, folder: Path) -> Any:
     try:
         adapted = PeftModel.from_pretrained(model, str(folder))
     except (ValueError, RuntimeError, KeyError) as cause:
-        why = str(cause).strip().splitlines()
-        detail = next((line.strip() for line in why if "size mismatch" in line), why[0])[:200]
         raise ModelError(
-            f"does not fit its base: {detail}", fix="give the base that it was made for", file=str(folder)
+            f"does not fit its base: {_misfit(str(cause))}", fix="give the base that it was made for", file=str(folder)
         ) from cause
     expected = {n.replace(".default", "") for n, _ in adapted.named_parameters() if "lora_" in n}
     found = {name for header in headers.values() for name in header}
@@ -215,6 +188,14 @@ def _adapted(model: Any, folder: Path) -> Any:
             f"{side} {odd[0]} and {len(odd) - 1} more", fix="give the base that it was made for", file=str(folder)
         )
     return adapted
+
+
+def _misfit(said: str) -> str:
+    """What peft says, in one line: of the first tensor of another shape, both shapes."""
+    shapes = re.search(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)", said)
+    if shapes is None:
+        return (said.strip().splitlines() or ["no reason given"])[0][:200]
+    return f"{shapes[1]} has shape {shapes[2]}, and its settings and base make it {shapes[3]}"
 
 
 def read_tokenizer(resolved: Resolved, template: str | None, allow_code: bool = False) -> Any:

@@ -181,8 +181,6 @@ def test_c5_any_harmed_file_is_named_and_the_one_before_is_used(tmp_path, name, 
     path.unlink() if harm == "remove" else path.write_bytes(harms[harm])
     said = []
     found = state.newest(tmp_path, said.append)
-    if harm == "flip" and name == "manifest.json" and not said:
-        pytest.skip("the flipped byte lies in what the manifest says of shapes")
     assert found[0].name == "step-1" and len(said) == 1 and "step-2" in said[0]
     with pytest.raises(ModelError):
         state.load(tmp_path / "step-2")

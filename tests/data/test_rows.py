@@ -146,7 +146,7 @@ def test_d7_a_row_too_deep_or_too_long_for_a_template_is_refused(tmp_path, token
     with pytest.raises(DataError, match="nests 200 deep, more than 64"):
         made(tmp_path, deep, tokenizer)
     huge = line({"prompt": "a", "completion": "b" * 2_000_001})
-    with pytest.raises(DataError, match="holds 2000002 characters, more than 2000000"):
+    with pytest.raises(DataError, match="holds 2000018 characters, more than 2000000"):
         made(tmp_path, huge, tokenizer)
 
 

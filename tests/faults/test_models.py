@@ -1,15 +1,18 @@
 """Models that must not be loaded, beyond what tests/models/test_safe.py holds."""
 
+import ast
 import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import llmkit
 from llmkit.adapters.node import Lora
 from llmkit.core.errors import ModelError, RecipeError
 from llmkit.models.load import How, load
@@ -193,6 +196,37 @@ def test_m11_an_adapter_whose_base_is_somewhere_on_the_hub_downloads_nothing(ada
     assert in_child(work) == 4 and not seen.exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"target_modules": ["c_attn"]}, r"does not fit its base: .*c_attn"),
+        ({"r": 7}, r"q_proj\.lora_A\S* has shape \[2, 32\], and its settings and base make it \[7, 32\]"),
+        (
+            {"target_modules": ["q_proj", "v_proj"]},
+            r"has no place for \S*(k_proj|o_proj|gate_proj|up_proj|down_proj)\S*",
+        ),
+        ({"base_model_name_or_path": "../model/../elsewhere"}, r"its base \.\./model/\.\./elsewhere is not here"),
+        ({"base_model_name_or_path": None}, "names no base"),
+        ({"base_model_name_or_path": 7}, "names no base"),
+    ],
+)
+def test_m11_an_adapters_settings_that_fit_neither_base_nor_weights_are_named(change, said, adapter):
+    assert opened(adapter).model.peft_config  # the control
+    settings = adapter / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | change))
+    with pytest.raises(ModelError, match=said) as caught:
+        opened(adapter)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("other", [{"hidden_size": 64}, {"num_hidden_layers": 1}])
+def test_m11_an_adapter_of_another_base_is_refused_with_what_was_expected_and_found(other, adapter, folder):
+    make_model(**other).save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"has shape \[2, 32\], .* make it \[2, 64\]|has no place for") as caught:
+        opened(adapter)
+    assert "\n" not in str(caught.value)
+
+
 def test_m13_bits_without_their_library_name_the_setting(folder, monkeypatch):
     opened(folder, quant=Nf4())  # the control
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
@@ -244,6 +278,47 @@ for number, (name, make) in enumerate(CASES.items()):
         print(name, error)
 print("asserts", __debug__, file=sys.stderr)
 """
+
+
+def test_m14_no_assert_stands_in_what_is_shipped():
+    for path in Path(llmkit.__file__).parent.rglob("*.py"):
+        found = [part.lineno for part in ast.walk(ast.parse(path.read_text())) if isinstance(part, ast.Assert)]
+        assert not found, f"{path}:{found}"
+
+
+ROWS = """
+import pathlib, sys
+from llmkit.core.errors import DataError
+from llmkit.data.jsonl import read_jsonl
+from llmkit.data.rows import Raw, Unusable, bounded
+from llmkit.data.shapes import shaped
+
+good = '{"prompt": "a", "completion": "b"}'
+texts = [good, good + good, good + ",", "[" + good + "]", "{", "'a'", "7", good[:9], '{"text": ""}', "{'a': 1}"]
+texts += ['{"messages": [{}]}', '{"tools": ' + "[" * 99 + "]" * 99 + "}", '{"text": ' + "9" * 9999 + "}"]
+texts += ["{\\x00", "\ufeff" + good]
+for text in texts:
+    for end in ("", "\\n"):
+        pathlib.Path("rows").write_text(text + end)
+        for row in read_jsonl(pathlib.Path("rows")):
+            row = bounded(row) if isinstance(row, Raw) else row
+            try:
+                print(row if isinstance(row, DataError) else shaped(row.values, 0))
+            except Unusable as why:
+                print("unusable:", why)
+print("asserts", __debug__, file=sys.stderr)
+"""
+
+
+def test_m14_rows_are_judged_alike_without_asserts(tmp_path):
+    said = []
+    for level in ("0", "2"):
+        env = {**os.environ, "PYTHONOPTIMIZE": level}
+        command = [sys.executable, "-c", ROWS]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=env)
+        assert done.stderr == f"asserts {level == '0'}\n"
+        said.append(done.stdout)
+    assert said[0] == said[1] and len(said[0].splitlines()) == 30 and said[0].count("Row(") == 4
 
 
 def test_m14_what_is_refused_without_asserts_is_the_same(tmp_path):

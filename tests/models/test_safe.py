@@ -126,6 +126,23 @@ def test_m8_a_weight_that_the_files_lack_is_named_and_not_made_up(folder):
         opened(folder)
 
 
+def test_m8_a_weight_of_another_shape_or_without_a_place_is_named_and_not_passed_over(folder):
+    from safetensors.torch import load_file, save_file
+
+    held, name = load_file(folder / "model.safetensors"), "model.layers.1.mlp.up_proj.weight"
+    save_file(held | {name: held[name][1:].clone()}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ModelError, match=r"lacks model\.layers\.1\.mlp\.up_proj\.weight of shape \[48, 32\], not \[47, 32\]"
+    ):
+        opened(folder)
+    more = {"model.layers.2.mlp.up_proj.weight": held[name].clone(), "v_head.weight": held[name].clone()}
+    save_file(held | more, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"no place for model\.layers\.2\.mlp\.up_proj\.weight and 1 more"):
+        opened(folder)
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    opened(folder)  # the control
+
+
 def test_m10_weights_that_are_not_finite_are_named_unless_allowed(folder):
     from safetensors.torch import load_file, save_file
 
