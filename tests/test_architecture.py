@@ -17,7 +17,11 @@ LIGHT = [
     *(f"llmkit.recipe.{p.stem}" for p in (ROOT / "llmkit/recipe").glob("*.py") if p.stem != "__init__"),
     "llmkit.cli.main",
     "llmkit.cli.recipes",
-    *(f"llmkit.core.{p.stem}" for p in (ROOT / "llmkit/core").glob("*.py") if p.stem not in ("__init__", "matmul", "remake")),
+    *(
+        f"llmkit.core.{p.stem}"
+        for p in (ROOT / "llmkit/core").glob("*.py")
+        if p.stem not in ("__init__", "matmul", "remake")
+    ),
     "llmkit.evals.tasks",
     "llmkit.models.alias",
     "llmkit.models.safe",
