@@ -14,7 +14,9 @@ from typing import Any, Literal, cast
 import torch
 
 from llmkit.core.errors import ModelError
+from llmkit.core.memory import is_out_of_memory
 from llmkit.models import safe
+from llmkit.models.adapted import adapted
 from llmkit.models.attend import install
 from llmkit.models.fused import fuse
 from llmkit.models.node import Int8, ModelRef, Nf4, NoQuant, Quant
@@ -69,7 +71,7 @@ def load(resolved: Resolved, ref: ModelRef, how: How) -> Loaded:
         if isinstance(how.quant, NoQuant):
             fuse(model)
         if resolved.base is not None:
-            model = _adapted(model, resolved.folder)
+            model = adapted(model, resolved.folder)
         model.eval()
         tokenizer = read_tokenizer(resolved, ref.template, how.allow_code)
     return Loaded(model, tokenizer, kind, support, resolved)
@@ -114,6 +116,8 @@ def _base(base: Resolved, how: How) -> Any:
             **options,
         )
     except (ValueError, KeyError, OSError, RuntimeError, ImportError) as cause:
+        if is_out_of_memory(cause):
+            raise
         why = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:160]
         raise ModelError(
             f"{base.name} cannot be loaded: {why}", fix="use a causal LM of transformers", key="model"
@@ -169,35 +173,6 @@ def _check_finite(folder: Path, headers: dict[str, safe.Header]) -> None:
                     )
 
 
-def _adapted(model: Any, folder: Path) -> Any:
-    """The adapter of a folder on its base, tensor by tensor as expected."""
-    from peft import PeftModel
-
-    headers = safe.check_folder(folder, "adapter_model")
-    try:
-        adapted = PeftModel.from_pretrained(model, str(folder))
-    except (ValueError, RuntimeError, KeyError) as cause:
-        raise ModelError(
-            f"does not fit its base: {_misfit(str(cause))}", fix="give the base that it was made for", file=str(folder)
-        ) from cause
-    expected = {n.replace(".default", "") for n, _ in adapted.named_parameters() if "lora_" in n}
-    found = {name for header in headers.values() for name in header}
-    if odd := sorted(expected ^ found):
-        side = "lacks" if odd[0] in expected else "has no place for"
-        raise ModelError(
-            f"{side} {odd[0]} and {len(odd) - 1} more", fix="give the base that it was made for", file=str(folder)
-        )
-    return adapted
-
-
-def _misfit(said: str) -> str:
-    """What peft says, in one line: of the first tensor of another shape, both shapes."""
-    shapes = re.search(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)", said)
-    if shapes is None:
-        return (said.strip().splitlines() or ["no reason given"])[0][:200]
-    return f"{shapes[1]} has shape {shapes[2]}, and its settings and base make it {shapes[3]}"
-
-
 def read_tokenizer(resolved: Resolved, template: str | None, allow_code: bool = False) -> Any:
     """The tokenizer of a model's folder, or of its base's, with the recipe's template over its own."""
     from transformers import AutoTokenizer
@@ -207,6 +182,8 @@ def read_tokenizer(resolved: Resolved, template: str | None, allow_code: bool = 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_code)
     except (ValueError, OSError, KeyError) as cause:
+        if is_out_of_memory(cause):
+            raise
         raise ModelError(
             f"has no tokenizer that can be read ({str(cause).splitlines()[0][:120]})",
             fix="add tokenizer.json",

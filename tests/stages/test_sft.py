@@ -58,6 +58,9 @@ def test_every_method_learns_and_loads_elsewhere(method, tiny, rows, tmp_path):
     assert artifact.manifest["step"] == 6
     artifact.verify()
     _loads_elsewhere(artifact, tiny)
+    if (artifact.model() / "adapter_config.json").exists():
+        merged = go(Merge(model=str(artifact.folder), out=str(tmp_path / "merged"))).manifest
+        assert merged["logit_difference"] <= merged["bound"]
 
 
 def _loads_elsewhere(artifact, tiny):
