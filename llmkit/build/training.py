@@ -13,7 +13,7 @@ from llmkit.build.precision import Types
 from llmkit.core.errors import ModelError
 from llmkit.models.heads import Scored, check_head
 from llmkit.models.load import How, Loaded, load
-from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.models.node import ModelRef, Quant
 from llmkit.models.resolve import Resolved
 from llmkit.models.wrappers import freeze_towers
 from llmkit.parallel.single import Single
@@ -48,8 +48,6 @@ def build(resolved: Resolved, ref: ModelRef, how: How, adapter: Adapter, recompu
         raise ModelError(f"{type(loaded.model).__name__} is not trained here: {why}", fix="use another", key="model")
     check_head(Scored(loaded.model))
     torch.manual_seed(seed)  # adapters begin at random
-    if not isinstance(how.quant, NoQuant):
-        loaded.model.requires_grad_(False)
     model = adapter.attach(loaded.model)
     freeze_towers(loaded.model)
     if recompute:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
@@ -19,7 +19,7 @@ from llmkit.models import safe
 from llmkit.models.adapted import adapted
 from llmkit.models.attend import install
 from llmkit.models.fused import fuse
-from llmkit.models.node import Int8, ModelRef, Nf4, NoQuant, Quant
+from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.models.probe import Support, probe
 from llmkit.models.resolve import Resolved
 from llmkit.models.wrappers import check_causal, check_whole, name_inner
@@ -68,7 +68,7 @@ def load(resolved: Resolved, ref: ModelRef, how: How) -> Loaded:
         model = _base(base, how)
         kind = install(model, ref.attention, how.half)
         support = probe(model)
-        if isinstance(how.quant, NoQuant):
+        if not getattr(model, "is_quantized", False):
             fuse(model)
         if resolved.base is not None:
             model = adapted(model, resolved.folder)
@@ -92,7 +92,8 @@ def _base(base: Resolved, how: How) -> Any:
     said = safe.read_json(base.folder / "config.json")
     if "auto_map" in said and not how.allow_code:
         raise ModelError(f"{base.name} brings code of its own", fix="pass --allow-code to run it", key="model")
-    if "quantization_config" in said and not isinstance(how.quant, NoQuant):
+    bits = how.quant.config(DTYPES["bf16" if how.half else how.dtype])
+    if "quantization_config" in said and bits is not None:
         raise ModelError(f"{base.name} is quantised already", fix="drop quant", key="quant.kind")
     headers = safe.check_folder(base.folder)
     try:
@@ -102,7 +103,7 @@ def _base(base: Resolved, how: How) -> Any:
         raise ModelError(f"{base.name} is of an unknown family ({kind})", fix="use a causal LM", key="model") from cause
     if not how.allow_nonfinite:
         _check_finite(base.folder, headers)
-    options: dict[str, Any] = {"quantization_config": _bits(how)} if not isinstance(how.quant, NoQuant) else {}
+    options: dict[str, Any] = {} if bits is None else {"quantization_config": bits}
     check_causal(config, said, base.name)
     try:
         model, told = AutoModelForCausalLM.from_pretrained(
@@ -124,30 +125,10 @@ def _base(base: Resolved, how: How) -> Any:
         ) from cause
     check_whole(told, hasattr(config, "text_config"), base.name)
     name_inner(model)
-    if isinstance(how.quant, NoQuant):
-        model = model.to(how.device)
-    else:
-        _mend_bits(model)
+    if bits is None:
+        return model.to(how.device)
+    _mend_bits(model)
     return model
-
-
-def _bits(how: How) -> Any:
-    """The quantisation of bitsandbytes; compute and scales in the model's dtype."""
-    try:
-        import bitsandbytes  # noqa: F401 - asked for its presence
-        from transformers import BitsAndBytesConfig
-    except ImportError as missing:
-        raise ModelError(
-            f"quant needs bitsandbytes ({missing})", fix="pip install 'llmkit[quant]'", key="quant.kind"
-        ) from missing
-    if isinstance(how.quant, Nf4):
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=how.quant.double,
-            bnb_4bit_compute_dtype=DTYPES["bf16" if how.half else how.dtype],
-        )
-    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=cast(Int8, how.quant).threshold)
 
 
 def _mend_bits(model: Any) -> None:
