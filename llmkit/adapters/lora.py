@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -16,7 +18,7 @@ from llmkit.core.matmul import linear, through
 from llmkit.core.remake import Way, way_to
 
 
-def attach(model: Any, node: Lora) -> PeftModel:
+def attach(model: Any, node: Lora, idle: Sequence[str] = ()) -> PeftModel:
     """A PeftModel over `model`, its linears replaced in place; adapters are fp32 whatever the base is.
 
     Raises:
@@ -28,6 +30,7 @@ def attach(model: Any, node: Lora) -> PeftModel:
         lora_alpha=cast(int, node.alpha),
         lora_dropout=node.dropout,
         target_modules=targets,
+        exclude_modules=_excluded(model, node, idle),
         use_dora=node.dora,
         use_rslora=node.rslora,
         task_type=TaskType.CAUSAL_LM,
@@ -41,6 +44,15 @@ def attach(model: Any, node: Lora) -> PeftModel:
             key="adapter.targets",
         ) from cause
     return cast(PeftModel, fuse(adapted))
+
+
+def _excluded(model: nn.Module, node: Lora, idle: Sequence[str]) -> str | None:
+    """A regular expression over what gets no adapter. Most mixture models keep their routers in bare parameters, which
+    `all-linear` does not reach; those of the others stay as they are too."""
+    parts = [re.escape(name) for name in idle]
+    if node.targets == "all-linear" and any(name.endswith(".router") for name, _ in model.named_modules()):
+        parts.append(r".*\.router")
+    return rf"({'|'.join(parts)})(\..*)?" if parts else None
 
 
 def _linears(model: nn.Module) -> list[str]:
@@ -79,12 +91,15 @@ class FusedLora(PeftLinear):  # type: ignore[misc]
             return cast(Tensor, super().forward(x, *args, **kwargs))
         if isinstance(dropout, nn.Identity) or not self.training:
             given = (x, base.weight, base.bias, down, up, self.scaling[name], way_to(x))
-            return cast(Tensor, cast(Any, _LoraLinear).apply(*given))
+            rows = cast(Any, _LoraLinear).apply(*given)
+            return cast(Tensor, rows.view(*x.shape[:-1], rows.shape[-1]))
         return cast(Tensor, super().forward(x, *args, **kwargs))
 
 
 class _LoraLinear(torch.autograd.Function):
-    """y = x W' + b + s (x A') B' with W frozen: the update is added inside the product, and its input gradient too."""
+    """y = x W' + b + s (x A') B' with W frozen: the update is added inside the product, and its input gradient too.
+
+    x is of any shape, y in rows: a view that was made in here could not be changed in place."""
 
     @staticmethod
     def forward(
@@ -95,15 +110,14 @@ class _LoraLinear(torch.autograd.Function):
         out = linear(rows, weight, bias)
         ctx.save_for_backward(weight, down, up, low, *way.sources)
         ctx.scale, ctx.shape, ctx.make = scale, x.shape, way.make
-        return out.addmm_(low, up.T, alpha=scale).view(*x.shape[:-1], -1)
+        return out.addmm_(low, up.T, alpha=scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, down, up, low, *sources = ctx.saved_tensors
         rows = ctx.make(*sources).reshape(-1, ctx.shape[-1])
-        out = grad.reshape(-1, grad.shape[-1])
-        to_low = (out @ up).mul_(ctx.scale)
-        to_up = (out.T @ low).mul_(ctx.scale)
-        to_x = through(out, weight).addmm_(to_low, down).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        to_low = (grad @ up).mul_(ctx.scale)
+        to_up = (grad.T @ low).mul_(ctx.scale)
+        to_x = through(grad, weight).addmm_(to_low, down).view(ctx.shape) if ctx.needs_input_grad[0] else None
         return to_x, None, None, to_low.T @ rows, to_up, None, None
