@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from llmkit.core.cache import locked
 from llmkit.core.errors import ModelError
 from llmkit.core.files import publish, sha256, write_json
+from llmkit.models import safe
 from llmkit.models.alias import Wheel
 
 MOST_GGUF = 1 << 33
@@ -106,7 +106,7 @@ def fetch_hub(repo: str, revision: str | None) -> Path:
 
 
 def check_seal(folder: Path) -> str:
-    """The digest of a cached folder; its files are read again only when their sizes or times are new.
+    """The identity of a cached folder's weights; its files are read again only when their sizes or times are new.
 
     Raises:
         ModelError: a file is missing or damaged.
@@ -121,7 +121,7 @@ def check_seal(folder: Path) -> str:
                 state = "is damaged" if path.is_file() else "is missing"
                 raise ModelError(state, fix=f"delete {folder} and fetch it again", file=str(path))
         stamp.write_text(now)
-    return hashlib.sha256(json.dumps(sealed["files"], sort_keys=True).encode()).hexdigest()
+    return safe.identity({name: sealed["files"][name] for name in safe.check_folder(folder)})
 
 
 def _stamp(path: Path) -> list[int]:

@@ -53,25 +53,27 @@ class FusedLinear(nn.Linear):
         """x (..., in) -> (..., out)."""
         if torch.is_autocast_enabled(x.device.type) or x.dtype != self.weight.dtype:
             return super().forward(x)
-        return cast(Tensor, cast(Any, _Linear).apply(x, self.weight, self.bias, way_to(x)))
+        rows = cast(Any, _Linear).apply(x, self.weight, self.bias, way_to(x))
+        return cast(Tensor, rows.view(*x.shape[:-1], rows.shape[-1]))
 
 
 class _Linear(torch.autograd.Function):
+    """x is of any shape, the result in rows: a view that was made in here could not be changed in place."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, way: Way) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         ctx.shape, ctx.biased, ctx.make = x.shape, bias is not None, way.make
         ctx.save_for_backward(weight, *(way.sources if ctx.needs_input_grad[1] else ()))
-        return linear(rows, weight, bias).view(*x.shape[:-1], -1)
+        return linear(rows, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, *sources = ctx.saved_tensors
-        out = grad.reshape(-1, grad.shape[-1])
-        to_x = through(out, weight).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        to_weight = out.T @ ctx.make(*sources).reshape(-1, ctx.shape[-1]) if ctx.needs_input_grad[1] else None
-        return to_x, to_weight, out.sum(0) if ctx.biased and ctx.needs_input_grad[2] else None, None
+        to_x = through(grad, weight).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        to_weight = grad.T @ ctx.make(*sources).reshape(-1, ctx.shape[-1]) if ctx.needs_input_grad[1] else None
+        return to_x, to_weight, grad.sum(0) if ctx.biased and ctx.needs_input_grad[2] else None, None
 
 
 def _gated(module: nn.Module) -> bool:

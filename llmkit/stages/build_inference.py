@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -27,14 +28,15 @@ from llmkit.stages.merge import Merge
 def open_model(
     ref: ModelRef, device: str, precision: str, grants: Grants, quant: Quant | None = None
 ) -> tuple[Loaded, Types]:
-    """A model for reading.
+    """A model for reading; without `quant` an adapter's base is held as it was in training.
 
     Raises:
         ModelError: it cannot be loaded.
     """
     kinds = types(precision, device)
-    how = How(device, kinds.params, kinds.half, quant or NoQuant(), grants.code, grants.nonfinite)
-    return load(resolve(ref), ref, how), kinds
+    resolved = resolve(ref)
+    how = How(device, kinds.params, kinds.half, quant or resolved.quant, grants.code, grants.nonfinite)
+    return load(resolved, ref, how), kinds
 
 
 def evaluate(node: Evaluate, run: Run) -> Artifact:
@@ -76,6 +78,7 @@ def evaluate(node: Evaluate, run: Run) -> Artifact:
         "recipe": run.values,
         "attention": loaded.attention,
         "precision": kinds.name,
+        "quant": asdict(node.quant or loaded.resolved.quant),
         "reports": [vars(report) for report in reports],
     }
     return publish(run.folder, facts)
@@ -101,7 +104,7 @@ def merge(node: Merge, run: Run) -> Artifact:
         raise ModelError(
             f"{node.model.name} is no adapter", fix="give an adapter or a run that trained one", key="model"
         )
-    quant = trained_over(resolved)
+    quant = resolved.quant
     adapted = load(resolved, node.model, How(run.device, "fp32", quant=quant, allow_code=run.grants.code))
     wanted = _logits(adapted)
     best = min(_candidates(node, run, resolved, quant, adapted), key=lambda made: _difference(_logits(made[1]), wanted))
@@ -127,20 +130,6 @@ def merge(node: Merge, run: Run) -> Artifact:
         "bound": bound,
     }
     return publish(run.folder, facts)
-
-
-def trained_over(resolved: Resolved) -> Quant:
-    """How the base was held when the adapter was trained: the run's manifest beside it says so."""
-    from llmkit.core.convert import convert, wrapped
-    from llmkit.core.wording import Report as Found
-    from llmkit.models.safe import read_json
-
-    manifest = resolved.folder.parent / "manifest.json"
-    said: dict[str, Any] = read_json(manifest).get("recipe", {}).get("quant", {}) if manifest.is_file() else {}
-    if not said or said.get("kind") == "none":
-        return NoQuant()
-    made: Quant = convert(Quant, wrapped(said), "quant", Found())
-    return made
 
 
 def _candidates(node: Merge, run: Run, resolved: Resolved, quant: Quant, adapted: Loaded) -> list[tuple[str, Loaded]]:

@@ -350,7 +350,7 @@ def _finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifa
     if progress.best_step not in (None, progress.step):
         steps.load(state.load(job.checkpoints / f"step-{progress.best_step}")[0])
         run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
-    export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved)
+    export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant)
     from llmkit.stages.report import write_report
 
     write_report(run.folder)
