@@ -174,6 +174,7 @@ def _encoded(
             continue
         waiting += [(raw, row, rendered) for rendered in turns]
         counter.counts["special text kept plain"] += bool(turns[0].mark)
+        counter.counts["end not trained: the template's markers leave it out"] += turns[-1].unended
         counter.counts["one example an answer: the template rewrites earlier turns"] += len(turns) > 1
         if len(waiting) >= CHUNK:
             yield from _flush(waiting, renderer)

@@ -71,7 +71,8 @@ class Renderer:
         mark = self._mark([row.prompt, row.completion])
         prompt, completion = self._escaped(row.prompt, mark), self._escaped(row.completion, mark)
         cut, end = len(prompt), len(prompt) + len(completion)
-        return Rendered(prompt + completion, ((0 if self.train_on == "all" else cut, end),), mark, True, True, cut)
+        spans = ((0 if self.train_on == "all" else cut, end),)
+        return Rendered(prompt + completion, spans, mark, close=True, special=True, cut=cut)
 
     def _answers(self, row: Row, upto: int) -> list[int]:
         found = [i for i, m in enumerate(row.messages[:upto]) if m["role"] == "assistant" and i >= row.learn_from]
@@ -97,8 +98,12 @@ class Renderer:
             return Rendered(text, ((0, len(text)),), mark)
         answers = self._answers(row, upto)
         spans = self.template.spans(messages, tools, answers[-1:] if alone else answers, text)
-        close = not any(self.specials.search(text[start:]) for start, _ in spans[-1:])
-        return Rendered(text.rstrip("\n") if close else text, spans, mark, close)
+        end = spans[-1][1] if spans else len(text)
+        if not spans or self.template.closed(text, end):
+            return Rendered(text, spans, mark)
+        if text[end:].strip():
+            return Rendered(text, spans, mark, unended=True)
+        return Rendered(text[:end], spans, mark, close=True)
 
     def _mark(self, values: Any) -> str:
         held = "".join(_strings(values))
