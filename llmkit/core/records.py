@@ -29,7 +29,7 @@ class Prediction:
     scores: Mapping[str, float] = field(default_factory=dict)
     prediction: str = ""
     text: str = ""
-    """What was asked, as the model saw it."""
+    """What was asked, as the model saw it: the tokens before the answer, as text."""
     weight: float = 1.0
     model_version: str = ""
     run_id: str = ""
