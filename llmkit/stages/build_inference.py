@@ -15,10 +15,12 @@ from llmkit.core.records import GateSpec, Prediction
 from llmkit.core.run import Grants, Run
 from llmkit.core.types import Report
 from llmkit.evals.run import Subject
+from llmkit.evals.tasks import Perplexity
 from llmkit.models.export import export
 from llmkit.models.heads import Scored, check_head
 from llmkit.models.load import How, Loaded, load
 from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.models.positions import check_length
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.merge import Merge
@@ -40,6 +42,12 @@ def open_model(
 def evaluate(node: Evaluate, run: Run) -> Artifact:
     """Runs every task, and leaves the table, the reports and the manifest."""
     torch.set_num_threads(run.threads)
+    resolved = resolve(node.model)
+    for index, task in enumerate(node.tasks):
+        if isinstance(task, Perplexity) and (
+            notice := check_length(resolved, task.max_length, f"tasks.{index}.max_length")
+        ):
+            run.console.notice(notice)
     loaded, kinds = open_model(node.model, run.device, node.precision, run.grants, node.quant)
     scored = Scored(loaded.model)
     check_head(scored)

@@ -33,6 +33,7 @@ from llmkit.inference.node import Sampling, Transformers
 from llmkit.losses.token import CrossEntropy
 from llmkit.models.export import export
 from llmkit.models.load import read_tokenizer
+from llmkit.models.positions import check_length
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.parallel.single import Single
 from llmkit.plan.account import Choice, Shape
@@ -123,6 +124,8 @@ def read(node: Sft, run: Run) -> Job:
         ResourceError: it cannot fit in memory.
     """
     resolved = resolve(node.model)
+    if notice := check_length(resolved, node.data.max_length, "data.max_length"):
+        run.console.notice(notice)
     tokenizer = read_tokenizer(resolved, node.model.template, run.grants.code)
     aside = Quarantine(run.folder / "quarantine.jsonl")
     data = prepare(node.data.train, node.data, tokenizer, "data.train", aside, node.batch.rows)
