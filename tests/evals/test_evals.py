@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from llmkit import Evaluate, run
 from llmkit.core.console import Console
 from llmkit.core.errors import DataError
 from llmkit.data.node import Data, Jsonl
@@ -99,6 +100,15 @@ def test_a_task_refuses_a_file_of_unusable_rows_and_lets_a_few_pass(task, bad, m
         task(data=file_of(tmp_path, bad, bad, ROW, bad)).run(subject(model))
     table, reports = task(data=file_of(tmp_path, bad, *[ROW] * 30)).run(subject(model))
     assert len(table) == reports[0].n == 30
+
+
+def test_one_cluster_has_no_interval_and_every_page_says_so(tiny, tmp_path, capfd):
+    source = [{"kind": "jsonl", "path": file_of(tmp_path, ROW)[0].path}]
+    node = Evaluate(model=str(tiny), tasks=[{"kind": "perplexity", "data": source}], out=str(tmp_path / "one"))
+    run(node)
+    assert json.loads((tmp_path / "one" / "evals.jsonl").read_text().splitlines()[0])["low"] is None
+    assert "no interval: one cluster, n 1" in (tmp_path / "one" / "report.html").read_text()
+    assert "no interval: one cluster, n 1" in capfd.readouterr().err
 
 
 def test_what_is_asked_is_what_training_shows_with_tools_and_special_text_kept_plain(model, tmp_path):
