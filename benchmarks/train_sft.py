@@ -124,6 +124,7 @@ def contenders(lora, bf16):
             made[name] = ("theirs", packing, recompute, False)
     if bf16:
         made["llmkit bf16_mixed"] = ("ours", "bf16_mixed")
+        made["TRL bf16 recompute padded"] = ("theirs", False, True, True)  # what it does when it is told nothing
         made["TRL bf16 packed"] = ("theirs", True, False, True)
         made["TRL bf16 padded"] = ("theirs", False, False, True)
     return made
@@ -167,11 +168,15 @@ def tell(results, rates, lora):
     print("\n| | tokens/s | peak GiB |\n|---|---|---|")
     for name, (speed, peak) in middle.items():
         print(f"| {name} | {speed:.0f} | {peak:.2f} |")
+    for kind, ours in (("fp32", "llmkit fp32"), ("bf16", "llmkit bf16_mixed")):
+        peers = {name: value for name, value in middle.items() if name.startswith(f"TRL {kind}")}
+        if peers:
+            default, best = f"TRL {kind} recompute padded", max(peers, key=lambda name: peers[name][0])
+            print()
+            for name in (default, best):
+                speed, peak = (a / b for a, b in zip(middle[ours], middle[name], strict=True))
+                print(f"{ours} / {name}: speed {speed:.2f} x, memory {peak:.2f} x")
     mine = middle["llmkit fp32"]
-    default = middle["TRL fp32 recompute padded"]
-    best = max((v for k, v in middle.items() if k.startswith("TRL fp32")), key=lambda v: v[0])
-    print(f"\nllmkit / TRL default: speed {mine[0] / default[0]:.2f} x, memory {mine[1] / default[1]:.2f} x")
-    print(f"llmkit / TRL best fp32: speed {mine[0] / best[0]:.2f} x, memory {mine[1] / best[1]:.2f} x")
     share = statistics.median(r["supervised"] for r in results["llmkit fp32"])
     body, head = 106.2e6, 28.3e6
     flops = (4 if lora else 6) * (body + head * share)

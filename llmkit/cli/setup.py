@@ -60,8 +60,8 @@ def doctor(as_json: bool) -> None:
     from llmkit.core.matmul import row
     from llmkit.core.memory import available
 
-    missing = "" if find_spec("flash_attn") else "the package flash-attn"
-    missing = missing if torch.cuda.is_available() else "a CUDA device"
+    cuda = "live" if torch.cuda.is_available() else "not live: needs a CUDA device"
+    flash = cuda if find_spec("flash_attn") or cuda != "live" else "not live: needs the package flash-attn"
     facts = {
         "packages": packages(),
         "python": sys.version.split()[0],
@@ -71,10 +71,10 @@ def doctor(as_json: bool) -> None:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "rows": {
             "linear": row(),
-            **{f"{name} compiled": how for name, how in compiled_rows().items()},
-            "attention flash": f"not live: needs {missing}" if missing else "live",
+            **{f"kernel {name}": how for name, how in compiled_rows().items()},
+            "attention flash": flash,
+            "attention flex": cuda,
             "attention sdpa": "live",
-            "attention flex": "live",
             "attention eager": "live",
         },
     }

@@ -47,7 +47,7 @@ def install(model: Any, kind: str, half: bool = False) -> str:
     """Sets the attention of a loaded model; gives the kind used, `own` for a family that takes no other.
 
     `kind`: auto, sdpa, flash, flex or eager. `half`: the model computes in fp16 or bf16. `auto` takes flash where it
-    runs, llmkit's compiled attention for fp32 on a CPU, and sdpa elsewhere.
+    runs, llmkit's compiled attention on a CPU, and sdpa elsewhere.
 
     Raises:
         ModelError: a kind that was asked for is not there, or cannot do what the family needs.
@@ -72,7 +72,7 @@ def install(model: Any, kind: str, half: bool = False) -> str:
 def _best(model: Any, half: bool) -> str:
     if not varlen.flash_lacks(model, half):
         return "flash"
-    return "sdpa" if compiled.lacks(model, half) else "compiled"
+    return "sdpa" if compiled.lacks(model) else "compiled"
 
 
 def _refused(what: str) -> ModelError:

@@ -1,11 +1,10 @@
-"""Attention by llmkit's compiled kernel: packed segments of fp32 on a CPU; all else goes the way of sdpa."""
+"""Attention by llmkit's compiled kernel: packed segments on a CPU, in fp32; all else goes the way of sdpa."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from llmkit_kernels import attention
 from llmkit_kernels.build import lacks as nothing_compiled
 from torch import Tensor
@@ -14,10 +13,10 @@ from llmkit.core.types import Packed
 from llmkit.models.pieces import Piece, Rule, sdpa
 
 
-def lacks(model: Any, half: bool) -> str:
+def lacks(model: Any) -> str:
     """What keeps the compiled attention from being of use to this model, or nothing."""
-    if half or next(model.parameters()).device.type != "cpu":
-        return "computes in fp32 on a CPU only"
+    if next(model.parameters()).device.type != "cpu":
+        return "runs on a CPU only"
     config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", None) or 1
     size = getattr(config, "head_dim", None) or (getattr(config, "hidden_size", None) or 0) // heads
@@ -36,12 +35,13 @@ def pieces(given: Sequence[Piece], rule: Rule) -> list[Tensor]:
 def suits(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> bool:
     """Whether the kernel takes this call."""
     known = rule.plain and not rule.dropout and q.shape[0] == 1
-    return known and attention.suits(q, k, v) and not torch.is_autocast_enabled("cpu")
+    return known and attention.suits(q, k, v)
 
 
 def packed(q: Tensor, k: Tensor, v: Tensor, attend: Packed, rule: Rule) -> Tensor:
-    """One row (1, H, T, D) of segments -> (1, T, H, Dv)."""
+    """One row (1, H, T, D) of segments -> (1, T, H, Dv); what has 16 bits is computed in fp32."""
     if any(segment.row or segment.parent >= 0 for segment in attend.segments):
         raise ValueError("a packed row has segments of row 0 without parents")
     segments = tuple((segment.start, segment.end) for segment in attend.segments)
-    return attention.causal(q[0], k[0], v[0], segments, rule.scale, rule.window)[None]
+    out = attention.causal(q[0].float(), k[0].float(), v[0].float(), segments, rule.scale, rule.window)
+    return out[None].to(q.dtype)

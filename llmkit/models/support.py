@@ -216,7 +216,7 @@ def cached(model: Any) -> tuple[Tensor, Tensor]:
 
 
 def _factors(length: int, like: Tensor) -> Tensor:
-    return torch.randn(length, like.shape[1], generator=torch.Generator().manual_seed(2), dtype=like.dtype)
+    return torch.randn(length, like.shape[1], generator=torch.Generator().manual_seed(2)).to(like.dtype)
 
 
 def _taken(model: Any) -> dict[str, Tensor]:

@@ -94,7 +94,7 @@ def test_what_is_not_a_number_is_not_hidden():
     assert not out[:7].isnan().any() and out[7:, 0].isnan().all() and not out[:, 1].isnan().any()
 
 
-@pytest.mark.parametrize("change", [{"dtype": torch.float64}, {"dtype": torch.bfloat16}, {"size": 24}], ids=str)
+@pytest.mark.parametrize("change", [{"dtype": torch.float64}, {"size": 24}], ids=str)
 def test_what_does_not_suit_says_so(change):
     given = made(2, 1, 9, change.get("size", 16), 16)
     assert not attention.suits(*(x.to(change.get("dtype", torch.float32)) for x in given))

@@ -22,9 +22,9 @@ Segments = Sequence[tuple[int, int]]
 
 
 def suits(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the compiled row takes these: fp32 on a CPU, and heads of whole vectors."""
+    """Whether the compiled row is of use to these: at most fp32, on a CPU, and heads of whole vectors."""
     whole = q.shape[-1] % LANES == 0 and v.shape[-1] % LANES == 0
-    plain = all(x.device.type == "cpu" and x.dtype == torch.float32 for x in (q, k, v))
+    plain = all(x.device.type == "cpu" and x.dtype.itemsize <= 4 for x in (q, k, v))
     return whole and plain and not lacks("attention")
 
 
@@ -38,6 +38,8 @@ def causal(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, wi
         ValueError: the shapes do not go together, or a segment is empty, overlaps another or leaves the row.
     """
     heads, tokens, size = q.shape
+    if not q.dtype == k.dtype == v.dtype == torch.float32:
+        raise ValueError(f"{q.dtype}, {k.dtype} and {v.dtype} are not fp32")
     if k.shape != (k.shape[0], tokens, size) or v.shape[:2] != k.shape[:2] or heads % k.shape[0]:
         raise ValueError(f"queries {tuple(q.shape)} do not go with keys {tuple(k.shape)} and values {tuple(v.shape)}")
     return cast(Tensor, cast(Any, _Causal).apply(q, k, v, checked(tuple(segments), tokens), scale, window))
