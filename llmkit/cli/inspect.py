@@ -14,6 +14,7 @@ from llmkit.core.memory import available
 from llmkit.data.prepare import Prepared, prepare
 from llmkit.models.alias import is_remote
 from llmkit.models.load import read_tokenizer
+from llmkit.models.positions import check_length
 from llmkit.models.resolve import resolve
 from llmkit.stages.sft import Sft
 from llmkit.stages.sizes import sizes
@@ -34,6 +35,8 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
         _say(f"{title}{node.kind} is sound; its data and memory can be told when {node.model.name} is made")
         return
     resolved = resolve(node.model)
+    if notice := check_length(resolved, node.data.max_length, "data.max_length"):
+        _say(f"{title}{notice}")
     tokenizer = read_tokenizer(resolved, node.model.template)
     for key, sources in (("train", node.data.train), ("valid", node.data.valid)):
         if sources:

@@ -14,12 +14,14 @@ from llmkit.core.errors import ModelError
 from llmkit.core.metrics import Lines
 from llmkit.core.records import GateSpec, Prediction
 from llmkit.core.run import Grants, Run
-from llmkit.core.types import Report
+from llmkit.core.types import Report, interval
 from llmkit.evals.run import Subject
+from llmkit.evals.tasks import Perplexity
 from llmkit.models.export import export
 from llmkit.models.heads import Scored, check_head
 from llmkit.models.load import How, Loaded, load
 from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.models.positions import check_length
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.merge import Merge
@@ -42,6 +44,12 @@ def open_model(
 def evaluate(node: Evaluate, run: Run) -> Artifact:
     """Runs every task, and leaves the table, the reports and the manifest."""
     torch.set_num_threads(run.threads)
+    resolved = resolve(node.model)
+    for index, task in enumerate(node.tasks):
+        if isinstance(task, Perplexity) and (
+            notice := check_length(resolved, task.max_length, f"tasks.{index}.max_length")
+        ):
+            run.console.notice(notice)
     loaded, kinds = open_model(node.model, run.device, node.precision, run.grants, node.quant)
     scored = Scored(loaded.model)
     check_head(scored)
@@ -90,7 +98,9 @@ def _write_reports(run: Run, reports: list[Report]) -> None:
     lines = Lines(path)
     for report in reports:
         lines.add(vars(report))
-        run.console.notice(f"{report.metric} {report.value:.4f} [{report.low:.4f}, {report.high:.4f}], n {report.n}")
+        run.console.notice(
+            f"{report.metric} {report.value:.4f} {interval(report.low, report.high, '.4f')}, n {report.n}"
+        )
 
 
 PROBE = "The quick brown fox jumps over the lazy dog. def add(a, b):\n    return a + b\n1 + 1 = 2; 日本語, Ελλάδα."

@@ -27,11 +27,13 @@ from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit, NoPacking, Packing
 from llmkit.data.order import Order
 from llmkit.data.prepare import Prepared, prepare, template_digest
+from llmkit.data.prompt import asked
 from llmkit.evals.run import Subject, losses
 from llmkit.inference.node import Sampling, Transformers
 from llmkit.losses.token import CrossEntropy
 from llmkit.models.export import export
 from llmkit.models.load import read_tokenizer
+from llmkit.models.positions import check_length
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.parallel.single import Single
 from llmkit.plan.account import Choice, Shape
@@ -122,6 +124,8 @@ def read(node: Sft, run: Run) -> Job:
         ResourceError: it cannot fit in memory.
     """
     resolved = resolve(node.model)
+    if notice := check_length(resolved, node.data.max_length, "data.max_length"):
+        run.console.notice(notice)
     tokenizer = read_tokenizer(resolved, node.model.template, run.grants.code)
     aside = Quarantine(run.folder / "quarantine.jsonl")
     data = prepare(node.data.train, node.data, tokenizer, "data.train", aside, node.batch.rows)
@@ -286,21 +290,19 @@ def _evaluate(job: Job, built: Built, steps: Single, step: int) -> dict[str, flo
 
 def _samples(job: Job, seen: Subject, step: int) -> None:
     """Answers to the first validation prompts, beside what they should be."""
-    rows = [row for row in (job.valid.rows if job.valid is not None else ()) if row.question][
-        : job.node.evaluate.samples
-    ]
-    if not rows:
+    rows = job.valid.rows if job.valid is not None else ()
+    questions = asked(rows, seen.tokenizer, job.node.evaluate.samples)
+    if not questions:
         return
     seen.check("before samples")
-    prompts = [list(row.question) if row.messages else row.question for row in rows]
+    sampling = Sampling(max_tokens=job.node.evaluate.max_tokens)
     with seen.autocast():
-        made = seen.generator.generate(
-            seen.model, seen.tokenizer, prompts, Sampling(max_tokens=job.node.evaluate.max_tokens)
-        )
+        made = seen.generator.generate(seen.model, seen.tokenizer, [q.ids for q in questions], sampling)
     lines = Lines(job.run.folder / "samples.jsonl")
-    for row, completion in zip(rows, made, strict=True):
-        asked = row.question if isinstance(row.question, str) else str(row.question[-1].get("content"))
-        lines.add({"step": step, "prompt": asked, "expected": row.answer, "answer": completion.text})
+    for question, completion in zip(questions, made, strict=True):
+        row = question.row
+        last = row.question if isinstance(row.question, str) else str(row.question[-1].get("content"))
+        lines.add({"step": step, "prompt": last, "expected": row.answer, "answer": completion.text})
 
 
 def _save(job: Job, steps: Single, metrics: Lines, progress: Progress, scheduled: bool) -> None:

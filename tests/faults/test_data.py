@@ -74,7 +74,9 @@ UNUSABLE = {
     '{"prompt": "a", "completion": ""}': "completion is blank",
     '{"prompt": "a", "completion": 3}': "completion is not text",
     '{"text": " \\n\\t"}': "text is blank",
-    '{"messages": null}': "messages is not a list of messages",
+    '{"messages": null}': "messages is null",
+    '{"messages": null, "prompt": "a", "text": null}': "messages is null",
+    '{"prompt": [{"role": "user", "content": "a"}], "completion": null}': "completion is null",
     '{"messages": [null]}': "messages is not a list of messages",
     '{"messages": [{"role": "user"}, {"role": "assistant", "content": "a"}]}': "content of user is null",
     '{"messages": [{"content": "a"}, {"role": "assistant", "content": "a"}]}': "roles in the wrong order",
@@ -101,6 +103,24 @@ def test_d4_every_reason_is_counted_apart_and_the_first_row_is_named(made):
     for reason in UNUSABLE.values():
         assert counts[f"unusable: {reason}"] == list(UNUSABLE.values()).count(reason)
     assert counts["examples"] == 1
+
+
+def test_d4_a_null_column_is_an_absent_one(made):
+    """As in a parquet file of several data sets, whose columns are the union of theirs."""
+    union = dict.fromkeys(("messages", "prompt", "completion", "text", "instruction", "output", "conversations"))
+    rows = [GOOD, {"prompt": "a", "completion": "b"}, {"text": "c"}, {"instruction": "d", "output": "e"}]
+    rows += [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]
+    for row in rows:
+        alone, filled = made(json.dumps(row) + "\n"), made(json.dumps(union | row) + "\n", bad_share=0.0)
+        assert filled.digest == alone.digest and len(filled) == 1
+
+
+def test_d4_a_completion_without_an_answer_is_no_row(made):
+    turns = [*GOOD["messages"], {"role": "user", "content": "more"}]
+    bad = {"prompt": turns[:2], "completion": turns[2:]}
+    counts = made(LINE * 30 + json.dumps(bad) + "\n").counts
+    assert counts["unusable: no assistant turn in the completion"] == 1 and counts["examples"] == 30
+    assert made(json.dumps({"prompt": turns[:1], "completion": turns[1:]}) + "\n").digest == made(LINE).digest
 
 
 @pytest.mark.parametrize(("good", "fine"), [(19, True), (18, False)])
