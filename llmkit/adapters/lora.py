@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from llmkit.adapters.node import Lora
 from llmkit.core.errors import ModelError
 from llmkit.core.matmul import linear, through
+from llmkit.core.recast import recast
 from llmkit.core.remake import Way, way_to
 
 
@@ -65,14 +66,8 @@ def fuse(model: nn.Module) -> nn.Module:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is PeftLinear and isinstance(child.base_layer, nn.Linear):
-                setattr(parent, name, _fused(child))
+                setattr(parent, name, recast(child, FusedLora))
     return model
-
-
-def _fused(layer: PeftLinear) -> FusedLora:
-    made = FusedLora.__new__(FusedLora)
-    made.__dict__ = layer.__dict__  # the same parameters, buffers and settings under another class
-    return made
 
 
 class FusedLora(PeftLinear):  # type: ignore[misc]
