@@ -20,7 +20,7 @@ LIGHT = [
     *(
         f"llmkit.core.{p.stem}"
         for p in (ROOT / "llmkit/core").glob("*.py")
-        if p.stem not in ("__init__", "matmul", "remake")
+        if p.stem not in ("__init__", "matmul", "recast", "remake")
     ),
     "llmkit.evals.tasks",
     "llmkit.models.alias",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from llmkit.core.matmul import linear, through
+from llmkit.core.recast import recast
 from llmkit.core.remake import Way, remakable, way_to
 
 
@@ -25,25 +26,19 @@ def fuse(model: nn.Module) -> dict[str, int]:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and child is not _head(model):
-                setattr(parent, name, _recast(child, FusedLinear))
+                setattr(parent, name, recast(child, FusedLinear))
                 counts["linear"] += 1
             elif _gated(child):
-                setattr(parent, name, _recast(child, FusedMlp))
+                setattr(parent, name, recast(child, FusedMlp))
                 counts["mlp"] += 1
             elif _root_mean_square(child):
-                setattr(parent, name, _recast(child, FusedNorm))
+                setattr(parent, name, recast(child, FusedNorm))
                 counts["norm"] += 1
     return counts
 
 
 def _head(model: nn.Module) -> nn.Module | None:
     return cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-
-
-def _recast(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    made = kind.__new__(kind)
-    made.__dict__ = module.__dict__  # the same parameters, hooks and settings under another class
-    return made
 
 
 class FusedLinear(nn.Linear):

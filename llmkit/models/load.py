@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,19 +180,13 @@ def read_tokenizer(resolved: Resolved, template: str | None, allow_code: bool = 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the libraries' chatter and bars off the user's screen; the log still gets the warnings."""
+    """No progress bars of transformers; what it says goes to the run's log (core/runlog.py)."""
     from transformers.utils import logging as chatter
 
-    before, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
-    chatter.set_verbosity_error()
+    bars = chatter.is_progress_bar_enabled()
     chatter.disable_progress_bar()
-    logging.captureWarnings(True)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        logging.captureWarnings(False)
-        chatter.set_verbosity(before)
         if bars:
             chatter.enable_progress_bar()

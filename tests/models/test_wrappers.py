@@ -10,10 +10,11 @@ from peft import AutoPeftModelForCausalLM, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from llmkit import Merge
 from llmkit.adapters.node import Lora, NoAdapter
 from llmkit.core.errors import ModelError
 from llmkit.models.load import How, load, quiet
-from llmkit.models.node import ModelRef
+from llmkit.models.node import ModelRef, Nf4
 from llmkit.models.resolve import resolve
 from llmkit.models.wrappers import towers
 from tests.conftest import make_tokenizer
@@ -104,9 +105,9 @@ def made(tmp_path_factory):
     return folder
 
 
-def opened(folder):
+def opened(folder, **how):
     ref = ModelRef(name=str(folder))
-    return load(resolve(ref), ref, How()).model
+    return load(resolve(ref), ref, How(**how)).model
 
 
 def logits(model):
@@ -143,10 +144,11 @@ def test_a_weight_that_is_missing_misshapen_or_too_many_is_named_and_none_is_mad
         opened(folder)
 
 
-def trained(folder, rows, out, adapter):
+def trained(folder, rows, out, adapter, **more):
     source = [{"kind": "jsonl", "path": str(rows)}]
     data, optim = {"train": source, "max_length": 64, "packing": "none"}, {"kind": "adamw", "lr": 1e-2}
-    return go(sft(folder, rows, out, data=data, steps=2, adapter=adapter, optim=optim, evaluate={})).folder / "model"
+    more |= {"data": data, "steps": 2, "adapter": adapter, "optim": optim, "evaluate": {}}
+    return go(sft(folder, rows, out, **more)).folder / "model"
 
 
 @pytest.mark.parametrize("name", LOADED)
@@ -158,6 +160,17 @@ def test_an_adapter_of_a_wrappers_text_loads_in_peft(name, made, rows, tmp_path)
     torch.testing.assert_close(logits(theirs), logits(ours), rtol=1e-5, atol=1e-6)
     moved = logits(ours) - logits(opened(made(name)))
     assert moved.abs().max() > 1e-3  # the control: two steps changed something
+
+
+def test_a_wrapper_in_4_bits_trains_and_merges(made, rows, tmp_path):
+    quantised = trained(made("Gemma3"), rows, tmp_path / "run", {"kind": "lora", "rank": 2}, quant="bnb_nf4")
+    assert "4bit" in str(opened(quantised, quant=Nf4()))
+    facts = go(Merge(model=str(quantised), out=str(tmp_path / "merged"))).manifest
+    assert facts["way"] == "into the dequantised base" and facts["logit_difference"] < 1e-3
+    with quiet():
+        theirs, told = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged" / "model", output_loading_info=True)
+    assert not any(told.values())
+    torch.testing.assert_close(logits(theirs), logits(opened(tmp_path / "merged")), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", LOADED)
