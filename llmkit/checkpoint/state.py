@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llmkit.checkpoint import tensors as files
 from llmkit.core.errors import LlmkitError, ModelError, ResourceError
-from llmkit.core.files import DISK, Disk, ensure, publish, refused
+from llmkit.core.files import DISK, Disk, as_json, ensure, publish, refused
 
 FORMAT = 1
 FIX = "delete its folder: the one before is used then"
@@ -33,12 +33,12 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[s
     """
     final, aside = folder / f"step-{step}", folder / f".tmp-step-{step}-{os.getpid()}"
     needed = files.size(tensors)
+    state = (as_json(meta, indent=1) + "\n").encode()
     try:
         clean(folder, disk)
         ensure(folder, disk)
         _room(folder, needed)
         disk.make(aside)
-        state = (json.dumps(meta, indent=1, allow_nan=False) + "\n").encode()
         digests = {"tensors.safetensors": files.write(aside / "tensors.safetensors", tensors, disk)}
         disk.write(aside / "state.json", [state])
         digests["state.json"] = hashlib.sha256(state).hexdigest()

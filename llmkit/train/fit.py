@@ -7,6 +7,7 @@ was interrupted.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from llmkit.core.errors import DataError, LlmkitError, Stopped
 from llmkit.core.seed import reseed
 from llmkit.core.types import Batch, LossSum
 from llmkit.parallel.single import Loss
-from llmkit.train.guard import Watch
+from llmkit.train.guard import Watch, judge_evaluation
 from llmkit.train.node import Checkpointing, Evaluating, Guard, Schedule
 
 
@@ -177,7 +178,10 @@ def _evaluation_due(plan: Plan, step: int) -> bool:
 
 
 def _evaluated(progress: Progress, plan: Plan, hooks: Hooks) -> Progress:
-    """The progress after an evaluation: the best value so far is kept; what was trained is saved if it fails."""
+    """The progress after an evaluation: the best value so far is kept; what was trained is saved if it fails.
+
+    What is not finite is never the best, and meets the guard's policy: weights that gave it are not saved by it.
+    """
     step = progress.step
     if hooks.evaluate is None:
         return replace(progress, evaluated=step)
@@ -195,10 +199,10 @@ def _evaluated(progress: Progress, plan: Plan, hooks: Hooks) -> Progress:
     hooks.log(line)
     hooks.show(line)
     after = replace(progress, evaluated=step)
-    value = figures.get(plan.checkpoint.best or "")
-    if value is None or step == 0 or (progress.best is not None and value >= progress.best):
-        return after
-    return replace(after, best=value, best_step=step)
+    judge_evaluation(plan.guard, step, figures)
+    value = figures.get(plan.checkpoint.best or "", math.nan)
+    better = math.isfinite(value) and (progress.best is None or value < progress.best)
+    return replace(after, best=value, best_step=step) if better and step else after
 
 
 def _save_due(plan: Plan, progress: Progress, since: float) -> bool:

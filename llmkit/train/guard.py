@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -55,6 +55,18 @@ class Watch:
         if guard.nonfinite == "skip":
             return f"{STREAK} steps in a row were skipped: lower optim.lr, or take the samples out"
         return "lower optim.lr, take the samples out, or set guard.nonfinite=skip; the last checkpoint is untouched"
+
+
+def judge_evaluation(guard: Guard, step: int, figures: Mapping[str, float]) -> None:
+    """Sees to it that an evaluation's loss is a number.
+
+    Raises:
+        ResourceError: it is not finite, and the policy is to stop.
+    """
+    loss = figures.get("valid.loss", 0.0)
+    if guard.nonfinite == "stop" and not math.isfinite(loss):
+        fix = "lower optim.lr, mend data.valid, or set guard.nonfinite=skip; the last checkpoint is untouched"
+        raise ResourceError(f"step {step}: valid.loss is {loss}", key="guard.nonfinite", fix=fix)
 
 
 def _some(ids: Sequence[int]) -> str:

@@ -167,6 +167,22 @@ def test_t7_an_evaluation_that_fails_saves_first_names_itself_and_leaves_the_bes
     assert saves == [(2, True), (4, False)]
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_t1_an_evaluation_that_is_not_finite_meets_the_policy_and_is_never_the_best(bad):
+    seen = {0: 5.0, 2: 3.0, 4: bad, 6: 2.0}
+    best = Checkpointing(best="valid.loss")
+    how = {"evaluate": lambda step: {"valid.loss": seen[step]}, "every": 2, "checkpoint": best}
+    go, _, saves = loop(Fake([1.0] * 6), 6, **how)
+    with pytest.raises(ResourceError, match=rf"step 4: valid.loss is {bad}; fix: lower optim.lr"):
+        go()
+    assert saves == [(2, True)]
+    go, lines, saves = loop(Fake([1.0] * 6), 6, Guard(nonfinite="skip"), **how)
+    done = go()
+    assert (done.best, done.best_step) == (2.0, 6) and saves == [(2, True), (6, True)]
+    seen[2], seen[6] = bad, bad
+    assert loop(Fake([1.0] * 6), 6, Guard(nonfinite="skip"), **how)[0]().best is None
+
+
 def test_a_run_that_stopped_before_its_evaluation_makes_up_for_it():
     seen = []
     start = Progress(step=2, evaluated=0, saved=0)
