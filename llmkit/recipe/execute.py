@@ -21,7 +21,7 @@ from llmkit.core.scalars import Origin
 from llmkit.core.stop import Stop
 from llmkit.models.alias import is_remote
 from llmkit.recipe.load import Recipe, digest
-from llmkit.recipe.show import environment_hidden, hide_environment, resolved, stage_values
+from llmkit.recipe.show import environment, environment_hidden, hide_environment, resolved, stage_values
 from llmkit.stages.overview import remember, write_overview
 
 KNOB = "ask for shorter or fewer rows, or take a smaller model"
@@ -83,6 +83,7 @@ def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, co
             resume=resume,
             grants=grants,
             values=values,
+            environment=environment(recipe, name),
         )
         artifact = _work(recipe, node, made)
         held.status("done", artifact.manifest.get("step", 0), digest=digest(node))

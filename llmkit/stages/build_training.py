@@ -17,7 +17,7 @@ from llmkit.adapters.node import Lora
 from llmkit.build.precision import Types, types
 from llmkit.build.training import Built, build, how, stepper
 from llmkit.checkpoint import state
-from llmkit.checkpoint.identity import compare, packages
+from llmkit.checkpoint.identity import compare, packages, processor
 from llmkit.core.artifact import Artifact, publish
 from llmkit.core.errors import DataError, ModelError
 from llmkit.core.memory import keep_freed_memory, out_of_memory_named
@@ -79,7 +79,7 @@ def train(node: Sft, run: Run) -> Artifact:
             job = _pinned(job, found)
         built, steps = _built(job)
         with _told(found):
-            progress = _resume(job, steps, found)
+            progress = _resume(job, built, steps, found)
         run.stop.check("before training")
         progress = _fit(job, built, steps, progress)
         return _finish(job, built, steps, progress)
@@ -162,22 +162,25 @@ def _built(job: Job) -> tuple[Built, Single]:
     return made, stepper(made, node.optim.build(made.trained), job.types)
 
 
-def identity(job: Job) -> dict[str, Any]:
+def identity(job: Job, attention: str) -> dict[str, Any]:
     """What a resumed run must share with the one that it continues."""
     return {
         "recipe": {k: v for k, v in job.run.values.items() if k != "out"},
+        "environment": job.run.environment,
         "model": job.resolved.facts(),
         "data": {"train": job.train.digest, "valid": job.valid.digest if job.valid is not None else ""},
         "files": {**job.train.files, **(job.valid.files if job.valid is not None else {})},
         "packages": packages(),
         "kernels": rows() if job.run.device == "cpu" else {},
+        "attention": attention,
         "threads": job.run.threads,
         "device": job.run.device,
+        "processor": processor() if job.run.device == "cpu" else torch.cuda.get_device_name(),
         "world": job.run.world,
     }
 
 
-def _resume(job: Job, steps: Single, found: Found | None) -> Progress:
+def _resume(job: Job, built: Built, steps: Single, found: Found | None) -> Progress:
     """The state of the checkpoint, or the beginning."""
     metrics, samples = Lines(job.run.folder / "metrics.jsonl"), Lines(job.run.folder / "samples.jsonl")
     if found is None:
@@ -185,7 +188,7 @@ def _resume(job: Job, steps: Single, found: Found | None) -> Progress:
         samples.cut(0)
         return Progress()
     path, tensors, facts = found
-    for changed in compare(facts["identity"], identity(job), job.run.grants.accept):
+    for changed in compare(facts["identity"], identity(job, built.loaded.attention), job.run.grants.accept):
         job.run.console.notice(f"going on with a change: {changed}")
     said = dict(facts["progress"])
     watch = Watch(tuple(said["watch"]["losses"]), said["watch"]["streak"])
@@ -218,7 +221,7 @@ def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
             data=partial(_step_data, job, built.loaded.support.packed),
             log=partial(_log, metrics, log),
             evaluate=partial(_measured, job, built, steps) if job.valid is not None else None,
-            save=partial(_save, job, steps, metrics),
+            save=partial(_save, job, built, steps, metrics),
             asked_to_stop=lambda: run.stop.why,
             measure=partial(measure, job.shape, run.device, job.types.half, isinstance(node.adapter, Lora)),
             show=partial(_show, job),
@@ -303,7 +306,7 @@ def _samples(job: Job, seen: Subject, step: int) -> None:
         lines.add({"step": step, "prompt": asked, "expected": row.answer, "answer": completion.text})
 
 
-def _save(job: Job, steps: Single, metrics: Lines, progress: Progress, scheduled: bool) -> None:
+def _save(job: Job, built: Built, steps: Single, metrics: Lines, progress: Progress, scheduled: bool) -> None:
     node, samples = job.node, Lines(job.run.folder / "samples.jsonl")
     if scheduled:  # before the checkpoint, which remembers how long the file is with this line in it
         metrics.add({"event": "save", "step": progress.step, "path": f"checkpoints/step-{progress.step}"})
@@ -312,7 +315,7 @@ def _save(job: Job, steps: Single, metrics: Lines, progress: Progress, scheduled
     facts = {
         "step": progress.step,
         "progress": asdict(progress),
-        "identity": identity(job),
+        "identity": identity(job, built.loaded.attention),
         "micro_batch": job.choice.rows,
         "recompute": job.choice.recompute,
         "metrics_bytes": metrics.size(),
@@ -367,6 +370,7 @@ def _finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifa
             "template": template_digest(built.loaded.tokenizer),
             "packages": packages(),
             "kernels": rows() if run.device == "cpu" else {},
+            "processor": processor(),
             "seed": node.seed,
             "threads": run.threads,
             "device": run.device,

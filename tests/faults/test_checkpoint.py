@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from llmkit.core.errors import ModelError, RecipeError, ResourceError
 from llmkit.core.files import Disk
 from llmkit.core.folder import claim
 from llmkit.core.run import Grants
+from llmkit.recipe.load import load_recipe
+from llmkit.stages import build_training
 from tests.faults import go, in_child, killed_after, outcome, sft, status, whole
 
 
@@ -292,6 +295,54 @@ def test_c13_every_changed_key_must_be_named(tiny, world, half, capfd):
     said = capfd.readouterr().err
     assert "going on with a change: recipe.optim.lr: 0.0002 -> 0.001" in said
     assert "going on with a change: recipe.seed: 0 -> 5" in said and "going on from step 4 of 6" in said
+
+
+@pytest.fixture
+def written(world, tmp_path, monkeypatch):
+    """A recipe that takes its rate and its model from the environment, and the folder of its run."""
+    monkeypatch.setenv("LR", "2e-4")
+    text = (world[1] / "resolved.yaml").read_text()
+    assert "  lr: 0.0002  #" in text
+    (tmp_path / "r.yaml").write_text(text.replace("  lr: 0.0002  #", "  lr: ${env:LR}  #"))
+    return lambda: load_recipe(tmp_path / "r.yaml", [f"out={tmp_path / 'run'}"])
+
+
+def test_c13_another_value_of_the_environment_is_named_and_not_shown(written, tmp_path, monkeypatch, capfd):
+    assert in_child(lambda: killed_after(4, lambda: go(written()))) == -signal.SIGKILL
+    monkeypatch.setenv("LR", "0.0314159")
+    with pytest.raises(RecipeError) as caught:
+        go(written())
+    (problem,) = caught.value.problems
+    assert problem.key == "environment.optim.lr" and problem.what.count("${env:LR} (") == 2
+    assert "0314159" not in str(problem)
+    capfd.readouterr()
+    made = go(written(), grants=Grants(accept=("optim.lr",)))
+    assert "going on with a change: environment.optim.lr: ${env:LR} (" in capfd.readouterr().err
+    trained = [json.loads(line) for line in (made.folder / "metrics.jsonl").open() if '"train"' in line]
+    assert trained[3]["lr"] < 2e-4 and trained[4]["lr"] > 2e-4
+    assert not [p for p in made.folder.rglob("*.json") if "0314159" in p.read_text()]
+
+
+@pytest.mark.parametrize(("name", "key"), [("processor", "processor"), ("rows", "kernels.rms_norm")])
+def test_c13_another_kind_of_machine_is_named_and_can_be_accepted(name, key, tiny, world, half, monkeypatch):
+    other = {"processor": "Another CPU", "rows": {"rms_norm": "torch: no compiler"}}[name]
+    monkeypatch.setattr(build_training, name, lambda: other)
+    with pytest.raises(RecipeError) as caught:
+        go(sft(tiny, world[0], half))
+    assert key in {problem.key for problem in caught.value.problems}
+    go(sft(tiny, world[0], half), grants=Grants(accept=(key.partition(".")[0],)))
+
+
+def test_c13_another_attention_than_the_one_that_was_used_is_named(tiny, world, half, monkeypatch):
+    real = build_training.build
+
+    def other(*args):
+        made = real(*args)
+        return replace(made, loaded=replace(made.loaded, attention="eager"))
+
+    monkeypatch.setattr(build_training, "build", other)
+    with pytest.raises(RecipeError, match="attention: was .* when the run began and is eager; fix: restore it, or"):
+        go(sft(tiny, world[0], half))
 
 
 def test_c14_a_finished_run_says_where_it_ended_and_nothing_of_it_changes(tiny, world, capfd):
