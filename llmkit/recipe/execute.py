@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from llmkit.core.runlog import run_log
 from llmkit.core.scalars import Origin
 from llmkit.core.stop import Stop
 from llmkit.models.alias import is_remote
+from llmkit.recipe.inputs import inputs
 from llmkit.recipe.load import Recipe, digest
 from llmkit.recipe.show import environment, environment_hidden, hide_environment, resolved, stage_values
 from llmkit.stages.overview import remember, write_overview
@@ -63,7 +65,7 @@ def _stay_offline(recipe: Recipe) -> None:
 def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, console: Console, stop: Stop) -> Artifact:
     folder = Path(node.out)
     values = stage_values(recipe, name)
-    finished = _finished(recipe, name, node, values, resume, console)
+    finished = _finished(recipe, name, node, resume, console)
     if finished is not None:
         return finished
     held = claim(folder, resume if resume == "never" else "auto", console)
@@ -85,8 +87,10 @@ def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, co
             values=values,
             environment=environment(recipe, name),
         )
+        read = inputs(node)  # before the work: what comes later is not what it was made from
         artifact = _work(recipe, node, made)
-        held.status("done", artifact.manifest.get("step", 0), digest=digest(node))
+        said: dict[str, Any] = {"digest": digest(node), "inputs": read, "environment": made.environment}
+        held.status("done", artifact.manifest.get("step", 0), **said)
     except BaseException as cause:
         _failed(held, cause)
         with suppress(LlmkitError):  # the first fault is the one to tell
@@ -115,34 +119,43 @@ def _overview(recipe: Recipe) -> None:
         write_overview(recipe.out)
 
 
-def _finished(recipe: Recipe, name: str, node: Any, values: Any, resume: str, console: Console) -> Artifact | None:
+def _finished(recipe: Recipe, name: str, node: Any, resume: str, console: Console) -> Artifact | None:
     """The artifact of a stage that is done already.
 
     Raises:
-        RecipeError: it was made from another recipe; each key that differs is named.
+        RecipeError: it was made from another recipe, model or data; each key that differs is named.
     """
     folder = Path(node.out)
     before = read_status(folder)
     if before.get("state") != "done" or resume == "never":
         return None
     artifact = Artifact(folder)
-    if before.get("digest") == digest(node):
-        step = before.get("step")
-        console.notice(f"{folder} is done already" + (f", at step {step} of {step}" if step else ""))
-        return artifact
-    changed = [d for d in differences(artifact.manifest.get("recipe", {}), values) if d[0] != "out"]
-    raise RecipeError(
-        problems=[
-            _changed(recipe, f"stages.{name}.{key}" if name else key, f"is {new!r}, and {folder} was made with {old!r}")
-            for key, old, new in changed
-        ]
-        or [_changed(recipe, "out", f"{folder} was made with other values of the environment")]
-    )
+    if wrong := _changes(recipe, name, before, artifact.manifest.get("recipe", {})):
+        fix = f"name another out, or remove {folder}"
+        raise RecipeError(problems=[_changed(recipe, name, key, what, fix) for key, what in wrong.items()])
+    step = before.get("step")
+    console.notice(f"{folder} is done already" + (f", at step {step} of {step}" if step else ""))
+    return artifact
 
 
-def _changed(recipe: Recipe, key: str, what: str) -> Problem:
+def _changes(recipe: Recipe, name: str, before: Mapping[str, Any], made_with: Mapping[str, Any]) -> dict[str, str]:
+    """What a stage that is done was made from and that is not so any more, by key."""
+    node = dict(recipe.stages)[name]
+    folder = node.out
+    if before.get("digest") != digest(node):
+        values = differences(made_with, stage_values(recipe, name))
+        environs = differences(before.get("environment", {}), environment(recipe, name))
+        found = {key: f"is {new!r}, and {folder} was made with {old!r}" for key, old, new in [*environs, *values]}
+        found.pop("out", None)
+        return found or {"out": f"{folder} was made with other values"}
+    now, then = inputs(node), before.get("inputs", {})
+    return {key: f"has changed since {folder} was made from it" for key in now.keys() & then if now[key] != then[key]}
+
+
+def _changed(recipe: Recipe, name: str, key: str, what: str, fix: str) -> Problem:
+    key = f"stages.{name}.{key}" if name else key
     origin = recipe.origins.get(key, Origin())
-    return Problem(what, "name another out, or put it back", origin.file, origin.line, origin.column, key)
+    return Problem(what, fix, origin.file, origin.line, origin.column, key)
 
 
 def _failed(held: Claim, cause: BaseException) -> None:

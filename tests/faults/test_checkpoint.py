@@ -345,6 +345,16 @@ def test_c13_another_attention_than_the_one_that_was_used_is_named(tiny, world, 
         go(sft(tiny, world[0], half))
 
 
+def test_c14_a_finished_run_names_another_value_of_the_environment(written, monkeypatch):
+    go(written())
+    go(written())  # the control
+    monkeypatch.setenv("LR", "1e-3")
+    with pytest.raises(
+        RecipeError, match=r"optim\.lr: is '\$\{env:LR\} \(\w{8}\)', and .* was made with '\$\{env:LR\} "
+    ):
+        go(written())
+
+
 def test_c14_a_finished_run_says_where_it_ended_and_nothing_of_it_changes(tiny, world, capfd):
     held = {path: path.stat().st_mtime_ns for path in world[1].rglob("*")}
     assert go(sft(tiny, world[0], world[1])).manifest["step"] == 6
