@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,19 +10,23 @@ import torch
 from llmkit.build.precision import Types, types
 from llmkit.core import records
 from llmkit.core.artifact import Artifact, publish
+from llmkit.core.convert import convert, wrapped
 from llmkit.core.errors import ModelError
 from llmkit.core.metrics import Lines
 from llmkit.core.records import GateSpec, Prediction
 from llmkit.core.run import Grants, Run
 from llmkit.core.types import Report
+from llmkit.core.wording import Report as Found
 from llmkit.evals.run import Subject
 from llmkit.models.export import export
 from llmkit.models.heads import Scored, check_head
 from llmkit.models.load import How, Loaded, load
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.models.resolve import Resolved, resolve
+from llmkit.models.safe import read_json
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.merge import Merge
+from llmkit.stages.report import write_report
 
 
 def open_model(
@@ -40,6 +45,25 @@ def open_model(
 def evaluate(node: Evaluate, run: Run) -> Artifact:
     """Runs every task, and leaves the table, the reports and the manifest."""
     torch.set_num_threads(run.threads)
+    with run.stop.at_once("in evaluation"):
+        loaded, kinds, table, reports = _asked(node, run)
+    records.write(run.folder / "predictions.jsonl", table)
+    _write_reports(run, reports)
+    write_report(run.folder)
+    facts = {
+        "kind": node.kind,
+        "model": loaded.resolved.facts(),
+        "recipe_digest": run.recipe_digest,
+        "recipe": run.values,
+        "attention": loaded.attention,
+        "precision": kinds.name,
+        "reports": [vars(report) for report in reports],
+    }
+    return publish(run.folder, facts)
+
+
+def _asked(node: Evaluate, run: Run) -> tuple[Loaded, Types, list[Prediction], list[Report]]:
+    """The model, how it is held, and what the tasks found."""
     loaded, kinds = open_model(node.model, run.device, node.precision, run.grants, node.quant)
     scored = Scored(loaded.model)
     check_head(scored)
@@ -64,21 +88,7 @@ def evaluate(node: Evaluate, run: Run) -> Artifact:
         rows, found = task.run(subject)
         table += rows
         reports += found
-    records.write(run.folder / "predictions.jsonl", table)
-    _write_reports(run, reports)
-    from llmkit.stages.report import write_report
-
-    write_report(run.folder)
-    facts = {
-        "kind": node.kind,
-        "model": loaded.resolved.facts(),
-        "recipe_digest": run.recipe_digest,
-        "recipe": run.values,
-        "attention": loaded.attention,
-        "precision": kinds.name,
-        "reports": [vars(report) for report in reports],
-    }
-    return publish(run.folder, facts)
+    return loaded, kinds, table, reports
 
 
 def _write_reports(run: Run, reports: list[Report]) -> None:
@@ -96,6 +106,25 @@ PROBE = "The quick brown fox jumps over the lazy dog. def add(a, b):\n    return
 def merge(node: Merge, run: Run) -> Artifact:
     """Folds the adapter into its base; publishes only what the gate lets through."""
     torch.set_num_threads(run.threads)
+    with run.stop.at_once("in the merge"):
+        resolved, merged, measured = _merged(node, run)
+    export(merged.model, merged.tokenizer, run.folder / "model", resolved.base or resolved)
+    facts = {
+        "kind": node.kind,
+        "adapter": resolved.facts(),
+        "recipe_digest": run.recipe_digest,
+        "recipe": run.values,
+        **measured,
+    }
+    return publish(run.folder, facts)
+
+
+def _merged(node: Merge, run: Run) -> tuple[Resolved, Loaded, dict[str, Any]]:
+    """The adapter, the better one of the ways to fold it, and what tells of that.
+
+    Raises:
+        ModelError: it is no adapter, or the gate refuses.
+    """
     resolved = resolve(node.model)
     if resolved.base is None:
         raise ModelError(
@@ -116,25 +145,11 @@ def merge(node: Merge, run: Run) -> Artifact:
             key="bound",
         )
     run.console.notice(f"merged ({best[0]}): logits off by {off:.2g} of the largest, bound {bound:.2g}")
-    export(best[1].model, best[1].tokenizer, run.folder / "model", resolved.base)
-    facts = {
-        "kind": node.kind,
-        "adapter": resolved.facts(),
-        "recipe_digest": run.recipe_digest,
-        "recipe": run.values,
-        "way": best[0],
-        "logit_difference": off,
-        "bound": bound,
-    }
-    return publish(run.folder, facts)
+    return resolved, best[1], {"way": best[0], "logit_difference": off, "bound": bound}
 
 
 def trained_over(resolved: Resolved) -> Quant:
     """How the base was held when the adapter was trained: the run's manifest beside it says so."""
-    from llmkit.core.convert import convert, wrapped
-    from llmkit.core.wording import Report as Found
-    from llmkit.models.safe import read_json
-
     manifest = resolved.folder.parent / "manifest.json"
     said: dict[str, Any] = read_json(manifest).get("recipe", {}).get("quant", {}) if manifest.is_file() else {}
     if not said or said.get("kind") == "none":
@@ -157,8 +172,6 @@ def _candidates(node: Merge, run: Run, resolved: Resolved, quant: Quant, adapted
 
 
 def _folded(loaded: Loaded) -> Loaded:
-    from dataclasses import replace
-
     return replace(loaded, model=loaded.model.merge_and_unload())
 
 

@@ -72,12 +72,13 @@ def train(node: Sft, run: Run) -> Artifact:
     torch.set_num_threads(run.threads)
     torch.use_deterministic_algorithms(node.deterministic, warn_only=False)
     with out_of_memory_named(run.device, KNOB):
-        job = read(node, run)
-        run.stop.check("before training")
+        with run.stop.at_once("before training"):
+            job = read(node, run)
         found = _checkpoint(job)
         with _told(found):
             job = _pinned(job, found)
-        built, steps = _built(job)
+        with run.stop.at_once("before training"):
+            built, steps = _built(job)
         with _told(found):
             progress = _resume(job, built, steps, found)
         run.stop.check("before training")
@@ -294,9 +295,8 @@ def _samples(job: Job, seen: Subject, step: int) -> None:
     ]
     if not rows:
         return
-    seen.check("before samples")
     prompts = [list(row.question) if row.messages else row.question for row in rows]
-    with seen.autocast():
+    with job.run.stop.at_once("before samples"), seen.autocast():
         made = seen.generator.generate(
             seen.model, seen.tokenizer, prompts, Sampling(max_tokens=job.node.evaluate.max_tokens)
         )

@@ -22,13 +22,17 @@ from safetensors.torch import load_file
 
 import llmkit
 from llmkit import Evaluate, Merge
+from llmkit.build import training
 from llmkit.checkpoint import state
 from llmkit.cli.main import _guarded, main
 from llmkit.core.artifact import Artifact
 from llmkit.core.errors import DataError, ModelError, ResourceError
 from llmkit.core.types import LossSum
 from llmkit.data.jsonl import read_jsonl
+from llmkit.data.render import Renderer
+from llmkit.inference import generate
 from llmkit.losses.token import CrossEntropy
+from llmkit.stages import build_inference as inference
 from llmkit.stages import build_training as stage
 from tests.faults import go, in_child, killed_after, outcome, sft, status, whole
 
@@ -211,6 +215,16 @@ def test_t2_memory_that_gives_out_in_an_evaluation_stage_is_told_alike(tiny, wor
 
 # T4: signals and streams
 
+
+def evaluate(tiny, world, out):
+    tasks = [{"kind": "perplexity", "data": [{"kind": "jsonl", "path": str(world[0])}]}]
+    return Evaluate(model=str(tiny), tasks=tasks, out=str(out))
+
+
+def merge(tiny, world, out):
+    return Merge(model=str(world[1]), out=str(out))
+
+
 PHASES = {
     "data is read": (stage, "prepare", 1, 75, 0),
     "the model is built": (stage, "build", 1, 75, 0),
@@ -252,6 +266,50 @@ def test_t4_two_signals_in_any_phase_end_in_75_or_in_a_whole_run(phase, number, 
         go(node)
     assert outcome(out) == outcome(world[1])
     Artifact(out).verify()
+
+
+def endless():
+    """Asks to stop, and never ends by itself."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    while True:
+        time.sleep(0.01)
+
+
+ENDLESS = {
+    "data is read": (Renderer, "turns", 3, sft),
+    "the model is built": (training, "load", 1, sft),
+    "samples": (generate, "_together", 1, sft),
+    "an evaluation's model": (inference, "load", 1, evaluate),
+    "an evaluation's rows": (Renderer, "turns", 3, evaluate),
+    "a merge": (inference, "_difference", 1, merge),
+}
+
+
+@pytest.mark.parametrize("phase", ENDLESS)
+def test_t4_what_only_reads_and_computes_ends_at_once(phase, tiny, world, tmp_path):
+    place, name, call, node = ENDLESS[phase]
+    out = tmp_path / "run"
+
+    def work():
+        at_call(call, name, endless, place)
+        go(node(tiny, world[0], out) if node is sft else node(tiny, world, out))
+
+    assert in_child(work) == 75
+    assert status(out)[:2] == ("stopped", 75) and why(out).startswith("stopped by SIGTERM ")
+
+
+def test_t4_a_signal_that_was_ignored_before_stays_ignored(tiny, world, tmp_path):
+    """As under `nohup`, and for SIGINT in what a shell runs by `&`."""
+    node = sft(tiny, world[0], tmp_path / "run")
+
+    def work(ignored):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        at_call(2, "_step_data", lambda: os.kill(os.getpid(), signal.SIGHUP))
+        go(node)
+
+    assert in_child(lambda: work(False)) == 75  # the control
+    assert in_child(lambda: work(True)) == 0
+    assert outcome(tmp_path / "run") == outcome(world[1])
 
 
 def called(words, closed=(), broken=()):
