@@ -22,6 +22,7 @@ from llmkit.core.errors import LlmkitError, ModelError, ResourceError
 from llmkit.core.files import DISK, Disk, as_json, ensure, publish, refused
 
 FORMAT = 1
+LATER = ".later-step-"
 FIX = "delete its folder: the one before is used then"
 
 
@@ -157,12 +158,35 @@ def newest(folder: Path, notice: Callable[[str], None]) -> tuple[Path, dict[str,
     return None
 
 
-def prune(folder: Path, keep: int, best: int | None, disk: Disk = DISK) -> None:
-    """Removes all but the newest `keep` checkpoints and the best one, oldest first.
+def set_aside(folder: Path, step: int, disk: Disk = DISK) -> list[int]:
+    """Hides the checkpoints that come later than the one that a run goes on from: they are of another course of it, or
+    damaged. The first `prune` after a new save removes them; gives their steps.
 
     Raises:
         ResourceError: the disk refuses.
     """
+    later = [other for other in steps(folder) if other > step]
+    for other in later:
+        path, hidden = folder / f"step-{other}", folder / f"{LATER}{other}"
+        try:
+            disk.remove(hidden)
+            disk.rename(path, hidden)
+        except OSError as cause:
+            raise refused(cause, "renaming", path) from cause
+    return later
+
+
+def prune(folder: Path, keep: int, best: int | None, disk: Disk = DISK) -> None:
+    """Removes all but the newest `keep` checkpoints and the best one, oldest first, and those that were set aside.
+
+    Raises:
+        ResourceError: the disk refuses.
+    """
+    for hidden in folder.glob(f"{LATER}*"):
+        try:
+            disk.remove(hidden)
+        except OSError as cause:
+            raise refused(cause, "removing", hidden) from cause
     for step in reversed(steps(folder)[keep:]):
         if step == best:
             continue

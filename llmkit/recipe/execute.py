@@ -38,11 +38,12 @@ def run(recipe: Any, *, resume: str = "auto", grants: Grants | None = None, cons
     whole = recipe if isinstance(recipe, Recipe) else Recipe((("", recipe),), {"": Origin()})
     console, grants = console or Console(), grants or Grants()
     _check_world()
+    _check_resume(whole, resume)
     _stay_offline(whole)
     artifact: Artifact | None = None
     with Stop() as stop:
         for name, node in whole.stages:
-            artifact = _stage(whole, name, node, resume, grants, console, stop)
+            artifact = _stage(whole, name, node, _resume_of(name, node, resume), grants, console, stop)
     if artifact is None:
         raise RecipeError("has no stages", fix="add one")
     return artifact
@@ -54,6 +55,22 @@ def _check_world() -> None:
         raise RecipeError(
             f"{world} ranks are not available yet in this version", fix="run one process", key="parallel.strategy"
         )
+
+
+def _resume_of(name: str, node: Any, resume: str) -> str:
+    """What `--resume` says to a stage: a checkpoint of a pipeline is for the stage that it is of."""
+    of_another = name and resume not in ("auto", "never") and not _checkpoint_of(node, resume)
+    return "auto" if of_another else resume
+
+
+def _check_resume(recipe: Recipe, resume: str) -> None:
+    pipeline, plain = bool(recipe.stages[0][0]), resume in ("auto", "never")
+    if pipeline and not plain and not any(_checkpoint_of(node, resume) for _, node in recipe.stages):
+        raise RecipeError(f"--resume {resume} is of no stage", fix=f"give {recipe.out}/NAME/checkpoints/step-N")
+
+
+def _checkpoint_of(node: Any, resume: str) -> bool:
+    return Path(resume).resolve().parent == (Path(node.out) / "checkpoints").resolve()
 
 
 def _stay_offline(recipe: Recipe) -> None:

@@ -97,10 +97,19 @@ def _checkpoint(job: Job) -> Found | None:
 
 
 def _pinned(job: Job, found: Found | None) -> Job:
-    """The job with the sizes that it began with: the machine may have another amount of free memory now."""
+    """The job with the sizes that it began with: the machine may have another amount of free memory now.
+
+    What the recipe says anew is taken as it says, where that is accepted.
+    """
     if found is None:
         return job
-    return replace(job, choice=replace(job.choice, rows=found[2]["micro_batch"], recompute=found[2]["recompute"]))
+    facts, choice = found[2], job.choice
+    before, now = facts["identity"]["recipe"], job.run.values
+    if before["micro_batch"] == now["micro_batch"]:
+        choice = replace(choice, rows=facts["micro_batch"])
+    if before["memory"] == now["memory"]:
+        choice = replace(choice, recompute=facts["recompute"])
+    return replace(job, choice=choice)
 
 
 @contextmanager
@@ -195,10 +204,22 @@ def _resume(job: Job, built: Built, steps: Single, found: Found | None) -> Progr
     watch = Watch(tuple(said["watch"]["losses"]), said["watch"]["streak"])
     progress = Progress(**{**said, "watch": watch})
     steps.load(tensors)
+    progress = _alone(job, progress)
     metrics.cut(facts["metrics_bytes"])
     samples.cut(facts["samples_bytes"])
     job.run.console.notice(f"going on from step {progress.step} of {job.steps} ({path.name})")
     return progress
+
+
+def _alone(job: Job, progress: Progress) -> Progress:
+    """Where to go on from, with no checkpoint in the way that is not of this course of the run."""
+    notice, kept = job.run.console.notice, state.steps(job.checkpoints)
+    if later := state.set_aside(job.checkpoints, progress.step):
+        notice(f"checkpoints of later steps ({', '.join(map(str, later))}) go with the next save")
+    if progress.best_step is None or progress.best_step in kept:
+        return progress
+    notice(f"the best so far, step {progress.best_step}, is gone: the best is looked for from here")
+    return replace(progress, best=None, best_step=None)
 
 
 def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:

@@ -250,6 +250,73 @@ def test_c5_a_named_checkpoint_that_is_damaged_is_refused_and_not_replaced(tiny,
     assert outcome(half) == outcome(world[1])
 
 
+def test_a_run_that_goes_on_from_an_older_step_leaves_the_later_ones_behind(tiny, world, half):
+    folder, older = half / "checkpoints", str(half / "checkpoints" / "step-2")
+    node = sft(tiny, world[0], half, checkpoint={"every": 1, "keep": 1})
+    accept = Grants(accept=("checkpoint",))
+
+    def until(step):
+        return in_child(lambda: killed_after(step, lambda: go(node, resume=older, grants=accept)))
+
+    assert until(2) == -signal.SIGKILL  # in step 3, before anything new is saved
+    assert state.steps(folder) == [2]
+    assert until(3) == -signal.SIGKILL
+    assert state.steps(folder) == [3] and not list(folder.glob(".later-*"))
+    go(node)
+    assert outcome(half)[0] == outcome(world[1])[0]
+
+
+def test_a_damaged_later_step_does_not_push_out_a_sound_one(tiny, world, half):
+    folder = half / "checkpoints"
+    (folder / "step-4").rename(folder / "step-6")  # of no run of ours: passed over
+    node = sft(tiny, world[0], half, checkpoint={"every": 1, "keep": 1})
+    assert in_child(lambda: killed_after(3, lambda: go(node, grants=Grants(accept=("checkpoint",))))) == -signal.SIGKILL
+    assert state.steps(folder) == [3]
+
+
+def test_a_best_step_that_is_gone_is_not_the_result(tiny, world, tmp_path, capfd):
+    out, best = tmp_path / "run", {"best": "valid.loss", "every": 2, "keep": 9}
+    node = sft(tiny, world[0], out, checkpoint=best)
+    assert in_child(lambda: killed_after(4, lambda: go(node))) == -signal.SIGKILL
+    facts = json.loads((out / "checkpoints" / "step-4" / "state.json").read_text())
+    assert facts["progress"]["best_step"] == 3
+    shutil.rmtree(out / "checkpoints" / "step-3")
+    made = go(node, resume=str(out / "checkpoints" / "step-4"))
+    assert "the best so far, step 3, is gone" in capfd.readouterr().err and made.manifest["best_step"] in (None, 6)
+
+
+def test_resume_from_a_folder_is_for_the_stage_that_it_is_of(tiny, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stage = f"kind: sft, model: {tiny}, data: {{train: [{{kind: jsonl, path: {world[0]}}}]}}, batch: {{rows: 8}}"
+    more = "steps: 3, checkpoint: {every: 1, keep: 9}"
+    (tmp_path / "p.yaml").write_text(
+        f"out: o\nstages:\n- {{name: a, {stage}, {more}}}\n- {{name: b, {stage}, {more}, seed: 1}}\n"
+    )
+    go(load_recipe("p.yaml"))
+    shutil.copytree("o/a/checkpoints/step-1", "elsewhere/step-1")
+    for out in ("a", "b"):  # as if both had been killed at the end
+        (tmp_path / "o" / out / "status.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"--resume elsewhere/step-1 is of no stage; fix: give o/NAME/checkpoints"):
+        go(load_recipe("p.yaml"), resume="elsewhere/step-1")
+    go(load_recipe("p.yaml"), resume="o/b/checkpoints/step-1")
+    said = [(tmp_path / "o" / name / "run.log").read_text() for name in ("a", "b")]
+    assert "going on from step 3 of 3" in said[0] and "going on from step 1 of 3" in said[1]
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_c13_a_micro_batch_and_a_recompute_that_are_accepted_are_used(accepted, tiny, world, half):
+    node = sft(tiny, world[0], half, micro_batch=1, memory={"recompute": "full"})
+    facts = json.loads((half / "checkpoints" / "step-4" / "state.json").read_text())
+    assert (facts["micro_batch"], facts["recompute"]) == (2, False)
+    if not accepted:
+        with pytest.raises(RecipeError) as caught:
+            go(node)
+        assert {p.key for p in caught.value.problems} == {"recipe.micro_batch", "recipe.memory.recompute"}
+        return
+    made = go(node, grants=Grants(accept=("micro_batch", "memory.recompute")))
+    assert (made.manifest["micro_batch"], made.manifest["recompute"]) == (1, True)
+
+
 def test_c11_each_sample_once_an_epoch_although_killed_in_the_middle_of_it(tiny, world, tmp_path):
     """The ledger is written by the loop's own data hook; of a step that was done twice the last time counts."""
     from llmkit.stages import build_training
