@@ -20,6 +20,7 @@ from torch import Tensor
 from llmkit.checkpoint import tensors as files
 from llmkit.core.errors import LlmkitError, ModelError, ResourceError
 from llmkit.core.files import DISK, Disk, as_json, ensure, publish, refused
+from llmkit.core.folder import steps as steps
 
 FORMAT = 1
 LATER = ".later-step-"
@@ -129,12 +130,6 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError as cause:
         raise ModelError("is damaged: it is not JSON", fix=FIX, file=str(path)) from cause
     return said if isinstance(said, dict) else {}
-
-
-def steps(folder: Path) -> list[int]:
-    """The steps that have a checkpoint, newest first."""
-    names = (path.name.removeprefix("step-") for path in folder.glob("step-*") if path.is_dir())
-    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
 def newest(folder: Path, notice: Callable[[str], None]) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:

@@ -43,9 +43,9 @@ class Disk:
         """An atomic change of name, over what is there."""
         old.replace(new)
 
-    def sync(self, folder: Path) -> None:
-        """The folder's entries, on the disk when this returns."""
-        handle = os.open(folder, os.O_RDONLY)
+    def sync(self, path: Path) -> None:
+        """The entries of a folder, or the contents of a file, on the disk when this returns."""
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

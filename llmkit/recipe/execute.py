@@ -14,7 +14,7 @@ from llmkit.core.console import Console
 from llmkit.core.environment import prepare
 from llmkit.core.errors import LlmkitError, Problem, RecipeError, Stopped
 from llmkit.core.files import full_disk_named
-from llmkit.core.folder import Claim, claim, differences, read_status, write_recipe
+from llmkit.core.folder import Claim, claim, differences, read_status, steps, write_recipe
 from llmkit.core.memory import out_of_memory_named
 from llmkit.core.run import Grants, Run
 from llmkit.core.runlog import run_log
@@ -24,7 +24,7 @@ from llmkit.models.alias import is_remote
 from llmkit.recipe.inputs import inputs
 from llmkit.recipe.load import Recipe, digest
 from llmkit.recipe.show import environment, environment_hidden, hide_environment, resolved, stage_values
-from llmkit.stages.overview import remember, write_overview
+from llmkit.stages.overview import NAME, remember, write_overview
 
 KNOB = "ask for shorter or fewer rows, or take a smaller model"
 
@@ -109,7 +109,7 @@ def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, co
         said: dict[str, Any] = {"digest": digest(node), "inputs": read, "environment": made.environment}
         held.status("done", artifact.manifest.get("step", 0), **said)
     except BaseException as cause:
-        _failed(held, cause)
+        _failed(recipe, held, cause)
         with suppress(LlmkitError):  # the first fault is the one to tell
             _overview(recipe)
         raise
@@ -132,7 +132,7 @@ def _work(recipe: Recipe, node: Any, made: Run) -> Artifact:
 
 
 def _overview(recipe: Recipe) -> None:
-    if recipe.stages[0][0]:
+    if (recipe.out / NAME).is_file():
         write_overview(recipe.out)
 
 
@@ -175,12 +175,15 @@ def _changed(recipe: Recipe, name: str, key: str, what: str, fix: str) -> Proble
     return Problem(what, fix, origin.file, origin.line, origin.column, key)
 
 
-def _failed(held: Claim, cause: BaseException) -> None:
+def _failed(recipe: Recipe, held: Claim, cause: BaseException) -> None:
+    """Leaves the status; of an error that came before anything was done, nothing."""
+    whole = held.folder == recipe.out or recipe.out in held.made  # what earlier stages did stays, and its page
+    early = isinstance(cause, LlmkitError) and not isinstance(cause, Stopped)
+    if whole and early and held.forget([recipe.out / NAME]):
+        return
     stopped = isinstance(cause, Stopped | KeyboardInterrupt)
     code = 75 if stopped else cause.code if isinstance(cause, LlmkitError) else 1
     why = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-    from llmkit.checkpoint.state import steps
-
     saved = steps(held.folder / "checkpoints")[:1]
     held.status("stopped" if stopped else "failed", saved[0] if saved else 0, code, why)
 

@@ -32,6 +32,8 @@ from llmkit.data.jsonl import read_jsonl
 from llmkit.data.render import Renderer
 from llmkit.inference import generate
 from llmkit.losses.token import CrossEntropy
+from llmkit.models import export
+from llmkit.recipe.load import load_recipe
 from llmkit.stages import build_inference as inference
 from llmkit.stages import build_training as stage
 from tests.faults import go, in_child, killed_after, outcome, sft, status, whole
@@ -204,13 +206,19 @@ def test_t2_memory_that_gives_out_in_a_run_is_one_line_and_the_run_goes_on_exact
 def test_t2_memory_that_gives_out_in_an_evaluation_stage_is_told_alike(tiny, world, tmp_path):
     from llmkit.evals import run as evals
 
+    said = tmp_path / "said"
     tasks = [{"kind": "perplexity", "data": [{"kind": "jsonl", "path": str(world[0])}]}]
 
     def work():
         at_call(1, "losses", greedy, evals)
-        go(Evaluate(model=str(tiny), tasks=tasks, out=str(tmp_path / "run")))
+        try:
+            go(Evaluate(model=str(tiny), tasks=tasks, out=str(tmp_path / "run")))
+        except ResourceError as error:
+            said.write_text(str(error))
+            raise
 
-    assert in_child(work) == 5 and "memory gave out" in why(tmp_path / "run")
+    assert in_child(work) == 5 and "memory gave out" in said.read_text()
+    assert not (tmp_path / "run").exists()
 
 
 # T4: signals and streams
@@ -296,6 +304,20 @@ def test_t4_what_only_reads_and_computes_ends_at_once(phase, tiny, world, tmp_pa
 
     assert in_child(work) == 75
     assert status(out)[:2] == ("stopped", 75) and why(out).startswith("stopped by SIGTERM ")
+
+
+def test_t4_what_a_kill_in_the_export_leaves_is_taken_away_and_in_no_manifest(tiny, world, tmp_path):
+    out = tmp_path / "run"
+
+    def work():
+        at_call(1, "_plain_attention", lambda: os.kill(os.getpid(), signal.SIGKILL), export)
+        go(sft(tiny, world[0], out))
+
+    assert in_child(work) == -signal.SIGKILL and list(out.glob(".tmp-model-*/*.safetensors"))  # it took effect
+    (out / ".status.json.123").write_text("{")
+    made = go(sft(tiny, world[0], out))
+    assert sorted(path.name for path in out.glob(".*")) == [".lock"]
+    assert not [name for name in made.manifest["files"] if "/." in f"/{name}"] and outcome(out) == outcome(world[1])
 
 
 def test_t4_a_signal_that_was_ignored_before_stays_ignored(tiny, world, tmp_path):
@@ -538,8 +560,7 @@ def test_s1_no_error_shows_what_the_environment_held(
     assert said.err.count("llmkit: error: ") == 1 and ("${env:HF_TOKEN}" in said.err or "://***@" in said.err), said.err
     assert CANARY not in said.out + said.err
     (tmp_path / "r.yaml").unlink()
-    kept = ["o/recipe.yaml", "o/resolved.yaml"] if "https" in new else []  # what was written is kept as written
-    assert leaks(tmp_path) == [str(tmp_path / name) for name in kept]
+    assert leaks(tmp_path) == [] and not (tmp_path / "o").exists()
 
 
 def test_s1_a_package_index_with_a_password_is_not_shown_when_it_fails(canaries, tmp_path, capfd, monkeypatch):
@@ -634,8 +655,37 @@ def test_d5_rows_that_cannot_be_trained_on_are_told_before_a_model_loads(text, t
     monkeypatch.setattr(stage, "build", refuse)
     (tmp_path / "rows.jsonl").write_text(text)
     with pytest.raises(DataError):
-        go(sft(tiny, tmp_path / "rows.jsonl", tmp_path / "run"))
-    assert status(tmp_path / "run")[:2] == ("failed", 3)
+        go(sft(tiny, tmp_path / "rows.jsonl", tmp_path / "runs" / "run"))
+    assert os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+def test_an_error_before_anything_is_done_leaves_only_what_was_there(tiny, world, tmp_path):
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "run"
+    out.mkdir()
+    for _ in range(2):
+        with pytest.raises(DataError):
+            go(sft(tiny, rows, out), resume="never")
+        assert os.listdir(tmp_path) == ["run"] and os.listdir(out) == []
+    rows.write_text(world[0].read_text())
+    go(sft(tiny, rows, out), resume="never")
+    assert outcome(out)[0] == outcome(world[1])[0]
+
+
+def test_an_error_in_the_first_stage_of_a_pipeline_leaves_nothing(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = "data: {train: [{kind: jsonl, path: rows.jsonl}]}"
+    Path("p.yaml").write_text(f"out: runs/o\nstages:\n- {{name: a, kind: sft, model: {tiny}, {data}}}\n")
+    with pytest.raises(DataError):
+        go(load_recipe("p.yaml"))
+    assert os.listdir(tmp_path) == ["p.yaml"]
+
+
+def test_an_error_after_rows_were_set_aside_keeps_them_and_says_so(tiny, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("garbage\n")
+    source = [{"kind": "jsonl", "path": str(tmp_path / "rows.jsonl")}]
+    with pytest.raises(DataError):
+        go(sft(tiny, "", tmp_path / "run", data={"train": source, "on_bad_row": "quarantine"}, evaluate={}))
+    assert status(tmp_path / "run")[:2] == ("failed", 3) and (tmp_path / "run" / "quarantine.jsonl").stat().st_size
 
 
 def test_d7_a_line_of_a_gigabyte_costs_no_memory(tmp_path):
