@@ -14,6 +14,13 @@ from llmkit_kernels import memory
 from llmkit.core.errors import ResourceError
 
 
+def device() -> str:
+    """Where a run computes: on the GPU if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def peak(device: str) -> int:
     """Largest use so far, in bytes: resident memory on CPU, allocated memory on a GPU."""
     if device == "cuda":

@@ -15,7 +15,7 @@ from llmkit.core.environment import prepare
 from llmkit.core.errors import LlmkitError, Problem, RecipeError, Stopped
 from llmkit.core.files import full_disk_named
 from llmkit.core.folder import Claim, claim, differences, read_status, steps, write_recipe
-from llmkit.core.memory import out_of_memory_named
+from llmkit.core.memory import device, out_of_memory_named
 from llmkit.core.run import Grants, Run
 from llmkit.core.runlog import run_log
 from llmkit.core.scalars import Origin
@@ -94,7 +94,7 @@ def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, co
         made = Run(
             folder,
             node.seed,
-            _device(),
+            device(),
             _threads(),
             digest(node),
             console,
@@ -186,12 +186,6 @@ def _failed(recipe: Recipe, held: Claim, cause: BaseException) -> None:
     why = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
     saved = steps(held.folder / "checkpoints")[:1]
     held.status("stopped" if stopped else "failed", saved[0] if saved else 0, code, why)
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _threads() -> int:

@@ -119,17 +119,26 @@ def merge(node: Merge, run: Run) -> Artifact:
     return publish(run.folder, facts)
 
 
+def adapter_of(node: Merge) -> Resolved:
+    """What is to be folded.
+
+    Raises:
+        ModelError: it is no adapter.
+    """
+    resolved = resolve(node.model)
+    if resolved.base is None:
+        what = f"{node.model.name} is no adapter"
+        raise ModelError(what, fix="give an adapter or a run that trained one", key="model")
+    return resolved
+
+
 def _merged(node: Merge, run: Run) -> tuple[Resolved, Loaded, dict[str, Any]]:
     """The adapter, the better one of the ways to fold it, and what tells of that.
 
     Raises:
-        ModelError: it is no adapter, or the gate refuses.
+        ModelError: it is no adapter, or the gate lets none through.
     """
-    resolved = resolve(node.model)
-    if resolved.base is None:
-        raise ModelError(
-            f"{node.model.name} is no adapter", fix="give an adapter or a run that trained one", key="model"
-        )
+    resolved = adapter_of(node)
     quant = trained_over(resolved)
     adapted = load(resolved, node.model, How(run.device, "fp32", quant=quant, allow_code=run.grants.code))
     wanted = _logits(adapted)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +16,9 @@ from llmkit.adapters.node import Lora
 from llmkit.build.precision import Types, types
 from llmkit.build.training import Built, build, how, stepper
 from llmkit.checkpoint import state
-from llmkit.checkpoint.identity import compare, packages, processor
+from llmkit.checkpoint.identity import packages, processor
 from llmkit.core.artifact import Artifact, publish
-from llmkit.core.errors import DataError, ModelError
+from llmkit.core.errors import DataError
 from llmkit.core.memory import keep_freed_memory, out_of_memory_named
 from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
@@ -32,38 +31,15 @@ from llmkit.inference.node import Sampling, Transformers
 from llmkit.losses.token import CrossEntropy
 from llmkit.models.export import export
 from llmkit.models.load import read_tokenizer
-from llmkit.models.resolve import Resolved, resolve
 from llmkit.parallel.single import Single
-from llmkit.plan.account import Choice, Shape
+from llmkit.plan.account import Choice
+from llmkit.stages.job import Job
 from llmkit.stages.quarantine import Quarantine
+from llmkit.stages.resume import find, identity, pinned, resume, told
 from llmkit.stages.sft import Sft
-from llmkit.stages.sizes import KNOB, sizes
+from llmkit.stages.sizes import KNOB, sizes, whole_model
 from llmkit.stages.speed import measure
 from llmkit.train.fit import Hooks, Plan, Progress, StepData, fit
-from llmkit.train.guard import Watch
-
-Found = tuple[Path, dict[str, torch.Tensor], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training stage with its data read and its sizes known."""
-
-    node: Sft
-    run: Run
-    resolved: Resolved
-    types: Types
-    train: Prepared
-    valid: Prepared | None
-    choice: Choice
-    steps: int
-    order: Order
-    shape: Shape
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where checkpoints lie."""
-        return self.run.folder / "checkpoints"
 
 
 def train(node: Sft, run: Run) -> Artifact:
@@ -74,54 +50,16 @@ def train(node: Sft, run: Run) -> Artifact:
     with out_of_memory_named(run.device, KNOB):
         with run.stop.at_once("before training"):
             job = read(node, run)
-        found = _checkpoint(job)
-        with _told(found):
-            job = _pinned(job, found)
+        found = find(job)
+        with told(found):
+            job = pinned(job, found)
         with run.stop.at_once("before training"):
             built, steps = _built(job)
-        with _told(found):
-            progress = _resume(job, built, steps, found)
+        with told(found):
+            progress = resume(job, built, steps, found)
         run.stop.check("before training")
         progress = _fit(job, built, steps, progress)
         return _finish(job, built, steps, progress)
-
-
-def _checkpoint(job: Job) -> Found | None:
-    """Where to go on from: the checkpoint that was named, else the newest whole one."""
-    if job.run.resume == "auto":
-        return state.newest(job.checkpoints, job.run.console.notice)
-    if job.run.resume == "never":
-        return None
-    path = Path(job.run.resume)
-    return (path, *state.load(path))
-
-
-def _pinned(job: Job, found: Found | None) -> Job:
-    """The job with the sizes that it began with: the machine may have another amount of free memory now.
-
-    What the recipe says anew is taken as it says, where that is accepted.
-    """
-    if found is None:
-        return job
-    facts, choice = found[2], job.choice
-    before, now = facts["identity"]["recipe"], job.run.values
-    if before["micro_batch"] == now["micro_batch"]:
-        choice = replace(choice, rows=facts["micro_batch"])
-    if before["memory"] == now["memory"]:
-        choice = replace(choice, recompute=facts["recompute"])
-    return replace(job, choice=choice)
-
-
-@contextmanager
-def _told(found: Found | None) -> Iterator[None]:
-    """Names the checkpoint whose facts are not those that a save of ours writes."""
-    try:
-        yield
-    except (AttributeError, LookupError, TypeError, ValueError) as cause:
-        if found is None:
-            raise
-        what = f"says what no save of ours says ({cause!r:.120})"
-        raise ModelError(what, fix=state.FIX, file=str(found[0] / "state.json")) from cause
 
 
 def read(node: Sft, run: Run) -> Job:
@@ -131,7 +69,7 @@ def read(node: Sft, run: Run) -> Job:
         DataError: the data cannot be trained on.
         ResourceError: it cannot fit in memory.
     """
-    resolved = resolve(node.model)
+    resolved = whole_model(node.model)
     tokenizer = read_tokenizer(resolved, node.model.template, run.grants.code)
     aside = Quarantine(run.folder / "quarantine.jsonl")
     data = prepare(node.data.train, node.data, tokenizer, "data.train", aside, node.batch.rows)
@@ -170,56 +108,6 @@ def _built(job: Job) -> tuple[Built, Single]:
         f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
     )
     return made, stepper(made, node.optim.build(made.trained), job.types)
-
-
-def identity(job: Job, attention: str) -> dict[str, Any]:
-    """What a resumed run must share with the one that it continues."""
-    return {
-        "recipe": {k: v for k, v in job.run.values.items() if k != "out"},
-        "environment": job.run.environment,
-        "model": job.resolved.facts(),
-        "data": {"train": job.train.digest, "valid": job.valid.digest if job.valid is not None else ""},
-        "files": {**job.train.files, **(job.valid.files if job.valid is not None else {})},
-        "packages": packages(),
-        "kernels": rows() if job.run.device == "cpu" else {},
-        "attention": attention,
-        "threads": job.run.threads,
-        "device": job.run.device,
-        "processor": processor() if job.run.device == "cpu" else torch.cuda.get_device_name(),
-        "world": job.run.world,
-    }
-
-
-def _resume(job: Job, built: Built, steps: Single, found: Found | None) -> Progress:
-    """The state of the checkpoint, or the beginning."""
-    metrics, samples = Lines(job.run.folder / "metrics.jsonl"), Lines(job.run.folder / "samples.jsonl")
-    if found is None:
-        metrics.cut(0)
-        samples.cut(0)
-        return Progress()
-    path, tensors, facts = found
-    for changed in compare(facts["identity"], identity(job, built.loaded.attention), job.run.grants.accept):
-        job.run.console.notice(f"going on with a change: {changed}")
-    said = dict(facts["progress"])
-    watch = Watch(tuple(said["watch"]["losses"]), said["watch"]["streak"])
-    progress = Progress(**{**said, "watch": watch})
-    steps.load(tensors)
-    progress = _alone(job, progress)
-    metrics.cut(facts["metrics_bytes"])
-    samples.cut(facts["samples_bytes"])
-    job.run.console.notice(f"going on from step {progress.step} of {job.steps} ({path.name})")
-    return progress
-
-
-def _alone(job: Job, progress: Progress) -> Progress:
-    """Where to go on from, with no checkpoint in the way that is not of this course of the run."""
-    notice, kept = job.run.console.notice, state.steps(job.checkpoints)
-    if later := state.set_aside(job.checkpoints, progress.step):
-        notice(f"checkpoints of later steps ({', '.join(map(str, later))}) go with the next save")
-    if progress.best_step is None or progress.best_step in kept:
-        return progress
-    notice(f"the best so far, step {progress.best_step}, is gone: the best is looked for from here")
-    return replace(progress, best=None, best_step=None)
 
 
 def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:

@@ -21,7 +21,7 @@ from llmkit.core.files import Disk
 from llmkit.core.folder import claim
 from llmkit.core.run import Grants
 from llmkit.recipe.load import load_recipe
-from llmkit.stages import build_training
+from llmkit.stages import build_training, resume
 from tests.faults import go, in_child, killed_after, outcome, sft, status, whole
 
 
@@ -393,7 +393,7 @@ def test_c13_another_value_of_the_environment_is_named_and_not_shown(written, tm
 @pytest.mark.parametrize(("name", "key"), [("processor", "processor"), ("rows", "kernels.rms_norm")])
 def test_c13_another_kind_of_machine_is_named_and_can_be_accepted(name, key, tiny, world, half, monkeypatch):
     other = {"processor": "Another CPU", "rows": {"rms_norm": "torch: no compiler"}}[name]
-    monkeypatch.setattr(build_training, name, lambda: other)
+    monkeypatch.setattr(resume, name, lambda: other)
     with pytest.raises(RecipeError) as caught:
         go(sft(tiny, world[0], half))
     assert key in {problem.key for problem in caught.value.problems}
