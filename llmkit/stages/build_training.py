@@ -154,7 +154,8 @@ def _step_data(job: Job, contexts: bool, index: int) -> StepData:
     batches = micro_batches(data, ids, packing, node.data.max_length, job.choice.rows, contexts, job.run.device)
     tokens = sum(data.length(i) for i in ids)
     supervised = sum(int((batch.weights > 0).sum()) for batch in batches)
-    return StepData(epoch, ids, batches, tokens, supervised, sum(data.supervised(i) for i in ids))
+    places, count = tuple(data.places[i] for i in ids), sum(data.supervised(i) for i in ids)
+    return StepData(epoch, ids, batches, tokens, supervised, count, places)
 
 
 def subject(job: Job, built: Built, steps: Single) -> Subject:

@@ -17,7 +17,7 @@ from llmkit.core.errors import DataError, LlmkitError, Stopped
 from llmkit.core.seed import reseed
 from llmkit.core.types import Batch, LossSum
 from llmkit.parallel.single import Loss
-from llmkit.train.guard import Watch, judge_evaluation
+from llmkit.train.guard import Watch, judge_evaluation, named
 from llmkit.train.node import Checkpointing, Evaluating, Guard, Schedule
 
 
@@ -52,6 +52,8 @@ class StepData:
     supervised: int
     count: float
     """The sum of all weights, over all ranks."""
+    places: tuple[tuple[str, int], ...] = ()
+    """File and line that each of `ids` came from."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def _one_step(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, before: Pr
     data = hooks.data(before.step)
     sums = stepper.accumulate(_seeded(data.batches, plan.seed, step, hooks), loss, data.count)
     mean, norm = float(sums.total) / data.count, stepper.grad_norm()
-    applied, watch = before.watch.judge(plan.guard, step, mean, norm, data.ids)
+    applied, watch = before.watch.judge(plan.guard, step, mean, norm, named(data.ids, data.places))
     factor = plan.schedule(step, plan.steps)
     if applied:
         stepper.step(factor, plan.clip, norm)
@@ -169,7 +171,9 @@ def _line(
         "supervised_tokens": data.supervised,
         "samples": len(data.ids),
     }
-    return line if applied else line | {"skipped": list(data.ids)}
+    if applied:
+        return line
+    return line | {"skipped": list(data.ids), "skipped_rows": [f"{file}:{at}" for file, at in data.places]}
 
 
 def _evaluation_due(plan: Plan, step: int) -> bool:

@@ -113,6 +113,12 @@ def test_d4_the_allowed_share_is_exact(good, fine, made):
         made(text)
 
 
+def test_t1_the_places_of_examples_are_those_of_their_rows(made, tmp_path):
+    prepared = made(LINE + '{"text": ""}\n\n' + LINE * 30)
+    assert prepared.places[:2] == ((str(tmp_path / "rows.jsonl"), 1), (str(tmp_path / "rows.jsonl"), 4))
+    assert len(prepared.places) == len(prepared)
+
+
 # D7: sizes
 
 HUGE = {

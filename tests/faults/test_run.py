@@ -112,6 +112,8 @@ def test_t1_a_skipped_step_leaves_weights_and_optimizer_as_they_were(how, tiny, 
     assert all(value.isfinite().all() for value in steps[-1].values())
     lines = [json.loads(line) for line in (made.folder / "metrics.jsonl").read_text().splitlines()]
     skipped = {line["step"]: line.get("skipped") for line in lines if line["event"] == "train"}
+    (rows,) = [line["skipped_rows"] for line in lines if line.get("skipped")]
+    assert rows == [f"{world[0]}:{i + 1}" for i in skipped[3]]  # no row was left out: ids are lines
     assert len(skipped[3]) == 4 and not any(skipped[step] for step in (1, 2, 4, 5, 6))  # 20 rows: 8, 8 and 4
 
 
@@ -119,8 +121,11 @@ def test_t1_a_skipped_step_leaves_weights_and_optimizer_as_they_were(how, tiny, 
 def test_t1_a_stopped_run_keeps_its_checkpoint_and_goes_on_exactly(how, tiny, world, tmp_path, poison, monkeypatch):
     poison(5, how)
     out = tmp_path / "run"
-    with pytest.raises(ResourceError, match=r"step 5: the .* is (nan|inf); sample ids \d+.*; fix: lower optim.lr, "):
+    with pytest.raises(
+        ResourceError, match=r"step 5: the .* is (nan|inf); sample ids \d+.*; fix: lower optim.lr, "
+    ) as caught:
         go(sft(tiny, world[0], out))
+    assert f", rows {world[0]}:" in str(caught.value)
     assert status(out) == ("failed", 5, 4) and state.steps(out / "checkpoints") == [4, 2]
     assert same(held(out, 4), held(world[1], 4))
     monkeypatch.undo()

@@ -16,7 +16,7 @@ from llmkit.models.attend import install
 from llmkit.models.heads import Scored
 from llmkit.parallel.single import Single
 from llmkit.train.fit import Hooks, Plan, Progress, StepData, fit
-from llmkit.train.guard import Watch
+from llmkit.train.guard import Watch, named
 from llmkit.train.node import Checkpointing, Constant, Cosine, Evaluating, Guard, Linear, Wsd
 from tests.conftest import make_model
 
@@ -131,6 +131,11 @@ def test_t1_a_loss_that_is_not_finite_stops_with_step_samples_and_lever(bad):
     with pytest.raises(ResourceError, match=r"step 3: the loss is (nan|inf); sample ids 2, 102; fix: lower optim.lr"):
         go()
     assert stepper.applied == [1, 2] and saves == [(2, True)] and [line["step"] for line in lines[:2]] == [1, 2]
+
+
+def test_t1_rows_are_named_by_file_and_line():
+    assert named((7, 3, 9), (("a", 4), ("b", 1), ("a", 2))) == "sample ids 7, 3, 9, rows a:2, 4, rows b:1"
+    assert named(range(18), [("a", 1)] * 18).endswith("14, 15 and 2 more, rows a:1")
 
 
 def test_t1_skip_leaves_the_optimizer_untouched_and_a_streak_stops():
