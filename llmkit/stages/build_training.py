@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,10 +36,12 @@ from llmkit.parallel.single import Single
 from llmkit.plan.account import Choice
 from llmkit.stages.job import Job
 from llmkit.stages.quarantine import Quarantine
+from llmkit.stages.report import write_report
 from llmkit.stages.resume import find, identity, pinned, resume, told
 from llmkit.stages.sft import Sft
 from llmkit.stages.sizes import KNOB, sizes, whole_model
 from llmkit.stages.speed import measure
+from llmkit.stages.tensorboard import writer
 from llmkit.train.fit import Hooks, Plan, Progress, StepData, fit
 
 
@@ -126,7 +129,7 @@ def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
         node.checkpoint,
     )
     run.console.start("training", job.steps, start.step)
-    with _loggers(job) as log:
+    with _loggers(job, start.step) as log:
         hooks = Hooks(
             data=partial(_step_data, job, built.loaded.support.packed),
             log=partial(_log, metrics, log),
@@ -181,8 +184,6 @@ def _measured(job: Job, built: Built, steps: Single, step: int) -> dict[str, flo
 
 
 def _evaluate(job: Job, built: Built, steps: Single, step: int) -> dict[str, float]:
-    import math
-
     valid = job.valid
     if valid is None:
         raise DataError("data.valid is empty", fix="give data.valid", key="evaluate")
@@ -246,14 +247,12 @@ def _show(job: Job, line: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _loggers(job: Job) -> Iterator[Any]:
+def _loggers(job: Job, done: int) -> Iterator[Any]:
     """TensorBoard beside the metrics, where asked for."""
     if not job.node.log:
         yield lambda line: None
         return
-    from llmkit.stages.tensorboard import writer
-
-    with writer(job.run.folder / "tensorboard") as log:
+    with writer(job.run.folder / "tensorboard", done) as log:
         yield log
 
 
@@ -264,8 +263,6 @@ def _finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifa
         steps.load(state.load(job.checkpoints / f"step-{progress.best_step}")[0])
         run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
     export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved)
-    from llmkit.stages.report import write_report
-
     write_report(run.folder)
     return publish(
         run.folder,

@@ -150,6 +150,17 @@ def test_check_of_a_pipeline_waits_for_models_that_are_not_made_yet(tiny, rows, 
     assert not (tmp_path / "o").exists()
 
 
+def test_runs_lists_a_loss_that_is_not_a_number(tiny, rows, tmp_path, call):
+    (tmp_path / "r.yaml").write_text(GOOD.format(model=tiny, rows=rows, out="runs/a"))
+    assert call("run", "r.yaml")[0] == 0
+    metrics = tmp_path / "runs" / "a" / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = [line | {"loss": "nan"} if line["event"] == "train" else line for line in lines]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, out, said = call("runs", "runs")
+    assert code == 0 and " nan" in out, said
+
+
 def test_check_refuses_what_a_run_would_refuse(tiny, rows, tmp_path, call):
     good = GOOD.format(model=tiny, rows=rows, out="o")
     (tmp_path / "r.yaml").write_text(good)

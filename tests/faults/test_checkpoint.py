@@ -266,6 +266,23 @@ def test_a_run_that_goes_on_from_an_older_step_leaves_the_later_ones_behind(tiny
     assert outcome(half)[0] == outcome(world[1])[0]
 
 
+def test_tensorboard_shows_each_step_once_after_a_resume(tiny, world, tmp_path, monkeypatch):
+    tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    node, folder = sft(tiny, world[0], tmp_path / "run", log=["tensorboard"]), str(tmp_path / "run" / "tensorboard")
+
+    def steps():
+        return [event.step for event in tensorboard.EventAccumulator(folder).Reload().Scalars("train/loss")]
+
+    real = build_training._step_data
+    monkeypatch.setattr(build_training, "_step_data", lambda job, contexts, i: real(job, contexts, i // (i < 5)))
+    with pytest.raises(ZeroDivisionError):
+        go(node)
+    assert steps() == [1, 2, 3, 4, 5] and state.steps(tmp_path / "run" / "checkpoints")[0] == 4
+    monkeypatch.undo()
+    go(node)
+    assert steps() == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_damaged_later_step_does_not_push_out_a_sound_one(tiny, world, half):
     folder = half / "checkpoints"
     (folder / "step-4").rename(folder / "step-6")  # of no run of ours: passed over
