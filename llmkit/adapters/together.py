@@ -82,7 +82,7 @@ class _LoraLinears(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         count = len(grads)
-        down, saved = ctx.saved_tensors[0], ctx.saved_tensors[1:]
+        down, *saved = ctx.saved_tensors  # once: recompute hands each over once
         weights, ups, lows = (saved[i * count : (i + 1) * count] for i in range(3))
         rows = ctx.make(*saved[3 * count :]).reshape(-1, ctx.shape[-1])
         to_low = _stacked(

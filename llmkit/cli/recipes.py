@@ -96,7 +96,8 @@ def evaluate(target: str, overrides: Sequence[str], tasks: str, to: str) -> None
     _execute(Recipe((("", node),), {"": Origin("command line")}))
     for line in (Path(folder) / "evals.jsonl").read_text().splitlines():
         said = json.loads(line)
-        out(f"{said['metric']:32} {said['value']:.4f}  {interval(said['low'], said['high'], '.4f')}  n {said['n']}")
+        value = float(said["value"])  # text where it is not finite
+        out(f"{said['metric']:32} {value:.4f}  {interval(said['low'], said['high'], '.4f')}  n {said['n']}")
 
 
 def merge(model: str, to: str, precision: str) -> None:

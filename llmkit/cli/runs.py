@@ -11,6 +11,8 @@ from llmkit.core.artifact import Artifact
 from llmkit.core.errors import RecipeError
 from llmkit.core.folder import differences, read_status
 from llmkit.core.metrics import Lines
+from llmkit.stages.overview import order, write_overview
+from llmkit.stages.report import write_report
 
 
 def _run(folder: str) -> Path:
@@ -22,9 +24,6 @@ def _run(folder: str) -> Path:
 
 def report(folder: str) -> None:
     """Writes a run's page; of a pipeline, each stage's and the one over all of them."""
-    from llmkit.stages.overview import order, write_overview
-    from llmkit.stages.report import write_report
-
     path = Path(folder)
     if (path / "status.json").is_file():
         sys.stdout.write(f"{write_report(path)}\n")
@@ -89,7 +88,8 @@ def runs(folder: str, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    # a loss that is not finite is text: JSON has no such number
     table = Table("run", "kind", "state", "step", "loss", "valid.loss", box=None)
     for name, kind, state, step, loss, valid in rows:
-        table.add_row(name, kind, str(state), str(step), *(f"{v[0]:.4f}" if v else "" for v in (loss, valid)))
+        table.add_row(name, kind, str(state), str(step), *(f"{float(v[0]):.4f}" if v else "" for v in (loss, valid)))
     Console(file=sys.stdout).print(table)

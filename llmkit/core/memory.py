@@ -17,6 +17,13 @@ SHORT = ("can't allocate memory", "cannot allocate memory", "out of memory", "os
 """What torch, the C library, CUDA and libraries in Rust say when an allocation fails."""
 
 
+def device() -> str:
+    """Where a run computes: on the GPU if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def peak(device: str) -> int:
     """Largest use so far, in bytes: resident memory on CPU, allocated memory on a GPU."""
     if device == "cuda":

@@ -38,6 +38,8 @@ class Prepared:
     digest: str = ""
     files: dict[str, str] = field(default_factory=dict)
     """sha256 of each file that was read."""
+    places: tuple[tuple[str, int], ...] = ()
+    """File and line of each example's row."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -74,11 +76,13 @@ def prepare(
     ids: list[np.ndarray[Any, Any]] = []
     weights: list[np.ndarray[Any, Any]] = []
     rows: list[Row] = []
+    places: list[tuple[str, int]] = []
     for raw, row, tokens, kept in _encoded(sources, Renderer(tokenizer, data.train_on), tally):
         for part_ids, part_weights in _fitted(tokens, kept, data, counts, raw):
             ids.append(np.array(part_ids, dtype=np.int32))
             weights.append(np.array(part_weights, dtype=np.float32))
             rows.append(row)
+            places.append((raw.file, raw.line))
     tally.check(len(ids), least, key)
     starts = np.concatenate([[0], np.cumsum([len(part) for part in ids])]).astype(np.int64)
     joined, weighed = np.concatenate(ids), np.concatenate(weights)
@@ -87,7 +91,7 @@ def prepare(
     counts["tokens"] = len(joined)
     counts["supervised tokens"] = int((weighed > 0).sum())
     digest = hashlib.sha256(joined.tobytes() + weighed.tobytes() + starts.tobytes()).hexdigest()
-    return Prepared(joined, weighed, starts, tuple(rows), dict(counts), digest, _files(sources))
+    return Prepared(joined, weighed, starts, tuple(rows), dict(counts), digest, _files(sources), tuple(places))
 
 
 def _encoded(

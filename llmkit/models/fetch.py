@@ -89,10 +89,12 @@ def fetch_hub(repo: str, revision: str | None) -> Path:
     Raises:
         ModelError: it cannot be had.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import is_offline_mode, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+    if is_offline_mode() and os.environ.get("HF_HUB_OFFLINE") != "1":
+        return _fetch_apart(repo, revision, patterns)
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as cause:
@@ -103,6 +105,25 @@ def fetch_hub(repo: str, revision: str | None) -> Path:
             fix="connect to the Hub, or give a model folder",
             key="model",
         ) from cause
+
+
+CHILD = """
+import json, sys
+from huggingface_hub import snapshot_download
+repo, revision, patterns = json.load(sys.stdin)
+print(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+"""
+
+
+def _fetch_apart(repo: str, revision: str | None, patterns: list[str]) -> Path:
+    """By a process of its own: the library stays offline in one where it was imported for nothing remote."""
+    given = json.dumps([repo, revision, patterns])
+    done = subprocess.run([sys.executable, "-c", CHILD], input=given, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = next(iter(done.stderr.strip().splitlines()[-1:]), "no reason was given")
+        what = f"{repo} could not be brought from the Hub ({why})"
+        raise ModelError(what, fix="connect to the Hub, or give a model folder", key="model")
+    return Path(done.stdout.splitlines()[-1])
 
 
 def check_seal(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from llmkit.models.positions import check_length
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.merge import Merge
+from llmkit.stages.report import write_report
 
 
 def open_model(
@@ -44,6 +45,26 @@ def open_model(
 def evaluate(node: Evaluate, run: Run) -> Artifact:
     """Runs every task, and leaves the table, the reports and the manifest."""
     torch.set_num_threads(run.threads)
+    with run.stop.at_once("in evaluation"):
+        loaded, kinds, table, reports = _asked(node, run)
+    records.write(run.folder / "predictions.jsonl", table)
+    _write_reports(run, reports)
+    write_report(run.folder)
+    facts = {
+        "kind": node.kind,
+        "model": loaded.resolved.facts(),
+        "recipe_digest": run.recipe_digest,
+        "recipe": run.values,
+        "attention": loaded.attention,
+        "precision": kinds.name,
+        "quant": asdict(node.quant or loaded.resolved.quant),
+        "reports": [vars(report) for report in reports],
+    }
+    return publish(run.folder, facts)
+
+
+def _asked(node: Evaluate, run: Run) -> tuple[Loaded, Types, list[Prediction], list[Report]]:
+    """The model, how it is held, and what the tasks found."""
     resolved = resolve(node.model)
     for index, task in enumerate(node.tasks):
         if isinstance(task, Perplexity) and (
@@ -74,22 +95,7 @@ def evaluate(node: Evaluate, run: Run) -> Artifact:
         rows, found = task.run(subject)
         table += rows
         reports += found
-    records.write(run.folder / "predictions.jsonl", table)
-    _write_reports(run, reports)
-    from llmkit.stages.report import write_report
-
-    write_report(run.folder)
-    facts = {
-        "kind": node.kind,
-        "model": loaded.resolved.facts(),
-        "recipe_digest": run.recipe_digest,
-        "recipe": run.values,
-        "attention": loaded.attention,
-        "precision": kinds.name,
-        "quant": asdict(node.quant or loaded.resolved.quant),
-        "reports": [vars(report) for report in reports],
-    }
-    return publish(run.folder, facts)
+    return loaded, kinds, table, reports
 
 
 def _write_reports(run: Run, reports: list[Report]) -> None:
@@ -109,11 +115,39 @@ PROBE = "The quick brown fox jumps over the lazy dog. def add(a, b):\n    return
 def merge(node: Merge, run: Run) -> Artifact:
     """Folds the adapter into its base; publishes only what the gate lets through."""
     torch.set_num_threads(run.threads)
+    with run.stop.at_once("in the merge"):
+        resolved, merged, measured = _merged(node, run)
+    export(merged.model, merged.tokenizer, run.folder / "model", resolved.base or resolved)
+    facts = {
+        "kind": node.kind,
+        "adapter": resolved.facts(),
+        "recipe_digest": run.recipe_digest,
+        "recipe": run.values,
+        **measured,
+    }
+    return publish(run.folder, facts)
+
+
+def adapter_of(node: Merge) -> Resolved:
+    """What is to be folded.
+
+    Raises:
+        ModelError: it is no adapter.
+    """
     resolved = resolve(node.model)
     if resolved.base is None:
-        raise ModelError(
-            f"{node.model.name} is no adapter", fix="give an adapter or a run that trained one", key="model"
-        )
+        what = f"{node.model.name} is no adapter"
+        raise ModelError(what, fix="give an adapter or a run that trained one", key="model")
+    return resolved
+
+
+def _merged(node: Merge, run: Run) -> tuple[Resolved, Loaded, dict[str, Any]]:
+    """The adapter, the better one of the ways to fold it, and what tells of that.
+
+    Raises:
+        ModelError: it is no adapter, or the gate lets none through.
+    """
+    resolved = adapter_of(node)
     quant = resolved.quant
     adapted = load(resolved, node.model, How(run.device, "fp32", quant=quant, allow_code=run.grants.code))
     wanted = _logits(adapted)
@@ -129,17 +163,7 @@ def merge(node: Merge, run: Run) -> Artifact:
             key="bound",
         )
     run.console.notice(f"merged ({best[0]}): logits off by {off:.2g} of the largest, bound {bound:.2g}")
-    export(best[1].model, best[1].tokenizer, run.folder / "model", resolved.base)
-    facts = {
-        "kind": node.kind,
-        "adapter": resolved.facts(),
-        "recipe_digest": run.recipe_digest,
-        "recipe": run.values,
-        "way": best[0],
-        "logit_difference": off,
-        "bound": bound,
-    }
-    return publish(run.folder, facts)
+    return resolved, best[1], {"way": best[0], "logit_difference": off, "bound": bound}
 
 
 def _candidates(node: Merge, run: Run, resolved: Resolved, quant: Quant, adapted: Loaded) -> list[tuple[str, Loaded]]:
@@ -156,8 +180,6 @@ def _candidates(node: Merge, run: Run, resolved: Resolved, quant: Quant, adapted
 
 
 def _folded(loaded: Loaded) -> Loaded:
-    from dataclasses import replace
-
     return replace(loaded, model=loaded.model.merge_and_unload())
 
 

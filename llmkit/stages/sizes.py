@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from llmkit.adapters.node import Lora
 from llmkit.build.precision import Types, types
-from llmkit.core.errors import ResourceError
+from llmkit.core.errors import ModelError, ResourceError
 from llmkit.core.memory import available
-from llmkit.models.node import Int8, Nf4, NoQuant
-from llmkit.models.resolve import Resolved
+from llmkit.models.node import Int8, ModelRef, Nf4, NoQuant
+from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.safe import check_folder, read_json
 from llmkit.plan.account import Choice, Held, Shape, choose
 from llmkit.stages.sft import Sft
@@ -16,16 +16,28 @@ from llmkit.train.node import AdamW8bit
 KNOB = "lower micro_batch or data.max_length, or set memory.recompute=full"
 
 
+def whole_model(ref: ModelRef) -> Resolved:
+    """The files of a model that can be trained.
+
+    Raises:
+        ModelError: there are none, or they are an adapter's.
+    """
+    resolved = resolve(ref)
+    if resolved.base is not None:
+        what = f"{ref.name} is an adapter; training goes on from a whole model"
+        raise ModelError(what, fix="merge it first", key="model")
+    return resolved
+
+
 def sizes(node: Sft, resolved: Resolved, device: str) -> tuple[Shape, Choice]:
     """The memory account of a stage, and what `auto` comes to.
 
     Raises:
         ResourceError: it cannot fit.
     """
-    base = resolved.base or resolved
-    headers = check_folder(base.folder)
+    headers = check_folder(resolved.folder)
     tensors = {name: item["shape"] for header in headers.values() for name, item in header.items()}
-    shape = Shape.read(read_json(base.folder / "config.json"), tensors)
+    shape = Shape.read(read_json(resolved.folder / "config.json"), tensors)
     kinds = types(node.precision, device)
     rows = node.micro_batch if isinstance(node.micro_batch, int) else None
     wanted = {"auto": None, "none": False, "full": True}[node.memory.recompute]

@@ -239,7 +239,8 @@ class Guard:
     """What happens on a loss or a gradient that is not finite, or far above its median."""
 
     nonfinite: Literal["stop", "skip"] = "stop"
-    """`skip` leaves the weights and the optimizer untouched and goes on; three in a row stop the run."""
+    """`skip` leaves the weights and the optimizer untouched and goes on; three in a row stop the run. An evaluation
+    whose loss is not finite meets the same policy: it stops the run, or counts for nothing."""
     spike: float = setting(default=10.0, least=0.0)
     """A loss above this many medians of the last 100 steps meets the same policy; 0 turns it off."""
 

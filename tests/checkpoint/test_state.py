@@ -50,6 +50,18 @@ def test_what_is_saved_is_loaded_and_safetensors_reads_it_too(tmp_path):
     assert said["tensors"]["a"] == {"shape": [2, 3], "slice": [[0, 2], [0, 3]]}
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_save_does_not_die_of_a_float(value, tmp_path):
+    path = state.save(tmp_path, 1, tensors(1), {"step": 1, "best": [value]})
+    assert state.load(path)[1] == {"step": 1, "best": [repr(value)]} and state.steps(tmp_path) == [1]
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path):
+    with pytest.raises(TypeError):
+        state.save(tmp_path / "c", 1, tensors(1), {"step": 1, "odd": object()})
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_large_tensor_is_written_in_pieces(tmp_path):
     big = {"big": torch.arange(5_000_001, dtype=torch.float32)}
     digest = write(tmp_path / "big.safetensors", big)

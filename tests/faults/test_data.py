@@ -18,7 +18,7 @@ from llmkit.data import node
 from llmkit.data.prepare import prepare
 from llmkit.data.rows import MOST_TURNS, BadRow, bounded
 from llmkit.stages import build_training as stage
-from tests.faults import go, in_child, sft, status
+from tests.faults import go, in_child, sft
 
 GOOD = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "the fox"}]}
 LINE = json.dumps(GOOD) + "\n"
@@ -131,6 +131,12 @@ def test_d4_the_allowed_share_is_exact(good, fine, made):
         return
     with pytest.raises(DataError, match="1 of 19 rows cannot be used"):
         made(text)
+
+
+def test_t1_the_places_of_examples_are_those_of_their_rows(made, tmp_path):
+    prepared = made(LINE + '{"text": ""}\n\n' + LINE * 30)
+    assert prepared.places[:2] == ((str(tmp_path / "rows.jsonl"), 1), (str(tmp_path / "rows.jsonl"), 4))
+    assert len(prepared.places) == len(prepared)
 
 
 # D7: sizes
@@ -330,4 +336,4 @@ def test_d11_a_source_that_is_no_file_is_refused_at_once(source, kind, tiny, tmp
     train = [{"kind": kind, "path": str(path)}]
     with pytest.raises(DataError, match=r"rows: (is no plain file|cannot be read \(No such file)"):
         go(sft(tiny, path, tmp_path / "run", data={"train": train}, evaluate={}))
-    assert status(tmp_path / "run")[:2] == ("failed", 3)
+    assert not (tmp_path / "run").exists()

@@ -145,6 +145,30 @@ def test_c13_a_changed_recipe_or_data_file_is_named_on_resume(tiny, rows, tmp_pa
         go(sft(tiny, rows, out, checkpoint={"every": 2}))
 
 
+def test_what_was_made_from_another_model_or_other_data_is_not_given_as_done(tiny, rows, tmp_path):
+    source = [{"kind": "jsonl", "path": str(rows)}]
+    tasks = [{"kind": "perplexity", "data": source}]
+    tune = sft(tiny, rows, tmp_path / "tune", steps=1)
+    after = Evaluate(model=str(tmp_path / "tune"), tasks=tasks, out=str(tmp_path / "after"))
+    go(tune)
+    go(after)
+    figures = (tmp_path / "after" / "evals.jsonl").read_bytes()
+    go(after)  # the control: nothing has changed
+    shutil.rmtree(tmp_path / "tune")
+    go(tune)
+    go(after)  # nor has it now: the same bits
+    shutil.rmtree(tmp_path / "tune")
+    go(sft(tiny, rows, tmp_path / "tune", steps=2))
+    with pytest.raises(RecipeError, match=r"model\.name: has changed since .*after was made from it; .* remove .*r"):
+        go(after)
+    assert (tmp_path / "after" / "evals.jsonl").read_bytes() == figures
+    rows.write_text(rows.read_text().replace("hello", "howdy"))
+    with pytest.raises(RecipeError, match=r"data\.train\.0\.path: has changed since .*tune was made from it"):
+        go(sft(tiny, rows, tmp_path / "tune", steps=2))
+    rows.unlink()
+    go(sft(tiny, rows, tmp_path / "tune", steps=2))  # what is not there any more has not changed
+
+
 def test_the_best_checkpoint_is_the_result(tiny, rows, tmp_path):
     node = sft(
         tiny,
