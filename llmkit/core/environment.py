@@ -27,6 +27,6 @@ def prepare(remote: bool = False) -> None:
         os.environ.setdefault(name, "error")
     if not remote:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
+    warnings.filterwarnings("ignore", module="|".join(LIBRARIES))
     for name in LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
