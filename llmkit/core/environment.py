@@ -29,7 +29,7 @@ def prepare(remote: bool = False) -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):  # their imports set their loggers' levels anew
         os.environ.setdefault(name, "error")
     _set_offline(not remote)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
+    warnings.filterwarnings("ignore", module="|".join(LIBRARIES))
     for name in LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
 
