@@ -32,6 +32,7 @@ class ModelRef:
 class NoQuant:
     """The base model is held at the recipe's precision."""
 
+    weight_bytes: ClassVar[float] = 0.0
     kind: Literal["none"] = "none"
 
     def config(self, compute: torch.dtype) -> None:
@@ -42,6 +43,7 @@ class NoQuant:
 class Nf4:
     """The frozen base is held in 4-bit NormalFloat blocks of 64 (QLoRA, arXiv:2305.14314), by bitsandbytes."""
 
+    weight_bytes: ClassVar[float] = 0.6
     kind: Literal["bnb_nf4"] = "bnb_nf4"
     double: bool = True
     """Quantise the block scales too (0.37 bits a weight less)."""
@@ -64,6 +66,7 @@ class Nf4:
 class Int8:
     """The frozen base is held in 8-bit rows, its outliers in fp16 (LLM.int8(), arXiv:2208.07339), by bitsandbytes."""
 
+    weight_bytes: ClassVar[float] = 1.1
     kind: Literal["bnb_int8"] = "bnb_int8"
     threshold: float = setting(default=6.0, least=0.0)
     """Activations above it take the outlier path; 0 turns it off."""

@@ -151,36 +151,6 @@ def test_c2_a_disk_that_refuses_any_call_keeps_the_old_one(tmp_path, number):
         assert found is not None and (same(found[1], tensors(1)) or same(found[1], tensors(2)))
 
 
-class Journal(Disk):
-    """A disk that forgets all that was not synced: files by fsync, names by a sync of their folder."""
-
-    def __init__(self):
-        self.done = []
-
-    def write(self, path, parts):
-        self.done.append(("write", path, b"".join(bytes(p) for p in parts)))
-
-    def make(self, folder):
-        self.done.append(("make", folder))
-
-    def rename(self, old, new):
-        self.done.append(("rename", old, new))
-
-    def sync(self, folder):
-        self.done.append(("sync", folder))
-
-
-def test_c4_names_are_synced_after_contents_and_before_old_ones_go(tmp_path):
-    disk = Journal()
-    folder = tmp_path / "c"
-    folder.mkdir()
-    state.save(folder, 5, tensors(5), {"step": 5}, disk)
-    kinds = [done[0] for done in disk.done]
-    assert kinds == ["make", "write", "write", "write", "sync", "rename", "sync"]
-    aside, final = disk.done[5][1:]
-    assert disk.done[4][1] == aside and final == folder / "step-5" and disk.done[6][1] == folder
-
-
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "zero", "empty", "remove"])
 def test_c5_any_harmed_file_is_named_and_the_one_before_is_used(tmp_path, name, harm):

@@ -22,7 +22,7 @@ from llmkit.core.folder import claim
 from llmkit.core.run import Grants
 from llmkit.recipe.load import load_recipe
 from llmkit.stages import build_training, resume
-from tests.faults import go, in_child, killed_after, outcome, sft, status, whole
+from tests.faults import TIMINGS, go, in_child, killed_after, outcome, sft, status, whole
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +332,31 @@ def test_c13_a_micro_batch_and_a_recompute_that_are_accepted_are_used(accepted, 
         return
     made = go(node, grants=Grants(accept=("micro_batch", "memory.recompute")))
     assert (made.manifest["micro_batch"], made.manifest["recompute"]) == (1, True)
+
+
+HELD = {
+    "adamw_8bit": {"adapter": "none", "optim": {"kind": "adamw_8bit", "lr": 1e-3}},
+    "nf4": {"quant": "bnb_nf4", "adapter": {"kind": "lora", "rank": 4, "dropout": 0.1}},
+    "bf16": {"precision": "bf16", "adapter": "none"},
+    "bf16_mixed": {"precision": "bf16_mixed"},
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_killed_run_ends_as_if_it_had_not_been_whatever_it_holds(name, tiny, world, tmp_path):
+    def node(out):
+        return sft(tiny, world[0], tmp_path / out, **HELD[name])
+
+    go(node("whole"))
+    assert in_child(lambda: killed_after(4, lambda: go(node("killed")))) == -signal.SIGKILL
+    go(node("killed"))
+    kinds = {value.dtype for value in state.load(tmp_path / "whole" / "checkpoints" / "step-6")[0].values()}
+    assert {"adamw_8bit": torch.uint8, "bf16": torch.bfloat16}.get(name, torch.float32) in kinds  # it is what it says
+    ends = [state.load(tmp_path / out / "checkpoints" / "step-6") for out in ("whole", "killed")]
+    assert all(torch.equal(value, ends[1][0][key]) for key, value in ends[0][0].items())
+    lines = [(tmp_path / out / "metrics.jsonl").read_text().splitlines() for out in ("whole", "killed")]
+    kept = [[{k: v for k, v in json.loads(line).items() if k not in TIMINGS} for line in found] for found in lines]
+    assert kept[0] == kept[1]
 
 
 def test_c11_each_sample_once_an_epoch_although_killed_in_the_middle_of_it(tiny, world, tmp_path):
