@@ -124,7 +124,7 @@ class Cosine:
     """Half a cosine from the full rate to `floor` of it (arXiv:1608.03983)."""
 
     kind: Literal["cosine"] = "cosine"
-    warmup: float = setting(default=0.0, least=0.0)
+    warmup: float = setting(default=0.03, least=0.0)
     """Steps, or a share of the run when below 1."""
     floor: float = setting(default=0.0, least=0.0, most=1.0)
 

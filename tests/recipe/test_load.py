@@ -1,5 +1,6 @@
 """Recipes: places, nearest keys, all errors at once, and the rows R1 to R10 of bad input."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tracemalloc
 import pytest
 
 from llmkit.core.errors import RecipeError
+from llmkit.recipe.kinds import KINDS
 from llmkit.recipe.load import digest, load_recipe
 from llmkit.recipe.show import resolved
 
@@ -168,6 +170,28 @@ def test_r10_odd_files(raw, said):
     made = problems(raw)
     assert any(said in line for line in made)
     assert all(line.startswith("r.yaml:") and "\n" not in line for line in made)
+
+
+@pytest.mark.parametrize(
+    "overrides", [["optim.lr=1e-4", "adapter.dora=true"], ["optim={lr: 1e-4}", "adapter={dora: true}"]]
+)
+def test_a_mapping_without_a_kind_is_of_the_default_kind(overrides):
+    recipe = load_recipe(write(GOOD.replace("optim: {kind: adamw, lr: 2e-5}\n", "")), overrides)
+    node = recipe.stages[0][1]
+    assert (node.optim.kind, node.optim.lr, node.adapter.kind, node.adapter.dora) == ("adamw", 1e-4, "lora", True)
+    assert recipe.origins["optim.kind"].kind == "default"
+
+
+def test_what_is_wrong_below_a_default_kind_is_told_at_once():
+    said = problems(GOOD.replace("kind: adamw, lr: 2e-5", "lr: -1, beta1: 1.5, bta: 1"))
+    assert [line.split(": ")[1] for line in said] == ["optim.lr", "optim.beta1", "optim.bta"]
+
+
+@pytest.mark.parametrize("cls", KINDS.values())
+def test_the_default_of_a_node_is_what_its_kind_alone_gives(cls):
+    for item in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(item.default):
+            assert item.default == type(item.default)(), item.name
 
 
 def test_r10_bom_and_crlf_are_fine():
