@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmkit.cli.setup import shipped
 from llmkit.core.console import Console
+from llmkit.recipe import shipped
 
 MODEL = "smollm2-135m-instruct-q4"
 
@@ -22,7 +22,7 @@ def quickstart(out: str) -> None:
     began = time.monotonic()
     console = Console()
     console.notice(f"fetching {MODEL}, and making a data set from this Python's own library")
-    run(load_recipe(shipped() / "quickstart.yaml", {"out": out}), console=console)
+    run(load_recipe(shipped.folder() / "quickstart.yaml", {"out": out}), console=console)
     _tell(Path(out), time.monotonic() - began)
 
 

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from llmkit.recipe.shipped import recipes
+
 GOOD = "kind: sft\nmodel: {model}\ndata:\n  train: [{{kind: jsonl, path: {rows}}}]\nsteps: 1\nout: {out}\n"
 
 
@@ -154,6 +156,18 @@ def test_recipes_are_listed_and_copied_once(tmp_path, call):
     assert "sft/lora" in call("recipes")[1]
     assert call("recipes", "sft/lora")[0] == 0 and (tmp_path / "lora.yaml").is_file()
     assert call("recipes", "sft/lora")[0] == 2
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_a_shipped_recipe_copied_alone_is_whole(name, call, tmp_path):
+    assert call("recipes", name)[0] == 0
+    assert call("show", *os.listdir(tmp_path))[0] == 0
+
+
+@pytest.mark.parametrize("name", ["sft/lora", "sft/lora.yaml", "recipes/sft/lora.yaml", "lora.yaml"])
+def test_a_missing_recipe_that_is_shipped_says_how_to_get_it(name, call):
+    assert "fix: copy it with llmkit recipes sft/lora\n" in call("run", name)[2]
+    assert "lists some" in call("run", "nothing.yaml")[2]
 
 
 def test_a_fault_of_our_own_is_one_line_and_a_traceback_only_if_asked_for():
