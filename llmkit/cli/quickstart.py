@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -68,11 +70,22 @@ def _line(text: str) -> str:
 
 def _next(folder: Path) -> list[str]:
     example = "Describe in one sentence what this Python function does.\\n\\ndef area(r):\\n    return 3.14159 * r * r"
+    program = _program()
     return [
-        f"llmkit chat {folder / 'tune'}",
-        f"llmkit generate {folder / 'tune'} $'{example}'",
-        "llmkit recipes sft/lora && llmkit run lora.yaml 'data.train=[{kind: jsonl, path: YOURS.jsonl}]'",
+        f"{program} chat {folder / 'tune'}",
+        f"{program} generate {folder / 'tune'} $'{example}'",
+        f"{program} recipes sft/lora && {program} run lora.yaml 'data.train=[{{kind: jsonl, path: YOURS.jsonl}}]'",
     ]
+
+
+def _program() -> str:
+    """What a shell here calls this program: its name where PATH leads to it, else its path."""
+    called = Path(sys.argv[0])
+    script = called if called.name == "llmkit" else Path(sys.executable).with_name("llmkit")
+    found = shutil.which("llmkit")
+    if found is not None and Path(found).resolve() == script.resolve():
+        return "llmkit"
+    return shlex.quote(str(script)) if script.is_file() else f"{shlex.quote(sys.executable)} -m llmkit"
 
 
 def _say(text: str) -> None:

@@ -69,7 +69,7 @@ class AdamW8bit:
             from bitsandbytes.optim import AdamW8bit as Built
         except ImportError as missing:
             raise ModelError(
-                f"adamw_8bit needs bitsandbytes ({missing})", fix="pip install 'llmkit[quant]'", key="optim.kind"
+                f"adamw_8bit needs bitsandbytes ({missing})", fix="pip install bitsandbytes", key="optim.kind"
             ) from missing
         built: Optimizer = Built(
             _groups(params, self.weight_decay), lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps
@@ -246,7 +246,7 @@ class Guard:
 
 @config
 class TensorBoard:
-    """Event files in `out/tensorboard` (needs `pip install llmkit[tensorboard]`)."""
+    """Event files in `out/tensorboard` (needs `pip install tensorboard`)."""
 
     kind: Literal["tensorboard"] = "tensorboard"
 
