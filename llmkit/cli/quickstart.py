@@ -39,11 +39,13 @@ def _tell(folder: Path, seconds: float) -> None:
     reports = [{e["metric"]: e for e in Lines(folder / name / "evals.jsonl").read()} for name in ("before", "after")]
     changes = {report.metric: report for report in compare(tables[1], tables[0])}
     _say("")
-    _say(f"{'held-out (95 % intervals)':28}{'before':>26}{'after':>26}{'difference':>26}")
+    table = [("held-out (95 % intervals)", "before", "after", "difference")]
     for metric, before in reports[0].items():
-        change = changes.get(metric)
-        last = _interval(vars(change)) if change is not None else ""
-        _say(f"{metric:28}{_interval(before):>26}{_interval(reports[1][metric]):>26}{last:>26}")
+        last = _interval(vars(changes[metric])) if metric in changes else ""
+        table.append((metric, _interval(before), _interval(reports[1][metric]), last))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for name, *cells in table:
+        _say("  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))]))
     _samples(*tables)
     _say(f"\n{seconds:.0f} s. Report: {folder / 'report.html'}\nNext:")
     for line in _next(folder):

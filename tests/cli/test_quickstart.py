@@ -1,11 +1,15 @@
 """What the quickstart tells at its end."""
 
+import math
 import os
+import re
 import sys
 
 import pytest
 
 from llmkit.cli import quickstart
+from llmkit.core import records
+from llmkit.core.metrics import Lines
 
 
 @pytest.fixture
@@ -33,3 +37,18 @@ def test_called_as_a_module_the_script_beside_the_interpreter_is_named(script, t
     assert quickstart._program() == str(script)
     script.unlink()
     assert quickstart._program() == f"{tmp_path / 'bin' / 'python'} -m llmkit"
+
+
+def test_the_table_keeps_its_columns_apart_and_fills_the_differences(tmp_path, capsys):
+    for name, nll in (("before", 40.0), ("after", 20.0)):
+        scores = [{"nll": nll + i, "tokens": 2.0, "bytes": 1.0} for i in range(4)]
+        rows = [records.Prediction(str(i), str(i), {"task": "p"}, scores=s) for i, s in enumerate(scores)]
+        (tmp_path / name).mkdir()
+        records.write(tmp_path / name / "predictions.jsonl", rows)
+        for metric in ("p.perplexity", "p.bits_per_byte"):
+            Lines(tmp_path / name / "evals.jsonl").add({"metric": metric, "value": nll**9, "low": 0.1, "high": nll**9})
+    quickstart._tell(tmp_path, 1.0)
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("held-out", "p."))]
+    assert [len(re.split(r" {2,}", line)) for line in table] == [4, 4, 4]
+    assert len({len(line) for line in table}) == 1
+    assert float(re.split(r" {2,}", table[2])[3].split()[0]) == pytest.approx(-20 / math.log(2), abs=1e-3)
