@@ -18,21 +18,6 @@ def llmkit(*words, cwd=None, **env):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **env}, check=False)
 
 
-@pytest.fixture
-def call(tmp_path, monkeypatch, capfd):
-    """The same in this process, from an empty folder: (exit status, standard output, standard error)."""
-    from llmkit.cli.main import _guarded
-
-    monkeypatch.chdir(tmp_path)
-
-    def called(*words):
-        code = _guarded([str(word) for word in words], False)
-        said = capfd.readouterr()
-        return code, said.out, said.err
-
-    return called
-
-
 def test_help_and_a_broken_recipe_import_no_torch(tmp_path):
     (tmp_path / "r.yaml").write_text("kind: sft\nmodle: x\n")
     code = (
