@@ -13,6 +13,7 @@ from llmkit.core.artifact import Artifact
 from llmkit.core.errors import ModelError, RecipeError
 from llmkit.core.folder import differences, read_status
 from llmkit.core.metrics import Lines
+from llmkit.core.wording import yaml_word
 
 
 def _run(folder: str) -> Path:
@@ -65,7 +66,7 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = f"{value:.6g}" if isinstance(value, float) else yaml_word(value)
     return text if len(text) < 80 else text[:77] + "..."
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from llmkit.core.config import Conflict, Limits
 from llmkit.core.hints import hints, kind_of, kinds, marks, names, options
-from llmkit.core.scalars import BAD, Origin, Value, measured, read_bool, read_float, read_int, read_str
+from llmkit.core.scalars import BAD, EMPTY, Origin, Value, measured, read_bool, read_float, read_int, read_str
 from llmkit.core.wording import LATER, Report, no_kind, text_of, unknown, way_out
 
 
@@ -60,6 +60,9 @@ def convert(hint: Any, value: Value, key: str, report: Report, item: dataclasses
         report.add(LATER, "leave it out", key, value.origin)
         return BAD
     made = _convert(hint, value, key, report, item.default if item is not None else None)
+    if made == "" and (item is None or item.default != ""):
+        report.add(EMPTY, way_out(hint, value), key, value.origin)
+        return BAD
     limits: Limits | None = item.metadata.get("limits") if item is not None else None
     if limits and isinstance(made, int | float) and not isinstance(made, bool) and (bound := limits.broken_by(made)):
         report.add(f"{text_of(value)} is out of range", f"give a value {bound}", key, value.origin)
@@ -247,13 +250,13 @@ def cross_check(node: Any, key: str, origin: Origin, bad: Iterable[str], report:
     for conflict in found:
         if {conflict.key.partition(".")[0], conflict.other.partition(".")[0]} & set(bad):
             continue
-        what = conflict.what
+        what, path = conflict.what, under(key, conflict.key)
+        written = _nearest(path, key, report)
+        place = written if written and written.kind != "default" else origin
         if conflict.other:
             other = under(key, conflict.other)
-            what = f"contradicts {other}{_place(_nearest(other, key, report))}: {what}"
-        path = under(key, conflict.key)
-        written = _nearest(path, key, report)
-        report.add(what, conflict.fix, path, written if written and written.kind != "default" else origin)
+            what = f"contradicts {other}{_place(_nearest(other, key, report), place)}: {what}"
+        report.add(what, conflict.fix, path, place)
 
 
 def _nearest(path: str, top: str, report: Report) -> Origin | None:
@@ -265,7 +268,8 @@ def _nearest(path: str, top: str, report: Report) -> Origin | None:
     return first if found is None else found
 
 
-def _place(origin: Origin | None) -> str:
+def _place(origin: Origin | None, beside: Origin) -> str:
+    """Where a second key was written, as an error at `beside` says it."""
     if origin is None or origin.kind == "python":
         return ""
-    return f" (line {origin.line})" if origin.kind == "file" else f" ({origin.kind})"
+    return f" (line {origin.line})" if origin.kind == "file" and origin.file == beside.file else f" ({origin})"

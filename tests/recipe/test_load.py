@@ -14,6 +14,7 @@ from llmkit.core.errors import RecipeError
 from llmkit.recipe.kinds import KINDS
 from llmkit.recipe.load import digest, load_recipe
 from llmkit.recipe.show import resolved
+from llmkit.stages.sft import Sft
 
 GOOD = """
 kind: sft
@@ -103,6 +104,35 @@ def test_r4_bombs_are_refused_fast_and_small():
 def test_r5_scalars_are_read_by_the_type_of_their_field(line, said):
     text = "\n".join(row for row in GOOD.splitlines() if not row.startswith(line.split(":")[0])) + f"\n{line}\n"
     assert any(said in p and "r.yaml:" in p for p in problems(text))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("model:", "model.name: is empty; fix: give a value"),
+        ("model: ''", "model.name: is empty; fix: give a value"),
+        ("out:", "out: is empty; fix: give a value"),
+        ("out: ''", "out: is empty; fix: give a value"),
+        ("steps: ''", "steps: '' is not a whole number; fix: use a whole number"),
+        ("model: [a]", "model: a list is not a name | a mapping; fix: use a name | a mapping"),
+        ("data: {train: a.jsonl}", "a.jsonl is not a list; fix: write [{kind: jsonl, path: a.jsonl}]"),
+        ("data: {train: [a.jsonl]}", "a.jsonl is no kind of train; fix: write {kind: jsonl, path: a.jsonl}"),
+        ("data: {train: {kind: jsonl}}", "a mapping is not a list; fix: write [...] around it"),
+        ("log: tensorboard", "tensorboard is not a list; fix: write [tensorboard]"),
+        ("checkpoint: {every: 10x}", "10x is not a whole number | a duration such as 10m"),
+    ],
+)
+def test_what_is_wrong_is_said_with_a_way_that_leads_out(line, said):
+    key = line.split(":")[0]
+    tree = {row.split(":")[0]: row for row in GOOD.replace("data:\n  ", "data: {").replace("}]\n", "}]}\n").split("\n")}
+    assert any(said in problem for problem in problems("\n".join((tree | {key: line}).values())))
+
+
+def test_python_values_are_named_as_a_recipe_writes_them():
+    with pytest.raises(RecipeError) as caught:
+        Sft(model=None, data={"train": "a.jsonl"}, out="", steps=True)
+    said = str(caught.value)
+    assert "model: null is" in said and "steps: true is" in said and "out: is empty" in said and "None" not in said
 
 
 def test_r5_numbers_without_a_dot_and_with_units_are_numbers():
