@@ -5,9 +5,11 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
+import llmkit as llmkit_package
 from llmkit.recipe.shipped import recipes
 
 GOOD = "kind: sft\nmodel: {model}\ndata:\n  train: [{{kind: jsonl, path: {rows}}}]\nsteps: 1\nout: {out}\n"
@@ -60,6 +62,23 @@ def test_usage_and_model_errors_have_their_exit_status(words, status, tmp_path):
     assert done.returncode == status
     assert done.stderr.count("llmkit: error: ") == 1 and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_version_and_usage_errors_lead_to_the_help_of_the_verb(call):
+    assert call("--version")[:2] == (0, f"llmkit {version('llmkit')}\n")
+    for words, where in (
+        (["run"], "llmkit run"),
+        (["run", "r.yaml", "--bogus"], "llmkit run"),
+        (["nonsense"], "llmkit"),
+    ):
+        code, _, said = call(*words)
+        assert code == 2 and said.endswith(f"; fix: see {where} --help\n") and said.count("\n") == 1
+    assert call("check", "r.yaml", "--show", "-1")[0] == 2
+    assert "Fine-tune, evaluate and ship" in call("--help")[1]
+
+
+def test_the_public_names_are_listed():
+    assert {"Sft", "run", "load_recipe"} <= set(dir(llmkit_package))
 
 
 @pytest.mark.parametrize("level", ["0", "2"])
