@@ -39,7 +39,7 @@ class Artifact:
         return said
 
     def model(self) -> Path:
-        """The Hugging Face folder."""
+        """The path of the Hugging Face folder, for transformers or peft; nothing is loaded."""
         return self.folder / "model"
 
     def verify(self, under: str = "") -> None:
