@@ -9,9 +9,9 @@ WORKERS ?= 2
 
 # A torch that is already installed is reused; without one, the pinned release is installed first.
 $(STAMP): pyproject.toml constraints.txt
-	@if $(PYTHON) -c "import torch" 2>/dev/null; then $(PYTHON) -m venv --system-site-packages $(VENV); else $(PYTHON) -m venv $(VENV); fi
-	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	@c=$$(mktemp); v=$$($(BIN)/python -c "import torch; print(torch.__version__.split('+')[0])"); \
+	@if $(PYTHON) -W ignore -c "import torch" 2>/dev/null; then $(PYTHON) -m venv --system-site-packages $(VENV); else $(PYTHON) -m venv $(VENV); fi
+	@$(BIN)/python -W ignore -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	@c=$$(mktemp); v=$$($(BIN)/python -W ignore -c "import torch; print(torch.__version__.split('+')[0])"); \
 	 sed "s/^torch==.*/torch==$$v/" constraints.txt > $$c; \
 	 $(BIN)/pip install --quiet --disable-pip-version-check -c $$c -e ".[dev]" && rm -f $$c
 	@touch $@

@@ -29,6 +29,11 @@ _WHERE = {
 }
 
 
+def __dir__() -> list[str]:
+    """The public names, found or not yet."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Public names are found when asked for: `import llmkit` stays fast."""
     if name not in _WHERE:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from llmkit import __version__
 from llmkit.core.errors import LlmkitError, Problem
 
 app = typer.Typer(
@@ -32,10 +33,25 @@ LAUNCHED = ("TORCHELASTIC_RUN_ID", "LOCAL_RANK")
 USAGE: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 """What the command line's own parser raises, whichever package holds its class."""
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as optim.lr=1e-4.")]
+OVERRIDES = "Overrides, such as optim.lr=1e-4 or stages.NAME.steps=9; the later of two wins."
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help=OVERRIDES)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
 Model = Annotated[str, typer.Argument(help="An alias, a Hub id, a model folder, an adapter folder or a run's folder.")]
 Code = Annotated[bool, typer.Option("--allow-code", help="Run code that the model's folder brings.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"llmkit {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_verb(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
 
 
 @app.command()
@@ -57,7 +73,7 @@ def run(
 def check(
     recipe: Annotated[str, typer.Argument(help="A recipe file.")],
     overrides: Overrides = None,
-    show: Annotated[int, typer.Option(metavar="N", help="Show the tokens of the first N examples.")] = 0,
+    show: Annotated[int, typer.Option(metavar="N", min=0, help="Show the tokens of the first N examples.")] = 0,
 ) -> None:
     """Parse a recipe, render its data, account its memory; change nothing."""
     from llmkit.cli.recipes import check as verb
@@ -234,7 +250,9 @@ def _guarded(words: list[str], debug: bool) -> int:
         if type(usage).__name__ == "NoArgsIsHelpError":
             usage.show()
             return 2
-        return _say([Problem(usage.format_message().rstrip("."), "see llmkit --help")], 2)
+        context = getattr(usage, "ctx", None)
+        verb = f"{context.info_name} " if context is not None and context.parent is not None else ""
+        return _say([Problem(usage.format_message().rstrip("."), f"see llmkit {verb}--help")], 2)
     except (typer.Abort, KeyboardInterrupt):
         return _say([Problem("stopped by SIGINT", "run the same command again to go on")], 75)
     except LlmkitError as error:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmkit.cli.setup import shipped
 from llmkit.core.console import Console
 from llmkit.core.types import interval
+from llmkit.recipe import shipped
 
 MODEL = "smollm2-135m-instruct-q4"
 
@@ -23,7 +25,7 @@ def quickstart(out: str) -> None:
     began = time.monotonic()
     console = Console()
     console.notice(f"fetching {MODEL}, and making a data set from this Python's own library")
-    run(load_recipe(shipped() / "quickstart.yaml", {"out": out}), console=console)
+    run(load_recipe(shipped.folder() / "quickstart.yaml", {"out": out}), console=console)
     _tell(Path(out), time.monotonic() - began)
 
 
@@ -38,11 +40,13 @@ def _tell(folder: Path, seconds: float) -> None:
     reports = [{e["metric"]: e for e in Lines(folder / name / "evals.jsonl").read()} for name in ("before", "after")]
     changes = {report.metric: report for report in compare(tables[1], tables[0])}
     _say("")
-    _say(f"{'held-out (95 % intervals)':28}{'before':>26}{'after':>26}{'difference':>26}")
+    table = [("held-out (95 % intervals)", "before", "after", "difference")]
     for metric, before in reports[0].items():
-        change = changes.get(metric)
-        last = _interval(vars(change)) if change is not None else ""
-        _say(f"{metric:28}{_interval(before):>26}{_interval(reports[1][metric]):>26}{last:>26}")
+        last = _interval(vars(changes[metric])) if metric in changes else ""
+        table.append((metric, _interval(before), _interval(reports[1][metric]), last))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for name, *cells in table:
+        _say("  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))]))
     _samples(*tables)
     _say(f"\n{seconds:.0f} s. Report: {folder / 'report.html'}\nNext:")
     for line in _next(folder):
@@ -69,11 +73,22 @@ def _line(text: str) -> str:
 
 def _next(folder: Path) -> list[str]:
     example = "Describe in one sentence what this Python function does.\\n\\ndef area(r):\\n    return 3.14159 * r * r"
+    program = _program()
     return [
-        f"llmkit chat {folder / 'tune'}",
-        f"llmkit generate {folder / 'tune'} $'{example}'",
-        "llmkit recipes sft/lora && llmkit run lora.yaml 'data.train=[{kind: jsonl, path: YOURS.jsonl}]'",
+        f"{program} chat {folder / 'tune'}",
+        f"{program} generate {folder / 'tune'} $'{example}'",
+        f"{program} recipes sft/lora && {program} run lora.yaml 'data.train=[{{kind: jsonl, path: YOURS.jsonl}}]'",
     ]
+
+
+def _program() -> str:
+    """What a shell here calls this program: its name where PATH leads to it, else its path."""
+    called = Path(sys.argv[0])
+    script = called if called.name == "llmkit" else Path(sys.executable).with_name("llmkit")
+    found = shutil.which("llmkit")
+    if found is not None and Path(found).resolve() == script.resolve():
+        return "llmkit"
+    return shlex.quote(str(script)) if script.is_file() else f"{shlex.quote(sys.executable)} -m llmkit"
 
 
 def _say(text: str) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from llmkit.core.artifact import Artifact
-from llmkit.core.errors import RecipeError
+from llmkit.core.errors import ModelError, RecipeError
 from llmkit.core.folder import differences, read_status
 from llmkit.core.metrics import Lines
+from llmkit.core.wording import yaml_word
 from llmkit.stages.overview import order, write_overview
 from llmkit.stages.report import write_report
 
@@ -54,42 +57,89 @@ def facts(folder: Path) -> dict[str, Any]:
     kept = {
         key: value for key, value in manifest.items() if key not in ("files", "finished", "recipe_digest", "reports")
     }
-    lines = Lines(folder / "metrics.jsonl").read()
-    last = {line["event"]: line for line in lines if line["event"] in ("train", "evaluate")}
+    lines = _lines(folder / "metrics.jsonl")
+    last = {line["event"]: line for line in lines if line.get("event") in ("train", "evaluate")}
     results = {name: value for line in last.values() for name, value in line.items() if name in ("loss", "valid.loss")}
-    scores = {line["metric"]: line["value"] for line in Lines(folder / "evals.jsonl").read()}
+    scores = {line["metric"]: line["value"] for line in _lines(folder / "evals.jsonl")}
     return {**kept, "result": results | scores, "state": read_status(folder).get("state")}
 
 
 def _short(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = f"{value:.6g}" if isinstance(value, float) else yaml_word(value)
     return text if len(text) < 80 else text[:77] + "..."
 
 
 def runs(folder: str, as_json: bool) -> None:
-    """A line for each run below a folder."""
-    rows = []
-    for status in sorted(Path(folder).rglob("status.json")):
-        said, lines = read_status(status.parent), Lines(status.parent / "metrics.jsonl").read()
-        losses = [line["loss"] for line in lines if line["event"] == "train"]
-        valid = [line["valid.loss"] for line in lines if line["event"] == "evaluate"]
-        manifest = status.parent / "manifest.json"
-        kind = json.loads(manifest.read_text()).get("kind", "") if manifest.is_file() else ""
-        steps = said.get("step") or len(losses)
-        rows.append((str(status.parent), kind, said.get("state"), steps, losses[-1:], valid[-1:]))
+    """A line for each run below a folder; a broken one says what is broken.
+
+    Raises:
+        RecipeError: there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise RecipeError(f"{folder} is no folder", fix="name the folder that holds the runs")
+    rows = [_row(status.parent) for status in sorted(Path(folder).rglob("status.json"))]
     if as_json:
-        names = ("folder", "kind", "state", "step", "loss", "valid_loss")
-        flat = [dict(zip(names, (*row[:4], *(v[0] if v else None for v in row[4:])), strict=True)) for row in rows]
-        sys.stdout.write(json.dumps({"runs": flat}) + "\n")
+        sys.stdout.write(json.dumps({"runs": rows}) + "\n")
         return
     if not rows:
         sys.stdout.write(f"no runs below {folder}\n")
         return
-    from rich.console import Console
-    from rich.table import Table
+    table = [("run", "kind", "state", "step", "loss", "valid.loss"), *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells, why in zip(table, ["", *(row["why"] if row["state"] == "broken" else "" for row in rows)], strict=True):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        sys.stdout.write(f"{line}  {why}".rstrip() + "\n")
 
-    # a loss that is not finite is text: JSON has no such number
-    table = Table("run", "kind", "state", "step", "loss", "valid.loss", box=None)
-    for name, kind, state, step, loss, valid in rows:
-        table.add_row(name, kind, str(state), str(step), *(f"{float(v[0]):.4f}" if v else "" for v in (loss, valid)))
-    Console(file=sys.stdout).print(table)
+
+def _row(folder: Path) -> dict[str, Any]:
+    """What is told of a run."""
+    row = {"folder": str(folder), "kind": _kind(folder), "state": "broken", "step": 0, "loss": None, "valid_loss": None}
+    try:
+        said = read_status(folder)
+        if "state" not in said:
+            raise ModelError("cannot be read", file=str(folder / "status.json"))
+        if (folder / "manifest.json").is_file():
+            _ = Artifact(folder).manifest
+        lines = _lines(folder / "metrics.jsonl")
+    except ModelError as broken:
+        return {**row, "why": str(broken)}
+    losses = [line.get("loss") for line in lines if line.get("event") == "train"]
+    valid = [line.get("valid.loss") for line in lines if line.get("event") == "evaluate"]
+    killed = said["state"] == "running" and not _is_held(folder)
+    row |= {"state": "killed" if killed else said["state"], "step": said.get("step") or len(losses)}
+    return row | {"loss": _last(losses), "valid_loss": _last(valid), "why": said.get("why", "")}
+
+
+def _kind(folder: Path) -> str:
+    """The kind of a run, which is in its recipe from the beginning."""
+    try:
+        found = re.search(r"^kind: (\w+)", (folder / "resolved.yaml").read_text(), re.MULTILINE)
+    except (OSError, ValueError):
+        return ""
+    return found[1] if found else ""
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether a live process holds a run's folder: what the claim of a next one asks too."""
+    try:
+        with (folder / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as cause:
+        return not isinstance(cause, FileNotFoundError)
+    return False
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [line for line in Lines(path).read() if isinstance(line, dict)]
+    except (OSError, ValueError) as cause:
+        raise ModelError("is damaged: a line is not JSON", fix="run the stage again", file=str(path)) from cause
+
+
+def _last(values: list[Any]) -> Any:
+    return values[-1] if values else None
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    numbers = (f"{v:.4f}" if isinstance(v, float) else str(v or "") for v in (row["loss"], row["valid_loss"]))
+    return (row["folder"], row["kind"], str(row["state"]), str(row["step"]), *numbers)

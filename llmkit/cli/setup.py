@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmkit.core.environment import prepare
 from llmkit.core.errors import RecipeError
+from llmkit.recipe import shipped
 
 
 def fetch(name: str, as_json: bool) -> None:
@@ -26,17 +27,9 @@ def fetch(name: str, as_json: bool) -> None:
         sys.stdout.write(f"{found.folder}\n")
 
 
-def shipped() -> Path:
-    """The folder of recipes: in an installed wheel, or beside the sources."""
-    package = Path(__file__).parents[1]
-    inside = package / "_shipped" / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
-
-
 def recipes(name: str) -> None:
     """Lists recipes with the comment that each begins with, or copies one."""
-    folder = shipped()
-    found = {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
+    found = shipped.recipes()
     if not name:
         for short, path in found.items():
             sys.stdout.write(f"{short:28} {path.read_text().splitlines()[0].removeprefix('# ')}\n")

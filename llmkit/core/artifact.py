@@ -23,12 +23,23 @@ class Artifact:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the stage was made from."""
-        said: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text("utf-8"))
+        """What the stage was made from.
+
+        Raises:
+            ModelError: it is missing or damaged.
+        """
+        path = self.folder / "manifest.json"
+        try:
+            said = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as cause:
+            why = cause.strerror if isinstance(cause, OSError) else "is not JSON"
+            raise ModelError(f"cannot be read ({why})", fix="run the stage again", file=str(path)) from cause
+        if not isinstance(said, dict) or not isinstance(said.get("files"), dict):
+            raise ModelError("is no manifest: it lists no files", fix="run the stage again", file=str(path))
         return said
 
     def model(self) -> Path:
-        """The Hugging Face folder."""
+        """The path of the Hugging Face folder, for transformers or peft; nothing is loaded."""
         return self.folder / "model"
 
     def verify(self, under: str = "") -> None:

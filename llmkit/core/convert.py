@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from llmkit.core.config import Conflict, Limits
 from llmkit.core.hints import hints, kind_of, kinds, marks, names, options
-from llmkit.core.scalars import BAD, Origin, Value, measured, read_bool, read_float, read_int, read_str
+from llmkit.core.scalars import BAD, EMPTY, Origin, Value, measured, read_bool, read_float, read_int, read_str
 from llmkit.core.wording import LATER, Report, no_kind, text_of, unknown, way_out
 
 
@@ -59,7 +59,10 @@ def convert(hint: Any, value: Value, key: str, report: Report, item: dataclasses
             return made
         report.add(LATER, "leave it out", key, value.origin)
         return BAD
-    made = _convert(hint, value, key, report)
+    made = _convert(hint, value, key, report, item.default if item is not None else None)
+    if made == "" and (item is None or item.default != ""):
+        report.add(EMPTY, way_out(hint, value), key, value.origin)
+        return BAD
     limits: Limits | None = item.metadata.get("limits") if item is not None else None
     if limits and isinstance(made, int | float) and not isinstance(made, bool) and (bound := limits.broken_by(made)):
         report.add(f"{text_of(value)} is out of range", f"give a value {bound}", key, value.origin)
@@ -67,12 +70,12 @@ def convert(hint: Any, value: Value, key: str, report: Report, item: dataclasses
     return made
 
 
-def _convert(hint: Any, value: Value, key: str, report: Report) -> Any:
+def _convert(hint: Any, value: Value, key: str, report: Report, default: Any = None) -> Any:
     later, unit = marks(hint)
     members = options(hint)
     nodes = [option for option in members if dataclasses.is_dataclass(option)]
     if nodes and (isinstance(value.held, dict | str) or dataclasses.is_dataclass(value.held)):
-        return _node(nodes, members, value, key, report, later)
+        return _node(nodes, members, value, key, report, later, default)
     if isinstance(value.held, str) and value.held in later:
         report.add(f"{value.held} {LATER}", f"use {names(hint)}", key, value.origin)
         return BAD
@@ -122,7 +125,9 @@ def _mapping(hint: Any, value: Value, key: str, report: Report) -> Any:
     return BAD if any(item is BAD for item in made.values()) else made
 
 
-def _node(nodes: list[Any], members: list[Any], value: Value, key: str, report: Report, later: tuple[str, ...]) -> Any:
+def _node(
+    nodes: list[Any], members: list[Any], value: Value, key: str, report: Report, later: tuple[str, ...], default: Any
+) -> Any:
     if type(value.held) in nodes:
         return value.held
     if isinstance(value.held, str):
@@ -131,7 +136,11 @@ def _node(nodes: list[Any], members: list[Any], value: Value, key: str, report: 
         report.add(f"{type(value.held).__name__} is not {kinds(nodes)}", "give one of those", key, value.origin)
         return BAD
     value = _unfolded(nodes, value)
-    cls = nodes[0] if len(nodes) == 1 and "kind" not in value.held else _by_kind(nodes, value, key, report, later)
+    cls = _by_kind(nodes, value, key, report, later) if "kind" in value.held else _by_keys(nodes, value, default)
+    if cls is None:
+        fit = [node for node in nodes if _has(node, value)]
+        report.add("is missing", f"add kind: {kinds(fit or nodes)}", under(key, "kind"), value.origin)
+        return BAD
     return cls if cls is BAD else build(cls, value, key, report)
 
 
@@ -161,12 +170,21 @@ def _short(nodes: list[Any], members: list[Any], value: Value, key: str, report:
     return BAD
 
 
+def _by_keys(nodes: list[Any], value: Value, default: Any) -> Any:
+    """The class of a mapping that says no kind: the only one, or the default's unless its keys are another's alone."""
+    if len(nodes) == 1:
+        return nodes[0]
+    own = type(default)
+    return own if own in nodes and (_has(own, value) or not any(_has(node, value) for node in nodes)) else None
+
+
+def _has(node: Any, value: Value) -> bool:
+    """Whether a node knows every key of a mapping."""
+    return set(value.held) <= {item.name for item in dataclasses.fields(node)}
+
+
 def _by_kind(nodes: list[Any], value: Value, key: str, report: Report, later: tuple[str, ...]) -> Any:
-    path = f"{key}.kind" if key else "kind"
-    if "kind" not in value.held:
-        report.add("is missing", f"add kind: {kinds(nodes)}", path, value.origin)
-        return BAD
-    written = wrapped(value.held["kind"])
+    path, written = under(key, "kind"), wrapped(value.held["kind"])
     for node in nodes:
         if written.held and kind_of(node) == written.held:
             return node
@@ -232,13 +250,13 @@ def cross_check(node: Any, key: str, origin: Origin, bad: Iterable[str], report:
     for conflict in found:
         if {conflict.key.partition(".")[0], conflict.other.partition(".")[0]} & set(bad):
             continue
-        what = conflict.what
+        what, path = conflict.what, under(key, conflict.key)
+        written = _nearest(path, key, report)
+        place = written if written and written.kind != "default" else origin
         if conflict.other:
             other = under(key, conflict.other)
-            what = f"contradicts {other}{_place(_nearest(other, key, report))}: {what}"
-        path = under(key, conflict.key)
-        written = _nearest(path, key, report)
-        report.add(what, conflict.fix, path, written if written and written.kind != "default" else origin)
+            what = f"contradicts {other}{_place(_nearest(other, key, report), place)}: {what}"
+        report.add(what, conflict.fix, path, place)
 
 
 def _nearest(path: str, top: str, report: Report) -> Origin | None:
@@ -250,7 +268,8 @@ def _nearest(path: str, top: str, report: Report) -> Origin | None:
     return first if found is None else found
 
 
-def _place(origin: Origin | None) -> str:
+def _place(origin: Origin | None, beside: Origin) -> str:
+    """Where a second key was written, as an error at `beside` says it."""
     if origin is None or origin.kind == "python":
         return ""
-    return f" (line {origin.line})" if origin.kind == "file" else f" ({origin.kind})"
+    return f" (line {origin.line})" if origin.kind == "file" and origin.file == beside.file else f" ({origin})"

@@ -11,6 +11,13 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from llmkit.core.config import Later, Unit
 
+WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+MEASURES: dict[str, dict[Any, str]] = {
+    "duration": {float: "a duration such as 10m"},
+    "bytes": {int: "a size such as 4GiB"},
+}
+"""What the number with a unit is called, by its unit."""
+
 
 def hints(cls: Any) -> dict[str, Any]:
     """The resolved type of each field."""
@@ -61,15 +68,24 @@ def kinds(nodes: list[Any]) -> str:
 
 def names(hint: Any) -> str:
     """What a type is called in an error."""
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    words = WORDS | MEASURES.get(marks(hint)[1], {})
     named: list[str] = []
     for option in options(hint):
         if get_origin(option) is Literal:
             named += [str(name) for name in get_args(option)]
         elif dataclasses.is_dataclass(option):
-            named.append(kind_of(option) or "a mapping")
+            named += [kind_of(option)] if kind_of(option) else [*_alone(option), "a mapping"]
         elif get_origin(option) is tuple:
             named.append("a list")
         elif option is not type(None):
             named.append(words.get(option, "a mapping"))
     return " | ".join(dict.fromkeys(named)) or "null"
+
+
+def _alone(node: Any) -> list[str]:
+    """What a bare word in the place of a node is called, where it may be one."""
+    short = getattr(node, "_short", None)
+    if short is None:
+        return []
+    named = names(hints(node)[short])
+    return [f"a {short}" if named == "text" else named]

@@ -61,6 +61,7 @@ UNITS = {
     },
 }
 NOTHING = {"null", "~", ""}
+EMPTY = "is empty"
 AMBIGUOUS = {"yes", "no", "on", "off", "y", "n", "true", "false"} | NOTHING
 DATE = r"\d{4}-\d\d?-\d\d?([Tt ].*)?"
 BAD: Any = object()
@@ -117,7 +118,7 @@ def read_str(value: Value, problems: list[str]) -> Any:
         return BAD
     if value.is_plain and value.held.lower() in AMBIGUOUS:
         other = "nothing" if value.held.lower() in NOTHING else "a yes or no"
-        problems.append(f"{value.held or 'an empty value'} may be text or {other}")
+        problems.append(f"{value.held} may be text or {other}" if value.held else EMPTY)
         return BAD
     if value.is_plain and re.fullmatch(DATE, value.held):
         problems.append(f"{value.held} may be text or a date")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
 from llmkit.core.errors import Problem, RecipeError
-from llmkit.core.hints import kind_of, kinds, names, options
+from llmkit.core.hints import hints, kind_of, kinds, names, options
 from llmkit.core.scalars import Origin, Value
 
 LATER = "is not available yet in this version"
@@ -40,6 +42,9 @@ def no_kind(nodes: list[Any], value: Value, path: str, union: str, report: Repor
     if isinstance(value.held, str) and value.held in later:
         report.add(f"{value.held} {LATER}", f"use {kinds(nodes)}", path, value.origin)
         return
+    if meant := _written_out(nodes, value):
+        report.add(f"{text_of(value)} is no kind of {union}", f"write {meant}", path, value.origin)
+        return
     near = difflib.get_close_matches(str(value.held), [*map(kind_of, nodes), *later], 1)
     asked = f", did you mean {near[0]}?" if near and isinstance(value.held, str) else ""
     report.add(f"{text_of(value)} is no kind of {union}{asked}", f"use {kinds(nodes)}", path, value.origin)
@@ -57,15 +62,34 @@ def unknown(name: str, path: str, known: list[str], origin: Origin, report: Repo
 def way_out(hint: Any, value: Value) -> str:
     """One thing to do about a value of the wrong type."""
     members = options(hint)
+    if value.held == "" and str in members:
+        return "give a value"
     if str in members and not isinstance(value.held, dict | list):
         return "quote it"
+    if isinstance(value.held, str | dict) and all(get_origin(option) is tuple for option in members):
+        return _listed(members[0], value)
     literals = [str(name) for option in members if get_origin(option) is Literal for name in get_args(option)]
     near = difflib.get_close_matches(str(value.held), literals, 1) if isinstance(value.held, str) else []
     if near:
         return f"use {near[0]}"
-    if {int, float, bool} & set(members) and value.is_text and value.origin.kind != "python":
+    if {int, float, bool} & set(members) and value.is_text and value.held and value.origin.kind != "python":
         return "take the quotes away"
     return f"use {names(hint)}"
+
+
+def _listed(hint: Any, value: Value) -> str:
+    """How one thing becomes the list of it."""
+    if isinstance(value.held, dict):
+        return "write [...] around it"
+    return f"write [{_written_out(options(get_args(hint)[0]), value) or value.origin.written or value.held}]"
+
+
+def _written_out(nodes: list[Any], value: Value) -> str:
+    """The mapping that a bare path is short for, where it ends like the files of one of the kinds."""
+    for node in filter(dataclasses.is_dataclass, nodes):
+        if isinstance(value.held, str) and "path" in hints(node) and value.held.endswith(f".{kind_of(node)}"):
+            return f"{{kind: {kind_of(node)}, path: {value.origin.written or value.held}}}"
+    return ""
 
 
 def text_of(value: Value) -> str:
@@ -73,5 +97,10 @@ def text_of(value: Value) -> str:
     held = value.held
     if isinstance(held, dict | list | tuple):
         return "a mapping" if isinstance(held, dict) else "a list"
-    text = value.origin.written or (repr(held) if value.is_text else str(held)) or "nothing"
+    text = value.origin.written or (repr(held) if value.is_text else yaml_word(held)) or "nothing"
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def yaml_word(value: Any) -> str:
+    """A value as a recipe writes it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

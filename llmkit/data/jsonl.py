@@ -74,7 +74,8 @@ def _parsed(line: _Line) -> Raw | BadRow:
     except ValueError as cause:  # a number of more digits than Python reads
         return line.bad(f"cannot be read ({str(cause).split(';')[0]})", "mend the row")
     if not isinstance(said, dict):
-        return line.bad(f"holds a {type(said).__name__}, not an object", "write one object a line")
+        words = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
+        return line.bad(f"holds {words.get(type(said), 'a number')}, not an object", "write one object a line")
     return Raw(said, line.file, line.number, line.text)
 
 

@@ -46,7 +46,7 @@ class Jsonl:
 
 @config
 class Parquet:
-    """A parquet file, read in record batches (needs pyarrow: `pip install llmkit[parquet]`)."""
+    """A parquet file, read in record batches (needs `pip install pyarrow`)."""
 
     kind: Literal["parquet"] = "parquet"
     path: str

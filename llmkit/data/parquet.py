@@ -26,9 +26,7 @@ def read_parquet(path: Path) -> Iterator[Raw | BadRow]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as missing:
-        raise DataError(
-            f"parquet needs pyarrow ({missing})", fix="pip install 'llmkit[parquet]'", file=str(path)
-        ) from missing
+        raise DataError(f"parquet needs pyarrow ({missing})", fix="pip install pyarrow", file=str(path)) from missing
     line = 0
     with opened(path, "parquet") as file:
         try:

@@ -224,6 +224,10 @@ def compare(new: Sequence[Prediction], old: Sequence[Prediction], seed: int = 0)
         if "nll" in scores:
             new_sums, old_sums = (([t[k].scores["nll"] for k in a], [t[k].scores["tokens"] for k in a]) for t in (a, b))
             reports.append(difference(f"{task}.perplexity", new_sums, old_sums, clusters, np.exp, seed))
+            new_bits, old_bits = (
+                ([t[k].scores["nll"] / np.log(2) for k in a], [t[k].scores["bytes"] for k in a]) for t in (a, b)
+            )
+            reports.append(difference(f"{task}.bits_per_byte", new_bits, old_bits, clusters, seed=seed))
             continue
         for metric in scores:
             if not metric.startswith("choice_"):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from llmkit.core.config import Later, Unit
 from llmkit.core.hints import hints, kind_of
+from llmkit.core.wording import yaml_word
 
 
 @cache
@@ -60,7 +61,7 @@ def _line(cls: Any, item: Any) -> str:
     elif dataclasses.is_dataclass(item.default):
         default = f"`{kind_of(type(item.default)) or 'as below'}`"
     else:
-        default = f"`{item.default}`"
+        default = f"`{yaml_word(item.default)}`"
     meaning = docs(cls).get(item.name, "")
     if item.metadata.get("later"):
         meaning = f"{meaning} *Not available yet.*".strip()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmkit.core.errors import RecipeError
 from llmkit.core.scalars import Value
-from llmkit.core.wording import Report
+from llmkit.core.wording import Report, text_of
 from llmkit.recipe.parse import parse_file
 
 MOST_FILES = 100
@@ -45,9 +45,21 @@ def _tree(path: Path, chain: tuple[Path, ...], reader: _Reader) -> Value:
     merged = Value({}, tree.origin)
     for name in said.held if isinstance(said.held, list) else [said]:
         other = _checked(name, path, (*chain, path.resolve()), reader)
-        merged = merge(merged, _tree(_near(other), (*chain, path.resolve()), reader))
+        merged = _over(merged, _tree(_near(other), (*chain, path.resolve()), reader))
     own = {key: value for key, value in tree.held.items() if key != "extends"}
-    return merge(merged, replace(tree, held=own))
+    return _over(merged, replace(tree, held=own))
+
+
+def _over(below: Value, above: Value) -> Value:
+    """A recipe over what it extends; of one of another kind it would keep nothing."""
+    old, new = below.held.get("kind"), above.held.get("kind")
+    if old is not None and new is not None and old.held != new.held:
+        what = f"is {text_of(new)}, and what it extends is {text_of(old)} ({old.origin})"
+        place = (new.origin.file, new.origin.line, new.origin.column)
+        raise RecipeError(
+            what, fix="extend a recipe of the same kind", key="kind", file=place[0], line=place[1], column=place[2]
+        )
+    return merge(below, above)
 
 
 def _checked(name: Value, path: Path, chain: tuple[Path, ...], reader: _Reader) -> Path:

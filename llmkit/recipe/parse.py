@@ -11,6 +11,7 @@ import yaml
 from llmkit.core.errors import RecipeError
 from llmkit.core.scalars import Origin, Value
 from llmkit.core.wording import Report
+from llmkit.recipe.shipped import meant
 
 MOST_BYTES, MOST_DEPTH, MOST_NODES = 1 << 20, 64, 20_000
 PLAIN_TAGS = {"str", "int", "float", "bool", "null", "timestamp", "seq", "map", "value", "merge"}
@@ -34,7 +35,8 @@ def parse_file(path: Path, report: Report) -> Value:
             raw = file.read(MOST_BYTES + 1)
     except (OSError, ValueError) as cause:
         why = getattr(cause, "strerror", None) or cause
-        fix = "give the path of a recipe; `llmkit recipes` lists some"
+        known = meant(name)
+        fix = f"copy it with llmkit recipes {known}" if known else "give a recipe's path; `llmkit recipes` lists some"
         raise RecipeError(f"cannot be read ({why})", fix=fix, file=name) from cause
     if len(raw) > MOST_BYTES:
         raise RecipeError("is larger than 1 MiB", fix="move data out of the recipe", file=name, line=1)

@@ -79,7 +79,8 @@ def _object(cls: Any, made: Made) -> Made:
 
 
 def _field(cls: Any, item: dataclasses.Field[Any], made: Made) -> Made:
-    entry = {"const": item.default} if item.metadata.get("later") else _schema(hints(cls)[item.name], made)
+    hint = hints(cls)[item.name]
+    entry = {"const": item.default} if item.metadata.get("later") else _schema(hint, made, item.default)
     limits: Limits = item.metadata.get("limits", Limits())
     entry = {**entry, **{BOUNDS[name]: bound for name, bound in vars(limits).items() if bound is not None}}
     if text := docs(cls).get(item.name):
@@ -89,11 +90,12 @@ def _field(cls: Any, item: dataclasses.Field[Any], made: Made) -> Made:
     return entry
 
 
-def _schema(hint: Any, made: Made) -> Made:
+def _schema(hint: Any, made: Made, default: Any = None) -> Made:
     """The schema of a type: any of its members, and text with a unit or from the environment where it is a number."""
     members = options(hint)
     nodes = [option for option in members if dataclasses.is_dataclass(option)]
-    found = [entry for option in members for entry in _member(option, len(nodes) > 1, made)]
+    untagged = nodes if len(nodes) == 1 else [type(default)]
+    found = [entry for option in members for entry in _member(option, option not in untagged, made)]
     if marks(hint)[1]:
         found.append({"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?\s*[A-Za-z]+$"})
     fixed = len(members) == 1 and len(get_args(members[0])) == 1 and get_origin(members[0]) is Literal
@@ -103,7 +105,7 @@ def _schema(hint: Any, made: Made) -> Made:
 
 
 def _member(hint: Any, tagged: bool, made: Made) -> list[Made]:
-    """The ways to write one member of a union; a node among others must say its kind."""
+    """The ways to write one member of a union; a node among others must say its kind, unless it is the default's."""
     origin, given = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _node(hint, tagged, made)

@@ -47,7 +47,7 @@ class Sft:
     """Passes over the data; 1 when neither it nor `steps` is given."""
     steps: int | None = setting(default=None, least=1)
     optim: Optim = AdamW()
-    schedule: Schedule = Cosine(warmup=0.03)
+    schedule: Schedule = Cosine()
     precision: Precision = "auto"
     """`auto` is fp32 on CPU and bf16_mixed on GPUs."""
     memory: Memory = Memory()

@@ -21,7 +21,7 @@ def writer(folder: Path, done: int) -> Iterator[Callable[[dict[str, Any]], None]
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as missing:
         raise RecipeError(
-            f"tensorboard is not installed ({missing})", fix="pip install 'llmkit[tensorboard]'", key="log"
+            f"tensorboard is not installed ({missing})", fix="pip install tensorboard", key="log"
         ) from missing
     with SummaryWriter(str(folder), purge_step=done + 1) as events:
 

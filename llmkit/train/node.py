@@ -71,7 +71,7 @@ class AdamW8bit:
             from bitsandbytes.optim import AdamW8bit as Built
         except ImportError as missing:
             raise ModelError(
-                f"adamw_8bit needs bitsandbytes ({missing})", fix="pip install 'llmkit[quant]'", key="optim.kind"
+                f"adamw_8bit needs bitsandbytes ({missing})", fix="pip install bitsandbytes", key="optim.kind"
             ) from missing
         built: Optimizer = Built(
             _groups(params, self.weight_decay), lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps
@@ -126,7 +126,7 @@ class Cosine:
     """Half a cosine from the full rate to `floor` of it (arXiv:1608.03983)."""
 
     kind: Literal["cosine"] = "cosine"
-    warmup: float = setting(default=0.0, least=0.0)
+    warmup: float = setting(default=0.03, least=0.0)
     """Steps, or a share of the run when below 1."""
     floor: float = setting(default=0.0, least=0.0, most=1.0)
 
@@ -249,7 +249,7 @@ class Guard:
 
 @config
 class TensorBoard:
-    """Event files in `out/tensorboard` (needs `pip install llmkit[tensorboard]`)."""
+    """Event files in `out/tensorboard` (needs `pip install tensorboard`)."""
 
     kind: Literal["tensorboard"] = "tensorboard"
 

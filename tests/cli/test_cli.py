@@ -5,8 +5,12 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
+
+import llmkit as llmkit_package
+from llmkit.recipe.shipped import recipes
 
 GOOD = "kind: sft\nmodel: {model}\ndata:\n  train: [{{kind: jsonl, path: {rows}}}]\nsteps: 1\nout: {out}\n"
 
@@ -14,21 +18,6 @@ GOOD = "kind: sft\nmodel: {model}\ndata:\n  train: [{{kind: jsonl, path: {rows}}
 def llmkit(*words, cwd=None, **env):
     command = [sys.executable, "-m", "llmkit", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **env}, check=False)
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch, capfd):
-    """The same in this process, from an empty folder: (exit status, standard output, standard error)."""
-    from llmkit.cli.main import _guarded
-
-    monkeypatch.chdir(tmp_path)
-
-    def called(*words):
-        code = _guarded([str(word) for word in words], False)
-        said = capfd.readouterr()
-        return code, said.out, said.err
-
-    return called
 
 
 def test_help_and_a_broken_recipe_import_no_torch(tmp_path):
@@ -73,6 +62,23 @@ def test_usage_and_model_errors_have_their_exit_status(words, status, tmp_path):
     assert done.returncode == status
     assert done.stderr.count("llmkit: error: ") == 1 and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_version_and_usage_errors_lead_to_the_help_of_the_verb(call):
+    assert call("--version")[:2] == (0, f"llmkit {version('llmkit')}\n")
+    for words, where in (
+        (["run"], "llmkit run"),
+        (["run", "r.yaml", "--bogus"], "llmkit run"),
+        (["nonsense"], "llmkit"),
+    ):
+        code, _, said = call(*words)
+        assert code == 2 and said.endswith(f"; fix: see {where} --help\n") and said.count("\n") == 1
+    assert call("check", "r.yaml", "--show", "-1")[0] == 2
+    assert "Fine-tune, evaluate and ship" in call("--help")[1]
+
+
+def test_the_public_names_are_listed():
+    assert {"Sft", "run", "load_recipe"} <= set(dir(llmkit_package))
 
 
 @pytest.mark.parametrize("level", ["0", "2"])
@@ -197,6 +203,18 @@ def test_recipes_are_listed_and_copied_once(tmp_path, call):
     assert "sft/lora" in call("recipes")[1]
     assert call("recipes", "sft/lora")[0] == 0 and (tmp_path / "lora.yaml").is_file()
     assert call("recipes", "sft/lora")[0] == 2
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_a_shipped_recipe_copied_alone_is_whole(name, call, tmp_path):
+    assert call("recipes", name)[0] == 0
+    assert call("show", *os.listdir(tmp_path))[0] == 0
+
+
+@pytest.mark.parametrize("name", ["sft/lora", "sft/lora.yaml", "recipes/sft/lora.yaml", "lora.yaml"])
+def test_a_missing_recipe_that_is_shipped_says_how_to_get_it(name, call):
+    assert "fix: copy it with llmkit recipes sft/lora\n" in call("run", name)[2]
+    assert "lists some" in call("run", "nothing.yaml")[2]
 
 
 def test_a_fault_of_our_own_is_one_line_and_a_traceback_only_if_asked_for():

@@ -47,7 +47,7 @@ def test_a_node_built_in_python_tells_every_problem_at_once():
     assert len(said) == 5 and any("init: pissa is not available yet" in line for line in said)
     assert refused(lambda: Sft(model="x", data=DATA, epochs=1, steps=1, out="x"))[0].startswith("epochs: contradicts")
     assert refused(lambda: Sft(model="x", data=DATA, quant=Lora(), out="x"))[0].startswith("quant: Lora is not none |")
-    assert "steps: True is not a whole number" in refused(lambda: Sft(model="x", data=DATA, steps=True, out="x"))[0]
+    assert "steps: true is not a whole number" in refused(lambda: Sft(model="x", data=DATA, steps=True, out="x"))[0]
 
 
 @config

@@ -53,7 +53,7 @@ FORMS = {
     "python": (LINE + "{'text': 'a'}\n", 2, "is a Python dict, not JSON"),
     "more": (LINE + '{"text": "a"} # b\n', 2, "is not JSON (Extra data) at byte"),
     "csv": ("text\na\n", 1, "is not JSON (Expecting value) at byte 0"),
-    "text": (LINE + "true\n", 2, "holds a bool, not an object"),
+    "text": (LINE + "true\n", 2, "holds true or false, not an object"),
 }
 
 

@@ -52,3 +52,19 @@ def test_r4_files_that_extend_each_other_twice_over_end(write, problems):
         write(f"extends: [f{index + 1}.yaml, f{index + 1}.yaml]\n", f"f{index}.yaml")
     write("seed: 1\n", "f12.yaml")
     assert "more than 100 files are read" in problems("extends: f0.yaml\n")[0]
+
+
+def test_r7_a_contradiction_over_two_files_names_both(write, good, problems):
+    write(good + "steps: 5\n", "base.yaml")
+    assert problems("extends: base.yaml\n\nepochs: 2\n")[0].startswith(
+        "r.yaml:3:9: epochs: contradicts steps (base.yaml:7): "
+    )
+    write("extends: base.yaml\n", "r.yaml")
+    assert problems("extends: base.yaml\n", ["epochs=2"])[0].startswith("epochs: contradicts steps (base.yaml:7): ")
+
+
+def test_another_kind_than_the_one_extended_is_told_as_such(write, good, problems):
+    write(good, "base.yaml")
+    assert problems("extends: base.yaml\nkind: merge\n") == [
+        "r.yaml:2:7: kind: is merge, and what it extends is sft (base.yaml:2); fix: extend a recipe of the same kind"
+    ]

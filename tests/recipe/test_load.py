@@ -1,5 +1,6 @@
 """Recipes: places, nearest keys, all errors at once, and the rows R1 to R10 of bad input."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import tracemalloc
 import pytest
 
 from llmkit.core.errors import RecipeError
+from llmkit.recipe.kinds import KINDS
 from llmkit.recipe.load import digest, load_recipe
 from llmkit.recipe.show import resolved
+from llmkit.stages.sft import Sft
 
 GOOD = """
 kind: sft
@@ -103,6 +106,35 @@ def test_r5_scalars_are_read_by_the_type_of_their_field(line, said):
     assert any(said in p and "r.yaml:" in p for p in problems(text))
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("model:", "model.name: is empty; fix: give a value"),
+        ("model: ''", "model.name: is empty; fix: give a value"),
+        ("out:", "out: is empty; fix: give a value"),
+        ("out: ''", "out: is empty; fix: give a value"),
+        ("steps: ''", "steps: '' is not a whole number; fix: use a whole number"),
+        ("model: [a]", "model: a list is not a name | a mapping; fix: use a name | a mapping"),
+        ("data: {train: a.jsonl}", "a.jsonl is not a list; fix: write [{kind: jsonl, path: a.jsonl}]"),
+        ("data: {train: [a.jsonl]}", "a.jsonl is no kind of train; fix: write {kind: jsonl, path: a.jsonl}"),
+        ("data: {train: {kind: jsonl}}", "a mapping is not a list; fix: write [...] around it"),
+        ("log: tensorboard", "tensorboard is not a list; fix: write [tensorboard]"),
+        ("checkpoint: {every: 10x}", "10x is not a whole number | a duration such as 10m"),
+    ],
+)
+def test_what_is_wrong_is_said_with_a_way_that_leads_out(line, said):
+    key = line.split(":")[0]
+    tree = {row.split(":")[0]: row for row in GOOD.replace("data:\n  ", "data: {").replace("}]\n", "}]}\n").split("\n")}
+    assert any(said in problem for problem in problems("\n".join((tree | {key: line}).values())))
+
+
+def test_python_values_are_named_as_a_recipe_writes_them():
+    with pytest.raises(RecipeError) as caught:
+        Sft(model=None, data={"train": "a.jsonl"}, out="", steps=True)
+    said = str(caught.value)
+    assert "model: null is" in said and "steps: true is" in said and "out: is empty" in said and "None" not in said
+
+
 def test_r5_numbers_without_a_dot_and_with_units_are_numbers():
     recipe = load_recipe(write(GOOD + "checkpoint: {every: 10m}\nsteps: 1_000\nadapter: {kind: lora, alpha: 16}\n"))
     node = recipe.stages[0][1]
@@ -168,6 +200,28 @@ def test_r10_odd_files(raw, said):
     made = problems(raw)
     assert any(said in line for line in made)
     assert all(line.startswith("r.yaml:") and "\n" not in line for line in made)
+
+
+@pytest.mark.parametrize(
+    "overrides", [["optim.lr=1e-4", "adapter.dora=true"], ["optim={lr: 1e-4}", "adapter={dora: true}"]]
+)
+def test_a_mapping_without_a_kind_is_of_the_default_kind(overrides):
+    recipe = load_recipe(write(GOOD.replace("optim: {kind: adamw, lr: 2e-5}\n", "")), overrides)
+    node = recipe.stages[0][1]
+    assert (node.optim.kind, node.optim.lr, node.adapter.kind, node.adapter.dora) == ("adamw", 1e-4, "lora", True)
+    assert recipe.origins["optim.kind"].kind == "default"
+
+
+def test_what_is_wrong_below_a_default_kind_is_told_at_once():
+    said = problems(GOOD.replace("kind: adamw, lr: 2e-5", "lr: -1, beta1: 1.5, bta: 1"))
+    assert [line.split(": ")[1] for line in said] == ["optim.lr", "optim.beta1", "optim.bta"]
+
+
+@pytest.mark.parametrize("cls", KINDS.values())
+def test_the_default_of_a_node_is_what_its_kind_alone_gives(cls):
+    for item in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(item.default):
+            assert item.default == type(item.default)(), item.name
 
 
 def test_r10_bom_and_crlf_are_fine():

@@ -28,6 +28,10 @@ def test_python_values_are_overrides_too(write, good):
     assert recipe.stages[0][1].seed == 5 and recipe.origins["seed"].kind == "python"
 
 
+def test_of_two_overrides_of_one_key_the_later_wins(write, good):
+    assert stage(write, good, ["steps=3", "steps=4"]).steps == 4
+
+
 def test_lists_take_an_index_and_items_with_a_name_their_name(write, good, pipe):
     assert stage(write, good, ["data.train.0.path=b.jsonl"]).data.train[0].path == "b.jsonl"
     assert stage(write, pipe, ["stages.tune.steps=4", "stages.0.seed=9"]).steps == 4
@@ -41,7 +45,7 @@ def test_lists_take_an_index_and_items_with_a_name_their_name(write, good, pipe)
         ("optim.lr=[1", "optim.lr: '[1' cannot be read"),
         ("model=*x", "model: '*x' cannot be read (uses the alias *x)"),
         ("batch.rowss=1", "batch.rowss: unknown key, did you mean rows?"),
-        ("optim.lr=1", "optim.kind: is missing; fix: add kind: adamw | adamw_8bit"),
+        ("quant.double=true", "quant.kind: is missing; fix: add kind: bnb_nf4"),
         ("data.train.7.path=x", "data.train.7.path: there is no 7; fix: use one of 0"),
         ("stages.a.steps=1", "stages.a.steps: the recipe has no stages"),
         ("seed=", "seed: nothing is not a whole number"),

@@ -1,5 +1,7 @@
 """Pipelines: what stages share, how they link, and what is not theirs to say."""
 
+from pathlib import Path
+
 import pytest
 
 from llmkit.recipe.load import load_recipe
@@ -75,3 +77,11 @@ def test_r8_what_the_environment_holds_is_not_shown_in_any_stage(write, pipe, mo
     assert "s3cret" not in whole + one and 'name: "${env:BASE}"  # r.yaml:3' in whole
     assert load_recipe(write(whole, "again.yaml")).digest == recipe.digest
     assert load_recipe(write(one, "one.yaml")).stages[0][1].out == "runs/s3cret/fold"
+
+
+def test_the_example_of_the_docs_is_sound(write):
+    page = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text()
+    recipe = load_recipe(write(page.split("```yaml\n")[1].split("```")[0]), ["stages.tune.steps=10"])
+    assert [name for name, _ in recipe.stages] == ["before", "tune", "after", "merged"]
+    _, tune, after, merged = (node for _, node in recipe.stages)
+    assert (tune.steps, tune.seed, after.model.name, merged.model.name) == (10, 1, tune.out, tune.out)

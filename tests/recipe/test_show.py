@@ -9,14 +9,14 @@ from llmkit.recipe.load import Recipe, load_recipe
 from llmkit.recipe.show import resolved
 from llmkit.stages.sft import Sft
 
-TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Zl", "Zp", "Cn"]), max_size=8)
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Zl", "Zp", "Cn"]), min_size=1, max_size=8)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    text=st.sampled_from(["no", "1e-5", "012", "~", "2024-01-02", "a: b", "# c", "'", '"', "- x", "", " a ", "{", "y"])
+    text=st.sampled_from(["no", "1e-5", "012", "~", "2024-01-02", "a: b", "# c", "'", '"', "- x", " a ", "{", "y"])
     | TEXT.filter(lambda text: "${" not in text),
-    column=st.text("abc ~#:-'\"0", max_size=6),
+    column=st.text("abc ~#:-'\"0", min_size=1, max_size=6),
     lr=st.floats(1e-30, 1e30),
     steps=st.none() | st.integers(1, 10**12),
 )

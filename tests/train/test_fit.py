@@ -204,7 +204,7 @@ def test_schedules_begin_end_and_fall_as_they_say():
         factors = [schedule(step, steps) for step in range(1, steps + 1)]
         assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
         assert max(factors) == 1.0 and all(f >= 0 for f in factors)
-    assert Cosine()(51, 100) == pytest.approx(0.5)
+    assert Cosine(warmup=0.0)(51, 100) == pytest.approx(0.5)
     assert Linear()(51, 100) == pytest.approx(0.5) and Linear(floor=0.2)(100, 100) == pytest.approx(0.208)
     wsd = [Wsd(decay=0.2)(step, 100) for step in range(1, 101)]
     assert wsd[79] == 1.0 and wsd[90] == pytest.approx(0.5) and wsd[99] == pytest.approx(0.05)
