@@ -137,16 +137,18 @@ def main():
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--full", action="store_true", help="train every weight instead of a LoRA")
     parser.add_argument("--bf16", action="store_true", help="also compare under bf16")
+    parser.add_argument("--without", default="", help="contenders to leave out: names with commas")
     parser.add_argument("--peer-python", default="")
     options = parser.parse_args()
     python, threads, lora = peer_python(options.peer_python), torch.get_num_threads(), not options.full
+    chosen = {n: how for n, how in contenders(lora, options.bf16).items() if n not in options.without.split(",")}
     results, rates = {}, []
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         rows(options.data / "gsm8k" / "train.jsonl", folder)
         for number in range(options.rounds):
             rates.append(matrix_rate(threads))
-            for name, how in contenders(lora, options.bf16).items():
+            for name, how in chosen.items():
                 if how[0] == "ours":
                     run = ours(folder, f"ours-{number}-{how[1]}", options.steps, lora, how[1], threads)
                 else:

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "llmkit").rglob("*.py"))
+KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 HEAVY = {"torch", "transformers", "peft", "numpy", "scipy", "bitsandbytes", "datasets", "pyarrow", "rich", "tokenizers"}
 LIGHT = [
     "llmkit",
@@ -20,7 +21,7 @@ LIGHT = [
     *(
         f"llmkit.core.{p.stem}"
         for p in (ROOT / "llmkit/core").glob("*.py")
-        if p.stem not in ("__init__", "matmul", "remake")
+        if p.stem not in ("__init__", "matmul", "recast", "remake")
     ),
     "llmkit.evals.tasks",
     "llmkit.models.alias",
@@ -44,7 +45,7 @@ def _functions(tree):
 
 def test_files_and_functions_stay_small():
     big, worse = [], []
-    for path in FILES:
+    for path in FILES + KERNELS:
         text = path.read_text()
         sizes = [(path.relative_to(ROOT), len(text.splitlines()), 200, 400)]
         sizes += [(f"{path.relative_to(ROOT)}:{name}", size, 30, 60) for name, size in _functions(ast.parse(text))]
@@ -52,6 +53,33 @@ def test_files_and_functions_stay_small():
         worse += [(str(name), size) for name, size, _, most in sizes if size > most]
     sys.stdout.write("\n".join(f"{size:5} {name}" for name, size in sorted(big, key=lambda x: -x[1])))
     assert worse == []
+
+
+LAZY = {
+    "llmkit/core/config.py": "a node checks its fields, by what reads nodes",
+    "llmkit/models/resolve.py": "names of aliases are known without what fetches them",
+    "llmkit/models/fetch.py": "a converter of one format, heavy",
+}
+"""Modules that import another of ours late, besides nodes and the command line, and why."""
+
+
+def _late(node, inside=False, verb=False):
+    """Imports of our own modules in functions that are no verb of a node."""
+    for child in ast.iter_child_nodes(node):
+        function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+        config = isinstance(child, ast.ClassDef) and "config" in map(ast.unparse, child.decorator_list)
+        if inside and not verb and isinstance(child, ast.Import | ast.ImportFrom):
+            names = [getattr(child, "module", None) or alias.name for alias in child.names]
+            yield from (name for name in names if name.split(".")[0] == "llmkit")
+        yield from _late(child, inside or function, verb or config)
+
+
+def test_our_own_modules_are_imported_late_by_verbs_alone():
+    found = {str(path.relative_to(ROOT)): list(_late(ast.parse(path.read_text()))) for path in FILES}
+    late = {path for path, names in found.items() if names and not path.startswith("llmkit/cli/")}
+    assert late == set(LAZY)
+    node = "@config\nclass A:\n def run(self):\n  from llmkit.x import y\n"
+    assert not list(_late(ast.parse(node))) and list(_late(ast.parse(node.replace("@config", "")))) == ["llmkit.x"]
 
 
 def _libraries(tree):

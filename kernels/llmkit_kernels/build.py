@@ -94,13 +94,26 @@ def _processor() -> list[str]:
 
 
 def _folder() -> Path:
-    said = os.environ.get("LLMKIT_CACHE")
-    folder = (Path(said).expanduser() if said else Path.home() / ".cache" / "llmkit") / "kernels"
+    folder = place() / "kernels"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for path in (folder, folder.parent):
-        if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise Missing(f"others may write to {path}")
+        if why := not_ours(path):
+            raise Missing(why)
     return folder
+
+
+def place() -> Path:
+    """Where this user's cache is, or will be: `LLMKIT_CACHE`, or `~/.cache/llmkit`."""
+    said = os.environ.get("LLMKIT_CACHE")
+    return Path(said).expanduser() if said else Path.home() / ".cache" / "llmkit"
+
+
+def not_ours(folder: Path) -> str:
+    """Why what lies in a folder may not be trusted: somebody else can put files there; or nothing."""
+    there = folder.stat()
+    if there.st_uid != os.geteuid():
+        return f"{folder} belongs to another user ({there.st_uid})"
+    return f"others may write to {folder}" if there.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ""
 
 
 def _compile(compiler: str, source: Path, target: Path, torch: Path) -> None:

@@ -12,7 +12,8 @@ typedef int32_t ivec __attribute__((vector_size(64)));
 
 static inline vec load(const float* p) { vec v; std::memcpy(&v, p, sizeof v); return v; }
 static inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
-static inline vec all(float x) { return vec{} + x; }
+// Spelt out: `vec{} + x` is an addition, which takes a multiplier's place in the loop of `tile`.
+static inline vec all(float x) { return vec{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 static inline float sum(vec v) { float s = 0; for (int i = 0; i < LANES; i++) s += v[i]; return s; }
 static inline float most(vec v) { float m = v[0]; for (int i = 1; i < LANES; i++) m = std::max(m, v[i]); return m; }
 
@@ -42,17 +43,24 @@ template <int M, int NV>
 static inline void tile(const float* a, long ai, long ap, const float* b, long ldb, float* c, long ldc, long depth,
                         bool add) {
   vec acc[M][NV];
+#pragma GCC unroll 16
   for (int i = 0; i < M; i++)
+#pragma GCC unroll 16
     for (int j = 0; j < NV; j++) acc[i][j] = add ? load(c + i * ldc + j * LANES) : vec{};
   for (long p = 0; p < depth; p++) {
     vec row[NV];
+#pragma GCC unroll 16
     for (int j = 0; j < NV; j++) row[j] = load(b + p * ldb + j * LANES);
+#pragma GCC unroll 16
     for (int i = 0; i < M; i++) {
       const vec x = all(a[i * ai + p * ap]);
+#pragma GCC unroll 16
       for (int j = 0; j < NV; j++) acc[i][j] += x * row[j];
     }
   }
+#pragma GCC unroll 16
   for (int i = 0; i < M; i++)
+#pragma GCC unroll 16
     for (int j = 0; j < NV; j++) store(c + i * ldc + j * LANES, acc[i][j]);
 }
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from llmkit.adapters.node import Lora
+from llmkit.adapters.together import Part, Together, lora_linears
 from llmkit.core.errors import ModelError
-from llmkit.core.matmul import linear, through
-from llmkit.core.remake import Way, way_to
+from llmkit.core.recast import recast
+
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Linears of one module that read the same input in every family that has them."""
 
 
-def attach(model: Any, node: Lora) -> PeftModel:
+def attach(model: Any, node: Lora, idle: Sequence[str] = ()) -> PeftModel:
     """A PeftModel over `model`, its linears replaced in place; adapters are fp32 whatever the base is.
 
     Raises:
@@ -28,6 +32,7 @@ def attach(model: Any, node: Lora) -> PeftModel:
         lora_alpha=cast(int, node.alpha),
         lora_dropout=node.dropout,
         target_modules=targets,
+        exclude_modules=_excluded(model, node, idle),
         use_dora=node.dora,
         use_rslora=node.rslora,
         task_type=TaskType.CAUSAL_LM,
@@ -43,6 +48,15 @@ def attach(model: Any, node: Lora) -> PeftModel:
     return cast(PeftModel, fuse(adapted))
 
 
+def _excluded(model: nn.Module, node: Lora, idle: Sequence[str]) -> str | None:
+    """A regular expression over what gets no adapter. Most mixture models keep their routers in bare parameters, which
+    `all-linear` does not reach; those of the others stay as they are too."""
+    parts = [re.escape(name) for name in idle]
+    if node.targets == "all-linear" and any(name.endswith(".router") for name, _ in model.named_modules()):
+        parts.append(r".*\.router")
+    return rf"({'|'.join(parts)})(\..*)?" if parts else None
+
+
 def _linears(model: nn.Module) -> list[str]:
     """The last parts of the names of the model's linears."""
     return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
@@ -53,57 +67,38 @@ def fuse(model: nn.Module) -> nn.Module:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is PeftLinear and isinstance(child.base_layer, nn.Linear):
-                setattr(parent, name, _fused(child))
+                setattr(parent, name, recast(child, FusedLora))
+        for names in SAME_INPUT:
+            members = [getattr(parent, name, None) for name in names]
+            if all(isinstance(member, FusedLora) for member in members):
+                group = Together(cast(Any, members))
+                for member in members:
+                    cast(Any, member).together = group
     return model
-
-
-def _fused(layer: PeftLinear) -> FusedLora:
-    made = FusedLora.__new__(FusedLora)
-    made.__dict__ = layer.__dict__  # the same parameters, buffers and settings under another class
-    return made
 
 
 class FusedLora(PeftLinear):  # type: ignore[misc]
     """peft's LoRA linear; one plain adapter in use takes the fused way, all else is peft's."""
 
+    together: Together | None = None
+    """The linears that read the same input as this one."""
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (..., in) -> (..., out)."""
+        part = None if args or kwargs else self.part(x)
+        if part is None:
+            return cast(Tensor, super().forward(x, *args, **kwargs))
+        return lora_linears(x, [part])[0] if self.together is None else self.together.output(self, x)
+
+    def part(self, x: Tensor) -> Part | None:
+        """What the fused way needs to know for this input; None where it has to be peft's."""
         name = self.active_adapters[0] if len(self.active_adapters) == 1 else ""
-        special = args or kwargs or self.disable_adapters or self.merged or name in self.lora_variant
+        special = self.disable_adapters or self.merged or name in self.lora_variant
         if special or name not in self.lora_A or torch.is_autocast_enabled(x.device.type):
-            return cast(Tensor, super().forward(x, *args, **kwargs))
-        down, up = self.lora_A[name].weight, self.lora_B[name].weight
-        dropout = self.lora_dropout[name]
-        base = self.base_layer
-        if x.dtype != down.dtype or self.lora_B[name].bias is not None or base.weight.requires_grad:
-            return cast(Tensor, super().forward(x, *args, **kwargs))
-        if isinstance(dropout, nn.Identity) or not self.training:
-            given = (x, base.weight, base.bias, down, up, self.scaling[name], way_to(x))
-            return cast(Tensor, cast(Any, _LoraLinear).apply(*given))
-        return cast(Tensor, super().forward(x, *args, **kwargs))
-
-
-class _LoraLinear(torch.autograd.Function):
-    """y = x W' + b + s (x A') B' with W frozen: the update is added inside the product, and its input gradient too."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float, way: Way
-    ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        low = rows @ down.T
-        out = linear(rows, weight, bias)
-        ctx.save_for_backward(weight, down, up, low, *way.sources)
-        ctx.scale, ctx.shape, ctx.make = scale, x.shape, way.make
-        return out.addmm_(low, up.T, alpha=scale).view(*x.shape[:-1], -1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, down, up, low, *sources = ctx.saved_tensors
-        rows = ctx.make(*sources).reshape(-1, ctx.shape[-1])
-        out = grad.reshape(-1, grad.shape[-1])
-        to_low = (out @ up).mul_(ctx.scale)
-        to_up = (low.T @ out).mul_(ctx.scale).T  # thrice as fast as the product that gives it the right way round
-        to_x = through(out, weight).addmm_(to_low, down).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return to_x, None, None, to_low.T @ rows, to_up, None, None
+            return None
+        down, up, base = self.lora_A[name].weight, self.lora_B[name], self.base_layer
+        if x.dtype != down.dtype or up.bias is not None or base.weight.requires_grad:
+            return None
+        if self.training and not isinstance(self.lora_dropout[name], nn.Identity):
+            return None
+        return Part(base.weight, base.bias, down, up.weight, self.scaling[name])

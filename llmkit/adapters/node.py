@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from llmkit.core.config import Later, config, setting
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
 
@@ -16,9 +18,11 @@ class NoAdapter:
 
     kind: Literal["none"] = "none"
 
-    def attach(self, model: Any) -> nn.Module:
-        """Makes every weight trainable."""
+    def attach(self, model: Any, idle: Sequence[str] = ()) -> nn.Module:
+        """Makes every weight trainable but those of the modules in `idle`."""
         model.requires_grad_(True)
+        for name in idle:
+            model.get_submodule(name).requires_grad_(False)
         trained: nn.Module = model
         return trained
 
@@ -33,22 +37,23 @@ class Lora:
     """The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank))."""
     dropout: float = setting(default=0.0, least=0.0, below=1.0)
     targets: Literal["all-linear"] | str | tuple[str, ...] = "all-linear"
-    """`all-linear` (all but the head), a regular expression over module paths, or a list of name endings."""
+    """`all-linear` (all but the head and the routers of mixture models), a regular expression over module paths, or a
+    list of name endings."""
     dora: bool = False
     """Learn magnitudes apart from directions (DoRA, arXiv:2402.09353)."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732)."""
     init: Annotated[Literal["default"], Later(("pissa", "loftq", "olora", "eva"))] = "default"
 
-    def attach(self, model: Any) -> nn.Module:
-        """Freezes the base and puts LoRA beside the linears that `targets` names.
+    def attach(self, model: Any, idle: Sequence[str] = ()) -> nn.Module:
+        """Freezes the base and puts LoRA beside the linears that `targets` names, but for those in `idle` modules.
 
         Raises:
             ModelError: `targets` names no linear of this model.
         """
         from llmkit.adapters.lora import attach
 
-        adapted: nn.Module = attach(model, self)
+        adapted: nn.Module = attach(model, self, idle)
         return adapted
 
 

@@ -13,13 +13,10 @@ from llmkit.build.precision import Types
 from llmkit.core.errors import ModelError
 from llmkit.models.heads import Scored, check_head
 from llmkit.models.load import How, Loaded, load
-from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.models.node import ModelRef, Quant
 from llmkit.models.resolve import Resolved
-from llmkit.models.wrappers import freeze_towers
+from llmkit.models.wrappers import towers
 from llmkit.parallel.single import Single
-
-UNTRAINED = {"llama4_text": "its router gives pairs, and its experts add to what a linear gave, in place"}
-"""Families that run and do not train, and why: linears under a gradient give one value, which nobody may change."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +41,9 @@ def build(resolved: Resolved, ref: ModelRef, how: How, adapter: Adapter, recompu
             f"{ref.name} is an adapter; training goes on from a whole model", fix="merge it first", key="model"
         )
     loaded = load(resolved, ref, how)
-    if why := UNTRAINED.get(loaded.model.config.get_text_config().model_type):
-        raise ModelError(f"{type(loaded.model).__name__} is not trained here: {why}", fix="use another", key="model")
     check_head(Scored(loaded.model))
     torch.manual_seed(seed)  # adapters begin at random
-    if not isinstance(how.quant, NoQuant):
-        loaded.model.requires_grad_(False)
-    model = adapter.attach(loaded.model)
-    freeze_towers(loaded.model)
+    model = adapter.attach(loaded.model, towers(loaded.model))
     if recompute:
         base = loaded.model
         base.activation_checkpointing_enable({"use_reentrant": False})

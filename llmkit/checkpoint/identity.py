@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from llmkit.core.errors import Problem, RecipeError
@@ -21,6 +23,16 @@ def packages() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def processor() -> str:
+    """The kind of processor: kernels are compiled for it, and results are equal to the bit on one kind alone."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any], accept: Sequence[str]) -> list[str]:
@@ -46,7 +58,8 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], accept: Sequence[str
 
 
 def _accepted(key: str, accept: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") or key == f"recipe.{name}" for name in accept)
+    places = [f"{place}{name}" for name in accept for place in ("", "recipe.", "environment.")]
+    return any(key == place or key.startswith(f"{place}.") for place in places)
 
 
 def _short(value: Any) -> str:

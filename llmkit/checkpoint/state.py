@@ -19,9 +19,11 @@ from torch import Tensor
 
 from llmkit.checkpoint import tensors as files
 from llmkit.core.errors import LlmkitError, ModelError, ResourceError
-from llmkit.core.files import DISK, Disk, ensure, publish, refused
+from llmkit.core.files import DISK, Disk, as_json, ensure, publish, refused
+from llmkit.core.folder import steps as steps
 
 FORMAT = 1
+LATER = ".later-step-"
 FIX = "delete its folder: the one before is used then"
 
 
@@ -33,12 +35,12 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[s
     """
     final, aside = folder / f"step-{step}", folder / f".tmp-step-{step}-{os.getpid()}"
     needed = files.size(tensors)
+    state = (as_json(meta, indent=1) + "\n").encode()
     try:
         clean(folder, disk)
         ensure(folder, disk)
         _room(folder, needed)
         disk.make(aside)
-        state = (json.dumps(meta, indent=1, allow_nan=False) + "\n").encode()
         digests = {"tensors.safetensors": files.write(aside / "tensors.safetensors", tensors, disk)}
         disk.write(aside / "state.json", [state])
         digests["state.json"] = hashlib.sha256(state).hexdigest()
@@ -130,12 +132,6 @@ def _json(path: Path) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def steps(folder: Path) -> list[int]:
-    """The steps that have a checkpoint, newest first."""
-    names = (path.name.removeprefix("step-") for path in folder.glob("step-*") if path.is_dir())
-    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
-
-
 def newest(folder: Path, notice: Callable[[str], None]) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
     """The newest checkpoint that is whole: (folder, tensors, facts). Each damaged one on the way gets one notice.
 
@@ -157,12 +153,35 @@ def newest(folder: Path, notice: Callable[[str], None]) -> tuple[Path, dict[str,
     return None
 
 
-def prune(folder: Path, keep: int, best: int | None, disk: Disk = DISK) -> None:
-    """Removes all but the newest `keep` checkpoints and the best one, oldest first.
+def set_aside(folder: Path, step: int, disk: Disk = DISK) -> list[int]:
+    """Hides the checkpoints that come later than the one that a run goes on from: they are of another course of it, or
+    damaged. The first `prune` after a new save removes them; gives their steps.
 
     Raises:
         ResourceError: the disk refuses.
     """
+    later = [other for other in steps(folder) if other > step]
+    for other in later:
+        path, hidden = folder / f"step-{other}", folder / f"{LATER}{other}"
+        try:
+            disk.remove(hidden)
+            disk.rename(path, hidden)
+        except OSError as cause:
+            raise refused(cause, "renaming", path) from cause
+    return later
+
+
+def prune(folder: Path, keep: int, best: int | None, disk: Disk = DISK) -> None:
+    """Removes all but the newest `keep` checkpoints and the best one, oldest first, and those that were set aside.
+
+    Raises:
+        ResourceError: the disk refuses.
+    """
+    for hidden in folder.glob(f"{LATER}*"):
+        try:
+            disk.remove(hidden)
+        except OSError as cause:
+            raise refused(cause, "removing", hidden) from cause
     for step in reversed(steps(folder)[keep:]):
         if step == best:
             continue

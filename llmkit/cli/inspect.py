@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 
 from llmkit.core.environment import prepare as quiet_libraries
-from llmkit.core.memory import available
+from llmkit.core.errors import DataError
+from llmkit.core.memory import available, device
 from llmkit.data.prepare import Prepared, prepare
+from llmkit.evals.tasks import Perplexity, Task, data_of
 from llmkit.models.alias import is_remote
 from llmkit.models.load import read_tokenizer
+from llmkit.models.positions import check_length
 from llmkit.models.resolve import resolve
+from llmkit.stages.build_inference import adapter_of
+from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.sft import Sft
-from llmkit.stages.sizes import sizes
+from llmkit.stages.sizes import sizes, whole_model
 
 
 def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> None:
@@ -27,25 +32,57 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
     """
     quiet_libraries(remote=is_remote(node.model.name) and node.model.name not in earlier)
     title = f"{name}: " if name else ""
-    if not isinstance(node, Sft):
-        _say(f"{title}{node.kind} is sound")
-        return
     if node.model.name in earlier and not Path(node.model.name, "model").is_dir():
         _say(f"{title}{node.kind} is sound; its data and memory can be told when {node.model.name} is made")
-        return
-    resolved = resolve(node.model)
+    elif isinstance(node, Sft):
+        _sft(title, node, show)
+    elif isinstance(node, Evaluate):
+        _evaluate(title, node)
+    else:
+        adapter_of(node)
+        _say(f"{title}{node.kind} is sound")
+
+
+def _sft(title: str, node: Sft, show: int) -> None:
+    where, resolved = device(), whole_model(node.model)
+    if notice := check_length(resolved, node.data.max_length, "data.max_length"):
+        _say(f"{title}{notice}")
     tokenizer = read_tokenizer(resolved, node.model.template)
     for key, sources in (("train", node.data.train), ("valid", node.data.valid)):
         if sources:
-            made = prepare(sources, node.data, tokenizer, f"data.{key}", lambda error: None)
+            least = node.batch.rows if key == "train" else 1
+            made = prepare(sources, node.data, tokenizer, f"data.{key}", lambda error: None, least)
             _say(f"{title}data.{key}: {_table(made)}")
             if show and key == "train":
                 _tokens(made, tokenizer, show)
-    _, choice = sizes(node, resolved, "cpu")
+    _, choice = sizes(node, resolved, where)
     parts = ", ".join(f"{part} {size / 2**20:.0f}" for part, size in vars(choice.account).items())
-    total, free = choice.account.total / 2**20, available("cpu") / 2**20
+    total, free = choice.account.total / 2**20, available(where) / 2**20
     recompute = " with recompute" if choice.recompute else ""
     _say(f"{title}memory: about {total:.0f} of {free:.0f} MiB at {choice.rows} rows a forward{recompute} ({parts})")
+
+
+def _evaluate(title: str, node: Evaluate) -> None:
+    resolved = resolve(node.model)
+    tokenizer = read_tokenizer(resolved, node.model.template)
+    for task in node.tasks:
+        if isinstance(task, Perplexity):
+            made = prepare(task.data, data_of(task), tokenizer, f"tasks.{task.name}")
+            _say(f"{title}tasks.{task.name}: {_table(made)}")
+        else:
+            _say(f"{title}tasks.{task.name}: {_count(task)} rows")
+
+
+def _count(task: Task) -> int:
+    """The rows of a task, each of them read."""
+    rows = 0
+    for row in (row for source in task.data for row in source.rows()):
+        if isinstance(row, DataError):
+            raise row
+        rows += 1
+    if not rows:
+        raise DataError("holds no rows", fix="give a file with rows", key=f"tasks.{task.name}.data")
+    return rows
 
 
 def _table(made: Prepared) -> str:

@@ -101,7 +101,7 @@ def generate(
     max_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text itself, without the chat template.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text itself, all of it plain.")] = False,
     json: Json = False,
     allow_code: Code = False,
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.core.console import Console
+from llmkit.core.types import interval
 from llmkit.recipe import shipped
 
 MODEL = "smollm2-135m-instruct-q4"
@@ -53,7 +54,7 @@ def _tell(folder: Path, seconds: float) -> None:
 
 
 def _interval(report: Any) -> str:
-    return f"{report['value']:.3f} [{report['low']:.3f}, {report['high']:.3f}]"
+    return f"{report['value']:.3f} {interval(report['low'], report['high'], '.3f')}"
 
 
 def _samples(before: Sequence[Any], after: Sequence[Any]) -> None:

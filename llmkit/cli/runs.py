@@ -14,6 +14,8 @@ from llmkit.core.errors import ModelError, RecipeError
 from llmkit.core.folder import differences, read_status
 from llmkit.core.metrics import Lines
 from llmkit.core.wording import yaml_word
+from llmkit.stages.overview import order, write_overview
+from llmkit.stages.report import write_report
 
 
 def _run(folder: str) -> Path:
@@ -25,9 +27,6 @@ def _run(folder: str) -> Path:
 
 def report(folder: str) -> None:
     """Writes a run's page; of a pipeline, each stage's and the one over all of them."""
-    from llmkit.stages.overview import order, write_overview
-    from llmkit.stages.report import write_report
-
     path = Path(folder)
     if (path / "status.json").is_file():
         sys.stdout.write(f"{write_report(path)}\n")

@@ -30,12 +30,14 @@ def generate(
 ) -> None:
     """Answers one prompt: through the chat template where there is one."""
     prepare(remote=is_remote(model))
+    from llmkit.data.prompt import prompt_ids
     from llmkit.inference.node import Sampling, Transformers
 
     loaded = _open(model, code)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
     asked: Any = prompt if raw or not loaded.tokenizer.chat_template else [{"role": "user", "content": prompt}]
-    made = Transformers().generate(loaded.model, loaded.tokenizer, [asked], sampling)[0]
+    ids = prompt_ids(loaded.tokenizer, asked)
+    made = Transformers().generate(loaded.model, loaded.tokenizer, [ids], sampling)[0]
     if as_json:
         facts = {"text": made.text, "token_ids": list(made.token_ids), "finish_reason": made.finish_reason}
         sys.stdout.write(json.dumps(facts | {"prompt_tokens": made.prompt_tokens}) + "\n")
@@ -46,7 +48,6 @@ def generate(
 def chat(model: str, max_tokens: int, temperature: float, seed: int, code: bool) -> None:
     """A conversation; answers appear as they are made."""
     prepare(remote=is_remote(model))
-    from llmkit.inference.generate import stream
     from llmkit.inference.node import Sampling
 
     loaded = _open(model, code)
@@ -54,13 +55,23 @@ def chat(model: str, max_tokens: int, temperature: float, seed: int, code: bool)
     said: list[dict[str, str]] = []
     while (line := _ask()).strip():
         said.append({"role": "user", "content": line})
-        answer = ""
-        for piece in stream(loaded.model, loaded.tokenizer, said, sampling):
-            answer += piece
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
-        said.append({"role": "assistant", "content": answer})
+        said.append({"role": "assistant", "content": _answered(loaded, said, sampling)})
+
+
+def _answered(loaded: Any, said: list[dict[str, str]], sampling: Any) -> str:
+    from llmkit.data.prompt import prompt_ids
+    from llmkit.inference.generate import stream
+
+    pieces: list[str] = []
+
+    def say(piece: str) -> None:
+        pieces.append(piece)
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    stream(loaded.model, loaded.tokenizer, prompt_ids(loaded.tokenizer, said), sampling, say)
+    sys.stdout.write("\n")
+    return "".join(pieces)
 
 
 def _ask() -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.core.errors import ModelError
-from llmkit.core.files import sha256, write_json
+from llmkit.core.files import DISK, Disk, sha256, write_json
 
 FORMAT = 1
 UNLISTED = {"status.json", ".lock", "manifest.json", "run.log"}
@@ -57,16 +57,16 @@ class Artifact:
                 raise ModelError(f"{state} since the run ended", fix="run the stage again", file=str(path))
 
 
-def publish(folder: Path, facts: Mapping[str, Any]) -> Artifact:
-    """Writes the manifest over all files but checkpoints and logs that live on."""
-    files = {
-        str(path.relative_to(folder)): sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in UNLISTED and not _passing(path.relative_to(folder))
-    }
+def publish(folder: Path, facts: Mapping[str, Any], disk: Disk = DISK) -> Artifact:
+    """Writes the manifest over all files but checkpoints and logs that live on, when all of them are on the disk."""
+    listed = [path for path in sorted(folder.rglob("*")) if not _passing(path.relative_to(folder))]
+    files = {str(path.relative_to(folder)): sha256(path) for path in listed if path.is_file()}
+    for path in [*listed, folder]:
+        disk.sync(path)
     write_json(folder / "manifest.json", {"format": FORMAT, **facts, "files": files})
     return Artifact(folder)
 
 
 def _passing(path: Path) -> bool:
-    return path.parts[0] in ("checkpoints", "tensorboard") or path.name.startswith(".")
+    hidden = any(part.startswith(".") for part in path.parts)
+    return path.parts[0] in ("checkpoints", "tensorboard") or path.name in UNLISTED or hidden

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from llmkit_kernels.build import not_ours, place
 
 from llmkit.core.errors import ResourceError
 from llmkit.core.files import refused
@@ -17,17 +17,16 @@ def cache() -> Path:
     """The cache's folder, made with mode 0700.
 
     Raises:
-        ResourceError: others may write to it, or it cannot be made.
+        ResourceError: others may write to it, or it is another user's, or it cannot be made.
     """
-    said = os.environ.get("LLMKIT_CACHE")
-    folder = Path(said).expanduser() if said else Path.home() / ".cache" / "llmkit"
+    folder = place()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        mode = folder.stat().st_mode
+        why = not_ours(folder)
     except OSError as cause:
         raise refused(cause, "making the cache", folder) from cause
-    if mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ResourceError(f"others may write to the cache {folder}", fix=f"chmod go-w {folder}", key="LLMKIT_CACHE")
+    if why:
+        raise ResourceError(why, fix=f"chmod go-w {folder}, or name a folder of your own", key="LLMKIT_CACHE")
     return folder
 
 

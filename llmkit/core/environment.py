@@ -16,6 +16,9 @@ LIBRARIES = (
     "py.warnings",
 )
 """The loggers of those whose chatter is for a run's log and not for the screen."""
+OFFLINE = "HF_HUB_OFFLINE"
+BEFORE = "LLMKIT_HUB_OFFLINE_BEFORE"
+"""What the user had set `OFFLINE` to, while it is set by us."""
 
 
 def prepare(remote: bool = False) -> None:
@@ -25,8 +28,19 @@ def prepare(remote: bool = False) -> None:
     os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
     for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):  # their imports set their loggers' levels anew
         os.environ.setdefault(name, "error")
-    if not remote:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
+    _set_offline(not remote)
+    warnings.filterwarnings("ignore", module="|".join(LIBRARIES))
     for name in LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _set_offline(wanted: bool) -> None:
+    """Takes the Hub away from its library, or gives it back as the user has it: one process may do both in turn."""
+    if wanted and os.environ.get(OFFLINE) != "1":
+        os.environ[BEFORE] = os.environ.get(OFFLINE, "")
+        os.environ[OFFLINE] = "1"
+    elif not wanted and BEFORE in os.environ:
+        users = os.environ.pop(BEFORE)
+        os.environ.pop(OFFLINE, None)
+        if users:
+            os.environ[OFFLINE] = users

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -42,9 +43,9 @@ class Disk:
         """An atomic change of name, over what is there."""
         old.replace(new)
 
-    def sync(self, folder: Path) -> None:
-        """The folder's entries, on the disk when this returns."""
-        handle = os.open(folder, os.O_RDONLY)
+    def sync(self, path: Path) -> None:
+        """The entries of a folder, or the contents of a file, on the disk when this returns."""
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
@@ -92,7 +93,20 @@ def write_atomic(path: Path, data: bytes, disk: Disk = DISK) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any], disk: Disk = DISK) -> None:
     """A JSON file, whole or not at all."""
-    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode(), disk)
+    write_atomic(path, (as_json(value, indent=1) + "\n").encode(), disk)
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """JSON, which has no NaN and no infinity: they are written as the text that `repr` gives them."""
+    return json.dumps(_strict(value), indent=indent, allow_nan=False)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    return [_strict(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def publish(aside: Path, folder: Path, disk: Disk = DISK) -> None:

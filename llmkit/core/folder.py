@@ -6,30 +6,51 @@ import fcntl
 import json
 import os
 import platform
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from llmkit.core.console import Console
 from llmkit.core.errors import RecipeError
-from llmkit.core.files import ensure, refused, write_atomic, write_json
+from llmkit.core.files import DISK, ensure, refused, write_atomic, write_json
 
-OURS = {"recipe.yaml", "resolved.yaml", "status.json", "manifest.json", "metrics.jsonl", ".lock"}
+NOTES = {"recipe.yaml", "resolved.yaml", "status.json", "run.log", ".lock"}
+"""What a run's folder holds before the run has done anything that is worth keeping."""
+OURS = NOTES | {"manifest.json", "metrics.jsonl"}
 
 
 @dataclass
 class Claim:
-    """A held folder. `status` is what the run before left, or nothing."""
+    """A held folder. `before` is the status that the run before left, or nothing."""
 
     folder: Path
     lock: IO[str]
     before: Mapping[str, Any]
+    there: frozenset[str]
+    """What it held already."""
+    made: tuple[Path, ...]
+    """The folders that were not there, innermost first: it, and those around it."""
 
     def status(self, state: str, step: int = 0, code: int = 0, why: str = "", **more: Any) -> None:
         """Writes `status.json`: running, done, stopped or failed."""
         write_json(self.folder / "status.json", {"state": state, "step": step, "exit_code": code, "why": why, **more})
+
+    def forget(self, notes: Sequence[Path] = ()) -> bool:
+        """Takes away what came with the claim, and `notes` in folders that did, if no more than notes came of it."""
+        found = set(_names(self.folder))
+        if (self.there - {".lock"}) or (found - NOTES):
+            return False
+        for path in [*(self.folder / name for name in found - self.there), *notes]:
+            if path.parent == self.folder or path.parent in self.made:
+                DISK.remove(path)
+        for folder in self.made:
+            with suppress(OSError):  # somebody else's is in it by now
+                folder.rmdir()
+        return True
 
     def release(self) -> None:
         """Lets the next process have it."""
@@ -54,6 +75,7 @@ def claim(folder: Path, resume: str, console: Console) -> Claim:
     """
     there = _names(folder)
     before = read_status(folder)
+    made = tuple(path for path in (folder, *folder.parents) if not path.exists())
     if there and resume == "never" and there != [".lock"]:
         raise RecipeError(f"{folder} is not empty and --resume is never", fix="name a new folder", key="out")
     if there and not OURS & set(there):
@@ -72,6 +94,13 @@ def claim(folder: Path, resume: str, console: Console) -> Claim:
         raise RecipeError(
             f"{folder} is in use by {holder}", fix="wait for it, or name another folder", key="out"
         ) from cause
+    _clean(folder)
+    _take(lock, folder, before, console)
+    return Claim(folder, lock, before, frozenset(there), made)
+
+
+def _take(lock: IO[str], folder: Path, before: Mapping[str, Any], console: Console) -> None:
+    """Puts this process's name on a lock that it holds."""
     if before.get("state") == "running":
         lock.seek(0)
         console.notice(f"{folder} was left by {lock.read().strip() or 'a dead process'}, which is gone: taking it over")
@@ -79,7 +108,16 @@ def claim(folder: Path, resume: str, console: Console) -> Claim:
     lock.truncate()
     lock.write(f"{platform.node()}, pid {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
     lock.flush()
-    return Claim(folder, lock, before)
+
+
+def _clean(folder: Path) -> None:
+    """Takes away what a process that died was about to put in its place."""
+    for path in folder.iterdir():
+        if re.fullmatch(r"\.(tmp|old)-.+|\..+\.\d+", path.name):
+            try:
+                DISK.remove(path)
+            except OSError as cause:
+                raise refused(cause, "removing", path) from cause
 
 
 def _names(folder: Path) -> list[str]:
@@ -98,6 +136,12 @@ def write_recipe(folder: Path, text: str, resolved: str) -> None:
     """The recipe as written and as resolved."""
     write_atomic(folder / "recipe.yaml", text.encode())
     write_atomic(folder / "resolved.yaml", resolved.encode())
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that have a checkpoint in a folder of them, newest first."""
+    names = (path.name.removeprefix("step-") for path in folder.glob("step-*") if path.is_dir())
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

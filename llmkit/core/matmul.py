@@ -44,10 +44,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return cast(Tensor, fast(x, weight, bias, "none", [], ""))
 
 
-def through(grad: Tensor, weight: Tensor) -> Tensor:
-    """grad (N, out), weight (out, in) -> grad weight (N, in): the gradient of the input."""
+def through(grad: Tensor, weight: Tensor, total: Tensor | None = None) -> Tensor:
+    """grad (N, out), weight (out, in) -> grad weight (N, in): the gradient of the input, added to `total` in place."""
     fast = _onednn() if _suits(grad, weight) else None
-    return grad @ weight if fast is None else cast(Tensor, fast(grad, weight.t(), None, "none", [], ""))
+    if fast is None:
+        return grad @ weight if total is None else total.addmm_(grad, weight)
+    made = cast(Tensor, fast(grad, weight.t(), None, "none", [], ""))
+    return made if total is None else total.add_(made)
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:

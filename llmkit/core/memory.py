@@ -11,7 +11,17 @@ from pathlib import Path
 
 from llmkit_kernels import memory
 
-from llmkit.core.errors import ResourceError
+from llmkit.core.errors import LlmkitError, ResourceError
+
+SHORT = ("can't allocate memory", "cannot allocate memory", "out of memory", "os error 12", "bad_alloc")
+"""What torch, the C library, CUDA and libraries in Rust say when an allocation fails."""
+
+
+def device() -> str:
+    """Where a run computes: on the GPU if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def peak(device: str) -> int:
@@ -64,6 +74,12 @@ def keep_freed_memory() -> None:
         mallopt(top_pad, 64 << 20)
 
 
+def is_out_of_memory(cause: BaseException) -> bool:
+    """Whether a library's error says that memory gave out, whatever its class."""
+    said = str(cause).lower()
+    return isinstance(cause, MemoryError) or any(words in said for words in SHORT)
+
+
 @contextmanager
 def out_of_memory_named(device: str, knob: str) -> Iterator[None]:
     """Turns a failed allocation into one line that says what was needed, what there was, and what to lower.
@@ -73,13 +89,10 @@ def out_of_memory_named(device: str, knob: str) -> Iterator[None]:
     """
     try:
         yield
-    except MemoryError as cause:
-        raise _gave_out(str(cause), device, knob) from cause
-    except RuntimeError as cause:
-        text = str(cause)
-        if "can't allocate memory" not in text and "out of memory" not in text.lower():
+    except Exception as cause:
+        if isinstance(cause, LlmkitError) or not is_out_of_memory(cause):
             raise
-        raise _gave_out(text.splitlines()[0], device, knob) from cause
+        raise _gave_out((str(cause).splitlines() or [""])[0], device, knob) from cause
 
 
 def _gave_out(text: str, device: str, knob: str) -> ResourceError:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmkit.core.files import refused
+from llmkit.core.files import as_json, refused
 
 
 class Lines:
@@ -26,7 +25,7 @@ class Lines:
         """
         try:
             with self.path.open("ab") as file:
-                file.write((json.dumps(_strict(line)) + "\n").encode())
+                file.write((as_json(line) + "\n").encode())
         except OSError as cause:
             raise refused(cause, "writing", self.path) from cause
 
@@ -51,12 +50,3 @@ class Lines:
             return []
         text = self.path.read_text("utf-8")
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def _strict(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are written as the text that `repr` gives them."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
-    return [_strict(item) for item in value] if isinstance(value, list | tuple) else value

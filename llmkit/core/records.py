@@ -29,7 +29,7 @@ class Prediction:
     scores: Mapping[str, float] = field(default_factory=dict)
     prediction: str = ""
     text: str = ""
-    """What was asked, as the model saw it."""
+    """What was asked, as the model saw it: the tokens before the answer, as text."""
     weight: float = 1.0
     model_version: str = ""
     run_id: str = ""
@@ -102,6 +102,8 @@ class GateSpec:
         if report.n < self.min_n:
             return f"{self.metric} rests on {report.n} examples, fewer than {self.min_n}"
         worst = {"up": report.low, "down": report.high}[self.direction] if self.test == "interval" else report.value
+        if worst is None:
+            return f"{self.metric} rests on one cluster, which gives no interval"
         loss = -worst if self.direction == "up" else worst
         if not loss <= self.margin:  # NaN fails
             return f"{self.metric} may be worse by {loss:.4g}, more than {self.margin:.4g}"

@@ -43,3 +43,5 @@ class Run:
     grants: Grants = field(default_factory=Grants)
     values: Mapping[str, object] = field(default_factory=dict)
     """The stage's resolved values, for the manifest and the comparison on resume."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """By key of the stage: what it says of the environment, with a digest of what was read there."""

@@ -139,7 +139,7 @@ def _taken(log: RunLog) -> Iterator[None]:
             alone = len(kept) < len(logger.handlers) and not logger.propagate
             level = logging.WARNING if logger.name in LIBRARIES else logger.level
             _change(undo, logger, [*kept, log] if alone else kept, logger.propagate, level)
-        warnings.filterwarnings("default", category=FutureWarning, module="transformers|peft")
+        warnings.filterwarnings("default", module="|".join(LIBRARIES))
         warnings.showwarning = _warned
         yield
 

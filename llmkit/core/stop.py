@@ -1,4 +1,5 @@
-"""Asking a run to stop: SIGTERM, SIGINT (Ctrl-C) and SIGHUP set a flag that the loop reads between micro-batches.
+"""Asking a run to stop: SIGTERM, SIGINT (Ctrl-C) and SIGHUP set a flag that the loop reads between micro-batches, and
+end at once what only reads.
 
 A second signal changes nothing: the save under way ends, then the run exits 75. SIGKILL is the way to end it at once;
 the last checkpoint stays whole.
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -21,11 +24,14 @@ class Stop:
 
     def __init__(self) -> None:
         self.why = ""
+        self._interruptible = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` and a shell's `&` mean what they say
+                    self._before[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -33,7 +39,26 @@ class Stop:
             signal.signal(number, handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.why = self.why or f"stopped by {signal.Signals(number).name}"
+        first, self.why = not self.why, self.why or f"stopped by {signal.Signals(number).name}"
+        if first and self._interruptible:
+            raise KeyboardInterrupt  # no library takes it for a failure of its own, as it may an Exception
+
+    @contextmanager
+    def at_once(self, where: str) -> Iterator[None]:
+        """For work that only reads and computes, and need not be brought to an end: a signal ends it where it is.
+
+        Raises:
+            Stopped: someone asked.
+        """
+        self.check(where)
+        self._interruptible = True
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.check(where)
+            raise
+        finally:
+            self._interruptible = False
 
     def check(self, where: str) -> None:
         """Raises:

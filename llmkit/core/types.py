@@ -85,12 +85,20 @@ class LossSum:
 
 @dataclass(frozen=True)
 class Report:
-    """One figure with its interval: `low` and `high` bound the `level` confidence interval of `value`."""
+    """One figure with its interval: `low` and `high` bound the `level` confidence interval of `value`.
+
+    They are None where there is none: a single example, or cluster of examples, says nothing of how the figure varies.
+    """
 
     metric: str
     slice: str
     value: float
     n: int
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     level: float = 0.95
+
+
+def interval(low: float | None, high: float | None, form: str = ".4g") -> str:
+    """An interval as it is shown."""
+    return "no interval: one cluster" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"

@@ -33,6 +33,8 @@ class Rendered:
     """Whether the end token is still to be added, and trained."""
     special: bool = False
     """Whether the tokenizer adds its own first token."""
+    unended: bool = False
+    """Whether the template writes more behind the last answer, which its markers leave out: no end is trained."""
     cut: int = 0
     """Where a prompt ends that is sent alone in use: no token may reach over it."""
 

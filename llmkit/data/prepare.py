@@ -19,8 +19,8 @@ from llmkit.core.errors import DataError
 from llmkit.core.files import sha256
 from llmkit.data.node import Data, Docstrings, Source
 from llmkit.data.render import Rendered, Renderer
-from llmkit.data.rows import BadRow, Raw, Row, Unusable, bounded, mapped, rejected
-from llmkit.data.shapes import shaped
+from llmkit.data.rows import BadRow, Raw, Row, Unusable
+from llmkit.data.usable import Tally, usable
 
 CHUNK = 256
 
@@ -38,6 +38,8 @@ class Prepared:
     digest: str = ""
     files: dict[str, str] = field(default_factory=dict)
     """sha256 of each file that was read."""
+    places: tuple[tuple[str, int], ...] = ()
+    """File and line of each example's row."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -56,58 +58,6 @@ class Prepared:
         return float(self.weights[self.starts[index] + 1 : self.starts[index + 1]].sum())
 
 
-def read_rows(
-    sources: Sequence[Source], data: Data, counts: Counter[str], aside: Callable[[BadRow], None] | None = None
-) -> Iterator[Row]:
-    """The usable rows of all sources in order; the others are counted under their reason.
-
-    Raises:
-        DataError: a row cannot be read and is not to be set aside.
-    """
-    return (row for _, row in _usable(sources, _Counter(data, counts, aside)))
-
-
-@dataclass
-class _Counter:
-    """Counts rows that cannot be used, and hands them on where they are to be kept."""
-
-    data: Data
-    counts: Counter[str]
-    aside: Callable[[BadRow], None] | None
-    first: str = ""
-
-    def broken(self, bad: DataError) -> None:
-        """A row that cannot be read."""
-        if self.data.on_bad_row == "error" or self.aside is None or not isinstance(bad, BadRow):
-            raise bad
-        self.counts["quarantined"] += 1
-        self.aside(bad)
-
-    def unusable(self, raw: Raw, reason: str) -> None:
-        """A row that is read and cannot be trained on."""
-        self.counts[f"unusable: {reason}"] += 1
-        self.first = self.first or f"{raw.file}:{raw.line}: {reason}"
-        if self.data.on_bad_row == "quarantine" and self.aside is not None:
-            self.aside(rejected(raw, reason))
-
-    def check(self, kept: int, least: int, key: str) -> None:
-        """Raises: DataError when too many rows are unusable, or too few are left."""
-        counts = self.counts
-        table = ", ".join(f"{reason} {n}" for reason, n in counts.most_common() if reason != "rows" and n)
-        bad = sum(n for reason, n in counts.items() if reason.startswith("unusable"))
-        if counts["rows"] == 0:
-            raise DataError("holds no rows", fix="give a file with rows", key=key)
-        if bad > self.data.bad_share * counts["rows"]:
-            what = f"{bad} of {counts['rows']} rows cannot be used ({table}; the first is {self.first})"
-            raise DataError(what, fix="mend them, or raise data.bad_share", key=key)
-        if not kept:
-            what = f"no row is left to learn from ({table})"
-            raise DataError(what, fix="raise data.max_length or mend the rows", key=key)
-        if kept < least:
-            what = f"{kept} examples do not fill one step of {least}" + (f" ({table})" if table else "")
-            raise DataError(what, fix=f"set batch.rows={kept}", key=key)
-
-
 def prepare(
     sources: Sequence[Source],
     data: Data,
@@ -121,17 +71,19 @@ def prepare(
     Raises:
         DataError: a row cannot be read, too many are unusable, or too few are left.
     """
-    counter = _Counter(data, Counter[str](), aside)
-    counts = counter.counts
+    tally = Tally(data, Counter[str](), aside)
+    counts = tally.counts
     ids: list[np.ndarray[Any, Any]] = []
     weights: list[np.ndarray[Any, Any]] = []
     rows: list[Row] = []
-    for raw, row, tokens, kept in _encoded(sources, Renderer(tokenizer, data.train_on), counter):
+    places: list[tuple[str, int]] = []
+    for raw, row, tokens, kept in _encoded(sources, Renderer(tokenizer, data.train_on), tally):
         for part_ids, part_weights in _fitted(tokens, kept, data, counts, raw):
             ids.append(np.array(part_ids, dtype=np.int32))
             weights.append(np.array(part_weights, dtype=np.float32))
             rows.append(row)
-    counter.check(len(ids), least, key)
+            places.append((raw.file, raw.line))
+    tally.check(len(ids), least, key)
     starts = np.concatenate([[0], np.cumsum([len(part) for part in ids])]).astype(np.int64)
     joined, weighed = np.concatenate(ids), np.concatenate(weights)
     weighed[starts[:-1]] = 0.0  # nothing predicts the first token of an example
@@ -139,42 +91,24 @@ def prepare(
     counts["tokens"] = len(joined)
     counts["supervised tokens"] = int((weighed > 0).sum())
     digest = hashlib.sha256(joined.tobytes() + weighed.tobytes() + starts.tobytes()).hexdigest()
-    return Prepared(joined, weighed, starts, tuple(rows), dict(counts), digest, _files(sources))
-
-
-def _usable(sources: Sequence[Source], counter: _Counter) -> Iterator[tuple[Raw, Row]]:
-    index = 0
-    for source in sources:
-        columns = {} if isinstance(source, Docstrings) else source.columns
-        for found in source.rows():
-            counter.counts["rows"] += 1
-            raw = bounded(found) if isinstance(found, Raw) else found
-            if not isinstance(raw, Raw):
-                counter.broken(raw)
-                continue
-            try:
-                row = shaped(mapped(raw, columns), index)
-            except Unusable as reason:
-                counter.unusable(raw, str(reason))
-                continue
-            index += 1
-            yield raw, row
+    return Prepared(joined, weighed, starts, tuple(rows), dict(counts), digest, _files(sources), tuple(places))
 
 
 def _encoded(
-    sources: Sequence[Source], renderer: Renderer, counter: _Counter
+    sources: Sequence[Source], renderer: Renderer, tally: Tally
 ) -> Iterator[tuple[Raw, Row, list[int], list[float]]]:
     """Rows with their tokens; encoded some hundred at a time, which the tokenizer does faster."""
     waiting: list[tuple[Raw, Row, Rendered]] = []
-    for raw, row in _usable(sources, counter):
+    for raw, row in usable(sources, tally):
         try:
             turns = renderer.turns(row)
         except Unusable as reason:
-            counter.unusable(raw, str(reason))
+            tally.unusable(raw, str(reason))
             continue
         waiting += [(raw, row, rendered) for rendered in turns]
-        counter.counts["special text kept plain"] += bool(turns[0].mark)
-        counter.counts["one example an answer: the template rewrites earlier turns"] += len(turns) > 1
+        tally.counts["special text kept plain"] += bool(turns[0].mark)
+        tally.counts["end not trained: the template's markers leave it out"] += turns[-1].unended
+        tally.counts["one example an answer: the template rewrites earlier turns"] += len(turns) > 1
         if len(waiting) >= CHUNK:
             yield from _flush(waiting, renderer)
             waiting = []

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llmkit.core.errors import DataError, ModelError
 from llmkit.data.encode import OPEN, Encoder, Rendered
 from llmkit.data.rows import Row, Unusable
-from llmkit.data.template import Rewrites, Template
+from llmkit.data.template import Messages, Rewrites, Template
 
 __all__ = ["Rendered", "Renderer"]
 
@@ -63,6 +64,24 @@ class Renderer:
                 raise
             return tuple(self._checked(self._conversation(row, index + 1, alone=True)) for index in answers)
 
+    def prompt(self, asked: str | Messages, tools: Sequence[Any] = ()) -> Rendered:
+        """What a model is asked, up to where its answer begins, as a row shows it in training.
+
+        Raises:
+            Unusable, DataError: as `render`.
+        """
+        if isinstance(asked, str):
+            mark = self._mark(asked)
+            return self._checked(Rendered(self._escaped(asked, mark), (), mark, special=True))
+        text, mark, *_ = self._written(asked, tools, prompt=True)
+        return self._checked(Rendered(text, (), mark))
+
+    def unclosed(self, rendered: Rendered) -> Rendered:
+        """The same without the end of its last answer: what is said, and not that it ends."""
+        (start, end), before = rendered.spans[-1], rendered.spans[:-1]
+        said = re.sub(rf"(?:\s|{self.specials.pattern})+\Z", "", rendered.text[start:end])
+        return replace(rendered, spans=(*before, (start, start + len(said))), close=False)
+
     def encode(self, rendered: Sequence[Rendered]) -> list[tuple[list[int], list[float]]]:
         """(ids, weights) of each text; weight 1 where a token lies inside of a trained span."""
         return self.encoder.encode(rendered)
@@ -71,7 +90,8 @@ class Renderer:
         mark = self._mark([row.prompt, row.completion])
         prompt, completion = self._escaped(row.prompt, mark), self._escaped(row.completion, mark)
         cut, end = len(prompt), len(prompt) + len(completion)
-        return Rendered(prompt + completion, ((0 if self.train_on == "all" else cut, end),), mark, True, True, cut)
+        spans = ((0 if self.train_on == "all" else cut, end),)
+        return Rendered(prompt + completion, spans, mark, close=True, special=True, cut=cut)
 
     def _answers(self, row: Row, upto: int) -> list[int]:
         found = [i for i, m in enumerate(row.messages[:upto]) if m["role"] == "assistant" and i >= row.learn_from]
@@ -79,26 +99,37 @@ class Renderer:
 
     def _conversation(self, row: Row, upto: int, alone: bool = False) -> Rendered:
         """The first messages of a row as a text; `alone`: only the last answer is trained."""
+        text, mark, messages, tools = self._written(row.messages[:upto], row.tools)
+        if self.train_on == "all":
+            return Rendered(text, ((0, len(text)),), mark)
+        answers = self._answers(row, upto)
+        spans = self.template.spans(messages, tools, answers[-1:] if alone else answers, text)
+        end = spans[-1][1] if spans else len(text)
+        if not spans or self.template.closed(text, end):
+            return Rendered(text, spans, mark)
+        if text[end:].strip():
+            return Rendered(text, spans, mark, unended=True)
+        return Rendered(text[:end], spans, mark, close=True)
+
+    def _written(
+        self, given: Messages, given_tools: Sequence[Any], prompt: bool = False
+    ) -> tuple[str, str, Messages, Sequence[Any]]:
+        """What the template makes of messages whose special-token text is marked: (text, mark, messages, tools)."""
         if not self.tokenizer.chat_template:
             raise DataError(
                 "the tokenizer has no chat template, and the rows are messages",
                 fix="set model.template to a file with one",
                 key="model.template",
             )
-        plain: list[Any] = list(row.messages[:upto])
-        mark = self._mark([plain, row.tools])
-        messages, tools = (_each(given, lambda text: self._escaped(text, mark)) for given in (plain, list(row.tools)))
-        text = self.template.text(messages, tools)
-        if mark and text.replace(mark, "") != self.template.text(plain, row.tools):
+        plain: tuple[Any, Any] = list(given), list(given_tools)
+        mark = self._mark(plain)
+        messages, tools = (_each(part, lambda text: self._escaped(text, mark)) for part in plain)
+        text = self.template.text(messages, tools, prompt)
+        if mark and text.replace(mark, "") != self.template.text(*plain, prompt):
             raise Unusable("the chat template changes special-token text in messages")
-        if tools and text == self.template.text(messages):
+        if tools and text == self.template.text(messages, prompt=prompt):
             raise Unusable("the chat template does not show the row's tools")
-        if self.train_on == "all":
-            return Rendered(text, ((0, len(text)),), mark)
-        answers = self._answers(row, upto)
-        spans = self.template.spans(messages, tools, answers[-1:] if alone else answers, text)
-        close = not any(self.specials.search(text[start:]) for start, _ in spans[-1:])
-        return Rendered(text.rstrip("\n") if close else text, spans, mark, close)
+        return text, mark, messages, tools
 
     def _mark(self, values: Any) -> str:
         held = "".join(_strings(values))

@@ -20,18 +20,24 @@ SPEAKERS = {
 """ShareGPT's names of the roles."""
 
 
+READ = ("messages", "prompt", "completion", "text", "instruction", "output", "conversations")
+"""The columns that a row may be made of."""
+
+
 def shaped(values: Mapping[str, Any], id: int) -> Row:
     """A row in one of the known formats: messages, prompt and completion, text, Alpaca's or ShareGPT's.
 
     Raises:
         Unusable: with the reason.
     """
+    nulls = [name for name in READ if name in values and values[name] is None]
+    values = {name: value for name, value in values.items() if value is not None}  # how tables say: no such column
     cluster, tools = str(values.get("cluster", id)), _tools(values.get("tools"))
     if "messages" in values:
         return Row(id, cluster, _messages(values["messages"]), 0, tools=tools)
     prompt, completion = values.get("prompt"), values.get("completion")
     if isinstance(prompt, list) and isinstance(completion, list):
-        return Row(id, cluster, _messages([*prompt, *completion]), len(prompt), tools=tools)
+        return Row(id, cluster, _messages([*prompt, *completion], len(prompt)), len(prompt), tools=tools)
     if "completion" in values:
         return Row(id, cluster, prompt=_text(prompt, "prompt"), completion=_text(completion, "completion"))
     if "text" in values:
@@ -40,7 +46,7 @@ def shaped(values: Mapping[str, Any], id: int) -> Row:
         return Row(id, cluster, _alpaca(values), tools=tools)
     if "conversations" in values:
         return Row(id, cluster, _messages(_sharegpt(values["conversations"])), tools=tools)
-    raise Unusable("no messages, prompt and completion, or text")
+    raise Unusable(f"{nulls[0]} is null" if nulls else "no messages, prompt and completion, or text")
 
 
 def _text(value: Any, name: str) -> str:
@@ -80,10 +86,14 @@ def _sharegpt(given: Any) -> list[dict[str, Any]]:
     return [{"role": SPEAKERS[turn["from"]], "content": turn.get("value")} for turn in given]
 
 
-def _messages(given: Any) -> tuple[Mapping[str, Any], ...]:
+def _messages(given: Any, learn_from: int = 0) -> tuple[Mapping[str, Any], ...]:
+    """The messages up to the last answer, which is not before `learn_from`."""
     if not isinstance(given, list) or not given or not all(isinstance(m, dict) for m in given):
         raise Unusable("messages is not a list of messages")
-    _check_order([m.get("role") for m in given])
+    roles = [m.get("role") for m in given]
+    _check_order(roles)
+    if "assistant" not in roles[learn_from:]:
+        raise Unusable("no assistant turn in the completion")
     for message in given:
         if not (message.get("role") == "assistant" and message.get("tool_calls")):
             _text(message.get("content"), f"content of {message.get('role')}")

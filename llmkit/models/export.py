@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import torch
 from llmkit.core.errors import ModelError
 from llmkit.core.files import publish
 from llmkit.models.load import quiet
-from llmkit.models.resolve import Resolved
+from llmkit.models.node import NoQuant, Quant
+from llmkit.models.resolve import HUB, Resolved
 
 
-def export(model: Any, tokenizer: Any, folder: Path, resolved: Resolved) -> None:
-    """Writes an adapter (peft's format) or full weights, with tokenizer and template, whole or not at all.
+def export(model: Any, tokenizer: Any, folder: Path, resolved: Resolved, quant: Quant = NoQuant()) -> None:
+    """Writes an adapter (peft's format) or full weights, with tokenizer and template, whole or not at all; `quant` is
+    how an adapter's base was held.
 
     Raises:
         ModelError: a template's name would leave the folder.
@@ -30,9 +33,9 @@ def export(model: Any, tokenizer: Any, folder: Path, resolved: Resolved) -> None
     with quiet(), torch.no_grad():
         if hasattr(model, "peft_config"):
             for settings in model.peft_config.values():
-                settings.base_model_name_or_path = base.name
+                settings.base_model_name_or_path, settings.revision = _for_peft(base)
             model.save_pretrained(aside)
-            facts = {"format": 1, "base": base.facts()}
+            facts = {"format": 1, "base": base.facts(), "quant": asdict(quant)}
             (aside / "llmkit.json").write_text(json.dumps(facts, indent=1) + "\n")
         else:
             model.config._name_or_path = ""
@@ -42,6 +45,14 @@ def export(model: Any, tokenizer: Any, folder: Path, resolved: Resolved) -> None
         leftover.unlink()  # peft's empty model card
     _plain_attention(aside)
     publish(aside, folder)
+
+
+def _for_peft(base: Resolved) -> tuple[str, str | None]:
+    """The name and revision by which peft finds an adapter's base: it knows the Hub and this machine's folders, and
+    none of our aliases; by those `llmkit.json` lets us find it on another machine."""
+    if base.source.startswith(HUB):
+        return base.source.removeprefix(HUB), base.revision
+    return str(base.folder.resolve()), None
 
 
 def _plain_attention(folder: Path) -> None:

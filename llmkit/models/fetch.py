@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from llmkit.core.cache import locked
 from llmkit.core.errors import ModelError
 from llmkit.core.files import publish, sha256, write_json
+from llmkit.models import safe
 from llmkit.models.alias import Wheel
 
 MOST_GGUF = 1 << 33
@@ -89,10 +89,12 @@ def fetch_hub(repo: str, revision: str | None) -> Path:
     Raises:
         ModelError: it cannot be had.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import is_offline_mode, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+    if is_offline_mode() and os.environ.get("HF_HUB_OFFLINE") != "1":
+        return _fetch_apart(repo, revision, patterns)
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as cause:
@@ -105,8 +107,27 @@ def fetch_hub(repo: str, revision: str | None) -> Path:
         ) from cause
 
 
+CHILD = """
+import json, sys
+from huggingface_hub import snapshot_download
+repo, revision, patterns = json.load(sys.stdin)
+print(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+"""
+
+
+def _fetch_apart(repo: str, revision: str | None, patterns: list[str]) -> Path:
+    """By a process of its own: the library stays offline in one where it was imported for nothing remote."""
+    given = json.dumps([repo, revision, patterns])
+    done = subprocess.run([sys.executable, "-c", CHILD], input=given, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = next(iter(done.stderr.strip().splitlines()[-1:]), "no reason was given")
+        what = f"{repo} could not be brought from the Hub ({why})"
+        raise ModelError(what, fix="connect to the Hub, or give a model folder", key="model")
+    return Path(done.stdout.splitlines()[-1])
+
+
 def check_seal(folder: Path) -> str:
-    """The digest of a cached folder; its files are read again only when their sizes or times are new.
+    """The identity of a cached folder's weights; its files are read again only when their sizes or times are new.
 
     Raises:
         ModelError: a file is missing or damaged.
@@ -121,7 +142,7 @@ def check_seal(folder: Path) -> str:
                 state = "is damaged" if path.is_file() else "is missing"
                 raise ModelError(state, fix=f"delete {folder} and fetch it again", file=str(path))
         stamp.write_text(now)
-    return hashlib.sha256(json.dumps(sealed["files"], sort_keys=True).encode()).hexdigest()
+    return safe.identity({name: sealed["files"][name] for name in safe.check_folder(folder)})
 
 
 def _stamp(path: Path) -> list[int]:

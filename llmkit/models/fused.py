@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from llmkit.core.matmul import linear, through
+from llmkit.core.recast import recast
 from llmkit.core.remake import Way, remakable, way_to
 
 
@@ -25,25 +26,19 @@ def fuse(model: nn.Module) -> dict[str, int]:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and child is not _head(model):
-                setattr(parent, name, _recast(child, FusedLinear))
+                setattr(parent, name, recast(child, FusedLinear))
                 counts["linear"] += 1
             elif _gated(child):
-                setattr(parent, name, _recast(child, FusedMlp))
+                setattr(parent, name, recast(child, FusedMlp))
                 counts["mlp"] += 1
             elif _root_mean_square(child):
-                setattr(parent, name, _recast(child, FusedNorm))
+                setattr(parent, name, recast(child, FusedNorm))
                 counts["norm"] += 1
     return counts
 
 
 def _head(model: nn.Module) -> nn.Module | None:
     return cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-
-
-def _recast(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    made = kind.__new__(kind)
-    made.__dict__ = module.__dict__  # the same parameters, hooks and settings under another class
-    return made
 
 
 class FusedLinear(nn.Linear):
@@ -53,25 +48,27 @@ class FusedLinear(nn.Linear):
         """x (..., in) -> (..., out)."""
         if torch.is_autocast_enabled(x.device.type) or x.dtype != self.weight.dtype:
             return super().forward(x)
-        return cast(Tensor, cast(Any, _Linear).apply(x, self.weight, self.bias, way_to(x)))
+        rows = cast(Any, _Linear).apply(x, self.weight, self.bias, way_to(x))
+        return cast(Tensor, rows.view(*x.shape[:-1], rows.shape[-1]))
 
 
 class _Linear(torch.autograd.Function):
+    """x is of any shape, the result in rows: a view that was made in here could not be changed in place."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, way: Way) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         ctx.shape, ctx.biased, ctx.make = x.shape, bias is not None, way.make
         ctx.save_for_backward(weight, *(way.sources if ctx.needs_input_grad[1] else ()))
-        return linear(rows, weight, bias).view(*x.shape[:-1], -1)
+        return linear(rows, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, *sources = ctx.saved_tensors
-        out = grad.reshape(-1, grad.shape[-1])
-        to_x = through(out, weight).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        to_weight = out.T @ ctx.make(*sources).reshape(-1, ctx.shape[-1]) if ctx.needs_input_grad[1] else None
-        return to_x, to_weight, out.sum(0) if ctx.biased and ctx.needs_input_grad[2] else None, None
+        to_x = through(grad, weight).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        to_weight = grad.T @ ctx.make(*sources).reshape(-1, ctx.shape[-1]) if ctx.needs_input_grad[1] else None
+        return to_x, to_weight, grad.sum(0) if ctx.biased and ctx.needs_input_grad[2] else None, None
 
 
 def _gated(module: nn.Module) -> bool:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
 from llmkit.core.errors import ModelError
+from llmkit.core.memory import is_out_of_memory
 from llmkit.models import safe
+from llmkit.models.adapted import adapted
 from llmkit.models.attend import install
 from llmkit.models.fused import fuse
-from llmkit.models.node import Int8, ModelRef, Nf4, NoQuant, Quant
+from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.models.probe import Support, probe
 from llmkit.models.resolve import Resolved
 from llmkit.models.wrappers import check_causal, check_whole, name_inner
@@ -66,10 +66,10 @@ def load(resolved: Resolved, ref: ModelRef, how: How) -> Loaded:
         model = _base(base, how)
         kind = install(model, ref.attention, how.half)
         support = probe(model)
-        if isinstance(how.quant, NoQuant):
+        if not getattr(model, "is_quantized", False):
             fuse(model)
         if resolved.base is not None:
-            model = _adapted(model, resolved.folder)
+            model = adapted(model, resolved.folder)
         model.eval()
         tokenizer = read_tokenizer(resolved, ref.template, how.allow_code)
     return Loaded(model, tokenizer, kind, support, resolved)
@@ -90,7 +90,8 @@ def _base(base: Resolved, how: How) -> Any:
     said = safe.read_json(base.folder / "config.json")
     if "auto_map" in said and not how.allow_code:
         raise ModelError(f"{base.name} brings code of its own", fix="pass --allow-code to run it", key="model")
-    if "quantization_config" in said and not isinstance(how.quant, NoQuant):
+    bits = how.quant.config(DTYPES["bf16" if how.half else how.dtype])
+    if "quantization_config" in said and bits is not None:
         raise ModelError(f"{base.name} is quantised already", fix="drop quant", key="quant.kind")
     headers = safe.check_folder(base.folder)
     try:
@@ -100,7 +101,7 @@ def _base(base: Resolved, how: How) -> Any:
         raise ModelError(f"{base.name} is of an unknown family ({kind})", fix="use a causal LM", key="model") from cause
     if not how.allow_nonfinite:
         _check_finite(base.folder, headers)
-    options: dict[str, Any] = {"quantization_config": _bits(how)} if not isinstance(how.quant, NoQuant) else {}
+    options: dict[str, Any] = {} if bits is None else {"quantization_config": bits}
     check_causal(config, said, base.name)
     try:
         model, told = AutoModelForCausalLM.from_pretrained(
@@ -114,36 +115,18 @@ def _base(base: Resolved, how: How) -> Any:
             **options,
         )
     except (ValueError, KeyError, OSError, RuntimeError, ImportError) as cause:
+        if is_out_of_memory(cause):
+            raise
         why = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:160]
         raise ModelError(
             f"{base.name} cannot be loaded: {why}", fix="use a causal LM of transformers", key="model"
         ) from cause
     check_whole(told, hasattr(config, "text_config"), base.name)
     name_inner(model)
-    if isinstance(how.quant, NoQuant):
-        model = model.to(how.device)
-    else:
-        _mend_bits(model)
+    if bits is None:
+        return model.to(how.device)
+    _mend_bits(model)
     return model
-
-
-def _bits(how: How) -> Any:
-    """The quantisation of bitsandbytes; compute and scales in the model's dtype."""
-    try:
-        import bitsandbytes  # noqa: F401 - asked for its presence
-        from transformers import BitsAndBytesConfig
-    except ImportError as missing:
-        raise ModelError(
-            f"quant needs bitsandbytes ({missing})", fix="pip install 'llmkit[quant]'", key="quant.kind"
-        ) from missing
-    if isinstance(how.quant, Nf4):
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=how.quant.double,
-            bnb_4bit_compute_dtype=DTYPES["bf16" if how.half else how.dtype],
-        )
-    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=cast(Int8, how.quant).threshold)
 
 
 def _mend_bits(model: Any) -> None:
@@ -169,35 +152,6 @@ def _check_finite(folder: Path, headers: dict[str, safe.Header]) -> None:
                     )
 
 
-def _adapted(model: Any, folder: Path) -> Any:
-    """The adapter of a folder on its base, tensor by tensor as expected."""
-    from peft import PeftModel
-
-    headers = safe.check_folder(folder, "adapter_model")
-    try:
-        adapted = PeftModel.from_pretrained(model, str(folder))
-    except (ValueError, RuntimeError, KeyError) as cause:
-        raise ModelError(
-            f"does not fit its base: {_misfit(str(cause))}", fix="give the base that it was made for", file=str(folder)
-        ) from cause
-    expected = {n.replace(".default", "") for n, _ in adapted.named_parameters() if "lora_" in n}
-    found = {name for header in headers.values() for name in header}
-    if odd := sorted(expected ^ found):
-        side = "lacks" if odd[0] in expected else "has no place for"
-        raise ModelError(
-            f"{side} {odd[0]} and {len(odd) - 1} more", fix="give the base that it was made for", file=str(folder)
-        )
-    return adapted
-
-
-def _misfit(said: str) -> str:
-    """What peft says, in one line: of the first tensor of another shape, both shapes."""
-    shapes = re.search(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)", said)
-    if shapes is None:
-        return (said.strip().splitlines() or ["no reason given"])[0][:200]
-    return f"{shapes[1]} has shape {shapes[2]}, and its settings and base make it {shapes[3]}"
-
-
 def read_tokenizer(resolved: Resolved, template: str | None, allow_code: bool = False) -> Any:
     """The tokenizer of a model's folder, or of its base's, with the recipe's template over its own."""
     from transformers import AutoTokenizer
@@ -207,6 +161,8 @@ def read_tokenizer(resolved: Resolved, template: str | None, allow_code: bool = 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_code)
     except (ValueError, OSError, KeyError) as cause:
+        if is_out_of_memory(cause):
+            raise
         raise ModelError(
             f"has no tokenizer that can be read ({str(cause).splitlines()[0][:120]})",
             fix="add tokenizer.json",
@@ -224,19 +180,13 @@ def read_tokenizer(resolved: Resolved, template: str | None, allow_code: bool = 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the libraries' chatter and bars off the user's screen; the log still gets the warnings."""
+    """No progress bars of transformers; what it says goes to the run's log (core/runlog.py)."""
     from transformers.utils import logging as chatter
 
-    before, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
-    chatter.set_verbosity_error()
+    bars = chatter.is_progress_bar_enabled()
     chatter.disable_progress_bar()
-    logging.captureWarnings(True)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        logging.captureWarnings(False)
-        chatter.set_verbosity(before)
         if bars:
             chatter.enable_progress_bar()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from llmkit.core.config import Later, config, setting
+from llmkit.core.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @config
@@ -28,25 +32,63 @@ class ModelRef:
 class NoQuant:
     """The base model is held at the recipe's precision."""
 
+    weight_bytes: ClassVar[float] = 0.0
     kind: Literal["none"] = "none"
+
+    def config(self, compute: torch.dtype) -> None:
+        """Nothing for transformers to do."""
 
 
 @config
 class Nf4:
     """The frozen base is held in 4-bit NormalFloat blocks of 64 (QLoRA, arXiv:2305.14314), by bitsandbytes."""
 
+    weight_bytes: ClassVar[float] = 0.6
     kind: Literal["bnb_nf4"] = "bnb_nf4"
     double: bool = True
     """Quantise the block scales too (0.37 bits a weight less)."""
+
+    def config(self, compute: torch.dtype) -> Any:
+        """For transformers: products and scales in `compute`.
+
+        Raises:
+            ModelError: bitsandbytes is missing.
+        """
+        return _bitsandbytes(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=self.double,
+            bnb_4bit_compute_dtype=compute,
+        )
 
 
 @config
 class Int8:
     """The frozen base is held in 8-bit rows, its outliers in fp16 (LLM.int8(), arXiv:2208.07339), by bitsandbytes."""
 
+    weight_bytes: ClassVar[float] = 1.1
     kind: Literal["bnb_int8"] = "bnb_int8"
     threshold: float = setting(default=6.0, least=0.0)
     """Activations above it take the outlier path; 0 turns it off."""
+
+    def config(self, compute: torch.dtype) -> Any:
+        """For transformers; products are in the type of what comes in.
+
+        Raises:
+            ModelError: bitsandbytes is missing.
+        """
+        return _bitsandbytes(load_in_8bit=True, llm_int8_threshold=self.threshold)
+
+
+def _bitsandbytes(**settings: Any) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401 - asked for its presence
+        from transformers import BitsAndBytesConfig
+    except ImportError as missing:
+        raise ModelError(
+            f"quant needs bitsandbytes ({missing})", fix="pip install bitsandbytes", key="quant.kind"
+        ) from missing
+    return BitsAndBytesConfig(**settings)
 
 
 Quant = Annotated[NoQuant | Nf4 | Int8, Later(("w8a8", "w4a8", "w8a16", "w4a16"))]

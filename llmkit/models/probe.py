@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from llmkit.core.memory import is_out_of_memory
 from llmkit.core.types import Packed, Paged, Segment, Span, Tree
 from llmkit.models.attend import NAMES, Context
 from llmkit.models.paged import BlockStore
@@ -58,6 +59,8 @@ def probe(model: Any) -> Support:
         try:
             return _tried(model, type(model).__name__)
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as cause:
+            if is_out_of_memory(cause):
+                raise
             said = (str(cause).splitlines() or [""])[0][:90]
             return Support(False, False, False, f"{type(model).__name__} does not run under a context: {said}")
 

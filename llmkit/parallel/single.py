@@ -89,7 +89,11 @@ class Single:
                 self.optimizer.state[p] = {key: self._held(key, value, p) for key, value in mine.items()}
 
     def _held(self, key: str, value: Tensor, p: nn.Parameter) -> Any:
-        """A state entry as the optimizer keeps it: bitsandbytes counts steps in a plain int, torch in a tensor."""
-        if key == "step":
-            return value.clone() if isinstance(self.optimizer, torch.optim.AdamW) else int(value)
-        return value.to(p.device, copy=True)
+        """A state entry as the optimizer keeps it: bitsandbytes counts steps in a plain int, torch in a tensor, which
+        lies beside the parameter where the device itself reads it."""
+        if key != "step":
+            return value.to(p.device, copy=True)
+        if not isinstance(self.optimizer, torch.optim.AdamW):
+            return int(value)
+        settings = self.optimizer.defaults
+        return value.to(p.device if settings["fused"] or settings["capturable"] else "cpu", copy=True)

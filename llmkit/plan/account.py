@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 FORWARD_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Tokens of one forward that keep the device busy: more of them cost memory and gain little."""
 HEADROOM = 0.85
+LINEARS = 7
+"""Linears of a layer, of the common families."""
 
 
 @dataclass(frozen=True)
@@ -22,28 +25,30 @@ class Shape:
     vocab: int
     linears: int
     """Sum of (in + out) over all linears but the head: a LoRA of rank r has r times as many parameters."""
+    keys: int = 0
+    """Width of a token's keys, and of its values, in a layer."""
+    embedded: int = 0
+    """Parameters of embeddings and head: they are never quantised."""
 
     @staticmethod
     def read(config: Mapping[str, Any], tensors: Mapping[str, list[int]]) -> Shape:
         """From `config.json` and the shape of each weight."""
         text = config.get("text_config") or config
-        params = 0
-        linears = 0
-        for name, shape in tensors.items():
-            size = 1
-            for length in shape:
-                size *= length
-            params += size
-            if len(shape) == 2 and "embed" not in name and "lm_head" not in name:
-                linears += sum(shape)
+        sizes = {name: prod(shape) for name, shape in tensors.items()}
+        embedded = {name for name in tensors if "embed" in name or "lm_head" in name}
+        linears = sum(sum(shape) for name, shape in tensors.items() if len(shape) == 2 and name not in embedded)
         hidden = int(text.get("hidden_size") or text.get("n_embd") or 0)
+        heads = int(text.get("num_attention_heads") or text.get("n_head") or 1)
+        groups, width = int(text.get("num_key_value_heads") or heads), int(text.get("head_dim") or hidden // heads)
         return Shape(
-            params,
+            sum(sizes.values()),
             int(text.get("num_hidden_layers") or text.get("n_layer") or 0),
             hidden,
             int(text.get("intermediate_size") or 4 * hidden),
             int(text.get("vocab_size") or 0),
             linears,
+            groups * width,
+            sum(sizes[name] for name in embedded),
         )
 
 
@@ -55,38 +60,76 @@ class Account:
     gradients: int
     optimizer: int
     activations: int
-    logits: int
+    """What the forward keeps for the backward."""
+    working: int
+    """What comes and goes: the head's in the forward, or that of one layer's backward, whichever is more."""
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        return self.weights + self.gradients + self.optimizer + self.activations + self.working
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a layer keeps of each token: so many times its hidden width, its inner width, its keys' width, in bytes."""
+
+    hidden: int
+    inner: int
+    keys: int
+
+    def bytes(self, shape: Shape) -> int:
+        """Bytes of a token in a layer."""
+        return self.hidden * shape.hidden + self.inner * shape.intermediate + self.keys * shape.keys
+
+
+# counted by hooks on what autograd saves (tests/plan/test_account.py); 4 bytes a number, 2 in 16 bits
+FUSED = Kept(4 * 4, 4 * 2, 4 * 2)
+"""fp32 through our own linears, MLPs and norms: what is cheap to make again is not kept (core/remake.py)."""
+QUANTISED = Kept(4 * 6, 4 * 4, 4 * 2)
+"""peft's LoRA over a quantised base, in fp32."""
+DROPPED = Kept(4 * 15, 4 * 4, 4 * 2)
+"""peft's LoRA with dropout: each linear has an input of its own."""
+DORA = Kept(4 * 15, 4 * 6, 4 * 6)
+"""peft's DoRA: what the base gave and what it is scaled with too."""
+HALF = Kept(2 * 12, 2 * 3, 2 * 2)
+"""16 bits, by autocast or of the parameters, with norms in fp32."""
+HALF_LORA = Kept(2 * 6 + 4 * 6, 2 * 2 + 4, 2 * 2)
+"""Parameters of 16 bits under adapters of 32: each linear's input is kept in 32."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """How a run holds things: bytes a weight, bytes an activation, the trained parameters and bytes of moments each."""
+    """How a run holds things."""
 
     weight_bytes: float
-    activation_bytes: int
+    """Of each weight of the layers."""
+    plain_bytes: float
+    """Of each weight of embeddings and head."""
+    kept: Kept
     trained: int
+    """Trained parameters."""
+    rank: int
+    """Of the adapter; 0 without one."""
     moment_bytes: float
+    """Of each trained parameter."""
     recompute: bool
-    logit_bytes: int
+    head_bytes: int
+    """What the head needs beside the hidden states."""
 
 
 def account(shape: Shape, held: Held, tokens: int) -> Account:
     """The peak of one forward and backward over `tokens` tokens."""
-    own = 10 * shape.hidden + 3 * shape.intermediate  # kept by a layer for its backward, per token
-    layer = own * tokens * held.activation_bytes
-    kept = shape.hidden * tokens * held.activation_bytes
-    activations = shape.layers * kept + layer if held.recompute else shape.layers * layer
+    low = 4 * LINEARS * held.rank  # what an adapter's first half gave
+    layer = (held.kept.bytes(shape) + low) * tokens
+    hidden, inner = 4 * shape.hidden * tokens, 4 * shape.intermediate * tokens
+    layers = shape.layers * hidden + layer if held.recompute else shape.layers * layer
     return Account(
-        weights=int(shape.params * held.weight_bytes),
+        weights=int((shape.params - shape.embedded) * held.weight_bytes + shape.embedded * held.plain_bytes),
         gradients=held.trained * 4,
         optimizer=int(held.trained * held.moment_bytes),
-        activations=activations,
-        logits=held.logit_bytes + 2 * tokens * shape.hidden * 4,
+        activations=layers + 2 * hidden,  # and the head's input with its gradient
+        working=max(held.head_bytes, 2 * hidden + 3 * inner),
     )
 
 
@@ -115,7 +158,5 @@ def choose(
 
 
 def _choice(shape: Shape, held: Held, max_length: int, available: int, rows: int, recompute: bool) -> Choice:
-    from dataclasses import replace
-
     made = account(shape, replace(held, recompute=recompute), rows * max_length)
     return Choice(rows, recompute, made, made.total <= HEADROOM * available)

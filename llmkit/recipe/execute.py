@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -13,16 +14,17 @@ from llmkit.core.console import Console
 from llmkit.core.environment import prepare
 from llmkit.core.errors import LlmkitError, Problem, RecipeError, Stopped
 from llmkit.core.files import full_disk_named
-from llmkit.core.folder import Claim, claim, differences, read_status, write_recipe
-from llmkit.core.memory import out_of_memory_named
+from llmkit.core.folder import Claim, claim, differences, read_status, steps, write_recipe
+from llmkit.core.memory import device, out_of_memory_named
 from llmkit.core.run import Grants, Run
 from llmkit.core.runlog import run_log
 from llmkit.core.scalars import Origin
 from llmkit.core.stop import Stop
 from llmkit.models.alias import is_remote
+from llmkit.recipe.inputs import inputs
 from llmkit.recipe.load import Recipe, digest
-from llmkit.recipe.show import environment_hidden, hide_environment, resolved, stage_values
-from llmkit.stages.overview import remember, write_overview
+from llmkit.recipe.show import environment, environment_hidden, hide_environment, resolved, stage_values
+from llmkit.stages.overview import NAME, remember, write_overview
 
 KNOB = "ask for shorter or fewer rows, or take a smaller model"
 
@@ -36,11 +38,12 @@ def run(recipe: Any, *, resume: str = "auto", grants: Grants | None = None, cons
     whole = recipe if isinstance(recipe, Recipe) else Recipe((("", recipe),), {"": Origin()})
     console, grants = console or Console(), grants or Grants()
     _check_world()
+    _check_resume(whole, resume)
     _stay_offline(whole)
     artifact: Artifact | None = None
     with Stop() as stop:
         for name, node in whole.stages:
-            artifact = _stage(whole, name, node, resume, grants, console, stop)
+            artifact = _stage(whole, name, node, _resume_of(name, node, resume), grants, console, stop)
     if artifact is None:
         raise RecipeError("has no stages", fix="add one")
     return artifact
@@ -54,6 +57,22 @@ def _check_world() -> None:
         )
 
 
+def _resume_of(name: str, node: Any, resume: str) -> str:
+    """What `--resume` says to a stage: a checkpoint of a pipeline is for the stage that it is of."""
+    of_another = name and resume not in ("auto", "never") and not _checkpoint_of(node, resume)
+    return "auto" if of_another else resume
+
+
+def _check_resume(recipe: Recipe, resume: str) -> None:
+    pipeline, plain = bool(recipe.stages[0][0]), resume in ("auto", "never")
+    if pipeline and not plain and not any(_checkpoint_of(node, resume) for _, node in recipe.stages):
+        raise RecipeError(f"--resume {resume} is of no stage", fix=f"give {recipe.out}/NAME/checkpoints/step-N")
+
+
+def _checkpoint_of(node: Any, resume: str) -> bool:
+    return Path(resume).resolve().parent == (Path(node.out) / "checkpoints").resolve()
+
+
 def _stay_offline(recipe: Recipe) -> None:
     """No library asks the network for anything unless a model is named that only the Hub has."""
     made = {node.out for _, node in recipe.stages}
@@ -63,7 +82,7 @@ def _stay_offline(recipe: Recipe) -> None:
 def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, console: Console, stop: Stop) -> Artifact:
     folder = Path(node.out)
     values = stage_values(recipe, name)
-    finished = _finished(recipe, name, node, values, resume, console)
+    finished = _finished(recipe, name, node, resume, console)
     if finished is not None:
         return finished
     held = claim(folder, resume if resume == "never" else "auto", console)
@@ -75,7 +94,7 @@ def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, co
         made = Run(
             folder,
             node.seed,
-            _device(),
+            device(),
             _threads(),
             digest(node),
             console,
@@ -83,11 +102,14 @@ def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, co
             resume=resume,
             grants=grants,
             values=values,
+            environment=environment(recipe, name),
         )
+        read = inputs(node)  # before the work: what comes later is not what it was made from
         artifact = _work(recipe, node, made)
-        held.status("done", artifact.manifest.get("step", 0), digest=digest(node))
+        said: dict[str, Any] = {"digest": digest(node), "inputs": read, "environment": made.environment}
+        held.status("done", artifact.manifest.get("step", 0), **said)
     except BaseException as cause:
-        _failed(held, cause)
+        _failed(recipe, held, cause)
         with suppress(LlmkitError):  # the first fault is the one to tell
             _overview(recipe)
         raise
@@ -110,54 +132,60 @@ def _work(recipe: Recipe, node: Any, made: Run) -> Artifact:
 
 
 def _overview(recipe: Recipe) -> None:
-    if recipe.stages[0][0]:
+    if (recipe.out / NAME).is_file():
         write_overview(recipe.out)
 
 
-def _finished(recipe: Recipe, name: str, node: Any, values: Any, resume: str, console: Console) -> Artifact | None:
+def _finished(recipe: Recipe, name: str, node: Any, resume: str, console: Console) -> Artifact | None:
     """The artifact of a stage that is done already.
 
     Raises:
-        RecipeError: it was made from another recipe; each key that differs is named.
+        RecipeError: it was made from another recipe, model or data; each key that differs is named.
     """
     folder = Path(node.out)
     before = read_status(folder)
     if before.get("state") != "done" or resume == "never":
         return None
     artifact = Artifact(folder)
-    if before.get("digest") == digest(node):
-        step = before.get("step")
-        console.notice(f"{folder} is done already" + (f", at step {step} of {step}" if step else ""))
-        return artifact
-    changed = [d for d in differences(artifact.manifest.get("recipe", {}), values) if d[0] != "out"]
-    raise RecipeError(
-        problems=[
-            _changed(recipe, f"stages.{name}.{key}" if name else key, f"is {new!r}, and {folder} was made with {old!r}")
-            for key, old, new in changed
-        ]
-        or [_changed(recipe, "out", f"{folder} was made with other values of the environment")]
-    )
+    if wrong := _changes(recipe, name, before, artifact.manifest.get("recipe", {})):
+        fix = f"name another out, or remove {folder}"
+        raise RecipeError(problems=[_changed(recipe, name, key, what, fix) for key, what in wrong.items()])
+    step = before.get("step")
+    console.notice(f"{folder} is done already" + (f", at step {step} of {step}" if step else ""))
+    return artifact
 
 
-def _changed(recipe: Recipe, key: str, what: str) -> Problem:
+def _changes(recipe: Recipe, name: str, before: Mapping[str, Any], made_with: Mapping[str, Any]) -> dict[str, str]:
+    """What a stage that is done was made from and that is not so any more, by key."""
+    node = dict(recipe.stages)[name]
+    folder = node.out
+    if before.get("digest") != digest(node):
+        values = differences(made_with, stage_values(recipe, name))
+        environs = differences(before.get("environment", {}), environment(recipe, name))
+        found = {key: f"is {new!r}, and {folder} was made with {old!r}" for key, old, new in [*environs, *values]}
+        found.pop("out", None)
+        return found or {"out": f"{folder} was made with other values"}
+    now, then = inputs(node), before.get("inputs", {})
+    return {key: f"has changed since {folder} was made from it" for key in now.keys() & then if now[key] != then[key]}
+
+
+def _changed(recipe: Recipe, name: str, key: str, what: str, fix: str) -> Problem:
+    key = f"stages.{name}.{key}" if name else key
     origin = recipe.origins.get(key, Origin())
-    return Problem(what, "name another out, or put it back", origin.file, origin.line, origin.column, key)
+    return Problem(what, fix, origin.file, origin.line, origin.column, key)
 
 
-def _failed(held: Claim, cause: BaseException) -> None:
+def _failed(recipe: Recipe, held: Claim, cause: BaseException) -> None:
+    """Leaves the status; of an error that came before anything was done, nothing."""
+    whole = held.folder == recipe.out or recipe.out in held.made  # what earlier stages did stays, and its page
+    early = isinstance(cause, LlmkitError) and not isinstance(cause, Stopped)
+    if whole and early and held.forget([recipe.out / NAME]):
+        return
     stopped = isinstance(cause, Stopped | KeyboardInterrupt)
     code = 75 if stopped else cause.code if isinstance(cause, LlmkitError) else 1
     why = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-    from llmkit.checkpoint.state import steps
-
     saved = steps(held.folder / "checkpoints")[:1]
     held.status("stopped" if stopped else "failed", saved[0] if saved else 0, code, why)
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _threads() -> int:

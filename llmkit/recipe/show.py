@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from llmkit.core.convert import under
 from llmkit.core.errors import LlmkitError
 from llmkit.core.scalars import AMBIGUOUS, Origin
 from llmkit.recipe.load import Recipe, plain
@@ -54,6 +56,24 @@ def _shown(value: Any, key: str, origins: Mapping[str, Origin]) -> Any:
         return [_shown(item, f"{key}.{index}", origins) for index, item in enumerate(value)]
     origin = origins.get(key)
     return origin.written if origin is not None and origin.written else value
+
+
+def environment(recipe: Recipe, name: str) -> dict[str, str]:
+    """By key of a stage, what it took from the environment: as written, with a digest that tells of a change."""
+    held, shown = leaves(plain(dict(recipe.stages)[name])), leaves(stage_values(recipe, name))
+    return {
+        key: f"{shown[key]} ({hashlib.sha256(str(value).encode()).hexdigest()[:8]})"  # too short to be a value's proof
+        for key, value in held.items()
+        if key != "out" and re.search(ENV, str(shown[key]))
+    }
+
+
+def leaves(value: Any, key: str = "") -> dict[str, Any]:
+    """Every value of a tree of JSON values that is no mapping and no list, by its dotted key."""
+    if isinstance(value, Mapping | list):
+        inner = value.items() if isinstance(value, Mapping) else ((str(i), item) for i, item in enumerate(value))
+        return {path: leaf for name, item in inner for path, leaf in leaves(item, under(key, name)).items()}
+    return {key: value}
 
 
 @contextmanager

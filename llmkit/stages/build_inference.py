@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -13,33 +14,63 @@ from llmkit.core.errors import ModelError
 from llmkit.core.metrics import Lines
 from llmkit.core.records import GateSpec, Prediction
 from llmkit.core.run import Grants, Run
-from llmkit.core.types import Report
+from llmkit.core.types import Report, interval
 from llmkit.evals.run import Subject
+from llmkit.evals.tasks import Perplexity
 from llmkit.models.export import export
 from llmkit.models.heads import Scored, check_head
 from llmkit.models.load import How, Loaded, load
 from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.models.positions import check_length
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.merge import Merge
+from llmkit.stages.report import write_report
 
 
 def open_model(
     ref: ModelRef, device: str, precision: str, grants: Grants, quant: Quant | None = None
 ) -> tuple[Loaded, Types]:
-    """A model for reading.
+    """A model for reading; without `quant` an adapter's base is held as it was in training.
 
     Raises:
         ModelError: it cannot be loaded.
     """
     kinds = types(precision, device)
-    how = How(device, kinds.params, kinds.half, quant or NoQuant(), grants.code, grants.nonfinite)
-    return load(resolve(ref), ref, how), kinds
+    resolved = resolve(ref)
+    how = How(device, kinds.params, kinds.half, quant or resolved.quant, grants.code, grants.nonfinite)
+    return load(resolved, ref, how), kinds
 
 
 def evaluate(node: Evaluate, run: Run) -> Artifact:
     """Runs every task, and leaves the table, the reports and the manifest."""
     torch.set_num_threads(run.threads)
+    with run.stop.at_once("in evaluation"):
+        loaded, kinds, table, reports = _asked(node, run)
+    records.write(run.folder / "predictions.jsonl", table)
+    _write_reports(run, reports)
+    write_report(run.folder)
+    facts = {
+        "kind": node.kind,
+        "model": loaded.resolved.facts(),
+        "recipe_digest": run.recipe_digest,
+        "recipe": run.values,
+        "attention": loaded.attention,
+        "precision": kinds.name,
+        "quant": asdict(node.quant or loaded.resolved.quant),
+        "reports": [vars(report) for report in reports],
+    }
+    return publish(run.folder, facts)
+
+
+def _asked(node: Evaluate, run: Run) -> tuple[Loaded, Types, list[Prediction], list[Report]]:
+    """The model, how it is held, and what the tasks found."""
+    resolved = resolve(node.model)
+    for index, task in enumerate(node.tasks):
+        if isinstance(task, Perplexity) and (
+            notice := check_length(resolved, task.max_length, f"tasks.{index}.max_length")
+        ):
+            run.console.notice(notice)
     loaded, kinds = open_model(node.model, run.device, node.precision, run.grants, node.quant)
     scored = Scored(loaded.model)
     check_head(scored)
@@ -64,21 +95,7 @@ def evaluate(node: Evaluate, run: Run) -> Artifact:
         rows, found = task.run(subject)
         table += rows
         reports += found
-    records.write(run.folder / "predictions.jsonl", table)
-    _write_reports(run, reports)
-    from llmkit.stages.report import write_report
-
-    write_report(run.folder)
-    facts = {
-        "kind": node.kind,
-        "model": loaded.resolved.facts(),
-        "recipe_digest": run.recipe_digest,
-        "recipe": run.values,
-        "attention": loaded.attention,
-        "precision": kinds.name,
-        "reports": [vars(report) for report in reports],
-    }
-    return publish(run.folder, facts)
+    return loaded, kinds, table, reports
 
 
 def _write_reports(run: Run, reports: list[Report]) -> None:
@@ -87,7 +104,9 @@ def _write_reports(run: Run, reports: list[Report]) -> None:
     lines = Lines(path)
     for report in reports:
         lines.add(vars(report))
-        run.console.notice(f"{report.metric} {report.value:.4f} [{report.low:.4f}, {report.high:.4f}], n {report.n}")
+        run.console.notice(
+            f"{report.metric} {report.value:.4f} {interval(report.low, report.high, '.4f')}, n {report.n}"
+        )
 
 
 PROBE = "The quick brown fox jumps over the lazy dog. def add(a, b):\n    return a + b\n1 + 1 = 2; 日本語, Ελλάδα."
@@ -96,12 +115,40 @@ PROBE = "The quick brown fox jumps over the lazy dog. def add(a, b):\n    return
 def merge(node: Merge, run: Run) -> Artifact:
     """Folds the adapter into its base; publishes only what the gate lets through."""
     torch.set_num_threads(run.threads)
+    with run.stop.at_once("in the merge"):
+        resolved, merged, measured = _merged(node, run)
+    export(merged.model, merged.tokenizer, run.folder / "model", resolved.base or resolved)
+    facts = {
+        "kind": node.kind,
+        "adapter": resolved.facts(),
+        "recipe_digest": run.recipe_digest,
+        "recipe": run.values,
+        **measured,
+    }
+    return publish(run.folder, facts)
+
+
+def adapter_of(node: Merge) -> Resolved:
+    """What is to be folded.
+
+    Raises:
+        ModelError: it is no adapter.
+    """
     resolved = resolve(node.model)
     if resolved.base is None:
-        raise ModelError(
-            f"{node.model.name} is no adapter", fix="give an adapter or a run that trained one", key="model"
-        )
-    quant = trained_over(resolved)
+        what = f"{node.model.name} is no adapter"
+        raise ModelError(what, fix="give an adapter or a run that trained one", key="model")
+    return resolved
+
+
+def _merged(node: Merge, run: Run) -> tuple[Resolved, Loaded, dict[str, Any]]:
+    """The adapter, the better one of the ways to fold it, and what tells of that.
+
+    Raises:
+        ModelError: it is no adapter, or the gate lets none through.
+    """
+    resolved = adapter_of(node)
+    quant = resolved.quant
     adapted = load(resolved, node.model, How(run.device, "fp32", quant=quant, allow_code=run.grants.code))
     wanted = _logits(adapted)
     best = min(_candidates(node, run, resolved, quant, adapted), key=lambda made: _difference(_logits(made[1]), wanted))
@@ -116,31 +163,7 @@ def merge(node: Merge, run: Run) -> Artifact:
             key="bound",
         )
     run.console.notice(f"merged ({best[0]}): logits off by {off:.2g} of the largest, bound {bound:.2g}")
-    export(best[1].model, best[1].tokenizer, run.folder / "model", resolved.base)
-    facts = {
-        "kind": node.kind,
-        "adapter": resolved.facts(),
-        "recipe_digest": run.recipe_digest,
-        "recipe": run.values,
-        "way": best[0],
-        "logit_difference": off,
-        "bound": bound,
-    }
-    return publish(run.folder, facts)
-
-
-def trained_over(resolved: Resolved) -> Quant:
-    """How the base was held when the adapter was trained: the run's manifest beside it says so."""
-    from llmkit.core.convert import convert, wrapped
-    from llmkit.core.wording import Report as Found
-    from llmkit.models.safe import read_json
-
-    manifest = resolved.folder.parent / "manifest.json"
-    said: dict[str, Any] = read_json(manifest).get("recipe", {}).get("quant", {}) if manifest.is_file() else {}
-    if not said or said.get("kind") == "none":
-        return NoQuant()
-    made: Quant = convert(Quant, wrapped(said), "quant", Found())
-    return made
+    return resolved, best[1], {"way": best[0], "logit_difference": off, "bound": bound}
 
 
 def _candidates(node: Merge, run: Run, resolved: Resolved, quant: Quant, adapted: Loaded) -> list[tuple[str, Loaded]]:
@@ -157,8 +180,6 @@ def _candidates(node: Merge, run: Run, resolved: Resolved, quant: Quant, adapted
 
 
 def _folded(loaded: Loaded) -> Loaded:
-    from dataclasses import replace
-
     return replace(loaded, model=loaded.model.merge_and_unload())
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from llmkit.adapters.node import Lora
 from llmkit.build.precision import Types, types
 from llmkit.build.training import Built, build, how, stepper
 from llmkit.checkpoint import state
-from llmkit.checkpoint.identity import compare, packages
+from llmkit.checkpoint.identity import packages, processor
 from llmkit.core.artifact import Artifact, publish
-from llmkit.core.errors import DataError, ModelError
+from llmkit.core.errors import DataError
 from llmkit.core.memory import keep_freed_memory, out_of_memory_named
 from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
@@ -27,43 +27,24 @@ from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit, NoPacking, Packing
 from llmkit.data.order import Order
 from llmkit.data.prepare import Prepared, prepare, template_digest
+from llmkit.data.prompt import asked
 from llmkit.evals.run import Subject, losses
 from llmkit.inference.node import Sampling, Transformers
 from llmkit.losses.token import CrossEntropy
 from llmkit.models.export import export
 from llmkit.models.load import read_tokenizer
-from llmkit.models.resolve import Resolved, resolve
+from llmkit.models.positions import check_length
 from llmkit.parallel.single import Single
-from llmkit.plan.account import Choice, Shape
+from llmkit.plan.account import Choice
+from llmkit.stages.job import Job
 from llmkit.stages.quarantine import Quarantine
+from llmkit.stages.report import write_report
+from llmkit.stages.resume import find, identity, pinned, resume, told
 from llmkit.stages.sft import Sft
-from llmkit.stages.sizes import KNOB, sizes
+from llmkit.stages.sizes import KNOB, sizes, whole_model
 from llmkit.stages.speed import measure
+from llmkit.stages.tensorboard import writer
 from llmkit.train.fit import Hooks, Plan, Progress, StepData, fit
-from llmkit.train.guard import Watch
-
-Found = tuple[Path, dict[str, torch.Tensor], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training stage with its data read and its sizes known."""
-
-    node: Sft
-    run: Run
-    resolved: Resolved
-    types: Types
-    train: Prepared
-    valid: Prepared | None
-    choice: Choice
-    steps: int
-    order: Order
-    shape: Shape
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where checkpoints lie."""
-        return self.run.folder / "checkpoints"
 
 
 def train(node: Sft, run: Run) -> Artifact:
@@ -72,46 +53,18 @@ def train(node: Sft, run: Run) -> Artifact:
     torch.set_num_threads(run.threads)
     torch.use_deterministic_algorithms(node.deterministic, warn_only=False)
     with out_of_memory_named(run.device, KNOB):
-        job = read(node, run)
-        run.stop.check("before training")
-        found = _checkpoint(job)
-        with _told(found):
-            job = _pinned(job, found)
-        built, steps = _built(job)
-        with _told(found):
-            progress = _resume(job, steps, found)
+        with run.stop.at_once("before training"):
+            job = read(node, run)
+        found = find(job)
+        with told(found):
+            job = pinned(job, found)
+        with run.stop.at_once("before training"):
+            built, steps = _built(job)
+        with told(found):
+            progress = resume(job, built, steps, found)
         run.stop.check("before training")
         progress = _fit(job, built, steps, progress)
         return _finish(job, built, steps, progress)
-
-
-def _checkpoint(job: Job) -> Found | None:
-    """Where to go on from: the checkpoint that was named, else the newest whole one."""
-    if job.run.resume == "auto":
-        return state.newest(job.checkpoints, job.run.console.notice)
-    if job.run.resume == "never":
-        return None
-    path = Path(job.run.resume)
-    return (path, *state.load(path))
-
-
-def _pinned(job: Job, found: Found | None) -> Job:
-    """The job with the sizes that it began with: the machine may have another amount of free memory now."""
-    if found is None:
-        return job
-    return replace(job, choice=replace(job.choice, rows=found[2]["micro_batch"], recompute=found[2]["recompute"]))
-
-
-@contextmanager
-def _told(found: Found | None) -> Iterator[None]:
-    """Names the checkpoint whose facts are not those that a save of ours writes."""
-    try:
-        yield
-    except (AttributeError, LookupError, TypeError, ValueError) as cause:
-        if found is None:
-            raise
-        what = f"says what no save of ours says ({cause!r:.120})"
-        raise ModelError(what, fix=state.FIX, file=str(found[0] / "state.json")) from cause
 
 
 def read(node: Sft, run: Run) -> Job:
@@ -121,7 +74,9 @@ def read(node: Sft, run: Run) -> Job:
         DataError: the data cannot be trained on.
         ResourceError: it cannot fit in memory.
     """
-    resolved = resolve(node.model)
+    resolved = whole_model(node.model)
+    if notice := check_length(resolved, node.data.max_length, "data.max_length"):
+        run.console.notice(notice)
     tokenizer = read_tokenizer(resolved, node.model.template, run.grants.code)
     aside = Quarantine(run.folder / "quarantine.jsonl")
     data = prepare(node.data.train, node.data, tokenizer, "data.train", aside, node.batch.rows)
@@ -162,41 +117,6 @@ def _built(job: Job) -> tuple[Built, Single]:
     return made, stepper(made, node.optim.build(made.trained), job.types)
 
 
-def identity(job: Job) -> dict[str, Any]:
-    """What a resumed run must share with the one that it continues."""
-    return {
-        "recipe": {k: v for k, v in job.run.values.items() if k != "out"},
-        "model": job.resolved.facts(),
-        "data": {"train": job.train.digest, "valid": job.valid.digest if job.valid is not None else ""},
-        "files": {**job.train.files, **(job.valid.files if job.valid is not None else {})},
-        "packages": packages(),
-        "kernels": rows() if job.run.device == "cpu" else {},
-        "threads": job.run.threads,
-        "device": job.run.device,
-        "world": job.run.world,
-    }
-
-
-def _resume(job: Job, steps: Single, found: Found | None) -> Progress:
-    """The state of the checkpoint, or the beginning."""
-    metrics, samples = Lines(job.run.folder / "metrics.jsonl"), Lines(job.run.folder / "samples.jsonl")
-    if found is None:
-        metrics.cut(0)
-        samples.cut(0)
-        return Progress()
-    path, tensors, facts = found
-    for changed in compare(facts["identity"], identity(job), job.run.grants.accept):
-        job.run.console.notice(f"going on with a change: {changed}")
-    said = dict(facts["progress"])
-    watch = Watch(tuple(said["watch"]["losses"]), said["watch"]["streak"])
-    progress = Progress(**{**said, "watch": watch})
-    steps.load(tensors)
-    metrics.cut(facts["metrics_bytes"])
-    samples.cut(facts["samples_bytes"])
-    job.run.console.notice(f"going on from step {progress.step} of {job.steps} ({path.name})")
-    return progress
-
-
 def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
     node, run = job.node, job.run
     metrics = Lines(run.folder / "metrics.jsonl")
@@ -213,12 +133,12 @@ def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
         node.checkpoint,
     )
     run.console.start("training", job.steps, start.step)
-    with _loggers(job) as log:
+    with _loggers(job, start.step) as log:
         hooks = Hooks(
             data=partial(_step_data, job, built.loaded.support.packed),
             log=partial(_log, metrics, log),
             evaluate=partial(_measured, job, built, steps) if job.valid is not None else None,
-            save=partial(_save, job, steps, metrics),
+            save=partial(_save, job, built, steps, metrics),
             asked_to_stop=lambda: run.stop.why,
             measure=partial(measure, job.shape, run.device, job.types.half, isinstance(node.adapter, Lora)),
             show=partial(_show, job),
@@ -241,7 +161,8 @@ def _step_data(job: Job, contexts: bool, index: int) -> StepData:
     batches = micro_batches(data, ids, packing, node.data.max_length, job.choice.rows, contexts, job.run.device)
     tokens = sum(data.length(i) for i in ids)
     supervised = sum(int((batch.weights > 0).sum()) for batch in batches)
-    return StepData(epoch, ids, batches, tokens, supervised, sum(data.supervised(i) for i in ids))
+    places, count = tuple(data.places[i] for i in ids), sum(data.supervised(i) for i in ids)
+    return StepData(epoch, ids, batches, tokens, supervised, count, places)
 
 
 def subject(job: Job, built: Built, steps: Single) -> Subject:
@@ -267,8 +188,6 @@ def _measured(job: Job, built: Built, steps: Single, step: int) -> dict[str, flo
 
 
 def _evaluate(job: Job, built: Built, steps: Single, step: int) -> dict[str, float]:
-    import math
-
     valid = job.valid
     if valid is None:
         raise DataError("data.valid is empty", fix="give data.valid", key="evaluate")
@@ -286,24 +205,21 @@ def _evaluate(job: Job, built: Built, steps: Single, step: int) -> dict[str, flo
 
 def _samples(job: Job, seen: Subject, step: int) -> None:
     """Answers to the first validation prompts, beside what they should be."""
-    rows = [row for row in (job.valid.rows if job.valid is not None else ()) if row.question][
-        : job.node.evaluate.samples
-    ]
-    if not rows:
+    rows = job.valid.rows if job.valid is not None else ()
+    questions = asked(rows, seen.tokenizer, job.node.evaluate.samples)
+    if not questions:
         return
-    seen.check("before samples")
-    prompts = [list(row.question) if row.messages else row.question for row in rows]
-    with seen.autocast():
-        made = seen.generator.generate(
-            seen.model, seen.tokenizer, prompts, Sampling(max_tokens=job.node.evaluate.max_tokens)
-        )
+    sampling = Sampling(max_tokens=job.node.evaluate.max_tokens)
+    with job.run.stop.at_once("before samples"), seen.autocast():
+        made = seen.generator.generate(seen.model, seen.tokenizer, [q.ids for q in questions], sampling)
     lines = Lines(job.run.folder / "samples.jsonl")
-    for row, completion in zip(rows, made, strict=True):
-        asked = row.question if isinstance(row.question, str) else str(row.question[-1].get("content"))
-        lines.add({"step": step, "prompt": asked, "expected": row.answer, "answer": completion.text})
+    for question, completion in zip(questions, made, strict=True):
+        row = question.row
+        last = row.question if isinstance(row.question, str) else str(row.question[-1].get("content"))
+        lines.add({"step": step, "prompt": last, "expected": row.answer, "answer": completion.text})
 
 
-def _save(job: Job, steps: Single, metrics: Lines, progress: Progress, scheduled: bool) -> None:
+def _save(job: Job, built: Built, steps: Single, metrics: Lines, progress: Progress, scheduled: bool) -> None:
     node, samples = job.node, Lines(job.run.folder / "samples.jsonl")
     if scheduled:  # before the checkpoint, which remembers how long the file is with this line in it
         metrics.add({"event": "save", "step": progress.step, "path": f"checkpoints/step-{progress.step}"})
@@ -312,7 +228,7 @@ def _save(job: Job, steps: Single, metrics: Lines, progress: Progress, scheduled
     facts = {
         "step": progress.step,
         "progress": asdict(progress),
-        "identity": identity(job),
+        "identity": identity(job, built.loaded.attention),
         "micro_batch": job.choice.rows,
         "recompute": job.choice.recompute,
         "metrics_bytes": metrics.size(),
@@ -333,14 +249,12 @@ def _show(job: Job, line: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _loggers(job: Job) -> Iterator[Any]:
+def _loggers(job: Job, done: int) -> Iterator[Any]:
     """TensorBoard beside the metrics, where asked for."""
     if not job.node.log:
         yield lambda line: None
         return
-    from llmkit.stages.tensorboard import writer
-
-    with writer(job.run.folder / "tensorboard") as log:
+    with writer(job.run.folder / "tensorboard", done) as log:
         yield log
 
 
@@ -350,9 +264,7 @@ def _finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifa
     if progress.best_step not in (None, progress.step):
         steps.load(state.load(job.checkpoints / f"step-{progress.best_step}")[0])
         run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
-    export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved)
-    from llmkit.stages.report import write_report
-
+    export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant)
     write_report(run.folder)
     return publish(
         run.folder,
@@ -367,6 +279,7 @@ def _finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifa
             "template": template_digest(built.loaded.tokenizer),
             "packages": packages(),
             "kernels": rows() if run.device == "cpu" else {},
+            "processor": processor(),
             "seed": node.seed,
             "threads": run.threads,
             "device": run.device,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from llmkit.core.config import Conflict, config, setting
 from llmkit.evals.tasks import Task
 from llmkit.inference.node import Generator, Transformers
-from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.models.node import ModelRef, Quant
 from llmkit.train.node import Precision
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ class Evaluate:
 
     kind: Literal["evaluate"] = "evaluate"
     model: ModelRef
-    quant: Quant = NoQuant()
-    """How the base is held."""
+    quant: Quant | None = None
+    """How the base is held; left out, an adapter's base is held as it was in training."""
     tasks: tuple[Task, ...]
     """What is asked."""
     generator: Generator = Transformers()

@@ -13,6 +13,7 @@ from llmkit.core.errors import RecipeError
 from llmkit.core.files import write_atomic, write_json
 from llmkit.core.folder import read_status
 from llmkit.core.metrics import Lines
+from llmkit.core.types import interval
 from llmkit.stages.report import figures, number, page, table
 
 NAME = "stages.json"
@@ -75,9 +76,7 @@ def _beside(evaluated: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     if not evaluated:
         return ""
     cells = {
-        name: {
-            (e["metric"], e["slice"]): f"{number(e['value'])} [{number(e['low'])}, {number(e['high'])}]" for e in lines
-        }
+        name: {(e["metric"], e["slice"]): f"{number(e['value'])} {interval(e['low'], e['high'])}" for e in lines}
         for name, lines in evaluated.items()
     }
     keys = list(dict.fromkeys(key for found in cells.values() for key in found))

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmkit.core.files import write_atomic
 from llmkit.core.metrics import Lines
+from llmkit.core.types import interval
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
@@ -57,7 +58,7 @@ def figures(lines: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any
     if seen:
         for name in (n for n in seen[0] if n.startswith("valid.") and n != "valid.tokens"):
             rows.append((name, f"{number(seen[0][name])} → {number(seen[-1][name])}", "before → after"))
-    rows += [(e["metric"], number(e["value"]), f"[{number(e['low'])}, {number(e['high'])}], n {e['n']}") for e in evals]
+    rows += [(e["metric"], number(e["value"]), f"{interval(e['low'], e['high'])}, n {e['n']}") for e in evals]
     trained = [line for line in lines if line["event"] == "train"]
     if trained:
         speed = sorted(line["tokens_per_second"] for line in trained)[len(trained) // 2]

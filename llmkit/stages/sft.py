@@ -76,9 +76,11 @@ class Sft:
         if best is not None and self.evaluate.every is None:
             what = f"nothing measures {best} while training"
             yield Conflict("checkpoint.best", what, "set evaluate.every", "evaluate.every")
-        if self.evaluate.every is not None and not valid:
-            what = "there are no validation rows"
-            yield Conflict("evaluate.every", what, "give data.valid, or drop evaluate.every", "data.valid")
+        for key in () if valid else ("every", "rows", "samples", "max_tokens"):
+            said = getattr(self.evaluate, key)
+            if said and said != getattr(Evaluating(), key):
+                what = "there are no validation rows"
+                yield Conflict(f"evaluate.{key}", what, f"give data.valid, or drop evaluate.{key}", "data.valid")
 
     def run(self, run: Run) -> Artifact:
         """Trains, evaluates before and after, and leaves `model/`, the manifest and the report in the run's folder."""

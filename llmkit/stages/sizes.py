@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from llmkit.adapters.node import Lora
 from llmkit.build.precision import Types, types
-from llmkit.core.errors import ResourceError
+from llmkit.core.errors import ModelError, ResourceError
 from llmkit.core.memory import available
-from llmkit.models.node import Int8, Nf4, NoQuant
-from llmkit.models.resolve import Resolved
+from llmkit.models.logps import BLOCK
+from llmkit.models.logps_trained import CHUNK_BYTES
+from llmkit.models.node import ModelRef, NoQuant
+from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.safe import check_folder, read_json
-from llmkit.plan.account import Choice, Held, Shape, choose
+from llmkit.plan.account import DORA, DROPPED, FUSED, HALF, HALF_LORA, QUANTISED, Choice, Held, Kept, Shape, choose
 from llmkit.stages.sft import Sft
-from llmkit.train.node import AdamW8bit
 
 KNOB = "lower micro_batch or data.max_length, or set memory.recompute=full"
+
+
+def whole_model(ref: ModelRef) -> Resolved:
+    """The files of a model that can be trained.
+
+    Raises:
+        ModelError: there are none, or they are an adapter's.
+    """
+    resolved = resolve(ref)
+    if resolved.base is not None:
+        what = f"{ref.name} is an adapter; training goes on from a whole model"
+        raise ModelError(what, fix="merge it first", key="model")
+    return resolved
 
 
 def sizes(node: Sft, resolved: Resolved, device: str) -> tuple[Shape, Choice]:
@@ -22,10 +36,9 @@ def sizes(node: Sft, resolved: Resolved, device: str) -> tuple[Shape, Choice]:
     Raises:
         ResourceError: it cannot fit.
     """
-    base = resolved.base or resolved
-    headers = check_folder(base.folder)
+    headers = check_folder(resolved.folder)
     tensors = {name: item["shape"] for header in headers.values() for name, item in header.items()}
-    shape = Shape.read(read_json(base.folder / "config.json"), tensors)
+    shape = Shape.read(read_json(resolved.folder / "config.json"), tensors)
     kinds = types(node.precision, device)
     rows = node.micro_batch if isinstance(node.micro_batch, int) else None
     wanted = {"auto": None, "none": False, "full": True}[node.memory.recompute]
@@ -40,8 +53,32 @@ def sizes(node: Sft, resolved: Resolved, device: str) -> tuple[Shape, Choice]:
 
 
 def _held(node: Sft, shape: Shape, kinds: Types, device: str) -> Held:
+    adapter = node.adapter if isinstance(node.adapter, Lora) else None
     plain = 2.0 if kinds.params == "bf16" else 4.0
-    weight = {Nf4: 0.6, Int8: 1.1, NoQuant: plain}[type(node.quant)]
-    trained = node.adapter.rank * shape.linears if isinstance(node.adapter, Lora) else shape.params
-    moments = 2.1 if isinstance(node.optim, AdamW8bit) else 8.0
-    return Held(weight, 2 if kinds.half else 4, trained, moments, False, 48 << 20 if device == "cpu" else 256 << 20)
+    copies = 2.0 if kinds.mixed and device == "cpu" else 0.0  # autocast keeps what it made of fp32 weights
+    return Held(
+        weight_bytes=(node.quant.weight_bytes or plain) + copies,
+        plain_bytes=plain,
+        kept=_kept(node, adapter, kinds),
+        trained=adapter.rank * shape.linears if adapter else shape.params,
+        rank=adapter.rank if adapter else 0,
+        moment_bytes=node.optim.moment_bytes,
+        recompute=False,
+        head_bytes=_head(shape, adapter is None, device),
+    )
+
+
+def _kept(node: Sft, adapter: Lora | None, kinds: Types) -> Kept:
+    if kinds.half:
+        return HALF_LORA if adapter and not kinds.mixed else HALF
+    if adapter and (adapter.dora or adapter.dropout):
+        return DORA if adapter.dora else DROPPED
+    return FUSED if isinstance(node.quant, NoQuant) else QUANTISED
+
+
+def _head(shape: Shape, trained: bool, device: str) -> int:
+    """A block of logits with its chances; of a trained head a chunk, and twice the gradient of its weight."""
+    if not trained:
+        positions, words = BLOCK[device]
+        return 2 * 4 * positions * words
+    return 2 * CHUNK_BYTES[device] + 2 * 4 * shape.vocab * shape.hidden

@@ -11,8 +11,8 @@ from llmkit.core.errors import RecipeError
 
 
 @contextmanager
-def writer(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that takes a metrics line.
+def writer(folder: Path, done: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that takes a metrics line; what a session before wrote of steps after `done` is shown no more.
 
     Raises:
         RecipeError: the package is not installed.
@@ -23,7 +23,7 @@ def writer(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
         raise RecipeError(
             f"tensorboard is not installed ({missing})", fix="pip install tensorboard", key="log"
         ) from missing
-    with SummaryWriter(str(folder)) as events:
+    with SummaryWriter(str(folder), purge_step=done + 1) as events:
 
         def log(line: dict[str, Any]) -> None:
             for name, value in line.items():

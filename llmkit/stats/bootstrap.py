@@ -7,7 +7,7 @@ the jackknife over clusters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from scipy.stats import norm
@@ -17,6 +17,8 @@ from llmkit.core.types import Report
 
 Array = np.ndarray
 DRAWS = 2000
+AT_ONCE = 1 << 18
+"""Figures of resamples that are held at a time."""
 Transform = Callable[[Array], Array]
 
 
@@ -93,19 +95,27 @@ def _difference(pairs: Sequence[tuple[Array, Array]], transform: Transform) -> A
 
 def _interval(
     pairs: Sequence[tuple[Array, Array]], transform: Transform, seed: int, level: float
-) -> tuple[float, float]:
+) -> tuple[float | None, float | None]:
+    """Its ends; none for a single cluster, which tells nothing of how the figure varies."""
     n = len(pairs[0][0])
-    value = float(_difference(pairs, transform))
     if n == 1:
-        return value, value
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(np.float64)
+        return None, None
+    value = float(_difference(pairs, transform))
     with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = _difference([(counts * top, counts * bottom) for top, bottom in pairs], transform)
+        drawn = np.concatenate([_difference(part, transform) for part in _resampled(pairs, n, seed)])
         left_out = [_left_out(*pair, transform) for pair in pairs]
     drawn = drawn[np.isfinite(drawn)]
     knife = left_out[0] if len(left_out) == 1 else left_out[0] - left_out[1]
     return _bca(drawn, value, knife[np.isfinite(knife)], level)
+
+
+def _resampled(pairs: Sequence[tuple[Array, Array]], n: int, seed: int) -> Iterator[list[tuple[Array, Array]]]:
+    """The pairs in `DRAWS` resamples of their clusters, a few at a time: all at once would be gigabytes."""
+    rng, even = np.random.default_rng(seed), np.full(n, 1 / n)
+    size = max(1, AT_ONCE // n)
+    for at in range(0, DRAWS, size):
+        counts = rng.multinomial(n, even, size=min(size, DRAWS - at)).astype(np.float64)
+        yield [(counts * top, counts * bottom) for top, bottom in pairs]
 
 
 def _left_out(top: Array, bottom: Array, transform: Transform) -> Array:

@@ -7,6 +7,7 @@ was interrupted.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from llmkit.core.errors import DataError, LlmkitError, Stopped
 from llmkit.core.seed import reseed
 from llmkit.core.types import Batch, LossSum
 from llmkit.parallel.single import Loss
-from llmkit.train.guard import Watch
+from llmkit.train.guard import Watch, judge_evaluation, named
 from llmkit.train.node import Checkpointing, Evaluating, Guard, Schedule
 
 
@@ -51,6 +52,8 @@ class StepData:
     supervised: int
     count: float
     """The sum of all weights, over all ranks."""
+    places: tuple[tuple[str, int], ...] = ()
+    """File and line that each of `ids` came from."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def _one_step(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, before: Pr
     data = hooks.data(before.step)
     sums = stepper.accumulate(_seeded(data.batches, plan.seed, step, hooks), loss, data.count)
     mean, norm = float(sums.total) / data.count, stepper.grad_norm()
-    applied, watch = before.watch.judge(plan.guard, step, mean, norm, data.ids)
+    applied, watch = before.watch.judge(plan.guard, step, mean, norm, named(data.ids, data.places))
     factor = plan.schedule(step, plan.steps)
     if applied:
         stepper.step(factor, plan.clip, norm)
@@ -168,7 +171,9 @@ def _line(
         "supervised_tokens": data.supervised,
         "samples": len(data.ids),
     }
-    return line if applied else line | {"skipped": list(data.ids)}
+    if applied:
+        return line
+    return line | {"skipped": list(data.ids), "skipped_rows": [f"{file}:{at}" for file, at in data.places]}
 
 
 def _evaluation_due(plan: Plan, step: int) -> bool:
@@ -177,7 +182,10 @@ def _evaluation_due(plan: Plan, step: int) -> bool:
 
 
 def _evaluated(progress: Progress, plan: Plan, hooks: Hooks) -> Progress:
-    """The progress after an evaluation: the best value so far is kept; what was trained is saved if it fails."""
+    """The progress after an evaluation: the best value so far is kept; what was trained is saved if it fails.
+
+    What is not finite is never the best, and meets the guard's policy: weights that gave it are not saved by it.
+    """
     step = progress.step
     if hooks.evaluate is None:
         return replace(progress, evaluated=step)
@@ -195,10 +203,10 @@ def _evaluated(progress: Progress, plan: Plan, hooks: Hooks) -> Progress:
     hooks.log(line)
     hooks.show(line)
     after = replace(progress, evaluated=step)
-    value = figures.get(plan.checkpoint.best or "")
-    if value is None or step == 0 or (progress.best is not None and value >= progress.best):
-        return after
-    return replace(after, best=value, best_step=step)
+    judge_evaluation(plan.guard, step, figures)
+    value = figures.get(plan.checkpoint.best or "", math.nan)
+    better = math.isfinite(value) and (progress.best is None or value < progress.best)
+    return replace(after, best=value, best_step=step) if better and step else after
 
 
 def _save_due(plan: Plan, progress: Progress, since: float) -> bool:

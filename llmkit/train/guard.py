@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -36,8 +36,8 @@ class Watch:
                 return f"the loss {loss:.4g} is {loss / middle:.1f} times its median {middle:.4g}"
         return ""
 
-    def judge(self, guard: Guard, step: int, loss: float, grad_norm: float, ids: Sequence[int]) -> tuple[bool, Watch]:
-        """Whether the step may be applied, and what to remember.
+    def judge(self, guard: Guard, step: int, loss: float, grad_norm: float, samples: str) -> tuple[bool, Watch]:
+        """Whether the step may be applied, and what to remember; `samples` says what it saw.
 
         Raises:
             ResourceError: the policy is to stop, or too many steps in a row were skipped.
@@ -47,9 +47,7 @@ class Watch:
             return True, Watch((*self.losses, loss)[-WINDOW:], 0)
         if guard.nonfinite == "skip" and self.streak + 1 < STREAK:
             return False, replace(self, streak=self.streak + 1)
-        raise ResourceError(
-            f"step {step}: {trouble}; sample ids {_some(ids)}", key="guard.nonfinite", fix=self._fix(guard)
-        )
+        raise ResourceError(f"step {step}: {trouble}; {samples}", key="guard.nonfinite", fix=self._fix(guard))
 
     def _fix(self, guard: Guard) -> str:
         if guard.nonfinite == "skip":
@@ -57,6 +55,27 @@ class Watch:
         return "lower optim.lr, take the samples out, or set guard.nonfinite=skip; the last checkpoint is untouched"
 
 
-def _some(ids: Sequence[int]) -> str:
-    shown = ", ".join(map(str, ids[:16]))
-    return f"{shown} and {len(ids) - 16} more" if len(ids) > 16 else shown
+def judge_evaluation(guard: Guard, step: int, figures: Mapping[str, float]) -> None:
+    """Sees to it that an evaluation's loss is a number.
+
+    Raises:
+        ResourceError: it is not finite, and the policy is to stop.
+    """
+    loss = figures.get("valid.loss", 0.0)
+    if guard.nonfinite == "stop" and not math.isfinite(loss):
+        fix = "lower optim.lr, mend data.valid, or set guard.nonfinite=skip; the last checkpoint is untouched"
+        raise ResourceError(f"step {step}: valid.loss is {loss}", key="guard.nonfinite", fix=fix)
+
+
+def named(ids: Sequence[int], places: Sequence[tuple[str, int]]) -> str:
+    """The samples of a step: their ids, and the file and the lines of their rows where they came from any."""
+    lines: dict[str, list[int]] = {}
+    for file, line in places:
+        lines.setdefault(file, []).append(line)
+    rows = "".join(f", rows {file}:{_some(sorted(set(found)))}" for file, found in lines.items())
+    return f"sample ids {_some(ids)}{rows}"
+
+
+def _some(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:16]))
+    return f"{shown} and {len(numbers) - 16} more" if len(numbers) > 16 else shown

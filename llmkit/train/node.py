@@ -26,6 +26,7 @@ def _groups(params: Mapping[str, nn.Parameter], weight_decay: float) -> list[dic
 class AdamW:
     """AdamW (arXiv:1711.05101)."""
 
+    moment_bytes: ClassVar[float] = 8.0
     kind: Literal["adamw"] = "adamw"
     lr: float = setting(default=2e-4, above=0.0)
     weight_decay: float = setting(default=0.0, least=0.0)
@@ -49,6 +50,7 @@ class AdamW:
 class AdamW8bit:
     """AdamW whose moments are held in 8-bit blocks (arXiv:2110.02861), by bitsandbytes; small tensors stay 32-bit."""
 
+    moment_bytes: ClassVar[float] = 2.1
     kind: Literal["adamw_8bit"] = "adamw_8bit"
     lr: float = setting(default=2e-4, above=0.0)
     weight_decay: float = setting(default=0.0, least=0.0)
@@ -239,7 +241,8 @@ class Guard:
     """What happens on a loss or a gradient that is not finite, or far above its median."""
 
     nonfinite: Literal["stop", "skip"] = "stop"
-    """`skip` leaves the weights and the optimizer untouched and goes on; three in a row stop the run."""
+    """`skip` leaves the weights and the optimizer untouched and goes on; three in a row stop the run. An evaluation
+    whose loss is not finite meets the same policy: it stops the run, or counts for nothing."""
     spike: float = setting(default=10.0, least=0.0)
     """A loss above this many medians of the last 100 steps meets the same policy; 0 turns it off."""
 

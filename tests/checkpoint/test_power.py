@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llmkit.checkpoint import state
+from llmkit.core.artifact import publish
 from llmkit.core.console import Console
 from llmkit.core.files import Disk, ensure, write_json
 from llmkit.core.folder import claim
@@ -165,6 +166,22 @@ def test_c4_what_the_disk_promises_is_asked_of_the_system(synced, tmp_path):
     assert folders == [tmp_path, tmp_path / "a", aside, tmp_path / "a" / "b"]
     write_json(tmp_path / "status.json", {"step": 1})
     assert [where for where, _ in synced[-2:]] == [tmp_path / f".status.json.{os.getpid()}", tmp_path]
+
+
+def test_c4_what_a_manifest_names_is_on_the_disk_before_the_manifest(synced, tmp_path):
+    (tmp_path / "model" / "inner").mkdir(parents=True)
+    for name in ("report.html", "model/a.safetensors", "model/inner/b.json", ".tmp-model-7", "status.json"):
+        (tmp_path / name).write_text(name)
+    made = publish(tmp_path, {"kind": "sft"})
+    where = [path for path, _ in synced]
+    assert sorted(made.manifest["files"]) == ["model/a.safetensors", "model/inner/b.json", "report.html"]
+    needed = {
+        tmp_path,
+        tmp_path / "model",
+        tmp_path / "model" / "inner",
+        *(tmp_path / n for n in made.manifest["files"]),
+    }
+    assert needed == set(where[: len(needed)]) and where[-1] == tmp_path
 
 
 def test_c4_the_name_of_a_new_run_is_on_the_disk_before_anything_is_in_it(synced, tmp_path):

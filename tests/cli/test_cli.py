@@ -156,6 +156,49 @@ def test_check_of_a_pipeline_waits_for_models_that_are_not_made_yet(tiny, rows, 
     assert not (tmp_path / "o").exists()
 
 
+def test_runs_lists_a_loss_that_is_not_a_number(tiny, rows, tmp_path, call):
+    (tmp_path / "r.yaml").write_text(GOOD.format(model=tiny, rows=rows, out="runs/a"))
+    assert call("run", "r.yaml")[0] == 0
+    metrics = tmp_path / "runs" / "a" / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = [line | {"loss": "nan"} if line["event"] == "train" else line for line in lines]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, out, said = call("runs", "runs")
+    assert code == 0 and " nan" in out, said
+
+
+def test_check_refuses_what_a_run_would_refuse(tiny, rows, tmp_path, call):
+    good = GOOD.format(model=tiny, rows=rows, out="o")
+    (tmp_path / "r.yaml").write_text(good)
+    assert call("check", "r.yaml", "batch.rows=24")[0] == 0
+    code, _, said = call("check", "r.yaml", "batch.rows=500")
+    assert code == 3 and "24 examples do not fill one step of 500; fix: set batch.rows=24" in said
+    assert call("run", "r.yaml")[0] == 0
+    code, _, said = call("check", "r.yaml", "model=o", "out=p")
+    assert code == 4 and "model: o is an adapter" in said and call("run", "r.yaml", "model=o", "out=p")[2] == said
+    for text, wrong in (("rows: 3", "rows"), ("samples: 2", "samples"), ("max_tokens: 9", "max_tokens")):
+        (tmp_path / "e.yaml").write_text(good + f"evaluate: {{{text}}}\n")
+        code, _, said = call("check", "e.yaml")
+        assert (
+            code == 2 and f"evaluate.{wrong}: contradicts data.valid (line 4): there are no validation rows" in said
+        ), said
+
+
+def test_check_reads_the_model_and_the_rows_of_an_evaluation_and_a_merge(tiny, rows, tmp_path, call):
+    kinds = ("perplexity", "generation")
+    tasks = ", ".join(f"{{kind: {kind}, data: [{{kind: jsonl, path: {rows}}}]}}" for kind in kinds)
+    (tmp_path / "e.yaml").write_text(f"kind: evaluate\nmodel: {tiny}\ntasks: [{tasks}]\nout: o\n")
+    code, out, said = call("check", "e.yaml")
+    assert code == 0 and "tasks.perplexity: 24 rows" in out and "tasks.generation: 24 rows" in out, said
+    assert call("check", "e.yaml", "model=nothing")[0] == 4
+    (tmp_path / "m.yaml").write_text(f"kind: merge\nmodel: {tiny}\nout: m\n")
+    code, _, said = call("check", "m.yaml")
+    assert code == 4 and "is no adapter" in said
+    rows.unlink()
+    assert call("check", "e.yaml")[0] == 3
+    assert not (tmp_path / "o").exists()
+
+
 def test_recipes_are_listed_and_copied_once(tmp_path, call):
     assert "sft/lora" in call("recipes")[1]
     assert call("recipes", "sft/lora")[0] == 0 and (tmp_path / "lora.yaml").is_file()

@@ -49,3 +49,5 @@ def test_a_gate_wants_enough_examples_its_metric_and_its_guardrails():
     assert "fewer than 50" in gate.decide([report("m", 1, 1, 1, n=9), report("safety", 1, 1, 1)]).reason
     assert gate.decide([fine, report("safety", 0.0, 0.0, 0.1)]).passed
     assert not GateSpec("m", "up").decide([report("m", float("nan"), float("nan"), float("nan"))]).passed
+    assert "gives no interval" in GateSpec("m", "up").decide([report("m", 1.0, None, None)]).reason
+    assert GateSpec("m", "up", test="point").decide([report("m", 1.0, None, None)]).passed

@@ -7,6 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmkit.adapters.node import Lora
 from llmkit.core import remake
+from llmkit.core.recast import recast
 from llmkit.models import fused
 from llmkit.models.fused import fuse
 
@@ -47,7 +48,7 @@ def test_less_is_kept_and_the_gradients_are_the_same_bits(adapted, monkeypatch):
 
 
 def test_what_was_changed_in_place_is_kept_as_it_is():
-    layer = fused._recast(nn.Linear(4, 3), fused.FusedLinear)
+    layer = recast(nn.Linear(4, 3), fused.FusedLinear)
     x, twin = torch.randn(5, 4), torch.nn.Linear(4, 3)
     twin.load_state_dict(layer.state_dict())
     made = remake.remakable(x * 2, lambda s: s * 2, x)
@@ -58,7 +59,7 @@ def test_what_was_changed_in_place_is_kept_as_it_is():
 
 
 def test_a_source_that_changes_before_the_backward_is_an_error():
-    layer = fused._recast(nn.Linear(4, 3), fused.FusedLinear)
+    layer = recast(nn.Linear(4, 3), fused.FusedLinear)
     x = torch.randn(5, 4)
     out = layer(remake.remakable(x * 2, lambda s: s * 2, x))
     x.add_(1)

@@ -14,6 +14,7 @@ import pytest
 from llmkit import Sft, run
 from llmkit.core import runlog
 from llmkit.core.console import Console
+from llmkit.core.environment import prepare
 from llmkit.core.errors import ResourceError, Stopped
 from llmkit.core.runlog import run_log
 from llmkit.recipe.load import load_recipe
@@ -215,8 +216,25 @@ def test_r8_what_a_recipe_read_from_the_environment_is_not_in_the_log(tiny, rows
     text = (made.folder / "run.log").read_text()
     assert "a step of ${env:WORD}" in text and "s3cret" not in text
     (tmp_path / "s3cret-and-more.jsonl").unlink()
-    (tmp_path / "r.yaml").write_text((tmp_path / "r.yaml").read_text().replace("out: o", "out: p"))
+    (made.folder / "status.json").write_text("{}")  # as if it had not ended
     with pytest.raises(Exception, match=r"\$\{env:LONGER\}\.jsonl"):
         run(load_recipe("r.yaml"), console=Console(quiet=True))
-    assert "${env:LONGER}.jsonl" in (tmp_path / "p" / "run.log").read_text()
-    assert "-and-more" not in (tmp_path / "p" / "run.log").read_text()
+    text = (made.folder / "run.log").read_text()
+    assert "${env:LONGER}.jsonl" in text and "-and-more" not in text
+
+
+@pytest.mark.parametrize("kind", [UserWarning, FutureWarning])
+def test_what_a_library_warns_of_is_on_no_screen_but_in_the_log(kind, tmp_path):
+    def warned():
+        warnings.warn_explicit("a key is missing", kind, "peft_model.py", 1, module="peft.peft_model")
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.resetwarnings()
+        warned()
+        assert len(shown) == 1  # the control
+        prepare()
+        warned()
+        with run_log(tmp_path, str):
+            warned()
+    assert len(shown) == 1
+    assert (tmp_path / "run.log").read_text().count("a key is missing") == 1

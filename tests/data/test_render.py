@@ -59,12 +59,23 @@ def learned(tokenizer, row, train_on="assistant"):
 def test_answers_and_their_end_of_turn_are_trained_and_nothing_else(name):
     tokenizer = make_tokenizer(TEMPLATES[name])
     row = {"messages": turns("one two", "the fox", "three", "a dog")}
-    assert learned(tokenizer, row).replace("\n", "").strip().replace("> ", ">") in (
-        "the fox<|im_end|>a dog<|im_end|>",
-        "the foxa dog<|im_end|>",  # a template without an end of turn: the last answer gets one
-    )
+    said = learned(tokenizer, row).replace("\n", "").strip().replace("> ", ">")
+    # a template without an end of turn: the last answer gets one
+    assert said == ("the foxa dog<|im_end|>" if name == "plain" else "the fox<|im_end|>a dog<|im_end|>")
     assert "fox" not in learned(tokenizer, row, "last") and "dog" in learned(tokenizer, row, "last")
     assert "one two" in learned(tokenizer, row, "all")
+
+
+THOUGHT = (  # special tokens inside of a turn, and none at its end
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'Q: ' + m['content'] + '\n' }}{% else %}"
+    "{{ 'A: <|im_start|>hmm<|im_end|>' + m['content'] + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'A: ' }}{% endif %}"
+)
+
+
+def test_a_special_token_inside_of_a_turn_is_not_its_end():
+    said = learned(make_tokenizer(THOUGHT), {"messages": turns("one", "the fox", "two", "a dog")})
+    assert said == "<|im_start|>hmm<|im_end|>the fox<|im_start|>hmm<|im_end|>a dog<|im_end|>"
 
 
 LETTERS = st.text(st.sampled_from("ab \n\t.,!?1é日\U0001f600#"), min_size=1, max_size=12).filter(str.strip)
@@ -154,6 +165,28 @@ def test_the_template_s_own_generation_markers_say_what_is_trained():
     row = {"messages": turns("a A: b", "the fox", "c", "A: dog")}
     assert learned(tokenizer, row) == "the fox<|im_end|>A: dog<|im_end|>"
     assert learned(tokenizer, row, "last") == "A: dog<|im_end|>"
+
+
+BEHIND = MARKED.replace("{{ '<|im_end|>' }}{% endgeneration %}", "{% endgeneration %}{{ END }}")
+NEXT = BEHIND.replace("{{ 'Q: '", "{{ '<|im_start|>Q: '")
+
+
+@pytest.mark.parametrize("template", [BEHIND, NEXT])
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("'<|im_end|>'", "the fox<|im_end|>a dog<|im_end|>"),
+        ("'\n<|im_end|>\n'", "the fox\n<|im_end|>a dog\n<|im_end|>"),
+        ("'\n'", "the foxa dog<|im_end|>"),  # none: the last answer gets one, and the next turn's beginning is no end
+        ("'</turn>\n'", "the foxa dog"),
+        ("('<|im_end|>' if loop.last else '\n')", "the foxa dog<|im_end|>"),
+    ],
+)
+def test_an_end_of_turn_that_the_markers_leave_out_is_trained_all_the_same(template, end, said):
+    tokenizer = make_tokenizer(template.replace("END", end))
+    row = {"messages": turns("one", "the fox", "two", "a dog")}
+    assert learned(tokenizer, row) == said
+    assert Renderer(tokenizer).render(shaped(row, 0)).unended == (end == "'</turn>\n'")
 
 
 def test_tools_that_a_template_does_not_show_are_no_silent_loss():

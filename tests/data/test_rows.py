@@ -177,7 +177,7 @@ def test_columns_that_are_not_there_are_named(tmp_path, tokenizer):
 def test_overflow_is_as_asked_and_counted(overflow, examples, tmp_path, tokenizer):
     long = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "fox " * 40}]}
     prepared = made(tmp_path, line() + line(long), tokenizer, max_length=48, overflow=overflow)
-    assert len(prepared) >= examples and prepared.counts[f"overflow: {overflow}"] == 1
+    assert len(prepared) == examples and prepared.counts[f"overflow: {overflow}"] == 1
     assert max(prepared.length(i) for i in range(len(prepared))) <= 48
     if overflow == "split":  # every token of the answer is trained exactly once
         whole = made(tmp_path, line() + line(long), tokenizer, max_length=4096)

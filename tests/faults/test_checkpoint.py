@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from llmkit.core.errors import ModelError, RecipeError, ResourceError
 from llmkit.core.files import Disk
 from llmkit.core.folder import claim
 from llmkit.core.run import Grants
-from tests.faults import go, in_child, killed_after, outcome, sft, status, whole
+from llmkit.recipe.load import load_recipe
+from llmkit.stages import build_training, resume
+from tests.faults import TIMINGS, go, in_child, killed_after, outcome, sft, status, whole
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +250,115 @@ def test_c5_a_named_checkpoint_that_is_damaged_is_refused_and_not_replaced(tiny,
     assert outcome(half) == outcome(world[1])
 
 
+def test_a_run_that_goes_on_from_an_older_step_leaves_the_later_ones_behind(tiny, world, half):
+    folder, older = half / "checkpoints", str(half / "checkpoints" / "step-2")
+    node = sft(tiny, world[0], half, checkpoint={"every": 1, "keep": 1})
+    accept = Grants(accept=("checkpoint",))
+
+    def until(step):
+        return in_child(lambda: killed_after(step, lambda: go(node, resume=older, grants=accept)))
+
+    assert until(2) == -signal.SIGKILL  # in step 3, before anything new is saved
+    assert state.steps(folder) == [2]
+    assert until(3) == -signal.SIGKILL
+    assert state.steps(folder) == [3] and not list(folder.glob(".later-*"))
+    go(node)
+    assert outcome(half)[0] == outcome(world[1])[0]
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume(tiny, world, tmp_path, monkeypatch):
+    tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    node, folder = sft(tiny, world[0], tmp_path / "run", log=["tensorboard"]), str(tmp_path / "run" / "tensorboard")
+
+    def steps():
+        return [event.step for event in tensorboard.EventAccumulator(folder).Reload().Scalars("train/loss")]
+
+    real = build_training._step_data
+    monkeypatch.setattr(build_training, "_step_data", lambda job, contexts, i: real(job, contexts, i // (i < 5)))
+    with pytest.raises(ZeroDivisionError):
+        go(node)
+    assert steps() == [1, 2, 3, 4, 5] and state.steps(tmp_path / "run" / "checkpoints")[0] == 4
+    monkeypatch.undo()
+    go(node)
+    assert steps() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_damaged_later_step_does_not_push_out_a_sound_one(tiny, world, half):
+    folder = half / "checkpoints"
+    (folder / "step-4").rename(folder / "step-6")  # of no run of ours: passed over
+    node = sft(tiny, world[0], half, checkpoint={"every": 1, "keep": 1})
+    assert in_child(lambda: killed_after(3, lambda: go(node, grants=Grants(accept=("checkpoint",))))) == -signal.SIGKILL
+    assert state.steps(folder) == [3]
+
+
+def test_a_best_step_that_is_gone_is_not_the_result(tiny, world, tmp_path, capfd):
+    out, best = tmp_path / "run", {"best": "valid.loss", "every": 2, "keep": 9}
+    node = sft(tiny, world[0], out, checkpoint=best)
+    assert in_child(lambda: killed_after(4, lambda: go(node))) == -signal.SIGKILL
+    facts = json.loads((out / "checkpoints" / "step-4" / "state.json").read_text())
+    assert facts["progress"]["best_step"] == 3
+    shutil.rmtree(out / "checkpoints" / "step-3")
+    made = go(node, resume=str(out / "checkpoints" / "step-4"))
+    assert "the best so far, step 3, is gone" in capfd.readouterr().err and made.manifest["best_step"] in (None, 6)
+
+
+def test_resume_from_a_folder_is_for_the_stage_that_it_is_of(tiny, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stage = f"kind: sft, model: {tiny}, data: {{train: [{{kind: jsonl, path: {world[0]}}}]}}, batch: {{rows: 8}}"
+    more = "steps: 3, checkpoint: {every: 1, keep: 9}"
+    (tmp_path / "p.yaml").write_text(
+        f"out: o\nstages:\n- {{name: a, {stage}, {more}}}\n- {{name: b, {stage}, {more}, seed: 1}}\n"
+    )
+    go(load_recipe("p.yaml"))
+    shutil.copytree("o/a/checkpoints/step-1", "elsewhere/step-1")
+    for out in ("a", "b"):  # as if both had been killed at the end
+        (tmp_path / "o" / out / "status.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"--resume elsewhere/step-1 is of no stage; fix: give o/NAME/checkpoints"):
+        go(load_recipe("p.yaml"), resume="elsewhere/step-1")
+    go(load_recipe("p.yaml"), resume="o/b/checkpoints/step-1")
+    said = [(tmp_path / "o" / name / "run.log").read_text() for name in ("a", "b")]
+    assert "going on from step 3 of 3" in said[0] and "going on from step 1 of 3" in said[1]
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_c13_a_micro_batch_and_a_recompute_that_are_accepted_are_used(accepted, tiny, world, half):
+    node = sft(tiny, world[0], half, micro_batch=1, memory={"recompute": "full"})
+    facts = json.loads((half / "checkpoints" / "step-4" / "state.json").read_text())
+    assert (facts["micro_batch"], facts["recompute"]) == (2, False)
+    if not accepted:
+        with pytest.raises(RecipeError) as caught:
+            go(node)
+        assert {p.key for p in caught.value.problems} == {"recipe.micro_batch", "recipe.memory.recompute"}
+        return
+    made = go(node, grants=Grants(accept=("micro_batch", "memory.recompute")))
+    assert (made.manifest["micro_batch"], made.manifest["recompute"]) == (1, True)
+
+
+HELD = {
+    "adamw_8bit": {"adapter": "none", "optim": {"kind": "adamw_8bit", "lr": 1e-3}},
+    "nf4": {"quant": "bnb_nf4", "adapter": {"kind": "lora", "rank": 4, "dropout": 0.1}},
+    "bf16": {"precision": "bf16", "adapter": "none"},
+    "bf16_mixed": {"precision": "bf16_mixed"},
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_killed_run_ends_as_if_it_had_not_been_whatever_it_holds(name, tiny, world, tmp_path):
+    def node(out):
+        return sft(tiny, world[0], tmp_path / out, **HELD[name])
+
+    go(node("whole"))
+    assert in_child(lambda: killed_after(4, lambda: go(node("killed")))) == -signal.SIGKILL
+    go(node("killed"))
+    kinds = {value.dtype for value in state.load(tmp_path / "whole" / "checkpoints" / "step-6")[0].values()}
+    assert {"adamw_8bit": torch.uint8, "bf16": torch.bfloat16}.get(name, torch.float32) in kinds  # it is what it says
+    ends = [state.load(tmp_path / out / "checkpoints" / "step-6") for out in ("whole", "killed")]
+    assert all(torch.equal(value, ends[1][0][key]) for key, value in ends[0][0].items())
+    lines = [(tmp_path / out / "metrics.jsonl").read_text().splitlines() for out in ("whole", "killed")]
+    kept = [[{k: v for k, v in json.loads(line).items() if k not in TIMINGS} for line in found] for found in lines]
+    assert kept[0] == kept[1]
+
+
 def test_c11_each_sample_once_an_epoch_although_killed_in_the_middle_of_it(tiny, world, tmp_path):
     """The ledger is written by the loop's own data hook; of a step that was done twice the last time counts."""
     from llmkit.stages import build_training
@@ -292,6 +404,64 @@ def test_c13_every_changed_key_must_be_named(tiny, world, half, capfd):
     said = capfd.readouterr().err
     assert "going on with a change: recipe.optim.lr: 0.0002 -> 0.001" in said
     assert "going on with a change: recipe.seed: 0 -> 5" in said and "going on from step 4 of 6" in said
+
+
+@pytest.fixture
+def written(world, tmp_path, monkeypatch):
+    """A recipe that takes its rate and its model from the environment, and the folder of its run."""
+    monkeypatch.setenv("LR", "2e-4")
+    text = (world[1] / "resolved.yaml").read_text()
+    assert "  lr: 0.0002  #" in text
+    (tmp_path / "r.yaml").write_text(text.replace("  lr: 0.0002  #", "  lr: ${env:LR}  #"))
+    return lambda: load_recipe(tmp_path / "r.yaml", [f"out={tmp_path / 'run'}"])
+
+
+def test_c13_another_value_of_the_environment_is_named_and_not_shown(written, tmp_path, monkeypatch, capfd):
+    assert in_child(lambda: killed_after(4, lambda: go(written()))) == -signal.SIGKILL
+    monkeypatch.setenv("LR", "0.0314159")
+    with pytest.raises(RecipeError) as caught:
+        go(written())
+    (problem,) = caught.value.problems
+    assert problem.key == "environment.optim.lr" and problem.what.count("${env:LR} (") == 2
+    assert "0314159" not in str(problem)
+    capfd.readouterr()
+    made = go(written(), grants=Grants(accept=("optim.lr",)))
+    assert "going on with a change: environment.optim.lr: ${env:LR} (" in capfd.readouterr().err
+    trained = [json.loads(line) for line in (made.folder / "metrics.jsonl").open() if '"train"' in line]
+    assert trained[3]["lr"] < 2e-4 and trained[4]["lr"] > 2e-4
+    assert not [p for p in made.folder.rglob("*.json") if "0314159" in p.read_text()]
+
+
+@pytest.mark.parametrize(("name", "key"), [("processor", "processor"), ("rows", "kernels.rms_norm")])
+def test_c13_another_kind_of_machine_is_named_and_can_be_accepted(name, key, tiny, world, half, monkeypatch):
+    other = {"processor": "Another CPU", "rows": {"rms_norm": "torch: no compiler"}}[name]
+    monkeypatch.setattr(resume, name, lambda: other)
+    with pytest.raises(RecipeError) as caught:
+        go(sft(tiny, world[0], half))
+    assert key in {problem.key for problem in caught.value.problems}
+    go(sft(tiny, world[0], half), grants=Grants(accept=(key.partition(".")[0],)))
+
+
+def test_c13_another_attention_than_the_one_that_was_used_is_named(tiny, world, half, monkeypatch):
+    real = build_training.build
+
+    def other(*args):
+        made = real(*args)
+        return replace(made, loaded=replace(made.loaded, attention="eager"))
+
+    monkeypatch.setattr(build_training, "build", other)
+    with pytest.raises(RecipeError, match="attention: was .* when the run began and is eager; fix: restore it, or"):
+        go(sft(tiny, world[0], half))
+
+
+def test_c14_a_finished_run_names_another_value_of_the_environment(written, monkeypatch):
+    go(written())
+    go(written())  # the control
+    monkeypatch.setenv("LR", "1e-3")
+    with pytest.raises(
+        RecipeError, match=r"optim\.lr: is '\$\{env:LR\} \(\w{8}\)', and .* was made with '\$\{env:LR\} "
+    ):
+        go(written())
 
 
 def test_c14_a_finished_run_says_where_it_ended_and_nothing_of_it_changes(tiny, world, capfd):

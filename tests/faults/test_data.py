@@ -18,7 +18,7 @@ from llmkit.data import node
 from llmkit.data.prepare import prepare
 from llmkit.data.rows import MOST_TURNS, BadRow, bounded
 from llmkit.stages import build_training as stage
-from tests.faults import go, in_child, sft, status
+from tests.faults import go, in_child, sft
 
 GOOD = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "the fox"}]}
 LINE = json.dumps(GOOD) + "\n"
@@ -74,7 +74,9 @@ UNUSABLE = {
     '{"prompt": "a", "completion": ""}': "completion is blank",
     '{"prompt": "a", "completion": 3}': "completion is not text",
     '{"text": " \\n\\t"}': "text is blank",
-    '{"messages": null}': "messages is not a list of messages",
+    '{"messages": null}': "messages is null",
+    '{"messages": null, "prompt": "a", "text": null}': "messages is null",
+    '{"prompt": [{"role": "user", "content": "a"}], "completion": null}': "completion is null",
     '{"messages": [null]}': "messages is not a list of messages",
     '{"messages": [{"role": "user"}, {"role": "assistant", "content": "a"}]}': "content of user is null",
     '{"messages": [{"content": "a"}, {"role": "assistant", "content": "a"}]}': "roles in the wrong order",
@@ -103,6 +105,24 @@ def test_d4_every_reason_is_counted_apart_and_the_first_row_is_named(made):
     assert counts["examples"] == 1
 
 
+def test_d4_a_null_column_is_an_absent_one(made):
+    """As in a parquet file of several data sets, whose columns are the union of theirs."""
+    union = dict.fromkeys(("messages", "prompt", "completion", "text", "instruction", "output", "conversations"))
+    rows = [GOOD, {"prompt": "a", "completion": "b"}, {"text": "c"}, {"instruction": "d", "output": "e"}]
+    rows += [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]
+    for row in rows:
+        alone, filled = made(json.dumps(row) + "\n"), made(json.dumps(union | row) + "\n", bad_share=0.0)
+        assert filled.digest == alone.digest and len(filled) == 1
+
+
+def test_d4_a_completion_without_an_answer_is_no_row(made):
+    turns = [*GOOD["messages"], {"role": "user", "content": "more"}]
+    bad = {"prompt": turns[:2], "completion": turns[2:]}
+    counts = made(LINE * 30 + json.dumps(bad) + "\n").counts
+    assert counts["unusable: no assistant turn in the completion"] == 1 and counts["examples"] == 30
+    assert made(json.dumps({"prompt": turns[:1], "completion": turns[1:]}) + "\n").digest == made(LINE).digest
+
+
 @pytest.mark.parametrize(("good", "fine"), [(19, True), (18, False)])
 def test_d4_the_allowed_share_is_exact(good, fine, made):
     text = LINE * good + '{"text": ""}\n'
@@ -111,6 +131,12 @@ def test_d4_the_allowed_share_is_exact(good, fine, made):
         return
     with pytest.raises(DataError, match="1 of 19 rows cannot be used"):
         made(text)
+
+
+def test_t1_the_places_of_examples_are_those_of_their_rows(made, tmp_path):
+    prepared = made(LINE + '{"text": ""}\n\n' + LINE * 30)
+    assert prepared.places[:2] == ((str(tmp_path / "rows.jsonl"), 1), (str(tmp_path / "rows.jsonl"), 4))
+    assert len(prepared.places) == len(prepared)
 
 
 # D7: sizes
@@ -310,4 +336,4 @@ def test_d11_a_source_that_is_no_file_is_refused_at_once(source, kind, tiny, tmp
     train = [{"kind": kind, "path": str(path)}]
     with pytest.raises(DataError, match=r"rows: (is no plain file|cannot be read \(No such file)"):
         go(sft(tiny, path, tmp_path / "run", data={"train": train}, evaluate={}))
-    assert status(tmp_path / "run")[:2] == ("failed", 3)
+    assert not (tmp_path / "run").exists()

@@ -14,7 +14,8 @@ import torch
 
 import llmkit
 from llmkit.adapters.node import Lora
-from llmkit.core.errors import ModelError, RecipeError
+from llmkit.core.errors import ModelError, RecipeError, ResourceError
+from llmkit.core.memory import out_of_memory_named
 from llmkit.models.load import How, load
 from llmkit.models.node import ModelRef, Nf4
 from llmkit.models.resolve import resolve
@@ -232,6 +233,43 @@ def test_m13_bits_without_their_library_name_the_setting(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ModelError, match=r"quant\.kind: quant needs bitsandbytes"):
         opened(folder, quant=Nf4())
+
+
+SHORT = (
+    "unable to mmap 99 bytes from file <x>: Cannot allocate memory (12)",
+    "DefaultCPUAllocator: can't allocate memory",
+)
+
+
+@pytest.mark.parametrize("said", [*SHORT, "CUDA out of memory. Tried to allocate 2.00 GiB"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "transformers.AutoModelForCausalLM.from_pretrained",  # weights
+        "transformers.LlamaModel.forward",  # the probe
+        "peft.PeftModel.from_pretrained",  # an adapter
+        "transformers.AutoTokenizer.from_pretrained",
+    ],
+)
+def test_t2_memory_that_gives_out_while_a_model_loads_is_called_that(place, said, adapter, monkeypatch):
+    seen = []
+
+    def fails(*args, **kwargs):
+        seen.append(place)
+        raise RuntimeError(said) if "Tokenizer" not in place else OSError(said)
+
+    opened(adapter)  # the control
+    monkeypatch.setattr(place, fails)
+    told = pytest.raises(ResourceError, match=r"memory gave out \(.*MiB are free\); fix: take less")
+    with told, out_of_memory_named("cpu", "take less"):
+        opened(adapter)
+    assert seen
+
+
+def test_t2_what_is_no_lack_of_memory_is_not_called_that():
+    for other in (RuntimeError("size mismatch"), ModelError("a model named out of memory")):
+        with pytest.raises(type(other)), out_of_memory_named("cpu", "take less"):
+            raise other
 
 
 BATTERY = """

@@ -8,6 +8,9 @@ from llmkit_kernels import build, table
 from llmkit_kernels.gated import silu_mul
 from llmkit_kernels.norm import rms_norm
 
+from llmkit.core.cache import cache
+from llmkit.core.errors import ResourceError
+
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
@@ -55,6 +58,15 @@ def test_a_cache_that_others_may_write_to_is_refused(fresh):
     folder.chmod(0o777)
     assert "others may write" in build.lacks("norm")
     assert list(folder.iterdir()) == []
+
+
+def test_a_cache_of_another_user_is_refused_by_models_and_kernels_alike(fresh, monkeypatch):
+    assert cache() == fresh / "cache"  # the control
+    (fresh / "cache" / "kernels").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert "kernels belongs to another user" in build.lacks("norm")
+    with pytest.raises(ResourceError, match="LLMKIT_CACHE: .*cache belongs to another user"):
+        cache()
 
 
 def test_a_library_is_made_once_and_named_by_what_it_was_made_from(fresh, monkeypatch):

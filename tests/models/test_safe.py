@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from llmkit.core.errors import ModelError
+from llmkit.models import fetch
+from llmkit.models.export import export
 from llmkit.models.load import How, load
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
@@ -98,6 +100,45 @@ def test_m4_an_index_that_leads_out_is_refused_without_a_hang(name, folder, tmp_
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(ModelError, match=r"no plain file|leads out of the folder"):
         check_folder(folder)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
+def test_m4_an_index_that_is_no_plain_file_is_refused_without_a_hang(kind, folder):
+    index = folder / "model.safetensors.index.json"
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    {"fifo": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": os.mkdir}[kind](index)
+    with pytest.raises(ModelError, match=r"index\.json: is no plain file"):
+        resolve(ModelRef(name=str(folder)))
+
+
+def test_a_revision_of_what_has_none_is_an_error_and_not_passed_over(folder):
+    with pytest.raises(ModelError, match=r"model\.revision: \S+ is a folder, which has none; fix: leave it out"):
+        resolve(ModelRef(name=str(folder), revision="main"))
+    with pytest.raises(ModelError, match=r"model\.revision: smollm2-135m-instruct-q4 is an alias, which pins its own"):
+        resolve(ModelRef(name="smollm2-135m-instruct-q4", revision="main"))
+    resolve(ModelRef(name=str(folder)))  # the control
+
+
+@pytest.mark.parametrize("revision", [None, "v1"])
+def test_a_model_of_the_hub_comes_at_the_revision_asked_for_and_its_commit_is_kept(revision, folder, monkeypatch):
+    asked = []
+    commit = folder.rename(folder.with_name("c0ffee"))
+    monkeypatch.setattr(fetch, "fetch_hub", lambda *what: asked.append(what) or commit)
+    found = resolve(ModelRef(name="smollm2-135m-instruct", revision=revision))
+    assert asked == [("HuggingFaceTB/SmolLM2-135M-Instruct", revision)]
+    assert (found.source, found.revision) == ("hub:HuggingFaceTB/SmolLM2-135M-Instruct", "c0ffee")
+
+
+def test_an_adapter_of_a_model_of_the_hub_names_it_as_the_hub_does(adapter, folder, tmp_path, monkeypatch, tokenizer):
+    commit = shutil.copytree(folder, tmp_path / "c0ffee")
+    asked = []
+    monkeypatch.setattr(fetch, "fetch_hub", lambda *what: asked.append(what) or commit)
+    export(opened(adapter).model, tokenizer, tmp_path / "out", resolve(ModelRef(name="smollm2-135m-instruct")))
+    said = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (said["base_model_name_or_path"], said["revision"]) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "c0ffee")
+    assert resolve(ModelRef(name=str(tmp_path / "out"))).base.folder == commit
+    assert asked[-1] == ("HuggingFaceTB/SmolLM2-135M-Instruct", "c0ffee")
 
 
 def test_m8_a_missing_shard_and_a_missing_tensor_are_named(folder):

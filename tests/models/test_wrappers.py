@@ -6,14 +6,17 @@ import shutil
 import pytest
 import torch
 import transformers as hf
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from llmkit import Merge
+from llmkit.adapters.node import Lora, NoAdapter
 from llmkit.core.errors import ModelError
 from llmkit.models.load import How, load, quiet
-from llmkit.models.node import ModelRef
+from llmkit.models.node import ModelRef, Nf4
 from llmkit.models.resolve import resolve
+from llmkit.models.wrappers import towers
 from tests.conftest import make_tokenizer
 from tests.faults import go, sft
 
@@ -83,7 +86,6 @@ WRAPPERS = {
 }
 LOADED = {"Gemma3": "language_model.model", "Qwen3_5": "model.language_model", "Llama4": "language_model.model"}
 """Those whose text loads, and where their files keep it."""
-TRAINED = ["Gemma3", "Qwen3_5"]
 REFUSED = sorted(WRAPPERS.keys() - LOADED)
 
 
@@ -103,9 +105,9 @@ def made(tmp_path_factory):
     return folder
 
 
-def opened(folder):
+def opened(folder, **how):
     ref = ModelRef(name=str(folder))
-    return load(resolve(ref), ref, How()).model
+    return load(resolve(ref), ref, How(**how)).model
 
 
 def logits(model):
@@ -142,13 +144,14 @@ def test_a_weight_that_is_missing_misshapen_or_too_many_is_named_and_none_is_mad
         opened(folder)
 
 
-def trained(folder, rows, out, adapter):
+def trained(folder, rows, out, adapter, **more):
     source = [{"kind": "jsonl", "path": str(rows)}]
-    data, optim = {"train": source, "max_length": 64}, {"kind": "adamw", "lr": 1e-2}
-    return go(sft(folder, rows, out, data=data, steps=2, adapter=adapter, optim=optim, evaluate={})).folder / "model"
+    data, optim = {"train": source, "max_length": 64, "packing": "none"}, {"kind": "adamw", "lr": 1e-2}
+    more |= {"data": data, "steps": 2, "adapter": adapter, "optim": optim, "evaluate": {}}
+    return go(sft(folder, rows, out, **more)).folder / "model"
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", LOADED)
 def test_an_adapter_of_a_wrappers_text_loads_in_peft(name, made, rows, tmp_path):
     model = trained(made(name), rows, tmp_path / "run", {"kind": "lora", "rank": 2})
     with quiet():
@@ -159,7 +162,18 @@ def test_an_adapter_of_a_wrappers_text_loads_in_peft(name, made, rows, tmp_path)
     assert moved.abs().max() > 1e-3  # the control: two steps changed something
 
 
-@pytest.mark.parametrize("name", TRAINED)
+def test_a_wrapper_in_4_bits_trains_and_merges(made, rows, tmp_path):
+    quantised = trained(made("Gemma3"), rows, tmp_path / "run", {"kind": "lora", "rank": 2}, quant="bnb_nf4")
+    assert "4bit" in str(opened(quantised, quant=Nf4()))
+    facts = go(Merge(model=str(quantised), out=str(tmp_path / "merged"))).manifest
+    assert facts["way"] == "into the dequantised base" and facts["logit_difference"] < 1e-3
+    with quiet():
+        theirs, told = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged" / "model", output_loading_info=True)
+    assert not any(told.values())
+    torch.testing.assert_close(logits(theirs), logits(opened(tmp_path / "merged")), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOADED)
 def test_all_weights_of_a_wrappers_text_load_in_transformers(name, made, rows, tmp_path):
     model = trained(made(name), rows, tmp_path / "run", {"kind": "none"})
     with quiet():
@@ -181,10 +195,34 @@ def test_what_text_never_reaches_is_neither_trained_nor_lost(made, rows, tmp_pat
     assert kept and all("language_model." in name for name in kept)
 
 
-def test_a_family_that_runs_and_does_not_train_is_refused_by_name(made, rows, tmp_path):
-    for adapter in ("lora", "none"):
-        with pytest.raises(ModelError, match=r"Llama4ForCausalLM is not trained here: its router gives pairs"):
-            trained(made("Llama4"), rows, tmp_path / adapter, {"kind": adapter})
+def gradients(model):
+    tokens = torch.tensor([[5, 77, 301, 8, 260, 19, 33]])
+    model.train()(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("adapter", [Lora(rank=2), NoAdapter()], ids=lambda node: node.kind)
+@pytest.mark.parametrize("name", LOADED)
+def test_a_wrappers_text_has_the_gradients_of_transformers_and_none_beside_it(name, adapter, made):
+    ours = opened(made(name))
+    with quiet():
+        theirs = hf.AutoModelForCausalLM.from_pretrained(made(name))
+    ours, theirs = ours.requires_grad_(False), theirs.requires_grad_(False)
+    adapted = adapter.attach(ours, towers(ours))
+    if adapter.kind == "lora":
+        plain = get_peft_model(theirs, adapted.peft_config["default"])
+        for model in (adapted, plain):
+            for weight, p in model.named_parameters():
+                if "lora_" in weight:
+                    torch.manual_seed(len(weight))
+                    torch.nn.init.normal_(p, std=0.1)
+    else:
+        plain = adapter.attach(theirs, towers(theirs))
+    mine, other = gradients(adapted), gradients(plain)
+    assert mine.keys() == other.keys() == {n for n, p in adapted.named_parameters() if p.requires_grad}
+    assert not any(tower in weight for tower in ("vision", "projector", "router.lora") for weight in mine)
+    for weight, grad in mine.items():
+        torch.testing.assert_close(grad, other[weight], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", REFUSED)

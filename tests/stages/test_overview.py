@@ -101,14 +101,18 @@ def test_report_writes_all_pages_of_a_pipeline_again_in_its_order(made, capfd):
 
 def test_a_pipeline_that_fails_shows_what_failed_and_what_was_not_begun(tiny, rows, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    whole = recipe(tiny, rows, tmp_path)
-    rows.write_text(rows.read_text() + "<b>\n")
+    bad = tmp_path / "<b>.jsonl"
+    bad.write_text("no row\n")
+    recipe(tiny, rows, tmp_path)
+    whole = load_recipe("p.yaml", [f"stages.tune.data.valid=[{{kind: jsonl, path: {bad}}}]"])
     with pytest.raises(LlmkitError):
         run(whole, console=Console(quiet=True))
     page = (tmp_path / "o" / "report.html").read_text()
     shown = Cells(page).tables[0][1:]
-    assert [row[0] for row in shown] == NAMES and [row[2] for row in shown[1:]] == ["not begun"] * 3
-    assert shown[0][2].startswith("failed: ") and "rows.jsonl:25" in shown[0][2] and Cells(page).links == []
+    assert [row[0] for row in shown] == NAMES
+    states = [row[2].partition(":")[0] for row in shown]
+    assert states == ["done", "failed", "not begun", "not begun"]
+    assert "<b>.jsonl:1" in shown[1][2] and Cells(page).links == ["zero/report.html"] and "b" not in Cells(page).named
 
 
 def test_what_the_folder_holds_is_shown_as_text_and_a_strange_list_is_refused(tmp_path):

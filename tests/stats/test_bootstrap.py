@@ -1,5 +1,7 @@
 """Intervals against scipy, simulation, and degenerate cases."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -47,7 +49,11 @@ def test_a_paired_difference_is_sharper_than_two_intervals():
 
 def test_small_equal_and_empty():
     one = ratio("m", [3.0])
-    assert (one.low, one.value, one.high, one.n) == (3.0, 3.0, 3.0, 1)
+    assert (one.low, one.value, one.high, one.n) == (None, 3.0, None, 1)
+    alike = ratio("m", [1.0, 2.0, 3.0], clusters=["a"] * 3)
+    assert (alike.low, alike.value, alike.high, alike.n) == (None, 2.0, None, 3)
+    change = difference("m", ([1.0, 2.0], None), ([1.0, 1.0], None), ["a"] * 2)
+    assert (change.low, change.value, change.high) == (None, 0.5, None)
     same = ratio("m", [2.0] * 9)
     assert (same.low, same.high) == (2.0, 2.0)
     with pytest.raises(DataError, match="nothing to measure"):
@@ -59,3 +65,14 @@ def test_small_equal_and_empty():
 def test_the_same_seed_gives_the_same_interval():
     values = np.random.default_rng(0).normal(size=50)
     assert ratio("m", values, seed=5) == ratio("m", values, seed=5) != ratio("m", values, seed=6)
+
+
+def test_resamples_are_held_a_few_at_a_time_and_are_the_same_in_any_portion(monkeypatch):
+    values = np.random.default_rng(0).normal(size=5000)
+    tracemalloc.start()
+    whole = ratio("m", values, values + 9)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6 < 2000 * 5000 * 8  # of one array of all resamples
+    monkeypatch.setattr("llmkit.stats.bootstrap.AT_ONCE", 5000 * 7)
+    assert ratio("m", values, values + 9) == whole

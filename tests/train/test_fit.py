@@ -16,7 +16,7 @@ from llmkit.models.attend import install
 from llmkit.models.heads import Scored
 from llmkit.parallel.single import Single
 from llmkit.train.fit import Hooks, Plan, Progress, StepData, fit
-from llmkit.train.guard import Watch
+from llmkit.train.guard import Watch, named
 from llmkit.train.node import Checkpointing, Constant, Cosine, Evaluating, Guard, Linear, Wsd
 from tests.conftest import make_model
 
@@ -133,6 +133,11 @@ def test_t1_a_loss_that_is_not_finite_stops_with_step_samples_and_lever(bad):
     assert stepper.applied == [1, 2] and saves == [(2, True)] and [line["step"] for line in lines[:2]] == [1, 2]
 
 
+def test_t1_rows_are_named_by_file_and_line():
+    assert named((7, 3, 9), (("a", 4), ("b", 1), ("a", 2))) == "sample ids 7, 3, 9, rows a:2, 4, rows b:1"
+    assert named(range(18), [("a", 1)] * 18).endswith("14, 15 and 2 more, rows a:1")
+
+
 def test_t1_skip_leaves_the_optimizer_untouched_and_a_streak_stops():
     stepper = Fake([1.0, 1.0, 1.0, 1.0], norms=[1.0, math.inf, 1.0, 1.0])
     go, lines, _ = loop(stepper, 4, Guard(nonfinite="skip"))
@@ -165,6 +170,22 @@ def test_t7_an_evaluation_that_fails_saves_first_names_itself_and_leaves_the_bes
     with pytest.raises(DataError, match="evaluate: the evaluation after step 4 failed: no tokens"):
         go()
     assert saves == [(2, True), (4, False)]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_t1_an_evaluation_that_is_not_finite_meets_the_policy_and_is_never_the_best(bad):
+    seen = {0: 5.0, 2: 3.0, 4: bad, 6: 2.0}
+    best = Checkpointing(best="valid.loss")
+    how = {"evaluate": lambda step: {"valid.loss": seen[step]}, "every": 2, "checkpoint": best}
+    go, _, saves = loop(Fake([1.0] * 6), 6, **how)
+    with pytest.raises(ResourceError, match=rf"step 4: valid.loss is {bad}; fix: lower optim.lr"):
+        go()
+    assert saves == [(2, True)]
+    go, lines, saves = loop(Fake([1.0] * 6), 6, Guard(nonfinite="skip"), **how)
+    done = go()
+    assert (done.best, done.best_step) == (2.0, 6) and saves == [(2, True), (6, True)]
+    seen[2], seen[6] = bad, bad
+    assert loop(Fake([1.0] * 6), 6, Guard(nonfinite="skip"), **how)[0]().best is None
 
 
 def test_a_run_that_stopped_before_its_evaluation_makes_up_for_it():

@@ -1,0 +1,35 @@
+"""What the parts of a training stage know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmkit.build.precision import Types
+from llmkit.core.run import Run
+from llmkit.data.order import Order
+from llmkit.data.prepare import Prepared
+from llmkit.models.resolve import Resolved
+from llmkit.plan.account import Choice, Shape
+from llmkit.stages.sft import Sft
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training stage with its data read and its sizes known."""
+
+    node: Sft
+    run: Run
+    resolved: Resolved
+    types: Types
+    train: Prepared
+    valid: Prepared | None
+    choice: Choice
+    steps: int
+    order: Order
+    shape: Shape
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.run.folder / "checkpoints"

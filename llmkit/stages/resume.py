@@ -1,0 +1,112 @@
+"""Going on with a training stage: from which checkpoint, whether it is the same run, and what is put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from llmkit_kernels.table import rows
+
+from llmkit.build.training import Built
+from llmkit.checkpoint import state
+from llmkit.checkpoint.identity import compare, packages, processor
+from llmkit.core.errors import ModelError
+from llmkit.core.metrics import Lines
+from llmkit.parallel.single import Single
+from llmkit.stages.job import Job
+from llmkit.train.fit import Progress
+from llmkit.train.guard import Watch
+
+Found = tuple[Path, dict[str, torch.Tensor], dict[str, Any]]
+
+
+def find(job: Job) -> Found | None:
+    """Where to go on from: the checkpoint that was named, else the newest whole one."""
+    if job.run.resume == "auto":
+        return state.newest(job.checkpoints, job.run.console.notice)
+    if job.run.resume == "never":
+        return None
+    path = Path(job.run.resume)
+    return (path, *state.load(path))
+
+
+def pinned(job: Job, found: Found | None) -> Job:
+    """The job with the sizes that it began with: the machine may have another amount of free memory now.
+
+    What the recipe says anew is taken as it says, where that is accepted.
+    """
+    if found is None:
+        return job
+    facts, choice = found[2], job.choice
+    before, now = facts["identity"]["recipe"], job.run.values
+    if before["micro_batch"] == now["micro_batch"]:
+        choice = replace(choice, rows=facts["micro_batch"])
+    if before["memory"] == now["memory"]:
+        choice = replace(choice, recompute=facts["recompute"])
+    return replace(job, choice=choice)
+
+
+@contextmanager
+def told(found: Found | None) -> Iterator[None]:
+    """Names the checkpoint whose facts are not those that a save of ours writes."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as cause:
+        if found is None:
+            raise
+        what = f"says what no save of ours says ({cause!r:.120})"
+        raise ModelError(what, fix=state.FIX, file=str(found[0] / "state.json")) from cause
+
+
+def identity(job: Job, attention: str) -> dict[str, Any]:
+    """What a resumed run must share with the one that it continues."""
+    return {
+        "recipe": {k: v for k, v in job.run.values.items() if k != "out"},
+        "environment": job.run.environment,
+        "model": job.resolved.facts(),
+        "data": {"train": job.train.digest, "valid": job.valid.digest if job.valid is not None else ""},
+        "files": {**job.train.files, **(job.valid.files if job.valid is not None else {})},
+        "packages": packages(),
+        "kernels": rows() if job.run.device == "cpu" else {},
+        "attention": attention,
+        "threads": job.run.threads,
+        "device": job.run.device,
+        "processor": processor() if job.run.device == "cpu" else torch.cuda.get_device_name(),
+        "world": job.run.world,
+    }
+
+
+def resume(job: Job, built: Built, steps: Single, found: Found | None) -> Progress:
+    """The state of the checkpoint, or the beginning."""
+    metrics, samples = Lines(job.run.folder / "metrics.jsonl"), Lines(job.run.folder / "samples.jsonl")
+    if found is None:
+        metrics.cut(0)
+        samples.cut(0)
+        return Progress()
+    path, tensors, facts = found
+    for changed in compare(facts["identity"], identity(job, built.loaded.attention), job.run.grants.accept):
+        job.run.console.notice(f"going on with a change: {changed}")
+    said = dict(facts["progress"])
+    watch = Watch(tuple(said["watch"]["losses"]), said["watch"]["streak"])
+    progress = Progress(**{**said, "watch": watch})
+    steps.load(tensors)
+    progress = _alone(job, progress)
+    metrics.cut(facts["metrics_bytes"])
+    samples.cut(facts["samples_bytes"])
+    job.run.console.notice(f"going on from step {progress.step} of {job.steps} ({path.name})")
+    return progress
+
+
+def _alone(job: Job, progress: Progress) -> Progress:
+    """Where to go on from, with no checkpoint in the way that is not of this course of the run."""
+    notice, kept = job.run.console.notice, state.steps(job.checkpoints)
+    if later := state.set_aside(job.checkpoints, progress.step):
+        notice(f"checkpoints of later steps ({', '.join(map(str, later))}) go with the next save")
+    if progress.best_step is None or progress.best_step in kept:
+        return progress
+    notice(f"the best so far, step {progress.best_step}, is gone: the best is looked for from here")
+    return replace(progress, best=None, best_step=None)
