@@ -86,7 +86,7 @@ def _bitsandbytes(**settings: Any) -> Any:
         from transformers import BitsAndBytesConfig
     except ImportError as missing:
         raise ModelError(
-            f"quant needs bitsandbytes ({missing})", fix="pip install 'llmkit[quant]'", key="quant.kind"
+            f"quant needs bitsandbytes ({missing})", fix="pip install bitsandbytes", key="quant.kind"
         ) from missing
     return BitsAndBytesConfig(**settings)
 
