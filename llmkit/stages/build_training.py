@@ -10,7 +10,9 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from llmkit_kernels import memory
 from llmkit_kernels.table import rows
 
 from llmkit.adapters.node import Lora
@@ -63,8 +65,18 @@ def train(node: Sft, run: Run) -> Artifact:
         with told(found):
             progress = resume(job, built, steps, found)
         run.stop.check("before training")
+        if run.device == "cpu":
+            memory.reserve(_largest(job))
         progress = _fit(job, built, steps, progress)
         return _finish(job, built, steps, progress)
+
+
+def _largest(job: Job) -> int:
+    """Bytes that come and go with the largest micro-batch."""
+    lengths = np.sort(np.diff(job.train.starts))[-job.node.batch.rows :]
+    most = job.choice.rows * job.node.data.max_length
+    account = job.choice.account
+    return int((account.activations + account.working) * min(1.0, lengths.sum() / most))
 
 
 def read(node: Sft, run: Run) -> Job:

@@ -71,6 +71,19 @@ print(full - resident() > 300 << 20, float(kept.sum()) == 1 << 20)
     assert out == ["True", "True"]
 
 
+def test_what_is_reserved_is_resident_before_it_is_taken():
+    out = said("""
+before = resident()
+memory.reserve(200 << 20)
+there = resident()
+taken = torch.empty(199 << 18).fill_(1)
+print(there - before > 190 << 20, resident() - there < 20 << 20)
+memory.reserve(1 << 60)  # more than there is: refused, and nothing is lost
+print(float(taken.sum()) == 199 << 18)
+""")
+    assert out == ["True", "True", "True"]
+
+
 def test_a_forked_child_has_a_pool_of_its_own():
     out = said("""
 torch.set_num_threads(1)  # OpenMP's threads do not live on in a child

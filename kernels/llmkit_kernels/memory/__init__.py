@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctypes import c_int64
 from functools import cache
 
 from llmkit_kernels.build import lacks, library
@@ -14,6 +15,15 @@ def install() -> str:
         return why
     library("memory").memory_install()
     return ""
+
+
+def reserve(size: int) -> None:
+    """Has `size` bytes at hand before they are needed: the first touch of memory is slow, above all in a virtual
+    machine, and is better done before the first step than in it."""
+    if size > 0 and not lacks("memory"):
+        call = library("memory").memory_reserve
+        call.argtypes, call.restype = [c_int64], None
+        call(size)
 
 
 def trim() -> None:

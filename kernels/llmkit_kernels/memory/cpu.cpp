@@ -15,6 +15,7 @@
 namespace {
 
 constexpr size_t GRAIN = 256, SMALL = size_t(32) << 10, PAGE = size_t(2) << 20, SEGMENT = size_t(64) << 20;
+constexpr int POPULATE = 23;  // MADV_POPULATE_WRITE, of Linux 5.14: an older one refuses it, and pages come when touched
 
 size_t up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
@@ -84,6 +85,15 @@ struct Pool {
     return true;
   }
 
+  // Has `size` bytes at hand in one piece, their pages touched; what the system refuses comes later, or fails then.
+  void reserve(size_t size) {
+    std::lock_guard<std::mutex> held(lock);
+    if (by_size.lower_bound({size, nullptr}) == by_size.end() && !grow(size)) return;
+    auto [whole, at] = *by_size.lower_bound({size, nullptr});
+    const size_t from = reinterpret_cast<size_t>(at) / PAGE * PAGE;
+    madvise(reinterpret_cast<void*>(from), up(reinterpret_cast<size_t>(at) + size - from, 4096), POPULATE);
+  }
+
   // Gives the pages of what is free back to the system.
   void trim() {
     std::lock_guard<std::mutex> held(lock);
@@ -126,6 +136,8 @@ void memory_install() {
   pthread_atfork([] { pool().lock.lock(); }, [] { pool().lock.unlock(); }, [] { pool().lock.unlock(); });
   c10::SetCPUAllocator(&made);
 }
+
+void memory_reserve(int64_t size) { pool().reserve(up(size, GRAIN)); }
 
 void memory_trim() { pool().trim(); }
 }
