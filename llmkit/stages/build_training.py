@@ -66,9 +66,19 @@ def train(node: Sft, run: Run) -> Artifact:
             progress = resume(job, built, steps, found)
         run.stop.check("before training")
         if run.device == "cpu":
-            memory.reserve(_largest(job))
+            _settle(built, _largest(job))
         progress = _fit(job, built, steps, progress)
         return _finish(job, built, steps, progress)
+
+
+def _settle(built: Built, size: int) -> None:
+    """Weights that lie in a file's small pages move into the pool's large ones, and `size` bytes more are at hand."""
+    if memory.install():
+        return
+    for parameter in built.model.parameters():
+        if type(parameter) is torch.nn.Parameter:
+            parameter.data = parameter.data.clone()
+    memory.reserve(size)
 
 
 def _largest(job: Job) -> int:
