@@ -175,7 +175,7 @@ def tell(results, rates, lora):
         if peers:
             default, best = f"TRL {kind} recompute padded", max(peers, key=lambda name: peers[name][0])
             print()
-            for name in (default, best):
+            for name in (name for name in (default, best) if name in peers):
                 speed, peak = (a / b for a, b in zip(middle[ours], middle[name], strict=True))
                 print(f"{ours} / {name}: speed {speed:.2f} x, memory {peak:.2f} x")
     mine = middle["llmkit fp32"]
