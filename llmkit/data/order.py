@@ -30,6 +30,13 @@ class Order:
         return epoch, tuple(int(i) for i in order[within * self.per_step : (within + 1) * self.per_step])
 
 
+def spread(length: int, most: int | None) -> list[int]:
+    """At most `most` of `length` places, evenly apart: files are often sorted, and their first rows alike."""
+    if not most or most >= length:
+        return list(range(length))
+    return [place * length // most for place in range(most)]
+
+
 @lru_cache(maxsize=2)
 def permutation(seed: int, epoch: int, rows: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Row ids by the size of a random 64-bit key each: it rests on Philox's raw stream, which numpy keeps stable."""

@@ -10,6 +10,7 @@ from typing import Any
 from llmkit.core.errors import DataError, ModelError
 from llmkit.data.encode import Rendered
 from llmkit.data.node import Data, Source
+from llmkit.data.order import spread
 from llmkit.data.render import Renderer
 from llmkit.data.rows import Row, Unusable
 from llmkit.data.usable import Tally, usable
@@ -43,12 +44,11 @@ def prompt_ids(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]]) -> lis
 
 
 def asked(rows: Iterable[Row], tokenizer: Any, most: int) -> list[Question]:
-    """The first of `rows` that ask something."""
+    """At most `most` of the rows that ask something, from all over them."""
     renderer = Renderer(tokenizer)
     kept: list[tuple[Row, Rendered]] = []
-    for row in rows:
-        if len(kept) == most:
-            break
+    able = [row for row in rows if row.question]
+    for row in [able[i] for i in spread(len(able), most)] if most else []:
         try:
             kept.append((row, _prompt(renderer, row)))
         except Unusable:
@@ -57,7 +57,7 @@ def asked(rows: Iterable[Row], tokenizer: Any, most: int) -> list[Question]:
 
 
 def questions(sources: Sequence[Source], tokenizer: Any, key: str, most: int | None = None) -> list[Question]:
-    """The first questions of `sources`, all of which are read, so that every task refuses the same files.
+    """Questions from all over `sources`, all of which are read, so that every task refuses the same files.
 
     Raises:
         DataError: a row cannot be read, too many are unusable, or none asks anything.
@@ -71,7 +71,7 @@ def questions(sources: Sequence[Source], tokenizer: Any, key: str, most: int | N
         except Unusable as reason:
             tally.unusable(raw, str(reason))
     tally.check(len(kept), 1, key)
-    return _questions(renderer, kept[:most])
+    return _questions(renderer, [kept[i] for i in spread(len(kept), most)])
 
 
 def _prompt(renderer: Renderer, row: Row) -> Rendered:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from llmkit.core.errors import DataError
 from llmkit.core.records import Prediction
 from llmkit.core.types import Report
 from llmkit.data.node import Docstrings
+from llmkit.data.order import spread
 from llmkit.data.prepare import Prepared
 from llmkit.data.render import Rendered, Renderer
 from llmkit.data.rows import Raw, Row, Unusable, bounded, mapped
@@ -39,7 +39,8 @@ def multiple_choice(task: MultipleChoice, subject: Subject) -> tuple[list[Predic
         DataError: a row cannot be asked, or there is none.
     """
     renderer = Renderer(subject.tokenizer)
-    items = list(itertools.islice(_items(task, renderer), task.rows))
+    found = list(_items(task, renderer))
+    items = [found[i] for i in spread(len(found), task.rows)]
     if not items:
         raise DataError("the evaluation set is empty", fix="give rows", key=f"tasks.{task.name}")
     encoded = renderer.encode([choice for item in items for choice in item.rendered])

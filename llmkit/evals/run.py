@@ -17,6 +17,7 @@ from llmkit.core.records import Prediction
 from llmkit.core.types import Report
 from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit, NoPacking, Packing
+from llmkit.data.order import spread
 from llmkit.data.prepare import Prepared, prepare
 from llmkit.data.prompt import questions
 from llmkit.data.rows import Row
@@ -94,7 +95,7 @@ def perplexity(task: Perplexity, subject: Subject) -> tuple[list[Prediction], li
     """
     data = data_of(task)
     prepared = prepare(task.data, data, subject.tokenizer, f"tasks.{task.name}")
-    ids = range(min(len(prepared), task.rows or len(prepared)))
+    ids = spread(len(prepared), task.rows)
     nll, weight = losses(subject, prepared, ids, data.max_length)
     sizes = [float(len(_learned(prepared, i, subject.tokenizer).encode())) for i in ids]
     clusters = [prepared.rows[i].cluster for i in ids]

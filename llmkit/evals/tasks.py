@@ -25,7 +25,7 @@ class Perplexity:
     max_length: int = setting(default=1024, least=2)
     """Longer rows are cut."""
     rows: int | None = setting(default=None, least=1)
-    """Only the first `rows` rows."""
+    """At most so many rows, evenly apart."""
 
     def run(self, subject: Subject) -> tuple[list[Prediction], list[Report]]:
         """A prediction a row, and the reports."""
@@ -43,7 +43,7 @@ class Generation:
     data: tuple[Source, ...]
     max_tokens: int = setting(default=128, least=1)
     rows: int | None = setting(default=None, least=1)
-    """Only the first `rows` rows."""
+    """At most so many rows, evenly apart."""
     extract: str | None = None
     """A regular expression; its last match in answer and reference is what exact match compares."""
 
@@ -74,7 +74,7 @@ class MultipleChoice:
     length: Literal["sum", "token", "byte"] = "byte"
     """What a choice's log-probability is divided by: nothing, its tokens, or its bytes."""
     rows: int | None = setting(default=None, least=1)
-    """Only the first `rows` rows."""
+    """At most so many rows, evenly apart."""
 
     def run(self, subject: Subject) -> tuple[list[Prediction], list[Report]]:
         """A prediction a row, and the reports."""

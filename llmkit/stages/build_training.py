@@ -27,7 +27,7 @@ from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
 from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit, NoPacking, Packing
-from llmkit.data.order import Order
+from llmkit.data.order import Order, spread
 from llmkit.data.prepare import Prepared, prepare, template_digest
 from llmkit.data.prompt import asked
 from llmkit.evals.run import Subject, losses
@@ -213,7 +213,7 @@ def _evaluate(job: Job, built: Built, steps: Single, step: int) -> dict[str, flo
     valid = job.valid
     if valid is None:
         raise DataError("data.valid is empty", fix="give data.valid", key="evaluate")
-    ids = range(min(len(valid), job.node.evaluate.rows or len(valid)))
+    ids = spread(len(valid), job.node.evaluate.rows)
     seen = subject(job, built, steps)
     nll, weight = losses(seen, valid, ids, job.node.data.max_length)
     mean = sum(nll) / sum(weight)
@@ -226,7 +226,7 @@ def _evaluate(job: Job, built: Built, steps: Single, step: int) -> dict[str, flo
 
 
 def _samples(job: Job, seen: Subject, step: int) -> None:
-    """Answers to the first validation prompts, beside what they should be."""
+    """Answers to some validation prompts, beside what they should be."""
     rows = job.valid.rows if job.valid is not None else ()
     questions = asked(rows, seen.tokenizer, job.node.evaluate.samples)
     if not questions:

@@ -221,7 +221,7 @@ class Evaluating:
     max_tokens: int = setting(default=64, least=1)
     """Tokens of each such answer."""
     rows: int | None = setting(default=None, least=1)
-    """Only the first `rows` of `data.valid`."""
+    """At most so many rows of `data.valid`, evenly apart."""
 
 
 @config

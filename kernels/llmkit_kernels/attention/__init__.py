@@ -78,9 +78,10 @@ class _Causal(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         heads, tokens, size = q.shape
-        to_q = (torch.empty if ctx.full else torch.zeros)(tokens, heads, size)
+        made = torch.empty if ctx.full else torch.zeros  # the kernel writes to all tokens of segments, and to no other
+        to_q = made(tokens, heads, size)
         to_k, to_v = (torch.empty(tokens, x.shape[0], x.shape[2]) for x in (k, v))
-        sums = torch.zeros(heads, tokens, size), torch.zeros(heads, tokens, v.shape[2])
+        sums = made(heads, tokens, size), made(heads, tokens, v.shape[2])
         given = (q, k, v, out, ctx.steps, lse, grad.contiguous(), to_q, to_k, to_v, *sums, ctx.table)
         _call(1, (*given, _rooms(*ctx.shape)), ctx.shape)
         return to_q.transpose(0, 1), to_k.transpose(0, 1), to_v.transpose(0, 1), None, None, None

@@ -193,8 +193,8 @@ void attention_forward(float* q, float* k, float* v, float* out, const int64_t* 
   }
 }
 
-// grad as out; dq (tokens, heads, size); dk, dv (tokens, heads / groups, size); by_key, by_value (heads, tokens, size)
-// hold zeros. What lies outside of every segment is not written to dq.
+// grad as out; dq (tokens, heads, size); dk, dv (tokens, heads / groups, size); by_key, by_value (heads, tokens, size).
+// What lies outside of every segment is written to none of dq, by_key and by_value.
 void attention_backward(float* q, float* k, float* v, float* out, const int64_t* strides, float* lse, float* grad,
                         float* dq, float* dk, float* dv, float* by_key, float* by_value, const int64_t* segments,
                         float* rooms, int64_t longest, int64_t count, int64_t tokens, int64_t heads, int64_t groups,
