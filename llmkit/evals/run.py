@@ -105,9 +105,9 @@ def perplexity(task: Perplexity, subject: Subject) -> tuple[list[Prediction], li
             task.name,
             prepared.rows[i],
             before_answer(*(part.tolist() for part in prepared.example(i))),
-            {"nll": nll[i], "tokens": weight[i], "bytes": sizes[i]},
+            {"nll": nll[place], "tokens": weight[place], "bytes": sizes[place]},
         )
-        for i in ids
+        for place, i in enumerate(ids)
     ]
     bits = [value / np.log(2) for value in nll]
     return table, [

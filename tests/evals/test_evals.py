@@ -60,6 +60,17 @@ def test_perplexity_is_the_exponential_of_the_mean(model, rows):
     assert [report.metric for report in reports] == ["perplexity.perplexity", "perplexity.bits_per_byte"]
 
 
+def test_some_rows_have_the_scores_that_they_have_among_all(model, rows):
+    def scores(**more):
+        table, _ = Perplexity(data=(Jsonl(path=str(rows)),), **more).run(subject(model))
+        return {row.example_id: row.scores for row in table}
+
+    every, some = scores(), scores(rows=3)
+    assert len(some) == 3 < len(every) and list(some) != list(every)[:3]
+    for example, found in some.items():
+        assert found == pytest.approx(every[example], rel=1e-5)
+
+
 def test_generation_scores_against_the_reference(model, rows):
     table, reports = Generation(data=(Jsonl(path=str(rows)),), rows=3, max_tokens=4).run(subject(model))
     assert len(table) == 3 and {r.metric.split(".")[1] for r in reports} == {
