@@ -12,6 +12,7 @@ from typing import Any
 
 from llmkit.core.console import Console
 from llmkit.core.types import interval
+from llmkit.data.order import spread
 from llmkit.recipe import shipped
 
 MODEL = "smollm2-135m-instruct-q4"
@@ -58,9 +59,9 @@ def _interval(report: Any) -> str:
 
 
 def _samples(before: Sequence[Any], after: Sequence[Any]) -> None:
-    answered = [row for row in before if row.prediction][:5]
+    answered = [row for row in before if row.prediction]
     later = {row.example_id: row.prediction for row in after}
-    for row in answered:
+    for row in (answered[place] for place in spread(len(answered), 5)):
         name = row.text.split("def ", 1)[-1].split("(")[0]
         _say(f"\n{name}\n  expected  {_line(row.label)}\n  before    {_line(row.prediction)}")
         _say(f"  after     {_line(later[row.example_id])}")
