@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 from llmkit.core.artifact import Artifact
 from llmkit.core.errors import ModelError, RecipeError
-from llmkit.core.folder import differences, read_status
+from llmkit.core.folder import differences, is_held, read_status
 from llmkit.core.metrics import Lines
 from llmkit.core.wording import yaml_word
 from llmkit.stages.overview import order, write_overview
@@ -105,7 +104,7 @@ def _row(folder: Path) -> dict[str, Any]:
         return {**row, "why": str(broken)}
     losses = [line.get("loss") for line in lines if line.get("event") == "train"]
     valid = [line.get("valid.loss") for line in lines if line.get("event") == "evaluate"]
-    killed = said["state"] == "running" and not _is_held(folder)
+    killed = said["state"] == "running" and not is_held(folder)
     row |= {"state": "killed" if killed else said["state"], "step": said.get("step") or len(losses)}
     return row | {"loss": _last(losses), "valid_loss": _last(valid), "why": said.get("why", "")}
 
@@ -117,16 +116,6 @@ def _kind(folder: Path) -> str:
     except (OSError, ValueError):
         return ""
     return found[1] if found else ""
-
-
-def _is_held(folder: Path) -> bool:
-    """Whether a live process holds a run's folder: what the claim of a next one asks too."""
-    try:
-        with (folder / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as cause:
-        return not isinstance(cause, FileNotFoundError)
-    return False
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

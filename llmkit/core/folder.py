@@ -132,6 +132,16 @@ def _names(folder: Path) -> list[str]:
         raise refused(cause, "reading", folder) from cause
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a live process holds a run's folder: what the claim of a next one asks too."""
+    try:
+        with (folder / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as cause:
+        return not isinstance(cause, FileNotFoundError)
+    return False
+
+
 def write_recipe(folder: Path, text: str, resolved: str) -> None:
     """The recipe as written and as resolved."""
     write_atomic(folder / "recipe.yaml", text.encode())
