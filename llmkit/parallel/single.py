@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from llmkit.core.types import Batch, LossSum
+from llmkit.core.types import Batch, LossSum, Needs
 
-Loss = Callable[[Any, Batch], LossSum]
-"""What the scored model gives for a batch, and the batch -> a sum with its count."""
+
+class Loss(Protocol):
+    """What is made small."""
+
+    @property
+    def needs(self) -> Needs:
+        """What it reads of the head."""
+        ...
+
+    def __call__(self, scores: Any, batch: Batch) -> LossSum:
+        """What the scored model gives for a batch, and the batch -> a sum with its count."""
+        ...
 
 
 class Single:
@@ -41,7 +51,7 @@ class Single:
         extras: dict[str, tuple[Tensor, Tensor]] = {}
         for batch in batches:
             with self.autocast():
-                scores = self.scored(batch)
+                scores = self.scored(batch, loss.needs)
             part = loss(scores, batch)
             (part.total / count).backward()
             total += float(part.total.detach())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llmkit.adapters.node import Adapter, Lora, NoAdapter
 from llmkit.core.config import Conflict, config, setting
 from llmkit.data.node import Data, Source
+from llmkit.losses.node import CrossEntropy
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.train.node import Batching, Checkpointing, Evaluating, Guard, Log, Memory, Parallel, Precision
 from llmkit.train.optim import AdamW, Optim
@@ -91,6 +92,4 @@ class Training:
 
     def objective(self) -> Loss:
         """What is made small: the scores of a batch -> a sum with its count."""
-        from llmkit.losses.token import CrossEntropy
-
         return CrossEntropy()
