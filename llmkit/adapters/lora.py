@@ -35,7 +35,7 @@ def attach(model: Any, node: Lora, idle: Sequence[str] = ()) -> PeftModel:
         exclude_modules=_excluded(model, node, idle),
         use_dora=node.dora,
         use_rslora=node.rslora,
-        task_type=TaskType.CAUSAL_LM,
+        task_type=task_of(model),
     )
     try:
         adapted = get_peft_model(model, settings)
@@ -46,6 +46,14 @@ def attach(model: Any, node: Lora, idle: Sequence[str] = ()) -> PeftModel:
             key="adapter.targets",
         ) from cause
     return cast(PeftModel, fuse(adapted))
+
+
+def task_of(model: Any) -> TaskType:
+    """What peft calls the model's task: of a classifier it saves the head too."""
+    kind = type(model).__name__
+    if kind.endswith("ForSequenceClassification"):
+        return TaskType.SEQ_CLS
+    return TaskType.TOKEN_CLS if kind.endswith("ForTokenClassification") else TaskType.CAUSAL_LM
 
 
 def _excluded(model: nn.Module, node: Lora, idle: Sequence[str]) -> str | None:

@@ -11,7 +11,8 @@ from torch import nn
 from llmkit.adapters.node import Adapter, NoAdapter
 from llmkit.build.precision import Types
 from llmkit.core.errors import ModelError
-from llmkit.models.heads import Scored, check_head
+from llmkit.models.classified import Classified, check_classes, head_name
+from llmkit.models.heads import Headed, Scored, check_head
 from llmkit.models.load import How, Loaded, load
 from llmkit.models.node import ModelRef, Quant
 from llmkit.models.resolve import Resolved
@@ -26,7 +27,7 @@ class Built:
     loaded: Loaded
     model: nn.Module
     """With its adapter."""
-    scored: Scored
+    scored: Headed
     trained: dict[str, nn.Parameter]
 
 
@@ -41,18 +42,54 @@ def build(resolved: Resolved, ref: ModelRef, how: How, adapter: Adapter, recompu
             f"{ref.name} is an adapter; training goes on from a whole model", fix="merge it first", key="model"
         )
     loaded = load(resolved, ref, how)
-    check_head(Scored(loaded.model))
+    if loaded.head is not None and how.head is None:
+        what = f"{ref.name} is a {loaded.head.task} classifier, not a language model"
+        raise ModelError(what, fix="give its language model, or use kind: classify", key="model")
+    beside = _checked(loaded)
     torch.manual_seed(seed)  # adapters begin at random
-    model = adapter.attach(loaded.model, towers(loaded.model))
+    model = adapter.attach(loaded.model, (*towers(loaded.model), *beside))
+    _train_head(loaded.model, beside, adapter)
     if recompute:
         base = loaded.model
         base.activation_checkpointing_enable({"use_reentrant": False})
         model.train()
-    scored = Scored(model)
+    scored = headed(loaded, model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise ModelError("nothing is trained", fix="give adapter.targets that match", key="adapter")
     return Built(loaded, model, scored, trained)
+
+
+def headed(loaded: Loaded, model: nn.Module) -> Headed:
+    """A loaded model, or it with its adapter, and its head as one module."""
+    if loaded.head is not None:
+        return Classified(model, loaded.head, loaded.support.packed)
+    return Scored(model, max(loaded.tokenizer.get_vocab().values(), default=0) + 1)
+
+
+def check(scored: Headed) -> None:
+    """Raises: ModelError when the head is not what the model itself does."""
+    if isinstance(scored, Classified):
+        check_classes(scored)
+    elif isinstance(scored, Scored):
+        check_head(scored)
+
+
+def _checked(loaded: Loaded) -> tuple[str, ...]:
+    """The names of a classifier's head, which no adapter goes on."""
+    check(headed(loaded, loaded.model))
+    return (head_name(loaded.model),) if loaded.head is not None else ()
+
+
+def _train_head(model: Any, names: tuple[str, ...], adapter: Adapter) -> None:
+    """A head is trained whole whatever is trained beside it."""
+    for name in names:
+        head = model.get_submodule(name)
+        if isinstance(adapter, NoAdapter):
+            head.requires_grad_(True)
+        elif not any(p.requires_grad for p in head.parameters()):
+            what = f"adapter {adapter.kind} does not save a classification head"
+            raise ModelError(what, fix="use adapter: {kind: lora}", key="adapter.kind")
 
 
 def stepper(built: Built, optimizer: torch.optim.Optimizer, types: Types) -> Single:

@@ -13,7 +13,19 @@ from llmkit.data.pack import first_fit
 if TYPE_CHECKING:
     from llmkit.data.rows import Raw
 
-COLUMNS = ("messages", "prompt", "completion", "text", "tools", "cluster", "choices", "label")
+COLUMNS = (
+    "messages",
+    "prompt",
+    "completion",
+    "text",
+    "tools",
+    "cluster",
+    "choices",
+    "label",
+    "tokens",
+    "tags",
+    "group",
+)
 """Our names of columns."""
 
 
@@ -108,6 +120,15 @@ Packing = NoPacking | FirstFit
 
 
 @config
+class Sampler:
+    """Which rows a step is made of, where not each row once an epoch."""
+
+    balance: Literal["label", "group"]
+    """Every label (or every value of the column `group`) fills an equal share of the steps, whatever its share of the
+    rows: rare ones come again within an epoch, common ones wait for a later one. An epoch is as long as without it."""
+
+
+@config
 class Data:
     """What is read, what of it is trained, and how it is laid out in rows."""
 
@@ -122,3 +143,19 @@ class Data:
     bad_share: float = setting(default=0.05, least=0.0, most=1.0)
     """Share of rows that may be unusable (empty, no assistant turn ...) before it is an error."""
     packing: Packing = FirstFit()
+    sampler: Sampler | None = None
+    """Left out, every row comes once an epoch, in an order of its own; labels come with `kind: classify`."""
+    length_buckets: int | None = setting(default=None, least=2)
+    """Every step takes its rows from one of so many buckets of rows of like length, which saves padding where rows are
+    not packed. Every row still comes once an epoch; but a step sees rows alike in length, and in what goes with it."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """What contradicts what."""
+        if self.length_buckets is None:
+            return
+        if isinstance(self.packing, FirstFit):
+            what = "packed rows have no padding that it could save"
+            yield Conflict("length_buckets", what, "set packing: none, or drop length_buckets", "packing.kind")
+        if self.sampler is not None:
+            what = "the sampler chooses the rows of a step already"
+            yield Conflict("length_buckets", what, "keep one of the two", "sampler.balance")

@@ -53,6 +53,13 @@ class Prepared:
         here = slice(self.starts[index], self.starts[index + 1])
         return self.ids[here], self.weights[here]
 
+    def sample(self, index: int) -> tuple[np.ndarray[Any, Any], ...]:
+        """(tokens, labels, weights) of an example: position t predicts token t + 1, the last predicts nothing."""
+        tokens, weights = self.example(index)
+        labels, targets = np.zeros_like(tokens), np.zeros_like(weights)
+        labels[:-1], targets[:-1] = tokens[1:], weights[1:]
+        return tokens, labels, targets
+
     def supervised(self, index: int) -> float:
         """The sum of weights that an example trains with: its first token is never a target."""
         return float(self.weights[self.starts[index] + 1 : self.starts[index + 1]].sum())
@@ -91,7 +98,7 @@ def prepare(
     counts["tokens"] = len(joined)
     counts["supervised tokens"] = int((weighed > 0).sum())
     digest = hashlib.sha256(joined.tobytes() + weighed.tobytes() + starts.tobytes()).hexdigest()
-    return Prepared(joined, weighed, starts, tuple(rows), dict(counts), digest, _files(sources), tuple(places))
+    return Prepared(joined, weighed, starts, tuple(rows), dict(counts), digest, files_of(sources), tuple(places))
 
 
 def _encoded(
@@ -152,7 +159,7 @@ def _fitted(
             counts["nothing to learn"] += 1
 
 
-def _files(sources: Sequence[Source]) -> dict[str, str]:
+def files_of(sources: Sequence[Source]) -> dict[str, str]:
     """sha256 by name; by the whole path where two files have one name."""
     paths = list(dict.fromkeys(Path(s.path) for s in sources if not isinstance(s, Docstrings)))
     names = Counter(path.name for path in paths)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llmkit.core.errors import DataError
 from llmkit.data.node import Data, Docstrings, Source
@@ -55,6 +56,23 @@ class Tally:
             raise DataError(what, fix=f"set batch.rows={kept}", key=key)
 
 
+def readable(sources: Sequence[Source], tally: Tally) -> Iterator[tuple[Raw, Mapping[str, Any]]]:
+    """The rows of all sources in order, each with its values under our names.
+
+    Raises:
+        DataError: a row cannot be read and is not to be set aside, or lacks a column that was mapped.
+    """
+    for source in sources:
+        columns = {} if isinstance(source, Docstrings) else source.columns
+        for found in source.rows():
+            tally.counts["rows"] += 1
+            raw = bounded(found) if isinstance(found, Raw) else found
+            if isinstance(raw, Raw):
+                yield raw, mapped(raw, columns)
+            else:
+                tally.broken(raw)
+
+
 def usable(sources: Sequence[Source], tally: Tally) -> Iterator[tuple[Raw, Row]]:
     """The usable rows of all sources in order; the others are counted under their reason.
 
@@ -62,18 +80,11 @@ def usable(sources: Sequence[Source], tally: Tally) -> Iterator[tuple[Raw, Row]]
         DataError: a row cannot be read and is not to be set aside.
     """
     index = 0
-    for source in sources:
-        columns = {} if isinstance(source, Docstrings) else source.columns
-        for found in source.rows():
-            tally.counts["rows"] += 1
-            raw = bounded(found) if isinstance(found, Raw) else found
-            if not isinstance(raw, Raw):
-                tally.broken(raw)
-                continue
-            try:
-                row = shaped(mapped(raw, columns), index)
-            except Unusable as reason:
-                tally.unusable(raw, str(reason))
-                continue
-            index += 1
-            yield raw, row
+    for raw, values in readable(sources, tally):
+        try:
+            row = shaped(values, index)
+        except Unusable as reason:
+            tally.unusable(raw, str(reason))
+            continue
+        index += 1
+        yield raw, row

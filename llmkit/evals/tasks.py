@@ -83,7 +83,27 @@ class MultipleChoice:
         return multiple_choice(self, subject)
 
 
-Task = Annotated[Perplexity | Generation | MultipleChoice, Later(("python",))]
+@config
+class Classification:
+    """What a classifier says of rows with a `label`, or `tokens` with `tags`: accuracy, macro-F1, recall of each class,
+    calibration error."""
+
+    kind: Literal["classification"] = "classification"
+    name: str = "classification"
+    data: tuple[Source, ...]
+    max_length: int = setting(default=1024, least=2)
+    """Longer rows are cut."""
+    rows: int | None = setting(default=None, least=1)
+    """At most so many rows, evenly apart."""
+
+    def run(self, subject: Subject) -> tuple[list[Prediction], list[Report]]:
+        """A prediction a row (or word), and the reports."""
+        from llmkit.evals.classify import classification
+
+        return classification(self, subject)
+
+
+Task = Annotated[Perplexity | Generation | MultipleChoice | Classification, Later(("python",))]
 
 NAMED: dict[str, tuple[Perplexity | Generation, ...]] = {
     "docstrings": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from llmkit.models.node import NoQuant, Quant
 from llmkit.models.resolve import HUB, Resolved
 
 
-def export(model: Any, tokenizer: Any, folder: Path, resolved: Resolved, quant: Quant = NoQuant()) -> None:
+def export(
+    model: Any, tokenizer: Any, folder: Path, resolved: Resolved, quant: Quant = NoQuant(), labels: Sequence[str] = ()
+) -> None:
     """Writes an adapter (peft's format) or full weights, with tokenizer and template, whole or not at all; `quant` is
-    how an adapter's base was held.
+    how an adapter's base was held, `labels` what a classifier tells apart.
 
     Raises:
         ModelError: a template's name would leave the folder.
@@ -36,6 +39,7 @@ def export(model: Any, tokenizer: Any, folder: Path, resolved: Resolved, quant: 
                 settings.base_model_name_or_path, settings.revision = _for_peft(base)
             model.save_pretrained(aside)
             facts = {"format": 1, "base": base.facts(), "quant": asdict(quant)}
+            facts |= {"labels": list(labels)} if labels else {}
             (aside / "llmkit.json").write_text(json.dumps(facts, indent=1) + "\n")
         else:
             model.config._name_or_path = ""

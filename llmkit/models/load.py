@@ -16,10 +16,11 @@ from llmkit.core.memory import is_out_of_memory
 from llmkit.models import safe
 from llmkit.models.adapted import adapted
 from llmkit.models.attend import install
+from llmkit.models.classified import HEADS, auto_class, begin, name_classes, without_head
 from llmkit.models.fused import fuse
-from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.models.node import Head, ModelRef, NoQuant, Quant
 from llmkit.models.probe import Support, probe
-from llmkit.models.resolve import Resolved
+from llmkit.models.resolve import Resolved, head_of
 from llmkit.models.wrappers import check_causal, check_whole, name_inner
 
 FLOOR = (2, 10)
@@ -36,6 +37,8 @@ class Loaded:
     """The kind of attention in use."""
     support: Support
     resolved: Resolved
+    head: Head | None = None
+    """What it tells apart, if it is a classifier."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class How:
     quant: Quant = NoQuant()
     allow_code: bool = False
     allow_nonfinite: bool = False
+    head: Head | None = None
+    """The classification head that it is to have; left out, the one that its files hold, if any."""
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -62,8 +67,10 @@ def load(resolved: Resolved, ref: ModelRef, how: How) -> Loaded:
     """
     _check_torch()
     base = resolved.base or resolved
+    head = how.head or head_of(resolved)
     with quiet():
-        model = _base(base, how)
+        tokenizer = read_tokenizer(resolved, ref.template, how.allow_code)
+        model = _base(base, how, head, tokenizer)
         kind = install(model, ref.attention, how.half)
         support = probe(model)
         if not getattr(model, "is_quantized", False):
@@ -71,8 +78,7 @@ def load(resolved: Resolved, ref: ModelRef, how: How) -> Loaded:
         if resolved.base is not None:
             model = adapted(model, resolved.folder)
         model.eval()
-        tokenizer = read_tokenizer(resolved, ref.template, how.allow_code)
-    return Loaded(model, tokenizer, kind, support, resolved)
+    return Loaded(model, tokenizer, kind, support, resolved, head)
 
 
 def _check_torch() -> None:
@@ -84,7 +90,7 @@ def _check_torch() -> None:
         )
 
 
-def _base(base: Resolved, how: How) -> Any:
+def _base(base: Resolved, how: How, head: Head | None, tokenizer: Any) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     said = safe.read_json(base.folder / "config.json")
@@ -97,14 +103,23 @@ def _base(base: Resolved, how: How) -> Any:
     try:
         config = AutoConfig.from_pretrained(base.folder, trust_remote_code=how.allow_code)
     except (ValueError, KeyError, OSError) as cause:
-        kind = said.get("model_type", "no model_type")
-        raise ModelError(f"{base.name} is of an unknown family ({kind})", fix="use a causal LM", key="model") from cause
+        family = said.get("model_type", "no model_type")
+        raise ModelError(
+            f"{base.name} is of an unknown family ({family})", fix="use a causal LM", key="model"
+        ) from cause
     if not how.allow_nonfinite:
         _check_finite(base.folder, headers)
+    kind: Any
     options: dict[str, Any] = {} if bits is None else {"quantization_config": bits}
-    check_causal(config, said, base.name)
+    if head is None:
+        check_causal(config, said, base.name)
+        kind = AutoModelForCausalLM
+    else:
+        kind = _classifier(base, head, config, tokenizer)
+        if bits is not None:
+            bits.llm_int8_skip_modules = list(HEADS)
     try:
-        model, told = AutoModelForCausalLM.from_pretrained(
+        model, told = kind.from_pretrained(
             base.folder,
             config=config,
             dtype=DTYPES[how.dtype],
@@ -121,12 +136,34 @@ def _base(base: Resolved, how: How) -> Any:
         raise ModelError(
             f"{base.name} cannot be loaded: {why}", fix="use a causal LM of transformers", key="model"
         ) from cause
+    if head is not None and head_of(base) is None:
+        told, fresh = without_head(told, model)
+        begin(model, fresh, head.seed)
     check_whole(told, hasattr(config, "text_config"), base.name)
     name_inner(model)
     if bits is None:
         return model.to(how.device)
     _mend_bits(model)
     return model
+
+
+def _classifier(base: Resolved, head: Head, config: Any, tokenizer: Any) -> Any:
+    """The class that loads a base as a classifier, whose configuration says what it tells apart.
+
+    Raises:
+        ModelError: there is none, or it tells apart something else already.
+    """
+    there = head_of(base)
+    if there is not None and (there.task, there.labels) != (head.task, head.labels):
+        what = f"{base.name} is a {there.task} classifier of {', '.join(there.labels)[:60]} already"
+        raise ModelError(
+            what, fix="train from its language model, or for the same labels in the same order", key="model"
+        )
+    kind = auto_class(head, config, base.name)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    name_classes(config, head, tokenizer.pad_token_id)
+    return kind
 
 
 def _mend_bits(model: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,27 @@ class Loss(Protocol):
 
     def __call__(self, scores: Any, batch: Batch) -> LossSum:
         """What the scored model gives for a batch, and the batch -> a sum with its count."""
+        ...
+
+
+@runtime_checkable
+class Adaptive(Protocol):
+    """A loss that learns from step to step; what it keeps goes into the checkpoint."""
+
+    def begin(self, ids: Iterable[int]) -> None:
+        """A step begins, over these examples."""
+        ...
+
+    def update(self, sums: LossSum) -> None:
+        """The step was applied; these were its sums."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What it keeps, by names that begin with `loss/`."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes back what `state` gave."""
         ...
 
 

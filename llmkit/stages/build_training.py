@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -23,11 +23,10 @@ from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
 from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit, NoPacking, Packing
-from llmkit.data.order import Order
 from llmkit.data.prepare import Prepared
 from llmkit.models.load import read_tokenizer
 from llmkit.models.positions import check_length
-from llmkit.parallel.single import Single
+from llmkit.parallel.single import Adaptive, Single
 from llmkit.plan.account import Choice
 from llmkit.stages.finished import finish
 from llmkit.stages.job import Job
@@ -96,12 +95,12 @@ def read(node: Training, run: Run) -> Job:
     data = node.examples(node.data.train, tokenizer, "data.train", aside, node.batch.rows)
     valid = node.examples(node.data.valid, tokenizer, "data.valid", aside) if node.data.valid else None
     aside.tell(run.console)
-    order = Order(node.seed, len(data), node.batch.rows)
+    order = node.order(data)
     steps = node.steps or (node.epochs or 1) * order.steps_per_epoch
     kinds = types(node.precision, run.device)
     shape, choice = sizes(node, resolved, run.device)
     run.console.notice(_summary(data, valid, choice, kinds, steps))
-    return Job(node, run, resolved, kinds, data, valid, choice, steps, order, shape)
+    return Job(node, run, resolved, kinds, data, valid, choice, steps, order, shape, node.objective(data))
 
 
 def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Types, steps: int) -> str:
@@ -122,9 +121,12 @@ def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Type
 def _built(job: Job) -> tuple[Built, Single]:
     node, grants = job.node, job.run.grants
     held = how(job.run.device, job.types, node.quant, node.adapter, grants.code, grants.nonfinite)
+    held = replace(held, head=node.head(job.train))
     made = build(job.resolved, node.model, held, node.adapter, job.choice.recompute, node.seed)
     if isinstance(node.data.packing, FirstFit) and not made.loaded.support.packed:
         raise DataError(made.loaded.support.reason, fix="set data.packing=none", key="data.packing")
+    if node.neftune:
+        made.scored.disturb(node.neftune)
     job.run.console.notice(
         f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
     )
@@ -145,6 +147,7 @@ def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
         node.guard,
         node.evaluate,
         node.checkpoint,
+        bool(node.larger_better(node.checkpoint.best or "")),
     )
     run.console.start("training", job.steps, start.step)
     with _loggers(job, start.step) as log:
@@ -158,7 +161,7 @@ def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
             show=partial(_show, job),
         )
         try:
-            return fit(steps, node.objective(), plan, hooks, start)
+            return fit(steps, job.loss, plan, hooks, start)
         finally:
             run.console.end()
 
@@ -194,14 +197,16 @@ def _save(job: Job, built: Built, steps: Single, metrics: Lines, progress: Progr
         "metrics_bytes": metrics.size(),
         "samples_bytes": samples.size(),
     }
-    state.save(job.checkpoints, progress.step, steps.state(), facts)
+    learned = job.loss.state() if isinstance(job.loss, Adaptive) else {}
+    state.save(job.checkpoints, progress.step, {**steps.state(), **learned}, facts)
     state.prune(job.checkpoints, node.checkpoint.keep, progress.best_step)
 
 
 def _show(job: Job, line: dict[str, Any]) -> None:
     console = job.run.console
     if line["event"] == "evaluate":
-        console.notice(f"step {line['step']}: valid.loss {line['valid.loss']:.4f}")
+        shown = [name for name in ("valid.loss", "valid.accuracy", "valid.f1") if name in line]
+        console.notice(f"step {line['step']}: " + ", ".join(f"{name} {line[name]:.4f}" for name in shown))
         return
     gigabytes = line["peak_memory_bytes"] / 2**30
     figures = f"loss {line['loss']:.4f}, {line['tokens_per_second']:.0f} tokens/s, peak {gigabytes:.2f} GiB"

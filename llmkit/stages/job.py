@@ -7,9 +7,10 @@ from pathlib import Path
 
 from llmkit.build.precision import Types
 from llmkit.core.run import Run
-from llmkit.data.order import Order
+from llmkit.data.order import Ordered
 from llmkit.data.prepare import Prepared
 from llmkit.models.resolve import Resolved
+from llmkit.parallel.single import Loss
 from llmkit.plan.account import Choice, Shape
 from llmkit.stages.training import Training
 
@@ -26,8 +27,10 @@ class Job:
     valid: Prepared | None
     choice: Choice
     steps: int
-    order: Order
+    order: Ordered
     shape: Shape
+    loss: Loss
+    """What is made small; one that learns keeps its state here."""
 
     @property
     def checkpoints(self) -> Path:

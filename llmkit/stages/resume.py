@@ -16,7 +16,7 @@ from llmkit.checkpoint import state
 from llmkit.checkpoint.identity import compare, packages, processor
 from llmkit.core.errors import ModelError
 from llmkit.core.metrics import Lines
-from llmkit.parallel.single import Single
+from llmkit.parallel.single import Adaptive, Single
 from llmkit.stages.job import Job
 from llmkit.train.fit import Progress
 from llmkit.train.guard import Watch
@@ -94,6 +94,8 @@ def resume(job: Job, built: Built, steps: Single, found: Found | None) -> Progre
     watch = Watch(tuple(said["watch"]["losses"]), said["watch"]["streak"])
     progress = Progress(**{**said, "watch": watch})
     steps.load(tensors)
+    if isinstance(job.loss, Adaptive):
+        job.loss.load(tensors)
     progress = _alone(job, progress)
     metrics.cut(facts["metrics_bytes"])
     samples.cut(facts["samples_bytes"])

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.adapters.node import Adapter, Lora, NoAdapter
 from llmkit.core.config import Conflict, config, setting
 from llmkit.data.node import Data, Source
 from llmkit.losses.node import CrossEntropy
-from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.models.node import Head, ModelRef, NoQuant, Quant
 from llmkit.train.node import Batching, Checkpointing, Evaluating, Guard, Log, Memory, Parallel, Precision
 from llmkit.train.optim import AdamW, Optim
 from llmkit.train.schedule import Cosine, Schedule
 
 if TYPE_CHECKING:
+    from llmkit.core.records import Prediction
+    from llmkit.core.types import Report
+    from llmkit.data.order import Ordered
     from llmkit.data.prepare import Prepared
     from llmkit.data.rows import BadRow
+    from llmkit.evals.run import Subject
     from llmkit.parallel.single import Loss
 
 
@@ -24,6 +28,12 @@ if TYPE_CHECKING:
 class Training:
     """A stage that trains: what is held, what is trained, and how the loop runs."""
 
+    larger_is_better: ClassVar[Mapping[str, bool]] = {
+        "valid.loss": False,
+        "valid.perplexity": False,
+        "valid.bits_per_byte": False,
+    }
+    """What evaluations measure, for `checkpoint.best`."""
     kind: str = ""
     model: ModelRef
     quant: Quant = NoQuant()
@@ -49,6 +59,9 @@ class Training:
     deterministic: bool = False
     """Only kernels that give equal bits on equal input; on CPU all of ours do."""
     log: tuple[Log, ...] = ()
+    neftune: float = setting(default=0.0, least=0.0)
+    """Noise on the embeddings in training, of at most neftune / sqrt(length x width) (NEFTune, arXiv:2310.05914): 5 to
+    15; 0 is none."""
     seed: int = setting(default=0, least=0)
     out: str
     """The run's folder."""
@@ -60,7 +73,11 @@ class Training:
         if isinstance(self.adapter, NoAdapter) and not isinstance(self.quant, NoQuant):
             what = f"a base held as {self.quant.kind} is frozen, and adapter none trains every weight"
             yield Conflict("quant.kind", what, "use adapter: {kind: lora}, or drop quant", "adapter.kind")
+        yield from self._odd_data()
         best, valid = self.checkpoint.best, self.data.valid
+        if best is not None and self.larger_better(best) is None:
+            what, known = f"{best} is not measured by kind {self.kind}", ", ".join(self.larger_is_better)
+            yield Conflict("checkpoint.best", what, f"use one of {known}")
         if best is not None and not valid:
             what = f"nothing measures {best} without validation rows"
             yield Conflict("checkpoint.best", what, "give data.valid, or drop checkpoint.best", "data.valid")
@@ -75,6 +92,16 @@ class Training:
             if said and said != getattr(Evaluating(), key):
                 what = "there are no validation rows"
                 yield Conflict(f"evaluate.{key}", what, f"give data.valid, or drop evaluate.{key}", "data.valid")
+
+    def _odd_data(self) -> Iterator[Conflict]:
+        """Keys of `data` that this stage has no use for."""
+        if self.data.sampler is not None:
+            what = f"rows have no {self.data.sampler.balance} in kind {self.kind}"
+            yield Conflict("data.sampler", what, "drop data.sampler, or use kind: classify", "kind")
+
+    def larger_better(self, metric: str) -> bool | None:
+        """Whether more of a metric is better; None where it is not measured."""
+        return self.larger_is_better.get(metric)
 
     def examples(
         self,
@@ -93,6 +120,26 @@ class Training:
 
         return prepare(sources, self.data, tokenizer, key, aside, least)
 
-    def objective(self) -> Loss:
+    def head(self, train: Prepared) -> Head | None:
+        """The classification head that the model gets; a language model has none."""
+        return None
+
+    def order(self, train: Prepared) -> Ordered:
+        """Which rows each step sees."""
+        from llmkit.data.orders import ordered
+
+        return ordered(self.data, self.seed, train, self.batch.rows)
+
+    def objective(self, train: Prepared) -> Loss:
         """What is made small: the scores of a batch -> a sum with its count."""
         return CrossEntropy()
+
+    def measure(self, subject: Subject, valid: Prepared, ids: Sequence[int]) -> dict[str, float]:
+        """The figures (`valid.*`) of these validation rows."""
+        from llmkit.evals.run import held_out
+
+        return held_out(subject, valid, ids, self.data.max_length)
+
+    def final(self, subject: Subject, valid: Prepared) -> tuple[list[Prediction], list[Report]]:
+        """A table of what the result says of the validation rows, and its figures with intervals, where it has such."""
+        return [], []

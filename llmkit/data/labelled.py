@@ -1,0 +1,282 @@
+"""Rows with labels: a class for each text, or a tag for each word."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from llmkit.core.errors import DataError
+from llmkit.data.node import Data, Source
+from llmkit.data.prepare import Prepared, files_of
+from llmkit.data.render import Renderer
+from llmkit.data.rows import BadRow, Raw, Row, Unusable
+from llmkit.data.usable import Tally, readable
+
+Task = Literal["sequence", "token"]
+UNSEEN = -1
+
+
+def _none() -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Labelled(Prepared):
+    """Examples whose targets are classes, `UNSEEN` where a token has none; `weights` says what each counts."""
+
+    targets: np.ndarray[Any, np.dtype[np.int64]] = field(default_factory=_none)
+    classes: tuple[str, ...] = ()
+    """Their names, in the order of the model's outputs."""
+    groups: np.ndarray[Any, np.dtype[np.int64]] = field(default_factory=_none)
+    """The group of each example, where the rows say one."""
+    group_names: tuple[str, ...] = ()
+
+    def supervised(self, index: int) -> float:
+        """The sum of weights that an example trains with."""
+        return float(self.weights[self.starts[index] : self.starts[index + 1]].sum())
+
+    def sample(self, index: int) -> tuple[np.ndarray[Any, Any], ...]:
+        """(tokens, targets, weights) of an example: a token's target is its own."""
+        here = slice(self.starts[index], self.starts[index + 1])
+        return self.ids[here], self.targets[here], self.weights[here]
+
+    @property
+    def counts_by_class(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """How many targets each class has."""
+        return np.bincount(self.class_of, minlength=len(self.classes))
+
+    def by_class(self, values: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The value of each token's class."""
+        factors: np.ndarray[Any, np.dtype[np.float32]] = np.asarray(values, dtype=np.float32)[self.targets]
+        return factors
+
+    @property
+    def class_of(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The class of each target: of each example, where they have one each."""
+        found: np.ndarray[Any, np.dtype[np.int64]] = self.targets[self.targets != UNSEEN]
+        return found
+
+
+def class_names(sources: Sequence[Source], task: Task, column: str = "", data: Data | None = None) -> tuple[str, ...]:
+    """Every label (or value of `column`) of these rows, in order: numbers by size, names by the alphabet.
+
+    Raises:
+        DataError: a row cannot be read, or there is none with a label.
+    """
+    found: set[str] = set()
+    tally = Tally(data or Data(train=tuple(sources)), Counter[str](), lambda bad: None)
+    key = column or {"sequence": "label", "token": "tags"}[task]
+    for _, values in readable(sources, tally):
+        said = values.get(key)
+        for one in said if isinstance(said, list) and not column else [said]:
+            if (name := _name(one)) is not None:
+                found.add(name)
+    if len(found) < (1 if column else 2):
+        what = f"the rows have {len(found)} different values of {key}, and classes are told apart"
+        raise DataError(what, fix=f"give rows with {key}, or map the column", key="data.train")
+    numbers = all(name.isdecimal() for name in found)
+    return tuple(sorted(found, key=int) if numbers else sorted(found))
+
+
+def _name(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int) or (isinstance(value, str) and value.strip()) else None
+
+
+def class_of(value: Any, classes: Sequence[str]) -> int:
+    """The index of a label, which is a name or an index.
+
+    Raises:
+        Unusable: it is neither.
+    """
+    name = _name(value)
+    if name is None:
+        raise Unusable("label is null" if value is None else "label is no name and no index")
+    if name in classes:
+        return classes.index(name)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(classes):
+        return value
+    raise Unusable(f"label {name[:40]!r} is none of {', '.join(classes)[:80]}")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What rows may say."""
+
+    task: Task
+    classes: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+    """Values of the column `group`; empty where nobody asks for it."""
+
+
+def labelled(
+    sources: Sequence[Source],
+    data: Data,
+    tokenizer: Any,
+    labels: Labels,
+    key: str = "data.train",
+    aside: Callable[[BadRow], None] | None = None,
+    least: int = 1,
+) -> Labelled:
+    """All examples of `sources`, at least `least` of them.
+
+    Raises:
+        DataError: a row cannot be read, too many are unusable, or too few are left.
+    """
+    tally = Tally(data, Counter[str](), aside)
+    reader = _Reader(Renderer(tokenizer), labels)
+    parts: list[tuple[list[int], list[int]]] = []
+    rows: list[Row] = []
+    groups: list[int] = []
+    places: list[tuple[str, int]] = []
+    for raw, values in readable(sources, tally):
+        try:
+            row, ids, targets = reader.read(values, len(rows))
+            ids, targets = _fitted(ids, targets, data, tally, raw, reader)
+            group = class_of(values.get("group"), labels.groups) if labels.groups else 0
+        except Unusable as reason:
+            tally.unusable(raw, str(reason))
+            continue
+        if not ids:
+            continue
+        parts.append((ids, targets))
+        rows.append(row)
+        groups.append(group)
+        places.append((raw.file, raw.line))
+    tally.check(len(parts), least, key)
+    return _joined(parts, rows, groups, places, tally, labels, files_of(sources))
+
+
+def _fitted(
+    ids: list[int], targets: list[int], data: Data, tally: Tally, raw: Raw, reader: _Reader
+) -> tuple[list[int], list[int]]:
+    """The example as it is, cut, or nothing, as `overflow` says."""
+    size = data.max_length
+    if len(ids) > size:
+        tally.counts[f"overflow: {data.overflow}"] += 1
+        if data.overflow == "error":
+            what = f"has {len(ids)} tokens, more than data.max_length {size}"
+            fix = "raise data.max_length, or set data.overflow"
+            raise DataError(what, fix=fix, file=raw.file, line=raw.line, key="data.overflow")
+        if data.overflow == "drop":
+            return [], []
+        tail = reader.tail if len(reader.tail) < size else []
+        ids, targets = ids[: size - len(tail)] + tail, targets[: size - len(tail)] + [UNSEEN] * len(tail)
+        if reader.labels.task == "token" and max(targets) == UNSEEN:
+            raise Unusable("no word is left")
+    return ids, targets
+
+
+def _joined(
+    parts: Sequence[tuple[list[int], list[int]]],
+    rows: Sequence[Row],
+    groups: Sequence[int],
+    places: Sequence[tuple[str, int]],
+    tally: Tally,
+    labels: Labels,
+    files: dict[str, str],
+) -> Labelled:
+    starts = np.concatenate([[0], np.cumsum([len(ids) for ids, _ in parts])]).astype(np.int64)
+    ids = np.concatenate([np.array(part, dtype=np.int32) for part, _ in parts])
+    targets = np.concatenate([np.array(part, dtype=np.int64) for _, part in parts])
+    weights = (targets != UNSEEN).astype(np.float32)
+    counts = tally.counts
+    counts["examples"], counts["tokens"], counts["supervised tokens"] = len(parts), len(ids), int(weights.sum())
+    groups_N = np.array(groups, dtype=np.int64)
+    said = (ids, targets, starts, groups_N, np.frombuffer(repr(labels).encode(), dtype=np.uint8))
+    digest = hashlib.sha256(b"".join(part.tobytes() for part in said)).hexdigest()
+    return Labelled(
+        ids,
+        weights,
+        starts,
+        tuple(rows),
+        dict(counts),
+        digest,
+        files,
+        tuple(places),
+        targets,
+        labels.classes,
+        groups_N,
+        labels.groups,
+    )
+
+
+class _Reader:
+    """From a row's values to tokens with a target each; `UNSEEN` where there is none."""
+
+    def __init__(self, renderer: Renderer, labels: Labels) -> None:
+        self.renderer, self.labels, self.tokenizer = renderer, labels, renderer.tokenizer
+        own = self.tokenizer("a")["input_ids"]
+        end = self.tokenizer.eos_token_id
+        self.pad = end if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        self.tail = own[-1:] if len(own) > 1 and own[-1] in (end, self.tokenizer.sep_token_id) else []
+        """What the tokenizer puts behind every text by itself."""
+
+    def read(self, values: Mapping[str, Any], id: int) -> tuple[Row, list[int], list[int]]:
+        """(row, tokens, targets).
+
+        Raises:
+            Unusable: with the reason.
+        """
+        cluster = str(values.get("cluster", id))
+        if self.labels.task == "token":
+            return self._words(values, id, cluster)
+        asked = next((values[name] for name in ("text", "prompt", "messages") if values.get(name) is not None), None)
+        label = class_of(values.get("label"), self.labels.classes)
+        if not asked or not isinstance(asked, str | list) or (isinstance(asked, str) and not asked.strip()):
+            raise Unusable("no text, prompt or messages" if asked is None else "the text is blank or not text")
+        ids = self._text(asked) if isinstance(asked, str) else self._conversation(asked)
+        row = Row(id, cluster, prompt=asked) if isinstance(asked, str) else Row(id, cluster, messages=tuple(asked))
+        last = next((place for place in range(len(ids) - 1, -1, -1) if ids[place] != self.pad), None)
+        if last is None:
+            raise Unusable("nothing but padding tokens")
+        targets = [UNSEEN] * len(ids)
+        targets[last] = label
+        return row, ids, targets
+
+    def _text(self, text: str) -> list[int]:
+        ids = self.renderer.encode([self.renderer.prompt(text)])[0][0]
+        return ids if ids[-len(self.tail) :] == self.tail else ids + self.tail
+
+    def _conversation(self, messages: list[Any]) -> list[int]:
+        if not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages):
+            raise Unusable("messages is not a list of messages")
+        return self.renderer.encode([self.renderer.whole(messages)])[0][0]
+
+    def _words(self, values: Mapping[str, Any], id: int, cluster: str) -> tuple[Row, list[int], list[int]]:
+        words, tags = values.get("tokens"), values.get("tags")
+        if not isinstance(words, list) or not words or not all(isinstance(w, str) and w.strip() for w in words):
+            raise Unusable("tokens is not a list of words")
+        if not isinstance(tags, list) or len(tags) != len(words):
+            raise Unusable("tags is not a list as long as tokens")
+        classes, text = [class_of(tag, self.labels.classes) for tag in tags], " ".join(words)
+        if self.renderer.specials.search(text):
+            raise Unusable("special-token text in tokens")
+        made = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
+        ids, places = made["input_ids"], made["offset_mapping"]
+        return Row(id, cluster, prompt=text), ids, _first_tokens(words, classes, places)
+
+
+def _first_tokens(words: Sequence[str], classes: Sequence[int], places: Sequence[tuple[int, int]]) -> list[int]:
+    """Each word's class at the first token that reaches into it.
+
+    Raises:
+        Unusable: two words share that token.
+    """
+    targets, at, start = [UNSEEN] * len(places), 0, 0
+    for word, one in zip(words, classes, strict=True):
+        while at < len(places) and places[at][1] <= start:
+            at += 1
+        if at == len(places) or places[at][0] >= start + len(word):
+            raise Unusable(f"the tokenizer drops {word[:20]!r}")
+        if targets[at] != UNSEEN:
+            raise Unusable("two words in one token")
+        targets[at] = one
+        start += len(word) + 1
+    return targets
