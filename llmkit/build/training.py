@@ -48,7 +48,7 @@ def build(resolved: Resolved, ref: ModelRef, how: How, adapter: Adapter, recompu
     beside = _checked(loaded)
     torch.manual_seed(seed)  # adapters begin at random
     model = adapter.attach(loaded.model, (*towers(loaded.model), *beside))
-    _train_head(loaded.model, beside, adapter)
+    _train_head(loaded, beside, adapter)
     if recompute:
         base = loaded.model
         base.activation_checkpointing_enable({"use_reentrant": False})
@@ -81,15 +81,19 @@ def _checked(loaded: Loaded) -> tuple[str, ...]:
     return (head_name(loaded.model),) if loaded.head is not None else ()
 
 
-def _train_head(model: Any, names: tuple[str, ...], adapter: Adapter) -> None:
-    """A head is trained whole whatever is trained beside it."""
-    for name in names:
-        head = model.get_submodule(name)
+def _train_head(loaded: Loaded, names: tuple[str, ...], adapter: Adapter) -> None:
+    """A head is trained whole, whatever is trained beside it, and so is all else that is new.
+
+    Raises:
+        ModelError: the adapter would not save it.
+    """
+    for name in (*names, *loaded.fresh):
+        module = loaded.model.get_submodule(name)
         if isinstance(adapter, NoAdapter):
-            head.requires_grad_(True)
-        elif not any(p.requires_grad for p in head.parameters()):
-            what = f"adapter {adapter.kind} does not save a classification head"
-            raise ModelError(what, fix="use adapter: {kind: lora}", key="adapter.kind")
+            module.requires_grad_(True)
+        elif not any(p.requires_grad and "lora_" not in key for key, p in module.named_parameters()):
+            what = f"{name} is new, and adapter {adapter.kind} does not save it whole"
+            raise ModelError(what, fix="use adapter: none", key="adapter.kind")
 
 
 def stepper(built: Built, optimizer: torch.optim.Optimizer, types: Types) -> Single:

@@ -167,9 +167,13 @@ def _fitted(
         if data.overflow == "drop":
             return [], []
         tail = reader.tail if len(reader.tail) < size else []
-        ids, targets = ids[: size - len(tail)] + tail, targets[: size - len(tail)] + [UNSEEN] * len(tail)
-        if reader.labels.task == "token" and max(targets) == UNSEEN:
+        kept, label = ids[: size - len(tail)] + tail, max(targets)
+        if reader.labels.task == "sequence":
+            return kept, reader.at_end(kept, label)
+        targets = targets[: size - len(tail)] + [UNSEEN] * len(tail)
+        if max(targets) == UNSEEN:
             raise Unusable("no word is left")
+        return kept, targets
     return ids, targets
 
 
@@ -233,12 +237,20 @@ class _Reader:
             raise Unusable("no text, prompt or messages" if asked is None else "the text is blank or not text")
         ids = self._text(asked) if isinstance(asked, str) else self._conversation(asked)
         row = Row(id, cluster, prompt=asked) if isinstance(asked, str) else Row(id, cluster, messages=tuple(asked))
+        return row, ids, self.at_end(ids, label)
+
+    def at_end(self, ids: Sequence[int], label: int) -> list[int]:
+        """The label at the last token that does not fill rows up, where transformers reads it.
+
+        Raises:
+            Unusable: there is none.
+        """
         last = next((place for place in range(len(ids) - 1, -1, -1) if ids[place] != self.pad), None)
         if last is None:
             raise Unusable("nothing but padding tokens")
         targets = [UNSEEN] * len(ids)
         targets[last] = label
-        return row, ids, targets
+        return targets
 
     def _text(self, text: str) -> list[int]:
         ids = self.renderer.encode([self.renderer.prompt(text)])[0][0]

@@ -1,4 +1,4 @@
-"""Losses over classes: logits (N, C) of the targets that have a weight -> a sum with its count, in fp32."""
+"""Losses over classes: logits (N, C) of the targets that have a weight -> a sum with its count, in fp32 at least."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TINY = 1e-12
 
 def entropies(logits_NC: Tensor, targets_N: Tensor, smoothing: float = 0.0) -> Tensor:
     """The cross-entropy of each target, (N,), with a share of it spread over all classes."""
-    logps_NC = logits_NC.float().log_softmax(1)
+    logps_NC = logits_NC.to(torch.promote_types(logits_NC.dtype, torch.float32)).log_softmax(1)
     picked_N = logps_NC.gather(1, targets_N[:, None])[:, 0]
     return -((1 - smoothing) * picked_N + smoothing * logps_NC.mean(1)) if smoothing else -picked_N
 
@@ -59,7 +59,7 @@ class FocalLoss:
         if self.gamma:
             each = each * (-torch.expm1(-each)).clamp_min(TINY) ** self.gamma
         if self.alpha is not None:
-            each = each * torch.tensor(self.alpha, device=each.device)[targets]
+            each = each * each.new_tensor(self.alpha)[targets]
         return summed(each, scores, targets, weights)
 
 

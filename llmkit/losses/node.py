@@ -157,6 +157,6 @@ ClassLoss = ClassEntropy | Focal | GroupDro
 
 
 def balanced(counts: Sequence[int]) -> tuple[float, ...]:
-    """rows / (classes x rows of the class) for each class: the mean over the rows is 1."""
-    total = sum(counts)
-    return tuple(total / (len(counts) * count) if count else 0.0 for count in counts)
+    """rows / (classes x rows of the class) for each class that is there: the mean over the rows is 1."""
+    total, there = sum(counts), sum(count > 0 for count in counts)
+    return tuple(total / (there * count) if count else 0.0 for count in counts)

@@ -39,6 +39,8 @@ class Loaded:
     resolved: Resolved
     head: Head | None = None
     """What it tells apart, if it is a classifier."""
+    fresh: tuple[str, ...] = ()
+    """Modules that no file had weights for: a new head's."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def load(resolved: Resolved, ref: ModelRef, how: How) -> Loaded:
     head = how.head or head_of(resolved)
     with quiet():
         tokenizer = read_tokenizer(resolved, ref.template, how.allow_code)
-        model = _base(base, how, head, tokenizer)
+        model, fresh = _base(base, how, head, tokenizer)
         kind = install(model, ref.attention, how.half)
         support = probe(model)
         if not getattr(model, "is_quantized", False):
@@ -78,7 +80,7 @@ def load(resolved: Resolved, ref: ModelRef, how: How) -> Loaded:
         if resolved.base is not None:
             model = adapted(model, resolved.folder)
         model.eval()
-    return Loaded(model, tokenizer, kind, support, resolved, head)
+    return Loaded(model, tokenizer, kind, support, resolved, head, tuple(sorted(fresh)))
 
 
 def _check_torch() -> None:
@@ -90,7 +92,7 @@ def _check_torch() -> None:
         )
 
 
-def _base(base: Resolved, how: How, head: Head | None, tokenizer: Any) -> Any:
+def _base(base: Resolved, how: How, head: Head | None, tokenizer: Any) -> tuple[Any, set[str]]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     said = safe.read_json(base.folder / "config.json")
@@ -136,15 +138,16 @@ def _base(base: Resolved, how: How, head: Head | None, tokenizer: Any) -> Any:
         raise ModelError(
             f"{base.name} cannot be loaded: {why}", fix="use a causal LM of transformers", key="model"
         ) from cause
+    fresh: set[str] = set()
     if head is not None and head_of(base) is None:
         told, fresh = without_head(told, model)
         begin(model, fresh, head.seed)
     check_whole(told, hasattr(config, "text_config"), base.name)
     name_inner(model)
     if bits is None:
-        return model.to(how.device)
+        return model.to(how.device), fresh
     _mend_bits(model)
-    return model
+    return model, fresh
 
 
 def _classifier(base: Resolved, head: Head, config: Any, tokenizer: Any) -> Any:

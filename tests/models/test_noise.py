@@ -59,4 +59,6 @@ def test_it_is_drawn_anew_by_the_seed_of_the_micro_batch_and_only_in_training():
         outs.append(scored(batch()))
     assert torch.equal(outs[0], outs[1]) and not torch.equal(outs[0], outs[2]) and not torch.equal(outs[0], quiet)
     model(input_ids=batch().tokens)  # outside of a batch of ours nothing is added
-    assert torch.equal(model.get_input_embeddings()(batch().tokens), model.get_input_embeddings().weight[batch().tokens])
+    assert torch.equal(
+        model.get_input_embeddings()(batch().tokens), model.get_input_embeddings().weight[batch().tokens]
+    )
