@@ -52,6 +52,8 @@ def _training(title: str, node: Training, show: int) -> None:
         if sources:
             least = node.batch.rows if key == "train" else 1
             made = node.examples(sources, tokenizer, f"data.{key}", lambda error: None, least)
+            if key == "train":
+                node.objective(made)  # it may not fit them
             _say(f"{title}data.{key}: {_table(made)}")
             if show and key == "train":
                 _tokens(made, tokenizer, show)

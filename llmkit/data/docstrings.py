@@ -28,7 +28,7 @@ SHORTEST, LONGEST = 80, 1200
 """Characters of a function's source."""
 
 
-def read(split: str) -> Iterator[Raw]:
+def read(split: str, labels: bool = False) -> Iterator[Raw]:
     """The rows of one split; modules are dealt to splits whole, by the hash of their name."""
     seen: set[str] = set()
     for module, path in _modules():
@@ -38,6 +38,10 @@ def read(split: str) -> Iterator[Raw]:
         for line, source, sentence in functions(path):
             if source not in seen:
                 seen.add(source)
+                if labels:
+                    said = {"text": sentence, "label": "value" if gives_value(source) else "nothing"}
+                    yield Raw({**said, "cluster": module}, f"python:{module}", line)
+                    continue
                 question = {"role": "user", "content": QUESTION.format(source=source)}
                 answer = {"role": "assistant", "content": sentence}
                 yield Raw({"prompt": [question], "completion": [answer], "cluster": module}, f"python:{module}", line)
@@ -70,6 +74,21 @@ def functions(path: Path) -> Iterator[tuple[int, str, str]]:
         source = ast.unparse(bare)
         if SHORTEST <= len(source) <= LONGEST:
             yield node.lineno, source, sentence
+
+
+def gives_value(source: str) -> bool:
+    """Whether a function returns a value or yields some."""
+    waiting: list[ast.AST] = list(ast.parse(source).body[0].body)  # type: ignore[attr-defined]
+    while waiting:
+        node = waiting.pop()
+        constant = isinstance(node, ast.Return) and isinstance(node.value, ast.Constant) and node.value.value is None
+        if isinstance(node, ast.Yield | ast.YieldFrom) or (
+            isinstance(node, ast.Return) and node.value and not constant
+        ):
+            return True
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+    return False
 
 
 def first_sentence(text: str) -> str:

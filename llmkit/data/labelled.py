@@ -191,6 +191,10 @@ def _joined(
     targets = np.concatenate([np.array(part, dtype=np.int64) for _, part in parts])
     weights = (targets != UNSEEN).astype(np.float32)
     counts = tally.counts
+    for name, n in zip(
+        labels.classes, np.bincount(targets[targets != UNSEEN], minlength=len(labels.classes)), strict=True
+    ):
+        counts[f"label {name}"] = int(n)
     counts["examples"], counts["tokens"], counts["supervised tokens"] = len(parts), len(ids), int(weights.sum())
     groups_N = np.array(groups, dtype=np.int64)
     said = (ids, targets, starts, groups_N, np.frombuffer(repr(labels).encode(), dtype=np.uint8))

@@ -83,12 +83,14 @@ class Docstrings:
 
     kind: Literal["docstrings"] = "docstrings"
     split: Literal["train", "valid"] = "train"
+    labels: bool = False
+    """Rows for `kind: classify` instead: the sentence, and whether the function gives a `value` or `nothing`."""
 
     def rows(self) -> Iterator[Raw | DataError]:
         """Each pair of the split."""
         from llmkit.data.docstrings import read
 
-        return read(self.split)
+        return read(self.split, self.labels)
 
 
 Source = Annotated[Jsonl | Parquet | Docstrings, Later(("csv", "text", "arrow", "hub", "python"))]
