@@ -74,9 +74,10 @@ def _checkpoint_of(node: Any, resume: str) -> bool:
 
 
 def _stay_offline(recipe: Recipe) -> None:
-    """No library asks the network for anything unless a model is named that only the Hub has."""
+    """No library asks the network for anything unless something is named that only the Hub has, or that goes there."""
     made = {node.out for _, node in recipe.stages}
-    prepare(remote=any(is_remote(node.model.name) for _, node in recipe.stages if node.model.name not in made))
+    named = any(is_remote(node.model.name) for _, node in recipe.stages if node.model.name not in made)
+    prepare(remote=named or any(getattr(node, "push", None) is not None for _, node in recipe.stages))
 
 
 def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, console: Console, stop: Stop) -> Artifact:

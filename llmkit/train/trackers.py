@@ -134,6 +134,7 @@ def comet(node: Comet, folder: Path, settings: Mapping[str, object]) -> Iterator
     os.environ.setdefault("COMET_LOGGING_CONSOLE", "ERROR")
     os.environ.setdefault("COMET_DISABLE_AUTO_LOGGING", "1")  # else it would have to be imported before torch
     library = _library("comet", "comet_ml", "comet_ml")
+    logging.getLogger("comet_ml").setLevel(logging.ERROR)
     quiet = dict.fromkeys(("log_code", "log_graph", "parse_args", "log_git_metadata", "log_git_patch"), False)
     quiet |= dict.fromkeys(("auto_param_logging", "auto_metric_logging", "log_env_details"), False)
     made = library.ExperimentConfig(
