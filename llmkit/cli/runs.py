@@ -16,8 +16,9 @@ from llmkit.core.metrics import Lines
 from llmkit.core.wording import yaml_word
 from llmkit.stages.card import card
 from llmkit.stages.overview import order, write_overview
-from llmkit.stages.push import Push, files
+from llmkit.stages.push import Push
 from llmkit.stages.report import write_report
+from llmkit.stages.upload import files
 
 
 def _run(folder: str) -> Path:
