@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from llmkit.data.rows import KEPT, BadRow, Raw
+from llmkit.data.rows import KEPT, At, BadRow, Raw
 from llmkit.data.sources import opened
 
 MOST_LINE = 1 << 24
@@ -17,37 +17,45 @@ BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class _Line:
-    """One line and where it stands; `at` is the place of its first byte in the file."""
+    """One line and where it stands: the place of its first byte in the file, and that of the next line's."""
 
     text: bytes
     file: str
     number: int
     at: int
+    end: int
+
+    @property
+    def behind(self) -> At:
+        """Where reading goes on behind it."""
+        return self.end, self.number
 
     def bad(self, what: str, fix: str) -> BadRow:
-        return BadRow(what, fix, self.file, self.number, self.text)
+        return BadRow(what, fix, self.file, self.number, self.text, self.behind)
 
 
-def read_jsonl(path: Path) -> Iterator[Raw | BadRow]:
+def read_jsonl(path: str | Path, after: At = ()) -> Iterator[Raw | BadRow]:
     """The objects of a file, or the error that a line is; blank lines are passed over.
 
     Raises:
         DataError: the file cannot be read at all.
     """
-    at = number = 0
+    at, number = after or (0, 0)
     with opened(path, "jsonl") as file:
+        file.seek(at)
         while text := file.readline(MOST_LINE + 1):
             number += 1
             if len(text) > MOST_LINE:
-                yield _Line(text[:KEPT], str(path), number, at).bad(
-                    f"is longer than {MOST_LINE >> 20} MiB", "split the row"
-                )
-                at += len(text) + _skip(file)
+                end = at + len(text) + _skip(file)
+                line = _Line(text[:KEPT], str(path), number, at, end)
+                yield line.bad(f"is longer than {MOST_LINE >> 20} MiB", "split the row")
+                at = end
                 continue
+            end = at + len(text)
             body = text.removeprefix(BOM) if number == 1 else text
             if body.strip():
-                yield _parsed(_Line(body, str(path), number, at + len(text) - len(body)))
-            at += len(text)
+                yield _parsed(_Line(body, str(path), number, end - len(body), end))
+            at = end
 
 
 def _skip(file: BinaryIO) -> int:
@@ -76,7 +84,7 @@ def _parsed(line: _Line) -> Raw | BadRow:
     if not isinstance(said, dict):
         words = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
         return line.bad(f"holds {words.get(type(said), 'a number')}, not an object", "write one object a line")
-    return Raw(said, line.file, line.number, line.text)
+    return Raw(said, line.file, line.number, line.text, line.behind)
 
 
 def _broken(line: _Line, cause: json.JSONDecodeError) -> BadRow:

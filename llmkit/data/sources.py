@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from llmkit.core.errors import DataError
+from llmkit.core.files import sha256
+from llmkit.data.rows import At, BadRow, Raw
 
 MAGIC = {
     b"\x1f\x8b": "gzip",
@@ -27,12 +32,67 @@ FIXES = {
 }
 
 
-def opened(path: Path, kind: str) -> BinaryIO:
+Reader = Callable[[str, At], Iterator[Raw | BadRow]]
+"""The rows of one file, behind a place in it."""
+
+
+def chained(
+    paths: str | Sequence[str], read: Reader, after: At = (), take: int | None = None
+) -> Iterator[Raw | BadRow]:
+    """The rows of all files, one file after the other, at most `take` of them.
+
+    The place of a row is the number of its file, its place in there, and how many rows there are up to it.
+
+    Raises:
+        DataError: a file cannot be read, or a glob matches none.
+    """
+    names = listed(paths)
+    first, *within, count = after or (0, 0)
+    if take is not None and count >= take:
+        return
+    for index in range(first, len(names)):
+        for row in read(names[index], within if index == first else ()):
+            count += 1
+            yield _placed(row, (index, *row.at, count))
+            if count == take:
+                return
+
+
+def _placed(row: Raw | BadRow, at: At) -> Raw | BadRow:
+    if isinstance(row, Raw):
+        return replace(row, at=at)
+    row.at = at
+    return row
+
+
+def listed(paths: str | Sequence[str]) -> list[str]:
+    """The files of a path, a glob or a list of these; those of a glob in the order of their names.
+
+    Raises:
+        DataError: a glob matches no file.
+    """
+    found: list[str] = []
+    for path in [paths] if isinstance(paths, str) else paths:
+        pattern = glob.has_magic(path) and not Path(path).exists()
+        matched = sorted(glob.glob(path, recursive=True)) if pattern else [path]  # noqa: PTH207 - it may be absolute
+        if not matched:
+            raise DataError("matches no file", fix="mend its path in the recipe", file=path)
+        found += matched
+    return found
+
+
+def digests(paths: str | Sequence[str]) -> dict[str, str]:
+    """sha256 of each file by its path."""
+    return {path: sha256(Path(path)) for path in listed(paths)}
+
+
+def opened(path: str | Path, kind: str) -> BinaryIO:
     """The file of a source of this kind, at its beginning.
 
     Raises:
         DataError: it is no file, cannot be read, or is of another format.
     """
+    path = Path(path)
     try:
         if not stat.S_ISREG(
             path.stat().st_mode
