@@ -7,9 +7,22 @@ from typing import Literal
 
 from llmkit.core.config import config, setting
 from llmkit.data.pack import first_fit
-from llmkit.data.source_nodes import Docstrings, Jsonl, Parquet, Source
+from llmkit.data.source_nodes import Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Source, Text
 
-__all__ = ["Data", "Docstrings", "FirstFit", "Jsonl", "NoPacking", "Packing", "Parquet", "Source"]
+__all__ = [
+    "Arrow",
+    "Csv",
+    "Data",
+    "Docstrings",
+    "FirstFit",
+    "Hub",
+    "Jsonl",
+    "NoPacking",
+    "Packing",
+    "Parquet",
+    "Source",
+    "Text",
+]
 
 
 @config

@@ -33,6 +33,8 @@ class Raw:
     text: bytes = b""
     at: At = ()
     """Where reading goes on behind it: `source.rows(raw.at)` begins with the next row."""
+    more: bool = False
+    """Whether the next row goes on with the document that this one is a piece of."""
 
 
 class BadRow(DataError):
