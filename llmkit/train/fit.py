@@ -18,7 +18,8 @@ from llmkit.core.seed import reseed
 from llmkit.core.types import Batch, LossSum
 from llmkit.parallel.single import Loss
 from llmkit.train.guard import Watch, judge_evaluation, named
-from llmkit.train.node import Checkpointing, Evaluating, Guard, Schedule
+from llmkit.train.node import Checkpointing, Evaluating, Guard
+from llmkit.train.schedule import Schedule
 
 
 class Stepper(Protocol):

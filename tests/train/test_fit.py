@@ -17,7 +17,8 @@ from llmkit.models.heads import Scored
 from llmkit.parallel.single import Single
 from llmkit.train.fit import Hooks, Plan, Progress, StepData, fit
 from llmkit.train.guard import Watch, named
-from llmkit.train.node import Checkpointing, Constant, Cosine, Evaluating, Guard, Linear, Wsd
+from llmkit.train.node import Checkpointing, Evaluating, Guard
+from llmkit.train.schedule import Constant, Cosine, Linear, Wsd
 from tests.conftest import make_model
 
 
