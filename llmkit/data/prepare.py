@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from llmkit.core.errors import DataError
-from llmkit.core.files import sha256
-from llmkit.data.node import Data, Docstrings, Source
+from llmkit.data.node import Data, Source
 from llmkit.data.render import Rendered, Renderer
 from llmkit.data.rows import BadRow, Raw, Row, Unusable
 from llmkit.data.usable import Tally, usable
@@ -154,9 +153,9 @@ def _fitted(
 
 def _files(sources: Sequence[Source]) -> dict[str, str]:
     """sha256 by name; by the whole path where two files have one name."""
-    paths = list(dict.fromkeys(Path(s.path) for s in sources if not isinstance(s, Docstrings)))
-    names = Counter(path.name for path in paths)
-    return {path.name if names[path.name] == 1 else str(path): sha256(path) for path in paths}
+    found = {path: digest for source in sources for path, digest in source.files().items()}
+    names = Counter(Path(path).name for path in found)
+    return {Path(path).name if names[Path(path).name] == 1 else path: digest for path, digest in found.items()}
 
 
 def template_digest(tokenizer: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llmkit.core.errors import DataError
-from llmkit.data.node import Data, Docstrings, Source
+from llmkit.data.node import Data, Source
 from llmkit.data.rows import BadRow, Raw, Row, Unusable, bounded, mapped, rejected
 from llmkit.data.shapes import shaped
 
@@ -63,7 +63,6 @@ def usable(sources: Sequence[Source], tally: Tally) -> Iterator[tuple[Raw, Row]]
     """
     index = 0
     for source in sources:
-        columns = {} if isinstance(source, Docstrings) else source.columns
         for found in source.rows():
             tally.counts["rows"] += 1
             raw = bounded(found) if isinstance(found, Raw) else found
@@ -71,7 +70,7 @@ def usable(sources: Sequence[Source], tally: Tally) -> Iterator[tuple[Raw, Row]]
                 tally.broken(raw)
                 continue
             try:
-                row = shaped(mapped(raw, columns), index)
+                row = shaped(mapped(raw, source.columns), index)
             except Unusable as reason:
                 tally.unusable(raw, str(reason))
                 continue
