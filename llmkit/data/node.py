@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from llmkit.core.config import Conflict, Later, config, setting
 from llmkit.core.errors import DataError
+from llmkit.data.cleaning import Linting
 from llmkit.data.pack import first_fit
 
 if TYPE_CHECKING:
@@ -121,4 +122,6 @@ class Data:
     on_bad_row: Literal["error", "quarantine"] = "error"
     bad_share: float = setting(default=0.05, least=0.0, most=1.0)
     """Share of rows that may be unusable (empty, no assistant turn ...) before it is an error."""
+    lint: Linting = Linting()
+    """What is looked for in the rows, and what is done about it."""
     packing: Packing = FirstFit()

@@ -39,6 +39,7 @@ from llmkit.models.positions import check_length
 from llmkit.parallel.single import Single
 from llmkit.plan.account import Choice
 from llmkit.stages.job import Job
+from llmkit.stages.lint import brief, keep, linted, served
 from llmkit.stages.quarantine import Quarantine
 from llmkit.stages.report import write_report
 from llmkit.stages.resume import find, identity, pinned, resume, told
@@ -104,6 +105,10 @@ def read(node: Sft, run: Run) -> Job:
     data = prepare(node.data.train, node.data, tokenizer, "data.train", aside, node.batch.rows)
     valid = prepare(node.data.valid, node.data, tokenizer, "data.valid", aside) if node.data.valid else None
     aside.tell(run.console)
+    found = linted(node.data, data, valid, served(resolved, node.model.template, tokenizer))
+    keep(run.folder, found, data)
+    if notice := brief(found):
+        run.console.notice(notice)
     order = Order(node.seed, len(data), node.batch.rows)
     steps = node.steps or (node.epochs or 1) * order.steps_per_epoch
     kinds = types(node.precision, run.device)
