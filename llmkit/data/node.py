@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from llmkit.core.config import config, setting
+from llmkit.data.cleaning import Linting
 from llmkit.data.pack import first_fit
 from llmkit.data.source_nodes import Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Source, Text
 
@@ -64,4 +65,6 @@ class Data:
     on_bad_row: Literal["error", "quarantine"] = "error"
     bad_share: float = setting(default=0.05, least=0.0, most=1.0)
     """Share of rows that may be unusable (empty, no assistant turn ...) before it is an error."""
+    lint: Linting = Linting()
+    """What is looked for in the rows, and what is done about it."""
     packing: Packing = FirstFit()

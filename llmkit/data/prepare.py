@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from llmkit.core.errors import DataError
+from llmkit.data.lint import Lint
 from llmkit.data.node import Data, Source
 from llmkit.data.render import Rendered, Renderer
 from llmkit.data.rows import BadRow, Raw, Row, Unusable
@@ -39,6 +40,8 @@ class Prepared:
     """sha256 of each file that was read."""
     places: tuple[tuple[str, int], ...] = ()
     """File and line of each example's row."""
+    lint: Lint | None = None
+    """What is odd about the rows; None where nobody asks."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -70,13 +73,17 @@ def prepare(
     Raises:
         DataError: a row cannot be read, too many are unusable, or too few are left.
     """
-    tally = Tally(data, Counter[str](), aside)
+    renderer = Renderer(tokenizer, data.train_on)
+    lint = None
+    if data.lint.level != "off":
+        lint = Lint(renderer, data.max_length, data.overflow, sketches=bool(data.valid))
+    tally = Tally(data, Counter[str](), aside, lint=lint)
     counts = tally.counts
     ids: list[np.ndarray[Any, Any]] = []
     weights: list[np.ndarray[Any, Any]] = []
     rows: list[Row] = []
     places: list[tuple[str, int]] = []
-    for raw, row, tokens, kept in _encoded(sources, Renderer(tokenizer, data.train_on), tally):
+    for raw, row, tokens, kept in _encoded(sources, renderer, tally):
         for part_ids, part_weights in _fitted(tokens, kept, data, counts, raw):
             ids.append(np.array(part_ids, dtype=np.int32))
             weights.append(np.array(part_weights, dtype=np.float32))
@@ -90,7 +97,7 @@ def prepare(
     counts["tokens"] = len(joined)
     counts["supervised tokens"] = int((weighed > 0).sum())
     digest = hashlib.sha256(joined.tobytes() + weighed.tobytes() + starts.tobytes()).hexdigest()
-    return Prepared(joined, weighed, starts, tuple(rows), dict(counts), digest, _files(sources), tuple(places))
+    return Prepared(joined, weighed, starts, tuple(rows), dict(counts), digest, _files(sources), tuple(places), lint)
 
 
 def _encoded(
@@ -109,16 +116,20 @@ def _encoded(
         tally.counts["end not trained: the template's markers leave it out"] += turns[-1].unended
         tally.counts["one example an answer: the template rewrites earlier turns"] += len(turns) > 1
         if len(waiting) >= CHUNK:
-            yield from _flush(waiting, renderer)
+            yield from _flush(waiting, renderer, tally.lint)
             waiting = []
-    yield from _flush(waiting, renderer)
+    yield from _flush(waiting, renderer, tally.lint)
 
 
 def _flush(
-    waiting: list[tuple[Raw, Row, Rendered]], renderer: Renderer
+    waiting: list[tuple[Raw, Row, Rendered]], renderer: Renderer, lint: Lint | None
 ) -> Iterator[tuple[Raw, Row, list[int], list[float]]]:
     encoded = renderer.encode([rendered for *_, rendered in waiting])
-    for (raw, row, _), (ids, weights) in zip(waiting, encoded, strict=True):
+    last: Row | None = None
+    for (raw, row, rendered), (ids, weights) in zip(waiting, encoded, strict=True):
+        if lint is not None:  # the examples of one row are never parted
+            lint.see(raw, row, rendered, ids, weights, first=row is not last)
+        last = row
         yield raw, row, ids, weights
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llmkit.core.errors import DataError
+from llmkit.data.lint import Lint
 from llmkit.data.node import Data, Source
 from llmkit.data.rows import BadRow, Raw, Row, Unusable, bounded, mapped, rejected
 from llmkit.data.shapes import shaped
@@ -20,18 +21,24 @@ class Tally:
     counts: Counter[str]
     aside: Callable[[BadRow], None] | None = None
     first: str = ""
+    lint: Lint | None = None
 
     def broken(self, bad: DataError) -> None:
         """A row that cannot be read."""
         if self.data.on_bad_row == "error" or self.aside is None or not isinstance(bad, BadRow):
             raise bad
         self.counts["quarantined"] += 1
+        if self.lint is not None:
+            problem = bad.problems[0]
+            self.lint.refused(problem.file, problem.line, problem.what, "broken")
         self.aside(bad)
 
     def unusable(self, raw: Raw, reason: str) -> None:
         """A row that is read and cannot be trained on."""
         self.counts[f"unusable: {reason}"] += 1
         self.first = self.first or f"{raw.file}:{raw.line}: {reason}"
+        if self.lint is not None:
+            self.lint.refused(raw.file, raw.line, reason)
         if self.data.on_bad_row == "quarantine" and self.aside is not None:
             self.aside(rejected(raw, reason))
 
