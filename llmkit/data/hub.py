@@ -41,8 +41,11 @@ def hub_files(name: str, subset: str | None, split: str, revision: str | None) -
     table = _table(name, subset, split, revision)
     found = [Path(item["filename"]) for item in table.cache_files]
     commit = next((path.parent.name[:12] for path in found if re.fullmatch(COMMIT, path.parent.name)), "")
-    title = f"{name}@{commit}" if commit else name
-    return {f"{title}/{path.name}": sha256(path) for path in found}
+    title, root = f"{name}@{commit}" if commit else name, Path(name).expanduser().resolve()
+    inside = {
+        path: path.relative_to(root) if path.is_relative_to(root) else path.name for path in map(Path.resolve, found)
+    }
+    return {f"{title}/{place}": sha256(path) for path, place in inside.items()}
 
 
 def _table(name: str, subset: str | None, split: str, revision: str | None) -> Any:

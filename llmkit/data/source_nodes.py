@@ -69,7 +69,7 @@ class Files:
         return digests(self.path)
 
     def here(self) -> list[str]:
-        """The files of this machine that are read; none for a glob that matches none."""
+        """The files of this machine that are read, as far as there are any."""
         from llmkit.data.stores import found_here
 
         return found_here(self.path)
@@ -214,6 +214,12 @@ class Hub:
         from llmkit.data.hub import hub_files
 
         return hub_files(self.name, self.subset, self.split, self.revision)
+
+    def here(self) -> list[str]:
+        """The files of a folder of this machine."""
+        from llmkit.data.stores import found_here
+
+        return found_here(self.name) if not self.remote() else []
 
     def remote(self) -> bool:
         """Whether it is no folder of this machine."""

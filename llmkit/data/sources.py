@@ -99,7 +99,7 @@ def _form(file: BinaryIO, kind: str) -> str:
     start = file.read(10)
     file.seek(0)
     found = next((name for magic, name in MAGIC.items() if start.startswith(magic)), "")
-    if start.startswith(b"BZh") and start[4:] in (b"1AY&SY", b"\x17rE8P\x90"):
+    if start.startswith(b"BZh") and (kind != "text" or start[4:] in (b"1AY&SY", b"\x17rE8P\x90")):
         return "bzip2"
     objects = start.startswith((b'{"', b"[{")) if kind == "csv" else start[:1] in (b"{", b"[") and kind in TABLES
     return "jsonl" if objects else found

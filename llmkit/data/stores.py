@@ -39,9 +39,13 @@ def listed(paths: str | Sequence[str]) -> list[str]:
 
 
 def found_here(paths: str | Sequence[str]) -> list[str]:
-    """The files of this machine among those of `listed`, as far as there are any."""
+    """The files of this machine among those of `listed`, as far as there are any; of a folder, all that are in it."""
     given = [paths] if isinstance(paths, str) else paths
-    return [name for path in given if not in_store(path) for name in _local(path)]
+    names = [name for path in given if not in_store(path) for name in _local(path)]
+    folders = {
+        name: sorted(str(p) for p in Path(name).rglob("*") if p.is_file()) for name in names if Path(name).is_dir()
+    }
+    return [file for name in names for file in folders.get(name, [name])]
 
 
 def _local(path: str) -> list[str]:

@@ -29,9 +29,9 @@ def _named(node: Any, key: str = "") -> Iterator[tuple[str, Path]]:
         return
     for item in dataclasses.fields(node):
         value, path = getattr(node, item.name), under(key, item.name)
-        if item.name == "path" and isinstance(node, Files):
-            for name in node.here():
-                yield (path if name == value else f"{path}: {name}"), Path(name)
+        if isinstance(node, Files | Hub) and item.name == ("name" if isinstance(node, Hub) else "path"):
+            for file in node.here():
+                yield (path if file == value else f"{path}: {file}"), Path(file)
         elif isinstance(value, str) and (
             item.name in ("path", "template") or (node.__class__, item.name) == (ModelRef, "name")
         ):
