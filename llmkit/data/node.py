@@ -57,8 +57,13 @@ class Data:
 
     train: tuple[Source, ...]
     valid: tuple[Source, ...] = ()
-    train_on: Literal["assistant", "last", "all"] = "assistant"
-    """Which tokens count: the assistant's turns (or the completion), only the last of them, or all."""
+    train_on: Literal["assistant", "last", "all"] | tuple[Literal["user", "assistant", "tool", "system"], ...] = (
+        "assistant"
+    )
+    """Which tokens count: the assistant's turns (or the completion), only the last of them, or all; or the turns of the
+    roles in a list: `[assistant, tool]`. The `weight` of a message comes before its role's."""
+    train_reasoning: bool = True
+    """Whether what an answer thinks is trained, or what it says alone."""
     max_length: int = setting(default=1024, least=2, most=1 << 24)
     """Tokens of a row; longer examples meet `overflow`."""
     overflow: Literal["drop", "truncate", "split", "error"] = "drop"
@@ -68,3 +73,8 @@ class Data:
     lint: Linting = Linting()
     """What is looked for in the rows, and what is done about it."""
     packing: Packing = FirstFit()
+
+    def problems(self) -> Iterator[Conflict]:
+        """A list of no role."""
+        if self.train_on == ():
+            yield Conflict("train_on", "names no role", "use assistant")

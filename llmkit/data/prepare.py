@@ -73,7 +73,7 @@ def prepare(
     Raises:
         DataError: a row cannot be read, too many are unusable, or too few are left.
     """
-    renderer = Renderer(tokenizer, data.train_on)
+    renderer = Renderer(tokenizer, data.train_on, data.train_reasoning)
     lint = None
     if data.lint.level != "off":
         lint = Lint(renderer, data.max_length, data.overflow, sketches=bool(data.valid))

@@ -57,6 +57,8 @@ class Row:
     prompt: str = ""
     completion: str = ""
     tools: tuple[Any, ...] = ()
+    weights: tuple[float | None, ...] = ()
+    """What each message weighs by its own word; empty where none says so."""
 
     @property
     def question(self) -> tuple[Mapping[str, Any], ...] | str:

@@ -11,7 +11,7 @@ from llmkit.core.config import Conflict, Later, config, setting
 if TYPE_CHECKING:
     from llmkit.data.rows import At, BadRow, Raw
 
-COLUMNS = ("messages", "prompt", "completion", "text", "tools", "cluster", "choices", "label")
+COLUMNS = ("messages", "prompt", "completion", "text", "tools", "cluster", "choices", "label", "transcript")
 """Our names of columns."""
 
 Encoding = Literal[

@@ -1,0 +1,63 @@
+"""Thoughts before an answer: where a template takes them, and where in its text they stand."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmkit.data.messages import THOUGHTS
+
+TAGS = re.compile(r"</?think>")
+BLOCK = re.compile(r"<think>(.*?)</think>\s*", re.DOTALL)
+Message = Mapping[str, Any]
+
+
+def field_of(template: str) -> str:
+    """The name under which a template reads the thought of a message, or nothing."""
+    return next((name for name in THOUGHTS if re.search(rf"\.{name}\b|['\"]{name}['\"]", template)), "")
+
+
+def placed(message: Message, field: str) -> Message:
+    """The message with its thought where the template reads it; in a `<think>` block of its content if nowhere."""
+    if not message.get("reasoning_content") or field == "reasoning_content":
+        return message
+    thought, rest = message["reasoning_content"], {k: v for k, v in message.items() if k != "reasoning_content"}
+    if field:
+        return {**rest, field: thought}
+    return {**rest, "content": f"<think>\n{thought.strip()}\n</think>\n\n{message.get('content') or ''}"}
+
+
+def thought_of(message: Message) -> str:
+    """What is thought in a message that a template is given."""
+    for name in THOUGHTS:
+        if message.get(name):
+            return str(message[name]).strip()
+    match = BLOCK.match(str(message.get("content") or "").lstrip())
+    return match[1].strip() if match else ""
+
+
+def blocks(text: str, start: int, end: int, thought: str) -> list[tuple[int, int]]:
+    """Where thoughts stand between two places of a text: `<think>` blocks, and `thought` within other signs."""
+    found = [match.span() for match in BLOCK.finditer(text, start, end)]
+    if thought and not found and (at := text.find(thought, start, end)) >= 0:
+        found = [(at, at + len(thought))]
+    return found
+
+
+Layer = tuple[int, int, float]
+
+
+def layered(layers: Sequence[Layer]) -> tuple[tuple[tuple[int, int], ...], tuple[float, ...]]:
+    """Spans and their weights, where a later layer lies over an earlier one; what weighs nothing is left out."""
+    edges = sorted({edge for start, end, _ in layers for edge in (start, end)})
+    parts: list[tuple[int, int, int]] = []
+    for low, high in itertools.pairwise(edges):
+        top = max((i for i, (start, end, _) in enumerate(layers) if start <= low and high <= end), default=-1)
+        if parts and parts[-1][1:] == (low, top):
+            parts[-1] = (parts[-1][0], high, top)
+        elif top >= 0:
+            parts.append((low, high, top))
+    kept = [(low, high, layers[top][2]) for low, high, top in parts if layers[top][2] > 0]
+    return tuple((low, high) for low, high, _ in kept), tuple(weight for *_, weight in kept)
