@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from llmkit.core.config import config, setting
+from llmkit.core.config import Conflict, config, setting
 from llmkit.data.cleaning import Linting
 from llmkit.data.pack import first_fit
 from llmkit.data.source_nodes import Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Source, Text
