@@ -180,7 +180,7 @@ _FACTS: tuple[tuple[str, Any, str, str, float], ...] = (
     *((check.name, check.level, check.what, check.fix, check.habit) for check in CHECKS),
     *((name, "warn", *said, 1.0) for name, said in _REFUSALS.items() if name not in _OWN),
 )
-NAMES = tuple(sorted({*(name for name, *_ in _FACTS), *(check.name for check in ALL)}))
+NAMES = tuple(sorted({"template", *(name for name, *_ in _FACTS), *(check.name for check in ALL)}))
 """All that lint can find."""
 
 
