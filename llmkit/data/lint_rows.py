@@ -114,7 +114,7 @@ def placeholder(seen: Seen) -> str:
 def echo(seen: Seen) -> str:
     """An answer that begins with all of the question."""
     asked = seen.asked.strip()
-    return "begins with its question" if len(asked) > 24 and seen.answer.lstrip().startswith(asked) else ""
+    return ascii(asked[:24]) if len(asked) > 24 and seen.answer.lstrip().startswith(asked) else ""
 
 
 def glued(seen: Seen) -> str:
@@ -150,7 +150,8 @@ def repeated(seen: Seen) -> str:
         return ""
     said = [m.get("content") for m in seen.row.messages if m["role"] == "assistant"]
     long = [text for text in said if isinstance(text, str) and len(text) > 40]
-    return "" if len(set(long)) == len(long) else "an answer is given twice"
+    again = next((text for i, text in enumerate(long) if text in long[:i]), "")
+    return ascii(again[:24]) if again else ""
 
 
 def calls(seen: Seen) -> str:

@@ -133,7 +133,8 @@ def contradictions(rows: Columns, beside: Columns | None) -> Odd:
 
 def _alike(rows: Columns, beside: Columns) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which rows are, or ask, what one of the others is or asks."""
-    return (np.isin(rows.asked, beside.asked) & (rows.asked != 0)) | np.isin(rows.same, beside.same)
+    asked: np.ndarray[Any, np.dtype[np.bool_]] = np.isin(rows.asked, beside.asked) & (rows.asked != 0)
+    return asked | np.isin(rows.same, beside.same)
 
 
 def overlap(rows: Columns, beside: Columns | None) -> Odd:

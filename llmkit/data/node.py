@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from llmkit.core.config import Conflict, Later, config, setting
 from llmkit.core.errors import DataError
-from llmkit.data.cleaning import Linting
+from llmkit.data.cleaning import Contamination, Dedup, Linting, NoDedup
 from llmkit.data.pack import first_fit
 
 if TYPE_CHECKING:
@@ -127,6 +127,11 @@ class Data:
     on_bad_row: Literal["error", "quarantine"] = "error"
     bad_share: float = setting(default=0.05, least=0.0, most=1.0)
     """Share of rows that may be unusable (empty, no assistant turn ...) before it is an error."""
+    dedup: Dedup = NoDedup()
+    """Which copies of training rows are left out; the first one stays."""
+    decontaminate: tuple[Source, ...] = ()
+    """Evaluation sets: training rows that hold their questions are left out."""
+    contamination: Contamination = Contamination()
     lint: Linting = Linting()
     """What is looked for in the rows, and what is done about it."""
     packing: Packing = FirstFit()
@@ -135,3 +140,6 @@ class Data:
         """A list of no role."""
         if self.train_on == ():
             yield Conflict("train_on", "names no role", "use assistant")
+        if self.contamination != Contamination() and not self.decontaminate:
+            what = "there is no evaluation set to compare with"
+            yield Conflict("contamination", what, "give data.decontaminate", "decontaminate")

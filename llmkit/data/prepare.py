@@ -21,6 +21,7 @@ from llmkit.data.lint import Lint
 from llmkit.data.node import Data, Docstrings, Source
 from llmkit.data.render import Rendered, Renderer
 from llmkit.data.rows import BadRow, Raw, Row, Unusable
+from llmkit.data.sift import sifted
 from llmkit.data.usable import Tally, usable
 
 CHUNK = 256
@@ -33,13 +34,13 @@ class Prepared:
     ids: np.ndarray[Any, np.dtype[np.int32]]
     weights: np.ndarray[Any, np.dtype[np.float32]]
     starts: np.ndarray[Any, np.dtype[np.int64]]
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     """The row of each example; a split row gives several examples."""
     counts: dict[str, int] = field(default_factory=dict)
     digest: str = ""
     files: dict[str, str] = field(default_factory=dict)
     """sha256 of each file that was read."""
-    places: tuple[tuple[str, int], ...] = ()
+    places: Sequence[tuple[str, int]] = ()
     """File and line of each example's row."""
     lint: Lint | None = None
     """What is odd about the rows; None where nobody asks."""
@@ -98,7 +99,13 @@ def prepare(
     counts["tokens"] = len(joined)
     counts["supervised tokens"] = int((weighed > 0).sum())
     digest = hashlib.sha256(joined.tobytes() + weighed.tobytes() + starts.tobytes()).hexdigest()
-    return Prepared(joined, weighed, starts, tuple(rows), dict(counts), digest, _files(sources), tuple(places), lint)
+    files = _files(sources)
+    made = Prepared(joined, weighed, starts, tuple(rows), dict(counts), digest, files, tuple(places), lint)
+    if key == "data.train":
+        made = sifted(made, data)
+        counts.update({name: n for name, n in made.counts.items() if name.startswith("left out")})
+        tally.check(len(made), least, key)
+    return made
 
 
 def _encoded(
