@@ -13,20 +13,25 @@ import fcntl
 import hashlib
 import json
 import logging
+import mmap
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any
 
 from llmkit.core.cache import cache
 from llmkit.core.errors import RecipeError, ResourceError
 from llmkit.core.files import sha256
 from llmkit.core.scalars import UNITS
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LOG = logging.getLogger("llmkit")
 MANIFEST = "manifest.json"
@@ -147,6 +152,22 @@ def _move(folder: Path) -> None:
     gone = folder.with_name(f"{ASIDE}gone-{secrets.token_hex(6)}")
     folder.replace(gone)
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def spilled(parts: Iterable[np.ndarray[Any, Any]], kind: Any) -> np.ndarray[Any, Any]:
+    """Arrays end to end in a file without a name: as large as the disk, and gone with the process."""
+    import numpy as np
+
+    try:
+        with TemporaryFile(dir=cache()) as file:
+            for part in parts:
+                file.write(part.astype(kind, copy=False).tobytes())
+            file.flush()
+            if not file.tell():
+                return np.empty(0, kind)
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=kind)
+    except OSError as cause:
+        raise _refused(cause, cache()) from cause
 
 
 def _root(shelf: str) -> Path:

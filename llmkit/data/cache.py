@@ -33,8 +33,9 @@ from llmkit.data.render import Renderer
 from llmkit.data.rows import BadRow
 
 SHELF = "tokens"
-UNREAD = ("train", "valid", "packing", "bad_share", "lint", "mix", "streaming", "shuffle", "on_bad_row")
-"""Keys of `data` that change nothing in an example; any other is part of an entry's key."""
+UNREAD = ("train", "valid", "packing", "bad_share", "lint", "mix", "streaming", "buffer", "on_bad_row")
+SIFTED = ("dedup", "decontaminate", "contamination")
+"""Keys of `data` that change nothing in an example, or choose among examples; any other is part of an entry's key."""
 LIBRARIES = ("tokenizers", "transformers", "jinja2", "pyarrow", "datasets", "numpy")
 ARRAYS = {"ids": np.int32, "weights": np.float32, "starts": np.int64, "owners": np.int64, "lines": np.int64}
 BITS = 40
@@ -107,7 +108,7 @@ def facts_of(source: Source, files: Mapping[str, str], law: Law, renderer: Rende
     return {
         "source": said,
         "files": dict(files),
-        "data": {name: value for name, value in data.items() if name not in UNREAD},
+        "data": {name: value for name, value in data.items() if name not in (*UNREAD, *SIFTED)},
         "strict": law.strict,
         "lint": [law.linted, law.sketches],
         "tokenizer": tokenizer_digest(renderer.tokenizer),

@@ -78,6 +78,10 @@ class Lint:
         name = name or refusal(reason)
         self._hit(name, file, line, reason)
 
+    def note(self, name: str, file: str, line: int, detail: str) -> None:
+        """A row that it saw, and that is left out for a reason of the recipe's."""
+        self._hit(name, file, line, detail)
+
     def merge(self, other: Lint) -> None:
         """Takes in what was seen of the rows that come after."""
         moved = np.array([self._file(name) for name in other.files], dtype=np.uint64)
@@ -175,12 +179,18 @@ _REFUSALS: Mapping[str, tuple[str, str]] = {
     "unusable": ("cannot be used", "mend the row"),
     "broken": ("cannot be read", "mend the line"),
 }
+_REMOVED = {
+    "removed copy": "left out: an earlier row is the same",
+    "removed near copy": "left out: an earlier row is nearly the same",
+    "removed contaminated": "left out: it holds what an evaluation asks",
+}
 _OWN = {check.name for check in CHECKS}
 _FACTS: tuple[tuple[str, Any, str, str, float], ...] = (
     *((check.name, check.level, check.what, check.fix, check.habit) for check in CHECKS),
     *((name, "warn", *said, 1.0) for name, said in _REFUSALS.items() if name not in _OWN),
+    *((name, "info", what, "as data says", 1.0) for name, what in _REMOVED.items()),
 )
-NAMES = tuple(sorted({*(name for name, *_ in _FACTS), *(check.name for check in ALL)}))
+NAMES = tuple(sorted({"template", *(name for name, *_ in _FACTS), *(check.name for check in ALL)}))
 """All that lint can find."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,9 @@ from llmkit.data.findings import Check, Seen
 MOJIBAKE = re.compile(
     "[\u00c2\u00c3][\u0080-\u00bf]"  # two bytes of UTF-8 read as two letters of Latin-1
     "|\u00e2[\u0080\u20ac][\u0080-\u00bf\u0152\u0153\u0160\u0161\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u2122]"
-    "|\u00f0\u0178|(?:[\u00d0\u00d1][\u0080-\u00bf\u2018-\u203a]){2}|\u00ef\u00bf\u00bd"
+    "|[\x80-\x84\x86-\x9f]|\u00f0\u0178|(?:[\u00d0\u00d1][\u0080-\u00bf\u2018-\u203a]){2}|\u00ef\u00bf\u00bd"
 )
-CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ufff9-\ufffb]")
+CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff\ufff9-\ufffb]")
 ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|#\d{2,6}|#x[0-9a-fA-F]{2,5});")
 MIXED = re.compile("[A-Za-z][\u0400-\u04ff][A-Za-z\u0400-\u04ff]|[\u0400-\u04ff][A-Za-z][A-Za-z\u0400-\u04ff]")
 FOREIGN = re.compile(
@@ -23,8 +24,9 @@ FOREIGN = re.compile(
     r"|<(?:start|end)_of_turn>|(?m:^### (?:Assistant|Human|Response|Instruction):)"
 )
 PLACEHOLDERS = {"nan", "null", "none", "n/a", "na", "undefined", "todo", "tbd", "[object object]", "<answer>", "xxx"}
-LOOP_LENGTH, LOOP_SHARE = 96, 0.08
-"""Tokens of a row from which on a loop is looked for, and the share of different ones below which it is one."""
+LOOP_LENGTH, LOOP_SHARE, PACKED = 96, 0.3, 0.08
+"""Tokens of a row from which on a loop is looked for, the share of different ones below which it is, and how small an
+answer packs that is one."""
 
 
 def _shown(pattern: re.Pattern[str], text: str) -> str:
@@ -112,7 +114,7 @@ def placeholder(seen: Seen) -> str:
 def echo(seen: Seen) -> str:
     """An answer that begins with all of the question."""
     asked = seen.asked.strip()
-    return "begins with its question" if len(asked) > 24 and seen.answer.lstrip().startswith(asked) else ""
+    return ascii(asked[:24]) if len(asked) > 24 and seen.answer.lstrip().startswith(asked) else ""
 
 
 def glued(seen: Seen) -> str:
@@ -124,10 +126,13 @@ def glued(seen: Seen) -> str:
 
 
 def loop(seen: Seen) -> str:
-    """Few tokens, again and again."""
+    """An answer that says the same again and again: few different tokens, and it packs to next to nothing."""
     size = len(seen.ids)
-    different = len(set(seen.ids)) if size >= LOOP_LENGTH else size
-    return f"{different} different tokens of {size}" if different < LOOP_SHARE * size else ""
+    if size < LOOP_LENGTH or len(set(seen.ids)) > LOOP_SHARE * size:
+        return ""
+    said = seen.answer.encode("utf-8", "replace")
+    packed = len(zlib.compress(said, 1))
+    return f"{len(said)} bytes pack to {packed}" if packed < PACKED * len(said) else ""
 
 
 def thought(seen: Seen) -> str:
@@ -145,7 +150,8 @@ def repeated(seen: Seen) -> str:
         return ""
     said = [m.get("content") for m in seen.row.messages if m["role"] == "assistant"]
     long = [text for text in said if isinstance(text, str) and len(text) > 40]
-    return "" if len(set(long)) == len(long) else "an answer is given twice"
+    again = next((text for i, text in enumerate(long) if text in long[:i]), "")
+    return ascii(again[:24]) if again else ""
 
 
 def calls(seen: Seen) -> str:
@@ -193,7 +199,7 @@ CHECKS = (
     Check("doubled bos", "warn", "begins twice", "take the first token out of the template", doubled_begin),
     Check("cut answer", "warn", "overflow cuts its answer", "raise data.max_length", cut),
     Check("too long", "info", "is longer than data.max_length and dropped", "raise data.max_length", dropped),
-    Check("mojibake", "warn", "UTF-8 that was read as another encoding", "read it as UTF-8", mojibake),
+    Check("mojibake", "warn", "text that was read in another encoding than its own", "read it in its own", mojibake),
     Check("replacement character", "warn", "bytes that could not be read", "read it in its encoding", replaced),
     Check("control characters", "warn", "control characters", "take them out", control),
     Check("html entities", "warn", "letters as HTML writes them", "unescape it", entities, 0.1),
@@ -203,7 +209,7 @@ CHECKS = (
     Check("placeholder", "warn", "an answer that is none", "answer it, or leave it out", placeholder, 0.05),
     Check("echo", "info", "the answer begins with the question", "cut the question out", echo),
     Check("glued", "warn", "no space between prompt and completion", "begin completions with a space", glued),
-    Check("loop", "warn", "few tokens again and again", "leave it out", loop),
+    Check("loop", "warn", "an answer that says the same again and again", "leave it out", loop),
     Check("unclosed thought", "warn", "a thought that is opened or closed alone", "close it", thought),
     Check("repeated answer", "info", "the same answer twice in a conversation", "leave one out", repeated),
     Check("tool calls", "warn", "calls and results that do not fit", "mend the call", calls),

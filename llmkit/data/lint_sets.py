@@ -131,12 +131,17 @@ def contradictions(rows: Columns, beside: Columns | None) -> Odd:
         yield index, f"{rows.where(int(first[index]))} asks the same"
 
 
+def _alike(rows: Columns, beside: Columns) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which rows are, or ask, what one of the others is or asks."""
+    asked: np.ndarray[Any, np.dtype[np.bool_]] = np.isin(rows.asked, beside.asked) & (rows.asked != 0)
+    return asked | np.isin(rows.same, beside.same)
+
+
 def overlap(rows: Columns, beside: Columns | None) -> Odd:
     """Rows that validation holds too, or whose question it asks."""
     if beside is None:
         return
-    either = (np.isin(rows.asked, beside.asked) & (rows.asked != 0)) | np.isin(rows.same, beside.same)
-    for index in np.flatnonzero(either).tolist():
+    for index in np.flatnonzero(_alike(rows, beside)).tolist():
         whole = np.flatnonzero(beside.same == rows.same[index])
         other = whole if len(whole) else np.flatnonzero(beside.asked == rows.asked[index])
         yield index, f"{'as' if len(whole) else 'asked in'} {beside.where(int(other[0]))}"
@@ -154,7 +159,7 @@ def near(rows: Columns, beside: Columns | None) -> Odd:
     ordered = flat[order]
     low, high = (np.searchsorted(ordered, beside.sketches, side=side) for side in ("left", "right"))
     rare = np.argsort(high - low, axis=1, kind="stable")[:, : KEPT - NEAR + 1]
-    alike = np.isin(rows.same, beside.same) | np.isin(rows.asked, beside.asked)  # those are told as overlap
+    alike = _alike(rows, beside)  # those are told as overlap
     found: dict[int, int] = {}
     for other in np.flatnonzero(beside.sketches[:, 1] != 0).tolist():
         ranges = [(low[other, at], high[other, at]) for at in rare[other].tolist()]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from llmkit.core.config import Conflict, config, setting
-from llmkit.data.cleaning import Linting
+from llmkit.data.cleaning import Contamination, Dedup, Linting, NoDedup
 from llmkit.data.pack import first_fit
 from llmkit.data.source_nodes import Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Source, Text
 
@@ -70,6 +70,11 @@ class Data:
     on_bad_row: Literal["error", "quarantine"] = "error"
     bad_share: float = setting(default=0.05, least=0.0, most=1.0)
     """Share of rows that may be unusable (empty, no assistant turn ...) before it is an error."""
+    dedup: Dedup = NoDedup()
+    """Which copies of training rows are left out; the first one stays."""
+    decontaminate: tuple[Source, ...] = ()
+    """Evaluation sets: training rows that hold their questions are left out."""
+    contamination: Contamination = Contamination()
     lint: Linting = Linting()
     """What is looked for in the rows, and what is done about it."""
     packing: Packing = FirstFit()
@@ -78,3 +83,6 @@ class Data:
         """A list of no role."""
         if self.train_on == ():
             yield Conflict("train_on", "names no role", "use assistant")
+        if self.contamination != Contamination() and not self.decontaminate:
+            what = "there is no evaluation set to compare with"
+            yield Conflict("contamination", what, "give data.decontaminate", "decontaminate")

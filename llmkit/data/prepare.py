@@ -18,6 +18,7 @@ from llmkit.data.node import Data, Source
 from llmkit.data.prepared import Places, Prepared, Rows, joined
 from llmkit.data.render import Renderer
 from llmkit.data.rows import BadRow
+from llmkit.data.sift import sifted
 from llmkit.data.usable import Tally
 
 __all__ = ["Prepared", "prepare", "template_digest"]
@@ -45,7 +46,12 @@ def prepare(
     for one in parts:
         _told(one, tally)
     tally.check(sum(map(len, parts)), least, key)
-    return _together(parts, tally)
+    made = _together(parts, tally)
+    if key == "data.train":
+        made = sifted(made, data)
+        tally.counts.update({name: n for name, n in made.counts.items() if name.startswith("left out")})
+        tally.check(len(made), least, key)
+    return made
 
 
 def _told(one: Part, tally: Tally) -> None:

@@ -40,10 +40,10 @@ def sketch(text: str) -> Hashes:
     window = np.frombuffer(plain, dtype=np.uint8).astype(np.uint64)
     if len(window) < LEAST + WIDTH:
         return window[:0]
-    base, width = np.uint64(ODD), 1
+    base, width = ODD, 1
     while width < WIDTH:  # two windows of one width, end to end, are one of twice that
-        window = window[:-width] * base + window[width:]
-        base, width = base * base, 2 * width
+        window = window[:-width] * np.uint64(base) + window[width:]
+        base, width = base * base & (1 << 64) - 1, 2 * width
     hashes = mixed(window) >> np.uint64(32)
     smallest = np.unique(np.partition(hashes, 2 * KEPT)[: 2 * KEPT])
     if len(smallest) < KEPT:  # the same again and again

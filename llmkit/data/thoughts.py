@@ -5,15 +5,20 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
+
+import numpy as np
 
 from llmkit.data.messages import THOUGHTS
 
 TAGS = re.compile(r"</?think>")
-BLOCK = re.compile(r"<think>(.*?)</think>\s*", re.DOTALL)
+BLOCK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+"""Only ever matched at the beginning of a text."""
 Message = Mapping[str, Any]
 
 
+@lru_cache(8)
 def field_of(template: str) -> str:
     """The name under which a template reads the thought of a message, or nothing."""
     return next((name for name in THOUGHTS if re.search(rf"\.{name}\b|['\"]{name}['\"]", template)), "")
@@ -40,7 +45,14 @@ def thought_of(message: Message) -> str:
 
 def blocks(text: str, start: int, end: int, thought: str) -> list[tuple[int, int]]:
     """Where thoughts stand between two places of a text: `<think>` blocks, and `thought` within other signs."""
-    found = [match.span() for match in BLOCK.finditer(text, start, end)]
+    found: list[tuple[int, int]] = []
+    at = text.find("<think>", start, end)
+    while at >= 0 and (close := text.find("</think>", at, end)) >= 0:  # no pattern, whose time would have no bound
+        stop = close + len("</think>")
+        while stop < end and text[stop].isspace():
+            stop += 1
+        found.append((at, stop))
+        at = text.find("<think>", stop, end)
     if thought and not found and (at := text.find(thought, start, end)) >= 0:
         found = [(at, at + len(thought))]
     return found
@@ -51,13 +63,10 @@ Layer = tuple[int, int, float]
 
 def layered(layers: Sequence[Layer]) -> tuple[tuple[tuple[int, int], ...], tuple[float, ...]]:
     """Spans and their weights, where a later layer lies over an earlier one; what weighs nothing is left out."""
-    edges = sorted({edge for start, end, _ in layers for edge in (start, end)})
-    parts: list[tuple[int, int, int]] = []
-    for low, high in itertools.pairwise(edges):
-        top = max((i for i, (start, end, _) in enumerate(layers) if start <= low and high <= end), default=-1)
-        if parts and parts[-1][1:] == (low, top):
-            parts[-1] = (parts[-1][0], high, top)
-        elif top >= 0:
-            parts.append((low, high, top))
-    kept = [(low, high, layers[top][2]) for low, high, top in parts if layers[top][2] > 0]
+    top = np.full(max((end for _, end, _ in layers), default=0), -1)
+    for index, (start, end, _) in enumerate(layers):
+        top[start:end] = index
+    cuts = [0, *(np.flatnonzero(np.diff(top)) + 1).tolist(), len(top)] if len(top) else []
+    runs = [(low, high, int(top[low])) for low, high in itertools.pairwise(cuts)]
+    kept = [(low, high, layers[index][2]) for low, high, index in runs if index >= 0 and layers[index][2] > 0]
     return tuple((low, high) for low, high, _ in kept), tuple(weight for *_, weight in kept)

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmkit.core.errors import DataError, one_line
 from llmkit.core.files import write_atomic
+from llmkit.data.cleaning import NoDedup
 from llmkit.data.findings import Finding
 from llmkit.data.node import Data
 from llmkit.data.prepare import Prepared
@@ -31,7 +32,8 @@ def linted(
     found: dict[str, tuple[Finding, ...]] = {}
     if train.lint is not None:
         rest = tuple(finding for finding in more if finding.name not in data.lint.allow)
-        found["data.train"] = train.lint.findings(valid.lint if valid is not None else None, data.lint.allow) + rest
+        allow = data.lint.allow if data.dedup == NoDedup() else (*data.lint.allow, "duplicate")  # they are left out
+        found["data.train"] = train.lint.findings(valid.lint if valid is not None else None, allow) + rest
     if valid is not None and valid.lint is not None:
         found["data.valid"] = valid.lint.findings(None, data.lint.allow)
     wrong = [(key, finding) for key, many in found.items() for finding in many if finding.level == "warn"]
@@ -79,10 +81,18 @@ def lines(found: dict[str, tuple[Finding, ...]]) -> Iterator[str]:
         yield f"{key}: lint: {warnings} warnings, {len(many) - warnings} notes"
         wide = max(len(finding.name) for finding in many)
         for finding in many:
-            places = one_line(", ".join(map(str, finding.places)))
+            places = one_line(", ".join(_places(finding)))
             more = ", ..." if finding.count > len(finding.places) > 0 else ""
             where = f": {places}{more}" if places else ""
             yield f"  {finding.level}  {finding.name:<{wide}}  {finding.count:>6}  {finding.what}{where}"
+
+
+def _places(finding: Finding) -> Iterator[str]:
+    """Places, each file named once."""
+    last = ""
+    for place in finding.places:
+        yield str(place).removeprefix(place.file if place.file == last else "")
+        last = place.file
 
 
 def shares(made: Prepared) -> str:

@@ -1,6 +1,7 @@
 """What rows may hold: weights, roles that are trained, tools, thoughts, and the formats of other tools."""
 
 import json
+import time
 
 import pytest
 
@@ -311,3 +312,28 @@ def test_the_added_end_weighs_what_its_answer_does(tokenizer):
     encoder = Renderer(tokenizer).encoder
     ((_, weights),) = encoder.encode([Rendered("ab fox", ((2, 6),), close=True, weights=(0.25,))])
     assert weights[-1] == 0.25 and set(weights) == {0.0, 0.25}
+
+
+@pytest.mark.parametrize("said", ["<think>" * 200_000, "<think>x</think> " * 100_000, "</think>" * 200_000])
+def test_d7_tags_without_number_cost_time_that_grows_as_the_text(said):
+    tokenizer = tokenizer_of(CHATML)
+    began = time.process_time()
+    row = shaped({"messages": turns("one", said + "a dog")}, 0)
+    rendered = Renderer(tokenizer, train_reasoning=False).render(row)
+    assert rendered.text[rendered.spans[-1][0] : rendered.spans[-1][1]].endswith("a dog" + END)
+    assert time.process_time() - began < 10
+
+
+def test_d7_a_weight_on_each_of_many_turns():
+    began = time.process_time()
+    said = [m | {"weight": 0.5} for m in turns(*["a", "b"] * 100)]
+    rendered = Renderer(tokenizer_of(CHATML)).render(shaped({"messages": said}, 0))
+    assert len(rendered.spans) == 200 and set(rendered.weights) == {0.5}
+    assert time.process_time() - began < 30
+
+
+def test_d8_odd_letters_in_what_is_trained_by_role_keep_their_bytes():
+    said = "a\x00b <|im_end|> \ue000\U0001f600 \u202e"
+    row = {"messages": [ASKED | {"content": said}, turns("", "fox")[1]]}
+    runs = trained(row, train_on=("user",))
+    assert runs == [(said + END, 1.0)]
