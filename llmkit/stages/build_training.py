@@ -31,6 +31,7 @@ from llmkit.parallel.single import Single
 from llmkit.plan.account import Choice
 from llmkit.stages.finished import finish
 from llmkit.stages.job import Job
+from llmkit.stages.lint import brief, keep, linted, served
 from llmkit.stages.measured import measured
 from llmkit.stages.quarantine import Quarantine
 from llmkit.stages.resume import find, identity, pinned, resume, told
@@ -96,6 +97,10 @@ def read(node: Training, run: Run) -> Job:
     data = node.examples(node.data.train, tokenizer, "data.train", aside, node.batch.rows)
     valid = node.examples(node.data.valid, tokenizer, "data.valid", aside) if node.data.valid else None
     aside.tell(run.console)
+    found = linted(node.data, data, valid, served(resolved, node.model.template, tokenizer))
+    keep(run.folder, found, data)
+    if notice := brief(found):
+        run.console.notice(notice)
     order = Order(node.seed, len(data), node.batch.rows)
     steps = node.steps or (node.epochs or 1) * order.steps_per_epoch
     kinds = types(node.precision, run.device)
