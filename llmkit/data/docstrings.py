@@ -8,9 +8,10 @@ import hashlib
 import re
 import sysconfig
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
-from llmkit.data.rows import Raw
+from llmkit.data.rows import At, Raw
 
 SKIPPED = {
     "test",
@@ -28,8 +29,12 @@ SHORTEST, LONGEST = 80, 1200
 """Characters of a function's source."""
 
 
-def read(split: str, labels: bool = False) -> Iterator[Raw]:
-    """The rows of one split; modules are dealt to splits whole, by the hash of their name."""
+def read(split: str, after: At = (), labels: bool = False) -> Iterator[Raw]:
+    """The rows of one split behind `after`; modules are dealt to splits whole, by the hash of their name."""
+    return islice(_read(split, labels), after[0] if after else 0, None)
+
+
+def _read(split: str, labels: bool) -> Iterator[Raw]:
     seen: set[str] = set()
     for module, path in _modules():
         held_out = hashlib.sha256(module.encode()).digest()[0] < 26  # about a tenth
@@ -38,13 +43,13 @@ def read(split: str, labels: bool = False) -> Iterator[Raw]:
         for line, source, sentence in functions(path):
             if source not in seen:
                 seen.add(source)
-                if labels:
-                    said = {"text": sentence, "label": "value" if gives_value(source) else "nothing"}
-                    yield Raw({**said, "cluster": module}, f"python:{module}", line)
-                    continue
                 question = {"role": "user", "content": QUESTION.format(source=source)}
                 answer = {"role": "assistant", "content": sentence}
-                yield Raw({"prompt": [question], "completion": [answer], "cluster": module}, f"python:{module}", line)
+                values = {"prompt": [question], "completion": [answer], "cluster": module}
+                if labels:
+                    label = "value" if gives_value(source) else "nothing"
+                    values = {"text": sentence, "label": label, "cluster": module}
+                yield Raw(values, f"python:{module}", line, at=(len(seen),))
 
 
 def _modules() -> list[tuple[str, Path]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,13 +12,13 @@ import numpy as np
 
 from llmkit.core.errors import DataError
 from llmkit.data.node import Data, Source
-from llmkit.data.prepare import Prepared, files_of
-from llmkit.data.render import Renderer
+from llmkit.data.prepare import Prepared, named
+from llmkit.data.render import Rendered, Renderer
 from llmkit.data.rows import BadRow, Raw, Row, Unusable
 from llmkit.data.usable import Tally, readable
 
 Task = Literal["sequence", "token"]
-UNSEEN = -1
+UNSEEN, CHUNK = -1, 256
 
 
 def _none() -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -38,11 +38,11 @@ class Labelled(Prepared):
 
     def supervised(self, index: int) -> float:
         """The sum of weights that an example trains with."""
-        return float(self.weights[self.starts[index] : self.starts[index + 1]].sum())
+        return float(self.weights[int(self.starts[index]) : int(self.starts[index + 1])].sum())
 
     def sample(self, index: int) -> tuple[np.ndarray[Any, Any], ...]:
         """(tokens, targets, weights) of an example: a token's target is its own."""
-        here = slice(self.starts[index], self.starts[index + 1])
+        here = slice(int(self.starts[index]), int(self.starts[index + 1]))
         return self.ids[here], self.targets[here], self.weights[here]
 
     @property
@@ -131,26 +131,45 @@ def labelled(
     """
     tally = Tally(data, Counter[str](), aside)
     reader = _Reader(Renderer(tokenizer), labels)
-    parts: list[tuple[list[int], list[int]]] = []
-    rows: list[Row] = []
-    groups: list[int] = []
-    places: list[tuple[str, int]] = []
-    for raw, values in readable(sources, tally):
+    made = list(_examples(sources, data, tally, reader))
+    tally.check(len(made), least, key)
+    return _joined(made, tally, labels, sources)
+
+
+@dataclass(frozen=True)
+class _Example:
+    """A row with its tokens, a target each, and its group."""
+
+    raw: Raw
+    row: Row
+    ids: list[int]
+    targets: list[int]
+    group: int
+
+
+def _examples(sources: Sequence[Source], data: Data, tally: Tally, reader: _Reader) -> Iterator[_Example]:
+    """The usable rows; encoded some hundred at a time, which the tokenizer does faster."""
+    waiting: list[_Asked] = []
+    for number, (raw, values) in enumerate(readable(sources, tally)):
         try:
-            row, ids, targets = reader.read(values, len(rows))
-            ids, targets = _fitted(ids, targets, data, tally, raw, reader)
-            group = class_of(values.get("group"), labels.groups) if labels.groups else 0
+            waiting.append(reader.asked(raw, values, number))
         except Unusable as reason:
             tally.unusable(raw, str(reason))
+        if len(waiting) >= CHUNK:
+            yield from _encoded(waiting, data, tally, reader)
+            waiting = []
+    yield from _encoded(waiting, data, tally, reader)
+
+
+def _encoded(waiting: Sequence[_Asked], data: Data, tally: Tally, reader: _Reader) -> Iterator[_Example]:
+    for one, (ids, places) in zip(waiting, reader.encode(waiting), strict=True):
+        try:
+            ids, targets = _fitted(ids, reader.targets(one, ids, places), data, tally, one.raw, reader)
+        except Unusable as reason:
+            tally.unusable(one.raw, str(reason))
             continue
-        if not ids:
-            continue
-        parts.append((ids, targets))
-        rows.append(row)
-        groups.append(group)
-        places.append((raw.file, raw.line))
-    tally.check(len(parts), least, key)
-    return _joined(parts, rows, groups, places, tally, labels, files_of(sources))
+        if ids:
+            yield _Example(one.raw, one.row, ids, targets, one.group)
 
 
 def _fitted(
@@ -177,42 +196,42 @@ def _fitted(
     return ids, targets
 
 
-def _joined(
-    parts: Sequence[tuple[list[int], list[int]]],
-    rows: Sequence[Row],
-    groups: Sequence[int],
-    places: Sequence[tuple[str, int]],
-    tally: Tally,
-    labels: Labels,
-    files: dict[str, str],
-) -> Labelled:
-    starts = np.concatenate([[0], np.cumsum([len(ids) for ids, _ in parts])]).astype(np.int64)
-    ids = np.concatenate([np.array(part, dtype=np.int32) for part, _ in parts])
-    targets = np.concatenate([np.array(part, dtype=np.int64) for _, part in parts])
-    weights = (targets != UNSEEN).astype(np.float32)
+def _joined(made: Sequence[_Example], tally: Tally, labels: Labels, sources: Sequence[Source]) -> Labelled:
+    starts = np.concatenate([[0], np.cumsum([len(one.ids) for one in made])]).astype(np.int64)
+    ids = np.concatenate([np.array(one.ids, dtype=np.int32) for one in made])
+    targets = np.concatenate([np.array(one.targets, dtype=np.int64) for one in made])
+    weights, groups = (targets != UNSEEN).astype(np.float32), np.array([one.group for one in made], dtype=np.int64)
     counts = tally.counts
-    for name, n in zip(
-        labels.classes, np.bincount(targets[targets != UNSEEN], minlength=len(labels.classes)), strict=True
-    ):
-        counts[f"label {name}"] = int(n)
-    counts["examples"], counts["tokens"], counts["supervised tokens"] = len(parts), len(ids), int(weights.sum())
-    groups_N = np.array(groups, dtype=np.int64)
-    said = (ids, targets, starts, groups_N, np.frombuffer(repr(labels).encode(), dtype=np.uint8))
-    digest = hashlib.sha256(b"".join(part.tobytes() for part in said)).hexdigest()
+    per_class = np.bincount(targets[targets != UNSEEN], minlength=len(labels.classes)).tolist()
+    counts.update({f"label {name}": n for name, n in zip(labels.classes, per_class, strict=True)})
+    counts.update({"examples": len(made), "tokens": len(ids), "supervised tokens": int(weights.sum())})
+    said = (ids, targets, starts, groups, np.frombuffer(repr(labels).encode(), dtype=np.uint8))
     return Labelled(
-        ids,
-        weights,
-        starts,
-        tuple(rows),
-        dict(counts),
-        digest,
-        files,
-        tuple(places),
-        targets,
-        labels.classes,
-        groups_N,
-        labels.groups,
+        ids=ids,
+        weights=weights,
+        starts=starts,
+        rows=tuple(one.row for one in made),
+        counts=dict(counts),
+        digest=hashlib.sha256(b"".join(part.tobytes() for part in said)).hexdigest(),
+        files=named({path: digest for source in sources for path, digest in source.files().items()}),
+        places=tuple((one.raw.file, one.raw.line) for one in made),
+        targets=targets,
+        classes=labels.classes,
+        groups=groups,
+        group_names=labels.groups,
     )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A row before it is encoded: a text with one class, or words with one each."""
+
+    raw: Raw
+    row: Row
+    text: Rendered
+    classes: tuple[int, ...]
+    group: int
+    words: tuple[str, ...] = ()
 
 
 class _Reader:
@@ -226,22 +245,50 @@ class _Reader:
         self.tail = own[-1:] if len(own) > 1 and own[-1] in (end, self.tokenizer.sep_token_id) else []
         """What the tokenizer puts behind every text by itself."""
 
-    def read(self, values: Mapping[str, Any], id: int) -> tuple[Row, list[int], list[int]]:
-        """(row, tokens, targets).
+    def asked(self, raw: Raw, values: Mapping[str, Any], id: int) -> _Asked:
+        """What a row says.
 
         Raises:
             Unusable: with the reason.
         """
         cluster = str(values.get("cluster", id))
+        group = class_of(values.get("group"), self.labels.groups) if self.labels.groups else 0
         if self.labels.task == "token":
-            return self._words(values, id, cluster)
+            words, classes = self._tagged(values)
+            text = " ".join(words)
+            return _Asked(raw, Row(id, cluster, prompt=text), Rendered(text, ()), classes, group, words)
         asked = next((values[name] for name in ("text", "prompt", "messages") if values.get(name) is not None), None)
         label = class_of(values.get("label"), self.labels.classes)
-        if not asked or not isinstance(asked, str | list) or (isinstance(asked, str) and not asked.strip()):
+        if isinstance(asked, str) and asked.strip():
+            return _Asked(raw, Row(id, cluster, prompt=asked), self.renderer.prompt(asked), (label,), group)
+        if not isinstance(asked, list) or not asked:
             raise Unusable("no text, prompt or messages" if asked is None else "the text is blank or not text")
-        ids = self._text(asked) if isinstance(asked, str) else self._conversation(asked)
-        row = Row(id, cluster, prompt=asked) if isinstance(asked, str) else Row(id, cluster, messages=tuple(asked))
-        return row, ids, self.at_end(ids, label)
+        if not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in asked):
+            raise Unusable("messages is not a list of messages")
+        return _Asked(raw, Row(id, cluster, messages=tuple(asked)), self.renderer.whole(asked), (label,), group)
+
+    def encode(self, asked: Sequence[_Asked]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """(tokens, the letters that each stands for) of each row; letters are told of words alone."""
+        if self.labels.task == "sequence":
+            made = self.renderer.encode([one.text for one in asked])
+            return [(self._ended(one, ids), []) for one, (ids, _) in zip(asked, made, strict=True)]
+        if not asked:
+            return []
+        out = self.tokenizer([one.text.text for one in asked], return_offsets_mapping=True, verbose=False)
+        return list(zip(out["input_ids"], out["offset_mapping"], strict=True))
+
+    def _ended(self, one: _Asked, ids: list[int]) -> list[int]:
+        """A text with what the tokenizer puts behind it; a conversation ends as its template says."""
+        plain = not one.row.messages and self.tail and ids[-1:] != self.tail
+        return ids + self.tail if plain else ids
+
+    def targets(self, one: _Asked, ids: Sequence[int], places: Sequence[tuple[int, int]]) -> list[int]:
+        """A target for each token; `UNSEEN` where there is none.
+
+        Raises:
+            Unusable: there is no token for it.
+        """
+        return _first_tokens(one.words, one.classes, places) if one.words else self.at_end(ids, one.classes[0])
 
     def at_end(self, ids: Sequence[int], label: int) -> list[int]:
         """The label at the last token that does not fill rows up, where transformers reads it.
@@ -256,27 +303,15 @@ class _Reader:
         targets[last] = label
         return targets
 
-    def _text(self, text: str) -> list[int]:
-        ids = self.renderer.encode([self.renderer.prompt(text)])[0][0]
-        return ids if ids[-len(self.tail) :] == self.tail else ids + self.tail
-
-    def _conversation(self, messages: list[Any]) -> list[int]:
-        if not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages):
-            raise Unusable("messages is not a list of messages")
-        return self.renderer.encode([self.renderer.whole(messages)])[0][0]
-
-    def _words(self, values: Mapping[str, Any], id: int, cluster: str) -> tuple[Row, list[int], list[int]]:
+    def _tagged(self, values: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
         words, tags = values.get("tokens"), values.get("tags")
         if not isinstance(words, list) or not words or not all(isinstance(w, str) and w.strip() for w in words):
             raise Unusable("tokens is not a list of words")
         if not isinstance(tags, list) or len(tags) != len(words):
             raise Unusable("tags is not a list as long as tokens")
-        classes, text = [class_of(tag, self.labels.classes) for tag in tags], " ".join(words)
-        if self.renderer.specials.search(text):
+        if self.renderer.specials.search(" ".join(words)):
             raise Unusable("special-token text in tokens")
-        made = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
-        ids, places = made["input_ids"], made["offset_mapping"]
-        return Row(id, cluster, prompt=text), ids, _first_tokens(words, classes, places)
+        return tuple(words), tuple(class_of(tag, self.labels.classes) for tag in tags)
 
 
 def _first_tokens(words: Sequence[str], classes: Sequence[int], places: Sequence[tuple[int, int]]) -> list[int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llmkit.core.errors import DataError
-from llmkit.data.node import Data, Docstrings, Source
+from llmkit.data.lint import Lint
+from llmkit.data.node import Data, Source
 from llmkit.data.rows import BadRow, Raw, Row, Unusable, bounded, mapped, rejected
 from llmkit.data.shapes import shaped
 
@@ -21,18 +22,24 @@ class Tally:
     counts: Counter[str]
     aside: Callable[[BadRow], None] | None = None
     first: str = ""
+    lint: Lint | None = None
 
     def broken(self, bad: DataError) -> None:
         """A row that cannot be read."""
         if self.data.on_bad_row == "error" or self.aside is None or not isinstance(bad, BadRow):
             raise bad
         self.counts["quarantined"] += 1
+        if self.lint is not None:
+            problem = bad.problems[0]
+            self.lint.refused(problem.file, problem.line, problem.what, "broken")
         self.aside(bad)
 
     def unusable(self, raw: Raw, reason: str) -> None:
         """A row that is read and cannot be trained on."""
         self.counts[f"unusable: {reason}"] += 1
         self.first = self.first or f"{raw.file}:{raw.line}: {reason}"
+        if self.lint is not None:
+            self.lint.refused(raw.file, raw.line, reason)
         if self.data.on_bad_row == "quarantine" and self.aside is not None:
             self.aside(rejected(raw, reason))
 
@@ -63,14 +70,8 @@ def readable(sources: Sequence[Source], tally: Tally) -> Iterator[tuple[Raw, Map
         DataError: a row cannot be read and is not to be set aside, or lacks a column that was mapped.
     """
     for source in sources:
-        columns = {} if isinstance(source, Docstrings) else source.columns
-        for found in source.rows():
-            tally.counts["rows"] += 1
-            raw = bounded(found) if isinstance(found, Raw) else found
-            if isinstance(raw, Raw):
-                yield raw, mapped(raw, columns)
-            else:
-                tally.broken(raw)
+        for _, raw in _bounded(source.rows(), tally, 0):
+            yield raw, mapped(raw, source.columns)
 
 
 def usable(sources: Sequence[Source], tally: Tally) -> Iterator[tuple[Raw, Row]]:
@@ -79,12 +80,33 @@ def usable(sources: Sequence[Source], tally: Tally) -> Iterator[tuple[Raw, Row]]
     Raises:
         DataError: a row cannot be read and is not to be set aside.
     """
-    index = 0
-    for raw, values in readable(sources, tally):
+    for source in sources:
+        yield from usable_rows(source.rows(), source.columns, tally, tally.counts["rows"])
+
+
+def usable_rows(
+    rows: Iterable[Raw | BadRow], columns: Mapping[str, str], tally: Tally, base: int = 0
+) -> Iterator[tuple[Raw, Row]]:
+    """The usable ones of some rows, which are numbered from `base` on.
+
+    Raises:
+        DataError: a row cannot be read and is not to be set aside.
+    """
+    for index, raw in _bounded(rows, tally, base):
         try:
-            row = shaped(values, index)
+            row = shaped(mapped(raw, columns), index)
         except Unusable as reason:
             tally.unusable(raw, str(reason))
             continue
-        index += 1
         yield raw, row
+
+
+def _bounded(rows: Iterable[Raw | BadRow], tally: Tally, base: int) -> Iterator[tuple[int, Raw]]:
+    """The rows that can be read and are not too large, with their numbers."""
+    for index, found in enumerate(rows, base):
+        tally.counts["rows"] += 1
+        raw = bounded(found) if isinstance(found, Raw) else found
+        if isinstance(raw, Raw):
+            yield index, raw
+        else:
+            tally.broken(raw)

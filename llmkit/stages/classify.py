@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.core.config import Conflict, config
 from llmkit.core.errors import DataError
+from llmkit.data.cleaning import NoDedup
 from llmkit.data.node import Source
 from llmkit.losses.node import ClassEntropy, ClassLoss, Focal, GroupDro, Seen, balanced
 from llmkit.models.node import Head
@@ -64,6 +65,11 @@ class Classify(Training):
         if self.adapter.kind in PROMPTS:
             what = f"{self.adapter.kind} puts tokens of its own before a row, and a head reads rows as they are"
             yield Conflict("adapter.kind", what, "use adapter: {kind: lora}")
+        if self.data.dedup != NoDedup() or self.data.decontaminate:
+            key = "data.decontaminate" if self.data.decontaminate else "data.dedup"
+            yield Conflict(key, "labelled rows are not compared with others yet", f"drop {key}", "kind")
+        if self.data.lint.level == "error":
+            yield Conflict("data.lint.level", "labelled rows are not linted yet", "drop data.lint", "kind")
         if self.data.overflow == "split":
             yield Conflict("data.overflow", "a label is of the whole row", "use drop or truncate", "kind")
         if self.data.train_on != "assistant":
@@ -132,7 +138,7 @@ class Classify(Training):
                 what = f"the rows have no class {unknown[0]}, but {', '.join(train.classes)[:80]}"
                 raise DataError(what, fix="name their classes", key=f"class_weights.{unknown[0]}")
             weights = tuple(self.class_weights.get(name, 1.0) for name in train.classes)
-        return replace(train, weights=train.weights * train.by_class(weights))
+        return replace(train, weights=train.weights[:] * train.by_class(weights))
 
     def head(self, train: Prepared) -> Head:
         """The head over the classes of the training rows."""

@@ -46,7 +46,7 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
     labels = built.loaded.head.labels if built.loaded.head is not None else ()
     export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant, labels)
     write_report(run.folder)
-    return publish(
+    made = publish(
         run.folder,
         {
             "kind": node.kind,
@@ -75,3 +75,6 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
         },
     )
+    if node.push is not None:
+        run.console.notice(f"pushed: {node.push.send(run.folder)}")
+    return made
