@@ -276,13 +276,13 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tiny, texts, tmp_path):
     """Group-DRO's weights, the balanced order, NEFTune and the best metric all go on where they were."""
 
     def node(out):
-        more = {"loss": {"kind": "group_dro", "step": 0.5}, "neftune": 5.0, "steps": 14, "micro_batch": 1}
-        more |= {"checkpoint": {"every": 3, "best": "valid.f1"}, "evaluate": {"every": 5, "rows": 12}}
+        more = {"loss": {"kind": "group_dro", "step": 0.5}, "neftune": 5.0, "steps": 9, "micro_batch": 1}
+        more |= {"checkpoint": {"every": 3, "best": "valid.f1"}, "evaluate": {"every": 4, "rows": 12}}
         data = {"sampler": {"balance": "label"}, "max_length": 24}
         return classify(tiny, texts, out, data, adapter={"kind": "lora", "rank": 2, "dropout": 0.1}, **more)
 
     go(node(tmp_path / "whole"))
-    for lines in (13,):
+    for lines in (9,):
         out = tmp_path / "killed"
         shutil.rmtree(out, ignore_errors=True)
         pid = in_child(node(out))
