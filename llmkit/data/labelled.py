@@ -89,20 +89,20 @@ def _name(value: Any) -> str | None:
     return str(value) if isinstance(value, int) or (isinstance(value, str) and value.strip()) else None
 
 
-def class_of(value: Any, classes: Sequence[str]) -> int:
-    """The index of a label, which is a name or an index.
+def class_of(value: Any, classes: Sequence[str], column: str = "label") -> int:
+    """The index of a label, which is a name or an index (as text, where a file has nothing but text).
 
     Raises:
         Unusable: it is neither.
     """
     name = _name(value)
     if name is None:
-        raise Unusable("label is null" if value is None else "label is no name and no index")
+        raise Unusable(f"{column} is null" if value is None else f"{column} is no name and no index")
     if name in classes:
         return classes.index(name)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(classes):
-        return value
-    raise Unusable(f"label {name[:40]!r} is none of {', '.join(classes)[:80]}")
+    if name.isdecimal() and int(name) < len(classes):
+        return int(name)
+    raise Unusable(f"{column} {name[:40]!r} is none of {', '.join(classes)[:80]}")
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ class _Reader:
             Unusable: with the reason.
         """
         cluster = str(values.get("cluster", id))
-        group = class_of(values.get("group"), self.labels.groups) if self.labels.groups else 0
+        group = class_of(values.get("group"), self.labels.groups, "group") if self.labels.groups else 0
         if self.labels.task == "token":
             words, classes = self._tagged(values)
             text = " ".join(words)
@@ -311,7 +311,7 @@ class _Reader:
             raise Unusable("tags is not a list as long as tokens")
         if self.renderer.specials.search(" ".join(words)):
             raise Unusable("special-token text in tokens")
-        return tuple(words), tuple(class_of(tag, self.labels.classes) for tag in tags)
+        return tuple(words), tuple(class_of(tag, self.labels.classes, "a tag") for tag in tags)
 
 
 def _first_tokens(words: Sequence[str], classes: Sequence[int], places: Sequence[tuple[int, int]]) -> list[int]:

@@ -13,6 +13,7 @@ from llmkit.data.node import Source
 from llmkit.losses.node import ClassEntropy, ClassLoss, Focal, GroupDro, Seen, balanced
 from llmkit.models.node import Head
 from llmkit.stages.training import Training
+from llmkit.train.node import Evaluating
 
 if TYPE_CHECKING:
     from llmkit.core.artifact import Artifact
@@ -72,6 +73,9 @@ class Classify(Training):
             yield Conflict("data.lint.level", "labelled rows are not linted yet", "drop data.lint", "kind")
         if self.data.overflow == "split":
             yield Conflict("data.overflow", "a label is of the whole row", "use drop or truncate", "kind")
+        for key in ("samples", "max_tokens"):
+            if getattr(self.evaluate, key) != getattr(Evaluating(), key):
+                yield Conflict(f"evaluate.{key}", "a classifier writes no answers", f"drop evaluate.{key}", "kind")
         if self.data.train_on != "assistant":
             yield Conflict("data.train_on", "labels are trained, not tokens", "drop data.train_on", "kind")
 
@@ -125,7 +129,23 @@ class Classify(Training):
         by_group = isinstance(self.loss, GroupDro) or (data.sampler is not None and data.sampler.balance == "group")
         groups = class_names(train, self.task, "group", data) if by_group and key == "data.train" else ()
         made = labelled(sources, data, tokenizer, Labels(self.task, classes, groups), key, aside, least)
-        return self._weighed(made) if key == "data.train" else made
+        if key == "data.train":
+            return self._weighed(made)
+        self._check_best(made)
+        return made
+
+    def _check_best(self, valid: Labelled) -> None:
+        """Raises: DataError when these rows cannot measure `checkpoint.best`."""
+        from llmkit.evals.classify import is_chunks
+
+        best = self.checkpoint.best or ""
+        name, there = best.removeprefix("valid.recall."), dict(zip(valid.classes, valid.counts_by_class, strict=True))
+        if best.startswith("valid.recall.") and not there.get(name):
+            what = f"no row of data.valid has the label {name}, whose recall is to get better"
+            raise DataError(what, fix="use valid.f1, or give such rows", key="checkpoint.best")
+        if best == "valid.span_f1" and not (self.task == "token" and is_chunks(valid.classes)):
+            what = "there are no spans in these rows: their tags are not all of B-X, I-X and O"
+            raise DataError(what, fix="use valid.f1", key="checkpoint.best")
 
     def _weighed(self, train: Labelled) -> Labelled:
         """The training rows with the weights of their classes."""

@@ -44,8 +44,8 @@ def test_pooling_passes_over_padding_tokens_as_transformers_does(tmp_path, token
 
 
 def test_labels_are_names_or_indices(tmp_path, tokenizer):
-    rows = [{"text": "a b", "label": label} for label in (0, 1, "yes", "no")]
-    assert read(tmp_path, rows, tokenizer, labels=("no", "yes")).class_of.tolist() == [0, 1, 1, 0]
+    rows = [{"text": "a b", "label": label} for label in (0, 1, "yes", "no", "1")]
+    assert read(tmp_path, rows, tokenizer, labels=("no", "yes")).class_of.tolist() == [0, 1, 1, 0, 1]
     rows = [{"text": "a b", "label": label} for label in (10, 9, 2)]
     assert read(tmp_path, rows, tokenizer).classes == ("2", "9", "10")
     rows = [{"text": "a b", "label": label} for label in (True, False)]

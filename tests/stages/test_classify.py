@@ -231,6 +231,8 @@ CONFLICTS = {
     "data.sampler.balance": {"task": "token", "data": {"sampler": {"balance": "label"}}},
     "data.overflow": {"data": {"overflow": "split"}},
     "data.train_on": {"data": {"train_on": "all"}},
+    "data.dedup": {"data": {"dedup": {"kind": "exact"}}},
+    "evaluate.samples": {"evaluate": {"samples": 9}},
 }
 
 
@@ -248,6 +250,13 @@ def test_a_language_model_has_no_labels_to_balance_and_no_f1():
     with pytest.raises(RecipeError, match=r"valid.f1 is not measured by kind sft"):
         data, best = {"train": source, "valid": source}, {"best": "valid.f1"}
         Sft(model="x", data=data, out="x", checkpoint=best, evaluate={"every": 2})
+
+
+@pytest.mark.parametrize("best,why", [("valid.recall.rare", "no row of data.valid"), ("valid.span_f1", "no spans")])
+def test_a_best_that_the_rows_cannot_measure_is_refused(best, why, tiny, texts, tmp_path):
+    how = {"checkpoint": {"best": best}, "evaluate": {"every": 2}, "labels": (*LABELS.values(), "rare")}
+    with pytest.raises(DataError, match=why):
+        go(classify(tiny, texts, tmp_path / "run", **how))
 
 
 def in_child(node):
