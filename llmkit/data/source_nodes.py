@@ -94,6 +94,20 @@ class Jsonl(Files):
 
 
 @config
+class Json(Files):
+    """One JSON list of objects."""
+
+    kind: Literal["json"] = "json"
+
+    def rows(self, after: At = ()) -> Iterator[Raw | BadRow]:
+        """Each object, or the error that it is; begins behind the row `after` at once."""
+        from llmkit.data.json_list import read_json
+        from llmkit.data.sources import chained
+
+        return chained(self.path, read_json, after, self.take)
+
+
+@config
 class Parquet(Files):
     """A parquet file, read in record batches (needs `pip install pyarrow`)."""
 
@@ -249,4 +263,4 @@ class Docstrings:
         return False
 
 
-Source = Annotated[Jsonl | Parquet | Csv | Text | Arrow | Hub | Docstrings, Later(("python",))]
+Source = Annotated[Jsonl | Json | Parquet | Csv | Text | Arrow | Hub | Docstrings, Later(("python",))]
