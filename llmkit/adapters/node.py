@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from llmkit.adapters.method import Around, Method
 from llmkit.core.config import Later, config, setting
+from llmkit.core.shape import Cost, Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import nn
 
 
 @config
-class NoAdapter:
+class NoAdapter(Method):
     """Every weight is trained."""
 
+    frozen_base: ClassVar[bool] = False
     kind: Literal["none"] = "none"
 
-    def attach(self, model: Any, idle: Sequence[str] = ()) -> nn.Module:
-        """Makes every weight trainable but those of the modules in `idle`."""
+    def attach(self, model: Any, around: Around = Around()) -> nn.Module:
+        """Makes every weight trainable but those of idle modules."""
         model.requires_grad_(True)
-        for name in idle:
+        for name in around.idle:
             model.get_submodule(name).requires_grad_(False)
         trained: nn.Module = model
         return trained
 
+    def cost(self, shape: Shape) -> Cost:
+        """Every weight."""
+        return Cost(shape.params, head=True)
+
 
 @config
-class Lora:
+class Lora(Method):
     """Low-rank updates beside frozen linears (LoRA, arXiv:2106.09685), through peft and saved in its format."""
 
     kind: Literal["lora"] = "lora"
@@ -45,16 +50,21 @@ class Lora:
     """Scale by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732)."""
     init: Annotated[Literal["default"], Later(("pissa", "loftq", "olora", "eva"))] = "default"
 
-    def attach(self, model: Any, idle: Sequence[str] = ()) -> nn.Module:
-        """Freezes the base and puts LoRA beside the linears that `targets` names, but for those in `idle` modules.
+    def attach(self, model: Any, around: Around = Around()) -> nn.Module:
+        """Freezes the base and puts LoRA beside the linears that `targets` names, but for those of idle modules.
 
         Raises:
             ModelError: `targets` names no linear of this model.
         """
         from llmkit.adapters.lora import attach
 
-        adapted: nn.Module = attach(model, self, idle)
+        adapted: nn.Module = attach(model, self, around.idle)
         return adapted
+
+    def cost(self, shape: Shape) -> Cost:
+        """rank x (in + out) of each linear."""
+        keeps: Literal["shared", "input", "scaled"] = "scaled" if self.dora else "input" if self.dropout else "shared"
+        return Cost(self.rank * shape.linears, low=self.rank, keeps=keeps)
 
 
 Adapter = Annotated[

@@ -15,7 +15,6 @@ import torch
 from llmkit_kernels import memory
 from llmkit_kernels.table import rows
 
-from llmkit.adapters.node import Lora
 from llmkit.build.precision import Types, types
 from llmkit.build.training import Built, build, how, stepper
 from llmkit.checkpoint import state
@@ -25,6 +24,7 @@ from llmkit.core.errors import DataError
 from llmkit.core.memory import keep_freed_memory, out_of_memory_named
 from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
+from llmkit.core.types import Batch
 from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit, NoPacking, Packing
 from llmkit.data.order import Order, spread
@@ -130,13 +130,21 @@ def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Type
 def _built(job: Job) -> tuple[Built, Single]:
     node, grants = job.node, job.run.grants
     held = how(job.run.device, job.types, node.quant, node.adapter, grants.code, grants.nonfinite)
-    made = build(job.resolved, node.model, held, node.adapter, job.choice.recompute, node.seed)
+    say = job.run.console.notice
+    made = build(job.resolved, node.model, held, node.adapter, job.choice.recompute, node.seed, say)
     if isinstance(node.data.packing, FirstFit) and not made.loaded.support.packed:
         raise DataError(made.loaded.support.reason, fix="set data.packing=none", key="data.packing")
     job.run.console.notice(
         f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
     )
-    return made, stepper(made, node.optim.build(made.trained), job.types)
+    with torch.autocast(job.run.device, torch.bfloat16, enabled=job.types.mixed):
+        node.adapter.prepare(made.model, _first(job, made.loaded.support.packed), made.scored.hidden)
+    return made, stepper(made, node.optim.build(made.trained), job.types, node.adapter.rate)
+
+
+def _first(job: Job, contexts: bool) -> Iterator[Batch]:
+    """The training data from its beginning, whatever step the run goes on from."""
+    return (batch for index in range(job.steps) for batch in _step_data(job, contexts, index).batches)
 
 
 def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
@@ -162,7 +170,7 @@ def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
             evaluate=partial(_measured, job, built, steps) if job.valid is not None else None,
             save=partial(_save, job, built, steps, metrics),
             asked_to_stop=lambda: run.stop.why,
-            measure=partial(measure, job.shape, run.device, job.types.half, isinstance(node.adapter, Lora)),
+            measure=partial(measure, job.shape, run.device, job.types.half, node.adapter.frozen_base),
             show=partial(_show, job),
         )
         try:
@@ -286,6 +294,7 @@ def _finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifa
     if progress.best_step not in (None, progress.step):
         steps.load(state.load(job.checkpoints / f"step-{progress.best_step}")[0])
         run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
+    node.adapter.finish(built.model)
     export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant)
     write_report(run.folder)
     return publish(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from llmkit.adapters.node import Adapter, Lora, NoAdapter
+from llmkit.adapters.node import Adapter, Lora
 from llmkit.core.config import Conflict, config, setting
 from llmkit.data.node import Data
 from llmkit.models.node import ModelRef, NoQuant, Quant
@@ -66,8 +66,8 @@ class Sft:
         """What contradicts what."""
         if self.epochs is not None and self.steps is not None:
             yield Conflict("epochs", "both say how long the run is", "keep one of the two", "steps")
-        if isinstance(self.adapter, NoAdapter) and not isinstance(self.quant, NoQuant):
-            what = f"a base held as {self.quant.kind} is frozen, and adapter none trains every weight"
+        if not self.adapter.frozen_base and not isinstance(self.quant, NoQuant):
+            what = f"a base held as {self.quant.kind} is frozen, and adapter {self.adapter.kind} trains its weights"
             yield Conflict("quant.kind", what, "use adapter: {kind: lora}, or drop quant", "adapter.kind")
         best, valid = self.checkpoint.best, self.data.valid
         if best is not None and not valid:
