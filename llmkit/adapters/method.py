@@ -11,6 +11,10 @@ def _unheard(_: str) -> None:
     """Nobody listens."""
 
 
+def _nothing(name: str) -> Any:
+    raise KeyError(name)
+
+
 @dataclass(frozen=True)
 class Around:
     """What a method may need beside the model's weights."""
@@ -20,6 +24,8 @@ class Around:
     tokenizer: Any = None
     added: tuple[int, ...] = ()
     """Ids of the tokens that the recipe added (`model.add_tokens`, `model.add_special_tokens`)."""
+    stored: Callable[[str], Any] = _nothing
+    """A weight as the base's files hold it, by its name; ModelError where they have none of that name."""
     notice: Callable[[str], None] = _unheard
     """Tells the user, in one line, what was matched."""
 
@@ -30,6 +36,12 @@ class Method:
 
     frozen_base: ClassVar[bool] = True
     """No weight of the base is trained."""
+    learns_tokens: ClassVar[bool] = False
+    """It trains the rows of tokens that the recipe adds (`Around.added`)."""
+
+    def unfit(self, quant: str) -> tuple[str, str, str] | None:
+        """Why it cannot be trained over a base that is held as `quant`: (its own key, what is wrong, the way out)."""
+        return None
 
     def rate(self, name: str) -> float:
         """The factor on the learning rate of the trained parameter `name`."""
