@@ -3,7 +3,8 @@
 import pytest
 
 from llmkit.adapters.node import Lora
-from tests.adapters.properties import FAMILIES, check, linears, lora_count
+from llmkit.core.errors import ModelError
+from tests.adapters.properties import FAMILIES, check, folder, linears, lora_count, opened
 
 RANK = 4
 METHODS = {
@@ -45,6 +46,16 @@ def test_experts(family, rslora, tmp_path):
 def test_experts_alone_and_in_one_layer(tmp_path):
     node = Lora(rank=RANK, targets=(), parameters=("experts.gate_up_proj",), layers=(-1,))
     check(node, "mixtral", tmp_path, RANK * 4 * (32 + 96), tol=5e-6)
+
+
+def test_linears_whose_names_peft_takes_for_experts_are_left_out_and_told(tmp_path):
+    check(Lora(rank=RANK), "qwen2_moe", tmp_path / "all", lora_count("qwen2_moe", RANK))
+    told = []
+    only = lora_count("glm4_moe", RANK, lambda name: "self_attn" in name)
+    check(Lora(rank=RANK), "glm4_moe", tmp_path / "some", only, notice=told.append)
+    assert "linears called down_proj, gate_proj, up_proj get no LoRA" in told[0]
+    with pytest.raises(ModelError, match=r"adapter\.targets: peft takes up_proj of Glm4MoeForCausalLM for its experts"):
+        Lora(targets=("up_proj",)).attach(opened(folder("glm4_moe")).model)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "qwen3_moe"])

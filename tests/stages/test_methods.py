@@ -52,7 +52,7 @@ def test_a_run_that_goes_on_ends_as_if_it_had_not_stopped(way, tiny, rows, tmp_p
     more = dict(WAYS[way])
     more["model"] = {"name": str(tiny), **more.get("model", {})}
     more |= {"checkpoint": {"every": 2, "keep": 9}, "out": str(tmp_path / "whole")}
-    whole = go(sft(tiny, rows, more.pop('out'), **more))
+    whole = go(sft(tiny, rows, more.pop("out"), **more))
     evaluated = [line["valid.loss"] for line in metrics(whole.folder) if line["event"] == "evaluate"]
     assert evaluated[-1] < evaluated[0] - 0.05
     again = tmp_path / "again"
@@ -134,7 +134,9 @@ def test_a_row_to_spare_is_used_and_the_base_stays_as_wide(tiny, rows, tmp_path)
 
 
 def test_a_token_that_is_there_already_is_refused_before_anything_is_made(tiny, rows, tmp_path):
-    with pytest.raises(ModelError, match=r"model\.add_tokens: '<\|im_end\|>' is a token of .* already; .*trainable_tokens"):
+    with pytest.raises(
+        ModelError, match=r"model\.add_tokens: '<\|im_end\|>' is a token of .* already; .*trainable_tokens"
+    ):
         go(sft(tiny, rows, tmp_path / "run", model={"name": str(tiny), "add_tokens": ["<|im_end|>"]}))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
