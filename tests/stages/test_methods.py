@@ -15,6 +15,7 @@ from llmkit.core.errors import ModelError, RecipeError
 from llmkit.models.load import How, load
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
+from tests.adapters.properties import folder
 from tests.conftest import make_model, make_tokenizer
 from tests.stages.test_sft import go, metrics, sft
 
@@ -72,7 +73,21 @@ def test_a_run_that_goes_on_ends_as_if_it_had_not_stopped(way, tiny, rows, tmp_p
     assert weights(again) == weights(whole.folder) and metrics(again) == metrics(whole.folder)
 
 
-def taught(folder, rows, out, **more):
+def test_experts_train_under_recompute_and_over_a_quantised_base_and_merge(rows, tmp_path):
+    adapter = {"kind": "lora", "rank": 2, "parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+    plain = go(sft(folder("mixtral"), rows, tmp_path / "plain", adapter=adapter)).folder
+    again = go(sft(folder("mixtral"), rows, tmp_path / "again", adapter=adapter, memory={"recompute": "full"})).folder
+    losses = [[line["loss"] for line in metrics(one) if line["event"] == "train"] for one in (plain, again)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0][-1] < losses[0][0] - 0.1
+    quantised = go(sft(folder("mixtral"), rows, tmp_path / "nf4", adapter=adapter, quant="bnb_nf4")).folder
+    for run in (plain, quantised):
+        merged = go(Merge(model=str(run), out=str(run / "merged")))
+        whole = hf.AutoModelForCausalLM.from_pretrained(merged.folder / "model")
+        ours = opened(run, quant=resolve(ModelRef(name=str(run))).quant)
+        torch.testing.assert_close(logits(whole), logits(ours.model), rtol=1e-3, atol=1e-4)
+
+
+def taught(base, rows, out, **more):
     """A run whose rows and template hold new tokens."""
     texts = [json.loads(line)["messages"] for line in rows.read_text().splitlines()]
     for said in texts:
@@ -81,23 +96,23 @@ def taught(folder, rows, out, **more):
     new.write_text("".join(json.dumps({"messages": said}) + "\n" for said in texts))
     template = out.with_suffix(".jinja")
     template.write_text(make_tokenizer().chat_template.replace("m['content']", "'<|call|>' + m['content']"))
-    model = {"name": str(folder), "template": str(template), "add_tokens": ["<tool>"]}
-    return go(sft(folder, new, out, **({"model": model | {"add_special_tokens": ["<|call|>"]}} | more)))
+    model = {"name": str(base), "template": str(template), "add_tokens": ["<tool>"]}
+    return go(sft(base, new, out, **({"model": model | {"add_special_tokens": ["<|call|>"]}} | more)))
 
 
 @pytest.fixture(scope="module", params=["tied", "own head"])
 def small(request, tmp_path_factory):
     """A model whose embeddings have no row to spare."""
-    folder, tokenizer = tmp_path_factory.mktemp("small"), make_tokenizer()
-    make_model(vocab_size=len(tokenizer), tie_word_embeddings=request.param == "tied").save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder, len(tokenizer), request.param == "tied"
+    base, tokenizer = tmp_path_factory.mktemp("small"), make_tokenizer()
+    make_model(vocab_size=len(tokenizer), tie_word_embeddings=request.param == "tied").save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    return base, len(tokenizer), request.param == "tied"
 
 
 @pytest.mark.parametrize("quant", ["none", "bnb_nf4"])
 def test_new_tokens_are_learned_saved_merged_and_used(small, quant, rows, tmp_path):
-    folder, size, tied = small
-    made = taught(folder, rows, tmp_path / "run", quant=quant).folder
+    base, size, tied = small
+    made = taught(base, rows, tmp_path / "run", quant=quant).folder
     ids = torch.tensor([[5, size, 8, size + 1, 33]])
     ours = opened(made, quant=resolve(ModelRef(name=str(made))).quant)
     assert len(ours.tokenizer) == size + 2 == ours.model.get_input_embeddings().weight.shape[0]
@@ -106,7 +121,7 @@ def test_new_tokens_are_learned_saved_merged_and_used(small, quant, rows, tmp_pa
     if quant == "none":
         theirs = AutoPeftModelForCausalLM.from_pretrained(made / "model")
         torch.testing.assert_close(logits(ours.model, ids), logits(theirs, ids), rtol=1e-5, atol=1e-6)
-    start = opened(folder)
+    start = opened(base)
     mean = start.model.get_input_embeddings().weight.mean(0)
     wrapped = ours.model.base_model.model.get_input_embeddings().token_adapter
     moved = (wrapped.trainable_tokens_delta["default"] - mean).abs().max(1).values
@@ -118,8 +133,8 @@ def test_new_tokens_are_learned_saved_merged_and_used(small, quant, rows, tmp_pa
 
 
 def test_new_tokens_of_a_whole_model_and_its_evaluation(small, rows, tmp_path):
-    folder, size, _ = small
-    made = taught(folder, rows, tmp_path / "run", adapter="none").folder
+    base, size, _ = small
+    made = taught(base, rows, tmp_path / "run", adapter="none").folder
     whole = hf.AutoModelForCausalLM.from_pretrained(made / "model")
     assert whole.config.vocab_size == size + 2
     task = {"kind": "perplexity", "data": [{"kind": "jsonl", "path": str(rows)}]}
