@@ -50,7 +50,7 @@ def _training(title: str, node: Training, show: int) -> None:
     where, resolved = device(), whole_model(node.model)
     if notice := check_length(resolved, node.data.max_length, "data.max_length"):
         _say(f"{title}{notice}")
-    tokenizer = read_tokenizer(resolved, node.model.template)
+    tokenizer = read_tokenizer(resolved, node.model)
     sets: list[Prepared] = []
     for key, sources in (("train", node.data.train), ("valid", node.data.valid)):
         if sources:
@@ -60,7 +60,7 @@ def _training(title: str, node: Training, show: int) -> None:
             sets.append(made)
             if show and key == "train":
                 _tokens(made, tokenizer, show)
-    _lint(title, node, sets, served(resolved, node.model.template, tokenizer))
+    _lint(title, node, sets, served(resolved, node.model, tokenizer))
     _, choice = sizes(node, resolved, where)
     parts = ", ".join(f"{part} {size / 2**20:.0f}" for part, size in vars(choice.account).items())
     total, free = choice.account.total / 2**20, available(where) / 2**20
@@ -77,7 +77,7 @@ def _lint(title: str, node: Training, sets: Sequence[Prepared], more: Sequence[F
 
 def _evaluate(title: str, node: Evaluate) -> None:
     resolved = resolve(node.model)
-    tokenizer = read_tokenizer(resolved, node.model.template)
+    tokenizer = read_tokenizer(resolved, node.model)
     for task in node.tasks:
         if isinstance(task, Perplexity):
             made = prepare(task.data, data_of(task), tokenizer, f"tasks.{task.name}")

@@ -198,7 +198,7 @@ def _take_dequantised(plain: Any, quantised: Any) -> None:
     theirs = dict(quantised.named_modules())
     with torch.no_grad():
         for name, module in plain.named_modules():
-            if isinstance(module, BaseTunerLayer):
+            if isinstance(module, BaseTunerLayer) and hasattr(module.get_base_layer(), "weight"):  # experts are plain
                 module.get_base_layer().weight.copy_(dequantize_module_weight(theirs[name].get_base_layer()))
 
 

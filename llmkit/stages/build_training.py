@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from llmkit_kernels import memory
 
-from llmkit.adapters.node import Lora
 from llmkit.build.precision import Types, types
 from llmkit.build.training import Built, build, how, stepper
 from llmkit.checkpoint import state
@@ -21,6 +20,7 @@ from llmkit.core.errors import DataError
 from llmkit.core.memory import keep_freed_memory, out_of_memory_named
 from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
+from llmkit.core.types import Batch
 from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit, NoPacking, Packing
 from llmkit.data.order import Order
@@ -92,12 +92,12 @@ def read(node: Training, run: Run) -> Job:
     resolved = whole_model(node.model)
     if notice := check_length(resolved, node.data.max_length, "data.max_length"):
         run.console.notice(notice)
-    tokenizer = read_tokenizer(resolved, node.model.template, run.grants.code)
+    tokenizer = read_tokenizer(resolved, node.model, run.grants.code)
     aside = Quarantine(run.folder / "quarantine.jsonl")
     data = node.examples(node.data.train, tokenizer, "data.train", aside, node.batch.rows)
     valid = node.examples(node.data.valid, tokenizer, "data.valid", aside) if node.data.valid else None
     aside.tell(run.console)
-    found = linted(node.data, data, valid, served(resolved, node.model.template, tokenizer))
+    found = linted(node.data, data, valid, served(resolved, node.model, tokenizer))
     keep(run.folder, found, data)
     if notice := brief(found):
         run.console.notice(notice)
@@ -127,13 +127,21 @@ def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Type
 def _built(job: Job) -> tuple[Built, Single]:
     node, grants = job.node, job.run.grants
     held = how(job.run.device, job.types, node.quant, node.adapter, grants.code, grants.nonfinite)
-    made = build(job.resolved, node.model, held, node.adapter, job.choice.recompute, node.seed)
+    say = job.run.console.notice
+    made = build(job.resolved, node.model, held, node.adapter, job.choice.recompute, node.seed, say)
     if isinstance(node.data.packing, FirstFit) and not made.loaded.support.packed:
         raise DataError(made.loaded.support.reason, fix="set data.packing=none", key="data.packing")
     job.run.console.notice(
         f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
     )
-    return made, stepper(made, node.optim.build(made.trained), job.types)
+    with torch.autocast(job.run.device, torch.bfloat16, enabled=job.types.mixed):
+        node.adapter.prepare(made.model, _first(job, made.loaded.support.packed), made.scored.hidden)
+    return made, stepper(made, node.optim.build(made.trained), job.types, node.adapter.rate)
+
+
+def _first(job: Job, contexts: bool) -> Iterator[Batch]:
+    """The training data from its beginning, whatever step the run goes on from."""
+    return (batch for index in range(job.steps) for batch in _step_data(job, contexts, index).batches)
 
 
 def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
@@ -159,7 +167,7 @@ def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
             evaluate=partial(measured, job, built, steps) if job.valid is not None else None,
             save=partial(_save, job, built, steps, metrics),
             asked_to_stop=lambda: run.stop.why,
-            measure=partial(measure, job.shape, run.device, job.types.half, isinstance(node.adapter, Lora)),
+            measure=partial(measure, job.shape, run.device, job.types.half, node.adapter.frozen_base),
             show=partial(_show, job),
         )
         try:

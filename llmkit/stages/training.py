@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmkit.adapters.node import Adapter, Lora, NoAdapter
+from llmkit.adapters.node import Adapter, Lora
 from llmkit.core.config import Conflict, config, setting
 from llmkit.data.node import Data, Source
 from llmkit.models.node import ModelRef, NoQuant, Quant
@@ -61,9 +61,12 @@ class Training:
         """What contradicts what."""
         if self.epochs is not None and self.steps is not None:
             yield Conflict("epochs", "both say how long the run is", "keep one of the two", "steps")
-        if isinstance(self.adapter, NoAdapter) and not isinstance(self.quant, NoQuant):
-            what = f"a base held as {self.quant.kind} is frozen, and adapter none trains every weight"
-            yield Conflict("quant.kind", what, "use adapter: {kind: lora}, or drop quant", "adapter.kind")
+        if (odd := self.adapter.unfit(self.quant.kind)) is not None:
+            yield Conflict("quant.kind", odd[1], odd[2], f"adapter.{odd[0]}")
+        for key in ("add_tokens", "add_special_tokens"):
+            if getattr(self.model, key) and not self.adapter.learns_tokens:
+                what = f"adapter {self.adapter.kind} trains no rows of the embeddings"
+                yield Conflict(f"model.{key}", what, "use adapter: {kind: lora} or none", "adapter.kind")
         best, valid = self.checkpoint.best, self.data.valid
         if best is not None and not valid:
             what = f"nothing measures {best} without validation rows"

@@ -7,16 +7,17 @@ import torch
 from llmkit import Sft
 from llmkit.build.precision import types
 from llmkit.build.training import build, how
+from llmkit.core.shape import Cost, Shape
 from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit
 from llmkit.data.prepare import Prepared
 from llmkit.models.resolve import resolve
-from llmkit.plan.account import FUSED, Held, Shape, account, choose
+from llmkit.plan.account import FUSED, Held, account, choose
 from llmkit.stages.sizes import _held, sizes
 from tests.conftest import make_model, make_tokenizer
 
 SHAPE = Shape(135_000_000, 30, 576, 1536, 49152, linears=305_280, keys=192, embedded=28_311_552)
-LORA = Held(4, 4, FUSED, trained=16 * 305_280, rank=16, moment_bytes=8, recompute=False, head_bytes=16 << 20)
+LORA = Held(4, 4, FUSED, Cost(16 * 305_280, low=16), moment_bytes=8, recompute=False, head_bytes=16 << 20)
 
 
 def test_a_shape_is_read_from_a_configuration_and_headers():
