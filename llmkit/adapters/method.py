@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from llmkit.adapters.limits import Limits
+
 
 def _unheard(_: str) -> None:
     """Nobody listens."""
@@ -30,6 +32,8 @@ class Method:
 
     frozen_base: ClassVar[bool] = True
     """No weight of the base is trained."""
+    limits: ClassVar[Limits] = Limits()
+    """What it cannot be together with."""
 
     def rate(self, name: str) -> float:
         """The factor on the learning rate of the trained parameter `name`."""

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from llmkit.adapters.bottleneck import Bottleneck
 from llmkit.adapters.method import Around, Method
+from llmkit.adapters.prompts import PrefixTuning, PromptTuning, PTuning
+from llmkit.adapters.rotations import Boft, Oft
+from llmkit.adapters.scaled import Ia3, Vera
 from llmkit.core.config import Later, config, setting
 from llmkit.core.shape import Cost, Shape
 
@@ -67,7 +71,4 @@ class Lora(Method):
         return Cost(self.rank * shape.linears, low=self.rank, keeps=keeps)
 
 
-Adapter = Annotated[
-    NoAdapter | Lora,
-    Later(("ia3", "vera", "oft", "boft", "prompt_tuning", "prefix_tuning", "p_tuning", "bottleneck")),
-]
+Adapter = NoAdapter | Lora | Ia3 | Vera | Oft | Boft | PromptTuning | PrefixTuning | PTuning | Bottleneck

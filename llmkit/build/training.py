@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from llmkit.models.heads import Scored, check_head
 from llmkit.models.load import How, Loaded, load
 from llmkit.models.node import ModelRef, Quant
 from llmkit.models.resolve import Resolved
+from llmkit.models.virtual import supported
 from llmkit.models.wrappers import towers
 from llmkit.parallel.single import Single
 
@@ -54,6 +55,7 @@ def build(
     check_head(Scored(loaded.model))
     torch.manual_seed(seed)  # adapters begin at random
     model = adapter.attach(loaded.model, Around(towers(loaded.model), loaded.tokenizer, (), notice))
+    loaded = replace(loaded, support=supported(loaded.support, model))
     if recompute:
         base = loaded.model
         base.activation_checkpointing_enable({"use_reentrant": False})

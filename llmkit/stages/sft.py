@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llmkit.adapters.node import Adapter, Lora
 from llmkit.core.config import Conflict, config, setting
-from llmkit.data.node import Data
+from llmkit.data.node import Data, FirstFit
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.train.node import (
     AdamW,
@@ -69,6 +69,13 @@ class Sft:
         if not self.adapter.frozen_base and not isinstance(self.quant, NoQuant):
             what = f"a base held as {self.quant.kind} is frozen, and adapter {self.adapter.kind} trains its weights"
             yield Conflict("quant.kind", what, "use adapter: {kind: lora}, or drop quant", "adapter.kind")
+        limits = self.adapter.limits
+        if limits.packing and isinstance(self.data.packing, FirstFit):
+            what = f"several sequences share a row: {limits.packing}"
+            yield Conflict("data.packing", what, "set data.packing: none", "adapter.kind")
+        if limits.recompute and self.memory.recompute == "full":
+            what = f"layers run twice: {limits.recompute}"
+            yield Conflict("memory.recompute", what, "set memory.recompute: none", "adapter.kind")
         best, valid = self.checkpoint.best, self.data.valid
         if best is not None and not valid:
             what = f"nothing measures {best} without validation rows"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmkit.adapters.limits import virtual_tokens
 from llmkit.build.precision import Types, types
 from llmkit.core.errors import ModelError, ResourceError
 from llmkit.core.memory import available
@@ -42,8 +43,18 @@ def sizes(node: Sft, resolved: Resolved, device: str) -> tuple[Shape, Choice]:
     kinds = types(node.precision, device)
     rows = node.micro_batch if isinstance(node.micro_batch, int) else None
     wanted = {"auto": None, "none": False, "full": True}[node.memory.recompute]
+    if node.adapter.limits.recompute:
+        wanted = False
     free = available(device)
-    choice = choose(shape, _held(node, shape, kinds, device), node.data.max_length, free, device, rows, wanted)
+    choice = choose(
+        shape,
+        _held(node, shape, kinds, device),
+        node.data.max_length + virtual_tokens(node.adapter),
+        free,
+        device,
+        rows,
+        wanted,
+    )
     if not choice.fits:
         need, there = choice.account.total / 2**20, free / 2**20
         raise ResourceError(
