@@ -22,11 +22,14 @@ def adapted(model: Any, folder: Path, own: Readers | None = None) -> Any:
     Raises:
         ModelError: its settings, its tensors and the base do not fit together.
     """
-    from peft import PeftModel
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel
 
     headers = safe.check_folder(folder, "adapter_model")
-    if reader := (own or {}).get(method(folder)):
+    kind = method(folder)
+    if reader := (own or {}).get(kind):
         return reader(model, folder, towers(model))
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise ModelError(f"its method {kind} is unknown", fix="update peft, or give another adapter", file=str(folder))
     try:
         made = PeftModel.from_pretrained(model, str(folder))
     except KeyError as cause:  # of modules that are saved whole peft looks for every tensor
