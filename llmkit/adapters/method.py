@@ -13,6 +13,10 @@ def _unheard(_: str) -> None:
     """Nobody listens."""
 
 
+def _nothing(name: str) -> Any:
+    raise KeyError(name)
+
+
 @dataclass(frozen=True)
 class Around:
     """What a method may need beside the model's weights."""
@@ -22,6 +26,8 @@ class Around:
     tokenizer: Any = None
     added: tuple[int, ...] = ()
     """Ids of the tokens that the recipe added (`model.add_tokens`, `model.add_special_tokens`)."""
+    stored: Callable[[str], Any] = _nothing
+    """A weight as the base's files hold it, by its name; ModelError where they have none of that name."""
     notice: Callable[[str], None] = _unheard
     """Tells the user, in one line, what was matched."""
 
@@ -34,6 +40,12 @@ class Method:
     """No weight of the base is trained."""
     limits: ClassVar[Limits] = Limits()
     """What it cannot be together with."""
+    learns_tokens: ClassVar[bool] = False
+    """It trains the rows of tokens that the recipe adds (`Around.added`)."""
+
+    def unfit(self, quant: str) -> tuple[str, str, str] | None:
+        """Why it cannot be trained over a base that is held as `quant`: (its own key, what is wrong, the way out)."""
+        return None
 
     def rate(self, name: str) -> float:
         """The factor on the learning rate of the trained parameter `name`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.adapters.method import Around, Method
-from llmkit.adapters.targets import linears
+from llmkit.adapters.names import linears
 from llmkit.core.config import config, setting
 from llmkit.core.shape import Cost, Shape
 

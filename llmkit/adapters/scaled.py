@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.adapters.method import Around, Method
-from llmkit.adapters.targets import ends, linears
+from llmkit.adapters.names import linears, meant
 from llmkit.core.config import config, setting
 from llmkit.core.shape import Cost, Shape
 
@@ -42,7 +42,7 @@ class Ia3(Method):
         """One factor for each output, or input of the MLP's last linear."""
         wanted = (*KEYS_AND_VALUES, *self.feedforward) if self.targets == "auto" else self.targets
         found = linears(shape, wanted).items()
-        return Cost(sum(i if ends(name, self.feedforward) else o for name, (i, o) in found), keeps="scaled")
+        return Cost(sum(i if meant(self.feedforward, name) else o for name, (i, o) in found), keeps="scaled")
 
 
 @config

@@ -11,9 +11,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from llmkit.adapters.method import Around
+from llmkit.adapters.names import ALL_LINEAR, meant, short, targeted
 from llmkit.adapters.rotations import Boft, Oft
 from llmkit.adapters.scaled import KEYS_AND_VALUES, Ia3, Vera
-from llmkit.adapters.targets import ends, named
 from llmkit.core.errors import ModelError
 
 
@@ -25,8 +25,12 @@ def ia3(model: Any, node: Ia3, around: Around) -> PeftModel:
     """
     wanted = (*KEYS_AND_VALUES, *node.feedforward) if node.targets == "auto" else node.targets
     found = targets(model, wanted, around)
-    inside = [name for name in found if ends(name, node.feedforward)]
-    given = IA3Config(target_modules=list(found), feedforward_modules=inside, task_type=TaskType.CAUSAL_LM)
+    names = _short(model, found)
+    kinds = {end: {meant(node.feedforward, name) for name in found if meant((end,), name)} for end in names}
+    if any(len(kind) > 1 for kind in kinds.values()):  # one ending has both kinds
+        names, kinds = list(found), {name: {meant(node.feedforward, name)} for name in found}
+    inside = [name for name in names if True in kinds[name]]
+    given = IA3Config(target_modules=names, feedforward_modules=inside, task_type=TaskType.CAUSAL_LM)
     return _adapted(model, given)
 
 
@@ -41,7 +45,7 @@ def vera(model: Any, node: Vera, around: Around) -> PeftModel:
         vera_dropout=node.dropout,
         d_initial=node.d_initial,
         projection_prng_key=node.projection_prng_key,
-        target_modules=list(targets(model, node.targets, around)),
+        target_modules=_short(model, targets(model, node.targets, around)),
         task_type=TaskType.CAUSAL_LM,
     )
     return _adapted(model, given)
@@ -60,7 +64,7 @@ def oft(model: Any, node: Oft, around: Around) -> PeftModel:
         module_dropout=node.dropout,
         block_share=node.share,
         use_cayley_neumann=node.cayley_neumann,
-        target_modules=list(found),
+        target_modules=_short(model, found),
         task_type=TaskType.CAUSAL_LM,
     )
     return _adapted(model, given)
@@ -83,7 +87,7 @@ def boft(model: Any, node: Boft, around: Around) -> PeftModel:
         boft_block_size=node.block_size,
         boft_n_butterfly_factor=node.butterfly_factors,
         boft_dropout=node.dropout,
-        target_modules=list(found),
+        target_modules=_short(model, found),
         task_type=TaskType.CAUSAL_LM,
     )
     return _adapted(model, given)
@@ -100,8 +104,8 @@ def targets(model: Any, wanted: str | Sequence[str], around: Around) -> dict[str
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
-        and named(name, wanted)
-        and not (wanted == "all-linear" and (module is head or name.endswith(".router")))
+        and targeted(wanted, name)
+        and not (wanted == ALL_LINEAR and (module is head or name.endswith(".router")))
         and not any(name == one or name.startswith(f"{one}.") for one in around.idle)
     }
     if not found:
@@ -115,6 +119,11 @@ def targets(model: Any, wanted: str | Sequence[str], around: Around) -> dict[str
     names = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in found))
     around.notice(f"the adapter is on {len(found)} linears: {names}")
     return found
+
+
+def _short(model: Any, found: Mapping[str, nn.Module]) -> list[str]:
+    """The fewest endings for peft, which knows no exceptions."""
+    return short(list(found), [name for name, _ in model.named_modules()])
 
 
 def _check_blocks(found: Mapping[str, nn.Module], size: int, times: int) -> None:

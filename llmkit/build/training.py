@@ -17,6 +17,7 @@ from llmkit.models.heads import Scored, check_head
 from llmkit.models.load import How, Loaded, load
 from llmkit.models.node import ModelRef, Quant
 from llmkit.models.resolve import Resolved
+from llmkit.models.stored import Stored
 from llmkit.models.virtual import supported
 from llmkit.models.wrappers import towers
 from llmkit.parallel.single import Single
@@ -54,7 +55,8 @@ def build(
     loaded = load(resolved, ref, how)
     check_head(Scored(loaded.model))
     torch.manual_seed(seed)  # adapters begin at random
-    model = adapter.attach(loaded.model, Around(towers(loaded.model), loaded.tokenizer, (), notice))
+    around = Around(towers(loaded.model), loaded.tokenizer, loaded.added, Stored(resolved.folder), notice)
+    model = adapter.attach(loaded.model, around)
     loaded = replace(loaded, support=supported(loaded.support, model))
     if recompute:
         base = loaded.model

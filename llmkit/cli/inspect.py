@@ -47,7 +47,7 @@ def _sft(title: str, node: Sft, show: int) -> None:
     where, resolved = device(), whole_model(node.model)
     if notice := check_length(resolved, node.data.max_length, "data.max_length"):
         _say(f"{title}{notice}")
-    tokenizer = read_tokenizer(resolved, node.model.template)
+    tokenizer = read_tokenizer(resolved, node.model)
     for key, sources in (("train", node.data.train), ("valid", node.data.valid)):
         if sources:
             least = node.batch.rows if key == "train" else 1
@@ -64,7 +64,7 @@ def _sft(title: str, node: Sft, show: int) -> None:
 
 def _evaluate(title: str, node: Evaluate) -> None:
     resolved = resolve(node.model)
-    tokenizer = read_tokenizer(resolved, node.model.template)
+    tokenizer = read_tokenizer(resolved, node.model)
     for task in node.tasks:
         if isinstance(task, Perplexity):
             made = prepare(task.data, data_of(task), tokenizer, f"tasks.{task.name}")

@@ -20,6 +20,7 @@ from llmkit.models.fused import fuse
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.models.probe import Support, probe
 from llmkit.models.resolve import Resolved
+from llmkit.models.tokens import add, added, widen
 from llmkit.models.virtual import supported
 from llmkit.models.wrappers import check_causal, check_whole, name_inner
 
@@ -37,6 +38,8 @@ class Loaded:
     """The kind of attention in use."""
     support: Support
     resolved: Resolved
+    added: tuple[int, ...] = ()
+    """Ids of the tokens that the recipe added."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,10 @@ def load(resolved: Resolved, ref: ModelRef, how: How, own: Readers | None = None
     base = resolved.base or resolved
     with quiet():
         model = _base(base, how)
+        tokenizer = read_tokenizer(resolved, ref, how.allow_code)
+        new = added(tokenizer, ref)
+        if new or resolved.base is not None:
+            widen(model, tokenizer, new)
         kind = install(model, ref.attention, how.half)
         support = probe(model)
         if not getattr(model, "is_quantized", False):
@@ -73,8 +80,7 @@ def load(resolved: Resolved, ref: ModelRef, how: How, own: Readers | None = None
             model = adapted(model, resolved.folder, own)
             support = supported(support, model)
         model.eval()
-        tokenizer = read_tokenizer(resolved, ref.template, how.allow_code)
-    return Loaded(model, tokenizer, kind, support, resolved)
+    return Loaded(model, tokenizer, kind, support, resolved, new)
 
 
 def _check_torch() -> None:
@@ -154,8 +160,8 @@ def _check_finite(folder: Path, headers: dict[str, safe.Header]) -> None:
                     )
 
 
-def read_tokenizer(resolved: Resolved, template: str | None, allow_code: bool = False) -> Any:
-    """The tokenizer of a model's folder, or of its base's, with the recipe's template over its own."""
+def read_tokenizer(resolved: Resolved, ref: ModelRef, allow_code: bool = False) -> Any:
+    """The tokenizer of a model's folder, or of its base's, with the recipe's tokens and its template over its own."""
     from transformers import AutoTokenizer
 
     own = (resolved.folder / "tokenizer_config.json").is_file() or (resolved.folder / "tokenizer.json").is_file()
@@ -170,12 +176,13 @@ def read_tokenizer(resolved: Resolved, template: str | None, allow_code: bool = 
             fix="add tokenizer.json",
             file=str(folder),
         ) from cause
-    if template is not None:
+    add(tokenizer, ref)
+    if ref.template is not None:
         try:
-            tokenizer.chat_template = Path(template).read_text("utf-8")
+            tokenizer.chat_template = Path(ref.template).read_text("utf-8")
         except OSError as cause:
             raise ModelError(
-                f"{template} cannot be read ({cause.strerror})", fix="give a file", key="model.template"
+                f"{ref.template} cannot be read ({cause.strerror})", fix="give a file", key="model.template"
             ) from cause
     return tokenizer
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from llmkit.core.config import Later, config, setting
+from llmkit.core.config import Conflict, Later, config, setting
 from llmkit.core.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
 
@@ -24,8 +26,28 @@ class ModelRef:
     """The attention kernel; one that is asked for and missing is an error."""
     template: str | None = None
     """A file with a Jinja chat template that replaces the tokenizer's own."""
+    add_tokens: tuple[str, ...] = ()
+    """New tokens that are recognised wherever they stand in a text. A new token's row starts as the mean of all others;
+    it is trained and saved with a LoRA, or with the model where every weight is trained."""
+    add_special_tokens: tuple[str, ...] = ()
+    """New tokens of the chat template: in the text of rows and prompts they are plain text, and decoding leaves them
+    out."""
     rope: None = setting(default=None, later=True)
     """RoPE scaling."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """What contradicts what."""
+        for token in self.add_tokens:
+            if token in self.add_special_tokens:
+                what = f"{token!r} is to be plain and special"
+                yield Conflict("add_tokens", what, "name it in one of the two", "add_special_tokens")
+        for key in ("add_tokens", "add_special_tokens"):
+            given = getattr(self, key)
+            for token in given:
+                if not token.strip():
+                    yield Conflict(key, f"{token!r} is blank", "give text")
+                elif given.count(token) > 1:
+                    yield Conflict(key, f"{token!r} is there twice", "name it once")
 
 
 @config

@@ -101,7 +101,7 @@ def read(node: Sft, run: Run) -> Job:
     longest = node.data.max_length + virtual_tokens(node.adapter)
     if notice := check_length(resolved, longest, "data.max_length"):
         run.console.notice(notice)
-    tokenizer = read_tokenizer(resolved, node.model.template, run.grants.code)
+    tokenizer = read_tokenizer(resolved, node.model, run.grants.code)
     aside = Quarantine(run.folder / "quarantine.jsonl")
     data = prepare(node.data.train, node.data, tokenizer, "data.train", aside, node.batch.rows)
     valid = prepare(node.data.valid, node.data, tokenizer, "data.valid", aside) if node.data.valid else None

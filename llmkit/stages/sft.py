@@ -66,9 +66,6 @@ class Sft:
         """What contradicts what."""
         if self.epochs is not None and self.steps is not None:
             yield Conflict("epochs", "both say how long the run is", "keep one of the two", "steps")
-        if not self.adapter.frozen_base and not isinstance(self.quant, NoQuant):
-            what = f"a base held as {self.quant.kind} is frozen, and adapter {self.adapter.kind} trains its weights"
-            yield Conflict("quant.kind", what, "use adapter: {kind: lora}, or drop quant", "adapter.kind")
         limits = self.adapter.limits
         if limits.packing and isinstance(self.data.packing, FirstFit):
             what = f"several sequences share a row: {limits.packing}"
@@ -76,6 +73,12 @@ class Sft:
         if limits.recompute and self.memory.recompute == "full":
             what = f"layers run twice: {limits.recompute}"
             yield Conflict("memory.recompute", what, "set memory.recompute: none", "adapter.kind")
+        if (odd := self.adapter.unfit(self.quant.kind)) is not None:
+            yield Conflict("quant.kind", odd[1], odd[2], f"adapter.{odd[0]}")
+        for key in ("add_tokens", "add_special_tokens"):
+            if getattr(self.model, key) and not self.adapter.learns_tokens:
+                what = f"adapter {self.adapter.kind} trains no rows of the embeddings"
+                yield Conflict(f"model.{key}", what, "use adapter: {kind: lora} or none", "adapter.kind")
         best, valid = self.checkpoint.best, self.data.valid
         if best is not None and not valid:
             what = f"nothing measures {best} without validation rows"
