@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 ONE_A_ROW = "virtual tokens stand once before a row, so each sequence needs its own"
+KEPT = (4, 2, 2)
+"""What a layer keeps of a token in padded rows (`Cost.own`)."""
 
 
 @config
@@ -49,7 +51,7 @@ class PromptTuning(Method):
 
     def cost(self, shape: Shape) -> Cost:
         """n x d."""
-        return Cost(self.virtual_tokens * shape.hidden)
+        return Cost(self.virtual_tokens * shape.hidden, own=KEPT)
 
 
 @config
@@ -91,7 +93,7 @@ class PTuning(Method):
         mlp = d * h + h + h * h + h + h * d + d
         gates = sum(8 * (h * (d if layer == 0 else 2 * h) + h * h + 2 * h) for layer in range(self.layers))
         lstm = gates + 4 * h * h + 2 * h + 2 * h * d + d
-        return Cost(self.virtual_tokens * d + (mlp if self.encoder == "mlp" else lstm))
+        return Cost(self.virtual_tokens * d + (mlp if self.encoder == "mlp" else lstm), own=KEPT)
 
 
 @config
@@ -134,4 +136,4 @@ class PrefixTuning(Method):
         """n x 2 x layers x width of the keys, or the projection's."""
         n, width, out = self.virtual_tokens, shape.keys, 2 * shape.layers * shape.keys
         h = self.hidden or width
-        return Cost(n * width + width * h + h + h * out + out if self.projection else n * out)
+        return Cost(n * width + width * h + h + h * out + out if self.projection else n * out, own=(6, 2, 0))

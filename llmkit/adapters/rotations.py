@@ -46,7 +46,7 @@ class Oft(Method):
         """b (b - 1) / 2 of each block of b."""
         size = self.block_size * (self.block_size - 1) // 2
         widths = [i for i, _ in linears(shape, self.targets).values()]
-        return Cost(sum(size * (1 if self.share else i // self.block_size) for i in widths), keeps="input")
+        return Cost(sum(size * (1 if self.share else i // self.block_size) for i in widths), own=(5, 3, 2))
 
 
 @config
@@ -76,7 +76,8 @@ class Boft(Method):
         return adapted
 
     def cost(self, shape: Shape) -> Cost:
-        """b b of each block of b, for each factor, and one for each output; permutations lie beside them."""
+        """b b of each block of b, for each factor, and one for each output; of every linear the permutation, the blocks laid
+        out and their product are held."""
         found, times = linears(shape, self.targets).values(), self.butterfly_factors
         trained = sum(times * i * self.block_size + o for i, o in found)
-        return Cost(trained, more=sum(times * i * i for i, _ in found), keeps="scaled")
+        return Cost(trained, more=sum(3 * times * i * i for i, _ in found), own=(8, 5, 4))

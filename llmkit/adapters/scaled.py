@@ -42,7 +42,7 @@ class Ia3(Method):
         """One factor for each output, or input of the MLP's last linear."""
         wanted = (*KEYS_AND_VALUES, *self.feedforward) if self.targets == "auto" else self.targets
         found = linears(shape, wanted).items()
-        return Cost(sum(i if meant(self.feedforward, name) else o for name, (i, o) in found), keeps="scaled")
+        return Cost(sum(i if meant(self.feedforward, name) else o for name, (i, o) in found), own=(4, 3, 4))
 
 
 @config
@@ -76,4 +76,4 @@ class Vera(Method):
         """rank + out of each linear; the shared matrices are as wide as the widest."""
         found = list(linears(shape, self.targets).values()) or [(0, 0)]
         shared = self.rank * (max(i for i, _ in found) + max(o for _, o in found))
-        return Cost(sum(self.rank + o for _, o in found), more=shared, low=2 * self.rank, keeps="scaled")
+        return Cost(sum(self.rank + o for _, o in found), more=shared, low=2 * self.rank, own=(7, 4, 4))

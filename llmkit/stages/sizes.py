@@ -79,11 +79,16 @@ def _held(node: Sft, shape: Shape, kinds: Types, device: str) -> Held:
 
 
 def _kept(node: Sft, cost: Cost, kinds: Types) -> Kept:
+    plain = isinstance(node.quant, NoQuant)
+    if any(cost.own):
+        hidden, inner, keys = cost.own
+        size = 3 if kinds.half else 4  # some of it is in 16 bits, some is not
+        return Kept(size * hidden, size * (inner if plain else inner + 1), size * keys)
     if kinds.half:
         return HALF_LORA if node.adapter.frozen_base and not kinds.mixed else HALF
     if cost.keeps != "shared":
         return {"scaled": DORA, "input": DROPPED}[cost.keeps]
-    return FUSED if isinstance(node.quant, NoQuant) else QUANTISED
+    return FUSED if plain else QUANTISED
 
 
 def _head(shape: Shape, trained: bool, device: str) -> int:
