@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from llmkit.adapters.limits import BLOCKS, Limits
 from llmkit.adapters.method import Around, Method
 from llmkit.core.config import config, setting
 from llmkit.core.shape import Cost, Shape
@@ -17,6 +18,7 @@ class Bottleneck(Method):
     """Small two-layer blocks after the parts of each layer (adapters, arXiv:1902.00751; after the MLP alone:
     arXiv:2005.00247). llmkit alone loads them: plain peft has no such method."""
 
+    limits: ClassVar[Limits] = Limits(merge=BLOCKS)
     kind: Literal["bottleneck"] = "bottleneck"
     size: int = setting(default=64, least=1)
     """Width m of a block: over a model of width d it has 2 d m + d + m parameters."""

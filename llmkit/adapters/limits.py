@@ -7,19 +7,21 @@ from typing import Any, NamedTuple
 
 
 class Limits(NamedTuple):
-    """Why a method does not go with packed rows, or with recompute."""
+    """Why a method does not go with packed rows, with recompute, or into its base."""
 
     packing: str = ""
     recompute: str = ""
+    merge: str = ""
 
 
-BEFORE = "changes what the model reads, and no weight of it"
-
+TOKENS = "virtual tokens change what the model reads, and no weight of it"
+PREFIX = "a prefix adds keys and values, and changes no weight of the model"
+BLOCKS = "a bottleneck block is not linear, so no weight of the model can hold it"
 UNMERGEABLE: Mapping[str, str] = {
-    "PROMPT_TUNING": f"prompt tuning {BEFORE}",
-    "P_TUNING": f"P-tuning {BEFORE}",
-    "PREFIX_TUNING": "prefix tuning adds keys and values, and changes no weight of the model",
-    "LLMKIT_BOTTLENECK": "a bottleneck block is not linear, so no weight of the model can hold it",
+    "PROMPT_TUNING": TOKENS,
+    "P_TUNING": TOKENS,
+    "PREFIX_TUNING": PREFIX,
+    "LLMKIT_BOTTLENECK": BLOCKS,
 }
 """Why an adapter cannot be folded into its base, by the `peft_type` of its folder."""
 

@@ -7,6 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.adapters.bottleneck import Bottleneck
+from llmkit.adapters.limits import Limits
 from llmkit.adapters.method import Around, Method
 from llmkit.adapters.names import adapted_widths, by, is_span, meant
 from llmkit.adapters.prompts import PrefixTuning, PromptTuning, PTuning
@@ -24,6 +25,7 @@ class NoAdapter(Method):
     """Every weight is trained, or those that `train` and `freeze` leave."""
 
     frozen_base: ClassVar[bool] = False
+    limits: ClassVar[Limits] = Limits(merge="adapter none trains the weights themselves, so there is nothing to fold")
     learns_tokens: ClassVar[bool] = True
     kind: Literal["none"] = "none"
     train: tuple[str, ...] = ()

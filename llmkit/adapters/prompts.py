@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from llmkit.adapters.limits import Limits
+from llmkit.adapters.limits import PREFIX, TOKENS, Limits
 from llmkit.adapters.method import Around, Method
 from llmkit.core.config import Conflict, config, setting
 from llmkit.core.shape import Cost, Shape
@@ -22,7 +22,7 @@ KEPT = (4, 2, 2)
 class PromptTuning(Method):
     """Learned embeddings before every row (prompt tuning, arXiv:2104.08691), through peft and saved in its format."""
 
-    limits: ClassVar[Limits] = Limits(packing=ONE_A_ROW)
+    limits: ClassVar[Limits] = Limits(packing=ONE_A_ROW, merge=TOKENS)
     kind: Literal["prompt_tuning"] = "prompt_tuning"
     virtual_tokens: int = setting(default=20, least=1)
     init: Literal["vocab", "text", "random"] = "vocab"
@@ -59,7 +59,7 @@ class PTuning(Method):
     """Learned embeddings before every row, made by a small network (P-tuning, arXiv:2103.10385), through peft; what the
     network gives is saved, and not the network."""
 
-    limits: ClassVar[Limits] = Limits(packing=ONE_A_ROW)
+    limits: ClassVar[Limits] = Limits(packing=ONE_A_ROW, merge=TOKENS)
     kind: Literal["p_tuning"] = "p_tuning"
     virtual_tokens: int = setting(default=20, least=1)
     encoder: Literal["mlp", "lstm"] = "mlp"
@@ -104,6 +104,7 @@ class PrefixTuning(Method):
     limits: ClassVar[Limits] = Limits(
         packing="keys and values of the prefix stand once before a row, so each sequence needs its own",
         recompute="the prefix is handed over in a cache, which recompute cannot fill twice",
+        merge=PREFIX,
     )
     kind: Literal["prefix_tuning"] = "prefix_tuning"
     virtual_tokens: int = setting(default=20, least=1)

@@ -76,7 +76,7 @@ class Boft(Method):
         return adapted
 
     def cost(self, shape: Shape) -> Cost:
-        """b b of each block of b, for each factor, and one for each output; of every linear the permutation, the blocks laid
+        """b b of each block of b and factor, and one for each output; of every linear the permutation, the blocks laid
         out and their product are held."""
         found, times = linears(shape, self.targets).values(), self.butterfly_factors
         trained = sum(times * i * self.block_size + o for i, o in found)

@@ -196,15 +196,14 @@ def _typed(loaded: Loaded, precision: str) -> Loaded:
 
 
 def _take_dequantised(plain: Any, quantised: Any) -> None:
-    """Gives each linear under an adapter the weights that the quantised base computes with."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.integrations import dequantize_module_weight
+    """Gives each linear that is quantised, under an adapter or not, the weights that it computes with."""
+    from peft.utils.integrations import dequantize_module_weight, get_bnb_param_type
 
-    theirs = dict(quantised.named_modules())
+    places = dict(plain.named_modules())
     with torch.no_grad():
-        for name, module in plain.named_modules():
-            if isinstance(module, BaseTunerLayer):
-                module.get_base_layer().weight.copy_(dequantize_module_weight(theirs[name].get_base_layer()))
+        for name, module in quantised.named_modules():
+            if isinstance(module, torch.nn.Linear) and get_bnb_param_type(module.weight):
+                places[name].weight.copy_(dequantize_module_weight(module))
 
 
 def _logits(loaded: Loaded) -> torch.Tensor:
