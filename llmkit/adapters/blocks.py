@@ -145,6 +145,7 @@ class Bottlenecked(nn.Module):
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes the two files that peft's adapters have."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
         said = {key: value for key, value in asdict(self.active_peft_config).items() if key != "is_prompt_learning"}
         Path(folder, "adapter_config.json").write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
         held = {name: value.detach().cpu().contiguous() for name, value in self.tensors().items()}
