@@ -32,7 +32,7 @@ def attach(model: Any, node: Lora, around: Around) -> PeftModel:
     Raises:
         ModelError: what the node names is not in this model.
     """
-    targets, params = modules(model, node, around.idle), parameters(model, node, around.idle)
+    targets, params = modules(model, node, around), parameters(model, node, around.idle)
     names = [name for name, _ in model.named_modules() if name]
     whole = [name for ending in node.modules_to_save for name in found(ending, names, "adapter.modules_to_save")]
     rows = token_rows(model, node, around)

@@ -11,6 +11,8 @@ from llmkit.core.errors import ModelError
 from llmkit.core.shape import Shape, is_embedding
 
 ALL_LINEAR = "all-linear"
+ROUTER = re.compile(r"(^|\.)(router|gate)(\.|$)")
+"""Of mixture models, what chooses the experts."""
 SPAN = r"(\d+)|(\d*)-(\d*)"
 """A layer, or a first and a last one, either of which may be left out."""
 
@@ -112,17 +114,18 @@ def linears(shape: Shape, targets: str | Sequence[str]) -> dict[str, tuple[int, 
 
 def adapted_widths(
     shape: Shape, targets: str | Sequence[str], layers: Sequence[int | str], params: Sequence[str]
-) -> int:
-    """The sum of (in + out) over what gets an adapter, by the names of the files; experts may have others there, so
+) -> tuple[int, int]:
+    """The sums of in and of out over what gets an adapter, by the names of the files; experts may have others there, so
     that all of them count where any is asked for."""
     if not shape.tensors:
-        return shape.linears
-    total = 0
+        return shape.linears // 2, shape.linears - shape.linears // 2
+    ins = outs = 0
     for tensor, sizes in shape.tensors.items():
         name = tensor.removesuffix(".weight")
         expert = ".experts." in name
         plain = len(sizes) == 2 and not expert and targeted(targets, name)
-        plain = plain and (targets != ALL_LINEAR or not (is_embedding(name) or name.endswith((".gate", ".router"))))
+        plain = plain and (targets != ALL_LINEAR or not (is_embedding(name) or ROUTER.search(name)))
         if (plain or (expert and params)) and len(sizes) > 1 and in_layers(layers, name, shape.layers):
-            total += (sizes[0] if len(sizes) == 3 else 1) * (sizes[-2] + sizes[-1])
-    return total
+            each = sizes[0] if len(sizes) == 3 else 1
+            ins, outs = ins + each * sizes[-1], outs + each * sizes[-2]
+    return ins, outs

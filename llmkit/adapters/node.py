@@ -134,14 +134,16 @@ class Lora(Method):
         return adapted
 
     def cost(self, shape: Shape) -> Cost:
-        """rank x (in + out) of each linear that is adapted, and what is trained whole."""
-        low = self.rank * adapted_widths(shape, self.targets, self.layers, self.parameters)
+        """rank x (in + out) of each linear that is adapted (LoRA-FA: rank x out; DoRA: and out), and what is trained
+        whole."""
+        ins, outs = adapted_widths(shape, self.targets, self.layers, self.parameters)
+        pair, frozen = self.rank * (ins + outs), self.rank * ins if self.lora_fa else 0
         whole = {n: prod(s) for n, s in shape.tensors.items() if meant(self.modules_to_save, n.rpartition(".")[0])}
         twice = 2 if self.init in ("pissa", "olora") else 1
         keeps: Literal["shared", "input", "scaled"] = "scaled" if self.dora else "input" if self.dropout else "shared"
         return Cost(
-            low + sum(whole.values()),
-            more=(twice - 1) * low,
+            pair - frozen + (outs if self.dora else 0) + sum(whole.values()),
+            more=frozen + (twice - 1) * pair,
             low=twice * self.rank,
             keeps=keeps,
             head=any(map(is_embedding, whole)),

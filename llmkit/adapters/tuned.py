@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from math import gcd
 from typing import Any, cast
 
+import torch
 from peft import BOFTConfig, IA3Config, OFTConfig, PeftModel, TaskType, VeraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -15,6 +17,7 @@ from llmkit.adapters.names import ALL_LINEAR, meant, short, targeted
 from llmkit.adapters.rotations import Boft, Oft
 from llmkit.adapters.scaled import KEYS_AND_VALUES, Ia3, Vera
 from llmkit.core.errors import ModelError
+from llmkit.core.memory import is_out_of_memory
 
 
 def ia3(model: Any, node: Ia3, around: Around) -> PeftModel:
@@ -99,13 +102,13 @@ def targets(model: Any, wanted: str | Sequence[str], around: Around) -> dict[str
     Raises:
         ModelError: there is none.
     """
-    head = model.get_output_embeddings()
+    head, fused = model.get_output_embeddings(), _fused(model)
     found = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
         and targeted(wanted, name)
-        and not (wanted == ALL_LINEAR and (module is head or name.endswith(".router")))
+        and not (wanted == ALL_LINEAR and (module is head or name in fused or name.endswith(".router")))
         and not any(name == one or name.startswith(f"{one}.") for one in around.idle)
     }
     if not found:
@@ -116,9 +119,22 @@ def targets(model: Any, wanted: str | Sequence[str], around: Around) -> dict[str
             fix=f"name endings such as {', '.join(there[:4])}",
             key="adapter.targets",
         )
+    if odd := sorted(found.keys() & fused):
+        what = f"{odd[0]} is read by a kernel of the state space as a weight alone, past any adapter"
+        raise ModelError(what, fix="leave it out of adapter.targets", key="adapter.targets")
     names = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in found))
     around.notice(f"the adapter is on {len(found)} linears: {names}")
     return found
+
+
+def _fused(model: nn.Module) -> set[str]:
+    """The last linears of Mamba's mixers, whose weights the fast kernels take and never call the module."""
+    mixers = {
+        name: module
+        for name, module in model.named_modules()
+        if re.search("Mixer|Mamba", type(module).__name__) and any(isinstance(c, nn.Conv1d) for c in module.children())
+    }
+    return {f"{name}.out_proj" for name in mixers}
 
 
 def _short(model: Any, found: Mapping[str, nn.Module]) -> list[str]:
@@ -145,4 +161,19 @@ def _width(linear: Any) -> int:
 
 
 def _adapted(model: Any, given: Any) -> PeftModel:
-    return cast(PeftModel, get_peft_model(model, given))
+    """The adapter on its model, when that still runs.
+
+    Raises:
+        ModelError: the family gives its linears what peft's cannot take.
+    """
+    made = cast(PeftModel, get_peft_model(model, given))
+    training, kind = made.training, given.peft_type.value.lower()
+    try:
+        with torch.no_grad():
+            made.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
+    except (ValueError, RuntimeError, TypeError, AttributeError, IndexError) as cause:
+        if is_out_of_memory(cause):
+            raise
+        what = f"{type(model).__name__} does not run with {kind}: {(str(cause).splitlines() or [''])[0][:90]}"
+        raise ModelError(what, fix="use lora, or other adapter.targets", key="adapter.kind") from cause
+    return made.train(training)

@@ -44,7 +44,6 @@ class Entry:
 METHODS: Mapping[str, Entry] = {
     "lora": Entry(Lora(rank=4), "r (i + o) a linear"),
     "lora, dora": Entry(Lora(rank=4, dora=True), "r (i + o) + o a linear"),
-    "lora, pissa": Entry(Lora(rank=4, init="pissa"), "r (i + o) a linear"),
     "ia3": Entry(Ia3(), "o of keys and values, i of down projections"),
     "vera": Entry(Vera(rank=8), "r + o a linear"),
     "oft": Entry(Oft(block_size=4), "i (b - 1) / 2 a linear, blocks of b"),
@@ -131,7 +130,8 @@ with.
 
 `yes`: on a model of 2 layers it starts as it should, learns in two steps, leaves every weight of the base as it is bit
 for bit, and gives the same logits when it is saved and read, and when it is merged, to 2e-6 in fp32. A number names the
-reason for which it is refused, before training.
+reason for which it is refused, before training. Each model is tried anew when its adapter is put on it, listed here or
+not: prefixes, rotations and the like depend on its configuration too.
 
 """
 

@@ -15,7 +15,7 @@ from llmkit.core.wording import Report, unknown
 from llmkit.recipe.extend import merge
 from llmkit.recipe.kinds import KINDS, Stage
 from llmkit.stages.merge import Merge
-from llmkit.stages.sft import Sft
+from llmkit.stages.training import Training
 
 TOP = ["stages", "defaults", "out"]
 SHARED = list(dict.fromkeys(f.name for cls in KINDS.values() for f in dataclasses.fields(cls) if f.name != "out"))
@@ -51,7 +51,7 @@ def read_stages(tree: Value, report: Report) -> list[tuple[str, Any]]:
 
 def _check_merges(stages: Sequence[tuple[str, Any]], tree: Value, report: Report) -> None:
     """What an earlier stage trains can be folded, where a later one is to fold it."""
-    trained = {node.out: node.adapter.limits.merge for _, node in stages if isinstance(node, Sft)}
+    trained = {node.out: node.adapter.limits.merge for _, node in stages if isinstance(node, Training)}
     for name, node in stages:
         if isinstance(node, Merge) and (reason := trained.get(node.model.name)):
             key = f"stages.{name}.model"

@@ -13,7 +13,7 @@ from llmkit.models.node import ModelRef, NoQuant
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.safe import check_folder, read_json
 from llmkit.plan.account import DORA, DROPPED, FUSED, HALF, HALF_LORA, QUANTISED, Choice, Held, Kept, choose
-from llmkit.stages.sft import Sft
+from llmkit.stages.training import Training
 
 KNOB = "lower micro_batch or data.max_length, or set memory.recompute=full"
 
@@ -31,7 +31,7 @@ def whole_model(ref: ModelRef) -> Resolved:
     return resolved
 
 
-def sizes(node: Sft, resolved: Resolved, device: str) -> tuple[Shape, Choice]:
+def sizes(node: Training, resolved: Resolved, device: str) -> tuple[Shape, Choice]:
     """The memory account of a stage, and what `auto` comes to.
 
     Raises:
@@ -63,7 +63,7 @@ def sizes(node: Sft, resolved: Resolved, device: str) -> tuple[Shape, Choice]:
     return shape, choice
 
 
-def _held(node: Sft, shape: Shape, kinds: Types, device: str) -> Held:
+def _held(node: Training, shape: Shape, kinds: Types, device: str) -> Held:
     cost = node.adapter.cost(shape)
     plain = 2.0 if kinds.params == "bf16" else 4.0
     copies = 2.0 if kinds.mixed and device == "cpu" else 0.0  # autocast keeps what it made of fp32 weights
@@ -78,7 +78,7 @@ def _held(node: Sft, shape: Shape, kinds: Types, device: str) -> Held:
     )
 
 
-def _kept(node: Sft, cost: Cost, kinds: Types) -> Kept:
+def _kept(node: Training, cost: Cost, kinds: Types) -> Kept:
     plain = isinstance(node.quant, NoQuant)
     if any(cost.own):
         hidden, inner, keys = cost.own

@@ -36,6 +36,12 @@ FAMILIES = {
     "mixtral": (hf.MixtralConfig, {"num_local_experts": 4, **EXPERTS}),
     "qwen3_moe": (hf.Qwen3MoeConfig, {"num_experts": 4, "moe_intermediate_size": 16, **EXPERTS}),
 }
+SHARED = {"moe_intermediate_size": 16, **EXPERTS}
+SHARED_EXPERTS = {
+    "qwen2_moe": (hf.Qwen2MoeConfig, {"num_experts": 4, "shared_expert_intermediate_size": 24, **SHARED}),
+    "glm4_moe": (hf.Glm4MoeConfig, {"n_routed_experts": 4, "first_k_dense_replace": 1, **SHARED}),
+}
+"""Families with linears beside their experts."""
 IDS = torch.tensor([[5, 77, 301, 8, 260, 19, 33, 120, 7, 64, 201]])
 
 
@@ -43,7 +49,7 @@ IDS = torch.tensor([[5, 77, 301, 8, 260, 19, 33, 120, 7, 64, 201]])
 def folder(family):
     """A tiny model of the family with a tokenizer, made once: do not write into it."""
     made = Path(mkdtemp()) / family
-    config, more = FAMILIES[family]
+    config, more = (FAMILIES | SHARED_EXPERTS)[family]
     torch.manual_seed(0)
     with quiet():
         model = hf.AutoModelForCausalLM.from_config(config(**(SIZES | more)))
@@ -100,7 +106,7 @@ def two_steps(model, given, lr=1e-2):
 def linears(family):
     """(name, in, out) of each linear but the head, as the model has them."""
     with torch.device("meta"):
-        config, more = FAMILIES[family]
+        config, more = (FAMILIES | SHARED_EXPERTS)[family]
         model = hf.AutoModelForCausalLM.from_config(config(**(SIZES | more)))
     head = model.get_output_embeddings()
     parts = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]
@@ -140,7 +146,10 @@ def check(
     if plain:
         near(logits(in_peft(tmp_path / "model", family)), after, 1e-5)
     if merges:
-        near(logits(ours.merge_and_unload()), after, tol)
+        whole = ours.merge_and_unload()
+        near(logits(whole), after, tol)
+        export(whole, loaded.tokenizer, tmp_path / "whole", loaded.resolved)
+        near(logits(opened(tmp_path / "whole").model), after, tol)  # no weight shared that is no longer the same
     return trained
 
 

@@ -61,7 +61,12 @@ def test_virtual_tokens_are_as_the_same_vectors_fed_before_the_row(node, family)
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3", "phi3", "mixtral"])
 @pytest.mark.parametrize(
-    "node", [PrefixTuning(virtual_tokens=3), PrefixTuning(virtual_tokens=18, projection=True)], ids=["3", "18"]
+    "node",
+    [
+        PrefixTuning(virtual_tokens=18),
+        pytest.param(PrefixTuning(virtual_tokens=3, projection=True), marks=pytest.mark.slow),
+    ],
+    ids=["18", "projection"],
 )
 def test_a_prefix_is_as_pefts_own_forward_has_it(node, family):
     model = adapted(node, family)

@@ -15,8 +15,11 @@ from llmkit.adapters.node import (
 )
 from llmkit.core.errors import ModelError, RecipeError
 from llmkit.core.shape import Shape
+from llmkit.models.export import export
+from llmkit.models.node import Int8, Nf4
 from llmkit.models.safe import check_folder, read_json
-from tests.adapters.properties import FAMILIES, check, folder, linears, opened
+from llmkit.models.support import tiny
+from tests.adapters.properties import FAMILIES, batches, check, folder, linears, logits, near, opened, two_steps
 
 HIDDEN, LAYERS, KEYS = 32, 2, 16  # of every family in properties.py
 
@@ -76,8 +79,17 @@ METHODS = {
 }
 FURTHER = ("oft-exact", "prompt-text", "prefix-projection", "p-tuning-lstm", "bottleneck-mlp")
 """Variants of a method: one family is enough for `make test`."""
+ODD = ("phi3", "gemma3", "mixtral")
+"""Fused projections, windows and experts: what the others have, these have too."""
+
+
+def late(name, family):
+    """Whether a pair is for `make test-all` alone."""
+    return (name in FURTHER and family != "gemma3") or (name in ("vera", "boft", "p-tuning") and family not in ODD)
+
+
 PAIRS = [
-    pytest.param(name, family, marks=[pytest.mark.slow] if name in FURTHER and family != "gemma3" else [])
+    pytest.param(name, family, marks=[pytest.mark.slow] if late(name, family) else [])
     for name in METHODS
     for family in FAMILIES
     if family != "qwen3_moe"  # to these methods it is as Mixtral
@@ -153,3 +165,31 @@ def test_idle_modules_get_nothing():
 def test_fields_that_do_not_go_together_are_refused(node, key):
     with pytest.raises(RecipeError, match=rf"^{key}: "):
         node()
+
+
+@pytest.mark.parametrize("quant", [Nf4(), pytest.param(Int8(), marks=pytest.mark.slow)], ids=["nf4", "int8"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in FURTHER])
+def test_over_a_quantised_base_a_method_learns_and_is_read_as_it_was_saved(name, quant, tmp_path):
+    node, _, more = METHODS[name]
+    loaded = opened(folder("llama"), quant=quant)
+    before = logits(loaded.model)
+    torch.manual_seed(0)
+    model = two_steps(node.attach(loaded.model), batches(more.get("packed", True)))
+    export(model, loaded.tokenizer, tmp_path / "model", loaded.resolved, quant)
+    after = logits(model)
+    assert (after - before).abs().max() > 1e-4 * before.abs().max()
+    near(logits(opened(tmp_path / "model", quant=quant).model), after)
+
+
+def test_what_a_mamba_kernel_reads_past_its_module_is_left_out_and_refused():
+    model = tiny("Falcon-H1")
+    adapted = Oft(block_size=4).attach(model)
+    assert not [n for n, p in adapted.named_parameters() if p.requires_grad and ".mamba.out_proj." in n]
+    with pytest.raises(ModelError, match=r"adapter\.targets: model\.layers\.0\.mamba\.out_proj is read by a kernel"):
+        Vera(rank=4, targets=("out_proj",)).attach(tiny("Falcon-H1"))
+
+
+def test_a_family_that_a_method_does_not_run_on_is_refused_by_name():
+    with pytest.raises(ModelError, match=r"adapter\.kind: DeepseekV3ForCausalLM does not run with oft: "):
+        Oft(block_size=4).attach(tiny("DeepSeek-V3"))
+    Oft(block_size=4, targets=("down_proj",)).attach(tiny("DeepSeek-V3"))  # the control
