@@ -30,7 +30,7 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
     node.adapter.finish(built.model)
     export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant)
     write_report(run.folder)
-    return publish(
+    made = publish(
         run.folder,
         {
             "kind": node.kind,
@@ -58,3 +58,6 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
         },
     )
+    if node.push is not None:
+        run.console.notice(f"pushed: {node.push.send(run.folder)}")
+    return made
