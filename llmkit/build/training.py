@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from llmkit.models.load import How, Loaded, load
 from llmkit.models.node import ModelRef, Quant
 from llmkit.models.resolve import Resolved
 from llmkit.models.stored import Stored
+from llmkit.models.virtual import supported
 from llmkit.models.wrappers import towers
 from llmkit.parallel.single import Single
 
@@ -56,6 +57,7 @@ def build(
     torch.manual_seed(seed)  # adapters begin at random
     around = Around(towers(loaded.model), loaded.tokenizer, loaded.added, Stored(resolved.folder), notice)
     model = adapter.attach(loaded.model, around)
+    loaded = replace(loaded, support=supported(loaded.support, model))
     if recompute:
         base = loaded.model
         base.activation_checkpointing_enable({"use_reentrant": False})

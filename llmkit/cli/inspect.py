@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from llmkit.adapters.limits import virtual_tokens
 from llmkit.core.environment import prepare as quiet_libraries
 from llmkit.core.errors import DataError
 from llmkit.core.memory import available, device
@@ -48,7 +49,7 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
 
 def _training(title: str, node: Training, show: int) -> None:
     where, resolved = device(), whole_model(node.model)
-    if notice := check_length(resolved, node.data.max_length, "data.max_length"):
+    if notice := check_length(resolved, node.data.max_length + virtual_tokens(node.adapter), "data.max_length"):
         _say(f"{title}{notice}")
     tokenizer = read_tokenizer(resolved, node.model)
     sets: list[Prepared] = []

@@ -14,6 +14,7 @@ from llmkit.models.attend import NO_MASK
 from llmkit.models.logits import Shape
 from llmkit.models.logps import BLOCK, chosen_logps
 from llmkit.models.logps_rows import row_logps, trained_rows
+from llmkit.models.virtual import hidden, virtual_tokens
 
 
 def shape_of(config: Any) -> Shape:
@@ -37,6 +38,8 @@ class Scored(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states, (B, T, H)."""
+        if virtual_tokens(self.model):
+            return hidden(self.model, self.causal[0].base_model, batch)
         context: dict[str, Any] = {"attend": batch.attend, "attention_mask": NO_MASK.to(batch.tokens.device)}
         if batch.attend is None:
             ends = torch.tensor(batch.lengths, device=batch.tokens.device)

@@ -14,13 +14,14 @@ import torch
 from llmkit.core.errors import ModelError
 from llmkit.core.memory import is_out_of_memory
 from llmkit.models import safe
-from llmkit.models.adapted import adapted
+from llmkit.models.adapted import Readers, adapted
 from llmkit.models.attend import install
 from llmkit.models.fused import fuse
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.models.probe import Support, probe
 from llmkit.models.resolve import Resolved
 from llmkit.models.tokens import add, added, widen
+from llmkit.models.virtual import supported
 from llmkit.models.wrappers import check_causal, check_whole, name_inner
 
 FLOOR = (2, 10)
@@ -57,8 +58,8 @@ class How:
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load(resolved: Resolved, ref: ModelRef, how: How) -> Loaded:
-    """Loads a base model, or an adapter on its base.
+def load(resolved: Resolved, ref: ModelRef, how: How, own: Readers | None = None) -> Loaded:
+    """Loads a base model, or an adapter on its base; `own` reads the adapters that are not peft's.
 
     Raises:
         ModelError: naming the file, tensor or setting that does not fit.
@@ -76,7 +77,8 @@ def load(resolved: Resolved, ref: ModelRef, how: How) -> Loaded:
         if not getattr(model, "is_quantized", False):
             fuse(model)
         if resolved.base is not None:
-            model = adapted(model, resolved.folder)
+            model = adapted(model, resolved.folder, own)
+            support = supported(support, model)
         model.eval()
     return Loaded(model, tokenizer, kind, support, resolved, new)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from llmkit_kernels import memory
 
+from llmkit.adapters.limits import virtual_tokens
 from llmkit.build.precision import Types, types
 from llmkit.build.training import Built, build, how, stepper
 from llmkit.checkpoint import state
@@ -90,7 +91,8 @@ def read(node: Training, run: Run) -> Job:
         ResourceError: it cannot fit in memory.
     """
     resolved = whole_model(node.model)
-    if notice := check_length(resolved, node.data.max_length, "data.max_length"):
+    longest = node.data.max_length + virtual_tokens(node.adapter)
+    if notice := check_length(resolved, longest, "data.max_length"):
         run.console.notice(notice)
     tokenizer = read_tokenizer(resolved, node.model, run.grants.code)
     aside = Quarantine(run.folder / "quarantine.jsonl")

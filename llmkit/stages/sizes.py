@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmkit.adapters.limits import virtual_tokens
 from llmkit.build.precision import Types, types
 from llmkit.core.errors import ModelError, ResourceError
 from llmkit.core.memory import available
@@ -42,8 +43,18 @@ def sizes(node: Training, resolved: Resolved, device: str) -> tuple[Shape, Choic
     kinds = types(node.precision, device)
     rows = node.micro_batch if isinstance(node.micro_batch, int) else None
     wanted = {"auto": None, "none": False, "full": True}[node.memory.recompute]
+    if node.adapter.limits.recompute:
+        wanted = False
     free = available(device)
-    choice = choose(shape, _held(node, shape, kinds, device), node.data.max_length, free, device, rows, wanted)
+    choice = choose(
+        shape,
+        _held(node, shape, kinds, device),
+        node.data.max_length + virtual_tokens(node.adapter),
+        free,
+        device,
+        rows,
+        wanted,
+    )
     if not choice.fits:
         need, there = choice.account.total / 2**20, free / 2**20
         raise ResourceError(
@@ -68,11 +79,16 @@ def _held(node: Training, shape: Shape, kinds: Types, device: str) -> Held:
 
 
 def _kept(node: Training, cost: Cost, kinds: Types) -> Kept:
+    plain = isinstance(node.quant, NoQuant)
+    if any(cost.own):
+        hidden, inner, keys = cost.own
+        size = 3 if kinds.half else 4  # some of it is in 16 bits, some is not
+        return Kept(size * hidden, size * (inner if plain else inner + 1), size * keys)
     if kinds.half:
         return HALF_LORA if node.adapter.frozen_base and not kinds.mixed else HALF
     if cost.keeps != "shared":
         return {"scaled": DORA, "input": DROPPED}[cost.keeps]
-    return FUSED if isinstance(node.quant, NoQuant) else QUANTISED
+    return FUSED if plain else QUANTISED
 
 
 def _head(shape: Shape, trained: bool, device: str) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.adapters.node import Adapter, Lora
 from llmkit.core.config import Conflict, config, setting
-from llmkit.data.node import Data, Source
+from llmkit.data.node import Data, FirstFit, Source
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.stages.push import Push
 from llmkit.train.logs import Log
@@ -67,6 +67,13 @@ class Training:
             if getattr(self.model, key) and not self.adapter.learns_tokens:
                 what = f"adapter {self.adapter.kind} trains no rows of the embeddings"
                 yield Conflict(f"model.{key}", what, "use adapter: {kind: lora} or none", "adapter.kind")
+        limits = self.adapter.limits
+        if limits.packing and isinstance(self.data.packing, FirstFit):
+            what = f"several sequences share a row: {limits.packing}"
+            yield Conflict("data.packing", what, "set data.packing: none", "adapter.kind")
+        if limits.recompute and self.memory.recompute == "full":
+            what = f"layers run twice: {limits.recompute}"
+            yield Conflict("memory.recompute", what, "set memory.recompute: none", "adapter.kind")
         best, valid = self.checkpoint.best, self.data.valid
         if best is not None and not valid:
             what = f"nothing measures {best} without validation rows"
