@@ -45,7 +45,7 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
 
 def _sft(title: str, node: Sft, show: int) -> None:
     where, resolved = device(), whole_model(node.model)
-    if notice := check_length(resolved, node.data.max_length, "data.max_length"):
+    if notice := check_length(resolved, node.data.max_length, "data.max_length", node.model.rope):
         _say(f"{title}{notice}")
     tokenizer = read_tokenizer(resolved, node.model.template)
     for key, sources in (("train", node.data.train), ("valid", node.data.valid)):

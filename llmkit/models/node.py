@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from llmkit.core.config import Later, config, setting
 from llmkit.core.errors import ModelError
+from llmkit.models.rope import RopeScaling
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +25,8 @@ class ModelRef:
     """The attention kernel; one that is asked for and missing is an error."""
     template: str | None = None
     """A file with a Jinja chat template that replaces the tokenizer's own."""
-    rope: None = setting(default=None, later=True)
-    """RoPE scaling."""
+    rope: RopeScaling | None = None
+    """RoPE scaling; left out, an adapter's base is scaled as it was in training."""
 
 
 @config

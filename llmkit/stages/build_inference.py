@@ -219,8 +219,9 @@ def _bound(node: Merge, quant: Quant, resolved: Resolved, run: Run, wanted: torc
     rounding = 1e-5 if node.precision == "fp32" else 2e-2
     if isinstance(quant, NoQuant) or resolved.base is None:
         return rounding
+    rope = node.model.rope or resolved.rope
     bases = [
-        load(resolved.base, ModelRef(name=resolved.base.name), How(run.device, "fp32", quant=held))
+        load(resolved.base, ModelRef(name=resolved.base.name, rope=rope), How(run.device, "fp32", quant=held))
         for held in (quant, NoQuant())
     ]
     return max(rounding, _difference(_logits(bases[0]), _logits(bases[1])))

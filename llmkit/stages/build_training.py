@@ -97,7 +97,7 @@ def read(node: Sft, run: Run) -> Job:
         ResourceError: it cannot fit in memory.
     """
     resolved = whole_model(node.model)
-    if notice := check_length(resolved, node.data.max_length, "data.max_length"):
+    if notice := check_length(resolved, node.data.max_length, "data.max_length", node.model.rope):
         run.console.notice(notice)
     tokenizer = read_tokenizer(resolved, node.model.template, run.grants.code)
     aside = Quarantine(run.folder / "quarantine.jsonl")
@@ -286,7 +286,7 @@ def _finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifa
     if progress.best_step not in (None, progress.step):
         steps.load(state.load(job.checkpoints / f"step-{progress.best_step}")[0])
         run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
-    export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant)
+    export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant, node.model.rope)
     write_report(run.folder)
     return publish(
         run.folder,
