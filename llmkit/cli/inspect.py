@@ -13,7 +13,7 @@ from llmkit.core.environment import prepare as quiet_libraries
 from llmkit.core.errors import DataError
 from llmkit.core.memory import available, device
 from llmkit.data.prepare import Prepared, prepare
-from llmkit.evals.tasks import Perplexity, Task, data_of
+from llmkit.evals.tasks import Generation, MultipleChoice, Passkey, Perplexity, PositionPerplexity, data_of, longest
 from llmkit.models.alias import is_remote
 from llmkit.models.load import read_tokenizer
 from llmkit.models.positions import check_length
@@ -65,15 +65,20 @@ def _sft(title: str, node: Sft, show: int) -> None:
 def _evaluate(title: str, node: Evaluate) -> None:
     resolved = resolve(node.model)
     tokenizer = read_tokenizer(resolved, node.model.template)
-    for task in node.tasks:
-        if isinstance(task, Perplexity):
+    for index, task in enumerate(node.tasks):
+        key, length = longest(task) or ("", 0)
+        if key and (notice := check_length(resolved, length, f"tasks.{index}.{key}", node.model.rope)):
+            _say(notice)
+        if isinstance(task, Passkey):
+            _say(f"{title}tasks.{task.name}: {len(task.lengths) * task.depths * task.samples} texts of its own")
+        elif isinstance(task, Perplexity):
             made = prepare(task.data, data_of(task), tokenizer, f"tasks.{task.name}")
             _say(f"{title}tasks.{task.name}: {_table(made)}")
         else:
             _say(f"{title}tasks.{task.name}: {_count(task)} rows")
 
 
-def _count(task: Task) -> int:
+def _count(task: Generation | MultipleChoice | PositionPerplexity) -> int:
     """The rows of a task, each of them read."""
     rows = 0
     for row in (row for source in task.data for row in source.rows()):

@@ -16,7 +16,7 @@ from llmkit.core.records import GateSpec, Prediction
 from llmkit.core.run import Grants, Run
 from llmkit.core.types import Report, interval
 from llmkit.evals.run import Subject
-from llmkit.evals.tasks import Perplexity
+from llmkit.evals.tasks import longest
 from llmkit.models.export import export
 from llmkit.models.heads import Scored, check_head
 from llmkit.models.load import How, Loaded, load
@@ -67,9 +67,8 @@ def _asked(node: Evaluate, run: Run) -> tuple[Loaded, Types, list[Prediction], l
     """The model, how it is held, and what the tasks found."""
     resolved = resolve(node.model)
     for index, task in enumerate(node.tasks):
-        if isinstance(task, Perplexity) and (
-            notice := check_length(resolved, task.max_length, f"tasks.{index}.max_length")
-        ):
+        key, length = longest(task) or ("", 0)
+        if key and (notice := check_length(resolved, length, f"tasks.{index}.{key}", node.model.rope)):
             run.console.notice(notice)
     loaded, kinds = open_model(node.model, run.device, node.precision, run.grants, node.quant)
     scored = Scored(loaded.model)
@@ -87,6 +86,7 @@ def _asked(node: Evaluate, run: Run) -> tuple[Loaded, Types, list[Prediction], l
         run_id=run.recipe_digest[:16],
         autocast=lambda: torch.autocast(run.device, dtype=torch.bfloat16, enabled=kinds.mixed),
         seed=node.seed,
+        tree=loaded.support.tree,
     )
     table: list[Prediction] = []
     reports: list[Report] = []
