@@ -20,8 +20,8 @@ from llmkit.models.positions import check_length
 from llmkit.models.resolve import resolve
 from llmkit.stages.build_inference import adapter_of
 from llmkit.stages.evaluate import Evaluate
-from llmkit.stages.sft import Sft
 from llmkit.stages.sizes import sizes, whole_model
+from llmkit.stages.training import Training
 
 
 def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> None:
@@ -34,8 +34,8 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
     title = f"{name}: " if name else ""
     if node.model.name in earlier and not Path(node.model.name, "model").is_dir():
         _say(f"{title}{node.kind} is sound; its data and memory can be told when {node.model.name} is made")
-    elif isinstance(node, Sft):
-        _sft(title, node, show)
+    elif isinstance(node, Training):
+        _training(title, node, show)
     elif isinstance(node, Evaluate):
         _evaluate(title, node)
     else:
@@ -43,7 +43,7 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
         _say(f"{title}{node.kind} is sound")
 
 
-def _sft(title: str, node: Sft, show: int) -> None:
+def _training(title: str, node: Training, show: int) -> None:
     where, resolved = device(), whole_model(node.model)
     if notice := check_length(resolved, node.data.max_length, "data.max_length", node.model.rope):
         _say(f"{title}{notice}")
@@ -51,7 +51,7 @@ def _sft(title: str, node: Sft, show: int) -> None:
     for key, sources in (("train", node.data.train), ("valid", node.data.valid)):
         if sources:
             least = node.batch.rows if key == "train" else 1
-            made = prepare(sources, node.data, tokenizer, f"data.{key}", lambda error: None, least)
+            made = node.examples(sources, tokenizer, f"data.{key}", lambda error: None, least)
             _say(f"{title}data.{key}: {_table(made)}")
             if show and key == "train":
                 _tokens(made, tokenizer, show)
