@@ -163,6 +163,8 @@ class Llama3:
     """Waves longer than the trained length over this are stretched."""
     high_freq_factor: float = setting(default=4.0, above=0.0)
     """Waves shorter than the trained length over this are kept."""
+    max_position_embeddings: int | None = setting(default=None, least=1)
+    """The length that the model shall take, where it is not `factor` times the trained one (Llama 3.1: 8 and 16)."""
     theta: float | None = setting(default=None, above=0.0)
     """The base of the rotations, in the place of the model's own."""
     replace: bool = False
@@ -173,10 +175,15 @@ class Llama3:
         if self.high_freq_factor <= self.low_freq_factor:
             fix = "give the larger one here"
             yield Conflict("high_freq_factor", "is not more than low_freq_factor", fix, "low_freq_factor")
+        most, trained = self.max_position_embeddings, self.original_max_position_embeddings
+        if most is not None and trained is not None and most <= trained:
+            what, fix = f"{most} is not more than the trained length", "give the larger one here"
+            yield Conflict("max_position_embeddings", what, fix, "original_max_position_embeddings")
 
     def apply(self, config: Any) -> None:
         """Writes it into a configuration of transformers."""
         scale(config, self, {"low_freq_factor": self.low_freq_factor, "high_freq_factor": self.high_freq_factor})
+        config.max_position_embeddings = self.max_position_embeddings or config.max_position_embeddings
 
 
 RopeScaling = Linear | Dynamic | Yarn | LongRope | Llama3
@@ -191,7 +198,7 @@ def rotations(config: Any) -> dict[str, Any]:
     said = getattr(config, "rope_parameters", None) or {}
     nested = any(isinstance(held, dict) for held in said.values())
     own: dict[str, Any] | None = said.get(GLOBAL) if nested else said
-    if not own:
+    if not own or getattr(config, "alibi", False):  # Falcon: one of the two
         what = f"{config.model_type} has no RoPE that could be scaled"
         raise ModelError(what, fix="drop model.rope", key="model.rope")
     return own

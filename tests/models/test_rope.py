@@ -12,6 +12,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from llmkit.core.errors import ModelError, RecipeError
 from llmkit.models.node import ModelRef
 from llmkit.models.rope import GLOBAL, Dynamic, Linear, Llama3, LongRope, Yarn, reach
+from llmkit.models.scaled import check_turned
 from llmkit.models.support import FAMILIES, SMALL
 
 TRAINED = 128
@@ -144,6 +145,9 @@ def test_every_field_reaches_the_configuration() -> None:
     }
     assert config.max_position_embeddings == 128
     config = configured("Llama")
+    Llama3(factor=8, max_position_embeddings=16 * TRAINED).apply(config)
+    assert (config.max_position_embeddings, config.rope_parameters["factor"]) == (16 * TRAINED, 8.0)
+    config = configured("Llama")
     Yarn(factor=2, attention_factor=1.25).apply(config)
     assert rotary(config).attention_scaling == 1.25
     config = configured("Llama")
@@ -161,9 +165,10 @@ def test_phi_3_keeps_its_share_of_turned_dimensions() -> None:
     assert rotary(config).inv_freq.shape == (2,)
 
 
-@pytest.mark.parametrize("family", ["BLOOM", "GPT-J", "GPT-2"])
+@pytest.mark.parametrize("family", ["BLOOM", "GPT-J", "GPT-2", "Falcon"])
 def test_a_model_without_rope_is_refused(family: str) -> None:
-    config = transformers.GPT2Config() if family == "GPT-2" else configured(family)
+    whole = {"GPT-2": transformers.GPT2Config(), "Falcon": transformers.FalconConfig(alibi=True)}
+    config = whole.get(family) or configured(family)
     with pytest.raises(ModelError, match=r"^model\.rope: \w+ has no RoPE that could be scaled; fix: drop model\.rope$"):
         Linear(factor=2).apply(config)
 
@@ -194,6 +199,19 @@ def test_rounding_cannot_be_left_out_where_transformers_always_rounds() -> None:
         Yarn(factor=4, truncate=False).apply(configured("Gemma-3"))
 
 
+def test_a_family_that_turns_in_a_way_of_its_own_is_found_when_it_is_made() -> None:
+    for family in ("Granite-hybrid", "Llama"):
+        config = configured(family)
+        node = Yarn(factor=4)
+        node.apply(config)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        if family == "Llama":
+            check_turned(model, node)
+            continue
+        with pytest.raises(ModelError, match="GraniteMoeHybridForCausalLM turns in a way of its own"):
+            check_turned(model, node)
+
+
 @pytest.mark.parametrize(
     ("rope", "keys"),
     [
@@ -205,6 +223,10 @@ def test_rounding_cannot_be_left_out_where_transformers_always_rounds() -> None:
             ("rope.short_factor", "rope.long_factor"),
         ),
         ({"kind": "longrope", "factor": 2, "long_factor": [0, 2]}, ("rope.long_factor",)),
+        (
+            {"kind": "llama3", "factor": 2, "max_position_embeddings": 64, "original_max_position_embeddings": 64},
+            ("rope.max_position_embeddings", "rope.original_max_position_embeddings"),
+        ),
         ({"kind": "linear", "factor": 0.5}, ("rope.factor",)),
     ],
 )
