@@ -15,7 +15,7 @@ from llmkit.core.errors import DataError
 from llmkit.core.memory import available, device
 from llmkit.data.findings import Finding
 from llmkit.data.prepare import Prepared, prepare
-from llmkit.evals.tasks import Perplexity, Task, data_of
+from llmkit.evals.tasks import Generation, MultipleChoice, Passkey, Perplexity, PositionPerplexity, data_of, longest
 from llmkit.models.alias import is_remote
 from llmkit.models.load import read_tokenizer
 from llmkit.models.positions import check_length
@@ -49,7 +49,8 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
 
 def _training(title: str, node: Training, show: int) -> None:
     where, resolved = device(), whole_model(node.model)
-    if notice := check_length(resolved, node.data.max_length + virtual_tokens(node.adapter), "data.max_length"):
+    longest_row = node.data.max_length + virtual_tokens(node.adapter)
+    if notice := check_length(resolved, longest_row, "data.max_length", node.model.rope):
         _say(f"{title}{notice}")
     tokenizer = read_tokenizer(resolved, node.model)
     sets: list[Prepared] = []
@@ -79,15 +80,20 @@ def _lint(title: str, node: Training, sets: Sequence[Prepared], more: Sequence[F
 def _evaluate(title: str, node: Evaluate) -> None:
     resolved = resolve(node.model)
     tokenizer = read_tokenizer(resolved, node.model)
-    for task in node.tasks:
-        if isinstance(task, Perplexity):
+    for index, task in enumerate(node.tasks):
+        key, length = longest(task) or ("", 0)
+        if key and (notice := check_length(resolved, length, f"tasks.{index}.{key}", node.model.rope)):
+            _say(notice)
+        if isinstance(task, Passkey):
+            _say(f"{title}tasks.{task.name}: {len(task.lengths) * task.depths * task.samples} texts of its own")
+        elif isinstance(task, Perplexity):
             made = prepare(task.data, data_of(task), tokenizer, f"tasks.{task.name}")
             _say(f"{title}tasks.{task.name}: {_table(made)}")
         else:
             _say(f"{title}tasks.{task.name}: {_count(task)} rows")
 
 
-def _count(task: Task) -> int:
+def _count(task: Generation | MultipleChoice | PositionPerplexity) -> int:
     """The rows of a task, each of them read."""
     rows = 0
     for row in (row for source in task.data for row in source.rows()):

@@ -67,7 +67,8 @@ def _padded(prepared: Prepared, ids: Sequence[int], device: str, contexts: bool)
     lengths = tuple(len(part[0]) for part in parts)
     width = max(lengths)
     columns = [np.stack([np.pad(part[c], (0, width - len(part[c]))) for part in parts]) for c in range(3)]
-    positions = np.tile(np.arange(width), (len(parts), 1))
+    # positions of padding begin again: a sequence is told by its run of positions (models/rotary.py)
+    positions = np.stack([np.where(np.arange(width) < length, np.arange(width), 0) for length in lengths])
     context = Packed(tuple(Segment(row, 0, length) for row, length in enumerate(lengths))) if contexts else None
     return _batch(columns[0], positions, columns[1], columns[2], context, tuple(ids), lengths, device)
 

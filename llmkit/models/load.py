@@ -20,6 +20,8 @@ from llmkit.models.fused import fuse
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.models.probe import Support, probe
 from llmkit.models.resolve import Resolved
+from llmkit.models.rope import RopeScaling
+from llmkit.models.scaled import check_turned, scaled_config, stretch
 from llmkit.models.tokens import add, added, widen
 from llmkit.models.virtual import supported
 from llmkit.models.wrappers import check_causal, check_whole, name_inner
@@ -67,7 +69,8 @@ def load(resolved: Resolved, ref: ModelRef, how: How, own: Readers | None = None
     _check_torch()
     base = resolved.base or resolved
     with quiet():
-        model = _base(base, how)
+        rope = ref.rope or resolved.rope
+        model = _base(base, how, rope)
         tokenizer = read_tokenizer(resolved, ref, how.allow_code)
         new = added(tokenizer, ref)
         if new or resolved.base is not None:
@@ -80,6 +83,8 @@ def load(resolved: Resolved, ref: ModelRef, how: How, own: Readers | None = None
             model = adapted(model, resolved.folder, own)
             support = supported(support, model)
         model.eval()
+        if rope is not None:
+            stretch(tokenizer, model, rope)
     return Loaded(model, tokenizer, kind, support, resolved, new)
 
 
@@ -92,8 +97,8 @@ def _check_torch() -> None:
         )
 
 
-def _base(base: Resolved, how: How) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _base(base: Resolved, how: How, rope: RopeScaling | None = None) -> Any:
+    from transformers import AutoModelForCausalLM
 
     said = safe.read_json(base.folder / "config.json")
     if "auto_map" in said and not how.allow_code:
@@ -103,7 +108,7 @@ def _base(base: Resolved, how: How) -> Any:
         raise ModelError(f"{base.name} is quantised already", fix="drop quant", key="quant.kind")
     headers = safe.check_folder(base.folder)
     try:
-        config = AutoConfig.from_pretrained(base.folder, trust_remote_code=how.allow_code)
+        config = scaled_config(base, rope, how.allow_code)
     except (ValueError, KeyError, OSError) as cause:
         kind = said.get("model_type", "no model_type")
         raise ModelError(f"{base.name} is of an unknown family ({kind})", fix="use a causal LM", key="model") from cause
@@ -131,6 +136,8 @@ def _base(base: Resolved, how: How) -> Any:
         ) from cause
     check_whole(told, hasattr(config, "text_config"), base.name)
     name_inner(model)
+    if rope is not None:
+        check_turned(model, rope)
     if bits is None:
         return model.to(how.device)
     _mend_bits(model)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from llmkit.core.config import Conflict, Later, config, setting
 from llmkit.core.errors import ModelError
+from llmkit.models.rope import RopeScaling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,8 +33,8 @@ class ModelRef:
     add_special_tokens: tuple[str, ...] = ()
     """New tokens of the chat template: in the text of rows and prompts they are plain text, and decoding leaves them
     out."""
-    rope: None = setting(default=None, later=True)
-    """RoPE scaling."""
+    rope: RopeScaling | None = None
+    """RoPE scaling; left out, an adapter's base is scaled as it was in training."""
 
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""

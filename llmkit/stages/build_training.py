@@ -92,7 +92,7 @@ def read(node: Training, run: Run) -> Job:
     """
     resolved = whole_model(node.model)
     longest = node.data.max_length + virtual_tokens(node.adapter)
-    if notice := check_length(resolved, longest, "data.max_length"):
+    if notice := check_length(resolved, longest, "data.max_length", node.model.rope):
         run.console.notice(notice)
     tokenizer = read_tokenizer(resolved, node.model, run.grants.code)
     aside = Quarantine(run.folder / "quarantine.jsonl")
