@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
 
-from llmkit.core.config import config, setting
+from llmkit.core.config import Conflict, config, setting
+from llmkit.data.held_out import Part
 from llmkit.data.pack import first_fit
-from llmkit.data.source_nodes import Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Source, Text
+from llmkit.data.source_nodes import Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Rows, Source, Text
 
 __all__ = [
     "Arrow",
@@ -15,11 +16,13 @@ __all__ = [
     "Data",
     "Docstrings",
     "FirstFit",
+    "HeldOut",
     "Hub",
     "Jsonl",
     "NoPacking",
     "Packing",
     "Parquet",
+    "Rows",
     "Source",
     "Text",
 ]
@@ -51,11 +54,26 @@ Packing = NoPacking | FirstFit
 
 
 @config
+class HeldOut:
+    """Training rows that validate instead of being trained on."""
+
+    _short: ClassVar[str] = "share"
+    share: float = setting(default=0.0, least=0.0, below=1.0)
+    """Which share of them, about; a hash of a row (or of its `cluster`) decides, so that equal rows stay together."""
+    seed: int = setting(default=0, least=0)
+    """Another seed holds out others."""
+
+
+@config
 class Data:
     """What is read, what of it is trained, and how it is laid out in rows."""
 
     train: tuple[Source, ...]
     valid: tuple[Source, ...] = ()
+    held_out: HeldOut = HeldOut()
+    """A share of the rows of `train` that takes the place of `valid`: `held_out: 0.05`."""
+    system: str | None = None
+    """The system message of conversations that have none."""
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """Which tokens count: the assistant's turns (or the completion), only the last of them, or all."""
     max_length: int = setting(default=1024, least=2, most=1 << 24)
@@ -65,3 +83,15 @@ class Data:
     bad_share: float = setting(default=0.05, least=0.0, most=1.0)
     """Share of rows that may be unusable (empty, no assistant turn ...) before it is an error."""
     packing: Packing = FirstFit()
+
+    def problems(self) -> Iterator[Conflict]:
+        """Two words on what validates."""
+        if self.valid and self.held_out.share:
+            yield Conflict("held_out", "both say what validates", "keep one of the two", "valid")
+
+    def sources(self, side: Literal["train", "valid"]) -> tuple[Rows, ...]:
+        """What is trained on, or what validates."""
+        share, seed = self.held_out.share, self.held_out.seed
+        if share:
+            return tuple(Part(source, share, seed, side == "valid") for source in self.train)
+        return self.train if side == "train" else self.valid

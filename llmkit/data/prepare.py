@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from llmkit.core.errors import DataError
-from llmkit.data.node import Data, Source
+from llmkit.data.node import Data, Rows
 from llmkit.data.render import Rendered, Renderer
 from llmkit.data.rows import BadRow, Raw, Row, Unusable
 from llmkit.data.usable import Tally, usable
@@ -58,7 +58,7 @@ class Prepared:
 
 
 def prepare(
-    sources: Sequence[Source],
+    sources: Sequence[Rows],
     data: Data,
     tokenizer: Any,
     key: str = "data.train",
@@ -94,7 +94,7 @@ def prepare(
 
 
 def _encoded(
-    sources: Sequence[Source], renderer: Renderer, tally: Tally
+    sources: Sequence[Rows], renderer: Renderer, tally: Tally
 ) -> Iterator[tuple[Raw, Row, list[int], list[float]]]:
     """Rows with their tokens; encoded some hundred at a time, which the tokenizer does faster."""
     waiting: list[tuple[Raw, Row, Rendered]] = []
@@ -151,7 +151,7 @@ def _fitted(
             counts["nothing to learn"] += 1
 
 
-def _files(sources: Sequence[Source]) -> dict[str, str]:
+def _files(sources: Sequence[Rows]) -> dict[str, str]:
     """sha256 by name; by the whole path where two files have one name."""
     found = {path: digest for source in sources for path, digest in source.files().items()}
     names = Counter(Path(path).name for path in found)

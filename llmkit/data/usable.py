@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llmkit.core.errors import DataError
-from llmkit.data.node import Data, Source
-from llmkit.data.rows import BadRow, Raw, Row, Unusable, bounded, mapped, rejected
+from llmkit.data.node import Data, Rows
+from llmkit.data.rows import BadRow, Raw, Row, Unusable, bounded, introduced, mapped, rejected
 from llmkit.data.shapes import shaped
 
 
@@ -55,7 +55,7 @@ class Tally:
             raise DataError(what, fix=f"set batch.rows={kept}", key=key)
 
 
-def usable(sources: Sequence[Source], tally: Tally) -> Iterator[tuple[Raw, Row]]:
+def usable(sources: Sequence[Rows], tally: Tally) -> Iterator[tuple[Raw, Row]]:
     """The usable rows of all sources in order; the others are counted under their reason.
 
     Raises:
@@ -70,7 +70,7 @@ def usable(sources: Sequence[Source], tally: Tally) -> Iterator[tuple[Raw, Row]]
                 tally.broken(raw)
                 continue
             try:
-                row = shaped(mapped(raw, source.columns), index)
+                row = introduced(shaped(mapped(raw, source.columns), index), tally.data.system)
             except Unusable as reason:
                 tally.unusable(raw, str(reason))
                 continue

@@ -93,8 +93,9 @@ def read(node: Training, run: Run) -> Job:
         run.console.notice(notice)
     tokenizer = read_tokenizer(resolved, node.model.template, run.grants.code)
     aside = Quarantine(run.folder / "quarantine.jsonl")
-    data = node.examples(node.data.train, tokenizer, "data.train", aside, node.batch.rows)
-    valid = node.examples(node.data.valid, tokenizer, "data.valid", aside) if node.data.valid else None
+    data = node.examples(node.data.sources("train"), tokenizer, "data.train", aside, node.batch.rows)
+    held = node.data.sources("valid")
+    valid = node.examples(held, tokenizer, "data.valid", aside) if held else None
     aside.tell(run.console)
     order = Order(node.seed, len(data), node.batch.rows)
     steps = node.steps or (node.epochs or 1) * order.steps_per_epoch
