@@ -6,6 +6,7 @@ Rows are read, shaped, rendered and cut in this process: nothing is left to work
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,8 @@ class Prepared:
     """sha256 of each file that was read."""
     places: tuple[tuple[str, int], ...] = ()
     """File and line of each example's row."""
+    breaks: np.ndarray[Any, np.dtype[np.int64]] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Where within examples something begins that sees nothing of what is before it."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -51,6 +54,13 @@ class Prepared:
         """(ids, weights) of an example; the weight of a token is its weight as a target."""
         here = slice(self.starts[index], self.starts[index + 1])
         return self.ids[here], self.weights[here]
+
+    def segments(self, index: int) -> list[tuple[int, int]]:
+        """The stretches [start, end) of an example that see themselves alone; one, where it has no breaks."""
+        first, last = int(self.starts[index]), int(self.starts[index + 1])
+        low, high = np.searchsorted(self.breaks, (first, last))
+        cuts = [0, *(int(place) - first for place in self.breaks[low:high]), last - first]
+        return list(itertools.pairwise(cuts))
 
     def supervised(self, index: int) -> float:
         """The sum of weights that an example trains with: its first token is never a target."""
@@ -90,7 +100,7 @@ def prepare(
     counts["tokens"] = len(joined)
     counts["supervised tokens"] = int((weighed > 0).sum())
     digest = hashlib.sha256(joined.tobytes() + weighed.tobytes() + starts.tobytes()).hexdigest()
-    return Prepared(joined, weighed, starts, tuple(rows), dict(counts), digest, _files(sources), tuple(places))
+    return Prepared(joined, weighed, starts, tuple(rows), dict(counts), digest, files_of(sources), tuple(places))
 
 
 def _encoded(
@@ -151,7 +161,7 @@ def _fitted(
             counts["nothing to learn"] += 1
 
 
-def _files(sources: Sequence[Rows]) -> dict[str, str]:
+def files_of(sources: Sequence[Rows]) -> dict[str, str]:
     """sha256 by name; by the whole path where two files have one name."""
     found = {path: digest for source in sources for path, digest in source.files().items()}
     names = Counter(Path(path).name for path in found)

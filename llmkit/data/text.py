@@ -42,19 +42,19 @@ def read_text(
             blank = not line.text.strip()
             if held.lines and (document == "line" or (document == "paragraph" and blank)):
                 yield held.row()
-            if held.size >= PIECE and not blank:  # blank lines at the end are no piece
-                yield held.row(more=True)
             if blank and not (document == "file" and held.lines):
                 held.rest = held.rest and document == "file"
                 continue
             text = line.bad(TOO_LONG, "break the line") if line.long else decoded(line, encoding)
-            if not isinstance(text, BadRow):
-                held.add(line, text)
+            if isinstance(text, BadRow):
+                if held.lines:  # a document ends where it cannot be read
+                    yield held.row()
+                held.rest, text.at = False, (*line.behind, 0)
+                yield text
                 continue
-            if held.lines:  # before the bad row, or who goes on behind it would miss them
-                yield held.row(more=document != "line")
-            text.at = (*line.behind, int(held.rest))
-            yield text
+            if held.size >= PIECE and not blank:  # blank lines at the end are no piece
+                yield held.row(more=True)
+            held.add(line, text)
         if held.lines:
             yield held.row()
 

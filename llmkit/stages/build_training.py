@@ -126,6 +126,8 @@ def _built(job: Job) -> tuple[Built, Single]:
     made = build(job.resolved, node.model, held, node.adapter, job.choice.recompute, node.seed)
     if isinstance(node.data.packing, FirstFit) and not made.loaded.support.packed:
         raise DataError(made.loaded.support.reason, fix="set data.packing=none", key="data.packing")
+    if len(job.train.breaks) and not made.loaded.support.packed:
+        raise DataError(made.loaded.support.reason, fix="set documents=joined", key="documents")
     job.run.console.notice(
         f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
     )
