@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 from llmkit.core.config import Conflict, config, setting
-from llmkit.data.held_out import Part
+from llmkit.data.cleaning import Contamination, Dedup, Linting, NoDedup
+from llmkit.data.held_out import Readable, Side
 from llmkit.data.pack import first_fit
-from llmkit.data.source_nodes import Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Rows, Source, Text
+from llmkit.data.source_nodes import Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Source, Text
 
 __all__ = [
     "Arrow",
@@ -22,7 +23,7 @@ __all__ = [
     "NoPacking",
     "Packing",
     "Parquet",
-    "Rows",
+    "Readable",
     "Source",
     "Text",
 ]
@@ -74,24 +75,41 @@ class Data:
     """A share of the rows of `train` that takes the place of `valid`: `held_out: 0.05`."""
     system: str | None = None
     """The system message of conversations that have none."""
-    train_on: Literal["assistant", "last", "all"] = "assistant"
-    """Which tokens count: the assistant's turns (or the completion), only the last of them, or all."""
+    train_on: Literal["assistant", "last", "all"] | tuple[Literal["user", "assistant", "tool", "system"], ...] = (
+        "assistant"
+    )
+    """Which tokens count: the assistant's turns (or the completion), only the last of them, or all; or the turns of the
+    roles in a list: `[assistant, tool]`. The `weight` of a message comes before its role's."""
+    train_reasoning: bool = True
+    """Whether what an answer thinks is trained, or what it says alone."""
     max_length: int = setting(default=1024, least=2, most=1 << 24)
     """Tokens of a row; longer examples meet `overflow`."""
     overflow: Literal["drop", "truncate", "split", "error"] = "drop"
     on_bad_row: Literal["error", "quarantine"] = "error"
     bad_share: float = setting(default=0.05, least=0.0, most=1.0)
     """Share of rows that may be unusable (empty, no assistant turn ...) before it is an error."""
+    dedup: Dedup = NoDedup()
+    """Which copies of training rows are left out; the first one stays."""
+    decontaminate: tuple[Source, ...] = ()
+    """Evaluation sets: training rows that hold their questions are left out."""
+    contamination: Contamination = Contamination()
+    lint: Linting = Linting()
+    """What is looked for in the rows, and what is done about it."""
     packing: Packing = FirstFit()
 
     def problems(self) -> Iterator[Conflict]:
-        """Two words on what validates."""
+        """A list of no role, two words on what validates, and words on nothing."""
         if self.valid and self.held_out.share:
             yield Conflict("held_out", "both say what validates", "keep one of the two", "valid")
+        if self.train_on == ():
+            yield Conflict("train_on", "names no role", "use assistant")
+        if self.contamination != Contamination() and not self.decontaminate:
+            what = "there is no evaluation set to compare with"
+            yield Conflict("contamination", what, "give data.decontaminate", "decontaminate")
 
-    def sources(self, side: Literal["train", "valid"]) -> tuple[Rows, ...]:
+    def sources(self, side: Literal["train", "valid"]) -> tuple[Readable, ...]:
         """What is trained on, or what validates."""
         share, seed = self.held_out.share, self.held_out.seed
         if share:
-            return tuple(Part(source, share, seed, side == "valid") for source in self.train)
+            return tuple(Side(source, share, seed, side == "valid") for source in self.train)
         return self.train if side == "train" else self.valid

@@ -59,6 +59,8 @@ class Row:
     prompt: str = ""
     completion: str = ""
     tools: tuple[Any, ...] = ()
+    weights: tuple[float | None, ...] = ()
+    """What each message weighs by its own word; empty where none says so."""
 
     @property
     def question(self) -> tuple[Mapping[str, Any], ...] | str:
@@ -138,4 +140,5 @@ def introduced(row: Row, system: str | None) -> Row:
     if system is None or not row.messages or row.messages[0].get("role") == "system":
         return row
     messages = ({"role": "system", "content": system}, *row.messages)
-    return replace(row, messages=messages, learn_from=row.learn_from + bool(row.learn_from))
+    weights = (None, *row.weights) if row.weights else ()
+    return replace(row, messages=messages, learn_from=row.learn_from + bool(row.learn_from), weights=weights)

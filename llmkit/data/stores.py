@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmkit.core.errors import DataError, without_logins
-from llmkit.core.files import sha256
 
 BLOCK = 1 << 20
 
@@ -85,9 +84,11 @@ def opened(path: str) -> BinaryIO:
 
 
 def digest(path: str) -> str:
-    """The sha256 of a file; a store's is read once more for it."""
-    if not in_store(path):
-        return sha256(Path(path))
+    """The sha256 of a file, which is read once more for it.
+
+    Raises:
+        DataError: it is no file, or cannot be read.
+    """
     with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 

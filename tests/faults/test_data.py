@@ -79,7 +79,7 @@ UNUSABLE = {
     '{"prompt": [{"role": "user", "content": "a"}], "completion": null}': "completion is null",
     '{"messages": [null]}': "messages is not a list of messages",
     '{"messages": [{"role": "user"}, {"role": "assistant", "content": "a"}]}': "content of user is null",
-    '{"messages": [{"content": "a"}, {"role": "assistant", "content": "a"}]}': "roles in the wrong order",
+    '{"messages": [{"content": "a"}, {"role": "assistant", "content": "a"}]}': "a message has no role",
     '{"messages": [{"role": "assistant", "content": "a"}]}': "roles in the wrong order",
     '{"messages": [{"role": "system", "content": "a"}]}': "no assistant turn",
     '{"instruction": "", "output": "a"}': "instruction is blank",
