@@ -185,13 +185,19 @@ def read_tokenizer(resolved: Resolved, ref: ModelRef, allow_code: bool = False) 
         ) from cause
     add(tokenizer, ref)
     if ref.template is not None:
-        try:
-            tokenizer.chat_template = Path(ref.template).read_text("utf-8")
-        except OSError as cause:
-            raise ModelError(
-                f"{ref.template} cannot be read ({cause.strerror})", fix="give a file", key="model.template"
-            ) from cause
+        tokenizer.chat_template = _template(ref.template)
     return tokenizer
+
+
+def _template(name: str) -> str:
+    """The chat template of a file, or one of ours by its name."""
+    ours = {path.stem: path for path in Path(__file__).with_name("templates").glob("*.jinja")}
+    try:
+        return ours.get(name, Path(name)).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        why = cause.strerror if isinstance(cause, OSError) else "it is no UTF-8"
+        fix = f"give a file, or one of {', '.join(sorted(ours))}"
+        raise ModelError(f"{name} cannot be read ({why})", fix=fix, key="model.template") from cause
 
 
 @contextlib.contextmanager

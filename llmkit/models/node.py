@@ -26,7 +26,8 @@ class ModelRef:
     attention: Literal["auto", "sdpa", "flash", "flex", "eager"] = "auto"
     """The attention kernel; one that is asked for and missing is an error."""
     template: str | None = None
-    """A file with a Jinja chat template that replaces the tokenizer's own."""
+    """A Jinja chat template that replaces the tokenizer's own: a file, or chatml, llama3, mistral, gemma, phi3, zephyr
+    or alpaca."""
     add_tokens: tuple[str, ...] = ()
     """New tokens that are recognised wherever they stand in a text. A new token's row starts as the mean of all others;
     it is trained and saved with a LoRA, or with the model where every weight is trained."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.adapters.node import Adapter, Lora
 from llmkit.core.config import Conflict, config, setting
-from llmkit.data.node import Data, FirstFit, Source
+from llmkit.data.node import Data, FirstFit, Readable
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.stages.push import Push
 from llmkit.train.logs import Log
@@ -74,10 +74,12 @@ class Training:
         if limits.recompute and self.memory.recompute == "full":
             what = f"layers run twice: {limits.recompute}"
             yield Conflict("memory.recompute", what, "set memory.recompute: none", "adapter.kind")
-        best, valid = self.checkpoint.best, self.data.valid
+        best, valid = self.checkpoint.best, self.data.sources("valid")
         if best is not None and not valid:
             what = f"nothing measures {best} without validation rows"
-            yield Conflict("checkpoint.best", what, "give data.valid, or drop checkpoint.best", "data.valid")
+            yield Conflict(
+                "checkpoint.best", what, "give data.valid or data.held_out, or drop checkpoint.best", "data.valid"
+            )
         if best is not None and self.evaluate.every is None and self.evaluate.per_epoch is None:
             what = f"nothing measures {best} while training"
             yield Conflict("checkpoint.best", what, "set evaluate.every", "evaluate.every")
@@ -88,11 +90,13 @@ class Training:
             said = getattr(self.evaluate, key)
             if said and said != getattr(Evaluating(), key):
                 what = "there are no validation rows"
-                yield Conflict(f"evaluate.{key}", what, f"give data.valid, or drop evaluate.{key}", "data.valid")
+                yield Conflict(
+                    f"evaluate.{key}", what, f"give data.valid or data.held_out, or drop evaluate.{key}", "data.valid"
+                )
 
     def examples(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[Readable],
         tokenizer: Any,
         key: str,
         aside: Callable[[BadRow], None] | None = None,
