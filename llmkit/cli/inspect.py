@@ -21,9 +21,9 @@ from llmkit.models.positions import check_length
 from llmkit.models.resolve import resolve
 from llmkit.stages.build_inference import adapter_of
 from llmkit.stages.evaluate import Evaluate
-from llmkit.stages.lint import lines, linted, served, shares
-from llmkit.stages.sft import Sft
+from llmkit.stages.lint_table import lines, linted, served, shares
 from llmkit.stages.sizes import sizes, whole_model
+from llmkit.stages.training import Training
 
 
 def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> None:
@@ -36,8 +36,8 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
     title = f"{name}: " if name else ""
     if node.model.name in earlier and not Path(node.model.name, "model").is_dir():
         _say(f"{title}{node.kind} is sound; its data and memory can be told when {node.model.name} is made")
-    elif isinstance(node, Sft):
-        _sft(title, node, show)
+    elif isinstance(node, Training):
+        _training(title, node, show)
     elif isinstance(node, Evaluate):
         _evaluate(title, node)
     else:
@@ -45,7 +45,7 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
         _say(f"{title}{node.kind} is sound")
 
 
-def _sft(title: str, node: Sft, show: int) -> None:
+def _training(title: str, node: Training, show: int) -> None:
     where, resolved = device(), whole_model(node.model)
     if notice := check_length(resolved, node.data.max_length, "data.max_length"):
         _say(f"{title}{notice}")
@@ -54,12 +54,13 @@ def _sft(title: str, node: Sft, show: int) -> None:
     for key, sources in (("train", node.data.train), ("valid", node.data.valid)):
         if sources:
             least = node.batch.rows if key == "train" else 1
-            made = prepare(sources, node.data, tokenizer, f"data.{key}", lambda error: None, least)
+            made = node.examples(sources, tokenizer, f"data.{key}", lambda error: None, least)
             _say(f"{title}data.{key}: {_table(made)}")
             sets.append(made)
             if show and key == "train":
                 _tokens(made, tokenizer, show)
-    _lint(title, node, sets, served(resolved, node.model.template, tokenizer))
+    if sets:
+        _lint(title, node, sets, served(resolved, node.model.template, tokenizer))
     _, choice = sizes(node, resolved, where)
     parts = ", ".join(f"{part} {size / 2**20:.0f}" for part, size in vars(choice.account).items())
     total, free = choice.account.total / 2**20, available(where) / 2**20
@@ -67,7 +68,7 @@ def _sft(title: str, node: Sft, show: int) -> None:
     _say(f"{title}memory: about {total:.0f} of {free:.0f} MiB at {choice.rows} rows a forward{recompute} ({parts})")
 
 
-def _lint(title: str, node: Sft, sets: Sequence[Prepared], more: Sequence[Finding]) -> None:
+def _lint(title: str, node: Training, sets: Sequence[Prepared], more: Sequence[Finding]) -> None:
     if text := shares(sets[0]):
         _say(f"{title}data.train: {text}")
     for line in lines(linted(node.data, sets[0], sets[1] if len(sets) > 1 else None, more)):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from llmkit.core.types import Batch, LossSum
 
-Loss = Callable[[Tensor, Tensor], LossSum]
+Loss = Callable[[Any, Batch], LossSum]
+"""What the scored model gives for a batch, and the batch -> a sum with its count."""
 
 
 class Single:
@@ -40,8 +41,8 @@ class Single:
         extras: dict[str, tuple[Tensor, Tensor]] = {}
         for batch in batches:
             with self.autocast():
-                logps = self.scored(batch)
-            part = loss(logps, batch.weights[batch.weights != 0])
+                scores = self.scored(batch)
+            part = loss(scores, batch)
             (part.total / count).backward()
             total += float(part.total.detach())
             seen += float(part.count)

@@ -16,9 +16,9 @@ from llmkit.core.wording import yaml_word
 
 @cache
 def docs(cls: Any) -> dict[str, str]:
-    """The line under each field of a node's source."""
+    """The line under each field of a node's source, and of the sources of the nodes that it derives from."""
+    found = {name: text for base in reversed(cls.__mro__[1:-1]) for name, text in docs(base).items()}
     body = ast.parse(inspect.getsource(cls)).body[0]
-    found: dict[str, str] = {}
     previous = ""
     for statement in body.body if isinstance(body, ast.ClassDef) else []:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):

@@ -1,9 +1,7 @@
-"""Puts a training stage together: the only place that knows all the pieces of `sft`."""
+"""Puts a training stage together: with `measured.py` and `finished.py` the only place that knows all its pieces."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,44 +11,38 @@ from typing import Any
 import numpy as np
 import torch
 from llmkit_kernels import memory
-from llmkit_kernels.table import rows
 
 from llmkit.adapters.node import Lora
 from llmkit.build.precision import Types, types
 from llmkit.build.training import Built, build, how, stepper
 from llmkit.checkpoint import state
-from llmkit.checkpoint.identity import packages, processor
-from llmkit.core.artifact import Artifact, publish
+from llmkit.core.artifact import Artifact
 from llmkit.core.errors import DataError
 from llmkit.core.memory import keep_freed_memory, out_of_memory_named
 from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
 from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit, NoPacking, Packing
-from llmkit.data.order import Order, spread
-from llmkit.data.prepare import Prepared, prepare, template_digest
-from llmkit.data.prompt import asked
-from llmkit.evals.run import Subject, losses
-from llmkit.inference.node import Sampling, Transformers
-from llmkit.losses.token import CrossEntropy
-from llmkit.models.export import export
+from llmkit.data.order import Order
+from llmkit.data.prepare import Prepared
 from llmkit.models.load import read_tokenizer
 from llmkit.models.positions import check_length
 from llmkit.parallel.single import Single
 from llmkit.plan.account import Choice
+from llmkit.stages.finished import finish
 from llmkit.stages.job import Job
-from llmkit.stages.lint import brief, keep, linted, served
+from llmkit.stages.lint_table import brief, keep, linted, served
+from llmkit.stages.measured import measured
 from llmkit.stages.quarantine import Quarantine
-from llmkit.stages.report import write_report
 from llmkit.stages.resume import find, identity, pinned, resume, told
-from llmkit.stages.sft import Sft
 from llmkit.stages.sizes import KNOB, sizes, whole_model
 from llmkit.stages.speed import measure
 from llmkit.stages.tensorboard import writer
+from llmkit.stages.training import Training
 from llmkit.train.fit import Hooks, Plan, Progress, StepData, fit
 
 
-def train(node: Sft, run: Run) -> Artifact:
+def train(node: Training, run: Run) -> Artifact:
     """Trains a stage, or goes on with one that was interrupted."""
     keep_freed_memory()
     torch.set_num_threads(run.threads)
@@ -69,7 +61,7 @@ def train(node: Sft, run: Run) -> Artifact:
         if run.device == "cpu":
             _settle(built, _largest(job))
         progress = _fit(job, built, steps, progress)
-        return _finish(job, built, steps, progress)
+        return finish(job, built, steps, progress)
 
 
 def _settle(built: Built, size: int) -> None:
@@ -90,7 +82,7 @@ def _largest(job: Job) -> int:
     return int((account.activations + account.working) * min(1.0, lengths.sum() / most))
 
 
-def read(node: Sft, run: Run) -> Job:
+def read(node: Training, run: Run) -> Job:
     """The data and the sizes of a stage, before any model is loaded.
 
     Raises:
@@ -102,8 +94,8 @@ def read(node: Sft, run: Run) -> Job:
         run.console.notice(notice)
     tokenizer = read_tokenizer(resolved, node.model.template, run.grants.code)
     aside = Quarantine(run.folder / "quarantine.jsonl")
-    data = prepare(node.data.train, node.data, tokenizer, "data.train", aside, node.batch.rows)
-    valid = prepare(node.data.valid, node.data, tokenizer, "data.valid", aside) if node.data.valid else None
+    data = node.examples(node.data.train, tokenizer, "data.train", aside, node.batch.rows)
+    valid = node.examples(node.data.valid, tokenizer, "data.valid", aside) if node.data.valid else None
     aside.tell(run.console)
     found = linted(node.data, data, valid, served(resolved, node.model.template, tokenizer))
     keep(run.folder, found, data)
@@ -164,14 +156,14 @@ def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
         hooks = Hooks(
             data=partial(_step_data, job, built.loaded.support.packed),
             log=partial(_log, metrics, log),
-            evaluate=partial(_measured, job, built, steps) if job.valid is not None else None,
+            evaluate=partial(measured, job, built, steps) if job.valid is not None else None,
             save=partial(_save, job, built, steps, metrics),
             asked_to_stop=lambda: run.stop.why,
             measure=partial(measure, job.shape, run.device, job.types.half, isinstance(node.adapter, Lora)),
             show=partial(_show, job),
         )
         try:
-            return fit(steps, CrossEntropy(), plan, hooks, start)
+            return fit(steps, node.objective(), plan, hooks, start)
         finally:
             run.console.end()
 
@@ -190,60 +182,6 @@ def _step_data(job: Job, contexts: bool, index: int) -> StepData:
     supervised = sum(int((batch.weights > 0).sum()) for batch in batches)
     places, count = tuple(data.places[i] for i in ids), sum(data.supervised(i) for i in ids)
     return StepData(epoch, ids, batches, tokens, supervised, count, places)
-
-
-def subject(job: Job, built: Built, steps: Single) -> Subject:
-    """The model in training, as an evaluation sees it."""
-    return Subject(
-        built.scored,
-        built.model,
-        built.loaded.tokenizer,
-        built.loaded.support.packed,
-        job.run.device,
-        Transformers(),
-        job.run.console,
-        job.run.stop.check,
-        autocast=steps.autocast,
-        seed=job.node.seed,
-    )
-
-
-def _measured(job: Job, built: Built, steps: Single, step: int) -> dict[str, float]:
-    """An evaluation whose lack of memory is called that, and no fault of its rows."""
-    with out_of_memory_named(job.run.device, KNOB):
-        return _evaluate(job, built, steps, step)
-
-
-def _evaluate(job: Job, built: Built, steps: Single, step: int) -> dict[str, float]:
-    valid = job.valid
-    if valid is None:
-        raise DataError("data.valid is empty", fix="give data.valid", key="evaluate")
-    ids = spread(len(valid), job.node.evaluate.rows)
-    seen = subject(job, built, steps)
-    nll, weight = losses(seen, valid, ids, job.node.data.max_length)
-    mean = sum(nll) / sum(weight)
-    texts = [valid.example(i)[0][1:][valid.example(i)[1][1:] > 0] for i in ids]
-    size = sum(len(built.loaded.tokenizer.decode(text, skip_special_tokens=True).encode()) for text in texts)
-    figures = {"valid.loss": mean, "valid.perplexity": math.exp(min(mean, 700.0))}
-    figures |= {"valid.bits_per_byte": sum(nll) / math.log(2) / max(1, size), "valid.tokens": sum(weight)}
-    _samples(job, seen, step)
-    return figures
-
-
-def _samples(job: Job, seen: Subject, step: int) -> None:
-    """Answers to some validation prompts, beside what they should be."""
-    rows = job.valid.rows if job.valid is not None else ()
-    questions = asked(rows, seen.tokenizer, job.node.evaluate.samples)
-    if not questions:
-        return
-    sampling = Sampling(max_tokens=job.node.evaluate.max_tokens)
-    with job.run.stop.at_once("before samples"), seen.autocast():
-        made = seen.generator.generate(seen.model, seen.tokenizer, [q.ids for q in questions], sampling)
-    lines = Lines(job.run.folder / "samples.jsonl")
-    for question, completion in zip(questions, made, strict=True):
-        row = question.row
-        last = row.question if isinstance(row.question, str) else str(row.question[-1].get("content"))
-        lines.add({"step": step, "prompt": last, "expected": row.answer, "answer": completion.text})
 
 
 def _save(job: Job, built: Built, steps: Single, metrics: Lines, progress: Progress, scheduled: bool) -> None:
@@ -283,40 +221,3 @@ def _loggers(job: Job, done: int) -> Iterator[Any]:
         return
     with writer(job.run.folder / "tensorboard", done) as log:
         yield log
-
-
-def _finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifact:
-    """The result: the best checkpoint where one was asked for, else the last."""
-    run, node = job.run, job.node
-    if progress.best_step not in (None, progress.step):
-        steps.load(state.load(job.checkpoints / f"step-{progress.best_step}")[0])
-        run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
-    export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant)
-    write_report(run.folder)
-    return publish(
-        run.folder,
-        {
-            "kind": node.kind,
-            "base": job.resolved.facts(),
-            "recipe_digest": run.recipe_digest,
-            "recipe": run.values,
-            "data": {"train": job.train.digest, "valid": job.valid.digest if job.valid is not None else ""},
-            "data_files": job.train.files,
-            "counts": job.train.counts,
-            "template": template_digest(built.loaded.tokenizer),
-            "packages": packages(),
-            "kernels": rows() if run.device == "cpu" else {},
-            "processor": processor(),
-            "seed": node.seed,
-            "threads": run.threads,
-            "device": run.device,
-            "attention": built.loaded.attention,
-            "precision": job.types.name,
-            "micro_batch": job.choice.rows,
-            "recompute": job.choice.recompute,
-            "samples": len(job.train),
-            "step": progress.step,
-            "best_step": progress.best_step,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        },
-    )

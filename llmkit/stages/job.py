@@ -11,14 +11,14 @@ from llmkit.data.order import Order
 from llmkit.data.prepare import Prepared
 from llmkit.models.resolve import Resolved
 from llmkit.plan.account import Choice, Shape
-from llmkit.stages.sft import Sft
+from llmkit.stages.training import Training
 
 
 @dataclass(frozen=True)
 class Job:
     """One training stage with its data read and its sizes known."""
 
-    node: Sft
+    node: Training
     run: Run
     resolved: Resolved
     types: Types

@@ -12,7 +12,7 @@ from llmkit.models.node import ModelRef, NoQuant
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.safe import check_folder, read_json
 from llmkit.plan.account import DORA, DROPPED, FUSED, HALF, HALF_LORA, QUANTISED, Choice, Held, Kept, Shape, choose
-from llmkit.stages.sft import Sft
+from llmkit.stages.training import Training
 
 KNOB = "lower micro_batch or data.max_length, or set memory.recompute=full"
 
@@ -30,7 +30,7 @@ def whole_model(ref: ModelRef) -> Resolved:
     return resolved
 
 
-def sizes(node: Sft, resolved: Resolved, device: str) -> tuple[Shape, Choice]:
+def sizes(node: Training, resolved: Resolved, device: str) -> tuple[Shape, Choice]:
     """The memory account of a stage, and what `auto` comes to.
 
     Raises:
@@ -52,7 +52,7 @@ def sizes(node: Sft, resolved: Resolved, device: str) -> tuple[Shape, Choice]:
     return shape, choice
 
 
-def _held(node: Sft, shape: Shape, kinds: Types, device: str) -> Held:
+def _held(node: Training, shape: Shape, kinds: Types, device: str) -> Held:
     adapter = node.adapter if isinstance(node.adapter, Lora) else None
     plain = 2.0 if kinds.params == "bf16" else 4.0
     copies = 2.0 if kinds.mixed and device == "cpu" else 0.0  # autocast keeps what it made of fp32 weights
@@ -68,7 +68,7 @@ def _held(node: Sft, shape: Shape, kinds: Types, device: str) -> Held:
     )
 
 
-def _kept(node: Sft, adapter: Lora | None, kinds: Types) -> Kept:
+def _kept(node: Training, adapter: Lora | None, kinds: Types) -> Kept:
     if kinds.half:
         return HALF_LORA if adapter and not kinds.mixed else HALF
     if adapter and (adapter.dora or adapter.dropout):

@@ -17,7 +17,8 @@ from llmkit.data.node import Data, Jsonl
 from llmkit.models.node import Nf4
 from llmkit.recipe.kinds import Stage
 from llmkit.stages.sft import Sft
-from llmkit.train.node import AdamW, Checkpointing
+from llmkit.train.node import Checkpointing
+from llmkit.train.optim import AdamW
 
 DATA = Data(train=[Jsonl(path="a.jsonl")])
 

@@ -13,7 +13,7 @@ from llmkit.data.node import Data, Jsonl
 from llmkit.data.prepare import prepare
 from llmkit.data.rows import Row
 from llmkit.data.sketch import KEPT, shingles, sketch
-from llmkit.stages.lint import linted
+from llmkit.stages.lint_table import linted
 from tests.data import clean
 
 DRAW = random.Random(5)

@@ -15,9 +15,9 @@ import pytest
 
 from llmkit.core.errors import DataError
 from llmkit.data import node
+from llmkit.data import prepare as reading
 from llmkit.data.prepare import prepare
 from llmkit.data.rows import MOST_TURNS, BadRow, bounded
-from llmkit.stages import build_training as stage
 from tests.faults import go, in_child, sft
 
 GOOD = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "the fox"}]}
@@ -302,14 +302,14 @@ def test_d10_a_dictionary_that_stands_for_far_more_than_it_holds_is_unpacked_a_f
 def test_d11_rows_are_read_in_this_process_and_no_worker_can_die_or_hang(tiny, rows, tmp_path, monkeypatch):
     """There are no data workers, and so no shard that goes missing with one: what stays to be shown is that none is
     started, and that a source which would never end is refused (below)."""
-    seen, real = [], stage.prepare
+    seen, real = [], reading.prepare
 
     def watched(*args, **kwargs):
         made = real(*args, **kwargs)
         seen.append(psutil.Process().children())
         return made
 
-    monkeypatch.setattr(stage, "prepare", watched)
+    monkeypatch.setattr(reading, "prepare", watched)
     go(sft(tiny, rows, tmp_path / "run", steps=1, evaluate={}))
     assert seen == [[], []]
     used = {"multiprocessing", "concurrent", "subprocess", "threading"}

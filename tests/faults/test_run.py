@@ -28,6 +28,7 @@ from llmkit.cli.main import _guarded, main
 from llmkit.core.artifact import Artifact
 from llmkit.core.errors import DataError, ModelError, ResourceError
 from llmkit.core.types import LossSum
+from llmkit.data import prepare as reading
 from llmkit.data.jsonl import read_jsonl
 from llmkit.data.render import Renderer
 from llmkit.inference import generate
@@ -36,6 +37,8 @@ from llmkit.models import export
 from llmkit.recipe.load import load_recipe
 from llmkit.stages import build_inference as inference
 from llmkit.stages import build_training as stage
+from llmkit.stages import finished, measured
+from llmkit.stages.training import Training
 from tests.faults import go, in_child, killed_after, outcome, sft, status, whole
 
 
@@ -45,8 +48,9 @@ def world(tiny, tmp_path_factory):
     return whole(tiny, tmp_path_factory.mktemp("world"))
 
 
-def at_call(number, name, act, place=stage):
-    """Does `act` before the `number`-th call of a function."""
+def at_call(number, name, act, place=None):
+    """Does `act` before the `number`-th call of a function; without a place, of the training stage."""
+    place = place or next(part for part in (stage, measured, finished) if hasattr(part, name))
     real, calls = getattr(place, name), [0]
 
     def called(*args, **kwargs):
@@ -69,8 +73,8 @@ class Poisoned:
     def __init__(self, at, how):
         self.at, self.how = at, how
 
-    def __call__(self, logps, weights):
-        made = CrossEntropy()(logps, weights)
+    def __call__(self, logps, batch):
+        made = CrossEntropy()(logps, batch)
         if Poisoned.step != self.at:
             return made
         if self.how == "gradient":
@@ -89,7 +93,7 @@ def poison(monkeypatch):
 
     def poisoned(at, how):
         monkeypatch.setattr(stage, "_step_data", noted)
-        monkeypatch.setattr(stage, "CrossEntropy", lambda: Poisoned(at, how))
+        monkeypatch.setattr(Training, "objective", lambda self: Poisoned(at, how))
 
     return poisoned
 
@@ -239,19 +243,19 @@ def merge(tiny, world, out):
 
 
 PHASES = {
-    "data is read": (stage, "prepare", 1, 75, 0),
+    "data is read": (reading, "prepare", 1, 75, 0),
     "the model is built": (stage, "build", 1, 75, 0),
-    "first evaluation": (stage, "losses", 1, 75, 0),
+    "first evaluation": (measured, "losses", 1, 75, 0),
     "first step": (stage, "_step_data", 1, 75, 0),
     "a step": (stage, "_step_data", 4, 75, 3),
-    "an evaluation": (stage, "losses", 2, 75, 3),
-    "samples": (stage, "_samples", 2, 75, 3),
+    "an evaluation": (measured, "losses", 2, 75, 3),
+    "samples": (measured, "_samples", 2, 75, 3),
     "a save": (state, "publish", 1, 75, 2),
     "rotation": (state, "prune", 2, 75, 4),
-    "the last evaluation": (stage, "losses", 3, 75, 6),
+    "the last evaluation": (measured, "losses", 3, 75, 6),
     "the last save": (state, "publish", 3, 0, 6),
-    "export": (stage, "export", 1, 0, 6),
-    "manifest": (stage, "publish", 1, 0, 6),
+    "export": (finished, "export", 1, 0, 6),
+    "manifest": (finished, "publish", 1, 0, 6),
 }
 
 
@@ -449,7 +453,7 @@ def test_t7_an_evaluation_that_fails_in_a_real_run_leaves_state_and_best(tiny, w
         raise ZeroDivisionError("no tokens")
 
     node = sft(tiny, world[0], tmp_path / "run", evaluate={"every": 2}, checkpoint={"best": "valid.loss", "keep": 1})
-    monkeypatch.setattr(stage, "losses", stage.losses)
+    monkeypatch.setattr(measured, "losses", measured.losses)
     at_call(3, "losses", fail)
     with pytest.raises(DataError, match="evaluate: the evaluation after step 4 failed: no tokens"):
         go(node)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from llmkit.parallel.single import Single
-from llmkit.train.node import AdamW, AdamW8bit
+from llmkit.train.optim import AdamW, AdamW8bit
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 

@@ -17,6 +17,7 @@ from llmkit import Sft, run
 from llmkit.core.console import Console
 from llmkit.core.errors import LlmkitError
 from llmkit.stages import build_training as stage
+from llmkit.stages import measured
 
 STEPS = 60
 
@@ -108,7 +109,13 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tiny, world, instants):
     kill_and_resume(tiny, world, f"killed-{instants[0][0]}", instants)
 
 
-PHASES = {"prepare": "_fit", "step": None, "evaluate": "_evaluate", "save": "_save", "end": "_finish"}
+PHASES = {
+    "prepare": (stage, "_fit"),
+    "step": None,
+    "evaluate": (measured, "_evaluate"),
+    "save": (stage, "_save"),
+    "end": (stage, "finish"),
+}
 """Where a kill can land, and the function that a run is in then; what `_fit` does in no other one is a step."""
 
 
@@ -117,8 +124,8 @@ def phase(monkeypatch):
     """Tells in which phase a forked run is, or was when it died."""
     shared = mmap.mmap(-1, 1)
 
-    def noted(name, inside):
-        real = getattr(stage, name)
+    def noted(place, name, inside):
+        real = getattr(place, name)
 
         def called(*args, **more):
             before, shared[0] = shared[0], inside
@@ -127,11 +134,11 @@ def phase(monkeypatch):
             finally:
                 shared[0] = before
 
-        monkeypatch.setattr(stage, name, called)
+        monkeypatch.setattr(place, name, called)
 
-    for number, (kind, name) in enumerate(PHASES.items()):
-        if name is not None:
-            noted(name, 1 if kind == "prepare" else number)
+    for number, (kind, spot) in enumerate(PHASES.items()):
+        if spot is not None:
+            noted(*spot, 1 if kind == "prepare" else number)
     return lambda: list(PHASES)[shared[0]]
 
 

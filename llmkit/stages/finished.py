@@ -1,0 +1,59 @@
+"""What a training stage leaves: the model, the report, the manifest."""
+
+from __future__ import annotations
+
+import time
+
+from llmkit_kernels.table import rows
+
+from llmkit.build.training import Built
+from llmkit.checkpoint import state
+from llmkit.checkpoint.identity import packages, processor
+from llmkit.core.artifact import Artifact, publish
+from llmkit.data.prepare import template_digest
+from llmkit.models.export import export
+from llmkit.parallel.single import Single
+from llmkit.stages.job import Job
+from llmkit.stages.report import write_report
+from llmkit.train.fit import Progress
+
+
+def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifact:
+    """The result: the best checkpoint where one was asked for, else the last."""
+    run, node = job.run, job.node
+    if progress.step < job.steps:
+        what = f"no better {node.checkpoint.best} in {progress.stale} evaluations"
+        run.console.notice(f"stopped early at step {progress.step} of {job.steps}: {what}")
+    if progress.best_step not in (None, progress.step):
+        steps.load(state.load(job.checkpoints / f"step-{progress.best_step}")[0])
+        run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
+    export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant)
+    write_report(run.folder)
+    return publish(
+        run.folder,
+        {
+            "kind": node.kind,
+            "base": job.resolved.facts(),
+            "recipe_digest": run.recipe_digest,
+            "recipe": run.values,
+            "data": {"train": job.train.digest, "valid": job.valid.digest if job.valid is not None else ""},
+            "data_files": job.train.files,
+            "counts": job.train.counts,
+            "template": template_digest(built.loaded.tokenizer),
+            "packages": packages(),
+            "kernels": rows() if run.device == "cpu" else {},
+            "processor": processor(),
+            "seed": node.seed,
+            "threads": run.threads,
+            "device": run.device,
+            "attention": built.loaded.attention,
+            "precision": job.types.name,
+            "micro_batch": job.choice.rows,
+            "recompute": job.choice.recompute,
+            "samples": len(job.train),
+            "step": progress.step,
+            "best_step": progress.best_step,
+            "stopped_early": progress.step < job.steps,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        },
+    )

@@ -1,0 +1,99 @@
+"""What the training stages share: the keys of a recipe that trains, and what contradicts what in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from llmkit.adapters.node import Adapter, Lora, NoAdapter
+from llmkit.core.config import Conflict, config, setting
+from llmkit.data.node import Data, Source
+from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.train.node import Batching, Checkpointing, Evaluating, Guard, Log, Memory, Parallel, Precision
+from llmkit.train.optim import AdamW, Optim
+from llmkit.train.schedule import Cosine, Schedule
+
+if TYPE_CHECKING:
+    from llmkit.data.prepare import Prepared
+    from llmkit.data.rows import BadRow
+    from llmkit.parallel.single import Loss
+
+
+@config
+class Training:
+    """A stage that trains: what is held, what is trained, and how the loop runs."""
+
+    kind: str = ""
+    model: ModelRef
+    quant: Quant = NoQuant()
+    """How the frozen base is held."""
+    adapter: Adapter = Lora()
+    """What is trained; `none` trains every weight."""
+    data: Data
+    batch: Batching = Batching()
+    micro_batch: int | Literal["auto"] = setting(default="auto", least=1)
+    """Packed rows per forward; `auto` asks the memory account and is pinned in the checkpoint."""
+    epochs: int | None = setting(default=None, least=1)
+    """Passes over the data; 1 when neither it nor `steps` is given."""
+    steps: int | None = setting(default=None, least=1)
+    optim: Optim = AdamW()
+    schedule: Schedule = Cosine()
+    precision: Precision = "auto"
+    """`auto` is fp32 on CPU and bf16_mixed on GPUs."""
+    memory: Memory = Memory()
+    parallel: Parallel = Parallel()
+    evaluate: Evaluating = Evaluating()
+    checkpoint: Checkpointing = Checkpointing()
+    guard: Guard = Guard()
+    deterministic: bool = False
+    """Only kernels that give equal bits on equal input; on CPU all of ours do."""
+    log: tuple[Log, ...] = ()
+    seed: int = setting(default=0, least=0)
+    out: str
+    """The run's folder."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """What contradicts what."""
+        if self.epochs is not None and self.steps is not None:
+            yield Conflict("epochs", "both say how long the run is", "keep one of the two", "steps")
+        if isinstance(self.adapter, NoAdapter) and not isinstance(self.quant, NoQuant):
+            what = f"a base held as {self.quant.kind} is frozen, and adapter none trains every weight"
+            yield Conflict("quant.kind", what, "use adapter: {kind: lora}, or drop quant", "adapter.kind")
+        best, valid = self.checkpoint.best, self.data.valid
+        if best is not None and not valid:
+            what = f"nothing measures {best} without validation rows"
+            yield Conflict("checkpoint.best", what, "give data.valid, or drop checkpoint.best", "data.valid")
+        if best is not None and self.evaluate.every is None and self.evaluate.per_epoch is None:
+            what = f"nothing measures {best} while training"
+            yield Conflict("checkpoint.best", what, "set evaluate.every", "evaluate.every")
+        if best is None and self.evaluate.patience is not None:
+            what = "nothing says which metric is to get better"
+            yield Conflict("evaluate.patience", what, "set checkpoint.best=valid.loss", "checkpoint.best")
+        for key in () if valid else ("every", "per_epoch", "patience", "rows", "samples", "max_tokens"):
+            said = getattr(self.evaluate, key)
+            if said and said != getattr(Evaluating(), key):
+                what = "there are no validation rows"
+                yield Conflict(f"evaluate.{key}", what, f"give data.valid, or drop evaluate.{key}", "data.valid")
+
+    def examples(
+        self,
+        sources: Sequence[Source],
+        tokenizer: Any,
+        key: str,
+        aside: Callable[[BadRow], None] | None = None,
+        least: int = 1,
+    ) -> Prepared:
+        """The examples of `data.train` or `data.valid` (`key`), at least `least` of them; bad rows go `aside`.
+
+        Raises:
+            DataError: a row cannot be read, too many are unusable, or too few are left.
+        """
+        from llmkit.data.prepare import prepare
+
+        return prepare(sources, self.data, tokenizer, key, aside, least)
+
+    def objective(self) -> Loss:
+        """What is made small: the scores of a batch -> a sum with its count."""
+        from llmkit.losses.token import CrossEntropy
+
+        return CrossEntropy()
