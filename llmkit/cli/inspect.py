@@ -19,6 +19,7 @@ from llmkit.models.alias import is_remote
 from llmkit.models.load import read_tokenizer
 from llmkit.models.positions import check_length
 from llmkit.models.resolve import resolve
+from llmkit.recipe.inputs import remote
 from llmkit.stages.build_inference import adapter_of
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.lint_table import lines, linted, served, shares
@@ -32,7 +33,7 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
     Raises:
         LlmkitError: its data or its model cannot be used.
     """
-    quiet_libraries(remote=is_remote(node.model.name) and node.model.name not in earlier)
+    quiet_libraries(remote=(is_remote(node.model.name) and node.model.name not in earlier) or remote(node))
     title = f"{name}: " if name else ""
     if node.model.name in earlier and not Path(node.model.name, "model").is_dir():
         _say(f"{title}{node.kind} is sound; its data and memory can be told when {node.model.name} is made")

@@ -2,85 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
-from llmkit.core.config import Conflict, Later, config, setting
-from llmkit.core.errors import DataError
+from llmkit.core.config import Conflict, config, setting
 from llmkit.data.cleaning import Contamination, Dedup, Linting, NoDedup
 from llmkit.data.pack import first_fit
+from llmkit.data.source_nodes import Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Source, Text
 
-if TYPE_CHECKING:
-    from llmkit.data.rows import Raw
-
-COLUMNS = ("messages", "prompt", "completion", "text", "tools", "cluster", "choices", "label", "transcript")
-"""Our names of columns."""
-
-
-def _unknown(columns: Mapping[str, str]) -> Iterator[Conflict]:
-    for name in columns:
-        if name not in COLUMNS:
-            yield Conflict(f"columns.{name}", "is no column of ours", f"use one of {', '.join(COLUMNS)}")
-
-
-@config
-class Jsonl:
-    """One JSON object a line."""
-
-    kind: Literal["jsonl"] = "jsonl"
-    path: str
-    columns: Mapping[str, str] = setting(default_factory=dict)
-    """What each of our columns is called in the file: `{prompt: question, completion: answer}`."""
-    weight: float = setting(default=1.0, later=True)
-
-    def problems(self) -> Iterator[Conflict]:
-        """Names in `columns` that nothing reads."""
-        return _unknown(self.columns)
-
-    def rows(self) -> Iterator[Raw | DataError]:
-        """Each object, or the error that its line is."""
-        from llmkit.data.jsonl import read_jsonl
-
-        return read_jsonl(Path(self.path))
-
-
-@config
-class Parquet:
-    """A parquet file, read in record batches (needs `pip install pyarrow`)."""
-
-    kind: Literal["parquet"] = "parquet"
-    path: str
-    columns: Mapping[str, str] = setting(default_factory=dict)
-    """What each of our columns is called in the file."""
-    weight: float = setting(default=1.0, later=True)
-
-    def problems(self) -> Iterator[Conflict]:
-        """Names in `columns` that nothing reads."""
-        return _unknown(self.columns)
-
-    def rows(self) -> Iterator[Raw | DataError]:
-        """Each row of the file."""
-        from llmkit.data.parquet import read_parquet
-
-        return read_parquet(Path(self.path))
-
-
-@config
-class Docstrings:
-    """Function source -> first sentence of its docstring, from the running Python's own library, split by module."""
-
-    kind: Literal["docstrings"] = "docstrings"
-    split: Literal["train", "valid"] = "train"
-
-    def rows(self) -> Iterator[Raw | DataError]:
-        """Each pair of the split."""
-        from llmkit.data.docstrings import read
-
-        return read(self.split)
-
-
-Source = Annotated[Jsonl | Parquet | Docstrings, Later(("csv", "text", "arrow", "hub", "python"))]
+__all__ = [
+    "Arrow",
+    "Csv",
+    "Data",
+    "Docstrings",
+    "FirstFit",
+    "Hub",
+    "Jsonl",
+    "NoPacking",
+    "Packing",
+    "Parquet",
+    "Source",
+    "Text",
+]
 
 
 @config

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import numpy as np
 
 from llmkit.core.errors import DataError
+from llmkit.core.shelf import spilled
 from llmkit.data.near import Contaminated, Left, asked
-from llmkit.data.node import Data, Docstrings, Source
+from llmkit.data.node import Data, Source
 from llmkit.data.rows import Raw, Row, mapped
 
 if TYPE_CHECKING:
-    from llmkit.data.prepare import Prepared
+    from llmkit.data.prepared import Prepared
 
 T = TypeVar("T")
 Sieve = Callable[[Row, str], Left | None]
@@ -73,12 +74,11 @@ def _first(sieves: Sequence[Sieve], row: Row, place: str) -> Left | None:
 
 
 def _only(made: Prepared, kept: np.ndarray[Any, np.dtype[np.int64]], counts: dict[str, int]) -> Prepared:
-    parts = [made.example(index) for index in kept.tolist()]
-    ids = np.concatenate([np.zeros(0, np.int32), *(part[0] for part in parts)])
-    weights = np.concatenate([np.zeros(0, np.float32), *(part[1] for part in parts)])
-    starts = np.concatenate([[0], np.cumsum([len(part[0]) for part in parts])]).astype(np.int64)
+    ids = spilled((made.example(index)[0] for index in kept.tolist()), np.int32)
+    weights = spilled((made.example(index)[1] for index in kept.tolist()), np.float32)
+    starts = np.concatenate([[0], np.cumsum(np.diff(made.starts)[kept])]).astype(np.int64)
     counts |= {"examples": len(kept), "tokens": len(ids), "supervised tokens": int((weights > 0).sum())}
-    digest = hashlib.sha256(ids.tobytes() + weights.tobytes() + starts.tobytes()).hexdigest()
+    digest = hashlib.sha256(made.digest.encode() + kept.tobytes()).hexdigest()
     return replace(
         made,
         ids=ids,
@@ -88,6 +88,7 @@ def _only(made: Prepared, kept: np.ndarray[Any, np.dtype[np.int64]], counts: dic
         places=Chosen(made.places, kept),
         counts=counts,
         digest=digest,
+        begins=tuple(int(n) for n in np.searchsorted(kept, made.begins)),
     )
 
 
@@ -99,11 +100,11 @@ def _against(data: Data) -> Sieve | None:
 
 def _asked(sources: Sequence[Source]) -> Iterator[tuple[str, str]]:
     for number, source in enumerate(sources):
-        columns, rows = {} if isinstance(source, Docstrings) else source.columns, 0
+        rows = 0
         for raw in source.rows():
             if not isinstance(raw, Raw):
                 raise raw
             rows += 1
-            yield asked(raw, mapped(raw, columns)), f"{raw.file}:{raw.line}"
+            yield asked(raw, mapped(raw, source.columns)), f"{raw.file}:{raw.line}"
         if not rows:
             raise DataError("holds no rows", fix="give a file with rows", key=f"data.decontaminate.{number}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmkit.core.errors import DataError
 from llmkit.data.lint import Lint
-from llmkit.data.node import Data, Docstrings, Source
+from llmkit.data.node import Data, Source
 from llmkit.data.rows import BadRow, Raw, Row, Unusable, bounded, mapped, rejected
 from llmkit.data.shapes import shaped
 
@@ -68,19 +68,27 @@ def usable(sources: Sequence[Source], tally: Tally) -> Iterator[tuple[Raw, Row]]
     Raises:
         DataError: a row cannot be read and is not to be set aside.
     """
-    index = 0
     for source in sources:
-        columns = {} if isinstance(source, Docstrings) else source.columns
-        for found in source.rows():
-            tally.counts["rows"] += 1
-            raw = bounded(found) if isinstance(found, Raw) else found
-            if not isinstance(raw, Raw):
-                tally.broken(raw)
-                continue
-            try:
-                row = shaped(mapped(raw, columns), index)
-            except Unusable as reason:
-                tally.unusable(raw, str(reason))
-                continue
-            index += 1
-            yield raw, row
+        yield from usable_rows(source.rows(), source.columns, tally, tally.counts["rows"])
+
+
+def usable_rows(
+    rows: Iterable[Raw | BadRow], columns: Mapping[str, str], tally: Tally, base: int = 0
+) -> Iterator[tuple[Raw, Row]]:
+    """The usable ones of some rows, which are numbered from `base` on.
+
+    Raises:
+        DataError: a row cannot be read and is not to be set aside.
+    """
+    for index, found in enumerate(rows, base):
+        tally.counts["rows"] += 1
+        raw = bounded(found) if isinstance(found, Raw) else found
+        if not isinstance(raw, Raw):
+            tally.broken(raw)
+            continue
+        try:
+            row = shaped(mapped(raw, columns), index)
+        except Unusable as reason:
+            tally.unusable(raw, str(reason))
+            continue
+        yield raw, row

@@ -320,7 +320,7 @@ def test_d11_rows_are_read_in_this_process_and_no_worker_can_die_or_hang(tiny, r
         assert not used & {name.split(".")[0] for name in names}, path
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv", "text", "arrow"])
 @pytest.mark.parametrize("source", ["pipe", "folder", "endless", "missing", "dangling", "socket"])
 def test_d11_a_source_that_is_no_file_is_refused_at_once(source, kind, tiny, tmp_path):
     path = tmp_path / "rows"
@@ -334,6 +334,8 @@ def test_d11_a_source_that_is_no_file_is_refused_at_once(source, kind, tiny, tmp
     }
     make[source]()
     train = [{"kind": kind, "path": str(path)}]
-    with pytest.raises(DataError, match=r"rows: (is no plain file|cannot be read \(No such file)"):
+    with pytest.raises(
+        DataError, match=r"rows: (is no plain file|is a folder|has no state.json|cannot be read \(No such file)"
+    ):
         go(sft(tiny, path, tmp_path / "run", data={"train": train}, evaluate={}))
     assert not (tmp_path / "run").exists()
