@@ -23,7 +23,7 @@ from llmkit.models.resolve import resolve
 from llmkit.recipe.inputs import remote
 from llmkit.stages.build_inference import adapter_of
 from llmkit.stages.evaluate import Evaluate
-from llmkit.stages.lint import lines, linted, served, shares
+from llmkit.stages.lint_table import lines, linted, served, shares
 from llmkit.stages.sizes import sizes, whole_model
 from llmkit.stages.training import Training
 
@@ -62,7 +62,8 @@ def _training(title: str, node: Training, show: int) -> None:
             sets.append(made)
             if show and key == "train":
                 _tokens(made, tokenizer, show)
-    _lint(title, node, sets, served(resolved, node.model, tokenizer))
+    if sets:
+        _lint(title, node, sets, served(resolved, node.model, tokenizer))
     _, choice = sizes(node, resolved, where)
     parts = ", ".join(f"{part} {size / 2**20:.0f}" for part, size in vars(choice.account).items())
     total, free = choice.account.total / 2**20, available(where) / 2**20

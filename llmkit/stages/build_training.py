@@ -32,7 +32,7 @@ from llmkit.parallel.single import Single
 from llmkit.plan.account import Choice
 from llmkit.stages.finished import finish
 from llmkit.stages.job import Job
-from llmkit.stages.lint import brief, keep, linted, served
+from llmkit.stages.lint_table import brief, keep, linted, served
 from llmkit.stages.measured import measured
 from llmkit.stages.quarantine import Quarantine
 from llmkit.stages.resume import find, identity, pinned, resume, told

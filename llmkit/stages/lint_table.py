@@ -79,7 +79,7 @@ def lines(found: dict[str, tuple[Finding, ...]]) -> Iterator[str]:
             yield f"{key}: lint finds nothing"
             continue
         warnings = sum(finding.level == "warn" for finding in many)
-        yield f"{key}: lint: {warnings} warnings, {len(many) - warnings} notes"
+        yield f"{key}: lint: warnings {warnings}, notes {len(many) - warnings}"
         wide = max(len(finding.name) for finding in many)
         for finding in many:
             places = one_line(", ".join(_places(finding)))
