@@ -13,6 +13,7 @@ import torch
 from llmkit_kernels import memory
 
 from llmkit.adapters.node import Lora
+from llmkit.build import float8
 from llmkit.build.precision import Types, types
 from llmkit.build.training import Built, build, how, stepper
 from llmkit.checkpoint import state
@@ -28,10 +29,11 @@ from llmkit.data.prepare import Prepared
 from llmkit.models.load import read_tokenizer
 from llmkit.models.positions import check_length
 from llmkit.parallel.single import Single
-from llmkit.plan.account import Choice
+from llmkit.plan.account import RECOMPUTE, Choice
 from llmkit.stages.finished import finish
 from llmkit.stages.job import Job
 from llmkit.stages.measured import measured
+from llmkit.stages.needs import check_needs
 from llmkit.stages.quarantine import Quarantine
 from llmkit.stages.resume import find, identity, pinned, resume, told
 from llmkit.stages.sizes import KNOB, sizes, whole_model
@@ -39,6 +41,7 @@ from llmkit.stages.speed import measure
 from llmkit.stages.tensorboard import writer
 from llmkit.stages.training import Training
 from llmkit.train.fit import Hooks, Plan, Progress, StepData, fit
+from llmkit.train.optimizing import matched
 
 
 def train(node: Training, run: Run) -> Artifact:
@@ -88,6 +91,7 @@ def read(node: Training, run: Run) -> Job:
         DataError: the data cannot be trained on.
         ResourceError: it cannot fit in memory.
     """
+    check_needs(node, run.device)
     resolved = whole_model(node.model)
     if notice := check_length(resolved, node.data.max_length, "data.max_length"):
         run.console.notice(notice)
@@ -98,7 +102,7 @@ def read(node: Training, run: Run) -> Job:
     aside.tell(run.console)
     order = Order(node.seed, len(data), node.batch.rows)
     steps = node.steps or (node.epochs or 1) * order.steps_per_epoch
-    kinds = types(node.precision, run.device)
+    kinds = types(node.types_name, run.device)
     shape, choice = sizes(node, resolved, run.device)
     run.console.notice(_summary(data, valid, choice, kinds, steps))
     return Job(node, run, resolved, kinds, data, valid, choice, steps, order, shape)
@@ -112,7 +116,7 @@ def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Type
         f"{steps} steps",
         kinds.name,
         f"{choice.rows} rows a forward",
-        "recompute" if choice.recompute else "",
+        f"{RECOMPUTE[choice.recompute]} recompute" if choice.recompute else "",
         f"about {choice.account.total / 2**20:.0f} MiB",
     ]
     dropped = [f"{reason} {n}" for reason, n in data.counts.items() if ":" in reason and n]
@@ -128,7 +132,13 @@ def _built(job: Job) -> tuple[Built, Single]:
     job.run.console.notice(
         f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
     )
-    return made, stepper(made, node.optim.build(made.trained), job.types)
+    if job.types.compute == "fp8":
+        job.run.console.notice(f"{float8.convert(made.model)} linears in fp8")
+    for glob, tensors, size in matched(node.optim, made.trained):
+        job.run.console.notice(f"optim.groups: {glob} holds for {tensors} tensors, {size:,} parameters")
+    levers = node.memory
+    optimizer = node.optim.build(made.trained, apart=levers.optimizer_in_backward)
+    return made, stepper(made, optimizer, job.types, levers.optimizer_in_backward, levers.offload_activations)
 
 
 def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:

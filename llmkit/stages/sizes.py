@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import prod
+
 from llmkit.adapters.node import Lora
 from llmkit.build.precision import Types, types
 from llmkit.core.errors import ModelError, ResourceError
@@ -39,11 +42,16 @@ def sizes(node: Training, resolved: Resolved, device: str) -> tuple[Shape, Choic
     headers = check_folder(resolved.folder)
     tensors = {name: item["shape"] for header in headers.values() for name, item in header.items()}
     shape = Shape.read(read_json(resolved.folder / "config.json"), tensors)
-    kinds = types(node.precision, device)
+    kinds = types(node.types_name, device)
     rows = node.micro_batch if isinstance(node.micro_batch, int) else None
-    wanted = {"auto": None, "none": False, "full": True}[node.memory.recompute]
-    free = available(device)
-    choice = choose(shape, _held(node, shape, kinds, device), node.data.max_length, free, device, rows, wanted)
+    if node.memory.optimizer_in_backward:
+        rows = rows or node.batch.rows  # a step is one micro-batch
+    wanted = {"auto": None, "none": 0, "selective": 2, "full": 1}[node.memory.recompute]
+    free, held = available(device), _held(node, shape, kinds, device)
+    if node.memory.optimizer_in_backward:
+        largest = max(prod(size) for size in tensors.values())
+        held = replace(held, gradients=min(largest, held.trained))
+    choice = choose(shape, held, node.data.max_length, free, device, rows, wanted)
     if not choice.fits:
         need, there = choice.account.total / 2**20, free / 2**20
         raise ResourceError(
@@ -62,10 +70,19 @@ def _held(node: Training, shape: Shape, kinds: Types, device: str) -> Held:
         kept=_kept(node, adapter, kinds),
         trained=adapter.rank * shape.linears if adapter else shape.params,
         rank=adapter.rank if adapter else 0,
-        moment_bytes=node.optim.moment_bytes,
-        recompute=False,
+        moment_bytes=_moments(node, shape, adapter),
+        recompute=0,
         head_bytes=_head(shape, adapter is None, device),
+        offload=node.memory.offload_activations,
     )
+
+
+def _moments(node: Training, shape: Shape, adapter: Lora | None) -> float:
+    """Bytes of the optimizer's state for each trained parameter."""
+    if adapter:
+        return node.optim.moments(1, 0, adapter.rank)
+    inner = shape.params - shape.embedded
+    return node.optim.moments(inner, shape.embedded, shape.hidden) / max(1, shape.params)
 
 
 def _kept(node: Training, adapter: Lora | None, kinds: Types) -> Kept:

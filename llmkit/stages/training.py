@@ -9,6 +9,7 @@ from llmkit.adapters.node import Adapter, Lora, NoAdapter
 from llmkit.core.config import Conflict, config, setting
 from llmkit.data.node import Data, Source
 from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.stages.levers import contradictions
 from llmkit.train.node import Batching, Checkpointing, Evaluating, Guard, Log, Memory, Parallel, Precision
 from llmkit.train.optim import AdamW, Optim
 from llmkit.train.schedule import Cosine, Schedule
@@ -52,6 +53,11 @@ class Training:
     out: str
     """The run's folder."""
 
+    @property
+    def types_name(self) -> str:
+        """The precision by its name."""
+        return self.precision if isinstance(self.precision, str) else self.precision.named
+
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
         if self.epochs is not None and self.steps is not None:
@@ -66,6 +72,7 @@ class Training:
         if best is not None and self.evaluate.every is None:
             what = f"nothing measures {best} while training"
             yield Conflict("checkpoint.best", what, "set evaluate.every", "evaluate.every")
+        yield from contradictions(self)
         for key in () if valid else ("every", "rows", "samples", "max_tokens"):
             said = getattr(self.evaluate, key)
             if said and said != getattr(Evaluating(), key):
