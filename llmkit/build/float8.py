@@ -60,7 +60,8 @@ def convert(model: nn.Module, config: Any = None) -> int:
         taken.append(name) if fits else None
         return fits
 
-    float8.convert_to_float8_training(model, module_filter_fn=wanted, config=config)
+    padded = config or float8.Float8LinearConfig(pad_inner_dim=True)  # a packed row has any number of tokens
+    float8.convert_to_float8_training(model, module_filter_fn=wanted, config=padded)
     if not taken:
         what = f"fp8 needs linears whose sides are multiples of {SIDE}; this model has none"
         raise ModelError(what, fix="set precision=bf16_mixed", key="precision")

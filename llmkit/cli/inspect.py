@@ -21,7 +21,6 @@ from llmkit.models.resolve import resolve
 from llmkit.plan.account import RECOMPUTE
 from llmkit.stages.build_inference import adapter_of
 from llmkit.stages.evaluate import Evaluate
-from llmkit.stages.needs import check_needs
 from llmkit.stages.sizes import sizes, whole_model
 from llmkit.stages.training import Training
 
@@ -47,7 +46,7 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
 
 def _training(title: str, node: Training, show: int) -> None:
     where = device()
-    check_needs(node, where)
+    node.needs(where)
     resolved = whole_model(node.model)
     if notice := check_length(resolved, node.data.max_length, "data.max_length"):
         _say(f"{title}{notice}")

@@ -33,7 +33,6 @@ from llmkit.plan.account import RECOMPUTE, Choice
 from llmkit.stages.finished import finish
 from llmkit.stages.job import Job
 from llmkit.stages.measured import measured
-from llmkit.stages.needs import check_needs
 from llmkit.stages.quarantine import Quarantine
 from llmkit.stages.resume import find, identity, pinned, resume, told
 from llmkit.stages.sizes import KNOB, sizes, whole_model
@@ -91,7 +90,6 @@ def read(node: Training, run: Run) -> Job:
         DataError: the data cannot be trained on.
         ResourceError: it cannot fit in memory.
     """
-    check_needs(node, run.device)
     resolved = whole_model(node.model)
     if notice := check_length(resolved, node.data.max_length, "data.max_length"):
         run.console.notice(notice)

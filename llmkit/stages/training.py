@@ -79,6 +79,17 @@ class Training:
                 what = "there are no validation rows"
                 yield Conflict(f"evaluate.{key}", what, f"give data.valid, or drop evaluate.{key}", "data.valid")
 
+    def needs(self, device: str) -> None:
+        """Sees to it, before any heavy work, that what the recipe asks for can be done on `device`.
+
+        Raises:
+            ResourceError: it cannot.
+            ModelError: a package is missing.
+        """
+        from llmkit.stages.needs import check_needs
+
+        check_needs(self, device)
+
     def examples(
         self,
         sources: Sequence[Source],
