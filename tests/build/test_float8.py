@@ -1,7 +1,6 @@
 """fp8: which linears are taken, with a stand-in for torchao and, where it is installed, with its own emulation."""
 
-import sys
-import types
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,11 +20,8 @@ def standin(monkeypatch):
     def convert_to_float8_training(model, *, module_filter_fn, config):
         taken.update({n: m for n, m in model.named_modules() if module_filter_fn(m, n)}, config=config)
 
-    made = types.ModuleType("torchao")
-    made.float8 = types.SimpleNamespace(
-        convert_to_float8_training=convert_to_float8_training, Float8LinearConfig=lambda **more: more
-    )
-    monkeypatch.setitem(sys.modules, "torchao", made)
+    made = SimpleNamespace(convert_to_float8_training=convert_to_float8_training, Float8LinearConfig=dict)
+    monkeypatch.setattr(float8, "library", lambda: made)
     return taken
 
 
