@@ -22,6 +22,9 @@ from llmkit.train.fit import Progress
 def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifact:
     """The result: the best checkpoint where one was asked for, else the last."""
     run, node = job.run, job.node
+    if progress.step < job.steps:
+        what = f"no better {node.checkpoint.best} in {progress.stale} evaluations"
+        run.console.notice(f"stopped early at step {progress.step} of {job.steps}: {what}")
     if progress.best_step not in (None, progress.step):
         steps.load(state.load(job.checkpoints / f"step-{progress.best_step}")[0])
         run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
@@ -52,6 +55,7 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
             "samples": len(job.train),
             "step": progress.step,
             "best_step": progress.best_step,
+            "stopped_early": progress.step < job.steps,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
         },
     )

@@ -69,11 +69,14 @@ class Training:
         if best is not None and not valid:
             what = f"nothing measures {best} without validation rows"
             yield Conflict("checkpoint.best", what, "give data.valid, or drop checkpoint.best", "data.valid")
-        if best is not None and self.evaluate.every is None:
+        if best is not None and self.evaluate.every is None and self.evaluate.per_epoch is None:
             what = f"nothing measures {best} while training"
             yield Conflict("checkpoint.best", what, "set evaluate.every", "evaluate.every")
         yield from contradictions(self)
-        for key in () if valid else ("every", "rows", "samples", "max_tokens"):
+        if best is None and self.evaluate.patience is not None:
+            what = "nothing says which metric is to get better"
+            yield Conflict("evaluate.patience", what, "set checkpoint.best=valid.loss", "checkpoint.best")
+        for key in () if valid else ("every", "per_epoch", "patience", "rows", "samples", "max_tokens"):
             said = getattr(self.evaluate, key)
             if said and said != getattr(Evaluating(), key):
                 what = "there are no validation rows"

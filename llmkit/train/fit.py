@@ -78,6 +78,8 @@ class Progress:
     """The last step that was evaluated: a run that stopped before its evaluation makes up for it."""
     saved: int = 0
     """The last step that was saved on the schedule."""
+    stale: int = 0
+    """Evaluations in a row that were no better."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Hooks:
 
 
 def fit(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, start: Progress) -> Progress:
-    """Trains from `start` to `plan.steps`.
+    """Trains from `start` to `plan.steps`, or until evaluations have not become better for `plan.evaluate.patience`.
 
     Raises:
         Stopped: the run was asked to stop; the last finished step is saved.
@@ -127,7 +129,7 @@ def fit(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, start: Progress)
         if progress.step and progress.saved != progress.step and _save_due(plan, progress, time.monotonic() - saved_at):
             progress, saved_at = replace(progress, saved=progress.step), time.monotonic()
             hooks.save(progress, True)
-        if progress.step >= plan.steps:
+        if _ended(plan, progress):
             return progress
         try:
             progress = _one_step(stepper, loss, plan, hooks, progress)
@@ -188,9 +190,21 @@ def _line(
     return line | {"skipped": list(data.ids), "skipped_rows": [f"{file}:{at}" for file, at in data.places]}
 
 
+def _ended(plan: Plan, progress: Progress) -> bool:
+    patience = plan.evaluate.patience
+    return progress.step >= plan.steps or (patience is not None and progress.stale >= patience)
+
+
 def _evaluation_due(plan: Plan, step: int) -> bool:
     at_an_end = step in (0, plan.steps)
+    if plan.evaluate.per_epoch is not None:
+        return at_an_end or _crossed(step, plan.evaluate.per_epoch, plan.steps_per_epoch)
     return at_an_end or (plan.evaluate.every is not None and step % plan.evaluate.every == 0)
+
+
+def _crossed(step: int, per_epoch: int, steps_per_epoch: int) -> bool:
+    """Whether a step ends one of `per_epoch` equal parts of a pass; of two ends in one step there is one."""
+    return step > 0 and step * per_epoch // steps_per_epoch > (step - 1) * per_epoch // steps_per_epoch
 
 
 def _evaluated(progress: Progress, plan: Plan, hooks: Hooks) -> Progress:
@@ -216,15 +230,23 @@ def _evaluated(progress: Progress, plan: Plan, hooks: Hooks) -> Progress:
     hooks.show(line)
     after = replace(progress, evaluated=step)
     judge_evaluation(plan.guard, step, figures)
-    value = figures.get(plan.checkpoint.best or "", math.nan)
+    return _compared(after, plan, figures.get(plan.checkpoint.best or "", math.nan)) if step else after
+
+
+def _compared(progress: Progress, plan: Plan, value: float) -> Progress:
+    """The progress with a newly measured value: the best so far, and how long it has not become clearly better."""
     better = math.isfinite(value) and (progress.best is None or value < progress.best)
-    return replace(after, best=value, best_step=step) if better and step else after
+    clearly = better and (progress.best is None or value < progress.best - plan.evaluate.min_delta)
+    after = replace(progress, stale=0 if clearly else progress.stale + 1)
+    return replace(after, best=value, best_step=progress.step) if better else after
 
 
 def _save_due(plan: Plan, progress: Progress, since: float) -> bool:
     every, step = plan.checkpoint.every, progress.step
-    if step == plan.steps or progress.best_step == step:
+    if _ended(plan, progress) or progress.best_step == step:
         return True
+    if plan.checkpoint.per_epoch is not None:
+        return _crossed(step, plan.checkpoint.per_epoch, plan.steps_per_epoch)
     if isinstance(every, int):
         return step % every == 0
     return every is not None and since >= every

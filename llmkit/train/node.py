@@ -100,19 +100,36 @@ class Parallel:
     expert: int = setting(default=1, later=True)
 
 
+def _once(every: object, per_epoch: object) -> Iterator[Conflict]:
+    if every is not None and per_epoch is not None:
+        yield Conflict("every", "both say how often", "keep one of the two", "per_epoch")
+
+
 @config
 class Evaluating:
     """Evaluation on `data.valid` while training."""
 
     _short: ClassVar[str] = "every"
     every: int | None = setting(default=None, least=1)
-    """Optimizer steps between evaluations; without it only before and after."""
+    """Optimizer steps between evaluations; without it and `per_epoch` only before and after."""
+    per_epoch: int | None = setting(default=None, least=1)
+    """Evaluations a pass over the data, evenly apart, in place of `every`."""
     samples: int = setting(default=4, least=0)
     """Validation prompts that are answered at each evaluation and shown side by side in the report."""
     max_tokens: int = setting(default=64, least=1)
     """Tokens of each such answer."""
     rows: int | None = setting(default=None, least=1)
     """At most so many rows of `data.valid`, evenly apart."""
+    patience: int | None = setting(default=None, least=1)
+    """Early stopping: the run ends after so many evaluations in a row without a better `checkpoint.best`."""
+    min_delta: float = setting(default=0.0, least=0.0)
+    """What an evaluation must be better by to count for `patience`."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """Two ways to say when."""
+        yield from _once(self.every, self.per_epoch)
+        if self.min_delta and self.patience is None:
+            yield Conflict("min_delta", "nothing counts it without patience", "set patience, or drop min_delta")
 
 
 @config
@@ -120,11 +137,17 @@ class Checkpointing:
     """When the state is saved and what is kept."""
 
     every: int | Duration | None = setting(default=None, above=0)
-    """Optimizer steps, or a duration (`10m`); without it only at the end and when asked to stop."""
+    """Optimizer steps, or a duration (`10m`); without it and `per_epoch` only at the end and when asked to stop."""
+    per_epoch: int | None = setting(default=None, least=1)
+    """Checkpoints a pass over the data, evenly apart, in place of `every`."""
     keep: int = setting(default=2, least=1)
     """Newest checkpoints that stay; the best one stays beside them."""
     best: Literal["valid.loss", "valid.perplexity", "valid.bits_per_byte"] | None = None
     """A metric, smaller is better: the run's result is then the best checkpoint, not the last."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """Two ways to say when."""
+        yield from _once(self.every, self.per_epoch)
 
 
 @config

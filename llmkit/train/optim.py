@@ -177,12 +177,10 @@ class Lion(Optimizing):
     lr: float = setting(default=3e-5, above=0.0)
     beta1: float = setting(default=0.9, least=0.0, below=1.0)
     beta2: float = setting(default=0.99, least=0.0, below=1.0)
-    bits: Literal[32, 8] = 32
-    """In which the momentum is held."""
 
     def moments(self, inner: int, outer: int, width: int) -> float:
         """The momentum."""
-        return (4.0 if self.bits == 32 else 1.05) * (inner + outer)
+        return 4.0 * (inner + outer)
 
     def ready(self) -> None:
         """Bitsandbytes is there."""
@@ -190,8 +188,30 @@ class Lion(Optimizing):
 
     def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
         """By bitsandbytes."""
-        library = _bitsandbytes(self.kind)
-        built = library.Lion if self.bits == 32 else library.Lion8bit
+        built = _bitsandbytes(self.kind).Lion
+        return [built([group.torch() for group in groups], lr=self.lr, betas=(self.beta1, self.beta2))]
+
+
+@config
+class Lion8bit(Optimizing):
+    """Lion whose momentum is held in 8-bit blocks, by bitsandbytes; small tensors stay 32-bit."""
+
+    kind: Literal["lion_8bit"] = "lion_8bit"
+    lr: float = setting(default=3e-5, above=0.0)
+    beta1: float = setting(default=0.9, least=0.0, below=1.0)
+    beta2: float = setting(default=0.99, least=0.0, below=1.0)
+
+    def moments(self, inner: int, outer: int, width: int) -> float:
+        """A byte, and the scales of blocks."""
+        return 1.05 * (inner + outer)
+
+    def ready(self) -> None:
+        """Bitsandbytes is there."""
+        _bitsandbytes(self.kind)
+
+    def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
+        """By bitsandbytes."""
+        built = _bitsandbytes(self.kind).Lion8bit
         return [built([group.torch() for group in groups], lr=self.lr, betas=(self.beta1, self.beta2))]
 
 
@@ -294,4 +314,4 @@ def _schedulefree() -> Any:
     return AdamWScheduleFree
 
 
-Optim = AdamW | AdamW8bit | PagedAdamW8bit | Sgd | Muon | Adafactor | Lion | ScheduleFree | Galore | Apollo
+Optim = AdamW | AdamW8bit | PagedAdamW8bit | Sgd | Muon | Adafactor | Lion | Lion8bit | ScheduleFree | Galore | Apollo

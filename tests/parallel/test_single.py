@@ -8,7 +8,7 @@ from llmkit.core.errors import ResourceError
 from llmkit.core.types import LossSum
 from llmkit.parallel.offload import Offload, Pinned
 from llmkit.parallel.single import Single, Ways
-from llmkit.train.optim import Adafactor, AdamW, AdamW8bit, Apollo, Galore, Lion, Muon, ScheduleFree, Sgd
+from llmkit.train.optim import Adafactor, AdamW, AdamW8bit, Apollo, Galore, Lion, Lion8bit, Muon, ScheduleFree, Sgd
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 NODES = {
@@ -19,7 +19,7 @@ NODES = {
     "muon": Muon(lr=1e-2, groups=[{"match": "norm*", "factor": 3.0}]),
     "adafactor": Adafactor(lr=1e-2),
     "lion": Lion(lr=1e-2),
-    "lion 8": Lion(lr=1e-2, bits=8),
+    "lion_8bit": Lion8bit(lr=1e-2),
     "schedule_free": ScheduleFree(lr=1e-2, layer_decay=0.5),
     "galore": Galore(lr=1e-2, rank=8, every=2),
     "apollo": Apollo(lr=1e-2, rank=8, every=2),

@@ -19,7 +19,7 @@ LEVERS = {
     "muon": {"optim": {"kind": "muon", "layer_decay": 0.9, "groups": [{"match": "*embed*", "factor": 0.1}]}},
     "apollo": {"optim": {"kind": "apollo", "rank": 4, "every": 2}},
     "galore": {"optim": {"kind": "galore", "rank": 4, "every": 3}},
-    "lion": {"optim": {"kind": "lion", "bits": 8}},
+    "lion": {"optim": {"kind": "lion_8bit"}},
     "adafactor": {"optim": {"kind": "adafactor"}},
     "fp16": {"precision": {"params": "fp32", "compute": "fp16"}},
     "in backward": {"optim": {"kind": "adamw", "clip": 0}, "memory": {"optimizer_in_backward": True}},

@@ -123,6 +123,22 @@ def test_an_adapter_of_a_folder_by_a_relative_path_loads_from_another_place(tiny
     assert resolve(ModelRef(name=str(artifact.folder))).base.folder == tmp_path / "base"
 
 
+def test_a_run_that_gets_worse_ends_early_with_its_best_and_is_done(tiny, rows, tmp_path):
+    node = sft(
+        tiny,
+        rows,
+        tmp_path / "run",
+        steps=40,
+        optim={"kind": "adamw", "lr": 0.5},
+        guard={"spike": 0},
+        evaluate={"every": 2, "samples": 0, "patience": 2, "min_delta": 0.2},
+        checkpoint={"best": "valid.loss", "keep": 1},
+    )
+    made = go(node).manifest
+    assert made["stopped_early"] and made["step"] < 40 and made["best_step"]
+    assert go(node).manifest == made  # a finished run is left alone
+
+
 def test_a_finished_run_is_left_alone_and_another_recipe_is_refused(tiny, rows, tmp_path):
     out = tmp_path / "run"
     go(sft(tiny, rows, out))

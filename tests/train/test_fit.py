@@ -116,9 +116,18 @@ class Fake:
         pass
 
 
-def loop(stepper, steps, guard=Guard(), evaluate=None, every=None, start=Progress(), checkpoint=Checkpointing(every=2)):
+def loop(
+    stepper,
+    steps,
+    guard=Guard(),
+    evaluate=None,
+    every=None,
+    start=Progress(),
+    checkpoint=Checkpointing(every=2),
+    **more,
+):
     lines, saves = [], []
-    plan = Plan(steps, 5, 0, 1e-3, 1.0, Constant(), guard, Evaluating(every=every), checkpoint)
+    plan = Plan(steps, 5, 0, 1e-3, 1.0, Constant(), guard, Evaluating(every=every, **more), checkpoint)
     hooks = Hooks(
         data=lambda step: StepData(0, (step, step + 100), (), 8, 4, 4.0),
         log=lines.append,
@@ -203,6 +212,34 @@ def test_a_run_that_stopped_before_its_evaluation_makes_up_for_it():
     )
     go()
     assert seen == [2, 4] and saves == [(2, True), (4, True)]
+
+
+def test_training_ends_early_when_evaluations_do_not_get_better_and_the_last_one_is_saved():
+    seen = {0: 0.1, 2: 3.0, 4: 2.95, 6: 2.99, 8: 1.0, 10: 0.5}
+    how = {
+        "evaluate": lambda step: {"valid.loss": seen[step]},
+        "every": 2,
+        "checkpoint": Checkpointing(best="valid.loss"),
+    }
+    go, _, saves = loop(Fake([1.0] * 10), 10, patience=2, min_delta=0.1, **how)
+    done = go()
+    assert (done.step, done.best, done.best_step, done.stale) == (6, 2.95, 4, 2) and saves[-1] == (6, True)
+    assert loop(Fake([]), 10, start=done, patience=2, min_delta=0.1, **how)[0]().step == 6  # a run killed at its end
+    assert loop(Fake([1.0] * 10), 10, patience=2, **how)[0]().step == 10  # 2.95 is better than 3.0
+
+
+@pytest.mark.parametrize(("times", "steps"), [(1, [0, 5, 10]), (2, [0, 3, 5, 8, 10]), (9, [*range(11)])])
+def test_evaluations_and_checkpoints_lie_evenly_in_an_epoch(times, steps):
+    seen = []
+    go, _, saves = loop(
+        Fake([1.0] * 10),
+        10,
+        evaluate=lambda step: seen.append(step) or {"valid.loss": 1.0},
+        per_epoch=times,
+        checkpoint=Checkpointing(per_epoch=times),
+    )
+    go()
+    assert seen == steps and [step for step, _ in saves] == steps[1:]
 
 
 def test_schedules_begin_end_and_fall_as_they_say():
