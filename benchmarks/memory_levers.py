@@ -39,7 +39,7 @@ FULL = {
     "optimizer in backward": {"memory": {"optimizer_in_backward": True}},
     "adamw_8bit": {"optim": {"kind": "adamw_8bit"}},
     "adafactor": {"optim": {"kind": "adafactor", "lr": 1e-3}},
-    "lion 8 bits": {"optim": {"kind": "lion", "bits": 8}},
+    "lion_8bit": {"optim": {"kind": "lion_8bit"}},
     "galore": {"optim": {"kind": "galore"}},
     "apollo": {"optim": {"kind": "apollo"}},
     "muon": {"optim": {"kind": "muon"}},

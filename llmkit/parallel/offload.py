@@ -64,10 +64,12 @@ class Offload:
     def keeping(self) -> torch.autograd.graph.saved_tensors_hooks:
         """Around a forward pass: what it keeps lies on the host."""
         stay = {p.untyped_storage().data_ptr() for p in self.weights}
+        matrices = [p.shape for p in self.weights if p.dim() == 2]
+        shapes = {*matrices, *(shape[::-1] for shape in matrices)}  # of the copies that autocast makes
 
         def pack(tensor: Tensor) -> tuple[bool, Any, torch.device]:
             size = tensor.numel() * tensor.element_size()
-            if size < self.least or tensor.untyped_storage().data_ptr() in stay:
+            if size < self.least or tensor.shape in shapes or tensor.untyped_storage().data_ptr() in stay:
                 return False, tensor, tensor.device
             self.moved += size
             return True, self.host.take(tensor.detach()), tensor.device

@@ -10,6 +10,7 @@ import torch
 from llmkit.build import float8, training
 from llmkit.checkpoint import state
 from llmkit.core.errors import ModelError, RecipeError, ResourceError
+from llmkit.core.run import Grants
 from llmkit.parallel.scaler import Scaler
 from llmkit.stages.needs import check_needs
 from tests.faults import TIMINGS, go, in_child, killed_after, sft, whole
@@ -84,6 +85,19 @@ def test_schedule_free_leaves_the_averaged_weights(tiny, rows, tmp_path):
         base, now = held[f"optim/{key}/z"], held[f"param/{key}"]
         assert torch.allclose(left[key], (now - 0.1 * base) / 0.9, atol=1e-6), key
         assert not torch.allclose(left[key], now, atol=1e-6)
+
+
+def test_another_optimizer_that_is_accepted_begins_anew(tiny, rows, tmp_path, capfd):
+    out = tmp_path / "run"
+    assert in_child(lambda: killed_after(4, lambda: go(node(tiny, rows, out)))) == -signal.SIGKILL
+    other = node(tiny, rows, out, optim={"kind": "galore", "rank": 4})
+    with pytest.raises(RecipeError, match=r"recipe\.optim"):
+        go(other)
+    go(other, grants=Grants(accept=("optim",)))
+    assert "another optimizer: its state begins anew" in capfd.readouterr().err
+    held = state.load(out / "checkpoints" / "step-6")[0]
+    assert float(held["optim/model.norm.weight/step"]) == 2.0  # of the steps 5 and 6
+    assert int(held["optim/model.layers.0.mlp.up_proj.weight/count:int"]) == 2
 
 
 def test_a_forced_overflow_skips_a_step_halves_the_factor_and_goes_on(tiny, rows, tmp_path, monkeypatch):
