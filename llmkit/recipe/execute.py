@@ -21,7 +21,7 @@ from llmkit.core.runlog import run_log
 from llmkit.core.scalars import Origin
 from llmkit.core.stop import Stop
 from llmkit.models.alias import is_remote
-from llmkit.recipe.inputs import inputs
+from llmkit.recipe.inputs import inputs, remote
 from llmkit.recipe.load import Recipe, digest
 from llmkit.recipe.show import environment, environment_hidden, hide_environment, resolved, stage_values
 from llmkit.stages.overview import NAME, remember, write_overview
@@ -83,9 +83,11 @@ def _checkpoint_of(node: Any, resume: str) -> bool:
 
 
 def _stay_offline(recipe: Recipe) -> None:
-    """No library asks the network for anything unless a model is named that only the Hub has."""
+    """No library asks the network for anything unless something is named that only the Hub has, or that goes there."""
     made = {node.out for _, node in recipe.stages}
-    prepare(remote=any(is_remote(node.model.name) for _, node in recipe.stages if node.model.name not in made))
+    nodes = [node for _, node in recipe.stages]
+    models = (node.model.name for node in nodes if node.model.name not in made)
+    prepare(remote=any(map(is_remote, models)) or any(remote(node) or getattr(node, "push", None) for node in nodes))
 
 
 def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, console: Console, stop: Stop) -> Artifact:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -32,14 +32,15 @@ from llmkit.parallel.single import Single
 from llmkit.plan.account import RECOMPUTE, Choice
 from llmkit.stages.finished import finish
 from llmkit.stages.job import Job
+from llmkit.stages.lint import brief, keep, linted, served
 from llmkit.stages.measured import measured
 from llmkit.stages.quarantine import Quarantine
 from llmkit.stages.resume import find, identity, pinned, resume, told
 from llmkit.stages.sizes import KNOB, sizes, whole_model
 from llmkit.stages.speed import measure
-from llmkit.stages.tensorboard import writer
 from llmkit.stages.training import Training
 from llmkit.train.fit import Hooks, Plan, Progress, StepData, fit
+from llmkit.train.logs import Log1
 from llmkit.train.optimizing import matched
 
 
@@ -98,6 +99,10 @@ def read(node: Training, run: Run) -> Job:
     data = node.examples(node.data.train, tokenizer, "data.train", aside, node.batch.rows)
     valid = node.examples(node.data.valid, tokenizer, "data.valid", aside) if node.data.valid else None
     aside.tell(run.console)
+    found = linted(node.data, data, valid, served(resolved, node.model.template, tokenizer))
+    keep(run.folder, found, data)
+    if notice := brief(found):
+        run.console.notice(notice)
     order = Order(node.seed, len(data), node.batch.rows)
     steps = node.steps or (node.epochs or 1) * order.steps_per_epoch
     kinds = types(node.types_name, run.device)
@@ -217,10 +222,14 @@ def _show(job: Job, line: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _loggers(job: Job, done: int) -> Iterator[Any]:
-    """TensorBoard beside the metrics, where asked for."""
-    if not job.node.log:
-        yield lambda line: None
-        return
-    with writer(job.run.folder / "tensorboard", done) as log:
+def _loggers(job: Job, done: int) -> Iterator[Log1]:
+    """The trackers that were asked for, as one."""
+    with ExitStack() as stack:
+        folder, values = job.run.folder, job.run.values
+        logs = [stack.enter_context(node.open(folder, done, values)) for node in job.node.log]
+
+        def log(line: dict[str, Any]) -> None:
+            for each in logs:
+                each(line)
+
         yield log

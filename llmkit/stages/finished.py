@@ -31,7 +31,7 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
     with steps.averaged():
         export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant)
     write_report(run.folder)
-    return publish(
+    made = publish(
         run.folder,
         {
             "kind": node.kind,
@@ -59,3 +59,6 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
         },
     )
+    if node.push is not None:
+        run.console.notice(f"pushed: {node.push.send(run.folder)}")
+    return made

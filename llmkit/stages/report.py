@@ -36,6 +36,7 @@ def write_report(folder: Path) -> Path:
         _curves(lines),
         _samples(samples),
         _predictions(folder / "predictions.jsonl"),
+        _lint(folder / "lint.json"),
         _settings(folder / "resolved.yaml"),
     ]
     path = folder / "report.html"
@@ -136,6 +137,26 @@ def _predictions(path: Path) -> str:
         said = [json.loads(line) for line, _ in zip(file, range(4000), strict=False)]
     rows = [(row["text"], row["label"], row["prediction"]) for row in said if row["prediction"]][:10]
     return table("Answers", ("prompt", "expected", "answer"), rows, pre=True) if rows else ""
+
+
+def _lint(path: Path) -> str:
+    """What was odd about the rows, and how many of their tokens are whose."""
+    if not path.is_file():
+        return ""
+    said = json.loads(path.read_text("utf-8"))
+    rows = [
+        (key, f["level"], f["name"], str(f["count"]), f["what"], f["fix"], "\n".join(map(_place, f["places"])))
+        for key, found in said["findings"].items()
+        for f in found
+    ]
+    head = ("data", "", "finding", "rows", "what", "way out", "where")
+    shares = [(role, f"{share:.1%}") for role, share in said["shares"].items()]
+    made = table("Lint", head, rows, pre=True) if rows else ""
+    return made + (table("Share of tokens", ("role", "about"), shares) if shares else "")
+
+
+def _place(place: Mapping[str, Any]) -> str:
+    return f"{place['file']}:{place['line']}" + (f" ({place['detail']})" if place["detail"] else "")
 
 
 def _settings(path: Path) -> str:
