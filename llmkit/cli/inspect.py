@@ -20,6 +20,7 @@ from llmkit.models.alias import is_remote
 from llmkit.models.load import read_tokenizer
 from llmkit.models.positions import check_length
 from llmkit.models.resolve import resolve
+from llmkit.plan.account import RECOMPUTE
 from llmkit.recipe.inputs import remote
 from llmkit.stages.build_inference import adapter_of
 from llmkit.stages.evaluate import Evaluate
@@ -48,7 +49,9 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
 
 
 def _training(title: str, node: Training, show: int) -> None:
-    where, resolved = device(), whole_model(node.model)
+    where = device()
+    node.needs(where)
+    resolved = whole_model(node.model)
     longest_row = node.data.max_length + virtual_tokens(node.adapter)
     if notice := check_length(resolved, longest_row, "data.max_length", node.model.rope):
         _say(f"{title}{notice}")
@@ -67,7 +70,7 @@ def _training(title: str, node: Training, show: int) -> None:
     _, choice = sizes(node, resolved, where)
     parts = ", ".join(f"{part} {size / 2**20:.0f}" for part, size in vars(choice.account).items())
     total, free = choice.account.total / 2**20, available(where) / 2**20
-    recompute = " with recompute" if choice.recompute else ""
+    recompute = f" with {RECOMPUTE[choice.recompute]} recompute" if choice.recompute else ""
     _say(f"{title}memory: about {total:.0f} of {free:.0f} MiB at {choice.rows} rows a forward{recompute} ({parts})")
 
 

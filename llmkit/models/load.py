@@ -55,6 +55,8 @@ class How:
     quant: Quant = NoQuant()
     allow_code: bool = False
     allow_nonfinite: bool = False
+    short: Literal["bf16", "fp16"] = "bf16"
+    """The 16 bits that it computes in, if it does."""
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -103,7 +105,7 @@ def _base(base: Resolved, how: How, rope: RopeScaling | None = None) -> Any:
     said = safe.read_json(base.folder / "config.json")
     if "auto_map" in said and not how.allow_code:
         raise ModelError(f"{base.name} brings code of its own", fix="pass --allow-code to run it", key="model")
-    bits = how.quant.config(DTYPES["bf16" if how.half else how.dtype])
+    bits = how.quant.config(DTYPES[how.short if how.half else how.dtype])
     if "quantization_config" in said and bits is not None:
         raise ModelError(f"{base.name} is quantised already", fix="drop quant", key="quant.kind")
     headers = safe.check_folder(base.folder)
