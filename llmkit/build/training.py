@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from llmkit.adapters.node import Adapter, NoAdapter
+from llmkit.adapters.method import Around
+from llmkit.adapters.node import Adapter
 from llmkit.build.precision import Types
 from llmkit.core.errors import ModelError
 from llmkit.models.classified import Classified, check_classes, head_name
 from llmkit.models.heads import Headed, Scored, check_head
-from llmkit.models.load import How, Loaded, load
+from llmkit.models.load import DTYPES, How, Loaded, load
 from llmkit.models.node import ModelRef, Quant
 from llmkit.models.resolve import Resolved
+from llmkit.models.stored import Stored
+from llmkit.models.virtual import supported
 from llmkit.models.wrappers import towers
-from llmkit.parallel.single import Single
+from llmkit.parallel.offload import Offload, Pinned
+from llmkit.parallel.optimizers import Optimizers
+from llmkit.parallel.scaler import Scaler
+from llmkit.parallel.single import Single, Ways
 
 
 @dataclass(frozen=True)
@@ -31,8 +38,16 @@ class Built:
     trained: dict[str, nn.Parameter]
 
 
-def build(resolved: Resolved, ref: ModelRef, how: How, adapter: Adapter, recompute: bool, seed: int) -> Built:
-    """A model ready to be trained.
+def build(
+    resolved: Resolved,
+    ref: ModelRef,
+    how: How,
+    adapter: Adapter,
+    recompute: int,
+    seed: int,
+    notice: Callable[[str], None] = lambda _: None,
+) -> Built:
+    """A model ready to be trained; every `recompute`-th layer makes its activations again, none at 0.
 
     Raises:
         ModelError: it cannot be loaded, or the adapter does not fit it.
@@ -47,11 +62,13 @@ def build(resolved: Resolved, ref: ModelRef, how: How, adapter: Adapter, recompu
         raise ModelError(what, fix="give its language model, or use kind: classify", key="model")
     beside = _checked(loaded)
     torch.manual_seed(seed)  # adapters begin at random
-    model = adapter.attach(loaded.model, (*towers(loaded.model), *beside))
+    around = Around((*towers(loaded.model), *beside), loaded.tokenizer, loaded.added, Stored(resolved.folder), notice)
+    model = adapter.attach(loaded.model, around)
     _train_head(loaded, beside, adapter)
+    loaded = replace(loaded, support=supported(loaded.support, model))
     if recompute:
         base = loaded.model
-        base.activation_checkpointing_enable({"use_reentrant": False})
+        base.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=int(recompute))
         model.train()
     scored = headed(loaded, model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -81,6 +98,11 @@ def _checked(loaded: Loaded) -> tuple[str, ...]:
     return (head_name(loaded.model),) if loaded.head is not None else ()
 
 
+def _own(key: str) -> bool:
+    """Whether a parameter is a module's own, or that of its copy which peft saves whole."""
+    return key in ("weight", "bias") or "modules_to_save" in key
+
+
 def _train_head(loaded: Loaded, names: tuple[str, ...], adapter: Adapter) -> None:
     """A head is trained whole, whatever is trained beside it, and so is all else that is new.
 
@@ -89,20 +111,27 @@ def _train_head(loaded: Loaded, names: tuple[str, ...], adapter: Adapter) -> Non
     """
     for name in (*names, *loaded.fresh):
         module = loaded.model.get_submodule(name)
-        if isinstance(adapter, NoAdapter):
+        if not adapter.frozen_base:
             module.requires_grad_(True)
-        elif not any(p.requires_grad and "lora_" not in key for key, p in module.named_parameters()):
+        elif not any(p.requires_grad and _own(key) for key, p in module.named_parameters()):
             what = f"{name} is new, and adapter {adapter.kind} does not save it whole"
             raise ModelError(what, fix="use adapter: none", key="adapter.kind")
 
 
-def stepper(built: Built, optimizer: torch.optim.Optimizer, types: Types) -> Single:
-    """One process on one device."""
-    return Single(built.scored, built.trained, optimizer, torch.bfloat16 if types.mixed else None)
+def stepper(
+    built: Built, optimizer: Optimizers, types: Types, in_backward: bool = False, offload: bool = False
+) -> Single:
+    """One process on one device; `in_backward` and `offload` are the levers of `memory`."""
+    ways = Ways(
+        DTYPES[types.short] if types.mixed else None,
+        Scaler() if types.compute == "fp16" else None,
+        in_backward,
+        Offload(built.model.parameters(), Pinned()) if offload else None,
+    )
+    return Single(built.scored, built.trained, optimizer, ways)
 
 
 def how(device: str, types: Types, quant: Quant, adapter: Adapter, code: bool, nonfinite: bool) -> How:
-    """How a stage's model is held: a frozen base under autocast is held in bf16 already."""
-    frozen = not isinstance(adapter, NoAdapter)
-    held: Any = "bf16" if types.mixed and frozen and device == "cuda" else types.params
-    return How(device, held, types.half, quant, code, nonfinite)
+    """How a stage's model is held: a frozen base under autocast is held in 16 bits already."""
+    held: Any = types.short if types.mixed and adapter.frozen_base and device == "cuda" else types.params
+    return How(device, held, types.half, quant, code, nonfinite, types.short)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from llmkit.core.errors import DataError
-from llmkit.data.node import Data, Source
+from llmkit.data.node import Data, Readable
 from llmkit.data.prepare import Prepared, named
 from llmkit.data.render import Rendered, Renderer
 from llmkit.data.rows import BadRow, Raw, Row, Unusable
@@ -62,14 +62,14 @@ class Labelled(Prepared):
         return found
 
 
-def class_names(sources: Sequence[Source], task: Task, column: str = "", data: Data | None = None) -> tuple[str, ...]:
+def class_names(sources: Sequence[Readable], data: Data, task: Task, column: str = "") -> tuple[str, ...]:
     """Every label (or value of `column`) of these rows, in order: numbers by size, names by the alphabet.
 
     Raises:
         DataError: a row cannot be read, or there is none with a label.
     """
     found: set[str] = set()
-    tally = Tally(data or Data(train=tuple(sources)), Counter[str](), lambda bad: None)
+    tally = Tally(data, Counter[str](), lambda bad: None)
     key = column or {"sequence": "label", "token": "tags"}[task]
     for _, values in readable(sources, tally):
         said = values.get(key)
@@ -116,7 +116,7 @@ class Labels:
 
 
 def labelled(
-    sources: Sequence[Source],
+    sources: Sequence[Readable],
     data: Data,
     tokenizer: Any,
     labels: Labels,
@@ -147,7 +147,7 @@ class _Example:
     group: int
 
 
-def _examples(sources: Sequence[Source], data: Data, tally: Tally, reader: _Reader) -> Iterator[_Example]:
+def _examples(sources: Sequence[Readable], data: Data, tally: Tally, reader: _Reader) -> Iterator[_Example]:
     """The usable rows; encoded some hundred at a time, which the tokenizer does faster."""
     waiting: list[_Asked] = []
     for number, (raw, values) in enumerate(readable(sources, tally)):
@@ -196,7 +196,7 @@ def _fitted(
     return ids, targets
 
 
-def _joined(made: Sequence[_Example], tally: Tally, labels: Labels, sources: Sequence[Source]) -> Labelled:
+def _joined(made: Sequence[_Example], tally: Tally, labels: Labels, sources: Sequence[Readable]) -> Labelled:
     starts = np.concatenate([[0], np.cumsum([len(one.ids) for one in made])]).astype(np.int64)
     ids = np.concatenate([np.array(one.ids, dtype=np.int32) for one in made])
     targets = np.concatenate([np.array(one.targets, dtype=np.int64) for one in made])

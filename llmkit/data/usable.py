@@ -9,8 +9,8 @@ from typing import Any
 
 from llmkit.core.errors import DataError
 from llmkit.data.lint import Lint
-from llmkit.data.node import Data, Source
-from llmkit.data.rows import BadRow, Raw, Row, Unusable, bounded, mapped, rejected
+from llmkit.data.node import Data, Readable
+from llmkit.data.rows import BadRow, Raw, Row, Unusable, bounded, introduced, mapped, rejected
 from llmkit.data.shapes import shaped
 
 
@@ -63,7 +63,7 @@ class Tally:
             raise DataError(what, fix=f"set batch.rows={kept}", key=key)
 
 
-def readable(sources: Sequence[Source], tally: Tally) -> Iterator[tuple[Raw, Mapping[str, Any]]]:
+def readable(sources: Sequence[Readable], tally: Tally) -> Iterator[tuple[Raw, Mapping[str, Any]]]:
     """The rows of all sources in order, each with its values under our names.
 
     Raises:
@@ -74,7 +74,7 @@ def readable(sources: Sequence[Source], tally: Tally) -> Iterator[tuple[Raw, Map
             yield raw, mapped(raw, source.columns)
 
 
-def usable(sources: Sequence[Source], tally: Tally) -> Iterator[tuple[Raw, Row]]:
+def usable(sources: Sequence[Readable], tally: Tally) -> Iterator[tuple[Raw, Row]]:
     """The usable rows of all sources in order; the others are counted under their reason.
 
     Raises:
@@ -94,7 +94,7 @@ def usable_rows(
     """
     for index, raw in _bounded(rows, tally, base):
         try:
-            row = shaped(mapped(raw, columns), index)
+            row = introduced(shaped(mapped(raw, columns), index), tally.data.system)
         except Unusable as reason:
             tally.unusable(raw, str(reason))
             continue

@@ -17,13 +17,21 @@ from llmkit.core.files import publish
 from llmkit.models.load import quiet
 from llmkit.models.node import NoQuant, Quant
 from llmkit.models.resolve import HUB, Resolved
+from llmkit.models.rope import RopeScaling
 
 
 def export(
-    model: Any, tokenizer: Any, folder: Path, resolved: Resolved, quant: Quant = NoQuant(), labels: Sequence[str] = ()
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    resolved: Resolved,
+    quant: Quant = NoQuant(),
+    rope: RopeScaling | None = None,
+    labels: Sequence[str] = (),
 ) -> None:
-    """Writes an adapter (peft's format) or full weights, with tokenizer and template, whole or not at all; `quant` is
-    how an adapter's base was held, `labels` what a classifier tells apart.
+    """Writes an adapter (peft's format) or full weights, with tokenizer and template, whole or not at all; `quant` and
+    `rope` are how an adapter's base was held and scaled; full weights say that in `config.json`.
+    `labels` are what a classifier tells apart.
 
     Raises:
         ModelError: a template's name would leave the folder.
@@ -40,6 +48,7 @@ def export(
             model.save_pretrained(aside)
             facts = {"format": 1, "base": base.facts(), "quant": asdict(quant)}
             facts |= {"labels": list(labels)} if labels else {}
+            facts |= {"rope": asdict(rope)} if rope is not None else {}
             (aside / "llmkit.json").write_text(json.dumps(facts, indent=1) + "\n")
         else:
             model.config._name_or_path = ""

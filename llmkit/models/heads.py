@@ -14,8 +14,13 @@ from llmkit.core.types import Batch, Needs, Scores
 from llmkit.models.attend import NO_MASK
 from llmkit.models.logits import Shape
 from llmkit.models.logps import BLOCK, chosen_logps
+from llmkit.models.logps_rows import row_logps, trained_rows
 from llmkit.models.logps_spread import spread_scores
 from llmkit.models.noise import Noise
+from llmkit.models.virtual import hidden, virtual_tokens
+
+ROWS = 64
+"""Positions whose whole logits are held at a time."""
 
 
 def shape_of(config: Any) -> Shape:
@@ -49,12 +54,18 @@ class Headed(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states, (B, T, H)."""
+        noise = self.noise.over(batch) if self.noise is not None and self.training else nullcontext()
+        with noise:
+            return self._hidden(batch)
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        if virtual_tokens(self.model):
+            return hidden(self.model, self.causal[0].base_model, batch)
         context: dict[str, Any] = {"attend": batch.attend, "attention_mask": NO_MASK.to(batch.tokens.device)}
         if batch.attend is None:
             context = {"attention_mask": whole(batch)}
         decoder = self.causal[0].base_model
-        with self.noise.over(batch) if self.noise is not None and self.training else nullcontext():
-            out = decoder(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, **context)
+        out = decoder(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, **context)
         return cast(Tensor, out.last_hidden_state)
 
 
@@ -77,11 +88,22 @@ class Scored(Headed):
         weights = batch.weights[chosen] if needs.by_weight else None
         return self.logps(hidden[chosen], batch.labels[chosen], weights)
 
+    def likeliest(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, and the likeliest token at each of those places: (N,), (N,)."""
+        hidden = self.hidden(batch)
+        chosen = batch.weights != 0
+        head = self.causal[0].get_output_embeddings()
+        rows = hidden[chosen]
+        best = [self.shape.apply(head(part).float()).argmax(1) for part in rows.split(ROWS)]
+        return self.logps(rows, batch.labels[chosen]), torch.cat(best)
+
     def logps(self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Log-probabilities of `labels` (N,) after hidden states (N, H); `weights` as in `chosen_logps`."""
         head = self.causal[0].get_output_embeddings()
         if type(head) is nn.Linear:
             return chosen_logps(hidden, head.weight, head.bias, labels, weights, self.shape)
+        if (some := trained_rows(head)) is not None:
+            return row_logps(hidden, some, labels, self.shape)
         return self._wrapped(head, hidden, labels, False)[0]
 
     def scores(self, hidden: Tensor, labels: Tensor) -> Scores:
@@ -95,7 +117,7 @@ class Scored(Headed):
         """What `Scores` holds, or the first of it, through a head that is more than a linear (an adapter sits on it);
         each chunk is made again in the backward."""
         positions, words = BLOCK[hidden.device.type]
-        rows = max(16, positions * words // cast(Any, head).weight.shape[0])
+        rows = max(16, positions * words // self.words)
 
         def run(h: Tensor, y: Tensor) -> tuple[Tensor, ...]:
             logits = self.shape.apply(head(h).float())

@@ -9,10 +9,10 @@ from llmkit.core.hints import kind_of
 from llmkit.stages.classify import Classify
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.merge import Merge
+from llmkit.stages.pretrain import Pretrain
 from llmkit.stages.sft import Sft
 
 STAGES = [
-    "pretrain",
     "reward",
     "preference",
     "policy",
@@ -52,5 +52,5 @@ LOSSES = [
 ]
 """Kinds that are short for a stage with that loss."""
 
-Stage = Annotated[Sft | Classify | Evaluate | Merge, Later((*STAGES, *LOSSES))]
+Stage = Annotated[Sft | Classify | Pretrain | Evaluate | Merge, Later((*STAGES, *LOSSES))]
 KINDS: dict[str, Any] = {kind_of(cls): cls for cls in get_args(get_args(Stage)[0])}

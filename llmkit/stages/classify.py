@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from llmkit.core.config import Conflict, config
 from llmkit.core.errors import DataError
 from llmkit.data.cleaning import NoDedup
-from llmkit.data.node import Source
+from llmkit.data.node import Readable
 from llmkit.losses.node import ClassEntropy, ClassLoss, Focal, GroupDro, Seen, balanced
 from llmkit.models.node import Head
 from llmkit.stages.training import Training
@@ -111,7 +111,7 @@ class Classify(Training):
 
     def examples(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[Readable],
         tokenizer: Any,
         key: str,
         aside: Callable[[BadRow], None] | None = None,
@@ -124,10 +124,10 @@ class Classify(Training):
         """
         from llmkit.data.labelled import Labels, class_names, labelled
 
-        train, data = self.data.train, self.data
-        classes = self.labels or class_names(train, self.task, data=data)
+        train, data = self.data.sources("train"), self.data
+        classes = self.labels or class_names(train, data, self.task)
         by_group = isinstance(self.loss, GroupDro) or (data.sampler is not None and data.sampler.balance == "group")
-        groups = class_names(train, self.task, "group", data) if by_group and key == "data.train" else ()
+        groups = class_names(train, data, self.task, "group") if by_group and key == "data.train" else ()
         made = labelled(sources, data, tokenizer, Labels(self.task, classes, groups), key, aside, least)
         if key == "data.train":
             return self._weighed(made)

@@ -15,6 +15,7 @@ from llmkit.core.memory import out_of_memory_named
 from llmkit.data.prepare import template_digest
 from llmkit.models.export import export
 from llmkit.parallel.single import Single
+from llmkit.plan.account import RECOMPUTE
 from llmkit.stages.job import Job
 from llmkit.stages.measured import subject
 from llmkit.stages.report import write_report, write_reports
@@ -42,9 +43,12 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
     if progress.best_step not in (None, progress.step):
         steps.load(state.load(job.checkpoints / f"step-{progress.best_step}")[0])
         run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
-    _conclude(job, built, steps)
     labels = built.loaded.head.labels if built.loaded.head is not None else ()
-    export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant, labels)
+    with steps.averaged():
+        _conclude(job, built, steps)
+        node.adapter.finish(built.model)
+        rope, folder = node.model.rope, run.folder / "model"
+        export(built.model, built.loaded.tokenizer, folder, job.resolved, node.quant, rope, labels)
     write_report(run.folder)
     made = publish(
         run.folder,
@@ -66,7 +70,7 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
             "attention": built.loaded.attention,
             "precision": job.types.name,
             "micro_batch": job.choice.rows,
-            "recompute": job.choice.recompute,
+            "recompute": RECOMPUTE[job.choice.recompute],
             "samples": len(job.train),
             "step": progress.step,
             "best_step": progress.best_step,

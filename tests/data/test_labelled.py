@@ -14,8 +14,8 @@ def read(tmp_path, rows, tokenizer, task="sequence", labels=None, **more):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = (Jsonl(path=str(path)),)
-    said = Labels(task, labels or class_names(source, task))
-    return labelled(source, Data(train=source, **{"max_length": 64, **more}), tokenizer, said)
+    data = Data(train=source, **{"max_length": 64, **more})
+    return labelled(source, data, tokenizer, Labels(task, labels or class_names(source, data, task)))
 
 
 def test_the_class_stands_at_the_last_token_of_what_plain_use_would_send(tmp_path, tokenizer):
