@@ -15,7 +15,16 @@ from llmkit.core.errors import DataError
 from llmkit.core.memory import available, device
 from llmkit.data.findings import Finding
 from llmkit.data.prepare import Prepared, prepare
-from llmkit.evals.tasks import Generation, MultipleChoice, Passkey, Perplexity, PositionPerplexity, data_of, longest
+from llmkit.evals.tasks import (
+    Classification,
+    Generation,
+    MultipleChoice,
+    Passkey,
+    Perplexity,
+    PositionPerplexity,
+    data_of,
+    longest,
+)
 from llmkit.models.alias import is_remote
 from llmkit.models.load import read_tokenizer
 from llmkit.models.positions import check_length
@@ -99,7 +108,7 @@ def _evaluate(title: str, node: Evaluate) -> None:
             _say(f"{title}tasks.{task.name}: {_count(task)} rows")
 
 
-def _count(task: Generation | MultipleChoice | PositionPerplexity) -> int:
+def _count(task: Generation | MultipleChoice | Classification | PositionPerplexity) -> int:
     """The rows of a task, each of them read."""
     rows = 0
     for row in (row for source in task.data for row in source.rows()):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from llmkit.core.types import Batch, LossSum, Needs
+from llmkit.core.types import Batch, LossSum
 
 TINY = 1e-12
 """Keeps the slope of (1 - p)^gamma finite at p = 1."""
@@ -34,7 +33,6 @@ class Entropy:
     """Cross-entropy."""
 
     smoothing: float = 0.0
-    needs: ClassVar[Needs] = Needs()
 
     def __call__(self, scores: Tensor, batch: Batch) -> LossSum:
         """The sum of -w log p of the class."""
@@ -49,7 +47,6 @@ class FocalLoss:
 
     gamma: float = 2.0
     alpha: tuple[float, ...] | None = None
-    needs: ClassVar[Needs] = Needs()
 
     def __call__(self, scores: Tensor, batch: Batch) -> LossSum:
         """The sum of -w alpha (1 - p)^gamma log p of the class."""
@@ -65,8 +62,6 @@ class FocalLoss:
 
 class GroupDroLoss:
     """Group-DRO: sum over groups of q_g times the group's mean loss in the step; q is kept from step to step."""
-
-    needs: ClassVar[Needs] = Needs()
 
     def __init__(self, rate: float, smoothing: float, groups: tuple[int, ...], names: tuple[str, ...]) -> None:
         self.rate, self.smoothing, self.names = rate, smoothing, names

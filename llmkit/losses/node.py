@@ -68,11 +68,6 @@ TokenLoss = CrossEntropy | Dft
 class ClassObjective(Protocol):
     """A loss over the logits of classes, (N, C)."""
 
-    @property
-    def needs(self) -> Needs:
-        """Nothing of the vocabulary's head."""
-        ...
-
     def __call__(self, scores: Tensor, batch: Batch) -> LossSum:
         """Its sum over the targets that have a weight, and the sum of the weights."""
         ...

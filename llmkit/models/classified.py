@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llmkit.core.errors import ModelError
-from llmkit.core.types import Batch, Needs
+from llmkit.core.types import Batch
 from llmkit.models.heads import Headed, whole
 from llmkit.models.node import Head
 
@@ -95,7 +95,7 @@ class Classified(Headed):
         whole model runs as transformers has it."""
         self.name = head_name(self.causal[0])
 
-    def forward(self, batch: Batch, needs: Needs = Needs()) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """Logits (N, C), row by row."""
         chosen = batch.weights != 0
         if self.direct:

@@ -19,16 +19,14 @@ from llmkit.parallel.scaler import Scaler
 
 
 class Loss(Protocol):
-    """What is made small."""
+    """What is made small; an attribute `needs` says what it reads of the head beside log-probabilities."""
 
-    @property
-    def needs(self) -> Needs:
-        """What it reads of the head."""
-        ...
-
-    def __call__(self, scores: Any, batch: Batch) -> LossSum:
+    def __call__(self, scores: Any, batch: Batch, /) -> LossSum:
         """What the scored model gives for a batch, and the batch -> a sum with its count."""
         ...
+
+
+PLAIN = Needs()
 
 
 @runtime_checkable
@@ -106,6 +104,7 @@ class Single:
             ResourceError: parameters are updated in the backward pass, and there is more than one.
         """
         total, seen, scaler = 0.0, 0.0, self.ways.scaler
+        needs = getattr(loss, "needs", PLAIN)
         extras: dict[str, tuple[Tensor, Tensor]] = {}
         self.squares = 0.0
         for index, batch in enumerate(batches):
@@ -113,7 +112,7 @@ class Single:
                 what = "the step takes more than one micro-batch, and memory.optimizer_in_backward updates after each"
                 raise ResourceError(what, fix="raise micro_batch, or lower batch.rows", key="micro_batch")
             with self._keeping(), self.autocast():
-                scores = self.scored(batch, loss.needs)
+                scores = self.scored(batch) if needs == PLAIN else self.scored(batch, needs)
             part = loss(scores, batch)
             (part.total / count * (scaler.scale if scaler else 1.0)).backward()
             total += float(part.total.detach())
