@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 
 from llmkit.core.config import Conflict, Later, config, setting
+from llmkit.data.mix import Weight
 
 if TYPE_CHECKING:
     from llmkit.data.rows import At, BadRow, Raw
@@ -56,7 +57,9 @@ class Files:
     """What each of our columns is called in the file: `{prompt: question, completion: answer}`."""
     take: int | None = setting(default=None, least=1)
     """The first so many rows; all of them when not given."""
-    weight: float = setting(default=1.0, later=True)
+    weight: Weight | None = None
+    """Its share of the mix, relative to the others'; or points `[[0, 1.0], [0.5, 0.2]]`: parts of the run and the share
+    there, with straight lines between them."""
 
     def problems(self) -> Iterator[Conflict]:
         """Names in `columns` that nothing reads."""
@@ -197,7 +200,9 @@ class Hub:
     """What each of our columns is called there."""
     take: int | None = setting(default=None, least=1)
     """The first so many rows; all of them when not given."""
-    weight: float = setting(default=1.0, later=True)
+    weight: Weight | None = None
+    """Its share of the mix, relative to the others'; or points `[[0, 1.0], [0.5, 0.2]]`: parts of the run and the share
+    there, with straight lines between them."""
 
     def problems(self) -> Iterator[Conflict]:
         """Names in `columns` that nothing reads."""
@@ -233,6 +238,8 @@ class Docstrings:
     columns: ClassVar[Mapping[str, str]] = {}
     kind: Literal["docstrings"] = "docstrings"
     split: Literal["train", "valid"] = "train"
+    weight: Weight | None = None
+    """Its share of the mix, as a file's."""
 
     def rows(self, after: At = ()) -> Iterator[Raw | BadRow]:
         """Each pair of the split; all that is before `after` is made again."""

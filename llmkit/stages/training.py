@@ -59,6 +59,10 @@ class Training:
         if isinstance(self.adapter, NoAdapter) and not isinstance(self.quant, NoQuant):
             what = f"a base held as {self.quant.kind} is frozen, and adapter none trains every weight"
             yield Conflict("quant.kind", what, "use adapter: {kind: lora}, or drop quant", "adapter.kind")
+        if self.steps is None and (self.data.streaming or self.scheduled):
+            what = "how long a stream is, is not known" if self.data.streaming else "weights follow the parts of a run"
+            key = "data.streaming" if self.data.streaming else "data.train"
+            yield Conflict(key, what, "set steps", "epochs")
         best, valid = self.checkpoint.best, self.data.valid
         if best is not None and not valid:
             what = f"nothing measures {best} without validation rows"
@@ -74,6 +78,11 @@ class Training:
             if said and said != getattr(Evaluating(), key):
                 what = "there are no validation rows"
                 yield Conflict(f"evaluate.{key}", what, f"give data.valid, or drop evaluate.{key}", "data.valid")
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the shares of a mix change over the run."""
+        return self.data.mixed and any(isinstance(source.weight, tuple) for source in self.data.train)
 
     def examples(
         self,
