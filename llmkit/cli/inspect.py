@@ -52,8 +52,8 @@ def _training(title: str, node: Training, show: int) -> None:
         _say(f"{title}{notice}")
     tokenizer = read_tokenizer(resolved, node.model.template)
     sets: list[Prepared] = []
-    for key, sources in (("train", node.data.train), ("valid", node.data.valid)):
-        if sources:
+    for key in ("train", "valid"):
+        if sources := node.data.sources(key):
             least = node.batch.rows if key == "train" else 1
             made = node.examples(sources, tokenizer, f"data.{key}", lambda error: None, least)
             _say(f"{title}data.{key}: {_table(made)}")

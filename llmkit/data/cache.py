@@ -28,12 +28,12 @@ from llmkit.data.chunk import Chunk, Law
 from llmkit.data.helpers import chunks
 from llmkit.data.lint import Lint
 from llmkit.data.lint_store import state
-from llmkit.data.node import Source
+from llmkit.data.node import Rows
 from llmkit.data.render import Renderer
 from llmkit.data.rows import BadRow
 
 SHELF = "tokens"
-UNREAD = ("train", "valid", "packing", "bad_share", "lint", "mix", "streaming", "buffer", "on_bad_row")
+UNREAD = ("train", "valid", "held_out", "packing", "bad_share", "lint", "mix", "streaming", "buffer", "on_bad_row")
 SIFTED = ("dedup", "decontaminate", "contamination")
 """Keys of `data` that change nothing in an example, or choose among examples; any other is part of an entry's key."""
 LIBRARIES = ("tokenizers", "transformers", "jinja2", "pyarrow", "datasets", "numpy")
@@ -81,7 +81,7 @@ class Part:
             yield BadRow(what, fix, file, line, text.encode("latin-1"))
 
 
-def part(source: Source, law: Law, renderer: Renderer) -> Part:
+def part(source: Rows, law: Law, renderer: Renderer) -> Part:
     """The examples of a source, from the cache or made for it.
 
     Raises:
@@ -101,10 +101,11 @@ def part(source: Source, law: Law, renderer: Renderer) -> Part:
         return opened(held, law, renderer)
 
 
-def facts_of(source: Source, files: Mapping[str, str], law: Law, renderer: Renderer) -> dict[str, Any]:
+def facts_of(source: Rows, files: Mapping[str, str], law: Law, renderer: Renderer) -> dict[str, Any]:
     """All that decides what an entry holds."""
-    said, data = asdict(source), asdict(law.data)
-    said.pop("weight", None)
+    said, data = asdict(source), asdict(law.data)  # type: ignore[call-overload]
+    for one in (said, said.get("source", {})):  # of a part of a source, its whole
+        one.pop("weight", None)
     return {
         "source": said,
         "files": dict(files),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from llmkit.core.config import Conflict, config, setting
 from llmkit.data.cleaning import Contamination, Dedup, Linting, NoDedup
-from llmkit.data.mix import Mix, schedule_problems, weight_at
+from llmkit.data.held_out import Part
+from llmkit.data.mix import Mix
 from llmkit.data.pack import first_fit
-from llmkit.data.source_nodes import Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Source, Text
+from llmkit.data.rules import BUFFER, mix_problems, stream_problems
+from llmkit.data.source_nodes import Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Rows, Source, Text
 
 __all__ = [
     "Arrow",
@@ -17,11 +19,13 @@ __all__ = [
     "Data",
     "Docstrings",
     "FirstFit",
+    "HeldOut",
     "Hub",
     "Jsonl",
     "NoPacking",
     "Packing",
     "Parquet",
+    "Rows",
     "Source",
     "Text",
 ]
@@ -53,11 +57,26 @@ Packing = NoPacking | FirstFit
 
 
 @config
+class HeldOut:
+    """Training rows that validate instead of being trained on."""
+
+    _short: ClassVar[str] = "share"
+    share: float = setting(default=0.0, least=0.0, below=1.0)
+    """Which share of them, about; a hash of a row (or of its `cluster`) decides, so that equal rows stay together."""
+    seed: int = setting(default=0, least=0)
+    """Another seed holds out others."""
+
+
+@config
 class Data:
     """What is read, what of it is trained, and how it is laid out in rows."""
 
     train: tuple[Source, ...]
     valid: tuple[Source, ...] = ()
+    held_out: HeldOut = HeldOut()
+    """A share of the rows of `train` that takes the place of `valid`: `held_out: 0.05`."""
+    system: str | None = None
+    """The system message of conversations that have none."""
     train_on: Literal["assistant", "last", "all"] | tuple[Literal["user", "assistant", "tool", "system"], ...] = (
         "assistant"
     )
@@ -83,7 +102,7 @@ class Data:
     """How sources are mixed that have a `weight`; without weights, all rows are shuffled together."""
     streaming: bool = False
     """Whether `train` is read while it is trained on, and never as a whole: it needs `steps`."""
-    buffer: int = setting(default=4096, least=1, most=1 << 20)
+    buffer: int = setting(default=BUFFER, least=1, most=1 << 20)
     """Rows of a stream that are shuffled together."""
 
     @property
@@ -93,49 +112,19 @@ class Data:
 
     def problems(self) -> Iterator[Conflict]:
         """A list of no role; weights that contradict, or are none; what a stream cannot do."""
-        yield from self._weights()
-        yield from self._streams()
+        yield from mix_problems(self)
+        yield from stream_problems(self)
+        if self.valid and self.held_out.share:
+            yield Conflict("held_out", "both say what validates", "keep one of the two", "valid")
         if self.train_on == ():
             yield Conflict("train_on", "names no role", "use assistant")
         if self.contamination != Contamination() and not self.decontaminate:
             what = "there is no evaluation set to compare with"
             yield Conflict("contamination", what, "give data.decontaminate", "decontaminate")
 
-    def _weights(self) -> Iterator[Conflict]:
-        given = [index for index, source in enumerate(self.train) if source.weight is not None]
-        for index, source in enumerate(self.train):
-            yield from schedule_problems(source.weight, f"train.{index}.weight")
-            if source.weight is None and given:
-                what = "is missing, and another source has one"
-                yield Conflict(
-                    f"train.{index}.weight", what, "give each source one, or none", f"train.{given[0]}.weight"
-                )
-        for key, sources in (("valid", self.valid), ("decontaminate", self.decontaminate)):
-            for index, source in enumerate(sources):
-                if source.weight is not None:
-                    yield Conflict(f"{key}.{index}.weight", "is of no use: these rows are not mixed", "leave it out")
-        if self.mix != Mix() and not self.mixed:
-            yield Conflict("mix", "nothing is mixed", "give each source of train a weight, or leave it out", "train")
-        ends = sorted({0.0, 1.0, *(at for s in self.train if isinstance(s.weight, tuple) for at, _ in s.weight)})
-        for part in ends if len(given) == len(self.train) else ():
-            if self.mixed and not any(weight_at(s.weight, part) for s in self.train if s.weight):
-                yield Conflict("train", f"no source has a share at {part:g} of the run", "give one a weight there")
-
-    def _streams(self) -> Iterator[Conflict]:
-        if not self.streaming:
-            if self.buffer != type(self).__dataclass_fields__["buffer"].default:
-                yield Conflict("buffer", "is of a stream", "set streaming: true, or leave it out", "streaming")
-            return
-        if not self.train:
-            return
-        if len(self.train) > 1 and any(source.weight is None for source in self.train):
-            what = "the sizes of streams are not known"
-            yield Conflict("streaming", what, "give each source a weight", "train.0.weight")
-        if not isinstance(self.dedup, NoDedup):
-            yield Conflict("dedup", "a stream is never seen as a whole", "leave it out, or streaming", "streaming")
-        if self.lint.level == "error":
-            what = "a stream is linted by `llmkit check` alone"
-            yield Conflict("lint.level", what, "set lint: warn, or leave streaming out", "streaming")
-        if self.decontaminate:
-            what = "a stream is not compared with evaluation sets"
-            yield Conflict("decontaminate", what, "leave it out, or streaming", "streaming")
+    def sources(self, side: Literal["train", "valid"]) -> tuple[Rows, ...]:
+        """What is trained on, or what validates."""
+        share, seed = self.held_out.share, self.held_out.seed
+        if share:
+            return tuple(Part(source, share, seed, side == "valid") for source in self.train)
+        return self.train if side == "train" else self.valid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -100,7 +101,7 @@ class Lazily(Sequence[T], Generic[T]):
         raise NotImplementedError
 
 
-class Rows(Lazily[Row]):
+class KeptRows(Lazily[Row]):
     """The row of each example."""
 
     def one(self, which: int, example: int) -> Row:
@@ -109,7 +110,7 @@ class Rows(Lazily[Row]):
         return row_of(part.row(int(part.arrays["owners"][example])), self.bases[which])
 
 
-class Places(Lazily[tuple[str, int]]):
+class KeptPlaces(Lazily[tuple[str, int]]):
     """File and line of each example's row."""
 
     def one(self, which: int, example: int) -> tuple[str, int]:
@@ -136,8 +137,10 @@ class Prepared:
     """File and line of each example's row."""
     lint: Lint | None = None
     """What is odd about the rows; None where nobody asks."""
+    breaks: np.ndarray[Any, np.dtype[np.int64]] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Where within examples something begins that sees nothing of what is before it."""
     begins: tuple[int, ...] = ()
-    """The first example of each source, and their number."""
+    """The first example of each source, and their number; empty where sources are not told apart."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -150,6 +153,13 @@ class Prepared:
         """(ids, weights) of an example; the weight of a token is its weight as a target."""
         here = slice(int(self.starts[index]), int(self.starts[index + 1]))
         return self.ids[here], self.weights[here]
+
+    def segments(self, index: int) -> list[tuple[int, int]]:
+        """The stretches [start, end) of an example that see themselves alone; one, where it has no breaks."""
+        first, last = int(self.starts[index]), int(self.starts[index + 1])
+        low, high = np.searchsorted(self.breaks, (first, last))
+        cuts = [0, *(int(place) - first for place in self.breaks[low:high]), last - first]
+        return list(itertools.pairwise(cuts))
 
     def supervised(self, index: int) -> float:
         """The sum of weights that an example trains with: its first token is never a target."""

@@ -169,13 +169,19 @@ def read_tokenizer(resolved: Resolved, template: str | None, allow_code: bool = 
             file=str(folder),
         ) from cause
     if template is not None:
-        try:
-            tokenizer.chat_template = Path(template).read_text("utf-8")
-        except OSError as cause:
-            raise ModelError(
-                f"{template} cannot be read ({cause.strerror})", fix="give a file", key="model.template"
-            ) from cause
+        tokenizer.chat_template = _template(template)
     return tokenizer
+
+
+def _template(name: str) -> str:
+    """The chat template of a file, or one of ours by its name."""
+    ours = {path.stem: path for path in Path(__file__).with_name("templates").glob("*.jinja")}
+    try:
+        return ours.get(name, Path(name)).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        why = cause.strerror if isinstance(cause, OSError) else "it is no UTF-8"
+        fix = f"give a file, or one of {', '.join(sorted(ours))}"
+        raise ModelError(f"{name} cannot be read ({why})", fix=fix, key="model.template") from cause
 
 
 @contextlib.contextmanager

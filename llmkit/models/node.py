@@ -23,7 +23,8 @@ class ModelRef:
     attention: Literal["auto", "sdpa", "flash", "flex", "eager"] = "auto"
     """The attention kernel; one that is asked for and missing is an error."""
     template: str | None = None
-    """A file with a Jinja chat template that replaces the tokenizer's own."""
+    """A Jinja chat template that replaces the tokenizer's own: a file, or chatml, llama3, mistral, gemma, phi3, zephyr
+    or alpaca."""
     rope: None = setting(default=None, later=True)
     """RoPE scaling."""
 

@@ -94,8 +94,9 @@ def read(node: Training, run: Run) -> Job:
         run.console.notice(notice)
     tokenizer = read_tokenizer(resolved, node.model.template, run.grants.code)
     aside = Quarantine(run.folder / "quarantine.jsonl")
-    data = node.examples(node.data.train, tokenizer, "data.train", aside, node.batch.rows)
-    valid = node.examples(node.data.valid, tokenizer, "data.valid", aside) if node.data.valid else None
+    data = node.examples(node.data.sources("train"), tokenizer, "data.train", aside, node.batch.rows)
+    held = node.data.sources("valid")
+    valid = node.examples(held, tokenizer, "data.valid", aside) if held else None
     aside.tell(run.console)
     found = linted(node.data, data, valid, served(resolved, node.model.template, tokenizer))
     keep(run.folder, found, data)
@@ -130,6 +131,8 @@ def _built(job: Job) -> tuple[Built, Single]:
     made = build(job.resolved, node.model, held, node.adapter, job.choice.recompute, node.seed)
     if isinstance(node.data.packing, FirstFit) and not made.loaded.support.packed:
         raise DataError(made.loaded.support.reason, fix="set data.packing=none", key="data.packing")
+    if len(job.train.breaks) and not made.loaded.support.packed:
+        raise DataError(made.loaded.support.reason, fix="set documents=joined", key="documents")
     job.run.console.notice(
         f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
     )

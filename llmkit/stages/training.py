@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.adapters.node import Adapter, Lora, NoAdapter
 from llmkit.core.config import Conflict, config, setting
-from llmkit.data.node import Data, Source
+from llmkit.data.node import Data, Rows
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.train.node import Batching, Checkpointing, Evaluating, Guard, Log, Memory, Parallel, Precision
 from llmkit.train.optim import AdamW, Optim
@@ -63,10 +63,12 @@ class Training:
             what = "how long a stream is, is not known" if self.data.streaming else "weights follow the parts of a run"
             key = "data.streaming" if self.data.streaming else "data.train"
             yield Conflict(key, what, "set steps", "epochs")
-        best, valid = self.checkpoint.best, self.data.valid
+        best, valid = self.checkpoint.best, self.data.sources("valid")
         if best is not None and not valid:
             what = f"nothing measures {best} without validation rows"
-            yield Conflict("checkpoint.best", what, "give data.valid, or drop checkpoint.best", "data.valid")
+            yield Conflict(
+                "checkpoint.best", what, "give data.valid or data.held_out, or drop checkpoint.best", "data.valid"
+            )
         if best is not None and self.evaluate.every is None and self.evaluate.per_epoch is None:
             what = f"nothing measures {best} while training"
             yield Conflict("checkpoint.best", what, "set evaluate.every", "evaluate.every")
@@ -77,7 +79,9 @@ class Training:
             said = getattr(self.evaluate, key)
             if said and said != getattr(Evaluating(), key):
                 what = "there are no validation rows"
-                yield Conflict(f"evaluate.{key}", what, f"give data.valid, or drop evaluate.{key}", "data.valid")
+                yield Conflict(
+                    f"evaluate.{key}", what, f"give data.valid or data.held_out, or drop evaluate.{key}", "data.valid"
+                )
 
     @property
     def scheduled(self) -> bool:
@@ -86,7 +90,7 @@ class Training:
 
     def examples(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[Rows],
         tokenizer: Any,
         key: str,
         aside: Callable[[BadRow], None] | None = None,
