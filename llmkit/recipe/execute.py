@@ -74,10 +74,11 @@ def _checkpoint_of(node: Any, resume: str) -> bool:
 
 
 def _stay_offline(recipe: Recipe) -> None:
-    """No library asks the network for anything unless a model is named that only the Hub has, or data elsewhere."""
+    """No library asks the network for anything unless something is named that only the Hub has, or that goes there."""
     made = {node.out for _, node in recipe.stages}
-    models = (node.model.name for _, node in recipe.stages if node.model.name not in made)
-    prepare(remote=any(map(is_remote, models)) or any(remote(node) for _, node in recipe.stages))
+    nodes = [node for _, node in recipe.stages]
+    models = (node.model.name for node in nodes if node.model.name not in made)
+    prepare(remote=any(map(is_remote, models)) or any(remote(node) or getattr(node, "push", None) for node in nodes))
 
 
 def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, console: Console, stop: Stop) -> Artifact:

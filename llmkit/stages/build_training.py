@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -37,9 +37,9 @@ from llmkit.stages.quarantine import Quarantine
 from llmkit.stages.resume import find, identity, pinned, resume, told
 from llmkit.stages.sizes import KNOB, sizes, whole_model
 from llmkit.stages.speed import measure
-from llmkit.stages.tensorboard import writer
 from llmkit.stages.training import Training
 from llmkit.train.fit import Hooks, Plan, Progress, StepData, fit
+from llmkit.train.logs import Log1
 
 
 def train(node: Training, run: Run) -> Artifact:
@@ -217,10 +217,14 @@ def _show(job: Job, line: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _loggers(job: Job, done: int) -> Iterator[Any]:
-    """TensorBoard beside the metrics, where asked for."""
-    if not job.node.log:
-        yield lambda line: None
-        return
-    with writer(job.run.folder / "tensorboard", done) as log:
+def _loggers(job: Job, done: int) -> Iterator[Log1]:
+    """The trackers that were asked for, as one."""
+    with ExitStack() as stack:
+        folder, values = job.run.folder, job.run.values
+        logs = [stack.enter_context(node.open(folder, done, values)) for node in job.node.log]
+
+        def log(line: dict[str, Any]) -> None:
+            for each in logs:
+                each(line)
+
         yield log

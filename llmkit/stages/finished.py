@@ -29,7 +29,7 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
         run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
     export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant)
     write_report(run.folder)
-    return publish(
+    made = publish(
         run.folder,
         {
             "kind": node.kind,
@@ -57,3 +57,6 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
         },
     )
+    if node.push is not None:
+        run.console.notice(f"pushed: {node.push.send(run.folder)}")
+    return made

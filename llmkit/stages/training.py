@@ -9,7 +9,9 @@ from llmkit.adapters.node import Adapter, Lora, NoAdapter
 from llmkit.core.config import Conflict, config, setting
 from llmkit.data.node import Data, Rows
 from llmkit.models.node import ModelRef, NoQuant, Quant
-from llmkit.train.node import Batching, Checkpointing, Evaluating, Guard, Log, Memory, Parallel, Precision
+from llmkit.stages.push import Push
+from llmkit.train.logs import Log
+from llmkit.train.node import Batching, Checkpointing, Evaluating, Guard, Memory, Parallel, Precision
 from llmkit.train.optim import AdamW, Optim
 from llmkit.train.schedule import Cosine, Schedule
 
@@ -48,6 +50,9 @@ class Training:
     deterministic: bool = False
     """Only kernels that give equal bits on equal input; on CPU all of ours do."""
     log: tuple[Log, ...] = ()
+    """Trackers that are told the metrics, beside `metrics.jsonl`."""
+    push: Push | None = None
+    """Where on the Hugging Face Hub the result goes when it is done; without it, nowhere."""
     seed: int = setting(default=0, least=0)
     out: str
     """The run's folder."""

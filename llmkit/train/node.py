@@ -119,13 +119,3 @@ class Guard:
     whose loss is not finite meets the same policy: it stops the run, or counts for nothing."""
     spike: float = setting(default=10.0, least=0.0)
     """A loss above this many medians of the last 100 steps meets the same policy; 0 turns it off."""
-
-
-@config
-class TensorBoard:
-    """Event files in `out/tensorboard` (needs `pip install tensorboard`)."""
-
-    kind: Literal["tensorboard"] = "tensorboard"
-
-
-Log = Annotated[TensorBoard, Later(("wandb", "mlflow", "trackio"))]
