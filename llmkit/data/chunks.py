@@ -90,12 +90,15 @@ def chunked(
         ModelError: the tokenizer has no such token.
     """
     renderer, tally = Renderer(tokenizer, "all"), Tally(data, Counter[str](), aside)
-    cutter, made = Chunks(data.max_length, apart), list[Chunk]()
-    for raw, row, ids in _documents(sources, renderer, tally, end_token(tokenizer, end)):
-        made += cutter.add(ids, row, (raw.file, raw.line), raw.rest)
-    made += cutter.end()
+    made, begins, mixed = list[Chunk](), [0], data.mixed and key == "data.train"
+    for together in [[source] for source in sources] if mixed else [sources]:  # a chunk of a mix is of one source
+        cutter = Chunks(data.max_length, apart)
+        for raw, row, ids in _documents(together, renderer, tally, end_token(tokenizer, end)):
+            made += cutter.add(ids, row, (raw.file, raw.line), raw.rest)
+        made += cutter.end()
+        begins.append(len(made))
     tally.check(len(made), least, key)
-    return _prepared(made, tally.counts, files_of(sources))
+    return replace(_prepared(made, tally.counts, files_of(sources)), begins=tuple(begins) if mixed else ())
 
 
 def end_token(tokenizer: Any, end: str | None) -> int:

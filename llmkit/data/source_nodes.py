@@ -71,6 +71,12 @@ class Files:
 
         return digests(self.path)
 
+    def marks(self) -> dict[str, str]:
+        """Size and sha256 of both ends of each file, by its path: what a stream is known by."""
+        from llmkit.data.sources import marks
+
+        return marks(self.path)
+
     def here(self) -> list[str]:
         """The files of this machine that are read, as far as there are any."""
         from llmkit.data.stores import found_here
@@ -182,6 +188,13 @@ class Arrow(Files):
 
         return digests(saved(self.path, self.split))
 
+    def marks(self) -> dict[str, str]:
+        """Size and sha256 of both ends of each file, by its path."""
+        from llmkit.data.arrow import saved
+        from llmkit.data.sources import marks
+
+        return marks(saved(self.path, self.split))
+
 
 @config
 class Hub:
@@ -220,6 +233,10 @@ class Hub:
 
         return hub_files(self.name, self.subset, self.split, self.revision)
 
+    def marks(self) -> dict[str, str]:
+        """Its name with its revision."""
+        return {self.name: f"{self.subset}, {self.split}, {self.revision}"}
+
     def here(self) -> list[str]:
         """The files of a folder of this machine."""
         from llmkit.data.stores import found_here
@@ -249,6 +266,10 @@ class Docstrings:
 
     def files(self) -> dict[str, str]:
         """Nothing: the running Python is named in the manifest."""
+        return {}
+
+    def marks(self) -> dict[str, str]:
+        """Nothing."""
         return {}
 
     def remote(self) -> bool:

@@ -90,8 +90,9 @@ class _Ahead:
     def _run(self, make: Callable[[], _Window]) -> None:
         try:
             self.made = make()
-        except BaseException as cause:  # told where the window is asked for
+        except BaseException as cause:
             self.failed = cause
+            raise SystemExit from cause  # it is told where the window is asked for: the thread itself ends quietly
 
 
 class Stream:

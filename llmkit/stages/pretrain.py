@@ -31,6 +31,9 @@ class Pretrain(Training):
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
         yield from Training.problems(self)
+        if self.data.streaming:
+            what = "documents are laid end to end before training"
+            yield Conflict("data.streaming", what, "leave data.streaming out", "kind")
         plain = Data(train=self.data.train)
         for key in ("train_on", "overflow"):
             if getattr(self.data, key) != getattr(plain, key):

@@ -94,6 +94,7 @@ def resume(job: Job, built: Built, steps: Single, found: Found | None) -> Progre
     watch = Watch(tuple(said["watch"]["losses"]), said["watch"]["streak"])
     progress = Progress(**{**said, "watch": watch})
     steps.load(tensors)
+    job.feed.begin(facts["feed"])
     progress = _alone(job, progress)
     metrics.cut(facts["metrics_bytes"])
     samples.cut(facts["samples_bytes"])

@@ -16,6 +16,7 @@ from llmkit.train.optim import AdamW, Optim
 from llmkit.train.schedule import Cosine, Schedule
 
 if TYPE_CHECKING:
+    from llmkit.data.feed import Streams
     from llmkit.data.prepare import Prepared
     from llmkit.data.rows import BadRow
     from llmkit.parallel.single import Loss
@@ -109,6 +110,18 @@ class Training:
         from llmkit.data.prepare import prepare
 
         return prepare(sources, self.data, tokenizer, key, aside, least)
+
+    def stream(self, tokenizer: Any, aside: Callable[[BadRow], None] | None = None) -> Streams:
+        """The examples of `data.train` as streams, which are open when this returns.
+
+        Raises:
+            DataError: a source cannot be read, too many of its first rows are unusable, or too few are there.
+        """
+        from llmkit.data.feed import Streams
+
+        made = Streams(self.data, tokenizer, self.seed, self.batch.rows, self.steps or 1, aside)
+        made.begin({})
+        return made
 
     def objective(self) -> Loss:
         """What is made small: the scores of a batch -> a sum with its count."""
