@@ -87,12 +87,16 @@ class _Ahead:
         self.thread = Thread(target=self._run, args=(make,), daemon=True, name="stream")
         self.thread.start()
 
+    def __enter__(self) -> None:
+        """What goes wrong from here on is kept, and raised where the window is asked for."""
+
+    def __exit__(self, kind: Any, cause: BaseException | None, trace: Any) -> bool:
+        self.failed = cause
+        return True
+
     def _run(self, make: Callable[[], _Window]) -> None:
-        try:
+        with self:
             self.made = make()
-        except BaseException as cause:
-            self.failed = cause
-            raise SystemExit from cause  # it is told where the window is asked for: the thread itself ends quietly
 
 
 class Stream:
@@ -130,6 +134,8 @@ class Stream:
         self._rows = self.source.rows(tuple(place.at))
         self._ahead = _Ahead(lambda: self._load(replace(place, taken=0)))
         self._enter()
+        while not self._order:
+            self._enter()
         self.taken = place.taken
 
     @property
