@@ -28,6 +28,7 @@ LIGHT = [
     "llmkit.models.alias",
     "llmkit.models.safe",
     "llmkit.models.resolve",
+    "llmkit.models.rope",
 ]
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from llmkit.adapters.node import Adapter, NoAdapter
+from llmkit.adapters.method import Around
+from llmkit.adapters.node import Adapter
 from llmkit.build.precision import Types
 from llmkit.core.errors import ModelError
 from llmkit.models.heads import Scored, check_head
 from llmkit.models.load import How, Loaded, load
 from llmkit.models.node import ModelRef, Quant
 from llmkit.models.resolve import Resolved
+from llmkit.models.stored import Stored
+from llmkit.models.virtual import supported
 from llmkit.models.wrappers import towers
 from llmkit.parallel.single import Single
 
@@ -30,7 +34,15 @@ class Built:
     trained: dict[str, nn.Parameter]
 
 
-def build(resolved: Resolved, ref: ModelRef, how: How, adapter: Adapter, recompute: bool, seed: int) -> Built:
+def build(
+    resolved: Resolved,
+    ref: ModelRef,
+    how: How,
+    adapter: Adapter,
+    recompute: bool,
+    seed: int,
+    notice: Callable[[str], None] = lambda _: None,
+) -> Built:
     """A model ready to be trained.
 
     Raises:
@@ -43,7 +55,9 @@ def build(resolved: Resolved, ref: ModelRef, how: How, adapter: Adapter, recompu
     loaded = load(resolved, ref, how)
     check_head(Scored(loaded.model))
     torch.manual_seed(seed)  # adapters begin at random
-    model = adapter.attach(loaded.model, towers(loaded.model))
+    around = Around(towers(loaded.model), loaded.tokenizer, loaded.added, Stored(resolved.folder), notice)
+    model = adapter.attach(loaded.model, around)
+    loaded = replace(loaded, support=supported(loaded.support, model))
     if recompute:
         base = loaded.model
         base.activation_checkpointing_enable({"use_reentrant": False})
@@ -55,13 +69,22 @@ def build(resolved: Resolved, ref: ModelRef, how: How, adapter: Adapter, recompu
     return Built(loaded, model, scored, trained)
 
 
-def stepper(built: Built, optimizer: torch.optim.Optimizer, types: Types) -> Single:
-    """One process on one device."""
+def stepper(built: Built, optimizer: torch.optim.Optimizer, types: Types, rate: Callable[[str], float]) -> Single:
+    """One process on one device; `rate` is the factor on the learning rate of each trained parameter by its name."""
+    _rated(optimizer, {p: rate(name) for name, p in built.trained.items()})
     return Single(built.scored, built.trained, optimizer, torch.bfloat16 if types.mixed else None)
+
+
+def _rated(optimizer: torch.optim.Optimizer, factors: Mapping[nn.Parameter, float]) -> None:
+    """Splits the optimizer's groups where their parameters have different factors on the rate."""
+    groups, optimizer.param_groups = optimizer.param_groups, []
+    for group in groups:
+        for factor in dict.fromkeys(factors[p] for p in group["params"]):
+            params = [p for p in group["params"] if factors[p] == factor]
+            optimizer.param_groups.append({**group, "params": params, "lr": group["lr"] * factor})
 
 
 def how(device: str, types: Types, quant: Quant, adapter: Adapter, code: bool, nonfinite: bool) -> How:
     """How a stage's model is held: a frozen base under autocast is held in bf16 already."""
-    frozen = not isinstance(adapter, NoAdapter)
-    held: Any = "bf16" if types.mixed and frozen and device == "cuda" else types.params
+    held: Any = "bf16" if types.mixed and adapter.frozen_base and device == "cuda" else types.params
     return How(device, held, types.half, quant, code, nonfinite)

@@ -68,7 +68,8 @@ def _padded(prepared: Prepared, ids: Sequence[int], device: str, contexts: bool)
     lengths = tuple(len(part[0]) for part in parts)
     width = max(lengths)
     columns = [np.stack([np.pad(part[c], (0, width - len(part[c]))) for part in parts]) for c in range(3)]
-    positions = np.tile(np.arange(width), (len(parts), 1))
+    # positions of padding begin again: a sequence is told by its run of positions (models/rotary.py)
+    positions = np.zeros((len(parts), width), dtype=np.int64)
     segments = tuple(Segment(row, start, end) for row, i in enumerate(ids) for start, end in prepared.segments(i))
     if len(segments) > len(ids) and not contexts:
         raise DataError("the model cannot keep documents apart", fix="set documents=joined", key="documents")

@@ -28,7 +28,7 @@ from llmkit.data.chunk import Chunk, Law
 from llmkit.data.helpers import chunks
 from llmkit.data.lint import Lint
 from llmkit.data.lint_store import state
-from llmkit.data.node import Rows
+from llmkit.data.node import Readable
 from llmkit.data.render import Renderer
 from llmkit.data.rows import BadRow
 
@@ -81,7 +81,7 @@ class Part:
             yield BadRow(what, fix, file, line, text.encode("latin-1"))
 
 
-def part(source: Rows, law: Law, renderer: Renderer) -> Part:
+def part(source: Readable, law: Law, renderer: Renderer) -> Part:
     """The examples of a source, from the cache or made for it.
 
     Raises:
@@ -101,16 +101,17 @@ def part(source: Rows, law: Law, renderer: Renderer) -> Part:
         return opened(held, law, renderer)
 
 
-def facts_of(source: Rows, files: Mapping[str, str], law: Law, renderer: Renderer) -> dict[str, Any]:
+def facts_of(source: Readable, files: Mapping[str, str], law: Law, renderer: Renderer) -> dict[str, Any]:
     """All that decides what an entry holds."""
-    said, data = asdict(source), asdict(law.data)  # type: ignore[call-overload]
-    for one in (said, said.get("source", {})):  # of a part of a source, its whole
-        one.pop("weight", None)
+    said, data = asdict(source), asdict(law.data)
+    said.pop("weight", None)
+    said.get("source", {}).pop("weight", None)  # of what a part is held out
     return {
         "source": said,
         "files": dict(files),
         "data": {name: value for name, value in data.items() if name not in (*UNREAD, *SIFTED)},
         "strict": law.strict,
+        "documents": law.documents,
         "lint": [law.linted, law.sketches],
         "tokenizer": tokenizer_digest(renderer.tokenizer),
         "code": code(),

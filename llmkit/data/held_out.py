@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from llmkit.data.rows import At, BadRow, Raw
-from llmkit.data.source_nodes import Rows
+from llmkit.data.source_nodes import Source
 
 
 @dataclass(frozen=True)
-class Part:
+class Side:
     """The rows of a source that are held out, or all others; rows that cannot be read are of the others."""
 
-    source: Rows
+    source: Source
     share: float
     seed: int
     held: bool
@@ -26,7 +26,7 @@ class Part:
         return self.source.columns
 
     def rows(self, after: At = ()) -> Iterator[Raw | BadRow]:
-        """Each row of the part; places are the source's own."""
+        """Each row of the side; places are the source's own."""
         for row in self.source.rows(after):
             if (isinstance(row, Raw) and self._chosen(row)) == self.held:
                 yield row
@@ -46,3 +46,7 @@ class Part:
         key = row.file if row.more or row.rest else row.values if cluster is None else str(cluster)
         text = json.dumps([self.seed, key], sort_keys=True, default=str).encode("utf-8", "surrogatepass")
         return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big") < self.share * (1 << 56)
+
+
+Readable = Source | Side
+"""What gives rows."""

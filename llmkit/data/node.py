@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 from llmkit.core.config import Conflict, config, setting
 from llmkit.data.cleaning import Contamination, Dedup, Linting, NoDedup
-from llmkit.data.held_out import Part
+from llmkit.data.held_out import Readable, Side
 from llmkit.data.mix import Mix
 from llmkit.data.pack import first_fit
 from llmkit.data.rules import BUFFER, mix_problems, stream_problems
-from llmkit.data.source_nodes import Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Rows, Source, Text
+from llmkit.data.source_nodes import Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Source, Text
 
 __all__ = [
     "Arrow",
@@ -25,7 +25,7 @@ __all__ = [
     "NoPacking",
     "Packing",
     "Parquet",
-    "Rows",
+    "Readable",
     "Source",
     "Text",
 ]
@@ -122,9 +122,9 @@ class Data:
             what = "there is no evaluation set to compare with"
             yield Conflict("contamination", what, "give data.decontaminate", "decontaminate")
 
-    def sources(self, side: Literal["train", "valid"]) -> tuple[Rows, ...]:
+    def sources(self, side: Literal["train", "valid"]) -> tuple[Readable, ...]:
         """What is trained on, or what validates."""
         share, seed = self.held_out.share, self.held_out.seed
         if share:
-            return tuple(Part(source, share, seed, side == "valid") for source in self.train)
+            return tuple(Side(source, share, seed, side == "valid") for source in self.train)
         return self.train if side == "train" else self.valid

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,25 +14,26 @@ import numpy as np
 
 from llmkit.data.cache import Part, part
 from llmkit.data.chunk import Law
-from llmkit.data.node import Data, Rows
-from llmkit.data.prepared import KeptPlaces, KeptRows, Prepared, joined
+from llmkit.data.node import Data, Readable
+from llmkit.data.prepared import Places, Prepared, Rows, joined
 from llmkit.data.render import Renderer
 from llmkit.data.rows import BadRow
 from llmkit.data.sift import sifted
 from llmkit.data.usable import Tally
 
-__all__ = ["Prepared", "files_of", "prepare", "template_digest"]
+__all__ = ["Prepared", "prepare", "template_digest"]
 
 
 def prepare(
-    sources: Sequence[Rows],
+    sources: Sequence[Readable],
     data: Data,
     tokenizer: Any,
     key: str = "data.train",
     aside: Callable[[BadRow], None] | None = None,
     least: int = 1,
+    documents: bool = False,
 ) -> Prepared:
-    """All examples of `sources`, at least `least` of them.
+    """All examples of `sources`, at least `least` of them; `documents` says that each row is one, and has its end.
 
     Raises:
         DataError: a row cannot be read, too many are unusable, or too few are left.
@@ -40,7 +41,7 @@ def prepare(
     """
     renderer = Renderer(tokenizer, data.train_on, data.train_reasoning)
     strict = data.on_bad_row == "error" or aside is None
-    laws = [Law(data, source.columns, bool(data.sources("valid")), strict) for source in sources]
+    laws = [Law(data, source.columns, bool(data.sources("valid")), strict, documents) for source in sources]
     parts = [part(source, law, renderer) for source, law in zip(sources, laws, strict=True)]
     tally = Tally(data, Counter[str](), aside, lint=laws[0].lint(renderer) if laws else None)
     for one in parts:
@@ -78,22 +79,19 @@ def _together(parts: Sequence[Part], tally: Tally) -> Prepared:
         joined(arrays["ids"]),
         joined(arrays["weights"]),
         whole,
-        KeptRows(parts),
+        Rows(parts),
         counts,
         digest,
-        _named({path: digest for part in parts for path, digest in part.facts["files"].items()}),
-        KeptPlaces(parts),
+        _files(parts),
+        Places(parts),
         tally.lint,
         begins=(0, *accumulate(map(len, parts))),
     )
 
 
-def files_of(sources: Sequence[Rows]) -> dict[str, str]:
-    """sha256 of each file of some sources by name; by the whole path where two files have one name."""
-    return _named({path: digest for source in sources for path, digest in source.files().items()})
-
-
-def _named(found: Mapping[str, str]) -> dict[str, str]:
+def _files(parts: Sequence[Part]) -> dict[str, str]:
+    """sha256 by name; by the whole path where two files have one name."""
+    found = {path: digest for part in parts for path, digest in part.facts["files"].items()}
     names = Counter(Path(path).name for path in found)
     return {Path(path).name if names[Path(path).name] == 1 else path: digest for path, digest in found.items()}
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
@@ -101,7 +100,7 @@ class Lazily(Sequence[T], Generic[T]):
         raise NotImplementedError
 
 
-class KeptRows(Lazily[Row]):
+class Rows(Lazily[Row]):
     """The row of each example."""
 
     def one(self, which: int, example: int) -> Row:
@@ -110,7 +109,7 @@ class KeptRows(Lazily[Row]):
         return row_of(part.row(int(part.arrays["owners"][example])), self.bases[which])
 
 
-class KeptPlaces(Lazily[tuple[str, int]]):
+class Places(Lazily[tuple[str, int]]):
     """File and line of each example's row."""
 
     def one(self, which: int, example: int) -> tuple[str, int]:
@@ -137,10 +136,10 @@ class Prepared:
     """File and line of each example's row."""
     lint: Lint | None = None
     """What is odd about the rows; None where nobody asks."""
+    begins: tuple[int, ...] = ()
+    """The first example of each source, and their number."""
     breaks: np.ndarray[Any, np.dtype[np.int64]] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """Where within examples something begins that sees nothing of what is before it."""
-    begins: tuple[int, ...] = ()
-    """The first example of each source, and their number; empty where sources are not told apart."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -159,7 +158,7 @@ class Prepared:
         first, last = int(self.starts[index]), int(self.starts[index + 1])
         low, high = np.searchsorted(self.breaks, (first, last))
         cuts = [0, *(int(place) - first for place in self.breaks[low:high]), last - first]
-        return list(itertools.pairwise(cuts))
+        return list(pairwise(cuts))
 
     def supervised(self, index: int) -> float:
         """The sum of weights that an example trains with: its first token is never a target."""

@@ -18,7 +18,7 @@ import numpy as np
 from llmkit.core.errors import DataError
 from llmkit.core.seed import mixed
 from llmkit.data.chunk import ROWS, Chunk, Law, chunk
-from llmkit.data.node import Rows
+from llmkit.data.node import Readable
 from llmkit.data.order import keyed
 from llmkit.data.render import Renderer
 from llmkit.data.rows import At, BadRow, Raw
@@ -104,7 +104,7 @@ class Stream:
 
     def __init__(
         self,
-        source: Rows,
+        source: Readable,
         law: Law,
         renderer: Renderer,
         alone: Lock,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llmkit.core.errors import DataError
 from llmkit.data.lint import Lint
-from llmkit.data.node import Data, Rows
+from llmkit.data.node import Data, Readable
 from llmkit.data.rows import BadRow, Raw, Row, Unusable, bounded, introduced, mapped, rejected
 from llmkit.data.shapes import shaped
 
@@ -62,7 +62,7 @@ class Tally:
             raise DataError(what, fix=f"set batch.rows={kept}", key=key)
 
 
-def usable(sources: Sequence[Rows], tally: Tally) -> Iterator[tuple[Raw, Row]]:
+def usable(sources: Sequence[Readable], tally: Tally) -> Iterator[tuple[Raw, Row]]:
     """The usable rows of all sources in order; the others are counted under their reason.
 
     Raises:

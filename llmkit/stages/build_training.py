@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from llmkit_kernels import memory
 
-from llmkit.adapters.node import Lora
+from llmkit.adapters.limits import virtual_tokens
 from llmkit.build.precision import Types, types
 from llmkit.build.training import Built, build, how, stepper
 from llmkit.checkpoint import state
@@ -21,6 +21,7 @@ from llmkit.core.errors import DataError
 from llmkit.core.memory import keep_freed_memory, out_of_memory_named
 from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
+from llmkit.core.types import Batch
 from llmkit.data.batches import micro_batches
 from llmkit.data.feed import Feed, Known
 from llmkit.data.mixed import arranged
@@ -32,7 +33,7 @@ from llmkit.parallel.single import Single
 from llmkit.plan.account import Choice
 from llmkit.stages.finished import finish
 from llmkit.stages.job import Job
-from llmkit.stages.lint import brief, keep, linted, served
+from llmkit.stages.lint_table import brief, keep, linted, served
 from llmkit.stages.measured import measured
 from llmkit.stages.quarantine import Quarantine
 from llmkit.stages.resume import find, identity, pinned, resume, told
@@ -93,15 +94,16 @@ def read(node: Training, run: Run) -> Job:
         ResourceError: it cannot fit in memory.
     """
     resolved = whole_model(node.model)
-    if notice := check_length(resolved, node.data.max_length, "data.max_length"):
+    longest = node.data.max_length + virtual_tokens(node.adapter)
+    if notice := check_length(resolved, longest, "data.max_length", node.model.rope):
         run.console.notice(notice)
-    tokenizer = read_tokenizer(resolved, node.model.template, run.grants.code)
+    tokenizer = read_tokenizer(resolved, node.model, run.grants.code)
     aside = Quarantine(run.folder / "quarantine.jsonl")
     feed, data = _train(node, tokenizer, aside)
     held = node.data.sources("valid")
     valid = node.examples(held, tokenizer, "data.valid", aside) if held else None
     aside.tell(run.console)
-    found = linted(node.data, data, valid, served(resolved, node.model.template, tokenizer))
+    found = linted(node.data, data, valid, served(resolved, node.model, tokenizer))
     keep(run.folder, found, data)
     if notice := brief(found):
         run.console.notice(notice)
@@ -143,7 +145,8 @@ def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Type
 def _built(job: Job) -> tuple[Built, Single]:
     node, grants = job.node, job.run.grants
     held = how(job.run.device, job.types, node.quant, node.adapter, grants.code, grants.nonfinite)
-    made = build(job.resolved, node.model, held, node.adapter, job.choice.recompute, node.seed)
+    say = job.run.console.notice
+    made = build(job.resolved, node.model, held, node.adapter, job.choice.recompute, node.seed, say)
     if isinstance(node.data.packing, FirstFit) and not made.loaded.support.packed:
         raise DataError(made.loaded.support.reason, fix="set data.packing=none", key="data.packing")
     if len(job.train.breaks) and not made.loaded.support.packed:
@@ -151,7 +154,14 @@ def _built(job: Job) -> tuple[Built, Single]:
     job.run.console.notice(
         f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
     )
-    return made, stepper(made, node.optim.build(made.trained), job.types)
+    with torch.autocast(job.run.device, torch.bfloat16, enabled=job.types.mixed):
+        node.adapter.prepare(made.model, _first(job, made.loaded.support.packed), made.scored.hidden)
+    return made, stepper(made, node.optim.build(made.trained), job.types, node.adapter.rate)
+
+
+def _first(job: Job, contexts: bool) -> Iterator[Batch]:
+    """The training data from its beginning, whatever step the run goes on from."""
+    return (batch for index in range(job.steps) for batch in _step_data(job, contexts, index).batches)
 
 
 def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
@@ -177,7 +187,7 @@ def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
             evaluate=partial(measured, job, built, steps) if job.valid is not None else None,
             save=partial(_save, job, built, steps, metrics),
             asked_to_stop=lambda: run.stop.why,
-            measure=partial(measure, job.shape, run.device, job.types.half, isinstance(node.adapter, Lora)),
+            measure=partial(measure, job.shape, run.device, job.types.half, node.adapter.frozen_base),
             show=partial(_show, job),
         )
         try:

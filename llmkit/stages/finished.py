@@ -27,7 +27,8 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
     if progress.best_step not in (None, progress.step):
         steps.load(state.load(job.checkpoints / f"step-{progress.best_step}")[0])
         run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
-    export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant)
+    node.adapter.finish(built.model)
+    export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant, node.model.rope)
     write_report(run.folder)
     made = publish(
         run.folder,

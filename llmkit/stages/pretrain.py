@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.core.config import Conflict, config
-from llmkit.data.node import Data, Rows
+from llmkit.data.node import Data, Readable
 from llmkit.stages.training import Training
 from llmkit.train.node import Evaluating
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from llmkit.core.run import Run
     from llmkit.data.prepare import Prepared
     from llmkit.data.rows import BadRow
+
+READ = {"train", "valid", "held_out", "system", "max_length", "on_bad_row", "bad_share", "packing"}
+READ |= {"dedup", "decontaminate", "contamination", "lint"}
+"""Keys of `data` that have a meaning here."""
 
 
 @config
@@ -35,9 +40,9 @@ class Pretrain(Training):
             what = "documents are laid end to end before training"
             yield Conflict("data.streaming", what, "leave data.streaming out", "kind")
         plain = Data(train=self.data.train)
-        for key in ("train_on", "overflow"):
+        for key in (item.name for item in fields(Data) if item.name not in READ):
             if getattr(self.data, key) != getattr(plain, key):
-                what = "every token is learned, and documents are cut to chunks"
+                what = f"pretraining learns every token of its chunks, and reads no data.{key}"
                 yield Conflict(f"data.{key}", what, f"leave data.{key} out", "kind")
         for key in ("samples", "max_tokens"):
             if getattr(self.evaluate, key) not in (0, getattr(Evaluating(), key)):
@@ -45,7 +50,7 @@ class Pretrain(Training):
 
     def examples(
         self,
-        sources: Sequence[Rows],
+        sources: Sequence[Readable],
         tokenizer: Any,
         key: str,
         aside: Callable[[BadRow], None] | None = None,
@@ -57,7 +62,7 @@ class Pretrain(Training):
             DataError: a row cannot be read, too many are unusable, or too few are left.
             ModelError: the tokenizer has no token for a document's end.
         """
-        from llmkit.data.chunks import chunked
+        from llmkit.data.documents import chunked
 
         return chunked(sources, self.data, tokenizer, self.documents == "apart", self.end, key, aside, least)
 

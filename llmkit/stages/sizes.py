@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from llmkit.adapters.node import Lora
+from llmkit.adapters.limits import virtual_tokens
 from llmkit.build.precision import Types, types
 from llmkit.core.errors import ModelError, ResourceError
 from llmkit.core.memory import available
+from llmkit.core.shape import Cost, Shape
 from llmkit.models.logps import BLOCK
 from llmkit.models.logps_trained import CHUNK_BYTES
 from llmkit.models.node import ModelRef, NoQuant
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.safe import check_folder, read_json
-from llmkit.plan.account import DORA, DROPPED, FUSED, HALF, HALF_LORA, QUANTISED, Choice, Held, Kept, Shape, choose
+from llmkit.plan.account import DORA, DROPPED, FUSED, HALF, HALF_LORA, QUANTISED, Choice, Held, Kept, choose
 from llmkit.stages.training import Training
 
 KNOB = "lower micro_batch or data.max_length, or set memory.recompute=full"
@@ -42,8 +43,18 @@ def sizes(node: Training, resolved: Resolved, device: str) -> tuple[Shape, Choic
     kinds = types(node.precision, device)
     rows = node.micro_batch if isinstance(node.micro_batch, int) else None
     wanted = {"auto": None, "none": False, "full": True}[node.memory.recompute]
+    if node.adapter.limits.recompute:
+        wanted = False
     free = available(device)
-    choice = choose(shape, _held(node, shape, kinds, device), node.data.max_length, free, device, rows, wanted)
+    choice = choose(
+        shape,
+        _held(node, shape, kinds, device),
+        node.data.max_length + virtual_tokens(node.adapter),
+        free,
+        device,
+        rows,
+        wanted,
+    )
     if not choice.fits:
         need, there = choice.account.total / 2**20, free / 2**20
         raise ResourceError(
@@ -53,27 +64,31 @@ def sizes(node: Training, resolved: Resolved, device: str) -> tuple[Shape, Choic
 
 
 def _held(node: Training, shape: Shape, kinds: Types, device: str) -> Held:
-    adapter = node.adapter if isinstance(node.adapter, Lora) else None
+    cost = node.adapter.cost(shape)
     plain = 2.0 if kinds.params == "bf16" else 4.0
     copies = 2.0 if kinds.mixed and device == "cpu" else 0.0  # autocast keeps what it made of fp32 weights
     return Held(
         weight_bytes=(node.quant.weight_bytes or plain) + copies,
         plain_bytes=plain,
-        kept=_kept(node, adapter, kinds),
-        trained=adapter.rank * shape.linears if adapter else shape.params,
-        rank=adapter.rank if adapter else 0,
+        kept=_kept(node, cost, kinds),
+        cost=cost,
         moment_bytes=node.optim.moment_bytes,
         recompute=False,
-        head_bytes=_head(shape, adapter is None, device),
+        head_bytes=_head(shape, cost.head, device),
     )
 
 
-def _kept(node: Training, adapter: Lora | None, kinds: Types) -> Kept:
+def _kept(node: Training, cost: Cost, kinds: Types) -> Kept:
+    plain = isinstance(node.quant, NoQuant)
+    if any(cost.own):
+        hidden, inner, keys = cost.own
+        size = 3 if kinds.half else 4  # some of it is in 16 bits, some is not
+        return Kept(size * hidden, size * (inner if plain else inner + 1), size * keys)
     if kinds.half:
-        return HALF_LORA if adapter and not kinds.mixed else HALF
-    if adapter and (adapter.dora or adapter.dropout):
-        return DORA if adapter.dora else DROPPED
-    return FUSED if isinstance(node.quant, NoQuant) else QUANTISED
+        return HALF_LORA if node.adapter.frozen_base and not kinds.mixed else HALF
+    if cost.keeps != "shared":
+        return {"scaled": DORA, "input": DROPPED}[cost.keeps]
+    return FUSED if plain else QUANTISED
 
 
 def _head(shape: Shape, trained: bool, device: str) -> int:

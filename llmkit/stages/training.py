@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmkit.adapters.node import Adapter, Lora, NoAdapter
+from llmkit.adapters.node import Adapter, Lora
 from llmkit.core.config import Conflict, config, setting
-from llmkit.data.node import Data, Rows
+from llmkit.data.node import Data, FirstFit, Readable
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.stages.push import Push
 from llmkit.train.logs import Log
@@ -60,15 +60,20 @@ class Training:
 
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
-        if self.epochs is not None and self.steps is not None:
-            yield Conflict("epochs", "both say how long the run is", "keep one of the two", "steps")
-        if isinstance(self.adapter, NoAdapter) and not isinstance(self.quant, NoQuant):
-            what = f"a base held as {self.quant.kind} is frozen, and adapter none trains every weight"
-            yield Conflict("quant.kind", what, "use adapter: {kind: lora}, or drop quant", "adapter.kind")
-        if self.steps is None and (self.data.streaming or self.scheduled):
-            what = "how long a stream is, is not known" if self.data.streaming else "weights follow the parts of a run"
-            key = "data.streaming" if self.data.streaming else "data.train"
-            yield Conflict(key, what, "set steps", "epochs")
+        if (odd := self.adapter.unfit(self.quant.kind)) is not None:
+            yield Conflict("quant.kind", odd[1], odd[2], f"adapter.{odd[0]}")
+        for key in ("add_tokens", "add_special_tokens"):
+            if getattr(self.model, key) and not self.adapter.learns_tokens:
+                what = f"adapter {self.adapter.kind} trains no rows of the embeddings"
+                yield Conflict(f"model.{key}", what, "use adapter: {kind: lora} or none", "adapter.kind")
+        limits = self.adapter.limits
+        if limits.packing and isinstance(self.data.packing, FirstFit):
+            what = f"several sequences share a row: {limits.packing}"
+            yield Conflict("data.packing", what, "set data.packing: none", "adapter.kind")
+        if limits.recompute and self.memory.recompute == "full":
+            what = f"layers run twice: {limits.recompute}"
+            yield Conflict("memory.recompute", what, "set memory.recompute: none", "adapter.kind")
+        yield from self._lengths()
         best, valid = self.checkpoint.best, self.data.sources("valid")
         if best is not None and not valid:
             what = f"nothing measures {best} without validation rows"
@@ -89,6 +94,14 @@ class Training:
                     f"evaluate.{key}", what, f"give data.valid or data.held_out, or drop evaluate.{key}", "data.valid"
                 )
 
+    def _lengths(self) -> Iterator[Conflict]:
+        if self.epochs is not None and self.steps is not None:
+            yield Conflict("epochs", "both say how long the run is", "keep one of the two", "steps")
+        if self.steps is None and (self.data.streaming or self.scheduled):
+            what = "how long a stream is, is not known" if self.data.streaming else "weights follow the parts of a run"
+            key = "data.streaming" if self.data.streaming else "data.train"
+            yield Conflict(key, what, "set steps", "epochs")
+
     @property
     def scheduled(self) -> bool:
         """Whether the shares of a mix change over the run."""
@@ -96,7 +109,7 @@ class Training:
 
     def examples(
         self,
-        sources: Sequence[Rows],
+        sources: Sequence[Readable],
         tokenizer: Any,
         key: str,
         aside: Callable[[BadRow], None] | None = None,

@@ -82,3 +82,12 @@ def test_a_default_system_message_is_put_where_there_is_none(tmp_path, tokenizer
     front = "<|im_start|>system\ntwo three<|im_end|>\n"
     assert seen == [front + before[0], before[1], front + before[2], *before[3:]]
     assert [made.supervised(i) for i in range(5)] == [plain.supervised(i) for i in range(5)]
+
+
+def test_a_default_system_message_leaves_what_each_message_weighs(tmp_path, tokenizer):
+    said = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "one"}]
+    more = [{"role": "user", "content": "world"}, {"role": "assistant", "content": "two three", "weight": 0}]
+    source = file_of(tmp_path, [{"messages": [*said, *more]}, {"messages": said}])
+    plain = prepare((source,), Data(train=(source,)), tokenizer)
+    made = prepare((source,), Data(train=(source,), system="two"), tokenizer)
+    assert [made.supervised(i) for i in range(2)] == [plain.supervised(i) for i in range(2)]

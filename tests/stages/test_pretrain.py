@@ -85,7 +85,7 @@ def test_what_documents_have_no_use_for_is_refused(tiny, tmp_path):
     good = pretrain(tiny, tmp_path, tmp_path / "x")
     for key, value in (("train_on", "last"), ("overflow", "truncate")):
         data = {"train": good.data.train, "held_out": good.data.held_out, key: value}
-        with pytest.raises(RecipeError, match=f"data.{key}: contradicts kind: every token is learned"):
+        with pytest.raises(RecipeError, match=f"data.{key}: contradicts kind: pretraining learns every token"):
             pretrain(tiny, tmp_path, tmp_path / "x", data=data)
     with pytest.raises(RecipeError, match=r"evaluate.samples: contradicts kind: documents ask nothing"):
         pretrain(tiny, tmp_path, tmp_path / "x", evaluate={"samples": 2})

@@ -11,19 +11,18 @@ from hypothesis import strategies as st
 
 from llmkit.core.errors import DataError, ModelError
 from llmkit.data.batches import micro_batches
-from llmkit.data.chunks import Chunks, chunked
+from llmkit.data.documents import Cutter, chunked
 from llmkit.data.node import Data, FirstFit, Jsonl, NoPacking, Text
-from llmkit.data.rows import Row
 from tests.conftest import make_model, make_tokenizer
 
 
 def cut(documents, size, apart, pieces=1):
     """The chunks of documents, each of them handed over in so many pieces."""
-    cutter, made = Chunks(size, apart), []
-    for document in documents:
+    cutter, made = Cutter(size, apart), []
+    for number, document in enumerate(documents):
         step = -(-len(document) // pieces)
         for at in range(0, len(document), step):
-            made += cutter.add(document[at : at + step], Row(0, "0"), ("", 0), rest=at > 0)
+            made += cutter.add(np.array(document[at : at + step]), number, rest=at > 0)
     return made + list(cutter.end())
 
 
@@ -58,6 +57,7 @@ def test_every_token_is_learned_once(documents, size, pieces):
     stretches = [part for chunk in apart for part in segments(chunk)]
     assert learned(stretches) == learned(documents) and min(map(len, stretches)) >= 2
     assert all(size - 1 <= len(chunk.ids) <= size for chunk in apart[:-1])
+    assert all(chunk.ids[0] in documents[chunk.first] for chunk in joined + apart)
 
 
 def corpus(tmp_path, texts, **more):
@@ -109,7 +109,7 @@ def test_unusable_rows_are_counted_and_too_few_chunks_are_an_error(tmp_path, tok
     data = corpus(tmp_path, [*TEXTS, " "], max_length=48)
     made = chunked(data.train, data, tokenizer, True)
     assert made.counts["unusable: text is blank"] == 1
-    with pytest.raises(DataError, match="examples do not fill one step of 1000"):
+    with pytest.raises(DataError, match=r"data\.train: \d+ chunks of 48 tokens do not fill one step of 1000"):
         chunked(data.train, data, tokenizer, True, least=1000)
 
 
@@ -153,3 +153,21 @@ def test_a_model_that_takes_no_contexts_is_not_given_documents_apart(tmp_path, t
     joined = chunked(data.train, data, tokenizer, False)
     batches = micro_batches(joined, range(len(joined)), NoPacking(), 32, 2, False, "cpu")
     assert sum(int((batch.weights > 0).sum()) for batch in batches) == joined.counts["supervised tokens"]
+
+
+def test_a_conversation_is_a_document_as_its_template_shows_it(tmp_path, tokenizer):
+    said = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "the fox"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"messages": said}) + "\n" for _ in range(3)))
+    data = Data(train=(Jsonl(path=str(path)),), lint={"level": "off"})
+    made = chunked(data.train, data, tokenizer, True)
+    shown = tokenizer.apply_chat_template(said, tokenize=False)
+    assert tokenizer.decode(made.ids) == (shown + tokenizer.eos_token) * 3 and made.counts["documents"] == 3
+    ended = make_tokenizer(tokenizer.chat_template.replace("<|im_end|>\n", "<|im_end|>"))
+    assert ended.decode(chunked(data.train, data, ended, True).ids) == shown.replace("<|im_end|>\n", "<|im_end|>") * 3
+
+
+def test_copies_are_left_out_where_that_is_asked(tmp_path, tokenizer):
+    data = corpus(tmp_path, TEXTS[:4] * 2, dedup={"kind": "exact"})
+    made = chunked(data.train, data, tokenizer, True)
+    assert made.counts["left out: removed copy"] == 4 and made.counts["documents"] == 4
