@@ -14,7 +14,10 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
 from typing import Any
 
-ASCII = re.compile(r"[\t\n\r -~]*")
+SIGNS = "–—‘’“”…£€°•×÷±§©®™«»¡¿"
+"""Signs of prose: neither letter, number nor space to any pattern."""
+PLAIN = re.compile(rf"[\t\n\r -~{SIGNS}]*")
+"""Texts whose words are sure."""
 MOST = 1 << 18
 """Words that are kept."""
 LONGEST = 64
@@ -60,7 +63,7 @@ class Words(dict[str, tuple[int, ...]]):
         self, text: str, spans: Sequence[tuple[int, int]], weights: Sequence[float]
     ) -> tuple[list[int], list[float]] | None:
         """(ids, weights) of a text, whose tokens within a span weigh as it says; None where words do not tell."""
-        if not ASCII.fullmatch(text):
+        if not PLAIN.fullmatch(text):
             return None
         words: list[str] = []
         for index, piece in enumerate(self.cut.split(text)):
@@ -69,20 +72,19 @@ class Words(dict[str, tuple[int, ...]]):
                 words.append(piece)
             elif piece:
                 words += self.find(piece)
-        ends = list(accumulate(map(len, words), initial=0))
         parts = [self[word] for word in words]
-        made, at = [0.0] * sum(map(len, parts)), 0
+        ends = list(accumulate(map(len, words), initial=0))
+        tokens = list(accumulate(map(len, parts), initial=0))
+        made = [0.0] * tokens[-1]
+        blank = bool(self.blank) and not self.blank.keys().isdisjoint(words)
         for (start, end), weight in zip(spans, weights, strict=True):
             first, last = bisect_left(ends, start), bisect_left(ends, end)
             if ends[first : first + 1] != [start] or ends[last : last + 1] != [end]:
                 return None  # it begins or ends within a word
-            at = sum(map(len, parts[:first]))
-            for word, part in zip(words[first:last], parts[first:last], strict=True):
-                blank = self.blank.get(word)
-                made[at : at + len(part)] = (
-                    [weight] * len(part) if blank is None else [0.0 if b else weight for b in blank]
-                )
-                at += len(part)
+            made[tokens[first] : tokens[last]] = [weight] * (tokens[last] - tokens[first])
+            for index in range(first, last) if blank else ():
+                for place, empty in enumerate(self.blank.get(words[index], ()), tokens[index]):
+                    made[place] = 0.0 if empty else weight
         return list(chain.from_iterable(parts)), made
 
 

@@ -3,11 +3,13 @@
 import json
 import random
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from llmkit.core.errors import DataError, RecipeError
+from llmkit.data.documents import chunked
 from llmkit.data.mix import Mix, Turns, shares, weight_at
 from llmkit.data.mixed import Mixed, arranged
 from llmkit.data.node import Data, Jsonl
@@ -151,3 +153,15 @@ def test_what_is_no_mix_is_refused(two, weights, data, said):
     with pytest.raises(RecipeError) as caught:
         two(weights, **data)
     assert re.search(said, str(caught.value))
+
+
+def test_a_chunk_of_documents_is_of_one_source_of_a_mix(two, tokenizer):
+    data = two([1.0, 3.0], max_length=24)
+    made = chunked(data.train, data, tokenizer, True)
+    assert made.begins[0] == 0 and made.begins[-1] == len(made) and len(made.begins) == 3
+    names = [{place[0][-7] for place in made.places[start:end]} for start, end in pairwise(made.begins)]
+    assert names == [{"a"}, {"b"}]
+    plain = two([None, None], max_length=24)
+    apart = [chunked((source,), plain, tokenizer, True) for source in plain.train]
+    assert np.array_equal(made.ids, np.concatenate([one.ids for one in apart]))
+    assert arranged(data, made, 0, 2, None).steps_per_epoch > 0

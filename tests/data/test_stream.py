@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from llmkit.cli.inspect import inspect
 from llmkit.core.errors import DataError
 from llmkit.core.metrics import Lines
 from llmkit.data import stream
@@ -16,6 +17,7 @@ from llmkit.data.feed import Streams
 from llmkit.data.mix import Mix
 from llmkit.data.node import Data, Jsonl
 from llmkit.stages import build_training as stage
+from llmkit.train.node import Evaluating
 from tests.faults import go, in_child, killed_after, outcome, sft
 
 
@@ -251,3 +253,17 @@ def test_streams_need_steps_and_refuse_what_reads_them_whole(tiny, files, tmp_pa
         told = {"train": [{"kind": "jsonl", "path": str(files[0])}], "streaming": True, **more.get("data", {})}
         with pytest.raises(Exception, match=said):
             sft(tiny, files[0], tmp_path / "run", **({"steps": 3} | more | {"data": told}))
+
+
+def test_check_looks_at_the_beginning_of_each_stream(tiny, files, tmp_path, capsys, monkeypatch):
+    read, real = [], Jsonl.rows
+
+    def counted(self, after=()):
+        for row in real(self, after):
+            read.append(row.line)
+            yield row
+
+    monkeypatch.setattr(Jsonl, "rows", counted)
+    inspect("", replace(mixed(tiny, files, tmp_path / "run"), evaluate=Evaluating()), 0)
+    assert "data.train (the first 8 rows of each stream): 16 rows, 16 examples" in capsys.readouterr().out
+    assert read[:16] == [*range(1, 9), *range(1, 9)] and not (tmp_path / "run").exists()

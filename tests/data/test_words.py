@@ -45,7 +45,22 @@ PIECES = [
     " world",
     "lazy dog",
 ]
-PIECES += ["<|im_end|>", "<|im_start|>", "\n  ", "1234", "user\n", "é", "ſ", "\x1c", "\x0b", "漢字", "\u00a0"]
+PIECES += [
+    "<|im_end|>",
+    "<|im_start|>",
+    "\n  ",
+    "1234",
+    "user\n",
+    "é",
+    "ſ",
+    "\x1c",
+    "\x0b",
+    "漢字",
+    "\u00a0",
+    "’",
+    "£",
+    "—",
+]
 
 
 def tokenizer_of(kind):
