@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from llmkit.core.environment import prepare as quiet_libraries
 from llmkit.core.errors import DataError
 from llmkit.core.memory import available, device
 from llmkit.data.findings import Finding
+from llmkit.data.held_out import Head, Readable
 from llmkit.data.prepare import Prepared, prepare
 from llmkit.evals.tasks import Generation, MultipleChoice, Passkey, Perplexity, PositionPerplexity, data_of, longest
 from llmkit.models.alias import is_remote
@@ -57,11 +58,15 @@ def _training(title: str, node: Training, show: int) -> None:
         _say(f"{title}{notice}")
     tokenizer = read_tokenizer(resolved, node.model)
     sets: list[Prepared] = []
-    for key in ("train", "valid"):
-        if sources := node.data.sources(key):
+    keys: tuple[Literal["train", "valid"], ...] = ("train", "valid")
+    for key in keys:
+        if sources := _looked_at(node, key):
             least = node.batch.rows if key == "train" else 1
             made = node.examples(sources, tokenizer, f"data.{key}", lambda error: None, least)
-            _say(f"{title}data.{key}: {_table(made)}")
+            some = (
+                f" (the first {node.data.buffer} rows of each stream)" if node.data.streaming and key == "train" else ""
+            )
+            _say(f"{title}data.{key}{some}: {_table(made)}")
             sets.append(made)
             if show and key == "train":
                 _tokens(made, tokenizer, show)
@@ -79,6 +84,14 @@ def _lint(title: str, node: Training, sets: Sequence[Prepared], more: Sequence[F
         _say(f"{title}data.train: {text}")
     for line in lines(linted(node.data, sets[0], sets[1] if len(sets) > 1 else None, more)):
         _say(f"{title}{line}")
+
+
+def _looked_at(node: Training, key: Literal["train", "valid"]) -> Sequence[Readable]:
+    """The sources that are read; of streams, as many rows as are shuffled together."""
+    sources = node.data.sources(key)
+    if key == "valid" or not node.data.streaming:
+        return sources
+    return [Head(source, node.data.buffer) for source in node.data.train]
 
 
 def _evaluate(title: str, node: Evaluate) -> None:

@@ -8,7 +8,9 @@ from typing import ClassVar, Literal
 from llmkit.core.config import Conflict, config, setting
 from llmkit.data.cleaning import Contamination, Dedup, Linting, NoDedup
 from llmkit.data.held_out import Readable, Side
+from llmkit.data.mix import Mix
 from llmkit.data.pack import first_fit
+from llmkit.data.rules import BUFFER, mix_problems, stream_problems
 from llmkit.data.source_nodes import Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Source, Text
 
 __all__ = [
@@ -96,9 +98,22 @@ class Data:
     lint: Linting = Linting()
     """What is looked for in the rows, and what is done about it."""
     packing: Packing = FirstFit()
+    mix: Mix = Mix()
+    """How sources are mixed that have a `weight`; without weights, all rows are shuffled together."""
+    streaming: bool = False
+    """Whether `train` is read while it is trained on, and never as a whole: it needs `steps`."""
+    buffer: int = setting(default=BUFFER, least=1, most=1 << 20)
+    """Rows of a stream that are shuffled together."""
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the sources of `train` have shares."""
+        return len(self.train) > 1 and (any(s.weight is not None for s in self.train) or self.mix.temperature != 1.0)
 
     def problems(self) -> Iterator[Conflict]:
-        """A list of no role, two words on what validates, and words on nothing."""
+        """A list of no role; weights that contradict, or are none; what a stream cannot do."""
+        yield from mix_problems(self)
+        yield from stream_problems(self)
         if self.valid and self.held_out.share:
             yield Conflict("held_out", "both say what validates", "keep one of the two", "valid")
         if self.train_on == ():

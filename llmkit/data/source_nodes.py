@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from llmkit.core.config import Conflict, Later, config, setting
+from llmkit.data.mix import Weight
 
 if TYPE_CHECKING:
     from llmkit.data.rows import At, BadRow, Raw
@@ -39,7 +40,9 @@ class Files:
     """What each of our columns is called in the file: `{prompt: question, completion: answer}`."""
     take: int | None = setting(default=None, least=1)
     """The first so many rows; all of them when not given."""
-    weight: float = setting(default=1.0, later=True)
+    weight: Weight | None = None
+    """Its share of the mix, relative to the others'; or points `[[0, 1.0], [0.5, 0.2]]`: parts of the run and the share
+    there, with straight lines between them."""
 
     def problems(self) -> Iterator[Conflict]:
         """Names in `columns` that nothing reads."""
@@ -50,6 +53,12 @@ class Files:
         from llmkit.data.sources import digests
 
         return digests(self.path)
+
+    def marks(self) -> dict[str, str]:
+        """Size and sha256 of both ends of each file, by its path: what a stream is known by."""
+        from llmkit.data.sources import marks
+
+        return marks(self.path)
 
     def here(self) -> list[str]:
         """The files of this machine that are read, as far as there are any."""
@@ -176,6 +185,13 @@ class Arrow(Files):
 
         return digests(saved(self.path, self.split))
 
+    def marks(self) -> dict[str, str]:
+        """Size and sha256 of both ends of each file, by its path."""
+        from llmkit.data.arrow import saved
+        from llmkit.data.sources import marks
+
+        return marks(saved(self.path, self.split))
+
 
 @config
 class Hub:
@@ -194,7 +210,9 @@ class Hub:
     """What each of our columns is called there."""
     take: int | None = setting(default=None, least=1)
     """The first so many rows; all of them when not given."""
-    weight: float = setting(default=1.0, later=True)
+    weight: Weight | None = None
+    """Its share of the mix, relative to the others'; or points `[[0, 1.0], [0.5, 0.2]]`: parts of the run and the share
+    there, with straight lines between them."""
 
     def problems(self) -> Iterator[Conflict]:
         """Names in `columns` that nothing reads."""
@@ -211,6 +229,10 @@ class Hub:
         from llmkit.data.hub import hub_files
 
         return hub_files(self.name, self.subset, self.split, self.revision)
+
+    def marks(self) -> dict[str, str]:
+        """Its name with its revision."""
+        return {self.name: f"{self.subset}, {self.split}, {self.revision}"}
 
     def here(self) -> list[str]:
         """The files of a folder of this machine."""
@@ -230,6 +252,8 @@ class Docstrings:
     columns: ClassVar[Mapping[str, str]] = {}
     kind: Literal["docstrings"] = "docstrings"
     split: Literal["train", "valid"] = "train"
+    weight: Weight | None = None
+    """Its share of the mix, as a file's."""
 
     def rows(self, after: At = ()) -> Iterator[Raw | BadRow]:
         """Each pair of the split; all that is before `after` is made again."""
@@ -239,6 +263,10 @@ class Docstrings:
 
     def files(self) -> dict[str, str]:
         """Nothing: the running Python is named in the manifest."""
+        return {}
+
+    def marks(self) -> dict[str, str]:
+        """Nothing."""
         return {}
 
     def remote(self) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from llmkit.build.precision import Types
 from llmkit.core.run import Run
 from llmkit.core.shape import Shape
-from llmkit.data.order import Order
+from llmkit.data.feed import Feed
 from llmkit.data.prepare import Prepared
 from llmkit.models.resolve import Resolved
 from llmkit.plan.account import Choice
@@ -27,7 +27,8 @@ class Job:
     valid: Prepared | None
     choice: Choice
     steps: int
-    order: Order
+    feed: Feed
+    """What each step sees of `train`."""
     shape: Shape
 
     @property

@@ -17,6 +17,7 @@ from llmkit.train.optim import AdamW, Optim
 from llmkit.train.schedule import Cosine, Schedule
 
 if TYPE_CHECKING:
+    from llmkit.data.feed import Streams
     from llmkit.data.prepare import Prepared
     from llmkit.data.rows import BadRow
     from llmkit.parallel.single import Loss
@@ -65,8 +66,6 @@ class Training:
 
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
-        if self.epochs is not None and self.steps is not None:
-            yield Conflict("epochs", "both say how long the run is", "keep one of the two", "steps")
         if (odd := self.adapter.unfit(self.quant.kind)) is not None:
             yield Conflict("quant.kind", odd[1], odd[2], f"adapter.{odd[0]}")
         for key in ("add_tokens", "add_special_tokens"):
@@ -80,6 +79,7 @@ class Training:
         if limits.recompute and self.memory.recompute == "full":
             what = f"layers run twice: {limits.recompute}"
             yield Conflict("memory.recompute", what, "set memory.recompute: none", "adapter.kind")
+        yield from self._lengths()
         best, valid = self.checkpoint.best, self.data.sources("valid")
         if best is not None and not valid:
             what = f"nothing measures {best} without validation rows"
@@ -112,6 +112,19 @@ class Training:
 
         check_needs(self, device)
 
+    def _lengths(self) -> Iterator[Conflict]:
+        if self.epochs is not None and self.steps is not None:
+            yield Conflict("epochs", "both say how long the run is", "keep one of the two", "steps")
+        if self.steps is None and (self.data.streaming or self.scheduled):
+            what = "how long a stream is, is not known" if self.data.streaming else "weights follow the parts of a run"
+            key = "data.streaming" if self.data.streaming else "data.train"
+            yield Conflict(key, what, "set steps", "epochs")
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the shares of a mix change over the run."""
+        return self.data.mixed and any(isinstance(source.weight, tuple) for source in self.data.train)
+
     def examples(
         self,
         sources: Sequence[Readable],
@@ -128,6 +141,18 @@ class Training:
         from llmkit.data.prepare import prepare
 
         return prepare(sources, self.data, tokenizer, key, aside, least)
+
+    def stream(self, tokenizer: Any, aside: Callable[[BadRow], None] | None = None) -> Streams:
+        """The examples of `data.train` as streams, which are open when this returns.
+
+        Raises:
+            DataError: a source cannot be read, too many of its first rows are unusable, or too few are there.
+        """
+        from llmkit.data.feed import Streams
+
+        made = Streams(self.data, tokenizer, self.seed, self.batch.rows, self.steps or 1, aside)
+        made.begin({})
+        return made
 
     def objective(self) -> Loss:
         """What is made small: the scores of a batch -> a sum with its count."""

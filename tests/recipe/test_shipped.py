@@ -79,7 +79,8 @@ def folder(tmp_path_factory):
     texts = [{"text": " ".join(["the quick brown fox jumps over the lazy dog"] * 20) + f" {i}"} for i in range(60)]
     (place / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
     (place / "texts").mkdir()
-    (place / "texts" / "a.txt").write_text("\n".join(row["text"] for row in texts))
+    for i, row in enumerate(texts):  # some of them are held out
+        (place / "texts" / f"{i}.txt").write_text(row["text"])
     return place
 
 
