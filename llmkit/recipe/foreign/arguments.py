@@ -266,3 +266,13 @@ def hub(draft: Draft) -> None:
     else:
         draft.lost({"push_to_hub": "give push: {repo: OWNER/NAME}"})
         draft.needless({"hub_model_id": "nothing is pushed", "hub_strategy": "nothing is pushed"})
+
+
+def held_out(draft: Draft, key: str, share: Any) -> None:
+    """Training rows that validate: a share of them; how many of them nobody can say before they are read."""
+    if not share:
+        draft.needless({key: "is turned off"})
+    elif 0 < float(share) < 1:
+        draft.put("data.held_out", share, key)
+    else:
+        draft.tell("lost", key, f"{share} rows are no share of them: give data.held_out as one")

@@ -149,7 +149,7 @@ def _memory(draft: Draft) -> None:
 
 
 def _when(draft: Draft) -> None:
-    valid = bool(draft.recipe["data"].get("valid") or draft.recipe["data"].get("valid_share"))
+    valid = bool(draft.recipe["data"].get("valid") or draft.recipe["data"].get("held_out"))
     for key, node in {"evals_per_epoch": "evaluate", "saves_per_epoch": "checkpoint"}.items():
         times = draft.get(key)
         if node == "evaluate" and times and not valid:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llmkit.recipe.foreign import arguments as shared
 from llmkit.recipe.foreign.draft import Draft
 from llmkit.recipe.foreign.sources import source
 
 ALPACA = ("alpaca", "alpaca_chat", "alpaca:chat")
 SEEN = {"path", "type", "name", "split", "data_files", "ds_type", "revision", "field", "shards", "conversation"}
 CHAT = {"field_messages", "message_property_mappings", "roles_to_train", "train_on_eos", "chat_template", "roles"}
+TEMPLATES = {"chatml": "chatml", "llama3": "llama3", "gemma": "gemma", "phi_3": "phi3", "alpaca": "alpaca"}
 NO_TYPE = "its rows are put into text of axolotl's own: write them as messages, or as prompt + completion"
 
 
@@ -26,10 +28,7 @@ def data(draft: Draft) -> None:
         draft.put(
             "data.valid", [_source(draft, "test_datasets", i, row) for i, row in enumerate(tests)], "test_datasets"
         )
-    share = draft.get("val_set_size")
-    if share:
-        draft.put("data.valid_share", share, "val_set_size")
-    draft.needless({"val_set_size": "is turned off"} if not share else {})
+    shared.held_out(draft, "val_set_size", draft.get("val_set_size"))
     draft.rename({"sequence_len": "data.max_length", "default_system_message": "data.system"})
     if draft.get("train_on_inputs") is not None:
         draft.put("data.train_on", "all" if draft.get("train_on_inputs") else "assistant", "train_on_inputs")
@@ -60,13 +59,16 @@ def _template(draft: Draft, rows: list[Any]) -> None:
     if name == "jinja" and draft.get("chat_template_jinja"):
         draft.files["chat_template.jinja"] = draft.get("chat_template_jinja")
         draft.put("model.template", "chat_template.jinja", "chat_template", "chat_template_jinja")
+    elif name in TEMPLATES:
+        draft.put("model.template", TEMPLATES[name], "chat_template")
     elif name in ("tokenizer_default", None):
         draft.needless({"chat_template": "the tokenizer's own is used"})
     else:
         draft.tell("lost", "chat_template", "the tokenizer's own is used; give another as a file: model.template")
-    if kinds & set(ALPACA) and name is None:
-        what = "alpaca rows go through the chat template; a base model without one needs model.template"
-        draft.tell("changed", "datasets.type", what)
+    if kinds and kinds <= set(ALPACA) and name is None:
+        draft.put("model.template", "alpaca")
+    elif kinds & set(ALPACA) and name is None:
+        draft.tell("changed", "datasets.type", "alpaca rows go through the chat template, as all others do")
 
 
 def _source(draft: Draft, key: str, index: int, row: Any) -> dict[str, Any]:

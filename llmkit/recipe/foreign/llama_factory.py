@@ -163,7 +163,7 @@ def _optimizer(draft: Draft) -> None:
     for name in special:
         draft.put("optim.kind", name, f"use_{name}")
         draft.rename({f"{name}_rank": "optim.rank", f"{name}_scale": "optim.scale"})
-        draft.rename({f"{name}_update_interval": "optim.update_gap"})
+        draft.rename({f"{name}_update_interval": "optim.every"})
         draft.needless({f"{name}_target": "matrices alone are projected", f"{name}_scale_type": "is the kind's own"})
         draft.lost({f"{name}_layerwise": "see memory.optimizer_in_backward"})
 
@@ -173,8 +173,7 @@ def _data(draft: Draft, stage: str) -> None:
     draft.put("data.train", _sources(draft, "dataset", known), *_said(draft, "dataset"))
     if draft.get("eval_dataset"):
         draft.put("data.valid", _sources(draft, "eval_dataset", known), "eval_dataset")
-    if draft.get("val_size"):
-        draft.put("data.valid_share", draft.get("val_size"), "val_size")
+    shared.held_out(draft, "val_size", draft.get("val_size"))
     draft.put("data.max_length", draft.get("cutoff_len", 2048), *_said(draft, "cutoff_len"))
     draft.put("data.overflow", "truncate")
     packs = draft.get("packing", draft.get("neat_packing", stage == "pt")) is True

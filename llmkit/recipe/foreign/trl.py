@@ -71,7 +71,7 @@ def convert(draft: Draft) -> None:
         draft.put("loss.kind", "dft", "loss_type")
     draft.rename({"label_smoothing_factor": "loss.label_smoothing"})
     shared.saving(draft)
-    if not draft.recipe["data"].get("valid") and not draft.recipe["data"].get("valid_share"):
+    if not draft.recipe["data"].get("valid") and not draft.recipe["data"].get("held_out"):
         draft.recipe.pop("evaluate", None)
     shared.loggers(draft, "project", "run_name")
     shared.hub(draft)
@@ -115,7 +115,7 @@ def _data(draft: Draft) -> None:
         _mixture(
             draft, "datasets", {"datasets": draft.get("datasets"), "test_split_size": draft.get("test_split_size")}
         )
-        draft.needless({"test_split_size": "is data.valid_share"})
+        draft.needless({"test_split_size": "is data.held_out"})
     elif isinstance(draft.get("dataset_mixer"), Mapping):
         _mixer(draft)
     else:
@@ -161,7 +161,7 @@ def _mixture(draft: Draft, key: str, mixture: Mapping[str, Any]) -> None:
     draft.put("data.train", rows, key)
     size = mixture.get("test_split_size")
     if size:
-        draft.put("data.valid_share", size)
+        shared.held_out(draft, f"{key}.test_split_size", size)
 
 
 def _mixer(draft: Draft) -> None:
