@@ -5,6 +5,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("LLMKIT_CACHE_SIZE", "0")  # tokens are kept where a test asks for it
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest

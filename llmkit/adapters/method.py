@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from llmkit.adapters.limits import Limits
+
 
 def _unheard(_: str) -> None:
     """Nobody listens."""
@@ -36,6 +38,8 @@ class Method:
 
     frozen_base: ClassVar[bool] = True
     """No weight of the base is trained."""
+    limits: ClassVar[Limits] = Limits()
+    """What it cannot be together with."""
     learns_tokens: ClassVar[bool] = False
     """It trains the rows of tokens that the recipe adds (`Around.added`)."""
 

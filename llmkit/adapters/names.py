@@ -100,6 +100,18 @@ def short(chosen: Sequence[str], names: Iterable[str]) -> list[str]:
     return sorted({ending if (ending := name.rpartition(".")[2]) not in left else name for name in held})
 
 
+def linears(shape: Shape, targets: str | Sequence[str]) -> dict[str, tuple[int, int]]:
+    """(in, out) of the linears that get an adapter, by the names of the files: experts and routers are none."""
+    found = {tensor.removesuffix(".weight"): sizes for tensor, sizes in shape.tensors.items()}
+    return {
+        name: (sizes[1], sizes[0])
+        for name, sizes in found.items()
+        if len(sizes) == 2
+        and targeted(targets, name)
+        and not (is_embedding(name) or ".experts." in name or name.endswith((".gate", ".router")))
+    }
+
+
 def adapted_widths(
     shape: Shape, targets: str | Sequence[str], layers: Sequence[int | str], params: Sequence[str]
 ) -> tuple[int, int]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from llmkit.adapters.bottleneck import Bottleneck
+from llmkit.adapters.limits import Limits
 from llmkit.adapters.method import Around, Method
 from llmkit.adapters.names import adapted_widths, by, is_span, meant
-from llmkit.core.config import Conflict, Later, config, setting
+from llmkit.adapters.prompts import PrefixTuning, PromptTuning, PTuning
+from llmkit.adapters.rotations import Boft, Oft
+from llmkit.adapters.scaled import Ia3, Vera
+from llmkit.core.config import Conflict, config, setting
 from llmkit.core.shape import Cost, Shape, is_embedding
 
 if TYPE_CHECKING:
@@ -20,6 +25,7 @@ class NoAdapter(Method):
     """Every weight is trained, or those that `train` and `freeze` leave."""
 
     frozen_base: ClassVar[bool] = False
+    limits: ClassVar[Limits] = Limits(merge="adapter none trains the weights themselves, so there is nothing to fold")
     learns_tokens: ClassVar[bool] = True
     kind: Literal["none"] = "none"
     train: tuple[str, ...] = ()
@@ -172,7 +178,4 @@ class Lora(Method):
             joined(model)
 
 
-Adapter = Annotated[
-    NoAdapter | Lora,
-    Later(("ia3", "vera", "oft", "boft", "prompt_tuning", "prefix_tuning", "p_tuning", "bottleneck")),
-]
+Adapter = NoAdapter | Lora | Ia3 | Vera | Oft | Boft | PromptTuning | PrefixTuning | PTuning | Bottleneck

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from llmkit import __version__
-from llmkit.core.errors import LlmkitError, Problem
+from llmkit.core.errors import LlmkitError, Problem, RecipeError
 
 app = typer.Typer(
     name="llmkit",
@@ -97,7 +97,9 @@ def show(
 @app.command()
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    prompt: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
+    rows: Annotated[str, typer.Option("--input", help="A jsonl file of prompts, in place of PROMPT.")] = "",
+    output: Annotated[str, typer.Option(help="Where the answers to --input go; run again, it goes on.")] = "",
     max_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -105,10 +107,17 @@ def generate(
     json: Json = False,
     allow_code: Code = False,
 ) -> None:
-    """Answer one prompt."""
+    """Answer one prompt, or a file of them."""
     from llmkit.cli.text import generate as verb
+    from llmkit.cli.text import generate_file
 
-    verb(model, prompt, max_tokens, temperature, seed, raw, json, allow_code)
+    if (prompt is None) == (not rows) or bool(rows) != bool(output):
+        raise RecipeError("needs a PROMPT, or --input and --output", fix="see llmkit generate --help")
+    if prompt is not None:
+        verb(model, prompt, max_tokens, temperature, seed, raw, json, allow_code)
+    else:
+        sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        generate_file(model, rows, output, sampling, raw, allow_code)
 
 
 @app.command()
@@ -176,6 +185,19 @@ def runs(folder: Annotated[str, typer.Argument(help="Where to look.")] = "runs",
     from llmkit.cli.runs import runs as verb
 
     verb(folder, json)
+
+
+@app.command()
+def push(
+    folder: Annotated[str, typer.Argument(help="A finished run's folder.")],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face Hub.")],
+    public: Annotated[bool, typer.Option("--public", help="A repository that is made is public.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the files and the card; send nothing.")] = False,
+) -> None:
+    """Send a result to the Hugging Face Hub with a model card; nothing is ever sent without this or a push key."""
+    from llmkit.cli.runs import push as verb
+
+    verb(folder, repo, public, dry_run)
 
 
 @app.command()

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.core.artifact import Artifact
+from llmkit.core.environment import prepare
 from llmkit.core.errors import ModelError, RecipeError
 from llmkit.core.folder import differences, is_held, read_status
 from llmkit.core.metrics import Lines
 from llmkit.core.wording import yaml_word
+from llmkit.stages.card import card
 from llmkit.stages.overview import order, write_overview
+from llmkit.stages.push import Push
 from llmkit.stages.report import write_report
+from llmkit.stages.upload import files
 
 
 def _run(folder: str) -> Path:
@@ -48,6 +52,22 @@ def diff(a: str, b: str, as_json: bool) -> None:
         sys.stdout.write(f"{key}: {_short(old)} -> {_short(new)}\n")
     if not found:
         sys.stdout.write("nothing differs\n")
+
+
+def push(folder: str, repo: str, public: bool, dry_run: bool) -> None:
+    """Sends the result of a run to the Hub, or says what would be sent."""
+    path = _run(folder)
+    node = Push(repo=repo, private=not public)
+    artifact = Artifact(path)
+    artifact.verify("model/")
+    if not (path / "model").is_dir():
+        raise ModelError("leaves no model", fix="push a run that trains or merges", file=folder)
+    if dry_run:
+        names = "".join(f"  {name} ({file.stat().st_size / 2**20:.1f} MiB)\n" for name, file in files(path))
+        sys.stdout.write(f"{repo}:\n{names}  README.md:\n\n{card(path)}")
+        return
+    prepare(remote=True)
+    sys.stdout.write(f"{node.send(path)}\n")
 
 
 def facts(folder: Path) -> dict[str, Any]:

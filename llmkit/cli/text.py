@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmkit.core.console import Console
 from llmkit.core.environment import prepare
+from llmkit.core.errors import RecipeError
 from llmkit.core.run import Grants
 from llmkit.models.alias import is_remote
 from llmkit.models.node import ModelRef
@@ -43,6 +46,26 @@ def generate(
         sys.stdout.write(json.dumps(facts | {"prompt_tokens": made.prompt_tokens}) + "\n")
     else:
         sys.stdout.write(made.text + "\n")
+
+
+def generate_file(model: str, rows: str, output: str, sampling: Mapping[str, Any], raw: bool, code: bool) -> None:
+    """Answers a file of prompts into another."""
+    path, target = Path(rows), Path(output)
+    if not path.is_file():
+        raise RecipeError("is no file", fix="give a jsonl file of messages, prompt, or text", key="--input", file=rows)
+    if target.exists():
+        raise RecipeError("is there already", fix="name another --output", file=output)
+    if not target.resolve().parent.is_dir():
+        raise RecipeError("lies in no folder", fix="make its folder first", file=output)
+    prepare(remote=is_remote(model))
+    from llmkit.cli.batch import Work, answer, facts
+    from llmkit.inference.node import Sampling
+
+    asked = Sampling(**sampling)
+    loaded = _open(model, code)
+    work = Work(path, target, facts(model, loaded.resolved.facts(), path, asked, raw))
+    count = answer(loaded, work, asked, raw, Console())
+    sys.stdout.write(f"{output}: {count} answers\n")
 
 
 def chat(model: str, max_tokens: int, temperature: float, seed: int, code: bool) -> None:

@@ -12,6 +12,8 @@ from llmkit.core.errors import ModelError
 from llmkit.core.files import DISK, Disk, sha256, write_json
 
 FORMAT = 1
+LIVING = ("checkpoints", "tensorboard", "wandb", "mlruns", "comet")
+"""Folders of what is no part of the result, or lives on."""
 UNLISTED = {"status.json", ".lock", "manifest.json", "run.log"}
 
 
@@ -69,4 +71,4 @@ def publish(folder: Path, facts: Mapping[str, Any], disk: Disk = DISK) -> Artifa
 
 def _passing(path: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.parts)
-    return path.parts[0] in ("checkpoints", "tensorboard") or path.name in UNLISTED or hidden
+    return path.parts[0] in LIVING or path.name in UNLISTED or hidden

@@ -13,6 +13,8 @@ LIBRARIES = (
     "bitsandbytes",
     "huggingface_hub",
     "accelerate",
+    "datasets",
+    "fsspec",
     "py.warnings",
 )
 """The loggers of those whose chatter is for a run's log and not for the screen."""
@@ -24,6 +26,7 @@ BEFORE = "LLMKIT_HUB_OFFLINE_BEFORE"
 def prepare(remote: bool = False) -> None:
     """No telemetry, no network unless something remote was named, no chatter on the screen (core/runlog.py has it)."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"  # a request to somebody else for every data set
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
     for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):  # their imports set their loggers' levels anew

@@ -67,5 +67,8 @@ class Cost:
     keeps: Literal["shared", "input", "scaled"] = "shared"
     """What a linear keeps of a token beside that: an input `shared` with its neighbours, an `input` of its own
     (dropout), or also what the base gave (`scaled`: DoRA, IA3)."""
+    own: tuple[int, int, int] = (0, 0, 0)
+    """Where not 0: what a layer keeps of a token in fp32 over a plain base, instead of what `keeps` says: so many times
+    its hidden width, its inner width and its keys' width."""
     head: bool = False
     """The head is trained: its gradient is made."""

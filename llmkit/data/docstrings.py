@@ -8,9 +8,10 @@ import hashlib
 import re
 import sysconfig
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
-from llmkit.data.rows import Raw
+from llmkit.data.rows import At, Raw
 
 SKIPPED = {
     "test",
@@ -28,8 +29,12 @@ SHORTEST, LONGEST = 80, 1200
 """Characters of a function's source."""
 
 
-def read(split: str) -> Iterator[Raw]:
-    """The rows of one split; modules are dealt to splits whole, by the hash of their name."""
+def read(split: str, after: At = ()) -> Iterator[Raw]:
+    """The rows of one split behind `after`; modules are dealt to splits whole, by the hash of their name."""
+    return islice(_read(split), after[0] if after else 0, None)
+
+
+def _read(split: str) -> Iterator[Raw]:
     seen: set[str] = set()
     for module, path in _modules():
         held_out = hashlib.sha256(module.encode()).digest()[0] < 26  # about a tenth
@@ -40,7 +45,8 @@ def read(split: str) -> Iterator[Raw]:
                 seen.add(source)
                 question = {"role": "user", "content": QUESTION.format(source=source)}
                 answer = {"role": "assistant", "content": sentence}
-                yield Raw({"prompt": [question], "completion": [answer], "cluster": module}, f"python:{module}", line)
+                values = {"prompt": [question], "completion": [answer], "cluster": module}
+                yield Raw(values, f"python:{module}", line, at=(len(seen),))
 
 
 def _modules() -> list[tuple[str, Path]]:

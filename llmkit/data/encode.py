@@ -37,6 +37,8 @@ class Rendered:
     """Whether the template writes more behind the last answer, which its markers leave out: no end is trained."""
     cut: int = 0
     """Where a prompt ends that is sent alone in use: no token may reach over it."""
+    weights: tuple[float, ...] = ()
+    """The weight of each span; empty where all are 1."""
 
 
 class Encoder:
@@ -46,7 +48,7 @@ class Encoder:
         self.tokenizer, self.specials = tokenizer, specials
 
     def encode(self, rendered: Sequence[Rendered]) -> list[tuple[list[int], list[float]]]:
-        """(ids, weights) of each text; weight 1 where a token lies inside of a trained span."""
+        """(ids, weights) of each text; a token that lies inside of a trained span has the weight of it."""
         made: dict[int, tuple[list[int], list[float]]] = {}
         for special in (False, True):
             here = [i for i, r in enumerate(rendered) if not r.mark and r.special == special]
@@ -149,8 +151,8 @@ class Encoder:
         ids = [*head[0], *tail[0]]
         places = np.array([*head[1], *((a + cut, b + cut) for a, b in tail[1])], dtype=np.int64).reshape(-1, 2)
         first, last = places[:, 0], places[:, 1]
-        weights = np.zeros(len(ids))
-        for start, end in spans:
-            weights[(start <= first) & (last <= end) & (first < last)] = 1.0
+        weights, given = np.zeros(len(ids)), r.weights or (1.0,) * len(spans)
+        for (start, end), weight in zip(spans, given, strict=True):
+            weights[(start <= first) & (last <= end) & (first < last)] = weight
         close = [self.tokenizer.eos_token_id] if r.close and self.tokenizer.eos_token_id is not None else []
-        return ids + close, weights.tolist() + [1.0] * len(close)
+        return ids + close, weights.tolist() + [given[-1] if given else 1.0] * len(close)

@@ -4,63 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from llmkit.data.rows import KEPT, BadRow, Raw
+from llmkit.data.lines import TOO_LONG, Line, lines
+from llmkit.data.rows import At, BadRow, Raw
 from llmkit.data.sources import opened
 
-MOST_LINE = 1 << 24
-BOM = b"\xef\xbb\xbf"
 
-
-@dataclass(frozen=True)
-class _Line:
-    """One line and where it stands; `at` is the place of its first byte in the file."""
-
-    text: bytes
-    file: str
-    number: int
-    at: int
-
-    def bad(self, what: str, fix: str) -> BadRow:
-        return BadRow(what, fix, self.file, self.number, self.text)
-
-
-def read_jsonl(path: Path) -> Iterator[Raw | BadRow]:
+def read_jsonl(path: str | Path, after: At = ()) -> Iterator[Raw | BadRow]:
     """The objects of a file, or the error that a line is; blank lines are passed over.
 
     Raises:
         DataError: the file cannot be read at all.
     """
-    at = number = 0
     with opened(path, "jsonl") as file:
-        while text := file.readline(MOST_LINE + 1):
-            number += 1
-            if len(text) > MOST_LINE:
-                yield _Line(text[:KEPT], str(path), number, at).bad(
-                    f"is longer than {MOST_LINE >> 20} MiB", "split the row"
-                )
-                at += len(text) + _skip(file)
-                continue
-            body = text.removeprefix(BOM) if number == 1 else text
-            if body.strip():
-                yield _parsed(_Line(body, str(path), number, at + len(text) - len(body)))
-            at += len(text)
+        for line in lines(file, str(path), *after):
+            if line.long:
+                yield line.bad(TOO_LONG, "split the row")
+            elif line.text.strip():
+                yield _parsed(line)
 
 
-def _skip(file: BinaryIO) -> int:
-    """Goes on to the next line without holding what it skips; gives its bytes."""
-    skipped = 0
-    while text := file.readline(1 << 20):
-        skipped += len(text)
-        if text.endswith(b"\n"):
-            break
-    return skipped
-
-
-def _parsed(line: _Line) -> Raw | BadRow:
+def _parsed(line: Line) -> Raw | BadRow:
     try:
         said = json.loads(line.text.decode("utf-8", "surrogatepass"))
     except UnicodeDecodeError as cause:
@@ -76,10 +41,10 @@ def _parsed(line: _Line) -> Raw | BadRow:
     if not isinstance(said, dict):
         words = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
         return line.bad(f"holds {words.get(type(said), 'a number')}, not an object", "write one object a line")
-    return Raw(said, line.file, line.number, line.text)
+    return Raw(said, line.file, line.number, line.text, line.behind)
 
 
-def _broken(line: _Line, cause: json.JSONDecodeError) -> BadRow:
+def _broken(line: Line, cause: json.JSONDecodeError) -> BadRow:
     before, after = cause.doc[: cause.pos], cause.doc[cause.pos :].strip()
     byte = len(before.encode("utf-8", "surrogatepass"))
     cut = cause.msg.startswith(("Unterminated", "Invalid \\u")) or any(
@@ -88,13 +53,14 @@ def _broken(line: _Line, cause: json.JSONDecodeError) -> BadRow:
     if cut and not line.text.endswith(b"\n"):
         return _torn(line, byte)
     if form := _form(line, cause.msg, after):
-        return line.bad(form, "write one object a line")
+        listed = line.number == 1 and line.text.lstrip().startswith(b"[")
+        return line.bad(form, "use kind: json" if listed else "write one object a line")
     return line.bad(
         f"is not JSON ({cause.msg}) at byte {line.at + byte}", "mend the line, or set data.on_bad_row=quarantine"
     )
 
 
-def _form(line: _Line, why: str, after: str) -> str:
+def _form(line: Line, why: str, after: str) -> str:
     """What the line is instead of one object, as far as its form tells; `after` is what stands behind the fault."""
     text = line.text.strip()
     if why == "Extra data" and text.startswith(b"{"):
@@ -108,5 +74,5 @@ def _form(line: _Line, why: str, after: str) -> str:
     return "is a Python dict, not JSON" if text.startswith(b"{'") else ""
 
 
-def _torn(line: _Line, byte: int) -> BadRow:
+def _torn(line: Line, byte: int) -> BadRow:
     return line.bad(f"is torn off at byte {line.at + byte}", "mend the line, or set data.on_bad_row=quarantine")

@@ -1,162 +1,99 @@
-"""From sources to token ids with weights, everything counted.
-
-Rows are read, shaped, rendered and cut in this process: nothing is left to workers that could die or hang.
-"""
+"""From sources to token ids with weights, everything counted; what was made before is taken from the cache."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmkit.core.errors import DataError
-from llmkit.core.files import sha256
-from llmkit.data.node import Data, Docstrings, Source
-from llmkit.data.render import Rendered, Renderer
-from llmkit.data.rows import BadRow, Raw, Row, Unusable
-from llmkit.data.usable import Tally, usable
+from llmkit.data.cache import Part, part
+from llmkit.data.chunk import Law
+from llmkit.data.node import Data, Readable
+from llmkit.data.prepared import Places, Prepared, Rows, joined
+from llmkit.data.render import Renderer
+from llmkit.data.rows import BadRow
+from llmkit.data.sift import sifted
+from llmkit.data.usable import Tally
 
-CHUNK = 256
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Token ids and weights of all examples, end to end; example i is [starts[i], starts[i + 1])."""
-
-    ids: np.ndarray[Any, np.dtype[np.int32]]
-    weights: np.ndarray[Any, np.dtype[np.float32]]
-    starts: np.ndarray[Any, np.dtype[np.int64]]
-    rows: tuple[Row, ...]
-    """The row of each example; a split row gives several examples."""
-    counts: dict[str, int] = field(default_factory=dict)
-    digest: str = ""
-    files: dict[str, str] = field(default_factory=dict)
-    """sha256 of each file that was read."""
-    places: tuple[tuple[str, int], ...] = ()
-    """File and line of each example's row."""
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def length(self, index: int) -> int:
-        """Tokens of an example."""
-        return int(self.starts[index + 1] - self.starts[index])
-
-    def example(self, index: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """(ids, weights) of an example; the weight of a token is its weight as a target."""
-        here = slice(self.starts[index], self.starts[index + 1])
-        return self.ids[here], self.weights[here]
-
-    def supervised(self, index: int) -> float:
-        """The sum of weights that an example trains with: its first token is never a target."""
-        return float(self.weights[self.starts[index] + 1 : self.starts[index + 1]].sum())
+__all__ = ["Prepared", "prepare", "template_digest"]
 
 
 def prepare(
-    sources: Sequence[Source],
+    sources: Sequence[Readable],
     data: Data,
     tokenizer: Any,
     key: str = "data.train",
     aside: Callable[[BadRow], None] | None = None,
     least: int = 1,
+    documents: bool = False,
 ) -> Prepared:
-    """All examples of `sources`, at least `least` of them.
+    """All examples of `sources`, at least `least` of them; `documents` says that each row is one, and has its end.
 
     Raises:
         DataError: a row cannot be read, too many are unusable, or too few are left.
+        ResourceError: the cache cannot be written.
     """
-    tally = Tally(data, Counter[str](), aside)
-    counts = tally.counts
-    ids: list[np.ndarray[Any, Any]] = []
-    weights: list[np.ndarray[Any, Any]] = []
-    rows: list[Row] = []
-    places: list[tuple[str, int]] = []
-    for raw, row, tokens, kept in _encoded(sources, Renderer(tokenizer, data.train_on), tally):
-        for part_ids, part_weights in _fitted(tokens, kept, data, counts, raw):
-            ids.append(np.array(part_ids, dtype=np.int32))
-            weights.append(np.array(part_weights, dtype=np.float32))
-            rows.append(row)
-            places.append((raw.file, raw.line))
-    tally.check(len(ids), least, key)
-    starts = np.concatenate([[0], np.cumsum([len(part) for part in ids])]).astype(np.int64)
-    joined, weighed = np.concatenate(ids), np.concatenate(weights)
-    weighed[starts[:-1]] = 0.0  # nothing predicts the first token of an example
-    counts["examples"] = len(ids)
-    counts["tokens"] = len(joined)
-    counts["supervised tokens"] = int((weighed > 0).sum())
-    digest = hashlib.sha256(joined.tobytes() + weighed.tobytes() + starts.tobytes()).hexdigest()
-    return Prepared(joined, weighed, starts, tuple(rows), dict(counts), digest, _files(sources), tuple(places))
+    renderer = Renderer(tokenizer, data.train_on, data.train_reasoning)
+    strict = data.on_bad_row == "error" or aside is None
+    laws = [Law(data, source.columns, bool(data.sources("valid")), strict, documents) for source in sources]
+    parts = [part(source, law, renderer) for source, law in zip(sources, laws, strict=True)]
+    tally = Tally(data, Counter[str](), aside, lint=laws[0].lint(renderer) if laws else None)
+    for one in parts:
+        _told(one, tally)
+    tally.check(sum(map(len, parts)), least, key)
+    made = _together(parts, tally)
+    if key == "data.train":
+        made = sifted(made, data)
+        tally.counts.update({name: n for name, n in made.counts.items() if name.startswith("left out")})
+        tally.check(len(made), least, key)
+    return made
 
 
-def _encoded(
-    sources: Sequence[Source], renderer: Renderer, tally: Tally
-) -> Iterator[tuple[Raw, Row, list[int], list[float]]]:
-    """Rows with their tokens; encoded some hundred at a time, which the tokenizer does faster."""
-    waiting: list[tuple[Raw, Row, Rendered]] = []
-    for raw, row in usable(sources, tally):
-        try:
-            turns = renderer.turns(row)
-        except Unusable as reason:
-            tally.unusable(raw, str(reason))
-            continue
-        waiting += [(raw, row, rendered) for rendered in turns]
-        tally.counts["special text kept plain"] += bool(turns[0].mark)
-        tally.counts["end not trained: the template's markers leave it out"] += turns[-1].unended
-        tally.counts["one example an answer: the template rewrites earlier turns"] += len(turns) > 1
-        if len(waiting) >= CHUNK:
-            yield from _flush(waiting, renderer)
-            waiting = []
-    yield from _flush(waiting, renderer)
+def _told(one: Part, tally: Tally) -> None:
+    """Says again what was said when the part was made."""
+    tally.counts.update(one.facts["counts"])
+    tally.first = tally.first or one.facts["first"]
+    if tally.aside is not None:
+        for bad in one.bad():
+            tally.aside(bad)
+    if tally.lint is not None and one.lint is not None:
+        tally.lint.merge(one.lint)
 
 
-def _flush(
-    waiting: list[tuple[Raw, Row, Rendered]], renderer: Renderer
-) -> Iterator[tuple[Raw, Row, list[int], list[float]]]:
-    encoded = renderer.encode([rendered for *_, rendered in waiting])
-    for (raw, row, _), (ids, weights) in zip(waiting, encoded, strict=True):
-        yield raw, row, ids, weights
+def _together(parts: Sequence[Part], tally: Tally) -> Prepared:
+    arrays = {name: [part.arrays[name] for part in parts] for name in ("ids", "weights", "starts")}
+    bases = (0, *accumulate(map(len, arrays["ids"])))
+    starts = [own[1:] + base for own, base in zip(arrays["starts"], bases, strict=False)]
+    whole = arrays["starts"][0] if len(parts) == 1 else np.concatenate([np.zeros(1, np.int64), *starts])
+    learned = sum(part.facts["learned"] for part in parts)
+    counts = dict(tally.counts) | {"examples": len(whole) - 1, "tokens": bases[-1], "supervised tokens": learned}
+    digests = [part.digest for part in parts]
+    digest = digests[0] if len(parts) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return Prepared(
+        joined(arrays["ids"]),
+        joined(arrays["weights"]),
+        whole,
+        Rows(parts),
+        counts,
+        digest,
+        _files(parts),
+        Places(parts),
+        tally.lint,
+        (0, *accumulate(map(len, parts))),
+    )
 
 
-def _fitted(
-    ids: list[int], weights: list[float], data: Data, counts: Counter[str], raw: Raw
-) -> Iterator[tuple[list[int], list[float]]]:
-    """The example as it is, or what `overflow` makes of it; what would teach nothing is left out.
-
-    A split repeats the last token of a piece as the first of the next, where it is not predicted again: every token is
-    trained exactly once.
-    """
-    size = data.max_length
-    parts = [(ids, weights)]
-    if len(ids) > size:
-        counts[f"overflow: {data.overflow}"] += 1
-        if data.overflow == "error":
-            raise DataError(
-                f"has {len(ids)} tokens, more than data.max_length {size}",
-                fix="raise data.max_length, or set data.overflow",
-                file=raw.file,
-                line=raw.line,
-                key="data.overflow",
-            )
-        cuts = {"drop": [], "truncate": [0], "split": list(range(0, len(ids) - 1, size - 1))}[data.overflow]
-        parts = [(ids[at : at + size], weights[at : at + size]) for at in cuts]
-    for part in parts:
-        if sum(part[1][1:]) > 0:
-            yield part
-        else:
-            counts["nothing to learn"] += 1
-
-
-def _files(sources: Sequence[Source]) -> dict[str, str]:
+def _files(parts: Sequence[Part]) -> dict[str, str]:
     """sha256 by name; by the whole path where two files have one name."""
-    paths = list(dict.fromkeys(Path(s.path) for s in sources if not isinstance(s, Docstrings)))
-    names = Counter(path.name for path in paths)
-    return {path.name if names[path.name] == 1 else str(path): sha256(path) for path in paths}
+    found = {path: digest for part in parts for path, digest in part.facts["files"].items()}
+    names = Counter(Path(path).name for path in found)
+    return {Path(path).name if names[Path(path).name] == 1 else path: digest for path, digest in found.items()}
 
 
 def template_digest(tokenizer: Any) -> str:

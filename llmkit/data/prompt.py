@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,12 +43,12 @@ def prompt_ids(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]]) -> lis
     return _ids(renderer, [rendered])[0]
 
 
-def asked(rows: Iterable[Row], tokenizer: Any, most: int) -> list[Question]:
+def asked(rows: Sequence[Row], tokenizer: Any, most: int) -> list[Question]:
     """At most `most` of the rows that ask something, from all over them."""
     renderer = Renderer(tokenizer)
     kept: list[tuple[Row, Rendered]] = []
-    able = [row for row in rows if row.question]
-    for row in [able[i] for i in spread(len(able), most)] if most else []:
+    able = [index for index, row in enumerate(rows) if row.question] if most else []  # rows may lie on the disk
+    for row in (rows[able[i]] for i in spread(len(able), most)):
         try:
             kept.append((row, _prompt(renderer, row)))
         except Unusable:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmkit.core.errors import DataError
@@ -19,6 +19,10 @@ KEPT = 1 << 16
 """Bytes of an unusable row that are kept."""
 
 
+At = Sequence[int]
+"""A place behind a row, in a source's own numbers: small, written as JSON, and of no meaning to anybody else."""
+
+
 @dataclass(frozen=True)
 class Raw:
     """One object as read; `text` holds its bytes where the format has lines."""
@@ -27,14 +31,20 @@ class Raw:
     file: str
     line: int
     text: bytes = b""
+    at: At = ()
+    """Where reading goes on behind it: `source.rows(raw.at)` begins with the next row."""
+    more: bool = False
+    """Whether the next row goes on with the document that this one is a piece of."""
+    rest: bool = False
+    """Whether it goes on with the document of the row before."""
 
 
 class BadRow(DataError):
     """A row that cannot be used, with what stands in its place."""
 
-    def __init__(self, what: str, fix: str = "", file: str = "", line: int = 0, text: bytes = b"") -> None:
+    def __init__(self, what: str, fix: str = "", file: str = "", line: int = 0, text: bytes = b"", at: At = ()) -> None:
         super().__init__(what, fix=fix, file=file, line=line)
-        self.text = text[:KEPT]
+        self.text, self.at = text[:KEPT], at
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,8 @@ class Row:
     prompt: str = ""
     completion: str = ""
     tools: tuple[Any, ...] = ()
+    weights: tuple[float | None, ...] = ()
+    """What each message weighs by its own word; empty where none says so."""
 
     @property
     def question(self) -> tuple[Mapping[str, Any], ...] | str:
@@ -68,14 +80,15 @@ class Unusable(Exception):
 def rejected(raw: Raw, why: str, fix: str = "") -> BadRow:
     """The error that an object is."""
     text = raw.text or json.dumps(raw.values, default=str).encode()
-    return BadRow(why, fix, raw.file, raw.line, text)
+    return BadRow(why, fix, raw.file, raw.line, text, raw.at)
 
 
 def bounded(raw: Raw) -> Raw | BadRow:
     """The row, or the error that it is when it is too much for one."""
     letters, deepest, turns = measured(raw.values)
     if deepest > DEEPEST:
-        return BadRow(f"nests {deepest} deep, more than {DEEPEST}", "flatten the row", raw.file, raw.line, raw.text)
+        what = f"nests {deepest} deep, more than {DEEPEST}"
+        return BadRow(what, "flatten the row", raw.file, raw.line, raw.text, raw.at)
     if letters > MOST_TEXT:
         return rejected(raw, f"holds {letters} characters, more than {MOST_TEXT}", "split the row")
     if turns > MOST_TURNS:
@@ -120,3 +133,12 @@ def mapped(raw: Raw, columns: Mapping[str, str]) -> Mapping[str, Any]:
     taken = set(columns.values())
     rest = {name: value for name, value in raw.values.items() if name not in taken and name not in columns}
     return rest | {ours: raw.values[theirs] for ours, theirs in columns.items()}
+
+
+def introduced(row: Row, system: str | None) -> Row:
+    """A conversation with a system message in front, where it has none of its own."""
+    if system is None or not row.messages or row.messages[0].get("role") == "system":
+        return row
+    messages = ({"role": "system", "content": system}, *row.messages)
+    weights = (None, *row.weights) if row.weights else ()
+    return replace(row, messages=messages, learn_from=row.learn_from + bool(row.learn_from), weights=weights)

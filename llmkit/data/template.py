@@ -16,6 +16,8 @@ from typing import Any
 from llmkit.data.rows import Unusable
 
 MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+PRIVATE = range(0xE000, 0xF8FF)
+"""Letters without a meaning; those that a row does not hold can mark places in it."""
 Messages = Sequence[Mapping[str, Any]]
 Span = tuple[int, int]
 
@@ -65,6 +67,39 @@ class Template:
         if MARKERS.search(template):
             return self._marked(template, messages, tools, answers, text)
         return tuple(self._between(messages, tools, index, text) for index in answers)
+
+    def contents(self, messages: Messages, tools: Sequence[Any], chosen: Sequence[int], text: str) -> tuple[Span, ...]:
+        """Where what the messages `chosen` say stands in `text`, with the end of turn behind it.
+
+        Letters that the text does not hold are put around what they say, and found in what the template makes of that.
+
+        Raises:
+            Unusable: the template changes it, so that it has no fixed place.
+        """
+        left, right = (chr(code) for code in [c for c in PRIVATE if chr(c) not in text][:2])
+        marked = [dict(message) for message in messages]
+        for index in chosen:
+            said = str(marked[index].get("content") or "")
+            core = said.strip()
+            marked[index]["content"] = said.replace(core, f"{left}{core}{right}", 1) if core else f"{left}{right}{said}"
+        written = self.text(marked, tools)
+        begins, ends = ([i for i, letter in enumerate(written) if letter == sign] for sign in (left, right))
+        if re.sub(f"[{left}{right}]", "", written) != text or not len(begins) == len(ends) == len(chosen):
+            raise Unusable("the chat template changes what a message says, so that it has no fixed place")
+        spans = []
+        for order, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            start, stop = begin - 2 * order, end - 2 * order - 1
+            own = self._upto(messages[: chosen[order] + 1], tools)
+            behind = re.match(rf"\s*(?:{self.specials.pattern})", own[stop:]) if text.startswith(own) else None
+            spans.append((start, stop + (behind.end() if behind else 0)))  # the next turn's beginning is no end
+        return tuple(spans)
+
+    def _upto(self, messages: Messages, tools: Sequence[Any]) -> str:
+        """The text of the first messages; none where the template refuses them alone."""
+        try:
+            return self.text(messages, tools)
+        except Unusable:
+            return ""
 
     def closed(self, text: str, end: int) -> bool:
         """Whether what ends at `end` ends in a special token."""

@@ -11,7 +11,6 @@ import numpy as np
 from llmkit.core.errors import DataError
 from llmkit.core.records import Prediction
 from llmkit.core.types import Report
-from llmkit.data.node import Docstrings
 from llmkit.data.order import spread
 from llmkit.data.prepare import Prepared
 from llmkit.data.render import Rendered, Renderer
@@ -67,7 +66,7 @@ def _items(task: MultipleChoice, renderer: Renderer) -> Iterator[_Item]:
         raw = bounded(given) if isinstance(given, Raw) else given
         if not isinstance(raw, Raw):
             raise raw
-        values = mapped(raw, {} if isinstance(source, Docstrings) else source.columns)
+        values = mapped(raw, source.columns)
         try:
             yield _item(values, number, renderer)
         except Unusable as reason:

@@ -21,10 +21,11 @@ from llmkit.core.runlog import run_log
 from llmkit.core.scalars import Origin
 from llmkit.core.stop import Stop
 from llmkit.models.alias import is_remote
-from llmkit.recipe.inputs import inputs
+from llmkit.recipe.inputs import inputs, remote
 from llmkit.recipe.load import Recipe, digest
 from llmkit.recipe.show import environment, environment_hidden, hide_environment, resolved, stage_values
 from llmkit.stages.overview import NAME, remember, write_overview
+from llmkit.stages.training import Training
 
 KNOB = "ask for shorter or fewer rows, or take a smaller model"
 
@@ -40,6 +41,7 @@ def run(recipe: Any, *, resume: str = "auto", grants: Grants | None = None, cons
     _check_world()
     _check_resume(whole, resume)
     _stay_offline(whole)
+    _check_device(whole)
     artifact: Artifact | None = None
     with Stop() as stop:
         for name, node in whole.stages:
@@ -55,6 +57,13 @@ def _check_world() -> None:
         raise RecipeError(
             f"{world} ranks are not available yet in this version", fix="run one process", key="parallel.strategy"
         )
+
+
+def _check_device(recipe: Recipe) -> None:
+    """What the stages that are not done need of the device is asked before the first one begins."""
+    for _, node in recipe.stages:
+        if isinstance(node, Training) and read_status(Path(node.out)).get("state") != "done":
+            node.needs(device())
 
 
 def _resume_of(name: str, node: Any, resume: str) -> str:
@@ -74,9 +83,11 @@ def _checkpoint_of(node: Any, resume: str) -> bool:
 
 
 def _stay_offline(recipe: Recipe) -> None:
-    """No library asks the network for anything unless a model is named that only the Hub has."""
+    """No library asks the network for anything unless something is named that only the Hub has, or that goes there."""
     made = {node.out for _, node in recipe.stages}
-    prepare(remote=any(is_remote(node.model.name) for _, node in recipe.stages if node.model.name not in made))
+    nodes = [node for _, node in recipe.stages]
+    models = (node.model.name for node in nodes if node.model.name not in made)
+    prepare(remote=any(map(is_remote, models)) or any(remote(node) or getattr(node, "push", None) for node in nodes))
 
 
 def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, console: Console, stop: Stop) -> Artifact:

@@ -12,6 +12,7 @@ from typing import Any
 from llmkit.core.artifact import Artifact
 from llmkit.core.convert import under
 from llmkit.core.files import sha256
+from llmkit.data.source_nodes import Files, Hub
 from llmkit.models.node import ModelRef
 
 
@@ -28,12 +29,24 @@ def _named(node: Any, key: str = "") -> Iterator[tuple[str, Path]]:
         return
     for item in dataclasses.fields(node):
         value, path = getattr(node, item.name), under(key, item.name)
-        if isinstance(value, str) and (
+        if isinstance(node, Files | Hub) and item.name == ("name" if isinstance(node, Hub) else "path"):
+            for file in node.here():
+                yield (path if file == value else f"{path}: {file}"), Path(file)
+        elif isinstance(value, str) and (
             item.name in ("path", "template") or (node.__class__, item.name) == (ModelRef, "name")
         ):
             yield path, Path(value).expanduser()
         else:
             yield from _named(value, path)
+
+
+def remote(node: Any) -> bool:
+    """Whether a stage's data, or a part of it, is on no disk of this machine."""
+    if isinstance(node, tuple):
+        return any(map(remote, node))
+    if isinstance(node, Files | Hub):
+        return node.remote()
+    return dataclasses.is_dataclass(node) and any(remote(getattr(node, f.name)) for f in dataclasses.fields(node))
 
 
 def _digest(path: Path) -> str:

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.adapters.node import Adapter, Lora
 from llmkit.core.config import Conflict, config, setting
-from llmkit.data.node import Data, Source
+from llmkit.data.node import Data, FirstFit, Readable
 from llmkit.models.node import ModelRef, NoQuant, Quant
-from llmkit.train.node import Batching, Checkpointing, Evaluating, Guard, Log, Memory, Parallel, Precision
+from llmkit.stages.levers import contradictions
+from llmkit.stages.push import Push
+from llmkit.train.logs import Log
+from llmkit.train.node import Batching, Checkpointing, Evaluating, Guard, Memory, Parallel, Precision
 from llmkit.train.optim import AdamW, Optim
 from llmkit.train.schedule import Cosine, Schedule
 
@@ -48,9 +51,17 @@ class Training:
     deterministic: bool = False
     """Only kernels that give equal bits on equal input; on CPU all of ours do."""
     log: tuple[Log, ...] = ()
+    """Trackers that are told the metrics, beside `metrics.jsonl`."""
+    push: Push | None = None
+    """Where on the Hugging Face Hub the result goes when it is done; without it, nowhere."""
     seed: int = setting(default=0, least=0)
     out: str
     """The run's folder."""
+
+    @property
+    def types_name(self) -> str:
+        """The precision by its name."""
+        return self.precision if isinstance(self.precision, str) else self.precision.named
 
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
@@ -62,13 +73,23 @@ class Training:
             if getattr(self.model, key) and not self.adapter.learns_tokens:
                 what = f"adapter {self.adapter.kind} trains no rows of the embeddings"
                 yield Conflict(f"model.{key}", what, "use adapter: {kind: lora} or none", "adapter.kind")
-        best, valid = self.checkpoint.best, self.data.valid
+        limits = self.adapter.limits
+        if limits.packing and isinstance(self.data.packing, FirstFit):
+            what = f"several sequences share a row: {limits.packing}"
+            yield Conflict("data.packing", what, "set data.packing: none", "adapter.kind")
+        if limits.recompute and self.memory.recompute == "full":
+            what = f"layers run twice: {limits.recompute}"
+            yield Conflict("memory.recompute", what, "set memory.recompute: none", "adapter.kind")
+        best, valid = self.checkpoint.best, self.data.sources("valid")
         if best is not None and not valid:
             what = f"nothing measures {best} without validation rows"
-            yield Conflict("checkpoint.best", what, "give data.valid, or drop checkpoint.best", "data.valid")
+            yield Conflict(
+                "checkpoint.best", what, "give data.valid or data.held_out, or drop checkpoint.best", "data.valid"
+            )
         if best is not None and self.evaluate.every is None and self.evaluate.per_epoch is None:
             what = f"nothing measures {best} while training"
             yield Conflict("checkpoint.best", what, "set evaluate.every", "evaluate.every")
+        yield from contradictions(self)
         if best is None and self.evaluate.patience is not None:
             what = "nothing says which metric is to get better"
             yield Conflict("evaluate.patience", what, "set checkpoint.best=valid.loss", "checkpoint.best")
@@ -76,11 +97,24 @@ class Training:
             said = getattr(self.evaluate, key)
             if said and said != getattr(Evaluating(), key):
                 what = "there are no validation rows"
-                yield Conflict(f"evaluate.{key}", what, f"give data.valid, or drop evaluate.{key}", "data.valid")
+                yield Conflict(
+                    f"evaluate.{key}", what, f"give data.valid or data.held_out, or drop evaluate.{key}", "data.valid"
+                )
+
+    def needs(self, device: str) -> None:
+        """Sees to it, before any heavy work, that what the recipe asks for can be done on `device`.
+
+        Raises:
+            ResourceError: it cannot.
+            ModelError: a package is missing.
+        """
+        from llmkit.stages.needs import check_needs
+
+        check_needs(self, device)
 
     def examples(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[Readable],
         tokenizer: Any,
         key: str,
         aside: Callable[[BadRow], None] | None = None,

@@ -11,12 +11,13 @@ import transformers as hf
 from peft import PeftModel
 
 from llmkit.adapters.method import Around
+from llmkit.build.opening import load
 from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit, NoPacking
 from llmkit.data.prepare import Prepared
 from llmkit.models.export import export
 from llmkit.models.heads import Scored
-from llmkit.models.load import How, load, quiet
+from llmkit.models.load import How, quiet
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
 from llmkit.models.wrappers import towers
@@ -30,6 +31,7 @@ FAMILIES = {
     "llama": (hf.LlamaConfig, {"tie_word_embeddings": True}),
     "qwen3": (hf.Qwen3Config, {"tie_word_embeddings": False}),
     "gemma3": (hf.Gemma3TextConfig, {"sliding_window": 16, "query_pre_attn_scalar": 8}),
+    "gemma2": (hf.Gemma2Config, {"sliding_window": 16, "query_pre_attn_scalar": 8}),
     "phi3": (hf.Phi3Config, {"tie_word_embeddings": False}),
     "mixtral": (hf.MixtralConfig, {"num_local_experts": 4, **EXPERTS}),
     "qwen3_moe": (hf.Qwen3MoeConfig, {"num_experts": 4, "moe_intermediate_size": 16, **EXPERTS}),
@@ -69,8 +71,8 @@ def in_peft(path, family):
 
 
 def logits(model, ids=IDS):
-    with torch.no_grad():
-        return model.eval()(input_ids=ids, use_cache=False).logits
+    with torch.no_grad():  # of the tokens themselves, where others stand before them
+        return model.eval()(input_ids=ids, use_cache=False).logits[:, -ids.shape[1] :]
 
 
 def near(a, b, tol=1e-6):

@@ -58,7 +58,7 @@ def test_d2_d7_what_is_not_jsonl_is_named(text, said, tmp_path, tokenizer):
 
 
 def test_d7_an_endless_line_is_refused_with_bounded_memory(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr("llmkit.data.jsonl.MOST_LINE", 1000)
+    monkeypatch.setattr("llmkit.data.lines.MOST_LINE", 1000)
     with pytest.raises(DataError, match=":2: is longer than"):
         made(tmp_path, line() + "x" * 5000, tokenizer)
 

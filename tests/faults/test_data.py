@@ -79,7 +79,7 @@ UNUSABLE = {
     '{"prompt": [{"role": "user", "content": "a"}], "completion": null}': "completion is null",
     '{"messages": [null]}': "messages is not a list of messages",
     '{"messages": [{"role": "user"}, {"role": "assistant", "content": "a"}]}': "content of user is null",
-    '{"messages": [{"content": "a"}, {"role": "assistant", "content": "a"}]}': "roles in the wrong order",
+    '{"messages": [{"content": "a"}, {"role": "assistant", "content": "a"}]}': "a message has no role",
     '{"messages": [{"role": "assistant", "content": "a"}]}': "roles in the wrong order",
     '{"messages": [{"role": "system", "content": "a"}]}': "no assistant turn",
     '{"instruction": "", "output": "a"}': "instruction is blank",
@@ -320,7 +320,7 @@ def test_d11_rows_are_read_in_this_process_and_no_worker_can_die_or_hang(tiny, r
         assert not used & {name.split(".")[0] for name in names}, path
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv", "text", "arrow"])
 @pytest.mark.parametrize("source", ["pipe", "folder", "endless", "missing", "dangling", "socket"])
 def test_d11_a_source_that_is_no_file_is_refused_at_once(source, kind, tiny, tmp_path):
     path = tmp_path / "rows"
@@ -334,6 +334,8 @@ def test_d11_a_source_that_is_no_file_is_refused_at_once(source, kind, tiny, tmp
     }
     make[source]()
     train = [{"kind": kind, "path": str(path)}]
-    with pytest.raises(DataError, match=r"rows: (is no plain file|cannot be read \(No such file)"):
+    with pytest.raises(
+        DataError, match=r"rows: (is no plain file|is a folder|has no state.json|cannot be read \(No such file)"
+    ):
         go(sft(tiny, path, tmp_path / "run", data={"train": train}, evaluate={}))
     assert not (tmp_path / "run").exists()

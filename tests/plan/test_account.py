@@ -63,7 +63,9 @@ def saved(node, tokens):
     held = how("cpu", kinds, node.quant, node.adapter, False, False)
     made = build(resolve(node.model), node.model, held, node.adapter, node.memory.recompute == "full", 0)
     made.model.train()
-    (batch,) = micro_batches(prepared, tuple(range(len(starts) - 1)), FirstFit(), tokens, 1, True, "cpu")
+    packing, contexts = node.data.packing, made.loaded.support.packed
+    rows = 1 if isinstance(packing, FirstFit) else tokens
+    (batch,) = micro_batches(prepared, tuple(range(len(starts) - 1)), packing, tokens, rows, contexts, "cpu")
 
     def keep(tensor):
         found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -86,13 +88,25 @@ WAYS = {
     "mixed full": {"precision": "bf16_mixed", "adapter": "none"},
     "bf16": {"precision": "bf16"},
     "bf16 full": {"precision": "bf16", "adapter": "none"},
+    "ia3": {"adapter": "ia3"},
+    "vera": {"adapter": {"kind": "vera", "rank": 4}},
+    "oft": {"adapter": {"kind": "oft", "block_size": 8}},
+    "boft": {"adapter": "boft"},
+    "bottleneck": {"adapter": {"kind": "bottleneck", "size": 4}},
+    "prompt_tuning": {"adapter": {"kind": "prompt_tuning", "virtual_tokens": 4}},
+    "prefix_tuning": {"adapter": {"kind": "prefix_tuning", "virtual_tokens": 4}},
+    "ia3 nf4": {"adapter": "ia3", "quant": "bnb_nf4"},
+    "bottleneck nf4": {"adapter": {"kind": "bottleneck", "size": 4}, "quant": "bnb_nf4"},
+    "ia3 mixed": {"precision": "bf16_mixed", "adapter": "ia3"},
+    "vera bf16": {"precision": "bf16", "adapter": {"kind": "vera", "rank": 4}},
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_a_forward_keeps_is_what_the_account_says(way, wide):
     more = WAYS[way] if "adapter" in WAYS[way] else WAYS[way] | {"adapter": {"kind": "lora", "rank": 4}}
-    node = Sft(model=str(wide), data={"train": []}, out="x", **more)
+    data = {"train": [], "packing": "none" if "tuning" in way else "first_fit"}
+    node = Sft(model=str(wide), data=data, out="x", **more)
     shape, _ = sizes(node, resolve(node.model), "cpu")
     held = _held(node, shape, types(node.precision, "cpu"), "cpu")
     told = account(shape, held, 512).activations - account(shape, held, 256).activations

@@ -1,0 +1,157 @@
+"""`llmkit generate --input`: a file of prompts to a file of answers, in order; run again after a stop, it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmkit.core.console import Console
+from llmkit.core.errors import DataError, RecipeError
+from llmkit.core.files import sha256, write_json
+from llmkit.core.seed import mixed
+from llmkit.data.jsonl import read_jsonl
+from llmkit.data.prompt import prompt_ids
+from llmkit.data.rows import Raw
+from llmkit.inference.node import Sampling, Transformers
+
+CHUNK = 64
+"""Rows that are answered together, longest beside longest, and then written."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where answers go: to `OUTPUT.part` until the last is there; `OUTPUT.part.json` says what they are of."""
+
+    rows: Path
+    output: Path
+    facts: dict[str, Any]
+
+    @property
+    def part(self) -> Path:
+        """The answers so far."""
+        return self.output.with_name(self.output.name + ".part")
+
+    @property
+    def note(self) -> Path:
+        """What the answers so far were asked with."""
+        return self.part.with_name(self.part.name + ".json")
+
+    def begin(self) -> int:
+        """How many answers are there already, in whole chunks.
+
+        Raises:
+            RecipeError: the output is there, or was begun with something else.
+        """
+        if self.output.exists():
+            raise RecipeError("is there already", fix="name another --output", file=str(self.output))
+        if not self.note.is_file():
+            write_json(self.note, self.facts)
+            self.part.write_bytes(b"")
+            return 0
+        before = json.loads(self.note.read_text("utf-8"))
+        wrong = [key for key in self.facts if before.get(key) != self.facts[key]]
+        if wrong:
+            what = f"was begun with another {', '.join(wrong)}"
+            raise RecipeError(what, fix=f"name another --output, or remove {self.part.name}", file=str(self.part))
+        lines = self.part.read_bytes().splitlines(keepends=True)
+        whole = sum(line.endswith(b"\n") for line in lines) // CHUNK * CHUNK
+        with self.part.open("r+b") as file:
+            file.truncate(sum(map(len, lines[:whole])))
+        return whole
+
+    def end(self) -> None:
+        """The output is whole."""
+        self.part.replace(self.output)
+        self.note.unlink()
+
+
+def questions(path: Path, chat: bool) -> Iterator[tuple[Raw, Any]]:
+    """Each row, and what it asks: messages, or a text.
+
+    Raises:
+        DataError: a line is no row that asks something.
+    """
+    for raw in read_jsonl(path):
+        if not isinstance(raw, Raw):
+            raise raw
+        yield raw, _question(raw, chat)
+
+
+def _question(raw: Raw, chat: bool) -> Any:
+    said = raw.values
+    messages = said.get("messages") or (said.get("prompt") if isinstance(said.get("prompt"), list) else None)
+    if isinstance(messages, list) and all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
+        asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+        if asked:
+            return asked
+    if isinstance(said.get("prompt"), str):
+        return [{"role": "user", "content": said["prompt"]}] if chat else said["prompt"]
+    if isinstance(said.get("text"), str):
+        return said["text"]
+    fix = "give messages, prompt, or text"
+    raise DataError("asks nothing", fix=fix, file=raw.file, line=raw.line)
+
+
+def answer(loaded: Any, work: Work, sampling: Sampling, raw: bool, console: Console) -> int:
+    """Answers every row; gives how many there are.
+
+    Raises:
+        DataError: a row cannot be asked.
+        RecipeError: the output is there, or was begun with something else.
+    """
+    chat = bool(loaded.tokenizer.chat_template) and not raw
+    total = sum(1 for _ in questions(work.rows, chat))  # every row is read before the first answer is made
+    if not total:
+        raise DataError("holds no rows", fix="give a file with rows", file=str(work.rows))
+    done = work.begin()
+    console.start("answers", total, done)
+    with work.part.open("ab") as file:
+        for start, rows in _chunks(questions(work.rows, chat)):
+            if start >= done:
+                file.write("".join(_lines(loaded, rows, replace(sampling, seed=mixed(sampling.seed, start)))).encode())
+                file.flush()
+                console.step("answers", start + len(rows), total)
+    console.end()
+    work.end()
+    return total
+
+
+def _chunks(rows: Iterator[tuple[Raw, Any]]) -> Iterator[tuple[int, list[tuple[Raw, Any]]]]:
+    held: list[tuple[Raw, Any]] = []
+    start = 0
+    for row in rows:
+        held.append(row)
+        if len(held) == CHUNK:
+            yield start, held
+            start, held = start + CHUNK, []
+    if held:
+        yield start, held
+
+
+def _lines(loaded: Any, rows: Sequence[tuple[Raw, Any]], sampling: Sampling) -> Iterator[str]:
+    """Each row with its answer, as a line."""
+    prompts = [_ids(loaded.tokenizer, raw, asked) for raw, asked in rows]
+    made = Transformers().generate(loaded.model, loaded.tokenizer, prompts, sampling)
+    for (raw, _), completion in zip(rows, made, strict=True):
+        told: dict[str, Any] = {"completion": completion.text, "finish_reason": completion.finish_reason}
+        told |= {"prompt_tokens": completion.prompt_tokens, "completion_tokens": len(completion.token_ids)}
+        yield json.dumps({**raw.values, **told}, ensure_ascii=False) + "\n"
+
+
+def _ids(tokenizer: Any, raw: Raw, asked: Any) -> list[int]:
+    try:
+        return prompt_ids(tokenizer, asked)
+    except DataError as cause:
+        problem = cause.problems[0]
+        raise DataError(problem.what, fix=problem.fix, file=raw.file, line=raw.line) from cause
+
+
+def facts(model: str, version: Any, path: Path, sampling: Sampling, raw: bool) -> dict[str, Any]:
+    """What answers depend on."""
+    said = json.dumps(version, sort_keys=True, default=str).encode()
+    base = {"model": model, "weights": hashlib.sha256(said).hexdigest(), "rows": sha256(path)}
+    return base | {"raw": raw, **asdict(sampling)}
