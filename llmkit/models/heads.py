@@ -13,6 +13,7 @@ from llmkit.core.types import Batch
 from llmkit.models.attend import NO_MASK
 from llmkit.models.logits import Shape
 from llmkit.models.logps import BLOCK, chosen_logps
+from llmkit.models.logps_rows import row_logps, trained_rows
 from llmkit.models.virtual import hidden, virtual_tokens
 
 
@@ -58,6 +59,8 @@ class Scored(nn.Module):
         head = self.causal[0].get_output_embeddings()
         if type(head) is nn.Linear:
             return chosen_logps(hidden, head.weight, head.bias, labels, weights, self.shape)
+        if (some := trained_rows(head)) is not None:
+            return row_logps(hidden, some, labels, self.shape)
         positions, words = BLOCK[hidden.device.type]
         rows = max(16, positions * words // head.weight.shape[0])
         parts = [self._wrapped(head, h, y) for h, y in zip(hidden.split(rows), labels.split(rows), strict=True)]
