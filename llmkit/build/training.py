@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +14,16 @@ from llmkit.adapters.node import Adapter
 from llmkit.build.precision import Types
 from llmkit.core.errors import ModelError
 from llmkit.models.heads import Scored, check_head
-from llmkit.models.load import How, Loaded, load
+from llmkit.models.load import DTYPES, How, Loaded, load
 from llmkit.models.node import ModelRef, Quant
 from llmkit.models.resolve import Resolved
 from llmkit.models.stored import Stored
 from llmkit.models.virtual import supported
 from llmkit.models.wrappers import towers
-from llmkit.parallel.single import Single
+from llmkit.parallel.offload import Offload, Pinned
+from llmkit.parallel.optimizers import Optimizers
+from llmkit.parallel.scaler import Scaler
+from llmkit.parallel.single import Single, Ways
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,11 @@ def build(
     ref: ModelRef,
     how: How,
     adapter: Adapter,
-    recompute: bool,
+    recompute: int,
     seed: int,
     notice: Callable[[str], None] = lambda _: None,
 ) -> Built:
-    """A model ready to be trained.
+    """A model ready to be trained; every `recompute`-th layer makes its activations again, none at 0.
 
     Raises:
         ModelError: it cannot be loaded, or the adapter does not fit it.
@@ -60,7 +63,7 @@ def build(
     loaded = replace(loaded, support=supported(loaded.support, model))
     if recompute:
         base = loaded.model
-        base.activation_checkpointing_enable({"use_reentrant": False})
+        base.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=int(recompute))
         model.train()
     scored = Scored(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -69,22 +72,20 @@ def build(
     return Built(loaded, model, scored, trained)
 
 
-def stepper(built: Built, optimizer: torch.optim.Optimizer, types: Types, rate: Callable[[str], float]) -> Single:
-    """One process on one device; `rate` is the factor on the learning rate of each trained parameter by its name."""
-    _rated(optimizer, {p: rate(name) for name, p in built.trained.items()})
-    return Single(built.scored, built.trained, optimizer, torch.bfloat16 if types.mixed else None)
-
-
-def _rated(optimizer: torch.optim.Optimizer, factors: Mapping[nn.Parameter, float]) -> None:
-    """Splits the optimizer's groups where their parameters have different factors on the rate."""
-    groups, optimizer.param_groups = optimizer.param_groups, []
-    for group in groups:
-        for factor in dict.fromkeys(factors[p] for p in group["params"]):
-            params = [p for p in group["params"] if factors[p] == factor]
-            optimizer.param_groups.append({**group, "params": params, "lr": group["lr"] * factor})
+def stepper(
+    built: Built, optimizer: Optimizers, types: Types, in_backward: bool = False, offload: bool = False
+) -> Single:
+    """One process on one device; `in_backward` and `offload` are the levers of `memory`."""
+    ways = Ways(
+        DTYPES[types.short] if types.mixed else None,
+        Scaler() if types.compute == "fp16" else None,
+        in_backward,
+        Offload(built.model.parameters(), Pinned()) if offload else None,
+    )
+    return Single(built.scored, built.trained, optimizer, ways)
 
 
 def how(device: str, types: Types, quant: Quant, adapter: Adapter, code: bool, nonfinite: bool) -> How:
-    """How a stage's model is held: a frozen base under autocast is held in bf16 already."""
-    held: Any = "bf16" if types.mixed and adapter.frozen_base and device == "cuda" else types.params
-    return How(device, held, types.half, quant, code, nonfinite)
+    """How a stage's model is held: a frozen base under autocast is held in 16 bits already."""
+    held: Any = types.short if types.mixed and adapter.frozen_base and device == "cuda" else types.params
+    return How(device, held, types.half, quant, code, nonfinite, types.short)

@@ -16,6 +16,9 @@ from llmkit.models.logps import BLOCK, chosen_logps
 from llmkit.models.logps_rows import row_logps, trained_rows
 from llmkit.models.virtual import hidden, virtual_tokens
 
+ROWS = 64
+"""Positions whose whole logits are held at a time."""
+
 
 def shape_of(config: Any) -> Shape:
     """The family's scale and soft-cap, by the names that transformers' configurations give them."""
@@ -53,6 +56,15 @@ class Scored(nn.Module):
         hidden = self.hidden(batch)
         chosen = batch.weights != 0
         return self.logps(hidden[chosen], batch.labels[chosen], batch.weights[chosen])
+
+    def likeliest(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, and the likeliest token at each of those places: (N,), (N,)."""
+        hidden = self.hidden(batch)
+        chosen = batch.weights != 0
+        head = self.causal[0].get_output_embeddings()
+        rows = hidden[chosen]
+        best = [self.shape.apply(head(part).float()).argmax(1) for part in rows.split(ROWS)]
+        return self.logps(rows, batch.labels[chosen]), torch.cat(best)
 
     def logps(self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Log-probabilities of `labels` (N,) after hidden states (N, H); `weights` as in `chosen_logps`."""

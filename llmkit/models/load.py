@@ -20,6 +20,8 @@ from llmkit.models.fused import fuse
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.models.probe import Support, probe
 from llmkit.models.resolve import Resolved
+from llmkit.models.rope import RopeScaling
+from llmkit.models.scaled import check_turned, scaled_config, stretch
 from llmkit.models.tokens import add, added, widen
 from llmkit.models.virtual import supported
 from llmkit.models.wrappers import check_causal, check_whole, name_inner
@@ -53,6 +55,8 @@ class How:
     quant: Quant = NoQuant()
     allow_code: bool = False
     allow_nonfinite: bool = False
+    short: Literal["bf16", "fp16"] = "bf16"
+    """The 16 bits that it computes in, if it does."""
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,7 +71,8 @@ def load(resolved: Resolved, ref: ModelRef, how: How, own: Readers | None = None
     _check_torch()
     base = resolved.base or resolved
     with quiet():
-        model = _base(base, how)
+        rope = ref.rope or resolved.rope
+        model = _base(base, how, rope)
         tokenizer = read_tokenizer(resolved, ref, how.allow_code)
         new = added(tokenizer, ref)
         if new or resolved.base is not None:
@@ -80,6 +85,8 @@ def load(resolved: Resolved, ref: ModelRef, how: How, own: Readers | None = None
             model = adapted(model, resolved.folder, own)
             support = supported(support, model)
         model.eval()
+        if rope is not None:
+            stretch(tokenizer, model, rope)
     return Loaded(model, tokenizer, kind, support, resolved, new)
 
 
@@ -92,18 +99,18 @@ def _check_torch() -> None:
         )
 
 
-def _base(base: Resolved, how: How) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _base(base: Resolved, how: How, rope: RopeScaling | None = None) -> Any:
+    from transformers import AutoModelForCausalLM
 
     said = safe.read_json(base.folder / "config.json")
     if "auto_map" in said and not how.allow_code:
         raise ModelError(f"{base.name} brings code of its own", fix="pass --allow-code to run it", key="model")
-    bits = how.quant.config(DTYPES["bf16" if how.half else how.dtype])
+    bits = how.quant.config(DTYPES[how.short if how.half else how.dtype])
     if "quantization_config" in said and bits is not None:
         raise ModelError(f"{base.name} is quantised already", fix="drop quant", key="quant.kind")
     headers = safe.check_folder(base.folder)
     try:
-        config = AutoConfig.from_pretrained(base.folder, trust_remote_code=how.allow_code)
+        config = scaled_config(base, rope, how.allow_code)
     except (ValueError, KeyError, OSError) as cause:
         kind = said.get("model_type", "no model_type")
         raise ModelError(f"{base.name} is of an unknown family ({kind})", fix="use a causal LM", key="model") from cause
@@ -131,6 +138,8 @@ def _base(base: Resolved, how: How) -> Any:
         ) from cause
     check_whole(told, hasattr(config, "text_config"), base.name)
     name_inner(model)
+    if rope is not None:
+        check_turned(model, rope)
     if bits is None:
         return model.to(how.device)
     _mend_bits(model)
@@ -178,13 +187,19 @@ def read_tokenizer(resolved: Resolved, ref: ModelRef, allow_code: bool = False) 
         ) from cause
     add(tokenizer, ref)
     if ref.template is not None:
-        try:
-            tokenizer.chat_template = Path(ref.template).read_text("utf-8")
-        except OSError as cause:
-            raise ModelError(
-                f"{ref.template} cannot be read ({cause.strerror})", fix="give a file", key="model.template"
-            ) from cause
+        tokenizer.chat_template = _template(ref.template)
     return tokenizer
+
+
+def _template(name: str) -> str:
+    """The chat template of a file, or one of ours by its name."""
+    ours = {path.stem: path for path in Path(__file__).with_name("templates").glob("*.jinja")}
+    try:
+        return ours.get(name, Path(name)).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        why = cause.strerror if isinstance(cause, OSError) else "it is no UTF-8"
+        fix = f"give a file, or one of {', '.join(sorted(ours))}"
+        raise ModelError(f"{name} cannot be read ({why})", fix=fix, key="model.template") from cause
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from llmkit.core.config import Conflict, Later, config, setting
 from llmkit.core.errors import ModelError
+from llmkit.models.rope import RopeScaling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,15 +26,16 @@ class ModelRef:
     attention: Literal["auto", "sdpa", "flash", "flex", "eager"] = "auto"
     """The attention kernel; one that is asked for and missing is an error."""
     template: str | None = None
-    """A file with a Jinja chat template that replaces the tokenizer's own."""
+    """A Jinja chat template that replaces the tokenizer's own: a file, or chatml, llama3, mistral, gemma, phi3, zephyr
+    or alpaca."""
     add_tokens: tuple[str, ...] = ()
     """New tokens that are recognised wherever they stand in a text. A new token's row starts as the mean of all others;
     it is trained and saved with a LoRA, or with the model where every weight is trained."""
     add_special_tokens: tuple[str, ...] = ()
     """New tokens of the chat template: in the text of rows and prompts they are plain text, and decoding leaves them
     out."""
-    rope: None = setting(default=None, later=True)
-    """RoPE scaling."""
+    rope: RopeScaling | None = None
+    """RoPE scaling; left out, an adapter's base is scaled as it was in training."""
 
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""

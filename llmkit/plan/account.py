@@ -9,6 +9,8 @@ from llmkit.core.shape import Cost, Shape
 FORWARD_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Tokens of one forward that keep the device busy: more of them cost memory and gain little."""
 HEADROOM = 0.85
+RECOMPUTE = {0: "none", 2: "selective", 1: "full"}
+"""Every so many layers make their activations again; cheapest first."""
 LINEARS = 7
 """Linears of a layer, of the common families."""
 
@@ -72,9 +74,14 @@ class Held:
     """Of what is trained."""
     moment_bytes: float
     """Of each trained parameter."""
-    recompute: bool
+    recompute: int
+    """Every so many layers make their activations again; 0 for none."""
     head_bytes: int
     """What the head needs beside the hidden states."""
+    gradients: int | None = None
+    """Gradients that are there at once; all of them by default."""
+    offload: bool = False
+    """What the forward keeps waits on the host."""
 
 
 def account(shape: Shape, held: Held, tokens: int) -> Account:
@@ -83,11 +90,13 @@ def account(shape: Shape, held: Held, tokens: int) -> Account:
     low = 4 * LINEARS * cost.low  # what an adapter's first half gave
     layer = (held.kept.bytes(shape) + low) * tokens
     hidden, inner = 4 * shape.hidden * tokens, 4 * shape.intermediate * tokens
-    layers = shape.layers * hidden + layer if held.recompute else shape.layers * layer
+    again = -(-shape.layers // held.recompute) if held.recompute else 0
+    layers = again * hidden + (shape.layers - again) * layer + (layer if again else 0)
+    layers = min(layers, layer + hidden) if held.offload else layers
     return Account(
         weights=int((shape.params - shape.embedded) * held.weight_bytes + shape.embedded * held.plain_bytes)
         + 4 * cost.more,
-        gradients=cost.trained * 4,
+        gradients=4 * (cost.trained if held.gradients is None else held.gradients),
         optimizer=int(cost.trained * held.moment_bytes),
         activations=layers + 2 * hidden,  # and the head's input with its gradient
         working=max(held.head_bytes, 2 * hidden + 3 * inner),
@@ -99,17 +108,18 @@ class Choice:
     """What `auto` came to."""
 
     rows: int
-    recompute: bool
+    recompute: int
+    """Every so many layers; 0 for none."""
     account: Account
     fits: bool
 
 
 def choose(
-    shape: Shape, held: Held, max_length: int, available: int, device: str, rows: int | None, recompute: bool | None
+    shape: Shape, held: Held, max_length: int, available: int, device: str, rows: int | None, recompute: int | None
 ) -> Choice:
     """Rows per forward and recompute, each as asked or, where `None`, the largest and cheapest that fit."""
     wanted = rows or max(1, FORWARD_TOKENS[device] // max_length)
-    tries = [recompute] if recompute is not None else [False, True]
+    tries = [recompute] if recompute is not None else list(RECOMPUTE)
     for again in tries:
         for count in [wanted] if rows else range(wanted, 0, -1):
             choice = _choice(shape, held, max_length, available, count, again)
@@ -118,6 +128,6 @@ def choose(
     return _choice(shape, held, max_length, available, rows or 1, tries[-1])
 
 
-def _choice(shape: Shape, held: Held, max_length: int, available: int, rows: int, recompute: bool) -> Choice:
+def _choice(shape: Shape, held: Held, max_length: int, available: int, rows: int, recompute: int) -> Choice:
     made = account(shape, replace(held, recompute=recompute), rows * max_length)
     return Choice(rows, recompute, made, made.total <= HEADROOM * available)

@@ -18,7 +18,7 @@ from llmkit.core.records import GateSpec, Prediction
 from llmkit.core.run import Grants, Run
 from llmkit.core.types import Report, interval
 from llmkit.evals.run import Subject
-from llmkit.evals.tasks import Perplexity
+from llmkit.evals.tasks import longest
 from llmkit.models.adapted import method
 from llmkit.models.export import export
 from llmkit.models.heads import Scored, check_head
@@ -70,9 +70,8 @@ def _asked(node: Evaluate, run: Run) -> tuple[Loaded, Types, list[Prediction], l
     """The model, how it is held, and what the tasks found."""
     resolved = resolve(node.model)
     for index, task in enumerate(node.tasks):
-        if isinstance(task, Perplexity) and (
-            notice := check_length(resolved, task.max_length, f"tasks.{index}.max_length")
-        ):
+        key, length = longest(task) or ("", 0)
+        if key and (notice := check_length(resolved, length, f"tasks.{index}.{key}", node.model.rope)):
             run.console.notice(notice)
     loaded, kinds = open_model(node.model, run.device, node.precision, run.grants, node.quant)
     scored = Scored(loaded.model)
@@ -90,6 +89,7 @@ def _asked(node: Evaluate, run: Run) -> tuple[Loaded, Types, list[Prediction], l
         run_id=run.recipe_digest[:16],
         autocast=lambda: torch.autocast(run.device, dtype=torch.bfloat16, enabled=kinds.mixed),
         seed=node.seed,
+        tree=loaded.support.tree,
     )
     table: list[Prediction] = []
     reports: list[Report] = []
@@ -223,8 +223,9 @@ def _bound(node: Merge, quant: Quant, resolved: Resolved, run: Run, wanted: torc
     rounding = 1e-5 if node.precision == "fp32" else 2e-2
     if isinstance(quant, NoQuant) or resolved.base is None:
         return rounding
+    rope = node.model.rope or resolved.rope
     bases = [
-        load(resolved.base, ModelRef(name=resolved.base.name), How(run.device, "fp32", quant=held))
+        load(resolved.base, ModelRef(name=resolved.base.name, rope=rope), How(run.device, "fp32", quant=held))
         for held in (quant, NoQuant())
     ]
     return max(rounding, _difference(_logits(bases[0]), _logits(bases[1])))

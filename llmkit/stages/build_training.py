@@ -13,6 +13,7 @@ import torch
 from llmkit_kernels import memory
 
 from llmkit.adapters.limits import virtual_tokens
+from llmkit.build import float8
 from llmkit.build.precision import Types, types
 from llmkit.build.training import Built, build, how, stepper
 from llmkit.checkpoint import state
@@ -26,13 +27,13 @@ from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit, NoPacking, Packing
 from llmkit.data.order import Order
 from llmkit.data.prepare import Prepared
-from llmkit.models.load import read_tokenizer
+from llmkit.models.load import DTYPES, read_tokenizer
 from llmkit.models.positions import check_length
 from llmkit.parallel.single import Single
-from llmkit.plan.account import Choice
+from llmkit.plan.account import RECOMPUTE, Choice
 from llmkit.stages.finished import finish
 from llmkit.stages.job import Job
-from llmkit.stages.lint import brief, keep, linted, served
+from llmkit.stages.lint_table import brief, keep, linted, served
 from llmkit.stages.measured import measured
 from llmkit.stages.quarantine import Quarantine
 from llmkit.stages.resume import find, identity, pinned, resume, told
@@ -41,6 +42,7 @@ from llmkit.stages.speed import measure
 from llmkit.stages.training import Training
 from llmkit.train.fit import Hooks, Plan, Progress, StepData, fit
 from llmkit.train.logs import Log1
+from llmkit.train.optimizing import matched
 
 
 def train(node: Training, run: Run) -> Artifact:
@@ -92,20 +94,21 @@ def read(node: Training, run: Run) -> Job:
     """
     resolved = whole_model(node.model)
     longest = node.data.max_length + virtual_tokens(node.adapter)
-    if notice := check_length(resolved, longest, "data.max_length"):
+    if notice := check_length(resolved, longest, "data.max_length", node.model.rope):
         run.console.notice(notice)
     tokenizer = read_tokenizer(resolved, node.model, run.grants.code)
     aside = Quarantine(run.folder / "quarantine.jsonl")
-    data = node.examples(node.data.train, tokenizer, "data.train", aside, node.batch.rows)
-    valid = node.examples(node.data.valid, tokenizer, "data.valid", aside) if node.data.valid else None
+    data = node.examples(node.data.sources("train"), tokenizer, "data.train", aside, node.batch.rows)
+    held = node.data.sources("valid")
+    valid = node.examples(held, tokenizer, "data.valid", aside) if held else None
     aside.tell(run.console)
-    found = linted(node.data, data, valid, served(resolved, node.model.template, tokenizer))
+    found = linted(node.data, data, valid, served(resolved, node.model, tokenizer))
     keep(run.folder, found, data)
     if notice := brief(found):
         run.console.notice(notice)
     order = Order(node.seed, len(data), node.batch.rows)
     steps = node.steps or (node.epochs or 1) * order.steps_per_epoch
-    kinds = types(node.precision, run.device)
+    kinds = types(node.types_name, run.device)
     shape, choice = sizes(node, resolved, run.device)
     run.console.notice(_summary(data, valid, choice, kinds, steps))
     return Job(node, run, resolved, kinds, data, valid, choice, steps, order, shape)
@@ -119,7 +122,7 @@ def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Type
         f"{steps} steps",
         kinds.name,
         f"{choice.rows} rows a forward",
-        "recompute" if choice.recompute else "",
+        f"{RECOMPUTE[choice.recompute]} recompute" if choice.recompute else "",
         f"about {choice.account.total / 2**20:.0f} MiB",
     ]
     dropped = [f"{reason} {n}" for reason, n in data.counts.items() if ":" in reason and n]
@@ -133,12 +136,20 @@ def _built(job: Job) -> tuple[Built, Single]:
     made = build(job.resolved, node.model, held, node.adapter, job.choice.recompute, node.seed, say)
     if isinstance(node.data.packing, FirstFit) and not made.loaded.support.packed:
         raise DataError(made.loaded.support.reason, fix="set data.packing=none", key="data.packing")
+    if len(job.train.breaks) and not made.loaded.support.packed:
+        raise DataError(made.loaded.support.reason, fix="set documents=joined", key="documents")
     job.run.console.notice(
         f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
     )
-    with torch.autocast(job.run.device, torch.bfloat16, enabled=job.types.mixed):
+    with torch.autocast(job.run.device, DTYPES[job.types.short], enabled=job.types.mixed):
         node.adapter.prepare(made.model, _first(job, made.loaded.support.packed), made.scored.hidden)
-    return made, stepper(made, node.optim.build(made.trained), job.types, node.adapter.rate)
+    if job.types.compute == "fp8":
+        job.run.console.notice(f"{float8.convert(made.model)} linears in fp8")
+    for glob, tensors, size in matched(node.optim, made.trained):
+        job.run.console.notice(f"optim.groups: {glob} holds for {tensors} tensors, {size:,} parameters")
+    levers, factors = node.memory, {name: node.adapter.rate(name) for name in made.trained}
+    optimizer = node.optim.build(made.trained, factors, levers.optimizer_in_backward)
+    return made, stepper(made, optimizer, job.types, levers.optimizer_in_backward, levers.offload_activations)
 
 
 def _first(job: Job, contexts: bool) -> Iterator[Batch]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import prod
+
 from llmkit.adapters.limits import virtual_tokens
 from llmkit.build.precision import Types, types
 from llmkit.core.errors import ModelError, ResourceError
@@ -40,21 +43,19 @@ def sizes(node: Training, resolved: Resolved, device: str) -> tuple[Shape, Choic
     headers = check_folder(resolved.folder)
     tensors = {name: item["shape"] for header in headers.values() for name, item in header.items()}
     shape = Shape.read(read_json(resolved.folder / "config.json"), tensors)
-    kinds = types(node.precision, device)
+    kinds = types(node.types_name, device)
     rows = node.micro_batch if isinstance(node.micro_batch, int) else None
-    wanted = {"auto": None, "none": False, "full": True}[node.memory.recompute]
+    if node.memory.optimizer_in_backward:
+        rows = rows or node.batch.rows  # a step is one micro-batch
+    wanted = {"auto": None, "none": 0, "selective": 2, "full": 1}[node.memory.recompute]
     if node.adapter.limits.recompute:
-        wanted = False
-    free = available(device)
-    choice = choose(
-        shape,
-        _held(node, shape, kinds, device),
-        node.data.max_length + virtual_tokens(node.adapter),
-        free,
-        device,
-        rows,
-        wanted,
-    )
+        wanted = 0
+    free, held = available(device), _held(node, shape, kinds, device)
+    if node.memory.optimizer_in_backward:
+        largest = max(prod(size) for size in tensors.values())
+        held = replace(held, gradients=min(largest, held.cost.trained))
+    length = node.data.max_length + virtual_tokens(node.adapter)
+    choice = choose(shape, held, length, free, device, rows, wanted)
     if not choice.fits:
         need, there = choice.account.total / 2**20, free / 2**20
         raise ResourceError(
@@ -72,10 +73,19 @@ def _held(node: Training, shape: Shape, kinds: Types, device: str) -> Held:
         plain_bytes=plain,
         kept=_kept(node, cost, kinds),
         cost=cost,
-        moment_bytes=node.optim.moment_bytes,
-        recompute=False,
+        moment_bytes=_moments(node, shape, cost),
+        recompute=0,
         head_bytes=_head(shape, cost.head, device),
+        offload=node.memory.offload_activations,
     )
+
+
+def _moments(node: Training, shape: Shape, cost: Cost) -> float:
+    """Bytes of the optimizer's state for each trained parameter."""
+    if node.adapter.frozen_base:
+        return node.optim.moments(1, 0, max(1, cost.low))
+    inner = shape.params - shape.embedded
+    return node.optim.moments(inner, shape.embedded, shape.hidden) / max(1, shape.params)
 
 
 def _kept(node: Training, cost: Cost, kinds: Types) -> Kept:
