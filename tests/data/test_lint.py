@@ -273,7 +273,7 @@ def test_a_template_that_is_not_the_model_s_own_is_told(tiny, tmp_path):
     for text, count in ((CHATML, 0), (TEMPLATES["doubled bos"], 1)):
         path = tmp_path / "template.jinja"
         path.write_text(text)
-        found = served(resolved, str(path), read_tokenizer(resolved, str(path)))
+        found = served(resolved, str(path), read_tokenizer(resolved, ModelRef(name=str(tiny), template=str(path))))
         assert len(found) == count and all(f.name == "template" for f in found)
     assert served(resolved, None, None) == ()
 
