@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from llmkit.adapters.node import Adapter, NoAdapter
+from llmkit.adapters.method import Around
+from llmkit.adapters.node import Adapter
 from llmkit.build.precision import Types
 from llmkit.core.errors import ModelError
 from llmkit.models.heads import Scored, check_head
 from llmkit.models.load import DTYPES, How, Loaded, load
 from llmkit.models.node import ModelRef, Quant
 from llmkit.models.resolve import Resolved
+from llmkit.models.stored import Stored
+from llmkit.models.virtual import supported
 from llmkit.models.wrappers import towers
 from llmkit.parallel.offload import Offload, Pinned
 from llmkit.parallel.optimizers import Optimizers
@@ -33,7 +37,15 @@ class Built:
     trained: dict[str, nn.Parameter]
 
 
-def build(resolved: Resolved, ref: ModelRef, how: How, adapter: Adapter, recompute: int, seed: int) -> Built:
+def build(
+    resolved: Resolved,
+    ref: ModelRef,
+    how: How,
+    adapter: Adapter,
+    recompute: int,
+    seed: int,
+    notice: Callable[[str], None] = lambda _: None,
+) -> Built:
     """A model ready to be trained; every `recompute`-th layer makes its activations again, none at 0.
 
     Raises:
@@ -46,7 +58,9 @@ def build(resolved: Resolved, ref: ModelRef, how: How, adapter: Adapter, recompu
     loaded = load(resolved, ref, how)
     check_head(Scored(loaded.model))
     torch.manual_seed(seed)  # adapters begin at random
-    model = adapter.attach(loaded.model, towers(loaded.model))
+    around = Around(towers(loaded.model), loaded.tokenizer, loaded.added, Stored(resolved.folder), notice)
+    model = adapter.attach(loaded.model, around)
+    loaded = replace(loaded, support=supported(loaded.support, model))
     if recompute:
         base = loaded.model
         base.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=int(recompute))
@@ -73,6 +87,5 @@ def stepper(
 
 def how(device: str, types: Types, quant: Quant, adapter: Adapter, code: bool, nonfinite: bool) -> How:
     """How a stage's model is held: a frozen base under autocast is held in 16 bits already."""
-    frozen = not isinstance(adapter, NoAdapter)
-    held: Any = types.short if types.mixed and frozen and device == "cuda" else types.params
+    held: Any = types.short if types.mixed and adapter.frozen_base and device == "cuda" else types.params
     return How(device, held, types.half, quant, code, nonfinite, types.short)

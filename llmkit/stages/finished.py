@@ -29,7 +29,8 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
         steps.load(state.load(job.checkpoints / f"step-{progress.best_step}")[0])
         run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
     with steps.averaged():
-        export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant)
+        node.adapter.finish(built.model)
+        export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant, node.model.rope)
     write_report(run.folder)
     made = publish(
         run.folder,

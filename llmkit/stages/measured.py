@@ -30,6 +30,7 @@ def subject(job: Job, built: Built, steps: Single) -> Subject:
         job.run.stop.check,
         autocast=steps.autocast,
         seed=job.node.seed,
+        tree=built.loaded.support.tree,
     )
 
 
