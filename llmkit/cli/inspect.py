@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from llmkit.adapters.limits import virtual_tokens
 from llmkit.core.environment import prepare as quiet_libraries
 from llmkit.core.errors import DataError
 from llmkit.core.memory import available, device
 from llmkit.data.findings import Finding
 from llmkit.data.prepare import Prepared, prepare
-from llmkit.evals.tasks import Perplexity, Task, data_of
+from llmkit.evals.tasks import Generation, MultipleChoice, Passkey, Perplexity, PositionPerplexity, data_of, longest
 from llmkit.models.alias import is_remote
 from llmkit.models.load import read_tokenizer
 from llmkit.models.positions import check_length
 from llmkit.models.resolve import resolve
+from llmkit.plan.account import RECOMPUTE
 from llmkit.recipe.inputs import remote
 from llmkit.stages.build_inference import adapter_of
 from llmkit.stages.evaluate import Evaluate
@@ -47,13 +49,16 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
 
 
 def _training(title: str, node: Training, show: int) -> None:
-    where, resolved = device(), whole_model(node.model)
-    if notice := check_length(resolved, node.data.max_length, "data.max_length"):
+    where = device()
+    node.needs(where)
+    resolved = whole_model(node.model)
+    longest_row = node.data.max_length + virtual_tokens(node.adapter)
+    if notice := check_length(resolved, longest_row, "data.max_length", node.model.rope):
         _say(f"{title}{notice}")
-    tokenizer = read_tokenizer(resolved, node.model.template)
+    tokenizer = read_tokenizer(resolved, node.model)
     sets: list[Prepared] = []
-    for key, sources in (("train", node.data.train), ("valid", node.data.valid)):
-        if sources:
+    for key in ("train", "valid"):
+        if sources := node.data.sources(key):
             least = node.batch.rows if key == "train" else 1
             made = node.examples(sources, tokenizer, f"data.{key}", lambda error: None, least)
             _say(f"{title}data.{key}: {_table(made)}")
@@ -61,11 +66,11 @@ def _training(title: str, node: Training, show: int) -> None:
             if show and key == "train":
                 _tokens(made, tokenizer, show)
     if sets:
-        _lint(title, node, sets, served(resolved, node.model.template, tokenizer))
+        _lint(title, node, sets, served(resolved, node.model, tokenizer))
     _, choice = sizes(node, resolved, where)
     parts = ", ".join(f"{part} {size / 2**20:.0f}" for part, size in vars(choice.account).items())
     total, free = choice.account.total / 2**20, available(where) / 2**20
-    recompute = " with recompute" if choice.recompute else ""
+    recompute = f" with {RECOMPUTE[choice.recompute]} recompute" if choice.recompute else ""
     _say(f"{title}memory: about {total:.0f} of {free:.0f} MiB at {choice.rows} rows a forward{recompute} ({parts})")
 
 
@@ -78,16 +83,21 @@ def _lint(title: str, node: Training, sets: Sequence[Prepared], more: Sequence[F
 
 def _evaluate(title: str, node: Evaluate) -> None:
     resolved = resolve(node.model)
-    tokenizer = read_tokenizer(resolved, node.model.template)
-    for task in node.tasks:
-        if isinstance(task, Perplexity):
+    tokenizer = read_tokenizer(resolved, node.model)
+    for index, task in enumerate(node.tasks):
+        key, length = longest(task) or ("", 0)
+        if key and (notice := check_length(resolved, length, f"tasks.{index}.{key}", node.model.rope)):
+            _say(notice)
+        if isinstance(task, Passkey):
+            _say(f"{title}tasks.{task.name}: {len(task.lengths) * task.depths * task.samples} texts of its own")
+        elif isinstance(task, Perplexity):
             made = prepare(task.data, data_of(task), tokenizer, f"tasks.{task.name}")
             _say(f"{title}tasks.{task.name}: {_table(made)}")
         else:
             _say(f"{title}tasks.{task.name}: {_count(task)} rows")
 
 
-def _count(task: Task) -> int:
+def _count(task: Generation | MultipleChoice | PositionPerplexity) -> int:
     """The rows of a task, each of them read."""
     rows = 0
     for row in (row for source in task.data for row in source.rows()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +49,15 @@ class KeyValueStore(Protocol):
 
     def put(self, layer: int, span: Span, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores the new (KV, L, D) of a span; gives all of its sequence, (KV, past + L, D)."""
+        ...
+
+
+@runtime_checkable
+class Steady(Protocol):
+    """A rotary module whose frequencies follow the length of a sequence."""
+
+    def steady(self, start: int, end: int) -> bool:
+        """Whether a sequence turns alike at every length from `start` to `end`: then its keys may be kept."""
         ...
 
 

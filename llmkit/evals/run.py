@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from llmkit.data.prompt import questions
 from llmkit.data.rows import Row
 from llmkit.evals.tasks import Generation, Perplexity, data_of
 from llmkit.inference.node import Sampling, Transformers
-from llmkit.stats.bootstrap import difference, ratio
+from llmkit.stats.bootstrap import Transform, difference, ratio, same
 
 FORWARD_TOKENS = 1024
 """Tokens of one evaluation forward, about."""
@@ -48,6 +48,19 @@ class Subject:
     run_id: str = ""
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     seed: int = 0
+    tree: bool = False
+    """Whether the model takes shared prefixes."""
+
+
+@contextmanager
+def at_rest(subject: Subject) -> Iterator[None]:
+    """While a model is asked: no dropout."""
+    training = subject.scored.training
+    subject.scored.eval()
+    try:
+        yield
+    finally:
+        subject.scored.train(training)
 
 
 def losses(subject: Subject, prepared: Prepared, ids: Sequence[int], capacity: int) -> tuple[list[float], list[float]]:
@@ -55,35 +68,32 @@ def losses(subject: Subject, prepared: Prepared, ids: Sequence[int], capacity: i
     sums, weights = dict.fromkeys(ids, 0.0), dict.fromkeys(ids, 0.0)
     packing: Packing = FirstFit() if subject.packed else NoPacking()
     rows = max(1, FORWARD_TOKENS // capacity) if subject.packed else 4
-    training = subject.scored.training
-    subject.scored.eval()
-    try:
+    with at_rest(subject):
         batches = micro_batches(prepared, ids, packing, capacity, rows, subject.packed, subject.device)
         for batch in batches:
             subject.check("in evaluation")
             with torch.no_grad(), subject.autocast():
                 logps = subject.scored(batch)
             chosen = batch.weights != 0
-            owner = _owners(batch)[chosen]
+            owner = _owners(batch, prepared)[chosen]
             weight = batch.weights[chosen]
             for place, example in enumerate(batch.ids):
                 mine = owner == place
                 sums[example] -= float((logps * weight)[mine].sum(dtype=torch.float64))
                 weights[example] += float(weight[mine].sum(dtype=torch.float64))
-    finally:
-        subject.scored.train(training)
     return [sums[i] for i in ids], [weights[i] for i in ids]
 
 
-def _owners(batch: Any) -> torch.Tensor:
+def _owners(batch: Any, prepared: Prepared) -> torch.Tensor:
     """Which of the batch's examples each position belongs to, (B, T)."""
     owner = torch.full(batch.tokens.shape, -1, device=batch.tokens.device)
     if batch.lengths:
         for row, length in enumerate(batch.lengths):
             owner[row, :length] = row
-    else:
-        for place, segment in enumerate(batch.attend.segments):
-            owner[segment.row, segment.start : segment.end] = place
+        return owner
+    start = 0
+    for place, example in enumerate(batch.ids):  # one behind the other, in one row
+        owner[0, start : (start := start + prepared.length(example))] = place
     return owner
 
 
@@ -220,18 +230,26 @@ def compare(new: Sequence[Prediction], old: Sequence[Prediction], seed: int = 0)
         b = {row.example_id: row for row in old if row.slices["task"] == task}
         if a.keys() != b.keys():
             raise DataError(f"{task}: the tables are not of the same examples", fix="evaluate both on the same rows")
-        clusters = [a[key].cluster_id for key in a]
-        scores = next(iter(a.values())).scores
-        if "nll" in scores:
-            new_sums, old_sums = (([t[k].scores["nll"] for k in a], [t[k].scores["tokens"] for k in a]) for t in (a, b))
-            reports.append(difference(f"{task}.perplexity", new_sums, old_sums, clusters, np.exp, seed))
-            new_bits, old_bits = (
-                ([t[k].scores["nll"] / np.log(2) for k in a], [t[k].scores["bytes"] for k in a]) for t in (a, b)
-            )
-            reports.append(difference(f"{task}.bits_per_byte", new_bits, old_bits, clusters, seed=seed))
-            continue
-        for metric in scores:
-            if not metric.startswith("choice_"):
-                left, right = (([t[k].scores[metric] for k in a], None) for t in (a, b))
-                reports.append(difference(f"{task}.{metric}", left, right, clusters, seed=seed))
+        for part in ("all", *dict.fromkeys(filter(None, map(_part, a.values())))):
+            keys = [key for key, row in a.items() if part in ("all", _part(row))]
+            reports += _differences(task, part, [(a[key], b[key]) for key in keys], seed)
     return reports
+
+
+def _part(row: Prediction) -> str:
+    """The slice that a row is of beside its task, or nothing."""
+    return ",".join(f"{name}={value}" for name, value in row.slices.items() if name != "task")
+
+
+def _differences(task: str, part: str, pairs: Sequence[tuple[Prediction, Prediction]], seed: int) -> list[Report]:
+    clusters, scores = [new.cluster_id for new, _ in pairs], pairs[0][0].scores
+
+    def one(name: str, top: str, bottom: str = "", transform: Transform = same, scale: float = 1.0) -> Report:
+        sides = [[pair[side].scores for pair in pairs] for side in (0, 1)]
+        new, old = (([s[top] / scale for s in side], [s[bottom] for s in side] if bottom else None) for side in sides)
+        return difference(f"{task}.{name}", new, old, clusters, transform, seed, slice=part)
+
+    if "nll" in scores:
+        bits = one("bits_per_byte", "nll", "bytes", scale=float(np.log(2)))
+        return [one("perplexity", "nll", "tokens", np.exp), bits]
+    return [one(metric, metric) for metric in scores if not metric.startswith("choice_")]

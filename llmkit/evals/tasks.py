@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from llmkit.core.config import Conflict, Later, config, setting
 from llmkit.data.node import Data, Docstrings, Source
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class Perplexity:
     """How well the model predicts the answers: perplexity and bits per byte of the text that is learned from."""
 
+    _sized: ClassVar[str] = "max_length"
     kind: Literal["perplexity"] = "perplexity"
     name: str = "perplexity"
     data: tuple[Source, ...]
@@ -83,15 +84,91 @@ class MultipleChoice:
         return multiple_choice(self, subject)
 
 
-Task = Annotated[Perplexity | Generation | MultipleChoice, Later(("python",))]
+@config
+class PositionPerplexity:
+    """Perplexity by position: what a model makes of tokens far into long documents. Each window is one forward."""
 
-NAMED: dict[str, tuple[Perplexity | Generation, ...]] = {
+    _sized: ClassVar[str] = "length"
+    kind: Literal["position_perplexity"] = "position_perplexity"
+    name: str = "position_perplexity"
+    data: tuple[Source, ...]
+    """Rows of `text`, or of any other format: all of their tokens count."""
+    documents: Literal["whole", "joined"] = "whole"
+    """`whole` takes what is long enough by itself, `joined` lays the rows end to end."""
+    length: int = setting(default=8192, least=2, most=1 << 24)
+    """Tokens of a window."""
+    buckets: int = setting(default=8, least=1)
+    """Stretches of equal width that a window's positions fall into."""
+    rows: int | None = setting(default=None, least=1)
+    """At most so many windows, evenly apart."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """Buckets of unequal width."""
+        if self.length % self.buckets:
+            what = f"{self.length} positions do not fall into {self.buckets} buckets of equal width"
+            yield Conflict("buckets", what, "give a divisor of length", "length")
+
+    def run(self, subject: Subject) -> tuple[list[Prediction], list[Report]]:
+        """A prediction for each bucket of each window, and the reports."""
+        from llmkit.evals.windows import position_perplexity
+
+        return position_perplexity(self, subject)
+
+
+@config
+class Passkey:
+    """Whether a model finds one fact in a long text, by how long the text is and where the fact lies in it.
+
+    `accuracy`: the true key is likelier than every distractor; `margin`: its log-probability a token less their mean,
+    in nats; `exact_match`: greedy decoding writes it.
+    """
+
+    _sized: ClassVar[str] = "lengths"
+    kind: Literal["passkey"] = "passkey"
+    name: str = "passkey"
+    needle: Literal["number", "sentence"] = "number"
+    """A number of five digits, or what is best to eat in a town."""
+    lengths: tuple[int, ...] = (1024, 2048, 4096)
+    """Tokens of the whole prompt with its answer, each within a sentence of it."""
+    depths: int = setting(default=5, least=1)
+    """Places of the fact, evenly from the beginning of the text to its end; one is the middle."""
+    samples: int = setting(default=4, least=1)
+    """Texts with a fact of their own, each at every length and depth."""
+    distractors: int = setting(default=9, least=1, most=19)
+    """Wrong keys to choose from."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """No lengths, or one twice."""
+        if not self.lengths or min(self.lengths) < 1 or len(set(self.lengths)) != len(self.lengths):
+            yield Conflict("lengths", "is no list of different positive numbers", "give some, such as [1024, 2048]")
+
+    def run(self, subject: Subject) -> tuple[list[Prediction], list[Report]]:
+        """A prediction for each sample of each cell, and the reports."""
+        from llmkit.evals.passkey import passkey
+
+        return passkey(self, subject)
+
+
+Task = Annotated[Perplexity | Generation | MultipleChoice | PositionPerplexity | Passkey, Later(("python",))]
+
+NAMED: dict[str, tuple[Perplexity | Generation | Passkey, ...]] = {
     "docstrings": (
         Perplexity(name="docstrings.perplexity", data=(Docstrings(split="valid"),), rows=200),
         Generation(name="docstrings.rouge", data=(Docstrings(split="valid"),), rows=64, max_tokens=32),
     ),
+    "passkey": (Passkey(),),
 }
 """Tasks that `llmkit evaluate MODEL --tasks NAME` knows."""
+
+
+def longest(task: Any) -> tuple[str, int] | None:
+    """The key that says how long the sequences of a task may be, and how long the longest is; none for those that ask
+    rows as they are."""
+    key = getattr(task, "_sized", None)
+    if key is None:
+        return None
+    said = getattr(task, key)
+    return key, max(said) if isinstance(said, tuple) else said
 
 
 def data_of(task: Perplexity) -> Data:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from llmkit.core.seed import mixed
+from llmkit.core.types import Steady
 from llmkit.inference.node import Sampling
 
 
@@ -43,7 +44,7 @@ def generate(
     on_done: Callable[[int], None] | None = None,
 ) -> list[Completion]:
     """A completion for each prompt, in order. Sampled text takes one prompt at a time, so that its seed is its own."""
-    size = batch if sampling.temperature == 0 else 1
+    size = batch if sampling.temperature == 0 and not _prepends(model) else 1
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     made: list[Completion | None] = [None] * len(prompts)
     training, done = model.training, 0
@@ -60,6 +61,11 @@ def generate(
     return [completion for completion in made if completion is not None]
 
 
+def _prepends(model: Any) -> bool:
+    """Whether an adapter puts virtual tokens before each row: padding would stand between them and the prompt."""
+    return hasattr(model, "peft_config") and bool(model.active_peft_config.is_prompt_learning)
+
+
 def _together(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], group: Sequence[int], sampling: Sampling
 ) -> Iterator[Completion]:
@@ -74,7 +80,9 @@ def _together(
     if sampling.temperature > 0:
         torch.manual_seed(mixed(sampling.seed, group[0]))
     with torch.no_grad(), _without_defaults(model):
-        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=_settings(sampling, stop, pad))
+        kept = _keeps_keys(model, given, sampling.max_tokens)
+        settings = _settings(sampling, stop, pad, kept)
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
     for row, prompt in zip(out[:, width:].tolist(), given, strict=True):
         cut = next((place for place, token in enumerate(row) if token in stop), None)
         tokens = row if cut is None else row[:cut]
@@ -96,7 +104,14 @@ def _without_defaults(model: Any) -> Iterator[None]:
         holder.generation_config = own
 
 
-def _settings(sampling: Sampling, stop: list[int], pad: int) -> Any:
+def _keeps_keys(model: Any, prompts: Sequence[Sequence[int]], most: int) -> bool:
+    """Whether cached keys stay right while a text grows: under RoPE `dynamic` and `longrope` every forward past the
+    trained length turns the whole text anew."""
+    turning = [module for module in model.modules() if isinstance(module, Steady)]
+    return all(module.steady(len(prompt), len(prompt) + most - 1) for module in turning for prompt in prompts)
+
+
+def _settings(sampling: Sampling, stop: list[int], pad: int, keeps_keys: bool = True) -> Any:
     """All that is asked of a text."""
     from transformers import GenerationConfig
 
@@ -113,6 +128,7 @@ def _settings(sampling: Sampling, stop: list[int], pad: int) -> Any:
         max_new_tokens=sampling.max_tokens,
         eos_token_id=stop or None,
         pad_token_id=pad,
+        use_cache=keeps_keys,
         **({"do_sample": False} | drawn),
     )
 
@@ -130,7 +146,8 @@ def stream(model: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling
     ids = torch.tensor([list(prompt)], device=next(model.parameters()).device)
     stop = ends(model, tokenizer)
     pieces = Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    settings = _settings(sampling, stop, (stop or [0])[0])
+    kept = _keeps_keys(model, [prompt], sampling.max_tokens)
+    settings = _settings(sampling, stop, (stop or [0])[0], kept)
     if sampling.temperature > 0:
         torch.manual_seed(mixed(sampling.seed, 0))
     with torch.no_grad(), _without_defaults(model):

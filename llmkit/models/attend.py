@@ -20,6 +20,7 @@ from llmkit.core.errors import ModelError
 from llmkit.core.types import Packed, Paged, Segment, Span, Tree
 from llmkit.models import compiled, varlen
 from llmkit.models.pieces import Kind, Piece, Rule, eager, scored, sdpa
+from llmkit.models.rotary import turn_by_sequence
 
 Context = Packed | Tree | Paged
 
@@ -44,7 +45,8 @@ NO_MASK = torch.empty(1, 1, 1, 1)
 
 
 def install(model: Any, kind: str, half: bool = False) -> str:
-    """Sets the attention of a loaded model; gives the kind used, `own` for a family that takes no other.
+    """Sets the attention of a loaded model, and the rotations that contexts need; gives the kind used, `own` for a
+    family that takes no other.
 
     `kind`: auto, sdpa, flash, flex or eager. `half`: the model computes in fp16 or bf16. `auto` takes flash where it
     runs, llmkit's compiled attention on a CPU, and sdpa elsewhere.
@@ -52,6 +54,7 @@ def install(model: Any, kind: str, half: bool = False) -> str:
     Raises:
         ModelError: a kind that was asked for is not there, or cannot do what the family needs.
     """
+    turn_by_sequence(model)
     if not model._can_set_attn_implementation():
         if kind in ("auto", "eager"):
             return "own"

@@ -16,11 +16,19 @@ from llmkit.core.files import publish
 from llmkit.models.load import quiet
 from llmkit.models.node import NoQuant, Quant
 from llmkit.models.resolve import HUB, Resolved
+from llmkit.models.rope import RopeScaling
 
 
-def export(model: Any, tokenizer: Any, folder: Path, resolved: Resolved, quant: Quant = NoQuant()) -> None:
-    """Writes an adapter (peft's format) or full weights, with tokenizer and template, whole or not at all; `quant` is
-    how an adapter's base was held.
+def export(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    resolved: Resolved,
+    quant: Quant = NoQuant(),
+    rope: RopeScaling | None = None,
+) -> None:
+    """Writes an adapter (peft's format) or full weights, with tokenizer and template, whole or not at all; `quant` and
+    `rope` are how an adapter's base was held and scaled; full weights say that in `config.json`.
 
     Raises:
         ModelError: a template's name would leave the folder.
@@ -36,6 +44,7 @@ def export(model: Any, tokenizer: Any, folder: Path, resolved: Resolved, quant: 
                 settings.base_model_name_or_path, settings.revision = _for_peft(base)
             model.save_pretrained(aside)
             facts = {"format": 1, "base": base.facts(), "quant": asdict(quant)}
+            facts |= {"rope": asdict(rope)} if rope is not None else {}
             (aside / "llmkit.json").write_text(json.dumps(facts, indent=1) + "\n")
         else:
             model.config._name_or_path = ""

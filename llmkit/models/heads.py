@@ -13,6 +13,11 @@ from llmkit.core.types import Batch
 from llmkit.models.attend import NO_MASK
 from llmkit.models.logits import Shape
 from llmkit.models.logps import BLOCK, chosen_logps
+from llmkit.models.logps_rows import row_logps, trained_rows
+from llmkit.models.virtual import hidden, virtual_tokens
+
+ROWS = 64
+"""Positions whose whole logits are held at a time."""
 
 
 def shape_of(config: Any) -> Shape:
@@ -36,6 +41,8 @@ class Scored(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states, (B, T, H)."""
+        if virtual_tokens(self.model):
+            return hidden(self.model, self.causal[0].base_model, batch)
         context: dict[str, Any] = {"attend": batch.attend, "attention_mask": NO_MASK.to(batch.tokens.device)}
         if batch.attend is None:
             ends = torch.tensor(batch.lengths, device=batch.tokens.device)
@@ -50,11 +57,22 @@ class Scored(nn.Module):
         chosen = batch.weights != 0
         return self.logps(hidden[chosen], batch.labels[chosen], batch.weights[chosen])
 
+    def likeliest(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, and the likeliest token at each of those places: (N,), (N,)."""
+        hidden = self.hidden(batch)
+        chosen = batch.weights != 0
+        head = self.causal[0].get_output_embeddings()
+        rows = hidden[chosen]
+        best = [self.shape.apply(head(part).float()).argmax(1) for part in rows.split(ROWS)]
+        return self.logps(rows, batch.labels[chosen]), torch.cat(best)
+
     def logps(self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Log-probabilities of `labels` (N,) after hidden states (N, H); `weights` as in `chosen_logps`."""
         head = self.causal[0].get_output_embeddings()
         if type(head) is nn.Linear:
             return chosen_logps(hidden, head.weight, head.bias, labels, weights, self.shape)
+        if (some := trained_rows(head)) is not None:
+            return row_logps(hidden, some, labels, self.shape)
         positions, words = BLOCK[hidden.device.type]
         rows = max(16, positions * words // head.weight.shape[0])
         parts = [self._wrapped(head, h, y) for h, y in zip(hidden.split(rows), labels.split(rows), strict=True)]

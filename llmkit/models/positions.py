@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from llmkit.core.errors import RecipeError
+from llmkit.core.errors import ModelError, RecipeError
 from llmkit.models.resolve import Resolved
+from llmkit.models.rope import RopeScaling, reach
 from llmkit.models.safe import check_folder, read_json
+from llmkit.models.scaled import scaled_config
 
 LEARNED = re.compile(r"(^|\.)(wpe|\w*positions?_?\w*)\.weight$")
 """Names of tables of learned positions."""
@@ -16,22 +18,40 @@ TABLES = ("codegen", "gptj")
 """Families whose rotations are a table of as many rows as there are positions."""
 
 
-def check_length(resolved: Resolved, length: int, key: str) -> str:
-    """A notice where sequences of `length` go past what the model was made for; empty where they do not.
+def check_length(resolved: Resolved, length: int, key: str, rope: RopeScaling | None = None) -> str:
+    """A notice where sequences of `length` go past what the model was made for, or is scaled to; empty where they do
+    not. `rope` is the recipe's; without it an adapter's own counts.
 
     Raises:
         RecipeError: it has no more positions at all.
+        ModelError: it cannot be scaled so.
     """
     base = resolved.base or resolved
     said = read_json(base.folder / "config.json")
     text = said.get("text_config") or said
     name = next((name for name in ("max_position_embeddings", "n_positions") if isinstance(text.get(name), int)), "")
-    if not name or length <= text[name]:
+    rope = rope or resolved.rope
+    there = _reach(base, rope, said) if rope is not None else text.get(name, 0)
+    if not name or length <= there:
         return ""
-    what = f"{length} is more than the {text[name]} positions of {base.name} ({name})"
+    if rope is not None:
+        return f"{key}: {length} is more than the {there} positions that RoPE `{rope.kind}` takes {base.name} to"
+    what = f"{length} is more than the {there} positions of {base.name} ({name})"
     if text.get("model_type") in TABLES or _table(base):
-        raise RecipeError(what, fix=f"set {key}={text[name]}", key=key)
+        raise RecipeError(what, fix=f"set {key}={there}", key=key)
     return f"{key}: {what}; its RoPE goes on, untrained there"
+
+
+def _reach(base: Resolved, rope: RopeScaling, said: Mapping[str, Any]) -> int:
+    """The positions that a scaling goes to; code that the model brings is not run to know them."""
+    if "auto_map" in said:
+        return round(rope.factor * (rope.original_max_position_embeddings or said.get("max_position_embeddings", 0)))
+    try:
+        config = scaled_config(base, rope).get_text_config()
+    except (ValueError, KeyError, OSError) as cause:
+        kind = said.get("model_type", "no model_type")
+        raise ModelError(f"{base.name} is of an unknown family ({kind})", fix="use a causal LM", key="model") from cause
+    return reach(config, rope)
 
 
 def _table(base: Resolved) -> bool:

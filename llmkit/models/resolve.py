@@ -17,6 +17,7 @@ from llmkit.core.wording import Report
 from llmkit.models import safe
 from llmkit.models.alias import ALIASES, HUB_ID, Wheel
 from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.models.rope import RopeScaling
 
 HUB = "hub:"
 """What the source of a model begins with that is the Hub's."""
@@ -37,6 +38,8 @@ class Resolved:
     """Of an adapter: what it sits on."""
     quant: Quant = NoQuant()
     """Of an adapter: how its base was held when it was trained."""
+    rope: RopeScaling | None = None
+    """Of an adapter: how its base was scaled when it was trained."""
 
     def facts(self) -> dict[str, Any]:
         """For the manifest."""
@@ -111,7 +114,9 @@ def _adapter(name: str, path: Path) -> Resolved:
     trained_on: dict[str, Any] = known if isinstance(known, dict) else {}
     base = resolve(_base_of(path, str(trained_on.get("name"))))
     _same_base(path, base, trained_on.get("sha256"))
-    return Resolved(name, path, "folder", "", safe.digest(path, "adapter_model"), base, _quant_of(made, ours))
+    quant: Quant = _trained_with(Quant, made, "quant", ours.get("quant", "none"))
+    rope: RopeScaling | None = _trained_with(RopeScaling | None, made, "rope", ours.get("rope"))
+    return Resolved(name, path, "folder", "", safe.digest(path, "adapter_model"), base, quant, rope)
 
 
 def _base_of(path: Path, name: str) -> ModelRef:
@@ -143,10 +148,11 @@ def _same_base(path: Path, base: Resolved, expected: Any) -> None:
         )
 
 
-def _quant_of(made: Path, ours: dict[str, Any]) -> Quant:
-    """How the base was held in training: an adapter has learned over its quantisation error."""
+def _trained_with(hint: Any, made: Path, key: str, said: Any) -> Any:
+    """How the base was held or scaled in training: an adapter has learned over its quantisation error, and at its
+    rotations."""
     report = Report()
-    quant: Quant = convert(Quant, wrapped(ours.get("quant", "none")), "quant", report)
+    value = convert(hint, wrapped(said), key, report)
     if report.problems:
-        raise ModelError(report.problems[0].what, fix="fetch the adapter again", file=str(made), key="quant")
-    return quant
+        raise ModelError(report.problems[0].what, fix="fetch the adapter again", file=str(made), key=key)
+    return value

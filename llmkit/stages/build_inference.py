@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from llmkit.adapters.limits import UNMERGEABLE
+from llmkit.build.opening import load
 from llmkit.build.precision import Types, types
 from llmkit.core import records
 from llmkit.core.artifact import Artifact, publish
@@ -16,10 +18,11 @@ from llmkit.core.records import GateSpec, Prediction
 from llmkit.core.run import Grants, Run
 from llmkit.core.types import Report, interval
 from llmkit.evals.run import Subject
-from llmkit.evals.tasks import Perplexity
+from llmkit.evals.tasks import longest
+from llmkit.models.adapted import method
 from llmkit.models.export import export
 from llmkit.models.heads import Scored, check_head
-from llmkit.models.load import How, Loaded, load
+from llmkit.models.load import How, Loaded
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.models.positions import check_length
 from llmkit.models.resolve import Resolved, resolve
@@ -67,9 +70,8 @@ def _asked(node: Evaluate, run: Run) -> tuple[Loaded, Types, list[Prediction], l
     """The model, how it is held, and what the tasks found."""
     resolved = resolve(node.model)
     for index, task in enumerate(node.tasks):
-        if isinstance(task, Perplexity) and (
-            notice := check_length(resolved, task.max_length, f"tasks.{index}.max_length")
-        ):
+        key, length = longest(task) or ("", 0)
+        if key and (notice := check_length(resolved, length, f"tasks.{index}.{key}", node.model.rope)):
             run.console.notice(notice)
     loaded, kinds = open_model(node.model, run.device, node.precision, run.grants, node.quant)
     scored = Scored(loaded.model)
@@ -87,6 +89,7 @@ def _asked(node: Evaluate, run: Run) -> tuple[Loaded, Types, list[Prediction], l
         run_id=run.recipe_digest[:16],
         autocast=lambda: torch.autocast(run.device, dtype=torch.bfloat16, enabled=kinds.mixed),
         seed=node.seed,
+        tree=loaded.support.tree,
     )
     table: list[Prediction] = []
     reports: list[Report] = []
@@ -132,12 +135,14 @@ def adapter_of(node: Merge) -> Resolved:
     """What is to be folded.
 
     Raises:
-        ModelError: it is no adapter.
+        ModelError: it is no adapter, or none that can be folded.
     """
     resolved = resolve(node.model)
     if resolved.base is None:
         what = f"{node.model.name} is no adapter"
         raise ModelError(what, fix="give an adapter or a run that trained one", key="model")
+    if reason := UNMERGEABLE.get(method(resolved.folder)):
+        raise ModelError(f"{node.model.name} cannot be merged: {reason}", fix="use it beside its base", key="model")
     return resolved
 
 
@@ -191,15 +196,14 @@ def _typed(loaded: Loaded, precision: str) -> Loaded:
 
 
 def _take_dequantised(plain: Any, quantised: Any) -> None:
-    """Gives each linear under an adapter the weights that the quantised base computes with."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.integrations import dequantize_module_weight
+    """Gives each linear that is quantised, under an adapter or not, the weights that it computes with."""
+    from peft.utils.integrations import dequantize_module_weight, get_bnb_param_type
 
-    theirs = dict(quantised.named_modules())
+    places = dict(plain.named_modules())
     with torch.no_grad():
-        for name, module in plain.named_modules():
-            if isinstance(module, BaseTunerLayer):
-                module.get_base_layer().weight.copy_(dequantize_module_weight(theirs[name].get_base_layer()))
+        for name, module in quantised.named_modules():
+            if isinstance(module, torch.nn.Linear) and get_bnb_param_type(module.weight):
+                places[name].weight.copy_(dequantize_module_weight(module))
 
 
 def _logits(loaded: Loaded) -> torch.Tensor:
@@ -219,8 +223,9 @@ def _bound(node: Merge, quant: Quant, resolved: Resolved, run: Run, wanted: torc
     rounding = 1e-5 if node.precision == "fp32" else 2e-2
     if isinstance(quant, NoQuant) or resolved.base is None:
         return rounding
+    rope = node.model.rope or resolved.rope
     bases = [
-        load(resolved.base, ModelRef(name=resolved.base.name), How(run.device, "fp32", quant=held))
+        load(resolved.base, ModelRef(name=resolved.base.name, rope=rope), How(run.device, "fp32", quant=held))
         for held in (quant, NoQuant())
     ]
     return max(rounding, _difference(_logits(bases[0]), _logits(bases[1])))

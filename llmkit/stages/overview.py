@@ -14,7 +14,9 @@ from llmkit.core.files import write_atomic, write_json
 from llmkit.core.folder import read_status
 from llmkit.core.metrics import Lines
 from llmkit.core.types import interval
-from llmkit.stages.report import figures, number, page, table
+from llmkit.stages.chart import number
+from llmkit.stages.report import figures, named, page, table
+from llmkit.stages.slices import drawings, drawn
 
 NAME = "stages.json"
 
@@ -48,7 +50,8 @@ def write_overview(folder: Path) -> Path:
     head = "".join(f"<th>{name}</th>" for name in ("stage", "kind", "state", "figures"))
     body = f"<h2>Stages</h2><table><tr>{head}</tr>{''.join(rows)}</table>"
     path = folder / "report.html"
-    write_atomic(path, page(folder.name, [body, _beside({k: v for k, v in evaluated.items() if v})]).encode())
+    known = {name: lines for name, lines in evaluated.items() if lines}
+    write_atomic(path, page(folder.name, [body, _beside(known), drawings(known)]).encode())
     return path
 
 
@@ -76,12 +79,9 @@ def _beside(evaluated: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     if not evaluated:
         return ""
     cells = {
-        name: {(e["metric"], e["slice"]): f"{number(e['value'])} {interval(e['low'], e['high'])}" for e in lines}
+        name: {named(e): f"{number(e['value'])} {interval(e['low'], e['high'])}" for e in lines if not drawn(e)}
         for name, lines in evaluated.items()
     }
     keys = list(dict.fromkeys(key for found in cells.values() for key in found))
-    rows = [
-        (metric if part == "all" else f"{metric}, {part}", *(found.get((metric, part), "") for found in cells.values()))
-        for metric, part in keys
-    ]
+    rows = [(key, *(found.get(key, "") for found in cells.values())) for key in keys]
     return table("Evaluations, with 95 % intervals", ("", *cells), rows)

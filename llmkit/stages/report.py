@@ -11,6 +11,8 @@ from typing import Any
 from llmkit.core.files import write_atomic
 from llmkit.core.metrics import Lines
 from llmkit.core.types import interval
+from llmkit.stages.chart import chart, number
+from llmkit.stages.slices import drawings, drawn
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
@@ -22,7 +24,6 @@ svg{width:100%;height:auto;background:#f6f8fa;border-radius:6px}.k{color:#59636e
 @media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}svg{background:#161b22}
 td,th{border-color:#30363d}.k{color:#9198a1}}
 """
-COLOURS = ("#0969da", "#cf222e", "#1a7f37")
 
 
 def write_report(folder: Path) -> Path:
@@ -34,6 +35,7 @@ def write_report(folder: Path) -> Path:
     parts = [
         table("Figures", ("", "value", ""), known) if known else "",
         _curves(lines),
+        drawings({"": evals}),
         _samples(samples),
         _predictions(folder / "predictions.jsonl"),
         _lint(folder / "lint.json"),
@@ -59,7 +61,9 @@ def figures(lines: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any
     if seen:
         for name in (n for n in seen[0] if n.startswith("valid.") and n != "valid.tokens"):
             rows.append((name, f"{number(seen[0][name])} → {number(seen[-1][name])}", "before → after"))
-    rows += [(e["metric"], number(e["value"]), f"{interval(e['low'], e['high'])}, n {e['n']}") for e in evals]
+    rows += [
+        (named(e), number(e["value"]), f"{interval(e['low'], e['high'])}, n {e['n']}") for e in evals if not drawn(e)
+    ]
     trained = [line for line in lines if line["event"] == "train"]
     if trained:
         speed = sorted(line["tokens_per_second"] for line in trained)[len(trained) // 2]
@@ -69,9 +73,9 @@ def figures(lines: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any
     return rows
 
 
-def number(value: Any) -> str:
-    """A figure as it is shown."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def named(line: Mapping[str, Any]) -> str:
+    """A figure's name, with its slice where it has one."""
+    return str(line["metric"]) if line["slice"] == "all" else f"{line['metric']}, {line['slice']}"
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -89,34 +93,6 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def _points(lines: Iterable[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
     return [(line["step"], float(line[name])) for line in lines if isinstance(line.get(name), int | float)]
-
-
-def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """A line chart as SVG; each series is a list of (x, y)."""
-    points = [point for line in series.values() for point in line]
-    if not points:
-        return ""
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    left, right, low, high = min(xs), max(xs), min(ys), max(ys)
-    wide, tall = max(right - left, 1e-12), max(high - low, 1e-12)
-
-    def place(x: float, y: float) -> str:
-        return f"{50 + 430 * (x - left) / wide:.1f},{180 - 150 * (y - low) / tall:.1f}"
-
-    drawn, keys = [], []
-    for (name, line), colour in zip(series.items(), COLOURS, strict=False):
-        if line:
-            path = " ".join(place(x, y) for x, y in line)
-            drawn.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{path}"/>')
-            keys.append(f'<tspan fill="{colour}">{html.escape(name)} </tspan>')
-    axes = (
-        f'<text x="4" y="34">{number(high)}</text><text x="4" y="182">{number(low)}</text>'
-        f'<text x="50" y="200">{left:g}</text><text x="480" y="200" text-anchor="end">step {right:g}</text>'
-    )
-    label = f'<text x="50" y="18" font-weight="600" fill="currentColor">{html.escape(title)} </text>'
-    legend = f'<text x="480" y="18" text-anchor="end">{"".join(keys)}</text>' if len(keys) > 1 else ""
-    style = 'font-size="11" font-family="system-ui" fill="#6e7781"'
-    return f'<figure><svg viewBox="0 0 500 208" {style}>{label}{legend}{axes}{"".join(drawn)}</svg></figure>'
 
 
 def _samples(samples: Sequence[Mapping[str, Any]]) -> str:

@@ -22,7 +22,8 @@ AT_ONCE = 1 << 18
 Transform = Callable[[Array], Array]
 
 
-def _same(values: Array) -> Array:
+def same(values: Array) -> Array:
+    """No transform."""
     return values
 
 
@@ -31,7 +32,7 @@ def ratio(
     top: Sequence[float] | Array,
     bottom: Sequence[float] | Array | None = None,
     clusters: Sequence[str] | None = None,
-    transform: Transform = _same,
+    transform: Transform = same,
     seed: int = 0,
     level: float = 0.95,
     slice: str = "all",
@@ -52,7 +53,7 @@ def difference(
     new: tuple[Sequence[float] | Array, Sequence[float] | Array | None],
     old: tuple[Sequence[float] | Array, Sequence[float] | Array | None],
     clusters: Sequence[str] | None = None,
-    transform: Transform = _same,
+    transform: Transform = same,
     seed: int = 0,
     level: float = 0.95,
     slice: str = "all",

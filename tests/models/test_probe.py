@@ -32,7 +32,6 @@ REFUSED = {
     "GPT-J": "GPTJForCausalLM brings its own attention",
     "BLOOM": "BloomForCausalLM brings its own attention",
     "StableLM": "StableLmForCausalLM hands the context to 0 of 2 attention layers",
-    "Phi-3, RoPE longrope": "Phi3ForCausalLM has RoPE `longrope`",
 }
 
 
@@ -47,10 +46,17 @@ def test_control_llama_takes_all() -> None:
     assert probed(llama()) == Support(True, True, True)
 
 
-def test_dynamic_rope_is_refused() -> None:
+def test_moving_rope_is_refused_where_its_module_is_not_known() -> None:
     model = llama()
     model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    assert "RoPE `dynamic`" in probed(model).reason
+    support = probed(model)  # its rotary module was made for another kind: nothing here follows a length
+    assert not support.packed and "RoPE `dynamic`, whose frequencies follow the longest segment" in support.reason
+
+
+def test_moving_rope_that_turns_by_sequence_is_packed_and_shares_no_keys() -> None:
+    support = probed(tiny("Phi-3, RoPE longrope"))
+    assert (support.packed, support.tree, support.paged) == (True, False, False)
+    assert support.reason == "Phi3ForCausalLM has RoPE `longrope`: keys turn by the length of their whole sequence"
 
 
 def test_a_convolution_is_recurrent_state() -> None:
