@@ -16,7 +16,16 @@ from llmkit.core.memory import available, device
 from llmkit.data.findings import Finding
 from llmkit.data.held_out import Head, Readable
 from llmkit.data.prepare import Prepared, prepare
-from llmkit.evals.tasks import Generation, MultipleChoice, Passkey, Perplexity, PositionPerplexity, data_of, longest
+from llmkit.evals.tasks import (
+    Classification,
+    Generation,
+    MultipleChoice,
+    Passkey,
+    Perplexity,
+    PositionPerplexity,
+    data_of,
+    longest,
+)
 from llmkit.models.alias import is_remote
 from llmkit.models.load import read_tokenizer
 from llmkit.models.positions import check_length
@@ -63,6 +72,8 @@ def _training(title: str, node: Training, show: int) -> None:
         if sources := _looked_at(node, key):
             least = node.batch.rows if key == "train" else 1
             made = node.examples(sources, tokenizer, f"data.{key}", lambda error: None, least)
+            if key == "train":
+                node.objective(made)  # it may not fit them
             some = (
                 f" (the first {node.data.buffer} rows of each stream)" if node.data.streaming and key == "train" else ""
             )
@@ -110,7 +121,7 @@ def _evaluate(title: str, node: Evaluate) -> None:
             _say(f"{title}tasks.{task.name}: {_count(task)} rows")
 
 
-def _count(task: Generation | MultipleChoice | PositionPerplexity) -> int:
+def _count(task: Generation | MultipleChoice | PositionPerplexity | Classification) -> int:
     """The rows of a task, each of them read."""
     rows = 0
     for row in (row for source in task.data for row in source.rows()):

@@ -14,9 +14,8 @@ import numpy as np
 from llmkit.core.seed import mixed
 from llmkit.data.chunk import Law
 from llmkit.data.mix import Turns, shares
-from llmkit.data.mixed import Mixed
 from llmkit.data.node import Data
-from llmkit.data.order import Order
+from llmkit.data.order import Ordered
 from llmkit.data.prepared import Prepared
 from llmkit.data.render import Renderer
 from llmkit.data.rows import BadRow
@@ -66,7 +65,7 @@ class Known:
     """Examples that are all there, in an order that is a function of the step alone."""
 
     data: Prepared
-    order: Order | Mixed
+    order: Ordered
 
     @property
     def steps_per_epoch(self) -> int:

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
 from llmkit.core.seed import mixed
+
+
+class Ordered(Protocol):
+    """Says which rows each step sees."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the data."""
+        ...
+
+    def step(self, index: int) -> tuple[int, tuple[int, ...]]:
+        """0-based step -> (epoch, row ids)."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from llmkit.data.mix import Weight
 if TYPE_CHECKING:
     from llmkit.data.rows import At, BadRow, Raw
 
-COLUMNS = ("messages", "prompt", "completion", "text", "tools", "cluster", "choices", "label", "transcript")
+TEXTS = ("messages", "prompt", "completion", "text", "tools", "transcript")
+COLUMNS = (*TEXTS, "cluster", "choices", "label", "tokens", "tags", "group")
 """Our names of columns."""
 
 Encoding = Literal[
@@ -254,12 +255,14 @@ class Docstrings:
     split: Literal["train", "valid"] = "train"
     weight: Weight | None = None
     """Its share of the mix, as a file's."""
+    labels: bool = False
+    """Rows for `kind: classify` instead: the sentence, and whether the function gives a `value` or `nothing`."""
 
     def rows(self, after: At = ()) -> Iterator[Raw | BadRow]:
         """Each pair of the split; all that is before `after` is made again."""
         from llmkit.data.docstrings import read
 
-        return read(self.split, after)
+        return read(self.split, after, self.labels)
 
     def files(self) -> dict[str, str]:
         """Nothing: the running Python is named in the manifest."""

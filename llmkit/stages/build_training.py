@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -25,12 +25,11 @@ from llmkit.core.run import Run
 from llmkit.core.types import Batch
 from llmkit.data.batches import micro_batches
 from llmkit.data.feed import Feed, Known
-from llmkit.data.mixed import arranged
 from llmkit.data.node import FirstFit, NoPacking, Packing
 from llmkit.data.prepare import Prepared
 from llmkit.models.load import DTYPES, read_tokenizer
 from llmkit.models.positions import check_length
-from llmkit.parallel.single import Single
+from llmkit.parallel.single import Adaptive, Single
 from llmkit.plan.account import RECOMPUTE, Choice
 from llmkit.stages.finished import finish
 from llmkit.stages.job import Job
@@ -113,7 +112,7 @@ def read(node: Training, run: Run) -> Job:
     kinds = types(node.types_name, run.device)
     shape, choice = sizes(node, resolved, run.device)
     run.console.notice(_summary(data, valid, choice, kinds, steps))
-    return Job(node, run, resolved, kinds, data, valid, choice, steps, feed, shape)
+    return Job(node, run, resolved, kinds, data, valid, choice, steps, feed, shape, node.objective(data))
 
 
 def _train(node: Training, tokenizer: Any, aside: Quarantine) -> tuple[Feed, Prepared]:
@@ -123,7 +122,7 @@ def _train(node: Training, tokenizer: Any, aside: Quarantine) -> tuple[Feed, Pre
         none: Any = np.empty(0, np.int64)
         return node.stream(tokenizer, aside), Prepared(none, none, np.zeros(1, np.int64), (), files=marks)
     data = node.examples(node.data.sources("train"), tokenizer, "data.train", aside, node.batch.rows)
-    return Known(data, arranged(node.data, data, node.seed, node.batch.rows, node.steps)), data
+    return Known(data, node.order(data)), data
 
 
 def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Types, steps: int) -> str:
@@ -147,12 +146,15 @@ def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Type
 def _built(job: Job) -> tuple[Built, Single]:
     node, grants = job.node, job.run.grants
     held = how(job.run.device, job.types, node.quant, node.adapter, grants.code, grants.nonfinite)
+    held = replace(held, head=node.head(job.train))
     say = job.run.console.notice
     made = build(job.resolved, node.model, held, node.adapter, job.choice.recompute, node.seed, say)
     if isinstance(node.data.packing, FirstFit) and not made.loaded.support.packed:
         raise DataError(made.loaded.support.reason, fix="set data.packing=none", key="data.packing")
     if len(job.train.breaks) and not made.loaded.support.packed:
         raise DataError(made.loaded.support.reason, fix="set documents=joined", key="documents")
+    if node.neftune:
+        made.scored.disturb(node.neftune)
     job.run.console.notice(
         f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
     )
@@ -186,6 +188,7 @@ def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
         node.guard,
         node.evaluate,
         node.checkpoint,
+        bool(node.larger_better(node.checkpoint.best or "")),
     )
     run.console.start("training", job.steps, start.step)
     with _loggers(job, start.step) as log:
@@ -199,7 +202,7 @@ def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
             show=partial(_show, job),
         )
         try:
-            return fit(steps, node.objective(), plan, hooks, start)
+            return fit(steps, job.loss, plan, hooks, start)
         finally:
             run.console.end()
 
@@ -239,14 +242,16 @@ def _save(job: Job, built: Built, steps: Single, metrics: Lines, progress: Progr
         "metrics_bytes": metrics.size(),
         "samples_bytes": samples.size(),
     }
-    state.save(job.checkpoints, progress.step, steps.state(), facts)
+    learned = job.loss.state() if isinstance(job.loss, Adaptive) else {}
+    state.save(job.checkpoints, progress.step, {**steps.state(), **learned}, facts)
     state.prune(job.checkpoints, node.checkpoint.keep, progress.best_step)
 
 
 def _show(job: Job, line: dict[str, Any]) -> None:
     console = job.run.console
     if line["event"] == "evaluate":
-        console.notice(f"step {line['step']}: valid.loss {line['valid.loss']:.4f}")
+        shown = [name for name in ("valid.loss", "valid.accuracy", "valid.f1") if name in line]
+        console.notice(f"step {line['step']}: " + ", ".join(f"{name} {line[name]:.4f}" for name in shown))
         return
     gigabytes = line["peak_memory_bytes"] / 2**30
     figures = f"loss {line['loss']:.4f}, {line['tokens_per_second']:.0f} tokens/s, peak {gigabytes:.2f} GiB"

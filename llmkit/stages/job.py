@@ -11,6 +11,7 @@ from llmkit.core.shape import Shape
 from llmkit.data.feed import Feed
 from llmkit.data.prepare import Prepared
 from llmkit.models.resolve import Resolved
+from llmkit.parallel.single import Loss
 from llmkit.plan.account import Choice
 from llmkit.stages.training import Training
 
@@ -30,6 +31,8 @@ class Job:
     feed: Feed
     """What each step sees of `train`."""
     shape: Shape
+    loss: Loss
+    """What is made small; one that learns keeps its state here."""
 
     @property
     def checkpoints(self) -> Path:

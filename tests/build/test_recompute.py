@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from llmkit.losses.token import CrossEntropy
 
 from llmkit.adapters.node import Lora, NoAdapter
 from llmkit.build.precision import types
@@ -11,7 +12,6 @@ from llmkit.core.seed import reseed
 from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit
 from llmkit.data.prepare import Prepared
-from llmkit.losses.token import CrossEntropy
 from llmkit.models.node import ModelRef, Nf4, NoQuant
 from llmkit.models.resolve import resolve
 from llmkit.plan.account import FUSED, Held, Shape, account, choose
