@@ -53,6 +53,11 @@ def spread(length: int, most: int | None) -> list[int]:
 
 @lru_cache(maxsize=2)
 def permutation(seed: int, epoch: int, rows: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The order of one epoch, kept for the steps that follow."""
+    return keyed(seed, epoch, rows)
+
+
+def keyed(seed: int, epoch: int, rows: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Row ids by the size of a random 64-bit key each: it rests on Philox's raw stream, which numpy keeps stable."""
     keys = np.random.Philox(key=mixed(seed, epoch)).random_raw(rows)
     return np.argsort(keys, kind="stable")

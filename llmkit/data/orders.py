@@ -14,8 +14,9 @@ import numpy as np
 
 from llmkit.core.seed import mixed
 from llmkit.data.labelled import Labelled
+from llmkit.data.mixed import arranged
 from llmkit.data.node import Data
-from llmkit.data.order import Order, Ordered, permutation
+from llmkit.data.order import Ordered, permutation
 from llmkit.data.prepare import Prepared
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
@@ -98,13 +99,17 @@ class Bucketed:
         return [steps[i] for i in permutation(self.seed, epoch, len(steps))]
 
 
-def ordered(data: Data, seed: int, train: Prepared, per_step: int) -> Ordered:
-    """The order that a recipe asks for."""
+def ordered(data: Data, seed: int, train: Prepared, per_step: int, steps: int | None = None) -> Ordered:
+    """The order that a recipe asks for; `steps` are those of the run, where it says them.
+
+    Raises:
+        DataError: a source of a mix has no example.
+    """
     if data.sampler is not None and isinstance(train, Labelled):
         return Balanced(seed, train.groups if data.sampler.balance == "group" else train.class_of, per_step)
     if data.length_buckets is not None:
         return Bucketed(seed, np.diff(train.starts), per_step, data.length_buckets)
-    return Order(seed, len(train), per_step)
+    return arranged(data, train, seed, per_step, steps)
 
 
 def padding(order: Bucketed | Any, lengths: Rows, steps: int) -> float:

@@ -85,7 +85,7 @@ def _together(parts: Sequence[Part], tally: Tally) -> Prepared:
         _files(parts),
         Places(parts),
         tally.lint,
-        (0, *accumulate(map(len, parts))),
+        begins=(0, *accumulate(map(len, parts))),
     )
 
 

@@ -69,6 +69,9 @@ class Classify(Training):
         if self.data.dedup != NoDedup() or self.data.decontaminate:
             key = "data.decontaminate" if self.data.decontaminate else "data.dedup"
             yield Conflict(key, "labelled rows are not compared with others yet", f"drop {key}", "kind")
+        if self.data.streaming or self.data.mixed:
+            key = "data.streaming" if self.data.streaming else "data.mix"
+            yield Conflict(key, "labelled rows are neither streamed nor mixed yet", f"drop {key} and weights", "kind")
         if self.data.lint.level == "error":
             yield Conflict("data.lint.level", "labelled rows are not linted yet", "drop data.lint", "kind")
         if self.data.overflow == "split":

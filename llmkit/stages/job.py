@@ -8,7 +8,7 @@ from pathlib import Path
 from llmkit.build.precision import Types
 from llmkit.core.run import Run
 from llmkit.core.shape import Shape
-from llmkit.data.order import Ordered
+from llmkit.data.feed import Feed
 from llmkit.data.prepare import Prepared
 from llmkit.models.resolve import Resolved
 from llmkit.parallel.single import Loss
@@ -28,7 +28,8 @@ class Job:
     valid: Prepared | None
     choice: Choice
     steps: int
-    order: Ordered
+    feed: Feed
+    """What each step sees of `train`."""
     shape: Shape
     loss: Loss
     """What is made small; one that learns keeps its state here."""

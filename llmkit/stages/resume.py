@@ -99,6 +99,7 @@ def resume(job: Job, built: Built, steps: Single, found: Found | None) -> Progre
         tensors = {key: value for key, value in tensors.items() if not key.startswith("optim/")}
         job.run.console.notice("another optimizer: its state begins anew")
     steps.load(tensors)
+    job.feed.begin(facts["feed"])
     if isinstance(job.loss, Adaptive):
         job.loss.load(tensors)
     progress = _alone(job, progress)

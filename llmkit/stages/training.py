@@ -20,6 +20,7 @@ from llmkit.train.schedule import Cosine, Schedule
 if TYPE_CHECKING:
     from llmkit.core.records import Prediction
     from llmkit.core.types import Report
+    from llmkit.data.feed import Streams
     from llmkit.data.order import Ordered
     from llmkit.data.prepare import Prepared
     from llmkit.data.rows import BadRow
@@ -79,8 +80,6 @@ class Training:
 
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
-        if self.epochs is not None and self.steps is not None:
-            yield Conflict("epochs", "both say how long the run is", "keep one of the two", "steps")
         if (odd := self.adapter.unfit(self.quant.kind)) is not None:
             yield Conflict("quant.kind", odd[1], odd[2], f"adapter.{odd[0]}")
         for key in ("add_tokens", "add_special_tokens"):
@@ -94,6 +93,7 @@ class Training:
         if limits.recompute and self.memory.recompute == "full":
             what = f"layers run twice: {limits.recompute}"
             yield Conflict("memory.recompute", what, "set memory.recompute: none", "adapter.kind")
+        yield from self._lengths()
         yield from self._odd_data()
         best, valid = self.checkpoint.best, self.data.sources("valid")
         yield from self._odd_best()
@@ -127,6 +127,19 @@ class Training:
         from llmkit.stages.needs import check_needs
 
         check_needs(self, device)
+
+    def _lengths(self) -> Iterator[Conflict]:
+        if self.epochs is not None and self.steps is not None:
+            yield Conflict("epochs", "both say how long the run is", "keep one of the two", "steps")
+        if self.steps is None and (self.data.streaming or self.scheduled):
+            what = "how long a stream is, is not known" if self.data.streaming else "weights follow the parts of a run"
+            key = "data.streaming" if self.data.streaming else "data.train"
+            yield Conflict(key, what, "set steps", "epochs")
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the shares of a mix change over the run."""
+        return self.data.mixed and any(isinstance(source.weight, tuple) for source in self.data.train)
 
     def _odd_data(self) -> Iterator[Conflict]:
         """Keys of `data` that this stage has no use for."""
@@ -162,6 +175,18 @@ class Training:
 
         return prepare(sources, self.data, tokenizer, key, aside, least)
 
+    def stream(self, tokenizer: Any, aside: Callable[[BadRow], None] | None = None) -> Streams:
+        """The examples of `data.train` as streams, which are open when this returns.
+
+        Raises:
+            DataError: a source cannot be read, too many of its first rows are unusable, or too few are there.
+        """
+        from llmkit.data.feed import Streams
+
+        made = Streams(self.data, tokenizer, self.seed, self.batch.rows, self.steps or 1, aside)
+        made.begin({})
+        return made
+
     def head(self, train: Prepared) -> Head | None:
         """The classification head that the model gets; a language model has none."""
         return None
@@ -170,7 +195,7 @@ class Training:
         """Which rows each step sees."""
         from llmkit.data.orders import ordered
 
-        return ordered(self.data, self.seed, train, self.batch.rows)
+        return ordered(self.data, self.seed, train, self.batch.rows, self.steps)
 
     def objective(self, train: Prepared) -> Loss:
         """What is made small: the scores of a batch -> a sum with its count."""
