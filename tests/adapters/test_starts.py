@@ -120,9 +120,8 @@ def test_eva_sees_trained_positions_alone_and_as_many_as_asked():
 
 @pytest.mark.parametrize("init", ["pissa", "olora", "eva"])
 def test_a_rank_above_the_directions_of_a_weight_is_an_error(init):
-    with pytest.raises(
-        ModelError, match=rf"adapter\.rank: {init} takes 17 directions .*k_proj has 16; fix: set adapter.rank=16"
-    ):
+    said = rf"adapter\.rank: {init} takes 17 directions .*k_proj has 16; fix: set adapter.rank=16"
+    with pytest.raises(ModelError, match=said):
         Lora(rank=17, init=init).attach(make_model())
 
 
