@@ -28,6 +28,8 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
         steps.load(state.load(job.checkpoints / f"step-{progress.best_step}")[0])
         run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
     export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant, node.model.rope)
+    if node.model.rope is not None and hasattr(built.model, "peft_config"):
+        run.console.notice("the base of the adapter is scaled, which peft alone does not know: merge it for use there")
     write_report(run.folder)
     made = publish(
         run.folder,
