@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from llmkit.recipe.load import load_recipe as load_recipe
     from llmkit.stages.evaluate import Evaluate as Evaluate
     from llmkit.stages.merge import Merge as Merge
+    from llmkit.stages.pretrain import Pretrain as Pretrain
     from llmkit.stages.sft import Sft as Sft
 
-__all__ = ["Artifact", "Evaluate", "Merge", "Sampling", "Sft", "__version__", "load_recipe", "run"]
+__all__ = ["Artifact", "Evaluate", "Merge", "Pretrain", "Sampling", "Sft", "__version__", "load_recipe", "run"]
 
 _WHERE = {
     "Artifact": "llmkit.core.artifact",
     "Evaluate": "llmkit.stages.evaluate",
     "Merge": "llmkit.stages.merge",
+    "Pretrain": "llmkit.stages.pretrain",
     "Sampling": "llmkit.inference.node",
     "Sft": "llmkit.stages.sft",
     "load_recipe": "llmkit.recipe.load",

@@ -14,7 +14,7 @@ HEAVY = {"torch", "transformers", "peft", "numpy", "scipy", "bitsandbytes", "dat
 LIGHT = [
     "llmkit",
     *(f"llmkit.{name}.node" for name in ("models", "adapters", "data", "train", "inference")),
-    *(f"llmkit.stages.{name}" for name in ("sft", "evaluate", "merge")),
+    *(f"llmkit.stages.{name}" for name in ("sft", "pretrain", "evaluate", "merge")),
     *(f"llmkit.recipe.{p.stem}" for p in (ROOT / "llmkit/recipe").glob("*.py") if p.stem != "__init__"),
     "llmkit.cli.main",
     "llmkit.cli.recipes",

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import Linear as PeftLinear
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
+from llmkit.adapters.method import Around
+from llmkit.adapters.names import found
 from llmkit.adapters.node import Lora
+from llmkit.adapters.select import modules, parameters
+from llmkit.adapters.starts import freeze, start
 from llmkit.adapters.together import Part, Together, lora_linears
+from llmkit.adapters.tokens import token_rows
 from llmkit.core.errors import ModelError
 from llmkit.core.recast import recast
 
@@ -20,46 +26,55 @@ SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Linears of one module that read the same input in every family that has them."""
 
 
-def attach(model: Any, node: Lora, idle: Sequence[str] = ()) -> PeftModel:
+def attach(model: Any, node: Lora, around: Around) -> PeftModel:
     """A PeftModel over `model`, its linears replaced in place; adapters are fp32 whatever the base is.
 
     Raises:
-        ModelError: `targets` names no linear of this model.
+        ModelError: what the node names is not in this model.
     """
-    targets = list(node.targets) if isinstance(node.targets, tuple) else node.targets
+    targets, params = modules(model, node, around), parameters(model, node, around.idle)
+    names = [name for name, _ in model.named_modules() if name]
+    whole = [name for ending in node.modules_to_save for name in found(ending, names, "adapter.modules_to_save")]
+    rows = token_rows(model, node, around)
+    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
     settings = LoraConfig(
         r=node.rank,
         lora_alpha=cast(int, node.alpha),
         lora_dropout=node.dropout,
         target_modules=targets,
-        exclude_modules=_excluded(model, node, idle),
+        target_parameters=params or None,
+        modules_to_save=whole or None,
+        trainable_token_indices=rows or None,
+        ensure_weight_tying=tied and _ties(model, whole),
         use_dora=node.dora,
         use_rslora=node.rslora,
         task_type=TaskType.CAUSAL_LM,
     )
     try:
-        adapted = get_peft_model(model, settings)
-    except ValueError as cause:
-        raise ModelError(
-            f"{node.targets!r} names no linear of {type(model).__name__} ({str(cause).splitlines()[0]})",
-            fix=f"use all-linear, or name endings such as {', '.join(_linears(model)[:4])}",
-            key="adapter.targets",
-        ) from cause
+        adapted = cast(PeftModel, get_peft_model(model, settings))
+    except (ValueError, TypeError) as cause:
+        what = f"peft cannot put LoRA on {type(model).__name__} ({str(cause).strip().splitlines()[0][:200]})"
+        raise ModelError(what, fix="give other targets", key="adapter") from cause
+    start(adapted, node, around)
+    if node.lora_fa:
+        for module in adapted.modules():
+            if isinstance(module, LoraLayer) and "default" in module.lora_A:
+                freeze(module.lora_A["default"])
+    around.notice(f"LoRA on {_count(adapted)}")
     return cast(PeftModel, fuse(adapted))
 
 
-def _excluded(model: nn.Module, node: Lora, idle: Sequence[str]) -> str | None:
-    """A regular expression over what gets no adapter. Most mixture models keep their routers in bare parameters, which
-    `all-linear` does not reach; those of the others stay as they are too."""
-    parts = [re.escape(name) for name in idle]
-    if node.targets == "all-linear" and any(name.endswith(".router") for name, _ in model.named_modules()):
-        parts.append(r".*\.router")
-    return rf"({'|'.join(parts)})(\..*)?" if parts else None
+def _ties(model: Any, whole: Sequence[str]) -> bool:
+    """Whether a module that is trained whole shares its weight with another."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return any(model.get_submodule(name) in ends for name in whole)
 
 
-def _linears(model: nn.Module) -> list[str]:
-    """The last parts of the names of the model's linears."""
-    return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+def _count(adapted: Any) -> str:
+    layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
+    experts = sum(isinstance(module, ParamWrapper) for module in layers)
+    parts = [f"{len(layers) - experts} linears", f"{experts} expert tensors" if experts else ""]
+    return " and ".join(filter(None, parts))
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -92,13 +107,20 @@ class FusedLora(PeftLinear):  # type: ignore[misc]
 
     def part(self, x: Tensor) -> Part | None:
         """What the fused way needs to know for this input; None where it has to be peft's."""
-        name = self.active_adapters[0] if len(self.active_adapters) == 1 else ""
-        special = self.disable_adapters or self.merged or name in self.lora_variant
-        if special or name not in self.lora_A or torch.is_autocast_enabled(x.device.type):
+        names = [name for name in self.active_adapters if name in self.lora_A]
+        special = self.disable_adapters or self.merged or any(name in self.lora_variant for name in names)
+        if special or not names or torch.is_autocast_enabled(x.device.type):
             return None
-        down, up, base = self.lora_A[name].weight, self.lora_B[name], self.base_layer
-        if x.dtype != down.dtype or up.bias is not None or base.weight.requires_grad:
+        downs, ups = ([part[name] for name in names] for part in (self.lora_A, self.lora_B))
+        scales, base = {self.scaling[name] for name in names}, self.base_layer
+        plain = all(x.dtype == down.weight.dtype for down in downs) and all(up.bias is None for up in ups)
+        if not plain or len(scales) > 1 or base.weight.requires_grad:
             return None
-        if self.training and not isinstance(self.lora_dropout[name], nn.Identity):
+        if self.training and not all(isinstance(self.lora_dropout[name], nn.Identity) for name in names):
             return None
-        return Part(base.weight, base.bias, down, up.weight, self.scaling[name])
+        down, up = _joined([one.weight for one in downs], 0), _joined([one.weight for one in ups], 1)
+        return Part(base.weight, base.bias, down, up, scales.pop())
+
+
+def _joined(parts: Sequence[Tensor], along: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), along)

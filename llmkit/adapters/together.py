@@ -72,7 +72,8 @@ class _LoraLinears(torch.autograd.Function):
         weights, biases, downs, ups = (flat[kind::4] for kind in range(4))
         rows, down = x.reshape(-1, x.shape[-1]), _stacked(downs)
         lows = (rows @ down.T).split([len(one) for one in downs], 1)
-        ctx.save_for_backward(down, *weights, *ups, *lows, *way.sources)
+        ctx.learns = any(ctx.needs_input_grad[5::4])  # without it x is not kept
+        ctx.save_for_backward(down, *weights, *ups, *lows, *(way.sources if ctx.learns else ()))
         ctx.scales, ctx.shape, ctx.make = scales, x.shape, way.make
         ctx.set_materialize_grads(False)
         given = zip(weights, biases, ups, lows, scales, strict=True)
@@ -84,7 +85,6 @@ class _LoraLinears(torch.autograd.Function):
         count = len(grads)
         down, *saved = ctx.saved_tensors  # once: recompute hands each over once
         weights, ups, lows = (saved[i * count : (i + 1) * count] for i in range(3))
-        rows = ctx.make(*saved[3 * count :]).reshape(-1, ctx.shape[-1])
         to_low = _stacked(
             [
                 low.new_zeros(low.shape).T if grad is None else (grad @ up).mul_(scale).T
@@ -92,7 +92,10 @@ class _LoraLinears(torch.autograd.Function):
             ]
         )
         to_x = _of_input(grads, weights, to_low, down).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        to_downs = (to_low @ rows).split([up.shape[1] for up in ups])
+        to_downs: Sequence[Tensor | None] = [None] * count
+        if ctx.learns:
+            rows = ctx.make(*saved[3 * count :]).reshape(-1, ctx.shape[-1])
+            to_downs = (to_low @ rows).split([up.shape[1] for up in ups])
         to_flat: list[Tensor | None] = []
         for grad, low, scale, to_down in zip(grads, lows, ctx.scales, to_downs, strict=True):
             # (low' grad)' is thrice as fast as grad' low

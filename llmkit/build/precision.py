@@ -5,22 +5,41 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+KINDS: dict[str, tuple[Literal["fp32", "bf16"], Literal["fp32", "bf16", "fp16", "fp8"]]] = {
+    "fp32": ("fp32", "fp32"),
+    "bf16": ("bf16", "bf16"),
+    "bf16_mixed": ("fp32", "bf16"),
+    "fp16_mixed": ("fp32", "fp16"),
+    "fp8": ("fp32", "fp8"),
+}
+"""The type of weights, and of products."""
+
 
 @dataclass(frozen=True)
 class Types:
-    """The type that weights are held in, and whether products run under bf16 autocast."""
+    """The type that weights are held in, and the one that products run in."""
 
     name: str
     params: Literal["fp32", "bf16"]
-    mixed: bool
+    compute: Literal["fp32", "bf16", "fp16", "fp8"]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether products run under autocast."""
+        return self.compute != self.params
 
     @property
     def half(self) -> bool:
         """Whether attention computes in 16 bits."""
-        return self.mixed or self.params == "bf16"
+        return self.compute != "fp32"
+
+    @property
+    def short(self) -> Literal["bf16", "fp16"]:
+        """The 16 bits of autocast; what fp8 does not take is done in bf16."""
+        return "fp16" if self.compute == "fp16" else "bf16"
 
 
 def types(precision: str, device: str) -> Types:
     """`auto` is fp32 on CPU and bf16_mixed on GPUs."""
     name = {"cpu": "fp32", "cuda": "bf16_mixed"}[device] if precision == "auto" else precision
-    return Types(name, "bf16" if name == "bf16" else "fp32", name == "bf16_mixed")
+    return Types(name, *KINDS[name])

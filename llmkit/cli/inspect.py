@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from llmkit.adapters.limits import virtual_tokens
 from llmkit.core.environment import prepare as quiet_libraries
 from llmkit.core.errors import DataError
 from llmkit.core.memory import available, device
@@ -19,10 +20,11 @@ from llmkit.models.alias import is_remote
 from llmkit.models.load import read_tokenizer
 from llmkit.models.positions import check_length
 from llmkit.models.resolve import resolve
+from llmkit.plan.account import RECOMPUTE
 from llmkit.recipe.inputs import remote
 from llmkit.stages.build_inference import adapter_of
 from llmkit.stages.evaluate import Evaluate
-from llmkit.stages.lint import lines, linted, served, shares
+from llmkit.stages.lint_table import lines, linted, served, shares
 from llmkit.stages.sizes import sizes, whole_model
 from llmkit.stages.training import Training
 
@@ -47,24 +49,28 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
 
 
 def _training(title: str, node: Training, show: int) -> None:
-    where, resolved = device(), whole_model(node.model)
-    if notice := check_length(resolved, node.data.max_length, "data.max_length", node.model.rope):
+    where = device()
+    node.needs(where)
+    resolved = whole_model(node.model)
+    longest_row = node.data.max_length + virtual_tokens(node.adapter)
+    if notice := check_length(resolved, longest_row, "data.max_length", node.model.rope):
         _say(f"{title}{notice}")
-    tokenizer = read_tokenizer(resolved, node.model.template)
+    tokenizer = read_tokenizer(resolved, node.model)
     sets: list[Prepared] = []
-    for key, sources in (("train", node.data.train), ("valid", node.data.valid)):
-        if sources:
+    for key in ("train", "valid"):
+        if sources := node.data.sources(key):
             least = node.batch.rows if key == "train" else 1
             made = node.examples(sources, tokenizer, f"data.{key}", lambda error: None, least)
             _say(f"{title}data.{key}: {_table(made)}")
             sets.append(made)
             if show and key == "train":
                 _tokens(made, tokenizer, show)
-    _lint(title, node, sets, served(resolved, node.model.template, tokenizer))
+    if sets:
+        _lint(title, node, sets, served(resolved, node.model, tokenizer))
     _, choice = sizes(node, resolved, where)
     parts = ", ".join(f"{part} {size / 2**20:.0f}" for part, size in vars(choice.account).items())
     total, free = choice.account.total / 2**20, available(where) / 2**20
-    recompute = " with recompute" if choice.recompute else ""
+    recompute = f" with {RECOMPUTE[choice.recompute]} recompute" if choice.recompute else ""
     _say(f"{title}memory: about {total:.0f} of {free:.0f} MiB at {choice.rows} rows a forward{recompute} ({parts})")
 
 
@@ -77,7 +83,7 @@ def _lint(title: str, node: Training, sets: Sequence[Prepared], more: Sequence[F
 
 def _evaluate(title: str, node: Evaluate) -> None:
     resolved = resolve(node.model)
-    tokenizer = read_tokenizer(resolved, node.model.template)
+    tokenizer = read_tokenizer(resolved, node.model)
     for index, task in enumerate(node.tasks):
         key, length = longest(task) or ("", 0)
         if key and (notice := check_length(resolved, length, f"tasks.{index}.{key}", node.model.rope)):

@@ -74,7 +74,9 @@ def _convert(hint: Any, value: Value, key: str, report: Report, default: Any = N
     later, unit = marks(hint)
     members = options(hint)
     nodes = [option for option in members if dataclasses.is_dataclass(option)]
-    if nodes and (isinstance(value.held, dict | str) or dataclasses.is_dataclass(value.held)):
+    words = any(get_origin(option) is Literal for option in members)  # a bare word is one of them, not a node
+    written = dict if words else dict | str
+    if nodes and (isinstance(value.held, written) or dataclasses.is_dataclass(value.held)):
         return _node(nodes, members, value, key, report, later, default)
     if isinstance(value.held, str) and value.held in later:
         report.add(f"{value.held} {LATER}", f"use {names(hint)}", key, value.origin)

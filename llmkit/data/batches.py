@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from llmkit.core.errors import DataError
 from llmkit.core.types import Batch, Packed, Segment
 from llmkit.data.node import NoPacking, Packing
 from llmkit.data.prepare import Prepared
@@ -54,11 +55,11 @@ def shifted(prepared: Prepared, index: int) -> tuple[np.ndarray[Any, Any], ...]:
 
 def _flat(prepared: Prepared, ids: Sequence[int], device: str) -> Batch:
     parts = [shifted(prepared, i) for i in ids]
-    lengths = [len(part[0]) for part in parts]
-    ends = np.cumsum(lengths)
-    segments = tuple(Segment(0, int(end - length), int(end)) for length, end in zip(lengths, ends, strict=True))
+    begins = np.cumsum([0, *(len(part[0]) for part in parts)]).tolist()
+    places = [(begin + a, begin + b) for i, begin in zip(ids, begins, strict=False) for a, b in prepared.segments(i)]
+    segments = tuple(Segment(0, start, end) for start, end in places)
     tokens, labels, weights = (np.concatenate(column)[None] for column in zip(*parts, strict=True))
-    positions = np.concatenate([np.arange(length) for length in lengths])[None]
+    positions = np.concatenate([np.arange(end - start) for start, end in places])[None]
     return _batch(tokens, positions, labels, weights, Packed(segments), tuple(ids), (), device)
 
 
@@ -68,8 +69,13 @@ def _padded(prepared: Prepared, ids: Sequence[int], device: str, contexts: bool)
     width = max(lengths)
     columns = [np.stack([np.pad(part[c], (0, width - len(part[c]))) for part in parts]) for c in range(3)]
     # positions of padding begin again: a sequence is told by its run of positions (models/rotary.py)
-    positions = np.stack([np.where(np.arange(width) < length, np.arange(width), 0) for length in lengths])
-    context = Packed(tuple(Segment(row, 0, length) for row, length in enumerate(lengths))) if contexts else None
+    positions = np.zeros((len(parts), width), dtype=np.int64)
+    segments = tuple(Segment(row, start, end) for row, i in enumerate(ids) for start, end in prepared.segments(i))
+    if len(segments) > len(ids) and not contexts:
+        raise DataError("the model cannot keep documents apart", fix="set documents=joined", key="documents")
+    for segment in segments:
+        positions[segment.row, segment.start : segment.end] = np.arange(segment.end - segment.start)
+    context = Packed(segments) if contexts else None
     return _batch(columns[0], positions, columns[1], columns[2], context, tuple(ids), lengths, device)
 
 

@@ -28,12 +28,12 @@ from llmkit.data.chunk import Chunk, Law
 from llmkit.data.helpers import chunks
 from llmkit.data.lint import Lint
 from llmkit.data.lint_store import state
-from llmkit.data.node import Source
+from llmkit.data.node import Readable
 from llmkit.data.render import Renderer
 from llmkit.data.rows import BadRow
 
 SHELF = "tokens"
-UNREAD = ("train", "valid", "packing", "bad_share", "lint", "mix", "streaming", "buffer", "on_bad_row")
+UNREAD = ("train", "valid", "held_out", "packing", "bad_share", "lint", "mix", "streaming", "buffer", "on_bad_row")
 SIFTED = ("dedup", "decontaminate", "contamination")
 """Keys of `data` that change nothing in an example, or choose among examples; any other is part of an entry's key."""
 LIBRARIES = ("tokenizers", "transformers", "jinja2", "pyarrow", "datasets", "numpy")
@@ -81,7 +81,7 @@ class Part:
             yield BadRow(what, fix, file, line, text.encode("latin-1"))
 
 
-def part(source: Source, law: Law, renderer: Renderer) -> Part:
+def part(source: Readable, law: Law, renderer: Renderer) -> Part:
     """The examples of a source, from the cache or made for it.
 
     Raises:
@@ -101,15 +101,17 @@ def part(source: Source, law: Law, renderer: Renderer) -> Part:
         return opened(held, law, renderer)
 
 
-def facts_of(source: Source, files: Mapping[str, str], law: Law, renderer: Renderer) -> dict[str, Any]:
+def facts_of(source: Readable, files: Mapping[str, str], law: Law, renderer: Renderer) -> dict[str, Any]:
     """All that decides what an entry holds."""
     said, data = asdict(source), asdict(law.data)
     said.pop("weight", None)
+    said.get("source", {}).pop("weight", None)  # of what a part is held out
     return {
         "source": said,
         "files": dict(files),
         "data": {name: value for name, value in data.items() if name not in (*UNREAD, *SIFTED)},
         "strict": law.strict,
+        "documents": law.documents,
         "lint": [law.linted, law.sketches],
         "tokenizer": tokenizer_digest(renderer.tokenizer),
         "code": code(),

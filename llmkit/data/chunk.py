@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ class Law:
     """Whether lint keeps what near copies in another data set are found by."""
     strict: bool = True
     """Whether a row that cannot be read is an error."""
+    documents: bool = False
+    """Whether each row is a document, which ends in the end token whatever its format."""
 
     @property
     def linted(self) -> bool:
@@ -123,7 +125,7 @@ def _encoded(
     waiting: list[tuple[Raw, Row, Rendered]] = []
     for raw, row in usable_rows(found, law.columns, tally, base):
         try:
-            turns = renderer.turns(row)
+            turns = tuple(_piece(rendered, raw, law.documents) for rendered in renderer.turns(row))
         except Unusable as reason:
             tally.unusable(raw, str(reason))
             continue
@@ -138,6 +140,16 @@ def _encoded(
             tally.lint.see(raw, row, rendered, ids, weights, first=row is not last)
         last = row
         yield raw, row, ids, weights
+
+
+def _piece(rendered: Rendered, raw: Raw, document: bool) -> Rendered:
+    """A piece of a document neither begins nor ends where it was cut."""
+    close, special = (rendered.close or document) and not raw.more, rendered.special and not raw.rest
+    return (
+        rendered
+        if (close, special) == (rendered.close, rendered.special)
+        else replace(rendered, close=close, special=special)
+    )
 
 
 def _fitted(

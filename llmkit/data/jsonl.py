@@ -53,7 +53,8 @@ def _broken(line: Line, cause: json.JSONDecodeError) -> BadRow:
     if cut and not line.text.endswith(b"\n"):
         return _torn(line, byte)
     if form := _form(line, cause.msg, after):
-        return line.bad(form, "write one object a line")
+        listed = line.number == 1 and line.text.lstrip().startswith(b"[")
+        return line.bad(form, "use kind: json" if listed else "write one object a line")
     return line.bad(
         f"is not JSON ({cause.msg}) at byte {line.at + byte}", "mend the line, or set data.on_bad_row=quarantine"
     )

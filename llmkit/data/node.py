@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from llmkit.core.config import Conflict, config, setting
 from llmkit.data.cleaning import Contamination, Dedup, Linting, NoDedup
+from llmkit.data.held_out import Readable, Side
 from llmkit.data.pack import first_fit
 from llmkit.data.source_nodes import Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Source, Text
 
@@ -16,11 +17,13 @@ __all__ = [
     "Data",
     "Docstrings",
     "FirstFit",
+    "HeldOut",
     "Hub",
     "Jsonl",
     "NoPacking",
     "Packing",
     "Parquet",
+    "Readable",
     "Source",
     "Text",
 ]
@@ -52,11 +55,26 @@ Packing = NoPacking | FirstFit
 
 
 @config
+class HeldOut:
+    """Training rows that validate instead of being trained on."""
+
+    _short: ClassVar[str] = "share"
+    share: float = setting(default=0.0, least=0.0, below=1.0)
+    """Which share of them, about; a hash of a row (or of its `cluster`) decides, so that equal rows stay together."""
+    seed: int = setting(default=0, least=0)
+    """Another seed holds out others."""
+
+
+@config
 class Data:
     """What is read, what of it is trained, and how it is laid out in rows."""
 
     train: tuple[Source, ...]
     valid: tuple[Source, ...] = ()
+    held_out: HeldOut = HeldOut()
+    """A share of the rows of `train` that takes the place of `valid`: `held_out: 0.05`."""
+    system: str | None = None
+    """The system message of conversations that have none."""
     train_on: Literal["assistant", "last", "all"] | tuple[Literal["user", "assistant", "tool", "system"], ...] = (
         "assistant"
     )
@@ -80,9 +98,18 @@ class Data:
     packing: Packing = FirstFit()
 
     def problems(self) -> Iterator[Conflict]:
-        """A list of no role."""
+        """A list of no role, two words on what validates, and words on nothing."""
+        if self.valid and self.held_out.share:
+            yield Conflict("held_out", "both say what validates", "keep one of the two", "valid")
         if self.train_on == ():
             yield Conflict("train_on", "names no role", "use assistant")
         if self.contamination != Contamination() and not self.decontaminate:
             what = "there is no evaluation set to compare with"
             yield Conflict("contamination", what, "give data.decontaminate", "decontaminate")
+
+    def sources(self, side: Literal["train", "valid"]) -> tuple[Readable, ...]:
+        """What is trained on, or what validates."""
+        share, seed = self.held_out.share, self.held_out.seed
+        if share:
+            return tuple(Side(source, share, seed, side == "valid") for source in self.train)
+        return self.train if side == "train" else self.valid

@@ -14,7 +14,7 @@ import numpy as np
 
 from llmkit.data.cache import Part, part
 from llmkit.data.chunk import Law
-from llmkit.data.node import Data, Source
+from llmkit.data.node import Data, Readable
 from llmkit.data.prepared import Places, Prepared, Rows, joined
 from llmkit.data.render import Renderer
 from llmkit.data.rows import BadRow
@@ -25,14 +25,15 @@ __all__ = ["Prepared", "prepare", "template_digest"]
 
 
 def prepare(
-    sources: Sequence[Source],
+    sources: Sequence[Readable],
     data: Data,
     tokenizer: Any,
     key: str = "data.train",
     aside: Callable[[BadRow], None] | None = None,
     least: int = 1,
+    documents: bool = False,
 ) -> Prepared:
-    """All examples of `sources`, at least `least` of them.
+    """All examples of `sources`, at least `least` of them; `documents` says that each row is one, and has its end.
 
     Raises:
         DataError: a row cannot be read, too many are unusable, or too few are left.
@@ -40,7 +41,7 @@ def prepare(
     """
     renderer = Renderer(tokenizer, data.train_on, data.train_reasoning)
     strict = data.on_bad_row == "error" or aside is None
-    laws = [Law(data, source.columns, bool(data.valid), strict) for source in sources]
+    laws = [Law(data, source.columns, bool(data.sources("valid")), strict, documents) for source in sources]
     parts = [part(source, law, renderer) for source, law in zip(sources, laws, strict=True)]
     tally = Tally(data, Counter[str](), aside, lint=laws[0].lint(renderer) if laws else None)
     for one in parts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
@@ -138,6 +138,8 @@ class Prepared:
     """What is odd about the rows; None where nobody asks."""
     begins: tuple[int, ...] = ()
     """The first example of each source, and their number."""
+    breaks: np.ndarray[Any, np.dtype[np.int64]] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Where within examples something begins that sees nothing of what is before it."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -150,6 +152,13 @@ class Prepared:
         """(ids, weights) of an example; the weight of a token is its weight as a target."""
         here = slice(int(self.starts[index]), int(self.starts[index + 1]))
         return self.ids[here], self.weights[here]
+
+    def segments(self, index: int) -> list[tuple[int, int]]:
+        """The stretches [start, end) of an example that see themselves alone; one, where it has no breaks."""
+        first, last = int(self.starts[index]), int(self.starts[index + 1])
+        low, high = np.searchsorted(self.breaks, (first, last))
+        cuts = [0, *(int(place) - first for place in self.breaks[low:high]), last - first]
+        return list(pairwise(cuts))
 
     def supervised(self, index: int) -> float:
         """The sum of weights that an example trains with: its first token is never a target."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmkit.core.errors import DataError
@@ -35,6 +35,8 @@ class Raw:
     """Where reading goes on behind it: `source.rows(raw.at)` begins with the next row."""
     more: bool = False
     """Whether the next row goes on with the document that this one is a piece of."""
+    rest: bool = False
+    """Whether it goes on with the document of the row before."""
 
 
 class BadRow(DataError):
@@ -131,3 +133,12 @@ def mapped(raw: Raw, columns: Mapping[str, str]) -> Mapping[str, Any]:
     taken = set(columns.values())
     rest = {name: value for name, value in raw.values.items() if name not in taken and name not in columns}
     return rest | {ours: raw.values[theirs] for ours, theirs in columns.items()}
+
+
+def introduced(row: Row, system: str | None) -> Row:
+    """A conversation with a system message in front, where it has none of its own."""
+    if system is None or not row.messages or row.messages[0].get("role") == "system":
+        return row
+    messages = ({"role": "system", "content": system}, *row.messages)
+    weights = (None, *row.weights) if row.weights else ()
+    return replace(row, messages=messages, learn_from=row.learn_from + bool(row.learn_from), weights=weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from llmkit.core.config import Conflict, Later, config, setting
 
@@ -25,23 +25,6 @@ def unknown(columns: Mapping[str, str]) -> Iterator[Conflict]:
     for name in columns:
         if name not in COLUMNS:
             yield Conflict(f"columns.{name}", "is no column of ours", f"use one of {', '.join(COLUMNS)}")
-
-
-class Rows(Protocol):
-    """What every source can do."""
-
-    @property
-    def columns(self) -> Mapping[str, str]:
-        """What each of our columns is called there."""
-
-    def rows(self, after: At = ()) -> Iterator[Raw | BadRow]:
-        """Each row, or the error that it is; `after` is the place of a row (its `at`), behind which reading begins."""
-
-    def files(self) -> dict[str, str]:
-        """sha256 of each file that is read, by its path."""
-
-    def remote(self) -> bool:
-        """Whether reading them asks a network."""
 
 
 @config
@@ -91,6 +74,20 @@ class Jsonl(Files):
         from llmkit.data.sources import chained
 
         return chained(self.path, read_jsonl, after, self.take)
+
+
+@config
+class Json(Files):
+    """One JSON list of objects."""
+
+    kind: Literal["json"] = "json"
+
+    def rows(self, after: At = ()) -> Iterator[Raw | BadRow]:
+        """Each object, or the error that it is; begins behind the row `after` at once."""
+        from llmkit.data.json_list import read_json
+        from llmkit.data.sources import chained
+
+        return chained(self.path, read_json, after, self.take)
 
 
 @config
@@ -249,4 +246,4 @@ class Docstrings:
         return False
 
 
-Source = Annotated[Jsonl | Parquet | Csv | Text | Arrow | Hub | Docstrings, Later(("python",))]
+Source = Annotated[Jsonl | Json | Parquet | Csv | Text | Arrow | Hub | Docstrings, Later(("python",))]

@@ -60,7 +60,8 @@ def _stored(path: str) -> list[str]:
         return [path]
     with _told(path):
         store, pattern = _store(path)
-        return [store.unstrip_protocol(name) for name in sorted(store.glob(pattern)) if store.isfile(name)]
+        found = store.glob(pattern, detail=True)
+        return [store.unstrip_protocol(name) for name in sorted(found) if found[name].get("type") != "directory"]
 
 
 def opened(path: str) -> BinaryIO:

@@ -89,9 +89,17 @@ class Template:
         spans = []
         for order, (begin, end) in enumerate(zip(begins, ends, strict=True)):
             start, stop = begin - 2 * order, end - 2 * order - 1
-            behind = re.match(rf"\s*(?:{self.specials.pattern})", text[stop:])
-            spans.append((start, stop + (behind.end() if behind else 0)))
+            own = self._upto(messages[: chosen[order] + 1], tools)
+            behind = re.match(rf"\s*(?:{self.specials.pattern})", own[stop:]) if text.startswith(own) else None
+            spans.append((start, stop + (behind.end() if behind else 0)))  # the next turn's beginning is no end
         return tuple(spans)
+
+    def _upto(self, messages: Messages, tools: Sequence[Any]) -> str:
+        """The text of the first messages; none where the template refuses them alone."""
+        try:
+            return self.text(messages, tools)
+        except Unusable:
+            return ""
 
     def closed(self, text: str, end: int) -> bool:
         """Whether what ends at `end` ends in a special token."""

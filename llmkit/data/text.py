@@ -37,22 +37,24 @@ def read_text(
     with opened(path, "text") as file:
         if (place := file.read(1 << 13).find(b"\0")) >= 0:
             raise DataError(f"is binary: byte {place} is NUL", fix="give a text file in UTF-8", file=path)
-        held = _Held()
-        for line in lines(file, path, *after):
+        held = _Held(rest=bool(after and after[2]))
+        for line in lines(file, path, *after[:2]):
             blank = not line.text.strip()
             if held.lines and (document == "line" or (document == "paragraph" and blank)):
                 yield held.row()
-            if held.size >= PIECE and not blank:  # blank lines at the end are no piece
-                yield held.row(more=True)
             if blank and not (document == "file" and held.lines):
+                held.rest = held.rest and document == "file"
                 continue
             text = line.bad(TOO_LONG, "break the line") if line.long else decoded(line, encoding)
-            if not isinstance(text, BadRow):
-                held.add(line, text)
+            if isinstance(text, BadRow):
+                if held.lines:  # a document ends where it cannot be read
+                    yield held.row()
+                held.rest, text.at = False, (*line.behind, 0)
+                yield text
                 continue
-            if held.lines:  # before the bad row, or who goes on behind it would miss them
-                yield held.row(more=document != "line")
-            yield text
+            if held.size >= PIECE and not blank:  # blank lines at the end are no piece
+                yield held.row(more=True)
+            held.add(line, text)
         if held.lines:
             yield held.row()
 
@@ -60,7 +62,8 @@ def read_text(
 class _Held:
     """The lines of the document that is being read."""
 
-    def __init__(self) -> None:
+    def __init__(self, rest: bool = False) -> None:
+        self.rest = rest
         self.lines: list[Line] = []
         self.texts: list[str] = []
         self.size = 0
@@ -74,7 +77,7 @@ class _Held:
     def row(self, more: bool = False) -> Raw:
         """The lines as a row, after which none is held."""
         whole = "".join(self.texts)
-        first, last = self.lines[0], self.lines[-1]
-        self.__init__()  # type: ignore[misc]
+        first, last, rest = self.lines[0], self.lines[-1], self.rest
+        self.rest, self.lines, self.texts, self.size = more, [], [], 0
         values = {"text": whole if more else whole.rstrip("\r\n")}
-        return Raw(values, first.file, first.number, at=last.behind, more=more)
+        return Raw(values, first.file, first.number, at=(*last.behind, int(more)), more=more, rest=rest)

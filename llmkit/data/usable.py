@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from llmkit.core.errors import DataError
 from llmkit.data.lint import Lint
-from llmkit.data.node import Data, Source
-from llmkit.data.rows import BadRow, Raw, Row, Unusable, bounded, mapped, rejected
+from llmkit.data.node import Data, Readable
+from llmkit.data.rows import BadRow, Raw, Row, Unusable, bounded, introduced, mapped, rejected
 from llmkit.data.shapes import shaped
 
 
@@ -62,7 +62,7 @@ class Tally:
             raise DataError(what, fix=f"set batch.rows={kept}", key=key)
 
 
-def usable(sources: Sequence[Source], tally: Tally) -> Iterator[tuple[Raw, Row]]:
+def usable(sources: Sequence[Readable], tally: Tally) -> Iterator[tuple[Raw, Row]]:
     """The usable rows of all sources in order; the others are counted under their reason.
 
     Raises:
@@ -87,7 +87,7 @@ def usable_rows(
             tally.broken(raw)
             continue
         try:
-            row = shaped(mapped(raw, columns), index)
+            row = introduced(shaped(mapped(raw, columns), index), tally.data.system)
         except Unusable as reason:
             tally.unusable(raw, str(reason))
             continue

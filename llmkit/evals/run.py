@@ -75,7 +75,7 @@ def losses(subject: Subject, prepared: Prepared, ids: Sequence[int], capacity: i
             with torch.no_grad(), subject.autocast():
                 logps = subject.scored(batch)
             chosen = batch.weights != 0
-            owner = _owners(batch)[chosen]
+            owner = _owners(batch, prepared)[chosen]
             weight = batch.weights[chosen]
             for place, example in enumerate(batch.ids):
                 mine = owner == place
@@ -84,15 +84,16 @@ def losses(subject: Subject, prepared: Prepared, ids: Sequence[int], capacity: i
     return [sums[i] for i in ids], [weights[i] for i in ids]
 
 
-def _owners(batch: Any) -> torch.Tensor:
+def _owners(batch: Any, prepared: Prepared) -> torch.Tensor:
     """Which of the batch's examples each position belongs to, (B, T)."""
     owner = torch.full(batch.tokens.shape, -1, device=batch.tokens.device)
     if batch.lengths:
         for row, length in enumerate(batch.lengths):
             owner[row, :length] = row
-    else:
-        for place, segment in enumerate(batch.attend.segments):
-            owner[segment.row, segment.start : segment.end] = place
+        return owner
+    start = 0
+    for place, example in enumerate(batch.ids):  # one behind the other, in one row
+        owner[0, start : (start := start + prepared.length(example))] = place
     return owner
 
 

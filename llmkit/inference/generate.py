@@ -44,7 +44,7 @@ def generate(
     on_done: Callable[[int], None] | None = None,
 ) -> list[Completion]:
     """A completion for each prompt, in order. Sampled text takes one prompt at a time, so that its seed is its own."""
-    size = batch if sampling.temperature == 0 else 1
+    size = batch if sampling.temperature == 0 and not _prepends(model) else 1
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     made: list[Completion | None] = [None] * len(prompts)
     training, done = model.training, 0
@@ -59,6 +59,11 @@ def generate(
     finally:
         model.train(training)
     return [completion for completion in made if completion is not None]
+
+
+def _prepends(model: Any) -> bool:
+    """Whether an adapter puts virtual tokens before each row: padding would stand between them and the prompt."""
+    return hasattr(model, "peft_config") and bool(model.active_peft_config.is_prompt_learning)
 
 
 def _together(

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llmkit.core.errors import ModelError
 from llmkit.core.memory import is_out_of_memory
 from llmkit.models import safe
+from llmkit.models.wrappers import towers
+
+Readers = Mapping[str, Callable[[Any, Path, Sequence[str]], Any]]
+"""By the `peft_type` of an adapter's folder that is not peft's: what puts it on its base, given the modules to pass."""
 
 
-def adapted(model: Any, folder: Path) -> Any:
+def adapted(model: Any, folder: Path, own: Readers | None = None) -> Any:
     """The adapter of a folder on its base.
 
     Raises:
         ModelError: its settings, its tensors and the base do not fit together.
     """
-    from peft import PeftModel
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel
 
     headers = safe.check_folder(folder, "adapter_model")
+    kind = method(folder)
+    if reader := (own or {}).get(kind):
+        return reader(model, folder, towers(model))
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise ModelError(f"its method {kind} is unknown", fix="update peft, or give another adapter", file=str(folder))
     try:
         made = PeftModel.from_pretrained(model, str(folder))
     except KeyError as cause:  # of modules that are saved whole peft looks for every tensor
@@ -30,6 +40,11 @@ def adapted(model: Any, folder: Path) -> Any:
         raise _unfit(f"does not fit its base: {_misfit(str(cause))}", folder) from cause
     _check_names(made, {name for header in headers.values() for name in header}, folder)
     return made
+
+
+def method(folder: Path) -> str:
+    """The `peft_type` of an adapter's folder."""
+    return str(safe.read_json(folder / "adapter_config.json").get("peft_type"))
 
 
 def _check_names(made: Any, found: set[str], folder: Path) -> None:

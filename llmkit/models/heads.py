@@ -13,6 +13,8 @@ from llmkit.core.types import Batch
 from llmkit.models.attend import NO_MASK
 from llmkit.models.logits import Shape
 from llmkit.models.logps import BLOCK, chosen_logps
+from llmkit.models.logps_rows import row_logps, trained_rows
+from llmkit.models.virtual import hidden, virtual_tokens
 
 ROWS = 64
 """Positions whose whole logits are held at a time."""
@@ -39,6 +41,8 @@ class Scored(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states, (B, T, H)."""
+        if virtual_tokens(self.model):
+            return hidden(self.model, self.causal[0].base_model, batch)
         context: dict[str, Any] = {"attend": batch.attend, "attention_mask": NO_MASK.to(batch.tokens.device)}
         if batch.attend is None:
             ends = torch.tensor(batch.lengths, device=batch.tokens.device)
@@ -67,6 +71,8 @@ class Scored(nn.Module):
         head = self.causal[0].get_output_embeddings()
         if type(head) is nn.Linear:
             return chosen_logps(hidden, head.weight, head.bias, labels, weights, self.shape)
+        if (some := trained_rows(head)) is not None:
+            return row_logps(hidden, some, labels, self.shape)
         positions, words = BLOCK[hidden.device.type]
         rows = max(16, positions * words // head.weight.shape[0])
         parts = [self._wrapped(head, h, y) for h, y in zip(hidden.split(rows), labels.split(rows), strict=True)]

@@ -14,7 +14,7 @@ import torch
 from llmkit.core.errors import ModelError
 from llmkit.core.memory import is_out_of_memory
 from llmkit.models import safe
-from llmkit.models.adapted import adapted
+from llmkit.models.adapted import Readers, adapted
 from llmkit.models.attend import install
 from llmkit.models.fused import fuse
 from llmkit.models.node import ModelRef, NoQuant, Quant
@@ -22,6 +22,8 @@ from llmkit.models.probe import Support, probe
 from llmkit.models.resolve import Resolved
 from llmkit.models.rope import RopeScaling
 from llmkit.models.scaled import check_turned, scaled_config, stretch
+from llmkit.models.tokens import add, added, widen
+from llmkit.models.virtual import supported
 from llmkit.models.wrappers import check_causal, check_whole, name_inner
 
 FLOOR = (2, 10)
@@ -38,6 +40,8 @@ class Loaded:
     """The kind of attention in use."""
     support: Support
     resolved: Resolved
+    added: tuple[int, ...] = ()
+    """Ids of the tokens that the recipe added."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,15 @@ class How:
     quant: Quant = NoQuant()
     allow_code: bool = False
     allow_nonfinite: bool = False
+    short: Literal["bf16", "fp16"] = "bf16"
+    """The 16 bits that it computes in, if it does."""
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load(resolved: Resolved, ref: ModelRef, how: How) -> Loaded:
-    """Loads a base model, or an adapter on its base.
+def load(resolved: Resolved, ref: ModelRef, how: How, own: Readers | None = None) -> Loaded:
+    """Loads a base model, or an adapter on its base; `own` reads the adapters that are not peft's.
 
     Raises:
         ModelError: naming the file, tensor or setting that does not fit.
@@ -67,17 +73,21 @@ def load(resolved: Resolved, ref: ModelRef, how: How) -> Loaded:
     with quiet():
         rope = ref.rope or resolved.rope
         model = _base(base, how, rope)
+        tokenizer = read_tokenizer(resolved, ref, how.allow_code)
+        new = added(tokenizer, ref)
+        if new or resolved.base is not None:
+            widen(model, tokenizer, new)
         kind = install(model, ref.attention, how.half)
         support = probe(model)
         if not getattr(model, "is_quantized", False):
             fuse(model)
         if resolved.base is not None:
-            model = adapted(model, resolved.folder)
+            model = adapted(model, resolved.folder, own)
+            support = supported(support, model)
         model.eval()
-        tokenizer = read_tokenizer(resolved, ref.template, how.allow_code)
         if rope is not None:
             stretch(tokenizer, model, rope)
-    return Loaded(model, tokenizer, kind, support, resolved)
+    return Loaded(model, tokenizer, kind, support, resolved, new)
 
 
 def _check_torch() -> None:
@@ -95,7 +105,7 @@ def _base(base: Resolved, how: How, rope: RopeScaling | None = None) -> Any:
     said = safe.read_json(base.folder / "config.json")
     if "auto_map" in said and not how.allow_code:
         raise ModelError(f"{base.name} brings code of its own", fix="pass --allow-code to run it", key="model")
-    bits = how.quant.config(DTYPES["bf16" if how.half else how.dtype])
+    bits = how.quant.config(DTYPES[how.short if how.half else how.dtype])
     if "quantization_config" in said and bits is not None:
         raise ModelError(f"{base.name} is quantised already", fix="drop quant", key="quant.kind")
     headers = safe.check_folder(base.folder)
@@ -159,8 +169,8 @@ def _check_finite(folder: Path, headers: dict[str, safe.Header]) -> None:
                     )
 
 
-def read_tokenizer(resolved: Resolved, template: str | None, allow_code: bool = False) -> Any:
-    """The tokenizer of a model's folder, or of its base's, with the recipe's template over its own."""
+def read_tokenizer(resolved: Resolved, ref: ModelRef, allow_code: bool = False) -> Any:
+    """The tokenizer of a model's folder, or of its base's, with the recipe's tokens and its template over its own."""
     from transformers import AutoTokenizer
 
     own = (resolved.folder / "tokenizer_config.json").is_file() or (resolved.folder / "tokenizer.json").is_file()
@@ -175,14 +185,21 @@ def read_tokenizer(resolved: Resolved, template: str | None, allow_code: bool = 
             fix="add tokenizer.json",
             file=str(folder),
         ) from cause
-    if template is not None:
-        try:
-            tokenizer.chat_template = Path(template).read_text("utf-8")
-        except OSError as cause:
-            raise ModelError(
-                f"{template} cannot be read ({cause.strerror})", fix="give a file", key="model.template"
-            ) from cause
+    add(tokenizer, ref)
+    if ref.template is not None:
+        tokenizer.chat_template = _template(ref.template)
     return tokenizer
+
+
+def _template(name: str) -> str:
+    """The chat template of a file, or one of ours by its name."""
+    ours = {path.stem: path for path in Path(__file__).with_name("templates").glob("*.jinja")}
+    try:
+        return ours.get(name, Path(name)).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        why = cause.strerror if isinstance(cause, OSError) else "it is no UTF-8"
+        fix = f"give a file, or one of {', '.join(sorted(ours))}"
+        raise ModelError(f"{name} cannot be read ({why})", fix=fix, key="model.template") from cause
 
 
 @contextlib.contextmanager

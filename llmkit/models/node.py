@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from llmkit.core.config import Later, config, setting
+from llmkit.core.config import Conflict, Later, config, setting
 from llmkit.core.errors import ModelError
 from llmkit.models.rope import RopeScaling
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
 
@@ -24,9 +26,30 @@ class ModelRef:
     attention: Literal["auto", "sdpa", "flash", "flex", "eager"] = "auto"
     """The attention kernel; one that is asked for and missing is an error."""
     template: str | None = None
-    """A file with a Jinja chat template that replaces the tokenizer's own."""
+    """A Jinja chat template that replaces the tokenizer's own: a file, or chatml, llama3, mistral, gemma, phi3, zephyr
+    or alpaca."""
+    add_tokens: tuple[str, ...] = ()
+    """New tokens that are recognised wherever they stand in a text. A new token's row starts as the mean of all others;
+    it is trained and saved with a LoRA, or with the model where every weight is trained."""
+    add_special_tokens: tuple[str, ...] = ()
+    """New tokens of the chat template: in the text of rows and prompts they are plain text, and decoding leaves them
+    out."""
     rope: RopeScaling | None = None
     """RoPE scaling; left out, an adapter's base is scaled as it was in training."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """What contradicts what."""
+        for token in self.add_tokens:
+            if token in self.add_special_tokens:
+                what = f"{token!r} is to be plain and special"
+                yield Conflict("add_tokens", what, "name it in one of the two", "add_special_tokens")
+        for key in ("add_tokens", "add_special_tokens"):
+            given = getattr(self, key)
+            for token in given:
+                if not token.strip():
+                    yield Conflict(key, f"{token!r} is blank", "give text")
+                elif given.count(token) > 1:
+                    yield Conflict(key, f"{token!r} is there twice", "name it once")
 
 
 @config

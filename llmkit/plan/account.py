@@ -2,54 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import prod
-from typing import Any
+
+from llmkit.core.shape import Cost, Shape
 
 FORWARD_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Tokens of one forward that keep the device busy: more of them cost memory and gain little."""
 HEADROOM = 0.85
+RECOMPUTE = {0: "none", 2: "selective", 1: "full"}
+"""Every so many layers make their activations again; cheapest first."""
 LINEARS = 7
 """Linears of a layer, of the common families."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the account needs to know of a model."""
-
-    params: int
-    layers: int
-    hidden: int
-    intermediate: int
-    vocab: int
-    linears: int
-    """Sum of (in + out) over all linears but the head: a LoRA of rank r has r times as many parameters."""
-    keys: int = 0
-    """Width of a token's keys, and of its values, in a layer."""
-    embedded: int = 0
-    """Parameters of embeddings and head: they are never quantised."""
-
-    @staticmethod
-    def read(config: Mapping[str, Any], tensors: Mapping[str, list[int]]) -> Shape:
-        """From `config.json` and the shape of each weight."""
-        text = config.get("text_config") or config
-        sizes = {name: prod(shape) for name, shape in tensors.items()}
-        embedded = {name for name in tensors if "embed" in name or "lm_head" in name}
-        linears = sum(sum(shape) for name, shape in tensors.items() if len(shape) == 2 and name not in embedded)
-        hidden = int(text.get("hidden_size") or text.get("n_embd") or 0)
-        heads = int(text.get("num_attention_heads") or text.get("n_head") or 1)
-        groups, width = int(text.get("num_key_value_heads") or heads), int(text.get("head_dim") or hidden // heads)
-        return Shape(
-            sum(sizes.values()),
-            int(text.get("num_hidden_layers") or text.get("n_layer") or 0),
-            hidden,
-            int(text.get("intermediate_size") or 4 * hidden),
-            int(text.get("vocab_size") or 0),
-            linears,
-            groups * width,
-            sum(sizes[name] for name in embedded),
-        )
 
 
 @dataclass(frozen=True)
@@ -107,27 +70,34 @@ class Held:
     plain_bytes: float
     """Of each weight of embeddings and head."""
     kept: Kept
-    trained: int
-    """Trained parameters."""
-    rank: int
-    """Of the adapter; 0 without one."""
+    cost: Cost
+    """Of what is trained."""
     moment_bytes: float
     """Of each trained parameter."""
-    recompute: bool
+    recompute: int
+    """Every so many layers make their activations again; 0 for none."""
     head_bytes: int
     """What the head needs beside the hidden states."""
+    gradients: int | None = None
+    """Gradients that are there at once; all of them by default."""
+    offload: bool = False
+    """What the forward keeps waits on the host."""
 
 
 def account(shape: Shape, held: Held, tokens: int) -> Account:
     """The peak of one forward and backward over `tokens` tokens."""
-    low = 4 * LINEARS * held.rank  # what an adapter's first half gave
+    cost = held.cost
+    low = 4 * LINEARS * cost.low  # what an adapter's first half gave
     layer = (held.kept.bytes(shape) + low) * tokens
     hidden, inner = 4 * shape.hidden * tokens, 4 * shape.intermediate * tokens
-    layers = shape.layers * hidden + layer if held.recompute else shape.layers * layer
+    again = -(-shape.layers // held.recompute) if held.recompute else 0
+    layers = again * hidden + (shape.layers - again) * layer + (layer if again else 0)
+    layers = min(layers, layer + hidden) if held.offload else layers
     return Account(
-        weights=int((shape.params - shape.embedded) * held.weight_bytes + shape.embedded * held.plain_bytes),
-        gradients=held.trained * 4,
-        optimizer=int(held.trained * held.moment_bytes),
+        weights=int((shape.params - shape.embedded) * held.weight_bytes + shape.embedded * held.plain_bytes)
+        + 4 * cost.more,
+        gradients=4 * (cost.trained if held.gradients is None else held.gradients),
+        optimizer=int(cost.trained * held.moment_bytes),
         activations=layers + 2 * hidden,  # and the head's input with its gradient
         working=max(held.head_bytes, 2 * hidden + 3 * inner),
     )
@@ -138,17 +108,18 @@ class Choice:
     """What `auto` came to."""
 
     rows: int
-    recompute: bool
+    recompute: int
+    """Every so many layers; 0 for none."""
     account: Account
     fits: bool
 
 
 def choose(
-    shape: Shape, held: Held, max_length: int, available: int, device: str, rows: int | None, recompute: bool | None
+    shape: Shape, held: Held, max_length: int, available: int, device: str, rows: int | None, recompute: int | None
 ) -> Choice:
     """Rows per forward and recompute, each as asked or, where `None`, the largest and cheapest that fit."""
     wanted = rows or max(1, FORWARD_TOKENS[device] // max_length)
-    tries = [recompute] if recompute is not None else [False, True]
+    tries = [recompute] if recompute is not None else list(RECOMPUTE)
     for again in tries:
         for count in [wanted] if rows else range(wanted, 0, -1):
             choice = _choice(shape, held, max_length, available, count, again)
@@ -157,6 +128,6 @@ def choose(
     return _choice(shape, held, max_length, available, rows or 1, tries[-1])
 
 
-def _choice(shape: Shape, held: Held, max_length: int, available: int, rows: int, recompute: bool) -> Choice:
+def _choice(shape: Shape, held: Held, max_length: int, available: int, rows: int, recompute: int) -> Choice:
     made = account(shape, replace(held, recompute=recompute), rows * max_length)
     return Choice(rows, recompute, made, made.total <= HEADROOM * available)

@@ -25,6 +25,7 @@ from llmkit.recipe.inputs import inputs, remote
 from llmkit.recipe.load import Recipe, digest
 from llmkit.recipe.show import environment, environment_hidden, hide_environment, resolved, stage_values
 from llmkit.stages.overview import NAME, remember, write_overview
+from llmkit.stages.training import Training
 
 KNOB = "ask for shorter or fewer rows, or take a smaller model"
 
@@ -40,6 +41,7 @@ def run(recipe: Any, *, resume: str = "auto", grants: Grants | None = None, cons
     _check_world()
     _check_resume(whole, resume)
     _stay_offline(whole)
+    _check_device(whole)
     artifact: Artifact | None = None
     with Stop() as stop:
         for name, node in whole.stages:
@@ -55,6 +57,13 @@ def _check_world() -> None:
         raise RecipeError(
             f"{world} ranks are not available yet in this version", fix="run one process", key="parallel.strategy"
         )
+
+
+def _check_device(recipe: Recipe) -> None:
+    """What the stages that are not done need of the device is asked before the first one begins."""
+    for _, node in recipe.stages:
+        if isinstance(node, Training) and read_status(Path(node.out)).get("state") != "done":
+            node.needs(device())
 
 
 def _resume_of(name: str, node: Any, resume: str) -> str:

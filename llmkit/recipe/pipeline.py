@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from llmkit.core.scalars import Value
 from llmkit.core.wording import Report, unknown
 from llmkit.recipe.extend import merge
 from llmkit.recipe.kinds import KINDS, Stage
+from llmkit.stages.merge import Merge
+from llmkit.stages.training import Training
 
 TOP = ["stages", "defaults", "out"]
 SHARED = list(dict.fromkeys(f.name for cls in KINDS.values() for f in dataclasses.fields(cls) if f.name != "out"))
@@ -43,7 +45,18 @@ def read_stages(tree: Value, report: Report) -> list[tuple[str, Any]]:
         name = _name(item, f"stages.{index}", folders, report)
         if name:
             stages.append((name, _stage(name, item, defaults, out, folders, report)))
+    _check_merges(stages, tree, report)
     return stages
+
+
+def _check_merges(stages: Sequence[tuple[str, Any]], tree: Value, report: Report) -> None:
+    """What an earlier stage trains can be folded, where a later one is to fold it."""
+    trained = {node.out: node.adapter.limits.merge for _, node in stages if isinstance(node, Training)}
+    for name, node in stages:
+        if isinstance(node, Merge) and (reason := trained.get(node.model.name)):
+            key = f"stages.{name}.model"
+            fix = "drop the stage, or train lora"
+            report.add(f"cannot be merged: {reason}", fix, key, report.origins.get(key, tree.origin))
 
 
 def _out(tree: Value, report: Report) -> Value:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from llmkit.adapters.limits import UNMERGEABLE
+from llmkit.build.opening import load
 from llmkit.build.precision import Types, types
 from llmkit.core import records
 from llmkit.core.artifact import Artifact, publish
@@ -17,9 +19,10 @@ from llmkit.core.run import Grants, Run
 from llmkit.core.types import Report, interval
 from llmkit.evals.run import Subject
 from llmkit.evals.tasks import longest
+from llmkit.models.adapted import method
 from llmkit.models.export import export
 from llmkit.models.heads import Scored, check_head
-from llmkit.models.load import How, Loaded, load
+from llmkit.models.load import How, Loaded
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.models.positions import check_length
 from llmkit.models.resolve import Resolved, resolve
@@ -132,12 +135,14 @@ def adapter_of(node: Merge) -> Resolved:
     """What is to be folded.
 
     Raises:
-        ModelError: it is no adapter.
+        ModelError: it is no adapter, or none that can be folded.
     """
     resolved = resolve(node.model)
     if resolved.base is None:
         what = f"{node.model.name} is no adapter"
         raise ModelError(what, fix="give an adapter or a run that trained one", key="model")
+    if reason := UNMERGEABLE.get(method(resolved.folder)):
+        raise ModelError(f"{node.model.name} cannot be merged: {reason}", fix="use it beside its base", key="model")
     return resolved
 
 
@@ -191,15 +196,14 @@ def _typed(loaded: Loaded, precision: str) -> Loaded:
 
 
 def _take_dequantised(plain: Any, quantised: Any) -> None:
-    """Gives each linear under an adapter the weights that the quantised base computes with."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.integrations import dequantize_module_weight
+    """Gives each linear that is quantised, under an adapter or not, the weights that it computes with."""
+    from peft.utils.integrations import dequantize_module_weight, get_bnb_param_type
 
-    theirs = dict(quantised.named_modules())
+    places = dict(plain.named_modules())
     with torch.no_grad():
-        for name, module in plain.named_modules():
-            if isinstance(module, BaseTunerLayer):
-                module.get_base_layer().weight.copy_(dequantize_module_weight(theirs[name].get_base_layer()))
+        for name, module in quantised.named_modules():
+            if isinstance(module, torch.nn.Linear) and get_bnb_param_type(module.weight):
+                places[name].weight.copy_(dequantize_module_weight(module))
 
 
 def _logits(loaded: Loaded) -> torch.Tensor:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from llmkit_kernels import memory
 
-from llmkit.adapters.node import Lora
+from llmkit.adapters.limits import virtual_tokens
+from llmkit.build import float8
 from llmkit.build.precision import Types, types
 from llmkit.build.training import Built, build, how, stepper
 from llmkit.checkpoint import state
@@ -21,17 +22,18 @@ from llmkit.core.errors import DataError
 from llmkit.core.memory import keep_freed_memory, out_of_memory_named
 from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
+from llmkit.core.types import Batch
 from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit, NoPacking, Packing
 from llmkit.data.order import Order
 from llmkit.data.prepare import Prepared
-from llmkit.models.load import read_tokenizer
+from llmkit.models.load import DTYPES, read_tokenizer
 from llmkit.models.positions import check_length
 from llmkit.parallel.single import Single
-from llmkit.plan.account import Choice
+from llmkit.plan.account import RECOMPUTE, Choice
 from llmkit.stages.finished import finish
 from llmkit.stages.job import Job
-from llmkit.stages.lint import brief, keep, linted, served
+from llmkit.stages.lint_table import brief, keep, linted, served
 from llmkit.stages.measured import measured
 from llmkit.stages.quarantine import Quarantine
 from llmkit.stages.resume import find, identity, pinned, resume, told
@@ -40,6 +42,7 @@ from llmkit.stages.speed import measure
 from llmkit.stages.training import Training
 from llmkit.train.fit import Hooks, Plan, Progress, StepData, fit
 from llmkit.train.logs import Log1
+from llmkit.train.optimizing import matched
 
 
 def train(node: Training, run: Run) -> Artifact:
@@ -90,20 +93,22 @@ def read(node: Training, run: Run) -> Job:
         ResourceError: it cannot fit in memory.
     """
     resolved = whole_model(node.model)
-    if notice := check_length(resolved, node.data.max_length, "data.max_length", node.model.rope):
+    longest = node.data.max_length + virtual_tokens(node.adapter)
+    if notice := check_length(resolved, longest, "data.max_length", node.model.rope):
         run.console.notice(notice)
-    tokenizer = read_tokenizer(resolved, node.model.template, run.grants.code)
+    tokenizer = read_tokenizer(resolved, node.model, run.grants.code)
     aside = Quarantine(run.folder / "quarantine.jsonl")
-    data = node.examples(node.data.train, tokenizer, "data.train", aside, node.batch.rows)
-    valid = node.examples(node.data.valid, tokenizer, "data.valid", aside) if node.data.valid else None
+    data = node.examples(node.data.sources("train"), tokenizer, "data.train", aside, node.batch.rows)
+    held = node.data.sources("valid")
+    valid = node.examples(held, tokenizer, "data.valid", aside) if held else None
     aside.tell(run.console)
-    found = linted(node.data, data, valid, served(resolved, node.model.template, tokenizer))
+    found = linted(node.data, data, valid, served(resolved, node.model, tokenizer))
     keep(run.folder, found, data)
     if notice := brief(found):
         run.console.notice(notice)
     order = Order(node.seed, len(data), node.batch.rows)
     steps = node.steps or (node.epochs or 1) * order.steps_per_epoch
-    kinds = types(node.precision, run.device)
+    kinds = types(node.types_name, run.device)
     shape, choice = sizes(node, resolved, run.device)
     run.console.notice(_summary(data, valid, choice, kinds, steps))
     return Job(node, run, resolved, kinds, data, valid, choice, steps, order, shape)
@@ -117,7 +122,7 @@ def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Type
         f"{steps} steps",
         kinds.name,
         f"{choice.rows} rows a forward",
-        "recompute" if choice.recompute else "",
+        f"{RECOMPUTE[choice.recompute]} recompute" if choice.recompute else "",
         f"about {choice.account.total / 2**20:.0f} MiB",
     ]
     dropped = [f"{reason} {n}" for reason, n in data.counts.items() if ":" in reason and n]
@@ -127,13 +132,29 @@ def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Type
 def _built(job: Job) -> tuple[Built, Single]:
     node, grants = job.node, job.run.grants
     held = how(job.run.device, job.types, node.quant, node.adapter, grants.code, grants.nonfinite)
-    made = build(job.resolved, node.model, held, node.adapter, job.choice.recompute, node.seed)
+    say = job.run.console.notice
+    made = build(job.resolved, node.model, held, node.adapter, job.choice.recompute, node.seed, say)
     if isinstance(node.data.packing, FirstFit) and not made.loaded.support.packed:
         raise DataError(made.loaded.support.reason, fix="set data.packing=none", key="data.packing")
+    if len(job.train.breaks) and not made.loaded.support.packed:
+        raise DataError(made.loaded.support.reason, fix="set documents=joined", key="documents")
     job.run.console.notice(
         f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
     )
-    return made, stepper(made, node.optim.build(made.trained), job.types)
+    with torch.autocast(job.run.device, DTYPES[job.types.short], enabled=job.types.mixed):
+        node.adapter.prepare(made.model, _first(job, made.loaded.support.packed), made.scored.hidden)
+    if job.types.compute == "fp8":
+        job.run.console.notice(f"{float8.convert(made.model)} linears in fp8")
+    for glob, tensors, size in matched(node.optim, made.trained):
+        job.run.console.notice(f"optim.groups: {glob} holds for {tensors} tensors, {size:,} parameters")
+    levers, factors = node.memory, {name: node.adapter.rate(name) for name in made.trained}
+    optimizer = node.optim.build(made.trained, factors, levers.optimizer_in_backward)
+    return made, stepper(made, optimizer, job.types, levers.optimizer_in_backward, levers.offload_activations)
+
+
+def _first(job: Job, contexts: bool) -> Iterator[Batch]:
+    """The training data from its beginning, whatever step the run goes on from."""
+    return (batch for index in range(job.steps) for batch in _step_data(job, contexts, index).batches)
 
 
 def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
@@ -159,7 +180,7 @@ def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
             evaluate=partial(measured, job, built, steps) if job.valid is not None else None,
             save=partial(_save, job, built, steps, metrics),
             asked_to_stop=lambda: run.stop.why,
-            measure=partial(measure, job.shape, run.device, job.types.half, isinstance(node.adapter, Lora)),
+            measure=partial(measure, job.shape, run.device, job.types.half, node.adapter.frozen_base),
             show=partial(_show, job),
         )
         try:

@@ -9,7 +9,7 @@ from llmkit.core.config import Conflict, config, setting
 from llmkit.evals.tasks import Task
 from llmkit.inference.node import Generator, Transformers
 from llmkit.models.node import ModelRef, Quant
-from llmkit.train.node import Precision
+from llmkit.train.node import Reading
 
 if TYPE_CHECKING:
     from llmkit.core.artifact import Artifact
@@ -28,7 +28,7 @@ class Evaluate:
     """What is asked."""
     generator: Generator = Transformers()
     """Where text comes from."""
-    precision: Precision = "auto"
+    precision: Reading = "auto"
     """`auto` is fp32 on CPU and bf16_mixed on GPUs."""
     seed: int = setting(default=0, least=0)
     out: str

@@ -13,6 +13,7 @@ from llmkit.core.artifact import Artifact, publish
 from llmkit.data.prepare import template_digest
 from llmkit.models.export import export
 from llmkit.parallel.single import Single
+from llmkit.plan.account import RECOMPUTE
 from llmkit.stages.job import Job
 from llmkit.stages.report import write_report
 from llmkit.train.fit import Progress
@@ -27,7 +28,9 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
     if progress.best_step not in (None, progress.step):
         steps.load(state.load(job.checkpoints / f"step-{progress.best_step}")[0])
         run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
-    export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant, node.model.rope)
+    with steps.averaged():
+        node.adapter.finish(built.model)
+        export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant, node.model.rope)
     if node.model.rope is not None and hasattr(built.model, "peft_config"):
         run.console.notice("the base of the adapter is scaled, which peft alone does not know: merge it for use there")
     write_report(run.folder)
@@ -51,7 +54,7 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
             "attention": built.loaded.attention,
             "precision": job.types.name,
             "micro_batch": job.choice.rows,
-            "recompute": job.choice.recompute,
+            "recompute": RECOMPUTE[job.choice.recompute],
             "samples": len(job.train),
             "step": progress.step,
             "best_step": progress.best_step,

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from llmkit.build.precision import Types
 from llmkit.core.run import Run
+from llmkit.core.shape import Shape
 from llmkit.data.order import Order
 from llmkit.data.prepare import Prepared
 from llmkit.models.resolve import Resolved
-from llmkit.plan.account import Choice, Shape
+from llmkit.plan.account import Choice
 from llmkit.stages.training import Training
 
 

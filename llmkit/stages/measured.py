@@ -36,7 +36,7 @@ def subject(job: Job, built: Built, steps: Single) -> Subject:
 
 def measured(job: Job, built: Built, steps: Single, step: int) -> dict[str, float]:
     """An evaluation whose lack of memory is called that, and no fault of its rows."""
-    with out_of_memory_named(job.run.device, KNOB):
+    with out_of_memory_named(job.run.device, KNOB), steps.averaged():
         return _evaluate(job, built, steps, step)
 
 

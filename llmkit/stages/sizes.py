@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from llmkit.adapters.node import Lora
+from dataclasses import replace
+from math import prod
+
+from llmkit.adapters.limits import virtual_tokens
 from llmkit.build.precision import Types, types
 from llmkit.core.errors import ModelError, ResourceError
 from llmkit.core.memory import available
+from llmkit.core.shape import Cost, Shape
 from llmkit.models.logps import BLOCK
 from llmkit.models.logps_trained import CHUNK_BYTES
 from llmkit.models.node import ModelRef, NoQuant
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.safe import check_folder, read_json
-from llmkit.plan.account import DORA, DROPPED, FUSED, HALF, HALF_LORA, QUANTISED, Choice, Held, Kept, Shape, choose
+from llmkit.plan.account import DORA, DROPPED, FUSED, HALF, HALF_LORA, QUANTISED, Choice, Held, Kept, choose
 from llmkit.stages.training import Training
 
 KNOB = "lower micro_batch or data.max_length, or set memory.recompute=full"
@@ -39,11 +43,19 @@ def sizes(node: Training, resolved: Resolved, device: str) -> tuple[Shape, Choic
     headers = check_folder(resolved.folder)
     tensors = {name: item["shape"] for header in headers.values() for name, item in header.items()}
     shape = Shape.read(read_json(resolved.folder / "config.json"), tensors)
-    kinds = types(node.precision, device)
+    kinds = types(node.types_name, device)
     rows = node.micro_batch if isinstance(node.micro_batch, int) else None
-    wanted = {"auto": None, "none": False, "full": True}[node.memory.recompute]
-    free = available(device)
-    choice = choose(shape, _held(node, shape, kinds, device), node.data.max_length, free, device, rows, wanted)
+    if node.memory.optimizer_in_backward:
+        rows = rows or node.batch.rows  # a step is one micro-batch
+    wanted = {"auto": None, "none": 0, "selective": 2, "full": 1}[node.memory.recompute]
+    if node.adapter.limits.recompute:
+        wanted = 0
+    free, held = available(device), _held(node, shape, kinds, device)
+    if node.memory.optimizer_in_backward:
+        largest = max(prod(size) for size in tensors.values())
+        held = replace(held, gradients=min(largest, held.cost.trained))
+    length = node.data.max_length + virtual_tokens(node.adapter)
+    choice = choose(shape, held, length, free, device, rows, wanted)
     if not choice.fits:
         need, there = choice.account.total / 2**20, free / 2**20
         raise ResourceError(
@@ -53,27 +65,40 @@ def sizes(node: Training, resolved: Resolved, device: str) -> tuple[Shape, Choic
 
 
 def _held(node: Training, shape: Shape, kinds: Types, device: str) -> Held:
-    adapter = node.adapter if isinstance(node.adapter, Lora) else None
+    cost = node.adapter.cost(shape)
     plain = 2.0 if kinds.params == "bf16" else 4.0
     copies = 2.0 if kinds.mixed and device == "cpu" else 0.0  # autocast keeps what it made of fp32 weights
     return Held(
         weight_bytes=(node.quant.weight_bytes or plain) + copies,
         plain_bytes=plain,
-        kept=_kept(node, adapter, kinds),
-        trained=adapter.rank * shape.linears if adapter else shape.params,
-        rank=adapter.rank if adapter else 0,
-        moment_bytes=node.optim.moment_bytes,
-        recompute=False,
-        head_bytes=_head(shape, adapter is None, device),
+        kept=_kept(node, cost, kinds),
+        cost=cost,
+        moment_bytes=_moments(node, shape, cost),
+        recompute=0,
+        head_bytes=_head(shape, cost.head, device),
+        offload=node.memory.offload_activations,
     )
 
 
-def _kept(node: Training, adapter: Lora | None, kinds: Types) -> Kept:
+def _moments(node: Training, shape: Shape, cost: Cost) -> float:
+    """Bytes of the optimizer's state for each trained parameter."""
+    if node.adapter.frozen_base:
+        return node.optim.moments(1, 0, max(1, cost.low))
+    inner = shape.params - shape.embedded
+    return node.optim.moments(inner, shape.embedded, shape.hidden) / max(1, shape.params)
+
+
+def _kept(node: Training, cost: Cost, kinds: Types) -> Kept:
+    plain = isinstance(node.quant, NoQuant)
+    if any(cost.own):
+        hidden, inner, keys = cost.own
+        size = 3 if kinds.half else 4  # some of it is in 16 bits, some is not
+        return Kept(size * hidden, size * (inner if plain else inner + 1), size * keys)
     if kinds.half:
-        return HALF_LORA if adapter and not kinds.mixed else HALF
-    if adapter and (adapter.dora or adapter.dropout):
-        return DORA if adapter.dora else DROPPED
-    return FUSED if isinstance(node.quant, NoQuant) else QUANTISED
+        return HALF_LORA if node.adapter.frozen_base and not kinds.mixed else HALF
+    if cost.keeps != "shared":
+        return {"scaled": DORA, "input": DROPPED}[cost.keeps]
+    return FUSED if plain else QUANTISED
 
 
 def _head(shape: Shape, trained: bool, device: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmkit.core.memory import peak
-from llmkit.plan.account import Shape
+from llmkit.core.shape import Shape
 from llmkit.train.fit import StepData
 
 

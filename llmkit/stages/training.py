@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmkit.adapters.node import Adapter, Lora, NoAdapter
+from llmkit.adapters.node import Adapter, Lora
 from llmkit.core.config import Conflict, config, setting
-from llmkit.data.node import Data, Source
+from llmkit.data.node import Data, FirstFit, Readable
 from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.stages.levers import contradictions
 from llmkit.stages.push import Push
 from llmkit.train.logs import Log
 from llmkit.train.node import Batching, Checkpointing, Evaluating, Guard, Memory, Parallel, Precision
@@ -57,20 +58,38 @@ class Training:
     out: str
     """The run's folder."""
 
+    @property
+    def types_name(self) -> str:
+        """The precision by its name."""
+        return self.precision if isinstance(self.precision, str) else self.precision.named
+
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
         if self.epochs is not None and self.steps is not None:
             yield Conflict("epochs", "both say how long the run is", "keep one of the two", "steps")
-        if isinstance(self.adapter, NoAdapter) and not isinstance(self.quant, NoQuant):
-            what = f"a base held as {self.quant.kind} is frozen, and adapter none trains every weight"
-            yield Conflict("quant.kind", what, "use adapter: {kind: lora}, or drop quant", "adapter.kind")
-        best, valid = self.checkpoint.best, self.data.valid
+        if (odd := self.adapter.unfit(self.quant.kind)) is not None:
+            yield Conflict("quant.kind", odd[1], odd[2], f"adapter.{odd[0]}")
+        for key in ("add_tokens", "add_special_tokens"):
+            if getattr(self.model, key) and not self.adapter.learns_tokens:
+                what = f"adapter {self.adapter.kind} trains no rows of the embeddings"
+                yield Conflict(f"model.{key}", what, "use adapter: {kind: lora} or none", "adapter.kind")
+        limits = self.adapter.limits
+        if limits.packing and isinstance(self.data.packing, FirstFit):
+            what = f"several sequences share a row: {limits.packing}"
+            yield Conflict("data.packing", what, "set data.packing: none", "adapter.kind")
+        if limits.recompute and self.memory.recompute == "full":
+            what = f"layers run twice: {limits.recompute}"
+            yield Conflict("memory.recompute", what, "set memory.recompute: none", "adapter.kind")
+        best, valid = self.checkpoint.best, self.data.sources("valid")
         if best is not None and not valid:
             what = f"nothing measures {best} without validation rows"
-            yield Conflict("checkpoint.best", what, "give data.valid, or drop checkpoint.best", "data.valid")
+            yield Conflict(
+                "checkpoint.best", what, "give data.valid or data.held_out, or drop checkpoint.best", "data.valid"
+            )
         if best is not None and self.evaluate.every is None and self.evaluate.per_epoch is None:
             what = f"nothing measures {best} while training"
             yield Conflict("checkpoint.best", what, "set evaluate.every", "evaluate.every")
+        yield from contradictions(self)
         if best is None and self.evaluate.patience is not None:
             what = "nothing says which metric is to get better"
             yield Conflict("evaluate.patience", what, "set checkpoint.best=valid.loss", "checkpoint.best")
@@ -78,11 +97,24 @@ class Training:
             said = getattr(self.evaluate, key)
             if said and said != getattr(Evaluating(), key):
                 what = "there are no validation rows"
-                yield Conflict(f"evaluate.{key}", what, f"give data.valid, or drop evaluate.{key}", "data.valid")
+                yield Conflict(
+                    f"evaluate.{key}", what, f"give data.valid or data.held_out, or drop evaluate.{key}", "data.valid"
+                )
+
+    def needs(self, device: str) -> None:
+        """Sees to it, before any heavy work, that what the recipe asks for can be done on `device`.
+
+        Raises:
+            ResourceError: it cannot.
+            ModelError: a package is missing.
+        """
+        from llmkit.stages.needs import check_needs
+
+        check_needs(self, device)
 
     def examples(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[Readable],
         tokenizer: Any,
         key: str,
         aside: Callable[[BadRow], None] | None = None,

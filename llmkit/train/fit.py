@@ -25,12 +25,20 @@ from llmkit.train.schedule import Schedule
 class Stepper(Protocol):
     """How a strategy makes and applies gradients."""
 
+    def rate(self, factor: float) -> None:
+        """Sets the rates of the step that comes."""
+        ...
+
     def accumulate(self, batches: Iterator[Batch], loss: Loss, count: float) -> LossSum:
         """Adds the gradients of sum(loss) / count."""
         ...
 
     def grad_norm(self) -> float:
         """The norm of all gradients together."""
+        ...
+
+    def overflowed(self) -> bool:
+        """Whether gradients that are not finite may be fp16's fault."""
         ...
 
     def step(self, factor: float, clip: float, norm: float) -> None:
@@ -133,11 +141,14 @@ def fit(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, start: Progress)
 
 def _one_step(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, before: Progress) -> Progress:
     began, step = time.monotonic(), before.step + 1
-    data = hooks.data(before.step)
+    data, factor = hooks.data(before.step), plan.schedule(step, plan.steps)
+    stepper.rate(factor)
     sums = stepper.accumulate(_seeded(data.batches, plan.seed, step, hooks), loss, data.count)
     mean, norm = float(sums.total) / data.count, stepper.grad_norm()
-    applied, watch = before.watch.judge(plan.guard, step, mean, norm, named(data.ids, data.places))
-    factor = plan.schedule(step, plan.steps)
+    if math.isfinite(mean) and not math.isfinite(norm) and stepper.overflowed():  # no fault of the samples
+        applied, watch = False, before.watch
+    else:
+        applied, watch = before.watch.judge(plan.guard, step, mean, norm, named(data.ids, data.places))
     if applied:
         stepper.step(factor, plan.clip, norm)
     else:

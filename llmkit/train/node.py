@@ -7,7 +7,42 @@ from typing import Annotated, ClassVar, Literal
 
 from llmkit.core.config import Conflict, Duration, Later, config, setting
 
-Precision = Annotated[Literal["auto", "fp32", "bf16", "bf16_mixed"], Later(("fp16_mixed",))]
+NAMES = {
+    ("fp32", "fp32"): "fp32",
+    ("bf16", "bf16"): "bf16",
+    ("fp32", "bf16"): "bf16_mixed",
+    ("fp32", "fp16"): "fp16_mixed",
+    ("fp32", "fp8"): "fp8",
+}
+"""What a type of weights and one of products are called together."""
+
+
+@config
+class Types:
+    """Precision by part."""
+
+    params: Literal["fp32", "bf16"] = "fp32"
+    """Of the weights that are trained, and of the optimizer's moments."""
+    compute: Literal["fp32", "bf16", "fp16", "fp8"] = "fp32"
+    """Of products; fp16 scales its loss, fp8 needs a device that has it."""
+    reduce: Literal["fp32", "bf16"] = setting(default="fp32", later=True)
+    """Of gradients that are summed over ranks."""
+
+    @property
+    def named(self) -> str:
+        """The name of the two together."""
+        return NAMES[self.params, self.compute]
+
+    def problems(self) -> Iterator[Conflict]:
+        """What contradicts what."""
+        if (self.params, self.compute) not in NAMES:
+            what = f"weights held in {self.params} are multiplied in {self.params}"
+            yield Conflict("compute", what, f"set compute: {self.params}, or params: fp32", "params")
+
+
+Reading = Literal["auto", "fp32", "bf16", "bf16_mixed"]
+"""How a model is held that is only read."""
+Precision = Literal["auto", "fp32", "bf16", "bf16_mixed", "fp16_mixed", "fp8"] | Types
 
 
 @config
@@ -25,9 +60,14 @@ class Batching:
 class Memory:
     """What is given up to save memory."""
 
-    recompute: Annotated[Literal["auto", "none", "full"], Later(("selective",))] = "auto"
-    """Recompute each layer's activations in the backward pass; `auto` does so when the account does not fit without."""
-    offload_activations: bool = setting(default=False, later=True)
+    recompute: Literal["auto", "none", "selective", "full"] = "auto"
+    """Make activations again in the backward pass: those of every second layer (`selective`) or of all; `auto` takes
+    the first of none, selective and full that fits."""
+    offload_activations: bool = False
+    """What the forward keeps waits in the host's memory; needs a device with a memory of its own."""
+    optimizer_in_backward: bool = False
+    """Each parameter is updated as soon as its gradient is whole: all gradients together are never held. Needs one
+    micro-batch a step and no clipping."""
 
 
 @config

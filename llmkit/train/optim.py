@@ -1,84 +1,317 @@
-"""The recipe's `optim` node: optimizers, and how parameters are grouped for them."""
+"""The recipe's `optim` node: the optimizers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from llmkit.core.config import Later, config, setting
+from llmkit.core.config import config, setting
 from llmkit.core.errors import ModelError
+from llmkit.train.optimizing import OUTER, Optimizing, Rated, parted
 
 if TYPE_CHECKING:
-    from torch import nn
     from torch.optim import Optimizer
 
 
-def _groups(params: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (norms, biases, magnitudes) do not."""
-    matrices = [p for p in params.values() if p.ndim > 1]
-    vectors = [p for p in params.values() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
 @config
-class AdamW:
-    """AdamW (arXiv:1711.05101)."""
+class Adaptive(Optimizing):
+    """An optimizer with two moments, or one that takes AdamW for what it leaves alone."""
 
-    moment_bytes: ClassVar[float] = 8.0
-    kind: Literal["adamw"] = "adamw"
-    lr: float = setting(default=2e-4, above=0.0)
-    weight_decay: float = setting(default=0.0, least=0.0)
-    """Applied to matrices only, never to norms, biases and other vectors."""
     beta1: float = setting(default=0.9, least=0.0, below=1.0)
     beta2: float = setting(default=0.999, least=0.0, below=1.0)
     eps: float = setting(default=1e-8, above=0.0)
-    clip: float = setting(default=1.0, least=0.0)
-    """Largest gradient norm; 0 turns clipping off."""
 
-    def build(self, params: Mapping[str, nn.Parameter]) -> Optimizer:
-        """The optimizer over named parameters."""
+    def adamw(self, groups: Sequence[Rated]) -> list[Optimizer]:
+        """AdamW over some of the parameters."""
         import torch
 
-        betas = (self.beta1, self.beta2)
-        groups = _groups(params, self.weight_decay)
-        return torch.optim.AdamW(groups, lr=self.lr, betas=betas, eps=self.eps, fused=True)
+        if not groups:
+            return []
+        made = [group.torch() for group in groups]
+        return [torch.optim.AdamW(made, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, fused=True)]
 
 
 @config
-class AdamW8bit:
+class AdamW(Adaptive):
+    """AdamW (arXiv:1711.05101)."""
+
+    kind: Literal["adamw"] = "adamw"
+
+    def moments(self, inner: int, outer: int, width: int) -> float:
+        """Two moments in 32 bits."""
+        return 8.0 * (inner + outer)
+
+    def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
+        """Torch's, fused."""
+        return self.adamw(groups)
+
+
+@config
+class AdamW8bit(Adaptive):
     """AdamW whose moments are held in 8-bit blocks (arXiv:2110.02861), by bitsandbytes; small tensors stay 32-bit."""
 
-    moment_bytes: ClassVar[float] = 2.1
     kind: Literal["adamw_8bit"] = "adamw_8bit"
-    lr: float = setting(default=2e-4, above=0.0)
-    weight_decay: float = setting(default=0.0, least=0.0)
-    """Applied to matrices only, never to norms, biases and other vectors."""
-    beta1: float = setting(default=0.9, least=0.0, below=1.0)
-    beta2: float = setting(default=0.999, least=0.0, below=1.0)
-    eps: float = setting(default=1e-8, above=0.0)
-    clip: float = setting(default=1.0, least=0.0)
-    """Largest gradient norm; 0 turns clipping off."""
 
-    def build(self, params: Mapping[str, nn.Parameter]) -> Optimizer:
-        """The optimizer over named parameters.
+    def moments(self, inner: int, outer: int, width: int) -> float:
+        """Two bytes, and the scales of blocks."""
+        return 2.1 * (inner + outer)
 
-        Raises:
-            ModelError: bitsandbytes is not installed.
-        """
-        try:
-            from bitsandbytes.optim import AdamW8bit as Built
-        except ImportError as missing:
-            raise ModelError(
-                f"adamw_8bit needs bitsandbytes ({missing})", fix="pip install bitsandbytes", key="optim.kind"
-            ) from missing
-        built: Optimizer = Built(
-            _groups(params, self.weight_decay), lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps
+    def ready(self) -> None:
+        """Bitsandbytes is there."""
+        _bitsandbytes(self.kind)
+
+    def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
+        """By bitsandbytes."""
+        made = [group.torch() for group in groups]
+        built = _bitsandbytes(self.kind).AdamW8bit
+        return [built(made, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps)]
+
+
+@config
+class PagedAdamW8bit(Adaptive):
+    """8-bit AdamW whose moments lie in memory that CUDA moves to the host when the GPU is full (arXiv:2305.14314)."""
+
+    device: ClassVar[str] = "cuda"
+    kind: Literal["paged_adamw_8bit"] = "paged_adamw_8bit"
+
+    def moments(self, inner: int, outer: int, width: int) -> float:
+        """As of 8-bit AdamW: they leave the device only when they must."""
+        return 2.1 * (inner + outer)
+
+    def ready(self) -> None:
+        """Bitsandbytes is there."""
+        _bitsandbytes(self.kind)
+
+    def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
+        """By bitsandbytes."""
+        made = [group.torch() for group in groups]
+        built = _bitsandbytes(self.kind).PagedAdamW8bit
+        return [built(made, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps)]
+
+
+@config
+class Sgd(Optimizing):
+    """Stochastic gradient descent with momentum."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: float = setting(default=1e-2, above=0.0)
+    momentum: float = setting(default=0.9, least=0.0, below=1.0)
+    nesterov: bool = False
+
+    def moments(self, inner: int, outer: int, width: int) -> float:
+        """The momentum, where there is one."""
+        return 4.0 * (inner + outer) if self.momentum else 0.0
+
+    def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
+        """Torch's, fused."""
+        import torch
+
+        made, nesterov = [group.torch() for group in groups], self.nesterov and self.momentum > 0
+        return [torch.optim.SGD(made, lr=self.lr, momentum=self.momentum, nesterov=nesterov, fused=True)]
+
+
+@config
+class Muon(Adaptive):
+    """Muon (arXiv:2502.16982): momentum made orthogonal, for the matrices of layers; AdamW for everything else.
+
+    Its updates are scaled to the size of AdamW's, so that rate and decay mean the same for both.
+    """
+
+    kind: Literal["muon"] = "muon"
+    momentum: float = setting(default=0.95, least=0.0, below=1.0)
+    nesterov: bool = True
+    rounds: int = setting(default=5, least=1, most=20)
+    """Newton-Schulz iterations of each step."""
+
+    def moments(self, inner: int, outer: int, width: int) -> float:
+        """One moment of what Muon holds, two of the rest."""
+        return 4.0 * inner + 8.0 * outer
+
+    def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
+        """Torch's, beside AdamW."""
+        import torch
+
+        inner, rest = parted(groups, lambda name, p: p.ndim == 2 and not OUTER.search(name))
+        if not inner:
+            return self.adamw(rest)
+        muon = torch.optim.Muon(
+            [group.torch() for group in inner],
+            lr=self.lr,
+            weight_decay=0.0,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            ns_steps=self.rounds,
+            adjust_lr_fn="match_rms_adamw",
         )
-        return built
+        return [muon, *self.adamw(rest)]
 
 
-Optim = Annotated[
-    AdamW | AdamW8bit,
-    Later(("paged_adamw_8bit", "muon", "adafactor", "lion", "schedule_free", "galore", "apollo")),
-]
+@config
+class Adafactor(Optimizing):
+    """Adafactor (arXiv:1804.04235): the second moment of a matrix held as its rows' and columns' means."""
+
+    kind: Literal["adafactor"] = "adafactor"
+    lr: float = setting(default=1e-2, above=0.0)
+    """Relative to the size of each parameter."""
+    beta2_decay: float = setting(default=-0.8, most=0.0)
+    eps: float = setting(default=1e-3, above=0.0)
+    """The least size that a parameter counts with."""
+
+    def moments(self, inner: int, outer: int, width: int) -> float:
+        """A number for each row and column."""
+        return 8.0 * (inner + outer) / max(1, width)
+
+    def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
+        """Torch's."""
+        import torch
+
+        made = [group.torch() for group in groups]
+        return [torch.optim.Adafactor(made, lr=self.lr, beta2_decay=self.beta2_decay, eps=(None, self.eps))]
+
+
+@config
+class Lion(Optimizing):
+    """Lion (arXiv:2302.06675): the sign of an interpolated momentum, by bitsandbytes; wants a rate below AdamW's."""
+
+    kind: Literal["lion"] = "lion"
+    lr: float = setting(default=3e-5, above=0.0)
+    beta1: float = setting(default=0.9, least=0.0, below=1.0)
+    beta2: float = setting(default=0.99, least=0.0, below=1.0)
+
+    def moments(self, inner: int, outer: int, width: int) -> float:
+        """The momentum."""
+        return 4.0 * (inner + outer)
+
+    def ready(self) -> None:
+        """Bitsandbytes is there."""
+        _bitsandbytes(self.kind)
+
+    def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
+        """By bitsandbytes."""
+        built = _bitsandbytes(self.kind).Lion
+        return [built([group.torch() for group in groups], lr=self.lr, betas=(self.beta1, self.beta2))]
+
+
+@config
+class Lion8bit(Optimizing):
+    """Lion whose momentum is held in 8-bit blocks, by bitsandbytes; small tensors stay 32-bit."""
+
+    kind: Literal["lion_8bit"] = "lion_8bit"
+    lr: float = setting(default=3e-5, above=0.0)
+    beta1: float = setting(default=0.9, least=0.0, below=1.0)
+    beta2: float = setting(default=0.99, least=0.0, below=1.0)
+
+    def moments(self, inner: int, outer: int, width: int) -> float:
+        """A byte, and the scales of blocks."""
+        return 1.05 * (inner + outer)
+
+    def ready(self) -> None:
+        """Bitsandbytes is there."""
+        _bitsandbytes(self.kind)
+
+    def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
+        """By bitsandbytes."""
+        built = _bitsandbytes(self.kind).Lion8bit
+        return [built([group.torch() for group in groups], lr=self.lr, betas=(self.beta1, self.beta2))]
+
+
+@config
+class ScheduleFree(Adaptive):
+    """Schedule-free AdamW (arXiv:2405.15682): evaluations and the result take averaged weights at a constant rate."""
+
+    constant: ClassVar[bool] = True
+    carried: ClassVar[tuple[str, ...]] = ("k", "weight_sum", "lr_max")
+    kind: Literal["schedule_free"] = "schedule_free"
+    lr: float = setting(default=5e-4, above=0.0)
+
+    def moments(self, inner: int, outer: int, width: int) -> float:
+        """The second moment, and the weights that are not averaged."""
+        return 8.0 * (inner + outer)
+
+    def ready(self) -> None:
+        """The package schedulefree is there."""
+        _schedulefree()
+
+    def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
+        """By the package of its authors."""
+        made = [group.torch() for group in groups]
+        return [_schedulefree()(made, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, foreach=False)]
+
+
+@config
+class LowRanked(Adaptive):
+    """An optimizer that keeps the moments of layers' matrices in fewer dimensions; AdamW for everything else."""
+
+    rank: int = setting(default=128, least=1)
+    """Matrices with no side above it go to AdamW."""
+    every: int = setting(default=200, least=1)
+    """Steps between new projections."""
+
+    def moments(self, inner: int, outer: int, width: int) -> float:
+        """Two moments of `rank` rows, and the projection."""
+        share = min(1.0, self.rank / max(1, width))
+        return 8.0 * (inner * share + outer) + 4.0 * inner * share
+
+    def split(self, groups: Sequence[Rated]) -> tuple[list[Rated], list[Rated]]:
+        """What is projected, and the rest."""
+        return parted(groups, lambda name, p: p.ndim == 2 and min(p.shape) > self.rank and not OUTER.search(name))
+
+
+@config
+class Galore(LowRanked):
+    """GaLore (arXiv:2403.03507): AdamW in the gradient's own leading directions, found anew every so many steps."""
+
+    kind: Literal["galore"] = "galore"
+    scale: float = setting(default=0.25, above=0.0)
+    """Of the update of what is projected."""
+
+    def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
+        """Ours, beside AdamW."""
+        from llmkit.train.low_rank import LowRank
+
+        inner, rest = self.split(groups)
+        made = [group.torch() for group in inner]
+        betas = (self.beta1, self.beta2)
+        ours = [LowRank(made, self.lr, betas, self.eps, self.rank, self.every, self.scale, False)] if made else []
+        return [*ours, *self.adamw(rest)]
+
+
+@config
+class Apollo(LowRanked):
+    """APOLLO (arXiv:2412.05270): each channel's gradient scaled by what AdamW would do in random directions."""
+
+    kind: Literal["apollo"] = "apollo"
+    scale: float = setting(default=1.0, above=0.0)
+    """Of the update of what is projected; about sqrt(width / rank) for a small rank."""
+
+    def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
+        """Ours, beside AdamW."""
+        from llmkit.train.low_rank import LowRank
+
+        inner, rest = self.split(groups)
+        made = [group.torch() for group in inner]
+        betas = (self.beta1, self.beta2)
+        ours = [LowRank(made, self.lr, betas, self.eps, self.rank, self.every, self.scale, True)] if made else []
+        return [*ours, *self.adamw(rest)]
+
+
+def _bitsandbytes(kind: str) -> Any:
+    try:
+        from bitsandbytes import optim
+    except ImportError as missing:
+        raise ModelError(
+            f"{kind} needs bitsandbytes ({missing})", fix="pip install bitsandbytes", key="optim.kind"
+        ) from missing
+    return optim
+
+
+def _schedulefree() -> Any:
+    try:
+        from schedulefree import AdamWScheduleFree
+    except ImportError as missing:
+        what = f"schedule_free needs the package schedulefree ({missing})"
+        raise ModelError(what, fix="pip install schedulefree", key="optim.kind") from missing
+    return AdamWScheduleFree
+
+
+Optim = AdamW | AdamW8bit | PagedAdamW8bit | Sgd | Muon | Adafactor | Lion | Lion8bit | ScheduleFree | Galore | Apollo

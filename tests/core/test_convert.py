@@ -44,8 +44,8 @@ def test_a_node_built_in_python_takes_what_a_recipe_takes():
 
 def test_a_node_built_in_python_tells_every_problem_at_once():
     assert refused(lambda: Lora(rank="8")) == ["rank: '8' is not a whole number; fix: use a whole number"]
-    said = refused(lambda: Lora(rank=0, alpha="x", dropout=1.0, targets=3, init="pissa"))
-    assert len(said) == 5 and any("init: pissa is not available yet" in line for line in said)
+    said = refused(lambda: Lora(rank=0, alpha="x", dropout=1.0, targets=3, init="gaussian"))
+    assert len(said) == 5 and said[4].startswith("init: 'gaussian' is not default | pissa")
     assert refused(lambda: Sft(model="x", data=DATA, epochs=1, steps=1, out="x"))[0].startswith("epochs: contradicts")
     assert refused(lambda: Sft(model="x", data=DATA, quant=Lora(), out="x"))[0].startswith("quant: Lora is not none |")
     assert "steps: true is not a whole number" in refused(lambda: Sft(model="x", data=DATA, steps=True, out="x"))[0]

@@ -11,7 +11,7 @@ from llmkit.data.lint import NAMES, Lint
 from llmkit.data.node import Data, Jsonl
 from llmkit.data.prepare import prepare
 from llmkit.data.render import Renderer
-from llmkit.stages.lint import lines, linted
+from llmkit.stages.lint_table import lines, linted
 from tests.conftest import CHATML, make_tokenizer
 from tests.data import clean
 from tests.data.test_messages import JSON
@@ -267,7 +267,7 @@ def test_a_template_that_is_not_the_model_s_own_is_told(tiny, tmp_path):
     from llmkit.models.load import read_tokenizer
     from llmkit.models.node import ModelRef
     from llmkit.models.resolve import resolve
-    from llmkit.stages.lint import served
+    from llmkit.stages.lint_table import served
 
     resolved = resolve(ModelRef(name=str(tiny)))
     for text, count in ((CHATML, 0), (TEMPLATES["doubled bos"], 1)):
@@ -340,7 +340,7 @@ def test_the_table_is_text_with_counts_and_places(lint, tmp_path):
         answered(lambda t: t + "\x07")(row)
     found = lint(rows)
     (head, line) = lines({"data.train": tuple(found.values())})
-    assert head == "data.train: lint: 1 warnings, 0 notes"
+    assert head == "data.train: lint: warnings 1, notes 0"
     assert line.split()[:4] == ["warn", "control", "characters", str(AT - 1)]
     assert "train.jsonl:1 ('\\x07')" in line and line.endswith(", ...")
     assert list(lines({"data.train": ()})) == ["data.train: lint finds nothing"]

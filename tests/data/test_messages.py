@@ -142,6 +142,14 @@ def test_roles_are_trained_as_asked_each_with_the_end_of_its_turn():
     assert every == ["one" + END, "the fox" + END, "two" + END, "a dog" + END]
     plain = [text for text, _ in trained({"messages": turns("one", "a fox")}, PLAIN, train_on=("user",))]
     assert plain == ["one"]
+    begun = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}{% endfor %}"  # nothing ends
+    assert [text for text, _ in trained({"messages": turns("one", "a fox")}, begun, train_on=("user",))] == ["one"]
+
+
+def test_a_template_that_refuses_half_a_conversation_ends_no_turn_of_it():
+    whole = "{% if messages | length < 2 %}{{ raise_exception('half') }}{% endif %}" + CHATML
+    row = {"messages": [{"role": "system", "content": "be kind"}, *turns("one", "the fox")]}
+    assert [text for text, _ in trained(row, whole, train_on=("system", "user"))] == ["be kind", "one" + END]
 
 
 def test_a_message_that_the_template_rewrites_cannot_be_trained_and_says_so():

@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 
 from llmkit.core.errors import DataError, RecipeError
-from llmkit.data.node import Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Text
+from llmkit.data.node import Arrow, Csv, Data, Docstrings, Hub, Jsonl, Parquet, Text
+from llmkit.data.prepare import prepare
 from llmkit.data.rows import BadRow, Raw
+from llmkit.recipe.inputs import inputs, remote
 
 
 def texts(count, start=0):
@@ -357,7 +359,7 @@ def test_d10_a_compressed_file_that_ends_early_or_is_damaged_is_named(suffix, tm
 @pytest.mark.parametrize("suffix", [*PACK, ".zst"])
 def test_d10_a_bomb_is_cut_off_at_its_ratio(suffix, tmp_path, monkeypatch):
     monkeypatch.setattr("llmkit.data.unpack.FREE", 1 << 16)
-    bomb = PACK.get(suffix, zstd)(b'{"text": "a"}\n' * (1 << 17))
+    bomb = PACK.get(suffix, zstd)(b'{"text": "a"}\n' * (1 << 15))
     with pytest.raises(DataError, match="unpacks to more than 200 times its size"):
         for _ in of(tmp_path, Jsonl, bomb, f"rows.jsonl{suffix}").rows():
             pass
@@ -472,3 +474,49 @@ def test_a_data_set_of_something_else_than_rows_is_refused(cached, tmp_path):
 def test_a_data_set_that_is_not_here_is_named(more, what, cached):
     with pytest.raises(DataError, match=what):
         list(Hub(**more).rows())
+
+
+# what a path may be
+
+
+@pytest.mark.parametrize("kind", [Jsonl, Csv, Text, Parquet, Arrow])
+def test_a_file_that_may_not_be_read_is_named(kind, tmp_path, monkeypatch):
+    path = tmp_path / "rows"
+    path.write_text("a\n")
+
+    def refused(*args, **more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refused)
+    with pytest.raises(DataError, match=r"rows: cannot be read \(Permission denied\)"):
+        list(kind(path=str(path)).rows())
+
+
+@pytest.mark.parametrize("kind", [Jsonl, Csv, Text])
+def test_an_empty_file_holds_no_rows(kind, tmp_path, tokenizer):
+    (tmp_path / "rows").write_bytes(b"")
+    source = kind(path=str(tmp_path / "rows"))
+    assert list(source.rows()) == []
+    with pytest.raises(DataError, match=r"data\.train: holds no rows"):
+        prepare((source,), Data(train=(source,)), tokenizer)
+
+
+@pytest.mark.parametrize("kind", [Parquet, Arrow])
+def test_an_empty_file_is_no_table(kind, tmp_path):
+    (tmp_path / "rows").write_bytes(b"")
+    with pytest.raises(DataError, match="is no whole"):
+        list(kind(path=str(tmp_path / "rows")).rows())
+
+
+def test_what_a_stage_read_is_every_file_of_a_glob_and_of_a_folder(tmp_path):
+    (tmp_path / "set").mkdir()
+    for name in ("a.jsonl", "b.jsonl", "set/train.csv"):
+        (tmp_path / name).write_text(name)
+    data = Data(train=(Jsonl(path=str(tmp_path / "*.jsonl")), Hub(name=str(tmp_path / "set"))))
+    before = inputs(data)
+    assert [key.split(": ")[0] for key in before] == ["train.0.path", "train.0.path", "train.1.name"]
+    (tmp_path / "b.jsonl").write_text("other")
+    assert {key for key in before if inputs(data)[key] != before[key]} == {f"train.0.path: {tmp_path / 'b.jsonl'}"}
+    assert not remote(data)
+    assert remote(Data(train=(Jsonl(path=("a.jsonl", "s3://bucket/b.jsonl")),)))
+    assert remote(Data(train=(Hub(name="no/such"),)))

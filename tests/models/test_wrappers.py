@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from llmkit import Merge
+from llmkit.adapters.method import Around
 from llmkit.adapters.node import Lora, NoAdapter
 from llmkit.core.errors import ModelError
 from llmkit.models.load import How, load, quiet
@@ -208,7 +209,7 @@ def test_a_wrappers_text_has_the_gradients_of_transformers_and_none_beside_it(na
     with quiet():
         theirs = hf.AutoModelForCausalLM.from_pretrained(made(name))
     ours, theirs = ours.requires_grad_(False), theirs.requires_grad_(False)
-    adapted = adapter.attach(ours, towers(ours))
+    adapted = adapter.attach(ours, Around(towers(ours)))
     if adapter.kind == "lora":
         plain = get_peft_model(theirs, adapted.peft_config["default"])
         for model in (adapted, plain):
@@ -217,7 +218,7 @@ def test_a_wrappers_text_has_the_gradients_of_transformers_and_none_beside_it(na
                     torch.manual_seed(len(weight))
                     torch.nn.init.normal_(p, std=0.1)
     else:
-        plain = adapter.attach(theirs, towers(theirs))
+        plain = adapter.attach(theirs, Around(towers(theirs)))
     mine, other = gradients(adapted), gradients(plain)
     assert mine.keys() == other.keys() == {n for n, p in adapted.named_parameters() if p.requires_grad}
     assert not any(tower in weight for tower in ("vision", "projector", "router.lora") for weight in mine)

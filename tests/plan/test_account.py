@@ -7,16 +7,17 @@ import torch
 from llmkit import Sft
 from llmkit.build.precision import types
 from llmkit.build.training import build, how
+from llmkit.core.shape import Cost, Shape
 from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit
 from llmkit.data.prepare import Prepared
 from llmkit.models.resolve import resolve
-from llmkit.plan.account import FUSED, Held, Shape, account, choose
+from llmkit.plan.account import FUSED, Held, account, choose
 from llmkit.stages.sizes import _held, sizes
 from tests.conftest import make_model, make_tokenizer
 
 SHAPE = Shape(135_000_000, 30, 576, 1536, 49152, linears=305_280, keys=192, embedded=28_311_552)
-LORA = Held(4, 4, FUSED, trained=16 * 305_280, rank=16, moment_bytes=8, recompute=False, head_bytes=16 << 20)
+LORA = Held(4, 4, FUSED, Cost(16 * 305_280, low=16), moment_bytes=8, recompute=False, head_bytes=16 << 20)
 
 
 def test_a_shape_is_read_from_a_configuration_and_headers():
@@ -62,7 +63,9 @@ def saved(node, tokens):
     held = how("cpu", kinds, node.quant, node.adapter, False, False)
     made = build(resolve(node.model), node.model, held, node.adapter, node.memory.recompute == "full", 0)
     made.model.train()
-    (batch,) = micro_batches(prepared, tuple(range(len(starts) - 1)), FirstFit(), tokens, 1, True, "cpu")
+    packing, contexts = node.data.packing, made.loaded.support.packed
+    rows = 1 if isinstance(packing, FirstFit) else tokens
+    (batch,) = micro_batches(prepared, tuple(range(len(starts) - 1)), packing, tokens, rows, contexts, "cpu")
 
     def keep(tensor):
         found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -85,13 +88,25 @@ WAYS = {
     "mixed full": {"precision": "bf16_mixed", "adapter": "none"},
     "bf16": {"precision": "bf16"},
     "bf16 full": {"precision": "bf16", "adapter": "none"},
+    "ia3": {"adapter": "ia3"},
+    "vera": {"adapter": {"kind": "vera", "rank": 4}},
+    "oft": {"adapter": {"kind": "oft", "block_size": 8}},
+    "boft": {"adapter": "boft"},
+    "bottleneck": {"adapter": {"kind": "bottleneck", "size": 4}},
+    "prompt_tuning": {"adapter": {"kind": "prompt_tuning", "virtual_tokens": 4}},
+    "prefix_tuning": {"adapter": {"kind": "prefix_tuning", "virtual_tokens": 4}},
+    "ia3 nf4": {"adapter": "ia3", "quant": "bnb_nf4"},
+    "bottleneck nf4": {"adapter": {"kind": "bottleneck", "size": 4}, "quant": "bnb_nf4"},
+    "ia3 mixed": {"precision": "bf16_mixed", "adapter": "ia3"},
+    "vera bf16": {"precision": "bf16", "adapter": {"kind": "vera", "rank": 4}},
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_a_forward_keeps_is_what_the_account_says(way, wide):
     more = WAYS[way] if "adapter" in WAYS[way] else WAYS[way] | {"adapter": {"kind": "lora", "rank": 4}}
-    node = Sft(model=str(wide), data={"train": []}, out="x", **more)
+    data = {"train": [], "packing": "none" if "tuning" in way else "first_fit"}
+    node = Sft(model=str(wide), data=data, out="x", **more)
     shape, _ = sizes(node, resolve(node.model), "cpu")
     held = _held(node, shape, types(node.precision, "cpu"), "cpu")
     told = account(shape, held, 512).activations - account(shape, held, 256).activations

@@ -85,3 +85,13 @@ def test_the_example_of_the_docs_is_sound(write):
     assert [name for name, _ in recipe.stages] == ["before", "tune", "after", "merged"]
     _, tune, after, merged = (node for _, node in recipe.stages)
     assert (tune.steps, tune.seed, after.model.name, merged.model.name) == (10, 1, tune.out, tune.out)
+
+
+@pytest.mark.parametrize("adapter", ["{kind: bottleneck}", "none", "{kind: prompt_tuning}"])
+def test_a_merge_of_what_cannot_be_folded_is_refused_before_it_is_trained(adapter, write, problems, pipe):
+    made = pipe.replace("kind: sft,", f"kind: sft, adapter: {adapter},").replace(
+        "a.jsonl}]", "a.jsonl}], packing: none"
+    )
+    (said,) = problems(made)
+    assert said.startswith("r.yaml:6:") and "stages.fold.model: cannot be merged: " in said
+    load_recipe(write(made.replace(f"adapter: {adapter}", "adapter: {kind: ia3}")))

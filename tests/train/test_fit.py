@@ -100,6 +100,12 @@ class Fake:
         self.now += 1
         return LossSum(torch.tensor(self.losses[self.now - 1] * count), torch.tensor(count))
 
+    def rate(self, factor):
+        pass
+
+    def overflowed(self):
+        return False
+
     def grad_norm(self):
         return self.norms[self.now - 1]
 

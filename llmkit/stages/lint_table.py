@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from llmkit.data.findings import Finding
 from llmkit.data.node import Data
 from llmkit.data.prepare import Prepared
 from llmkit.models.load import read_tokenizer
+from llmkit.models.node import ModelRef
 from llmkit.models.resolve import Resolved
 
 FILE = "lint.json"
@@ -51,11 +52,11 @@ def linted(
     return found
 
 
-def served(resolved: Resolved, template: str | None, tokenizer: Any) -> tuple[Finding, ...]:
+def served(resolved: Resolved, ref: ModelRef, tokenizer: Any) -> tuple[Finding, ...]:
     """Whether the recipe's template writes what the model's own does, which other servers of the base will use."""
-    if template is None:
+    if ref.template is None:
         return ()
-    own = read_tokenizer(resolved, None)
+    own = read_tokenizer(resolved, replace(ref, template=None))
     if not own.chat_template or _written(own) == _written(tokenizer):
         return ()
     what, fix = "model.template writes other text than the model's own template", "serve the result with its template"
@@ -78,7 +79,7 @@ def lines(found: dict[str, tuple[Finding, ...]]) -> Iterator[str]:
             yield f"{key}: lint finds nothing"
             continue
         warnings = sum(finding.level == "warn" for finding in many)
-        yield f"{key}: lint: {warnings} warnings, {len(many) - warnings} notes"
+        yield f"{key}: lint: warnings {warnings}, notes {len(many) - warnings}"
         wide = max(len(finding.name) for finding in many)
         for finding in many:
             places = one_line(", ".join(_places(finding)))

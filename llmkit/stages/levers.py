@@ -1,0 +1,41 @@
+"""What contradicts what among optimizer, precision and memory, and what of them a device must have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from llmkit.core.config import Conflict
+from llmkit.train.schedule import Constant
+
+if TYPE_CHECKING:
+    from llmkit.stages.training import Training
+
+
+def contradictions(node: Training) -> Iterator[Conflict]:
+    """The rules over several fields."""
+    if node.optim.constant and not isinstance(node.schedule, Constant):
+        what = f"{node.optim.kind} averages the weights in place of lowering the rate"
+        yield Conflict("schedule.kind", what, "set schedule: {kind: constant, warmup: 0.03}", "optim.kind")
+    if node.types_name == "fp8" and node.adapter.kind != "none":
+        what = "fp8 multiplies with weights that are trained, and an adapter freezes them"
+        yield Conflict("precision", what, "use bf16_mixed, or adapter: none", "adapter.kind")
+    if node.memory.optimizer_in_backward:
+        yield from _in_backward(node)
+
+
+def _in_backward(node: Training) -> Iterator[Conflict]:
+    """An update in the backward pass knows one gradient at a time, and cannot be taken back."""
+    lever = "memory.optimizer_in_backward"
+    if node.optim.clip:
+        what = "the norm of all gradients is known when all updates are made"
+        yield Conflict("optim.clip", what, "set optim.clip=0", lever)
+    if node.guard.nonfinite == "skip":
+        what = "a step whose updates are made cannot be skipped"
+        yield Conflict("guard.nonfinite", what, "set guard.nonfinite=stop", lever)
+    if node.types_name == "fp16_mixed":
+        what = "an overflow must be seen before any update"
+        yield Conflict("precision", what, "use bf16_mixed or fp32", lever)
+    if isinstance(node.micro_batch, int) and node.micro_batch < node.batch.rows:
+        what = f"{node.batch.rows} rows a step in micro-batches of {node.micro_batch} add up their gradients"
+        yield Conflict("micro_batch", what, "set micro_batch=batch.rows, or auto", lever)
