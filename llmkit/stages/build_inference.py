@@ -16,7 +16,7 @@ from llmkit.core.errors import ModelError
 from llmkit.core.metrics import Lines
 from llmkit.core.records import GateSpec, Prediction
 from llmkit.core.run import Grants, Run
-from llmkit.core.types import Report, interval
+from llmkit.core.types import Report, interval, named
 from llmkit.evals.run import Subject
 from llmkit.evals.tasks import longest
 from llmkit.models.adapted import method
@@ -107,9 +107,8 @@ def _write_reports(run: Run, reports: list[Report]) -> None:
     lines = Lines(path)
     for report in reports:
         lines.add(vars(report))
-        run.console.notice(
-            f"{report.metric} {report.value:.4f} {interval(report.low, report.high, '.4f')}, n {report.n}"
-        )
+        name, ends = named(report.metric, report.slice), interval(report.low, report.high, ".4f")
+        run.console.notice(f"{name} {report.value:.4f} {ends}, n {report.n}")
 
 
 PROBE = "The quick brown fox jumps over the lazy dog. def add(a, b):\n    return a + b\n1 + 1 = 2; 日本語, Ελλάδα."
