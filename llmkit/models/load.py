@@ -16,10 +16,11 @@ from llmkit.core.memory import is_out_of_memory
 from llmkit.models import safe
 from llmkit.models.adapted import Readers, adapted
 from llmkit.models.attend import install
+from llmkit.models.classified import HEADS, auto_class, begin, name_classes, without_head
 from llmkit.models.fused import fuse
-from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.models.node import Head, ModelRef, NoQuant, Quant
 from llmkit.models.probe import Support, probe
-from llmkit.models.resolve import Resolved
+from llmkit.models.resolve import Resolved, head_of
 from llmkit.models.rope import RopeScaling
 from llmkit.models.scaled import check_turned, scaled_config, stretch
 from llmkit.models.tokens import add, added, widen
@@ -42,6 +43,10 @@ class Loaded:
     resolved: Resolved
     added: tuple[int, ...] = ()
     """Ids of the tokens that the recipe added."""
+    head: Head | None = None
+    """What it tells apart, if it is a classifier."""
+    fresh: tuple[str, ...] = ()
+    """Modules that no file had weights for: a new head's."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class How:
     allow_nonfinite: bool = False
     short: Literal["bf16", "fp16"] = "bf16"
     """The 16 bits that it computes in, if it does."""
+    head: Head | None = None
+    """The classification head that it is to have; left out, the one that its files hold, if any."""
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -70,10 +77,11 @@ def load(resolved: Resolved, ref: ModelRef, how: How, own: Readers | None = None
     """
     _check_torch()
     base = resolved.base or resolved
+    head = how.head or head_of(resolved)
     with quiet():
         rope = ref.rope or resolved.rope
-        model = _base(base, how, rope)
         tokenizer = read_tokenizer(resolved, ref, how.allow_code)
+        model, fresh = _base(base, how, head, tokenizer, rope)
         new = added(tokenizer, ref)
         if new or resolved.base is not None:
             widen(model, tokenizer, new)
@@ -87,7 +95,7 @@ def load(resolved: Resolved, ref: ModelRef, how: How, own: Readers | None = None
         model.eval()
         if rope is not None:
             stretch(tokenizer, model, rope)
-    return Loaded(model, tokenizer, kind, support, resolved, new)
+    return Loaded(model, tokenizer, kind, support, resolved, new, head, tuple(sorted(fresh)))
 
 
 def _check_torch() -> None:
@@ -99,7 +107,9 @@ def _check_torch() -> None:
         )
 
 
-def _base(base: Resolved, how: How, rope: RopeScaling | None = None) -> Any:
+def _base(
+    base: Resolved, how: How, head: Head | None, tokenizer: Any, rope: RopeScaling | None = None
+) -> tuple[Any, set[str]]:
     from transformers import AutoModelForCausalLM
 
     said = safe.read_json(base.folder / "config.json")
@@ -112,14 +122,23 @@ def _base(base: Resolved, how: How, rope: RopeScaling | None = None) -> Any:
     try:
         config = scaled_config(base, rope, how.allow_code)
     except (ValueError, KeyError, OSError) as cause:
-        kind = said.get("model_type", "no model_type")
-        raise ModelError(f"{base.name} is of an unknown family ({kind})", fix="use a causal LM", key="model") from cause
+        family = said.get("model_type", "no model_type")
+        raise ModelError(
+            f"{base.name} is of an unknown family ({family})", fix="use a causal LM", key="model"
+        ) from cause
     if not how.allow_nonfinite:
         _check_finite(base.folder, headers)
+    kind: Any
     options: dict[str, Any] = {} if bits is None else {"quantization_config": bits}
-    check_causal(config, said, base.name)
+    if head is None:
+        check_causal(config, said, base.name)
+        kind = AutoModelForCausalLM
+    else:
+        kind = _classifier(base, head, config, tokenizer)
+        if bits is not None:
+            bits.llm_int8_skip_modules = list(HEADS)
     try:
-        model, told = AutoModelForCausalLM.from_pretrained(
+        model, told = kind.from_pretrained(
             base.folder,
             config=config,
             dtype=DTYPES[how.dtype],
@@ -136,14 +155,37 @@ def _base(base: Resolved, how: How, rope: RopeScaling | None = None) -> Any:
         raise ModelError(
             f"{base.name} cannot be loaded: {why}", fix="use a causal LM of transformers", key="model"
         ) from cause
+    fresh: set[str] = set()
+    if head is not None and head_of(base) is None:
+        told, fresh = without_head(told, model)
+        begin(model, fresh, head.seed)
     check_whole(told, hasattr(config, "text_config"), base.name)
     name_inner(model)
     if rope is not None:
         check_turned(model, rope)
     if bits is None:
-        return model.to(how.device)
+        return model.to(how.device), fresh
     _mend_bits(model)
-    return model
+    return model, fresh
+
+
+def _classifier(base: Resolved, head: Head, config: Any, tokenizer: Any) -> Any:
+    """The class that loads a base as a classifier, whose configuration says what it tells apart.
+
+    Raises:
+        ModelError: there is none, or it tells apart something else already.
+    """
+    there = head_of(base)
+    if there is not None and (there.task, there.labels) != (head.task, head.labels):
+        what = f"{base.name} is a {there.task} classifier of {', '.join(there.labels)[:60]} already"
+        raise ModelError(
+            what, fix="train from its language model, or for the same labels in the same order", key="model"
+        )
+    kind = auto_class(head, config, base.name)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    name_classes(config, head, tokenizer.pad_token_id)
+    return kind
 
 
 def _mend_bits(model: Any) -> None:

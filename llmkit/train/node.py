@@ -142,8 +142,9 @@ class Checkpointing:
     """Checkpoints a pass over the data, evenly apart, in place of `every`."""
     keep: int = setting(default=2, least=1)
     """Newest checkpoints that stay; the best one stays beside them."""
-    best: Literal["valid.loss", "valid.perplexity", "valid.bits_per_byte"] | None = None
-    """A metric, smaller is better: the run's result is then the best checkpoint, not the last."""
+    best: str | None = None
+    """A metric of the evaluations, such as valid.loss or, of a classifier, valid.f1: the run's result is then the best
+    checkpoint, not the last. Which way is better is known of each."""
 
     def problems(self) -> Iterator[Conflict]:
         """Two ways to say when."""

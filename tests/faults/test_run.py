@@ -32,7 +32,7 @@ from llmkit.data import prepare as reading
 from llmkit.data.jsonl import read_jsonl
 from llmkit.data.render import Renderer
 from llmkit.inference import generate
-from llmkit.losses.token import CrossEntropy
+from llmkit.losses.node import CrossEntropy
 from llmkit.models import export
 from llmkit.recipe.load import load_recipe
 from llmkit.stages import build_inference as inference

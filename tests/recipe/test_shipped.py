@@ -1,0 +1,155 @@
+"""Every shipped recipe runs: three steps, with its model swapped for a tiny one of the same family."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from llmkit import run
+from llmkit.core.console import Console
+from llmkit.data.node import Docstrings, Jsonl
+from llmkit.recipe.load import load_recipe
+from llmkit.recipe.shipped import recipes
+from llmkit.stages.evaluate import Evaluate
+from llmkit.stages.merge import Merge
+from llmkit.stages.training import Training
+from tests.conftest import make_tokenizer
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 2, "vocab_size": 448, "max_position_embeddings": 512, "head_dim": 8}
+SIZES |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+MIXTURE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+FAMILIES = {
+    "smollm2": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "llama": ("LlamaConfig", {}),
+    "qwen2.5": ("Qwen2Config", {}),
+    "qwen3-30b": ("Qwen3MoeConfig", MIXTURE),
+    "qwen3": ("Qwen3Config", {}),
+    "mistral": ("MistralConfig", {}),
+    "mixtral": ("MixtralConfig", MIXTURE),
+    "gemma-2": ("Gemma2Config", {"sliding_window": 16}),
+    "gemma-3": ("Gemma3TextConfig", {"sliding_window": 16}),
+    "phi": ("Phi3Config", {}),
+    "olmo-2": ("Olmo2Config", {}),
+    "granite": ("GraniteConfig", {}),
+}
+"""By what the last part of a model's name holds; the first that fits counts."""
+NAMED = {"meta-llama-3": "llama"}
+
+
+def family(name):
+    last = name.lower().rpartition("/")[2]
+    return next(key for key in FAMILIES if key in last)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """The folder of a tiny model by its family."""
+    import torch
+    import transformers
+
+    made = {}
+
+    def folder(key):
+        if key not in made:
+            kind, more = FAMILIES[key]
+            torch.manual_seed(0)
+            config = getattr(transformers, kind)(**(SIZES | more))
+            made[key] = tmp_path_factory.mktemp(key.replace(".", "-"))
+            transformers.AutoModelForCausalLM.from_config(config).save_pretrained(made[key])
+            make_tokenizer().save_pretrained(made[key])
+        return made[key]
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A working folder with the files that recipes name."""
+    place = tmp_path_factory.mktemp("work")
+    said = [
+        {"role": "user", "content": "hello world"},
+        {"role": "assistant", "content": "the lazy dog"},
+    ]
+    rows = [{"messages": [{**said[0], "content": f"hello world {i}"}, said[1]]} for i in range(120)]
+    for name in ("train", "valid"):
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = [{"text": " ".join(["the quick brown fox jumps over the lazy dog"] * 20) + f" {i}"} for i in range(60)]
+    (place / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    (place / "texts").mkdir()
+    for i, row in enumerate(texts):  # some of them are held out
+        (place / "texts" / f"{i}.txt").write_text(row["text"])
+    return place
+
+
+def small(node, model, out):
+    """The recipe over a tiny model: shorter, fewer, and all else as it is written."""
+    overflow = "truncate" if node.kind == "sft" and node.data.overflow == "drop" else node.data.overflow
+    sources = {key: rows(getattr(node.data, key)) for key in ("train", "valid")}
+    data = dataclasses.replace(node.data, max_length=64, overflow=overflow, **sources)
+    evaluate = node.evaluate
+    if data.sources("valid") and node.kind == "sft":
+        evaluate = dataclasses.replace(evaluate, samples=min(1, evaluate.samples), max_tokens=2)
+    name = dataclasses.replace(node.model, name=str(model))
+    batch = dataclasses.replace(node.batch, rows=4)
+    more = {"evaluate": evaluate, "epochs": None, "steps": 3, "out": str(out)}
+    return dataclasses.replace(node, model=name, data=data, batch=batch, **more)
+
+
+def rows(sources):
+    """The sources, but a small file in the place of what is made from the running Python."""
+    return tuple(Jsonl(path="train.jsonl") if isinstance(source, Docstrings) else source for source in sources)
+
+
+ALONE = [name for name in recipes() if not name.startswith(("quickstart", "merge/"))]
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_it_runs_three_steps(name, models, folder, tmp_path, monkeypatch):
+    path = recipes()[name]
+    monkeypatch.chdir(folder)
+    recipe = load_recipe(os.path.relpath(path, folder))
+    for stage, node in recipe.stages:
+        model = models(family(node.model.name))
+        if isinstance(node, Training):
+            artifact = run(small(node, model, tmp_path / (stage or "run")), console=Console(quiet=True))
+            assert artifact.manifest["step"] == 3 and any(Path(artifact.model()).iterdir())
+        else:
+            assert isinstance(node, Evaluate | Merge)
+            load = dataclasses.replace(node.model, name=str(model))
+            tasks = tuple(_short(task) for task in node.tasks)
+            run(
+                dataclasses.replace(node, model=load, tasks=tasks, out=str(tmp_path / "eval")),
+                console=Console(quiet=True),
+            )
+
+
+def _short(task):
+    """A task over little text."""
+    held = {field.name for field in dataclasses.fields(task)}
+    sizes = {"rows": 2, "lengths": (256, 320), "depths": 2, "samples": 1, "length": 128, "buckets": 2, "max_length": 64}
+    more = {"data": rows(task.data)} if "data" in held else {}
+    return dataclasses.replace(task, **{key: value for key, value in sizes.items() if key in held}, **more)
+
+
+def test_every_family_has_full_lora_and_qlora_and_long_and_classification():
+    names = set(recipes())
+    for asked in (
+        "smollm2",
+        "llama3",
+        "qwen2.5",
+        "qwen3",
+        "mistral",
+        "gemma2",
+        "gemma3",
+        "phi3",
+        "phi4",
+        "olmo2",
+        "granite",
+    ):
+        assert any(name.startswith(f"models/{asked}") for name in names), asked
+    for way in ("full", "-lora", "-qlora"):
+        assert any(name.endswith(way) for name in names)
+    assert any(name.startswith("long/") for name in names)
