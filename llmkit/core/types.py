@@ -129,6 +129,11 @@ class Report:
     level: float = 0.95
 
 
+def named(metric: str, slice: str) -> str:
+    """A figure's name, with its slice where it is of a part alone."""
+    return metric if slice == "all" else f"{metric}, {slice}"
+
+
 def interval(low: float | None, high: float | None, form: str = ".4g") -> str:
     """An interval as it is shown."""
     return "no interval: one cluster" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"

@@ -49,6 +49,8 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
         node.adapter.finish(built.model)
         rope, folder = node.model.rope, run.folder / "model"
         export(built.model, built.loaded.tokenizer, folder, job.resolved, node.quant, rope, labels)
+    if rope is not None and hasattr(built.model, "peft_config"):
+        run.console.notice("the base of the adapter is scaled, which peft alone does not know: merge it for use there")
     write_report(run.folder)
     made = publish(
         run.folder,

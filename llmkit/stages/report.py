@@ -12,7 +12,7 @@ from typing import Any
 from llmkit.core.files import write_atomic
 from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
-from llmkit.core.types import Report, interval
+from llmkit.core.types import Report, interval, named
 from llmkit.stages.chart import chart, number
 from llmkit.stages.slices import drawings, drawn
 
@@ -78,7 +78,9 @@ def figures(lines: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any
         for name in (n for n in seen[0] if n.startswith("valid.") and n != "valid.tokens"):
             rows.append((name, f"{number(seen[0][name])} → {number(seen[-1][name])}", "before → after"))
     rows += [
-        (named(e), number(e["value"]), f"{interval(e['low'], e['high'])}, n {e['n']}") for e in evals if not drawn(e)
+        (named(e["metric"], e["slice"]), number(e["value"]), f"{interval(e['low'], e['high'])}, n {e['n']}")
+        for e in evals
+        if not drawn(e)
     ]
     trained = [line for line in lines if line["event"] == "train"]
     if trained:
@@ -87,11 +89,6 @@ def figures(lines: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any
         rows += [("steps", str(trained[-1]["step"]), ""), ("tokens per second", f"{speed:.0f}", "median")]
         rows += [("peak memory", f"{top:.2f} GiB", "")]
     return rows
-
-
-def named(line: Mapping[str, Any]) -> str:
-    """A figure's name, with its slice where it has one."""
-    return str(line["metric"]) if line["slice"] == "all" else f"{line['metric']}, {line['slice']}"
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
