@@ -273,9 +273,10 @@ def test_a_template_that_is_not_the_model_s_own_is_told(tiny, tmp_path):
     for text, count in ((CHATML, 0), (TEMPLATES["doubled bos"], 1)):
         path = tmp_path / "template.jinja"
         path.write_text(text)
-        found = served(resolved, str(path), read_tokenizer(resolved, str(path)))
+        ref = ModelRef(name=str(tiny), template=str(path))
+        found = served(resolved, ref, read_tokenizer(resolved, ref))
         assert len(found) == count and all(f.name == "template" for f in found)
-    assert served(resolved, None, None) == ()
+    assert served(resolved, ModelRef(name=str(tiny)), None) == ()
 
 
 def test_a_habit_is_information(lint):
