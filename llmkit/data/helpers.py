@@ -198,8 +198,8 @@ class Team:
 def _serve(pipe: Pipe, others: Sequence[Pipe], law: Law, renderer: Renderer) -> None:
     """What a helper does until its pipe is closed; never returns."""
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to all: this process's parent answers
+            signal.signal(number, signal.SIG_IGN)
         for other in others:  # so that a parent that dies is seen
             other.close()
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
