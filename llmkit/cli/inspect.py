@@ -70,7 +70,7 @@ def _training(title: str, node: Training, show: int) -> None:
     keys: tuple[Literal["train", "valid"], ...] = ("train", "valid")
     for key in keys:
         if sources := _looked_at(node, key):
-            least = node.batch.rows if key == "train" else 1
+            least = node.batch.least if key == "train" else 1
             made = node.examples(sources, tokenizer, f"data.{key}", lambda error: None, least)
             if key == "train":
                 node.objective(made)  # it may not fit them

@@ -99,8 +99,40 @@ class Bucketed:
         return [steps[i] for i in permutation(self.seed, epoch, len(steps))]
 
 
-def ordered(data: Data, seed: int, train: Prepared, per_step: int, steps: int | None = None) -> Ordered:
-    """The order that a recipe asks for; `steps` are those of the run, where it says them.
+@dataclass(frozen=True)
+class ByTokens:
+    """Each row once an epoch, in steps of about `tokens` tokens each: every epoch has the same number of steps.
+
+    The rows of an epoch, end to end in a random order, are cut into equal parts of at least `tokens` tokens; a row is
+    of the part that holds its middle. No part is empty, since none is shorter than the longest row.
+    """
+
+    seed: int
+    lengths: Rows
+    tokens: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the data."""
+        return max(1, int(self.lengths.sum()) // max(self.tokens, int(self.lengths.max())))
+
+    def step(self, index: int) -> tuple[int, tuple[int, ...]]:
+        """0-based step -> (epoch, row ids)."""
+        epoch, within = divmod(index, self.steps_per_epoch)
+        order, parts = self._parts(epoch)
+        return epoch, tuple(int(i) for i in order[parts == within])
+
+    def _parts(self, epoch: int) -> tuple[Rows, Rows]:
+        order = permutation(self.seed, epoch, len(self.lengths))
+        sizes = self.lengths[order]
+        middles = 2 * np.cumsum(sizes) - sizes
+        return order, middles * self.steps_per_epoch // (2 * int(sizes.sum()))
+
+
+def ordered(
+    data: Data, seed: int, train: Prepared, per_step: int, steps: int | None = None, tokens: int = 0
+) -> Ordered:
+    """The order that a recipe asks for; `steps` are those of the run, where it says them, `tokens` those of a step.
 
     Raises:
         DataError: a source of a mix has no example.
@@ -109,6 +141,8 @@ def ordered(data: Data, seed: int, train: Prepared, per_step: int, steps: int | 
         return Balanced(seed, train.groups if data.sampler.balance == "group" else train.class_of, per_step)
     if data.length_buckets is not None:
         return Bucketed(seed, np.diff(train.starts), per_step, data.length_buckets)
+    if tokens:
+        return ByTokens(seed, np.diff(train.starts), tokens)
     return arranged(data, train, seed, per_step, steps)
 
 

@@ -81,7 +81,7 @@ def _largest(job: Job) -> int:
     """Bytes that come and go with the largest micro-batch."""
     lengths = np.sort(np.diff(job.train.starts))[-job.node.batch.rows :]
     most = job.choice.rows * job.node.data.max_length
-    if not len(lengths):  # of a stream, no length is known
+    if not len(lengths) or job.node.batch.tokens:  # of a stream, no length is known
         lengths = np.array([most])
     account = job.choice.account
     return int((account.activations + account.working) * min(1.0, lengths.sum() / most))
@@ -121,7 +121,7 @@ def _train(node: Training, tokenizer: Any, aside: Quarantine) -> tuple[Feed, Pre
         marks = {path: said for source in node.data.train for path, said in source.marks().items()}
         none: Any = np.empty(0, np.int64)
         return node.stream(tokenizer, aside), Prepared(none, none, np.zeros(1, np.int64), (), files=marks)
-    data = node.examples(node.data.sources("train"), tokenizer, "data.train", aside, node.batch.rows)
+    data = node.examples(node.data.sources("train"), tokenizer, "data.train", aside, node.batch.least)
     return Known(data, node.order(data)), data
 
 

@@ -97,6 +97,7 @@ class Training:
         yield from self._odd_data()
         best, valid = self.checkpoint.best, self.data.sources("valid")
         yield from self._odd_best()
+        yield from self._odd_batch()
         if best is not None and not valid:
             what = f"nothing measures {best} without validation rows"
             yield Conflict(
@@ -140,6 +141,14 @@ class Training:
     def scheduled(self) -> bool:
         """Whether the shares of a mix change over the run."""
         return self.data.mixed and any(isinstance(source.weight, tuple) for source in self.data.train)
+
+    def _odd_batch(self) -> Iterator[Conflict]:
+        """Steps of tokens, where rows are counted."""
+        data, tokens = self.data, self.batch.tokens
+        counted = {"streaming": data.streaming, "mix": data.mixed, "sampler": data.sampler is not None}
+        counted["length_buckets"] = data.length_buckets is not None
+        for key in (key for key, held in counted.items() if held and tokens is not None):
+            yield Conflict("batch.tokens", f"steps of data.{key} are counted in rows", "use batch.rows", f"data.{key}")
 
     def _odd_data(self) -> Iterator[Conflict]:
         """Keys of `data` that this stage has no use for."""
@@ -195,7 +204,7 @@ class Training:
         """Which rows each step sees."""
         from llmkit.data.orders import ordered
 
-        return ordered(self.data, self.seed, train, self.batch.rows, self.steps)
+        return ordered(self.data, self.seed, train, self.batch.rows, self.steps, self.batch.tokens or 0)
 
     def objective(self, train: Prepared) -> Loss:
         """What is made small: the scores of a batch -> a sum with its count."""

@@ -51,9 +51,20 @@ class Batching:
 
     rows: int = setting(default=16, least=1)
     """Examples a step."""
+    tokens: int | None = setting(default=None, least=2)
+    """In place of `rows`: tokens a step, about, in equally many steps an epoch; as many examples as hold them."""
     pairs: None = setting(default=None, later=True)
     prompts: None = setting(default=None, later=True)
-    tokens: None = setting(default=None, later=True)
+
+    def problems(self) -> Iterator[Conflict]:
+        """Two ways to say how large a step is."""
+        if self.tokens is not None and self.rows != Batching.rows:
+            yield Conflict("rows", "both say how large a step is", "keep one of the two", "tokens")
+
+    @property
+    def least(self) -> int:
+        """Examples that there must be."""
+        return self.rows if self.tokens is None else 1
 
 
 @config

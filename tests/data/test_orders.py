@@ -11,7 +11,7 @@ from llmkit.core.convert import check_fields
 from llmkit.core.errors import RecipeError
 from llmkit.data.node import Data, NoPacking, Sampler
 from llmkit.data.order import Order
-from llmkit.data.orders import Balanced, Bucketed, padding
+from llmkit.data.orders import Balanced, Bucketed, ByTokens, padding
 
 CLASSES = np.array([0] * 180 + [1] * 15 + [2] * 5)
 
@@ -81,3 +81,22 @@ def test_what_contradicts_the_layout_is_refused():
     for more, other in (({}, "packing"), ({"packing": NoPacking(), "sampler": Sampler(balance="label")}, "sampler")):
         with pytest.raises(RecipeError, match=other):
             check_fields(Data(train=(), length_buckets=4, **more))
+
+
+@pytest.mark.parametrize("tokens", [64, 500, 10**6])
+def test_steps_of_tokens_hold_each_row_once_and_about_so_many(tokens):
+    lengths = np.random.default_rng(0).integers(1, 64, 997)
+    order = ByTokens(3, lengths, tokens)
+    for epoch in (0, 1):
+        steps = [order.step(epoch * order.steps_per_epoch + i) for i in range(order.steps_per_epoch)]
+        assert {which for which, _ in steps} == {epoch}
+        assert sorted(i for _, ids in steps for i in ids) == list(range(997))
+        sizes = [int(lengths[list(ids)].sum()) for _, ids in steps]
+        mean = lengths.sum() / order.steps_per_epoch
+        assert min(sizes) > 0 and max(abs(size - mean) for size in sizes) <= 64 and mean < max(2 * tokens, 64)
+    assert order.step(0)[1] != order.step(order.steps_per_epoch)[1] or order.steps_per_epoch == 1
+
+
+def test_no_step_of_tokens_is_empty_where_one_row_is_as_long_as_a_step():
+    order = ByTokens(0, np.array([100, 1, 1, 100, 100, 1, 100]), 100)
+    assert all(order.step(i)[1] for i in range(3 * order.steps_per_epoch))

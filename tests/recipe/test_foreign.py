@@ -137,8 +137,8 @@ def test_every_key_has_a_fate_and_the_recipe_loads(tool, draft, tmp_path):
     said = {key for key, value in yaml.safe_load(ALL[tool]).items() if value is not None}
     assert made.tool == tool and said <= {note.key.partition(".")[0] for note in made.notes}
     (tmp_path / "recipe.yaml").write_text(text(made, "config.yaml"))
-    recipe = load_recipe(str(tmp_path / "recipe.yaml"))
-    assert recipe.out == f"runs/{'abc'[list(ALL).index(tool)]}" and recipe.model.name == "owner/model"
+    ((_, node),) = load_recipe(str(tmp_path / "recipe.yaml")).stages
+    assert node.out == f"runs/{'abc'[list(ALL).index(tool)]}" and node.model.name == "owner/model"
 
 
 def fates(made, fate):

@@ -258,7 +258,8 @@ def template(draft: Draft, key: str, file: str) -> None:
 
 def hub(draft: Draft) -> None:
     """A push of the result; never by itself."""
-    if draft.get("push_to_hub") is True and draft.get("hub_model_id"):
+    repo = str(draft.get("hub_model_id", ""))
+    if draft.get("push_to_hub") is True and "/" in repo:
         draft.put("push.repo", draft.get("hub_model_id"), "hub_model_id", "push_to_hub")
         if draft.get("hub_private_repo") is not None:
             draft.put("push.private", draft.get("hub_private_repo"), "hub_private_repo")

@@ -76,7 +76,9 @@ def convert(draft: Draft) -> None:
             raise RecipeError(what, fix="import a configuration of supervised training", key=key, line=draft.lines[key])
     draft.put("kind", "pretrain" if draft.get("pretraining_dataset") else "sft")
     draft.rename({"base_model": "model.name", "revision_of_model": "model.revision", "output_dir": "out"})
-    draft.rename({"seed": "seed", "neftune_noise_alpha": "neftune", "tokens": "model.add_tokens"})
+    draft.rename({"seed": "seed", "neftune_noise_alpha": "neftune"})
+    if isinstance(draft.get("tokens"), list):
+        draft.put("model.add_tokens", draft.get("tokens"), "tokens")
     shared.attention(draft, "attn_implementation")
     _attention(draft)
     full = not draft.get("adapter")

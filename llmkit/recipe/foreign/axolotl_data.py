@@ -13,6 +13,7 @@ ALPACA = ("alpaca", "alpaca_chat", "alpaca:chat")
 SEEN = {"path", "type", "name", "split", "data_files", "ds_type", "revision", "field", "shards", "conversation"}
 CHAT = {"field_messages", "message_property_mappings", "roles_to_train", "train_on_eos", "chat_template", "roles"}
 TEMPLATES = {"chatml": "chatml", "llama3": "llama3", "gemma": "gemma", "phi_3": "phi3", "alpaca": "alpaca"}
+PRETRAINED = {"excess_length_strategy": "documents are cut to chunks"}
 NO_TYPE = "its rows are put into text of axolotl's own: write them as messages, or as prompt + completion"
 
 
@@ -22,15 +23,17 @@ def data(draft: Draft) -> None:
     given = draft.get(key, [])
     rows = [{"path": given}] if isinstance(given, str) else given
     draft.put("data.train", [_source(draft, key, i, row) for i, row in enumerate(rows)], key)
-    if key == "pretraining_dataset":
-        draft.put("data.streaming", True, key)
     if tests := draft.get("test_datasets"):
         draft.put(
             "data.valid", [_source(draft, "test_datasets", i, row) for i, row in enumerate(tests)], "test_datasets"
         )
     shared.held_out(draft, "val_set_size", draft.get("val_set_size"))
     draft.rename({"sequence_len": "data.max_length", "default_system_message": "data.system"})
-    if draft.get("train_on_inputs") is not None:
+    if key == "pretraining_dataset":
+        told = "all documents are read and tokenised before training; axolotl streams them"
+        draft.tell("changed", key, told)
+        draft.needless({"train_on_inputs": "every token of a document is trained", **PRETRAINED})
+    elif draft.get("train_on_inputs") is not None:
         draft.put("data.train_on", "all" if draft.get("train_on_inputs") else "assistant", "train_on_inputs")
     _packing(draft)
     _template(draft, rows)
@@ -49,7 +52,8 @@ def _packing(draft: Draft) -> None:
     ways = {"drop": "drop", "truncate": "truncate", "raise": "error"}
     said = draft.get("excess_length_strategy", "drop")
     keys = ["excess_length_strategy"] if draft.get("excess_length_strategy") else []
-    draft.put("data.overflow", ways.get(str(said), "drop"), *keys)
+    if not draft.get("pretraining_dataset"):
+        draft.put("data.overflow", ways.get(str(said), "drop"), *keys)
 
 
 def _template(draft: Draft, rows: list[Any]) -> None:

@@ -183,7 +183,7 @@ def _data(draft: Draft, stage: str) -> None:
     on = "all" if draft.get("train_on_prompt") else "last" if draft.get("mask_history") else "assistant"
     draft.put("data.train_on", on, *_said(draft, "train_on_prompt"), *_said(draft, "mask_history"))
     if stage == "pt":
-        del draft.recipe["data"]["train_on"]
+        del draft.recipe["data"]["train_on"], draft.recipe["data"]["overflow"]
     draft.rename({"default_system": "data.system", "streaming": "data.streaming"})
     draft.lost({"max_samples": "give each source take: N"} if not draft.recipe["data"]["train"] else {})
 
