@@ -25,7 +25,7 @@ from llmkit.train.fit import Progress
 
 def _conclude(job: Job, built: Built, steps: Single) -> None:
     """What the result says of the validation rows, where the stage has a table of it."""
-    if job.valid is None:
+    if job.valid is None or job.node.head(job.train) is None:
         return
     with job.run.stop.at_once("after training"), out_of_memory_named(job.run.device, KNOB):
         rows, reports = job.node.final(subject(job, built, steps), job.valid)
