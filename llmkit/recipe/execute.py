@@ -20,6 +20,7 @@ from llmkit.core.run import Grants, Run
 from llmkit.core.runlog import run_log
 from llmkit.core.scalars import Origin
 from llmkit.core.stop import Stop
+from llmkit.core.wording import yaml_word
 from llmkit.models.alias import is_remote
 from llmkit.recipe.inputs import inputs, remote
 from llmkit.recipe.load import Recipe, digest
@@ -173,11 +174,18 @@ def _changes(recipe: Recipe, name: str, before: Mapping[str, Any], made_with: Ma
     if before.get("digest") != digest(node):
         values = differences(made_with, stage_values(recipe, name))
         environs = differences(before.get("environment", {}), environment(recipe, name))
-        found = {key: f"is {new!r}, and {folder} was made with {old!r}" for key, old, new in [*environs, *values]}
+        found = {
+            key: f"is {_short(new)}, and {folder} was made with {_short(old)}" for key, old, new in [*environs, *values]
+        }
         found.pop("out", None)
         return found or {"out": f"{folder} was made with other values"}
     now, then = inputs(node), before.get("inputs", {})
     return {key: f"has changed since {folder} was made from it" for key in now.keys() & then if now[key] != then[key]}
+
+
+def _short(value: Any) -> str:
+    text = yaml_word(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _changed(recipe: Recipe, name: str, key: str, what: str, fix: str) -> Problem:
