@@ -79,6 +79,8 @@ def load(resolved: Resolved, ref: ModelRef, how: How, own: Readers | None = None
             widen(model, tokenizer, new)
         kind = install(model, ref.attention, how.half)
         support = probe(model)
+        if how.quant != NoQuant() and not support.packed:  # which has not run it
+            _check_runs(model)
         if not getattr(model, "is_quantized", False):
             fuse(model)
         if resolved.base is not None:
@@ -142,8 +144,33 @@ def _base(base: Resolved, how: How, rope: RopeScaling | None = None) -> Any:
         check_turned(model, rope)
     if bits is None:
         return model.to(how.device)
+    _check_bits(model)
     _mend_bits(model)
     return model
+
+
+def _check_bits(model: Any) -> None:
+    """Raises:
+    ModelError: nothing is quantised: transformers passes linears of a class of their own by, and says nothing.
+    """
+    if not any("bitsandbytes" in type(module).__module__ for module in model.modules()):
+        what = f"none of the linears of {type(model).__name__} can be quantised"
+        raise ModelError(what, fix="drop quant", key="quant.kind")
+
+
+def _check_runs(model: Any) -> None:
+    """Raises:
+    ModelError: the family reads weights past their modules, as Mamba does, and cannot read quantised ones.
+    """
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.tensor([[1, 2]], device=model.device), use_cache=False)
+    except (RuntimeError, TypeError, ValueError) as cause:
+        if is_out_of_memory(cause):
+            raise
+        why = (str(cause).splitlines() or [""])[0][:120]
+        what = f"{type(model).__name__} does not run with quantised weights ({why})"
+        raise ModelError(what, fix="drop quant", key="quant.kind") from cause
 
 
 def _mend_bits(model: Any) -> None:

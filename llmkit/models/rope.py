@@ -233,7 +233,7 @@ def scale(config: Any, node: RopeScaling, said: Mapping[str, Any]) -> None:
     config.max_position_embeddings = trained if node._keeps else round(node.factor * trained)
     try:
         config.validate_rope()
-    except (ValueError, KeyError) as cause:  # Phi-3 loads with `longrope` and no other
+    except (ValueError, KeyError, TypeError) as cause:  # Phi-3 loads with `longrope` and no other
         what = f"{config.model_type} does not take RoPE `{node.kind}`: {cause.args[0]}"
         raise ModelError(what, fix="use a kind that it takes", key="model.rope.kind") from cause
 

@@ -10,10 +10,10 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llmkit.core.errors import ModelError, RecipeError
+from llmkit.models.families import FAMILIES, SMALL
 from llmkit.models.node import ModelRef
 from llmkit.models.rope import GLOBAL, Dynamic, Linear, Llama3, LongRope, Yarn, reach
 from llmkit.models.scaled import check_turned
-from llmkit.models.support import FAMILIES, SMALL
 
 TRAINED = 128
 PAIRS = 4
@@ -171,6 +171,11 @@ def test_a_model_without_rope_is_refused(family: str) -> None:
     config = whole.get(family) or configured(family)
     with pytest.raises(ModelError, match=r"^model\.rope: \w+ has no RoPE that could be scaled; fix: drop model\.rope$"):
         Linear(factor=2).apply(config)
+
+
+def test_a_kind_whose_settings_a_family_cannot_check_is_refused_and_no_fault() -> None:
+    with pytest.raises(ModelError, match=r"model\.rope\.kind: phimoe does not take RoPE `linear`: .*short_mscale"):
+        Linear(factor=2).apply(configured("Phi-3.5-MoE"))
 
 
 def test_a_scaling_of_its_own_is_replaced_only_where_that_is_said() -> None:
