@@ -47,10 +47,21 @@ LINEAR = dict(
 )
 MAMBA = dict(mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8)
 LONG_ROPE = dict(rope_type="longrope", rope_theta=1e4, short_factor=[1.0] * 4, long_factor=[2.0] * 4, factor=4.0)
+SCALED = dict(embedding_multiplier=12.0, attention_multiplier=0.25, residual_multiplier=0.22, logits_scaling=8.0)
+ALPHA = dict(rope_type="dynamic", rope_theta=1e4, factor=1.0, alpha=1000.0)
+"""A base that is another from the start, and not by the length."""
 GPT = dict(n_embd=32, n_layer=2, n_head=4, n_positions=128)
 STILL = dict(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, attention_dropout=0.0, residual_dropout=0.0, dropout=0.0)
 """Of families whose configuration drops out by default: the comparisons run in training mode."""
-TEXT_ONLY = dict(vocab_size_per_layer_input=64, hidden_size_per_layer_input=8, num_kv_shared_layers=0)
+BORROWED = dict(
+    **WINDOW,
+    num_hidden_layers=4,
+    layer_types=["sliding_attention", "full_attention"] * 2,
+    num_kv_shared_layers=2,
+    vocab_size_per_layer_input=64,
+    hidden_size_per_layer_input=8,
+)
+"""The upper half attends to the keys and values of the lower half."""
 SHARED = dict(n_routed_experts=4, n_shared_experts=1, n_group=1, topk_group=1, first_k_dense_replace=1)
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -71,14 +82,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "DeepSeek-V3": ("DeepseekV3Config", LATENT),
     "OLMo-2": ("Olmo2Config", {}),
     "SmolLM3": ("SmolLM3Config", {}),
-    "Granite": ("GraniteConfig", {}),
+    "Granite": ("GraniteConfig", SCALED),
     "Cohere-2": ("Cohere2Config", {**WINDOW, **MIXED}),
     "Gemma": ("GemmaConfig", {}),
     "Gemma-3n": (
         "Gemma3nTextConfig",
-        {**WINDOW, **MIXED, **TEXT_ONLY, "laurel_rank": 4, "activation_sparsity_pattern": [0.0, 0.0]},
+        {**BORROWED, "laurel_rank": 4, "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0]},
     ),
-    "Gemma-4": ("Gemma4TextConfig", {**WINDOW, **MIXED, **TEXT_ONLY, "global_head_dim": 8}),
+    "Gemma-4": ("Gemma4TextConfig", {**BORROWED, "global_head_dim": 16}),
     "Qwen2-MoE": ("Qwen2MoeConfig", {**MIXTURE, "shared_expert_intermediate_size": 16}),
     "Ministral": ("MinistralConfig", {**WINDOW, **MIXED}),
     "Phi": ("PhiConfig", STILL),
@@ -86,7 +97,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "OLMo": ("OlmoConfig", {}),
     "OLMo-3": ("Olmo3Config", {**WINDOW, **MIXED}),
     "OLMoE": ("OlmoeConfig", MIXTURE),
-    "Granite-MoE": ("GraniteMoeConfig", MIXTURE),
+    "Granite-MoE": ("GraniteMoeConfig", {**MIXTURE, **SCALED}),
     "Cohere": ("CohereConfig", {}),
     "StarCoder2": ("Starcoder2Config", {**WINDOW, **STILL}),
     "Helium": ("HeliumConfig", {}),
@@ -102,8 +113,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "Seed-OSS": ("SeedOssConfig", STILL),
     "Arcee": ("ArceeConfig", {}),
-    "HunYuan": ("HunYuanDenseV1Config", {}),
-    "HunYuan-MoE": ("HunYuanMoEV1Config", {**MIXTURE, "moe_topk": 2}),
+    "HunYuan": ("HunYuanDenseV1Config", {"rope_parameters": ALPHA}),
+    "HunYuan-MoE": ("HunYuanMoEV1Config", {**MIXTURE, "moe_topk": 2, "rope_parameters": ALPHA}),
     "Apertus": ("ApertusConfig", {}),
     "dots.llm1": ("Dots1Config", {**WINDOW, **MIXED, **MIXTURE, **SHARED}),
     "MiniMax-M2": ("MiniMaxM2Config", MIXTURE),

@@ -31,6 +31,7 @@ QUICK = (
     ),
     *("Qwen3-MoE", "DeepSeek-V3", "OLMo-2", "SmolLM3", "Granite", "Cohere-2", "Qwen3-Next", "Granite-hybrid"),
     *("Falcon-H1", "Llama-4", "Falcon", "GPT-J", "BLOOM", "StableLM", "GPT-2", "Phi-3.5-MoE", "Jamba", "Mamba"),
+    *("Gemma-4", "HunYuan"),
 )
 pytestmark = pytest.mark.filterwarnings("ignore")
 
