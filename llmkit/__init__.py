@@ -12,15 +12,28 @@ if TYPE_CHECKING:
     from llmkit.inference.node import Sampling as Sampling
     from llmkit.recipe.execute import run as run
     from llmkit.recipe.load import load_recipe as load_recipe
+    from llmkit.stages.classify import Classify as Classify
     from llmkit.stages.evaluate import Evaluate as Evaluate
     from llmkit.stages.merge import Merge as Merge
     from llmkit.stages.pretrain import Pretrain as Pretrain
     from llmkit.stages.sft import Sft as Sft
 
-__all__ = ["Artifact", "Evaluate", "Merge", "Pretrain", "Sampling", "Sft", "__version__", "load_recipe", "run"]
+__all__ = [
+    "Artifact",
+    "Classify",
+    "Evaluate",
+    "Merge",
+    "Pretrain",
+    "Sampling",
+    "Sft",
+    "__version__",
+    "load_recipe",
+    "run",
+]
 
 _WHERE = {
     "Artifact": "llmkit.core.artifact",
+    "Classify": "llmkit.stages.classify",
     "Evaluate": "llmkit.stages.evaluate",
     "Merge": "llmkit.stages.merge",
     "Pretrain": "llmkit.stages.pretrain",

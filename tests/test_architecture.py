@@ -13,8 +13,8 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 HEAVY = {"torch", "transformers", "peft", "numpy", "scipy", "bitsandbytes", "datasets", "pyarrow", "rich", "tokenizers"}
 LIGHT = [
     "llmkit",
-    *(f"llmkit.{name}.node" for name in ("models", "adapters", "data", "train", "inference")),
-    *(f"llmkit.stages.{name}" for name in ("sft", "pretrain", "evaluate", "merge")),
+    *(f"llmkit.{name}.node" for name in ("models", "adapters", "data", "train", "inference", "losses")),
+    *(f"llmkit.stages.{name}" for name in ("sft", "classify", "pretrain", "evaluate", "merge")),
     *(f"llmkit.recipe.{p.stem}" for p in (ROOT / "llmkit/recipe").glob("*.py") if p.stem != "__init__"),
     "llmkit.cli.main",
     "llmkit.cli.recipes",

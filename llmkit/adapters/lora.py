@@ -48,7 +48,7 @@ def attach(model: Any, node: Lora, around: Around) -> PeftModel:
         ensure_weight_tying=tied and _ties(model, whole),
         use_dora=node.dora,
         use_rslora=node.rslora,
-        task_type=TaskType.CAUSAL_LM,
+        task_type=task_of(model),
     )
     try:
         adapted = cast(PeftModel, get_peft_model(model, settings))
@@ -62,6 +62,14 @@ def attach(model: Any, node: Lora, around: Around) -> PeftModel:
                 freeze(module.lora_A["default"])
     around.notice(f"LoRA on {_count(adapted)}")
     return cast(PeftModel, fuse(adapted))
+
+
+def task_of(model: Any) -> TaskType:
+    """What peft calls the model's task: of a classifier it saves the head too."""
+    kind = type(model).__name__
+    if kind.endswith("ForSequenceClassification"):
+        return TaskType.SEQ_CLS
+    return TaskType.TOKEN_CLS if kind.endswith("ForTokenClassification") else TaskType.CAUSAL_LM
 
 
 def _ties(model: Any, whole: Sequence[str]) -> bool:

@@ -112,8 +112,8 @@ class PrefixTuning(Method):
     """Make them by a small network from fewer numbers; what it gives is saved, and not the network."""
     hidden: int | None = setting(default=None, least=1)
     """Width of that network; the width of a token's keys without it."""
-    init: Literal["random", "zero"] = "random"
-    """Normal noise, or zeros, which take attention too and add nothing."""
+    init: Literal["zero", "random"] = "zero"
+    """Zeros, which take some attention and add nothing, or normal noise, which a trained model does not bear well."""
 
     def problems(self) -> Iterator[Conflict]:
         """A width of no network."""

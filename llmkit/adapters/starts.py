@@ -27,7 +27,19 @@ Factors = tuple[Tensor, Tensor]
 
 
 def start(model: Any, node: Lora, around: Around) -> None:
-    """Sets the factors of a freshly attached LoRA as `init` says."""
+    """Sets the factors of a freshly attached LoRA as `init` says.
+
+    Raises:
+        ModelError: a weight has fewer directions than the rank asks for, or is no linear's.
+    """
+    if node.init == "default":
+        return
+    _check_linears(model, node)
+    for name, layer in _layers(model):
+        most = min(layer.in_features, layer.out_features)
+        if node.rank > most:
+            what = f"{node.init} takes {node.rank} directions of each linear, and {name} has {most}"
+            raise ModelError(what, fix=f"set adapter.rank={most} at most, or leave {name} out", key="adapter.rank")
     if node.init == "loftq":
         for name, layer in _layers(model):
             _set(layer, "default", loftq(around.stored(f"{name}.weight"), _weight(layer), _scale(layer), node.rank))
@@ -92,7 +104,10 @@ def components(rows: Tensor, rank: int) -> Tensor:
     """The first principal directions of rows (N, in): (rank, in), orthonormal, with signs that do not depend on the
     solver."""
     centred = (rows - rows.mean(0)).double()
-    found: Tensor = torch.linalg.svd(centred, full_matrices=False)[2][:rank]
+    wide = centred.shape[1] > len(centred)  # the smaller of the two products has the same spectrum
+    values, vectors = torch.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+    first = vectors[:, -rank:].flip(1)
+    found: Tensor = (centred.T @ first / values[-rank:].flip(0).clamp_min(1e-300).sqrt()).T if wide else first.T
     sign = found.gather(1, found.abs().argmax(1, keepdim=True)).sign()
     return (found * sign).to(rows.dtype)
 
@@ -178,6 +193,13 @@ def freeze(linear: Any) -> None:
     weight = linear.weight
     del linear.weight
     linear.register_buffer("weight", weight.detach())
+
+
+def _check_linears(model: Any, node: Lora) -> None:
+    for name, module in model.base_model.model.named_modules():
+        if isinstance(module, LoraLayer) and "default" in module.lora_embedding_A:
+            what = f"{node.init} starts linears, and {name} is none"
+            raise ModelError(what, fix="leave it out of adapter.targets", key="adapter.init")
 
 
 def _layers(model: Any) -> Iterator[tuple[str, Any]]:

@@ -90,7 +90,9 @@ def _adapted(model: Any, given: Any) -> PeftModel:
     encoder = made.prompt_encoder["default"]
     try:
         with torch.enable_grad(), _shaken(encoder):
-            out = made(input_ids=torch.zeros(1, 2, dtype=torch.long, device=made.device), use_cache=False)
+            # several tokens: that of padding may be all zeros, and hear nothing
+            words = torch.arange(1, 8, device=made.device)[None] % model.config.get_text_config().vocab_size
+            out = made(input_ids=words, use_cache=False)
             out.logits.float().square().sum().backward()
     except (ValueError, RuntimeError, TypeError, AttributeError, IndexError) as cause:
         if is_out_of_memory(cause):

@@ -50,7 +50,7 @@ METHODS: Mapping[str, Entry] = {
     "boft": Entry(Boft(), "b i + o a linear, blocks of b"),
     "prompt_tuning": Entry(PromptTuning(virtual_tokens=3), "n d", "tokens of the vocabulary stand before the row"),
     "p_tuning": Entry(PTuning(virtual_tokens=3), "n d, and a network's", "noise stands before the row"),
-    "prefix_tuning": Entry(PrefixTuning(virtual_tokens=3), "2 n L k, keys of width k", "noise is attended to"),
+    "prefix_tuning": Entry(PrefixTuning(virtual_tokens=3), "2 n L k, keys of width k", "zeros take some attention"),
     "bottleneck": Entry(Bottleneck(size=4), "2 d m + d + m a block of width m"),
 }
 

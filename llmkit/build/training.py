@@ -13,7 +13,8 @@ from llmkit.adapters.method import Around
 from llmkit.adapters.node import Adapter
 from llmkit.build.precision import Types
 from llmkit.core.errors import ModelError
-from llmkit.models.heads import Scored, check_head
+from llmkit.models.classified import Classified, check_classes, head_name
+from llmkit.models.heads import Headed, Scored, check_head
 from llmkit.models.load import DTYPES, How, Loaded, load
 from llmkit.models.node import ModelRef, Quant
 from llmkit.models.resolve import Resolved
@@ -33,7 +34,7 @@ class Built:
     loaded: Loaded
     model: nn.Module
     """With its adapter."""
-    scored: Scored
+    scored: Headed
     trained: dict[str, nn.Parameter]
 
 
@@ -56,20 +57,65 @@ def build(
             f"{ref.name} is an adapter; training goes on from a whole model", fix="merge it first", key="model"
         )
     loaded = load(resolved, ref, how)
-    check_head(Scored(loaded.model))
+    if loaded.head is not None and how.head is None:
+        what = f"{ref.name} is a {loaded.head.task} classifier, not a language model"
+        raise ModelError(what, fix="give its language model, or use kind: classify", key="model")
+    beside = _checked(loaded)
     torch.manual_seed(seed)  # adapters begin at random
-    around = Around(towers(loaded.model), loaded.tokenizer, loaded.added, Stored(resolved.folder), notice)
+    around = Around((*towers(loaded.model), *beside), loaded.tokenizer, loaded.added, Stored(resolved.folder), notice)
     model = adapter.attach(loaded.model, around)
+    _train_head(loaded, beside, adapter)
     loaded = replace(loaded, support=supported(loaded.support, model))
     if recompute:
         base = loaded.model
         base.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=int(recompute))
         model.train()
-    scored = Scored(model)
+    scored = headed(loaded, model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise ModelError("nothing is trained", fix="give adapter.targets that match", key="adapter")
     return Built(loaded, model, scored, trained)
+
+
+def headed(loaded: Loaded, model: nn.Module) -> Headed:
+    """A loaded model, or it with its adapter, and its head as one module."""
+    if loaded.head is not None:
+        return Classified(model, loaded.head, loaded.support.packed)
+    return Scored(model, max(loaded.tokenizer.get_vocab().values(), default=0) + 1)
+
+
+def check(scored: Headed) -> None:
+    """Raises: ModelError when the head is not what the model itself does."""
+    if isinstance(scored, Classified):
+        check_classes(scored)
+    elif isinstance(scored, Scored):
+        check_head(scored)
+
+
+def _checked(loaded: Loaded) -> tuple[str, ...]:
+    """The names of a classifier's head, which no adapter goes on."""
+    check(headed(loaded, loaded.model))
+    return (head_name(loaded.model),) if loaded.head is not None else ()
+
+
+def _own(key: str) -> bool:
+    """Whether a parameter is a module's own, or that of its copy which peft saves whole."""
+    return key in ("weight", "bias") or "modules_to_save" in key
+
+
+def _train_head(loaded: Loaded, names: tuple[str, ...], adapter: Adapter) -> None:
+    """A head is trained whole, whatever is trained beside it, and so is all else that is new.
+
+    Raises:
+        ModelError: the adapter would not save it.
+    """
+    for name in (*names, *loaded.fresh):
+        module = loaded.model.get_submodule(name)
+        if not adapter.frozen_base:
+            module.requires_grad_(True)
+        elif not any(p.requires_grad and _own(key) for key, p in module.named_parameters()):
+            what = f"{name} is new, and adapter {adapter.kind} does not save it whole"
+            raise ModelError(what, fix="use adapter: none", key="adapter.kind")
 
 
 def stepper(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,8 +14,18 @@ from llmkit.core.environment import prepare as quiet_libraries
 from llmkit.core.errors import DataError
 from llmkit.core.memory import available, device
 from llmkit.data.findings import Finding
+from llmkit.data.held_out import Head, Readable
 from llmkit.data.prepare import Prepared, prepare
-from llmkit.evals.tasks import Generation, MultipleChoice, Passkey, Perplexity, PositionPerplexity, data_of, longest
+from llmkit.evals.tasks import (
+    Classification,
+    Generation,
+    MultipleChoice,
+    Passkey,
+    Perplexity,
+    PositionPerplexity,
+    data_of,
+    longest,
+)
 from llmkit.models.alias import is_remote
 from llmkit.models.load import read_tokenizer
 from llmkit.models.positions import check_length
@@ -57,11 +67,17 @@ def _training(title: str, node: Training, show: int) -> None:
         _say(f"{title}{notice}")
     tokenizer = read_tokenizer(resolved, node.model)
     sets: list[Prepared] = []
-    for key in ("train", "valid"):
-        if sources := node.data.sources(key):
-            least = node.batch.rows if key == "train" else 1
+    keys: tuple[Literal["train", "valid"], ...] = ("train", "valid")
+    for key in keys:
+        if sources := _looked_at(node, key):
+            least = node.batch.least if key == "train" else 1
             made = node.examples(sources, tokenizer, f"data.{key}", lambda error: None, least)
-            _say(f"{title}data.{key}: {_table(made)}")
+            if key == "train":
+                node.objective(made)  # it may not fit them
+            some = (
+                f" (the first {node.data.buffer} rows of each stream)" if node.data.streaming and key == "train" else ""
+            )
+            _say(f"{title}data.{key}{some}: {_table(made)}")
             sets.append(made)
             if show and key == "train":
                 _tokens(made, tokenizer, show)
@@ -81,6 +97,14 @@ def _lint(title: str, node: Training, sets: Sequence[Prepared], more: Sequence[F
         _say(f"{title}{line}")
 
 
+def _looked_at(node: Training, key: Literal["train", "valid"]) -> Sequence[Readable]:
+    """The sources that are read; of streams, as many rows as are shuffled together."""
+    sources = node.data.sources(key)
+    if key == "valid" or not node.data.streaming:
+        return sources
+    return [Head(source, node.data.buffer) for source in node.data.train]
+
+
 def _evaluate(title: str, node: Evaluate) -> None:
     resolved = resolve(node.model)
     tokenizer = read_tokenizer(resolved, node.model)
@@ -97,7 +121,7 @@ def _evaluate(title: str, node: Evaluate) -> None:
             _say(f"{title}tasks.{task.name}: {_count(task)} rows")
 
 
-def _count(task: Generation | MultipleChoice | PositionPerplexity) -> int:
+def _count(task: Generation | MultipleChoice | PositionPerplexity | Classification) -> int:
     """The rows of a task, each of them read."""
     rows = 0
     for row in (row for source in task.data for row in source.rows()):

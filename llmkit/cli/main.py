@@ -218,6 +218,20 @@ def recipes(
     verb(name)
 
 
+@app.command("import")
+def import_config(
+    file: Annotated[str, typer.Argument(help="A configuration of axolotl, LLaMA-Factory or TRL.")],
+    to: Annotated[str, typer.Option(help="The recipe's file; NAME.recipe.yaml without it.")] = "",
+    tool: Annotated[str, typer.Option(help="axolotl, llama-factory or trl, where the file does not show it.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
+    json: Json = False,
+) -> None:
+    """Turn a configuration of another tool into a recipe; list what has no counterpart."""
+    from llmkit.cli.importing import import_config as verb
+
+    verb(file, to, tool, force, json)
+
+
 @app.command()
 def quickstart(out: Annotated[str, typer.Option(help="The run's folder.")] = "runs/quickstart") -> None:
     """Fine-tune a small model on Python docstrings made from your own Python, and see what it learned."""

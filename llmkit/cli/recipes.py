@@ -82,7 +82,7 @@ def evaluate(target: str, overrides: Sequence[str], tasks: str, to: str) -> None
         _execute(recipe)
         return
     from llmkit.core.scalars import Origin
-    from llmkit.core.types import interval
+    from llmkit.core.types import interval, named
     from llmkit.evals.tasks import NAMED
     from llmkit.stages.evaluate import Evaluate
 
@@ -96,8 +96,8 @@ def evaluate(target: str, overrides: Sequence[str], tasks: str, to: str) -> None
     _execute(Recipe((("", node),), {"": Origin("command line")}))
     for line in (Path(folder) / "evals.jsonl").read_text().splitlines():
         said = json.loads(line)
-        value = float(said["value"])  # text where it is not finite
-        out(f"{said['metric']:32} {value:.4f}  {interval(said['low'], said['high'], '.4f')}  n {said['n']}")
+        name, value = named(said["metric"], said["slice"]), float(said["value"])  # text where it is not finite
+        out(f"{name:32} {value:.4f}  {interval(said['low'], said['high'], '.4f')}  n {said['n']}")
 
 
 def merge(model: str, to: str, precision: str) -> None:

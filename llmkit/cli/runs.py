@@ -13,6 +13,7 @@ from llmkit.core.environment import prepare
 from llmkit.core.errors import ModelError, RecipeError
 from llmkit.core.folder import differences, is_held, read_status
 from llmkit.core.metrics import Lines
+from llmkit.core.types import named
 from llmkit.core.wording import yaml_word
 from llmkit.stages.card import card
 from llmkit.stages.overview import order, write_overview
@@ -79,7 +80,7 @@ def facts(folder: Path) -> dict[str, Any]:
     lines = _lines(folder / "metrics.jsonl")
     last = {line["event"]: line for line in lines if line.get("event") in ("train", "evaluate")}
     results = {name: value for line in last.values() for name, value in line.items() if name in ("loss", "valid.loss")}
-    scores = {line["metric"]: line["value"] for line in _lines(folder / "evals.jsonl")}
+    scores = {named(line["metric"], line["slice"]): line["value"] for line in _lines(folder / "evals.jsonl")}
     return {**kept, "result": results | scores, "state": read_status(folder).get("state")}
 
 

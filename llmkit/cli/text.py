@@ -10,7 +10,7 @@ from typing import Any
 
 from llmkit.core.console import Console
 from llmkit.core.environment import prepare
-from llmkit.core.errors import RecipeError
+from llmkit.core.errors import ModelError, RecipeError
 from llmkit.core.run import Grants
 from llmkit.models.alias import is_remote
 from llmkit.models.node import ModelRef
@@ -25,7 +25,11 @@ def _open(model: str, code: bool) -> Any:
     from llmkit.stages.build_inference import open_model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return open_model(ModelRef(name=model), device, "auto", Grants(code=code))[0]
+    loaded = open_model(ModelRef(name=model), device, "auto", Grants(code=code))[0]
+    if loaded.head is not None:
+        what = f"{model} is a {loaded.head.task} classifier, and writes no text"
+        raise ModelError(what, fix="evaluate it with a task of kind classification", key="model")
+    return loaded
 
 
 def generate(

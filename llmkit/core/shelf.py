@@ -203,13 +203,15 @@ def _aside(root: Path, key: str) -> Iterator[Path]:
 def _turn(lock: Path) -> Iterator[Callable[[], None]]:
     """One process at a time; gives what shows that this one still moves."""
     with lock.open("a") as file:
-        mine = False
+        mine, moved, since = False, -1, time.monotonic()
         while not mine:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 mine = True
             except BlockingIOError:
-                if time.time() - os.fstat(file.fileno()).st_mtime > PATIENCE:
+                if (now := os.fstat(file.fileno()).st_mtime_ns) != moved:
+                    moved, since = now, time.monotonic()
+                elif time.monotonic() - since > PATIENCE:
                     LOG.info("who holds %s has not moved for %.0f s: the work is done here too", lock, PATIENCE)
                     break
                 time.sleep(0.05)

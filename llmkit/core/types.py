@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,6 +84,27 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What a loss over tokens reads of the head."""
+
+    spread: bool = False
+    """`Scores`, not log-probabilities alone."""
+    by_weight: bool = True
+    """Whether each log-probability is only multiplied with its weight in the batch, up to one common factor."""
+
+
+class Scores(NamedTuple):
+    """What the head knows of N chosen positions, each (N,) in fp32."""
+
+    logps: Tensor
+    """Log-probability of the label."""
+    lse: Tensor
+    """The log of the sum of exp(logit) over the vocabulary."""
+    mean: Tensor
+    """Log-probability averaged over the tokenizer's words, without the rows that pad the vocabulary."""
+
+
+@dataclass(frozen=True)
 class LossSum:
     """A sum and its count, never a mean: `fit` divides by the global count. Each extra is its own (sum, count)."""
 
@@ -106,6 +127,11 @@ class Report:
     low: float | None
     high: float | None
     level: float = 0.95
+
+
+def named(metric: str, slice: str) -> str:
+    """A figure's name, with its slice where it is of a part alone."""
+    return metric if slice == "all" else f"{metric}, {slice}"
 
 
 def interval(low: float | None, high: float | None, form: str = ".4g") -> str:

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
+from llmkit.core.elsewhere import ours
 from llmkit.core.errors import Problem, RecipeError
 from llmkit.core.hints import hints, kind_of, kinds, names, options
 from llmkit.core.scalars import Origin, Value
@@ -51,7 +52,12 @@ def no_kind(nodes: list[Any], value: Value, path: str, union: str, report: Repor
 
 
 def unknown(name: str, path: str, known: list[str], origin: Origin, report: Report) -> None:
-    """Says that a key is not known, and which one is near."""
+    """Says that a key is not known, and which one is near, or what it is here that another tool calls so."""
+    elsewhere = ours(name)
+    if elsewhere is not None:
+        what = f"unknown key: {elsewhere[1]} call so what is {elsewhere[0]} here"
+        report.add(what, f"write {elsewhere[0]}", path, origin)
+        return
     near = difflib.get_close_matches(name, known, 1, 0.5) if len(report.problems) < MOST_GUESSES else []
     if near:
         report.add(f"unknown key, did you mean {near[0]}?", f"write {near[0]}", path, origin)

@@ -45,16 +45,8 @@ def micro_batches(
     return made
 
 
-def shifted(prepared: Prepared, index: int) -> tuple[np.ndarray[Any, Any], ...]:
-    """(tokens, labels, weights) of an example: position t predicts token t + 1, the last predicts nothing."""
-    tokens, weights = prepared.example(index)
-    labels, targets = np.zeros_like(tokens), np.zeros_like(weights)
-    labels[:-1], targets[:-1] = tokens[1:], weights[1:]
-    return tokens, labels, targets
-
-
 def _flat(prepared: Prepared, ids: Sequence[int], device: str) -> Batch:
-    parts = [shifted(prepared, i) for i in ids]
+    parts = [prepared.sample(i) for i in ids]
     begins = np.cumsum([0, *(len(part[0]) for part in parts)]).tolist()
     places = [(begin + a, begin + b) for i, begin in zip(ids, begins, strict=False) for a, b in prepared.segments(i)]
     segments = tuple(Segment(0, start, end) for start, end in places)
@@ -64,7 +56,7 @@ def _flat(prepared: Prepared, ids: Sequence[int], device: str) -> Batch:
 
 
 def _padded(prepared: Prepared, ids: Sequence[int], device: str, contexts: bool) -> Batch:
-    parts = [shifted(prepared, i) for i in ids]
+    parts = [prepared.sample(i) for i in ids]
     lengths = tuple(len(part[0]) for part in parts)
     width = max(lengths)
     columns = [np.stack([np.pad(part[c], (0, width - len(part[c]))) for part in parts]) for c in range(3)]

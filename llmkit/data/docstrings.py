@@ -29,12 +29,12 @@ SHORTEST, LONGEST = 80, 1200
 """Characters of a function's source."""
 
 
-def read(split: str, after: At = ()) -> Iterator[Raw]:
+def read(split: str, after: At = (), labels: bool = False) -> Iterator[Raw]:
     """The rows of one split behind `after`; modules are dealt to splits whole, by the hash of their name."""
-    return islice(_read(split), after[0] if after else 0, None)
+    return islice(_read(split, labels), after[0] if after else 0, None)
 
 
-def _read(split: str) -> Iterator[Raw]:
+def _read(split: str, labels: bool) -> Iterator[Raw]:
     seen: set[str] = set()
     for module, path in _modules():
         held_out = hashlib.sha256(module.encode()).digest()[0] < 26  # about a tenth
@@ -46,6 +46,9 @@ def _read(split: str) -> Iterator[Raw]:
                 question = {"role": "user", "content": QUESTION.format(source=source)}
                 answer = {"role": "assistant", "content": sentence}
                 values = {"prompt": [question], "completion": [answer], "cluster": module}
+                if labels:
+                    label = "value" if gives_value(source) else "nothing"
+                    values = {"text": sentence, "label": label, "cluster": module}
                 yield Raw(values, f"python:{module}", line, at=(len(seen),))
 
 
@@ -76,6 +79,21 @@ def functions(path: Path) -> Iterator[tuple[int, str, str]]:
         source = ast.unparse(bare)
         if SHORTEST <= len(source) <= LONGEST:
             yield node.lineno, source, sentence
+
+
+def gives_value(source: str) -> bool:
+    """Whether a function returns a value or yields some."""
+    waiting: list[ast.AST] = list(ast.parse(source).body[0].body)  # type: ignore[attr-defined]
+    while waiting:
+        node = waiting.pop()
+        constant = isinstance(node, ast.Return) and isinstance(node.value, ast.Constant) and node.value.value is None
+        if isinstance(node, ast.Yield | ast.YieldFrom) or (
+            isinstance(node, ast.Return) and node.value and not constant
+        ):
+            return True
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+    return False
 
 
 def first_sentence(text: str) -> str:

@@ -12,6 +12,8 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -97,12 +99,16 @@ def chunked(
     documents = prepare(sources, whole, tokenizer, key, aside, documents=True)
     bounds: list[_Bounds] = []
     counts = documents.counts | {"documents": 0}
-    found = _cuts(documents, Cutter(data.max_length, apart), tokenizer.eos_token_id, counts)
+    mixed = data.mixed and key == "data.train"  # a chunk of a mix is of one source
+    begins = documents.begins if mixed else (0, len(documents))
+    found = _cuts(documents, begins, partial(Cutter, data.max_length, apart), tokenizer.eos_token_id, counts)
     ids = spilled(_noted(found, bounds), np.int32)
     if len(bounds) < least:
         what = f"{len(bounds)} chunks of {data.max_length} tokens do not fill one step of {least}"
         raise DataError(what, fix=f"set batch.rows={len(bounds)}, or lower data.max_length", key=key)
-    return _prepared(documents, bounds, ids, counts)
+    made = _prepared(documents, bounds, ids, counts)
+    firsts = np.array([chunk.first for chunk in bounds], dtype=np.int64)
+    return replace(made, begins=tuple(int(n) for n in np.searchsorted(firsts, begins))) if mixed else made
 
 
 def ending(tokenizer: Any, end: str | None) -> Any:
@@ -122,15 +128,19 @@ def ending(tokenizer: Any, end: str | None) -> Any:
     return made
 
 
-def _cuts(documents: Prepared, cutter: Cutter, end: int, counts: dict[str, int]) -> Iterator[Cut]:
-    rest = False
-    for number in range(len(documents)):
-        ids = documents.example(number)[0]
-        twice = len(ids) > 2 and ids[-1] == ids[-2] == end  # a template that ends in it, and our own
-        yield from cutter.add(ids[:-1] if twice else ids, number, rest)
-        counts["documents"] += not rest
-        rest = bool(ids[-1] != end)  # a piece has no end
-    yield from cutter.end()
+def _cuts(
+    documents: Prepared, begins: Sequence[int], cutter: Callable[[], Cutter], end: int, counts: dict[str, int]
+) -> Iterator[Cut]:
+    """The chunks of the documents [begins[i], begins[i + 1]) of each i."""
+    for first, last in pairwise(begins):
+        own, rest = cutter(), False
+        for number in range(first, last):
+            ids = documents.example(number)[0]
+            twice = len(ids) > 2 and ids[-1] == ids[-2] == end  # a template that ends in it, and our own
+            yield from own.add(ids[:-1] if twice else ids, number, rest)
+            counts["documents"] += not rest
+            rest = bool(ids[-1] != end)  # a piece has no end
+        yield from own.end()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmkit.core.errors import DataError
+from llmkit.data.words import Words, words
 
 Offsets = list[tuple[int, int]]
 Pairs = list[tuple[list[int], Offsets]]
@@ -49,9 +50,9 @@ class Encoder:
 
     def encode(self, rendered: Sequence[Rendered]) -> list[tuple[list[int], list[float]]]:
         """(ids, weights) of each text; a token that lies inside of a trained span has the weight of it."""
-        made: dict[int, tuple[list[int], list[float]]] = {}
+        made = self._by_words(rendered)
         for special in (False, True):
-            here = [i for i, r in enumerate(rendered) if not r.mark and r.special == special]
+            here = [i for i, r in enumerate(rendered) if i not in made and not r.mark and r.special == special]
             heads = self._own([rendered[i].text[: rendered[i].cut or None] for i in here], special)
             tails = self._tails(
                 [rendered[i].text[rendered[i].cut :] if rendered[i].cut else "" for i in here], self._own
@@ -59,6 +60,27 @@ class Encoder:
             for i, head, tail in zip(here, heads, tails, strict=True):
                 made[i] = self._joined(rendered[i], head, tail, rendered[i].spans, rendered[i].cut)
         return [made[i] if i in made else self._with_twin(r) for i, r in enumerate(rendered)]
+
+    def _by_words(self, rendered: Sequence[Rendered]) -> dict[int, tuple[list[int], list[float]]]:
+        """Those that words tell, by their place."""
+        made: dict[int, tuple[list[int], list[float]]] = {}
+        if self.words is None:
+            return made
+        end = self.tokenizer.eos_token_id
+        for index, r in enumerate(rendered):
+            given = r.weights or (1.0,) * len(r.spans)
+            if r.mark or r.special or r.cut or (found := self.words.encode(r.text, r.spans, given)) is None:
+                continue
+            if r.close and end is not None:
+                found[0].append(end)
+                found[1].append(given[-1] if given else 1.0)
+            made[index] = found
+        return made
+
+    @cached_property
+    def words(self) -> Words | None:
+        """The tokenizer's words, where they are known."""
+        return words(self.tokenizer)
 
     @cached_property
     def keeps_plain(self) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from llmkit.data.rows import At, BadRow, Raw
 from llmkit.data.source_nodes import Source
@@ -48,5 +49,30 @@ class Side:
         return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big") < self.share * (1 << 56)
 
 
-Readable = Source | Side
+@dataclass(frozen=True)
+class Head:
+    """The first rows of a source, which is known by its marks: it is never read as a whole."""
+
+    source: Source
+    most: int
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """What each of our columns is called there."""
+        return self.source.columns
+
+    def rows(self, after: At = ()) -> Iterator[Raw | BadRow]:
+        """The first rows."""
+        return islice(self.source.rows(after), self.most)
+
+    def files(self) -> dict[str, str]:
+        """What each file is known by."""
+        return self.source.marks()
+
+    def remote(self) -> bool:
+        """Whether reading them asks a network."""
+        return self.source.remote()
+
+
+Readable = Source | Side | Head
 """What gives rows."""

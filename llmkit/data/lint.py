@@ -17,13 +17,15 @@ import numpy as np
 from llmkit.data.encode import Rendered
 from llmkit.data.findings import SAMPLES, Finding, Place, Seen, Tokens
 from llmkit.data.lint_rows import CHECKS, refusal
-from llmkit.data.lint_sets import ALL, COLUMNS, Columns, ending, script
+from llmkit.data.lint_sets import ALL, COLUMNS, Columns, ending, language, script
 from llmkit.data.render import Renderer
 from llmkit.data.rows import Raw, Row, Unusable
 from llmkit.data.sketch import KEPT, digest, sketch
 
 TRIED, EVERY = 8, 1000
 """Rows whose question is rendered apart: the first, and one of so many."""
+MOST = 1 << 21
+"""Rows whose numbers are kept, of which the checks over all rows speak: a stream may have no end."""
 PROMPT = ("generation prompt", "the text that is sent in use is no beginning of the trained one", "mend the template")
 
 
@@ -92,11 +94,11 @@ class Lint:
         self.letters.update(other.letters)
         self.sizes.update(other.sizes)
         for name, column in other.columns.items():
-            numbers = np.frombuffer(column, dtype=np.uint64)
+            numbers = np.frombuffer(column, dtype=np.uint64)[: MOST - len(self.columns[name])]
             if name == "place" and len(numbers):
                 numbers = numbers & _LINE | moved[numbers >> _BITS] << _BITS
             self.columns[name].frombytes(numbers.tobytes())
-        self.sketched.extend(other.sketched)
+        self.sketched.extend(other.sketched[: KEPT * MOST - len(self.sketched)])
 
     def table(self) -> Columns:
         """The numbers of all rows."""
@@ -141,13 +143,15 @@ class Lint:
         self.sizes["rows"] += 1
         asked, answer = _keys(row)
         before = digest(asked) if asked else 0
-        columns["place"].append(self._file(raw.file) << 40 | raw.line)
-        columns["asked"].append(before)
-        columns["same"].append(digest(f"{before}\x1d{answer}"))
-        columns["facts"].append(len(seen.ids) | script(seen.text, seen.plain) << 32 | ending(seen.answer) << 40)
+        facts = script(seen.text, seen.plain) << 32 | ending(seen.answer) << 40 | language(seen.text) << 48
+        if len(columns["place"]) < MOST:
+            columns["place"].append(self._file(raw.file) << 40 | raw.line)
+            columns["asked"].append(before)
+            columns["same"].append(digest(f"{before}\x1d{answer}"))
+            columns["facts"].append(len(seen.ids) | facts)
         for role, size in _letters(row, seen.rendered.text):
             self.letters[role] += size
-        if self.sketches:
+        if self.sketches and len(self.sketched) < KEPT * MOST:
             marks = sketch(seen.text)
             self.sketched.extend(marks.tolist() if len(marks) else [0] * KEPT)
         if row.id < TRIED or row.id % EVERY == 0:

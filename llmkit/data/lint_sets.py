@@ -43,6 +43,19 @@ SCRIPTS = (
     (0x20000, "Han and kana"),
 )
 """Where scripts begin, as letters are numbered; what has no name holds signs."""
+LANGUAGES = {
+    "English": "the and of to is that it was for with you this are be not",
+    "German": "der die und das ist nicht ein eine mit auf für sie ich zu den",
+    "French": "le les des est une dans que pour pas vous et du au qui ce",
+    "Spanish": "el los las una que por con para está y del es en se lo",
+    "Portuguese": "os uma que não com para em do da é um as ao mais ou",
+    "Italian": "il di che è per non una con sono gli della un del le si",
+    "Dutch": "de het een van en niet dat met voor op zijn ook te aan ik",
+}
+"""The commonest words of languages that share a script."""
+_COMMON = {name: frozenset(words.split()) for name, words in LANGUAGES.items()}
+SURE = 4
+"""Different ones of them that a text must hold, twice as many as of any other language, to be of it."""
 NAMES = ("", "Latin", *dict.fromkeys(name for _, name in SCRIPTS if name and name != "Latin"))
 _BOUNDS = np.array([start for start, _ in SCRIPTS], dtype=np.uint32)
 _CODES = np.array([NAMES.index(name) for name in ("Latin", *(name for _, name in SCRIPTS))], dtype=np.uint8)
@@ -59,6 +72,16 @@ def script(text: str, plain: bool) -> int:
     counts = np.bincount(_CODES[np.searchsorted(_BOUNDS, letters, side="right")], minlength=len(NAMES))
     counts[0] = 0
     return int(counts.argmax())
+
+
+def language(text: str) -> int:
+    """Which language the beginning of a text is in, counted from 1; 0 where it is not sure."""
+    words = set(text[:800].lower().split())
+    scores = [len(words & common) for common in _COMMON.values()]
+    best = max(scores)
+    if best < SURE or sorted(scores)[-2] * 2 > best:
+        return 0
+    return scores.index(best) + 1
 
 
 def ending(answer: str) -> int:
@@ -203,6 +226,17 @@ def other_script(rows: Columns, beside: Columns | None) -> Odd:
         yield index, f"{NAMES[scripts[index]]}, and the others {NAMES[own] or 'signs'}"
 
 
+def other_language(rows: Columns, beside: Columns | None) -> Odd:
+    """Rows in another language than nearly all whose language is sure."""
+    spoken = ((rows.facts >> np.uint64(48)) & np.uint64(0xFF)).astype(np.int64)
+    counts = np.bincount(spoken, minlength=len(LANGUAGES) + 1)[1:]
+    if counts.sum() < FEW or counts.max() < OWN_SCRIPT * counts.sum():
+        return
+    own = int(counts.argmax()) + 1
+    for index in np.flatnonzero((spoken != own) & (spoken != 0)).tolist():
+        yield index, f"{list(LANGUAGES)[spoken[index] - 1]}, and the others {list(LANGUAGES)[own - 1]}"
+
+
 ALL = (
     Over("duplicate", "warn", "is there before, word for word", "set data.dedup=exact", copies),
     Over("contradiction", "warn", "asked before, and answered otherwise", "keep one", contradictions, 0.05),
@@ -211,4 +245,5 @@ ALL = (
     Over("odd length", "info", "far longer or shorter than the others", "look at it", lengths),
     Over("mid-sentence", "warn", "an answer that ends in mid-sentence", "mend the answer", open_ends),
     Over("other script", "warn", "another script than nearly all rows", "look at it", other_script),
+    Over("other language", "info", "another language than nearly all rows", "look at it", other_language),
 )

@@ -8,7 +8,9 @@ from typing import ClassVar, Literal
 from llmkit.core.config import Conflict, config, setting
 from llmkit.data.cleaning import Contamination, Dedup, Linting, NoDedup
 from llmkit.data.held_out import Readable, Side
+from llmkit.data.mix import Mix
 from llmkit.data.pack import first_fit
+from llmkit.data.rules import BUFFER, mix_problems, stream_problems
 from llmkit.data.source_nodes import Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Source, Text
 
 __all__ = [
@@ -55,6 +57,15 @@ Packing = NoPacking | FirstFit
 
 
 @config
+class Sampler:
+    """Which rows a step is made of, where not each row once an epoch."""
+
+    balance: Literal["label", "group"]
+    """Every label (or every value of the column `group`) fills an equal share of the steps, whatever its share of the
+    rows: rare ones come again within an epoch, common ones wait for a later one. An epoch is as long as without it."""
+
+
+@config
 class HeldOut:
     """Training rows that validate instead of being trained on."""
 
@@ -96,9 +107,28 @@ class Data:
     lint: Linting = Linting()
     """What is looked for in the rows, and what is done about it."""
     packing: Packing = FirstFit()
+    mix: Mix = Mix()
+    """How sources are mixed that have a `weight`; without weights, all rows are shuffled together."""
+    streaming: bool = False
+    """Whether `train` is read while it is trained on, and never as a whole: it needs `steps`."""
+    buffer: int = setting(default=BUFFER, least=1, most=1 << 20)
+    """Rows of a stream that are shuffled together."""
+
+    sampler: Sampler | None = None
+    """Left out, every row comes once an epoch, in an order of its own; labels come with `kind: classify`."""
+    length_buckets: int | None = setting(default=None, least=2)
+    """Every step takes its rows from one of so many buckets of rows of like length, which saves padding where rows are
+    not packed. Every row still comes once an epoch; but a step sees rows alike in length, and in what goes with it."""
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the sources of `train` have shares."""
+        return len(self.train) > 1 and (any(s.weight is not None for s in self.train) or self.mix.temperature != 1.0)
 
     def problems(self) -> Iterator[Conflict]:
-        """A list of no role, two words on what validates, and words on nothing."""
+        """What contradicts what: lists of nothing, weights, what a stream cannot do, two words on one thing."""
+        yield from mix_problems(self)
+        yield from stream_problems(self)
         if self.valid and self.held_out.share:
             yield Conflict("held_out", "both say what validates", "keep one of the two", "valid")
         if self.train_on == ():
@@ -106,6 +136,18 @@ class Data:
         if self.contamination != Contamination() and not self.decontaminate:
             what = "there is no evaluation set to compare with"
             yield Conflict("contamination", what, "give data.decontaminate", "decontaminate")
+        for key, name in (("sampler", "the sampler"), ("length_buckets", "length_buckets")):
+            if getattr(self, key) is not None and (self.mixed or self.streaming):
+                what, other = f"{name} takes rows from all over one set", "streaming" if self.streaming else "mix"
+                yield Conflict(key, what, "leave one of the two out", other)
+        if self.length_buckets is None:
+            return
+        if isinstance(self.packing, FirstFit):
+            what = "packed rows have no padding that it could save"
+            yield Conflict("length_buckets", what, "set packing: none, or drop length_buckets", "packing.kind")
+        if self.sampler is not None:
+            what = "the sampler chooses the rows of a step already"
+            yield Conflict("length_buckets", what, "keep one of the two", "sampler.balance")
 
     def sources(self, side: Literal["train", "valid"]) -> tuple[Readable, ...]:
         """What is trained on, or what validates."""

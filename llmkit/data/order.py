@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
 from llmkit.core.seed import mixed
+
+
+class Ordered(Protocol):
+    """Says which rows each step sees."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the data."""
+        ...
+
+    def step(self, index: int) -> tuple[int, tuple[int, ...]]:
+        """0-based step -> (epoch, row ids)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,11 @@ def spread(length: int, most: int | None) -> list[int]:
 
 @lru_cache(maxsize=2)
 def permutation(seed: int, epoch: int, rows: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The order of one epoch, kept for the steps that follow."""
+    return keyed(seed, epoch, rows)
+
+
+def keyed(seed: int, epoch: int, rows: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Row ids by the size of a random 64-bit key each: it rests on Philox's raw stream, which numpy keeps stable."""
     keys = np.random.Philox(key=mixed(seed, epoch)).random_raw(rows)
     return np.argsort(keys, kind="stable")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -85,13 +85,16 @@ def _together(parts: Sequence[Part], tally: Tally) -> Prepared:
         _files(parts),
         Places(parts),
         tally.lint,
-        (0, *accumulate(map(len, parts))),
+        begins=(0, *accumulate(map(len, parts))),
     )
 
 
 def _files(parts: Sequence[Part]) -> dict[str, str]:
+    return named({path: digest for part in parts for path, digest in part.facts["files"].items()})
+
+
+def named(found: Mapping[str, str]) -> dict[str, str]:
     """sha256 by name; by the whole path where two files have one name."""
-    found = {path: digest for part in parts for path, digest in part.facts["files"].items()}
     names = Counter(Path(path).name for path in found)
     return {Path(path).name if names[Path(path).name] == 1 else path: digest for path, digest in found.items()}
 

@@ -153,6 +153,13 @@ class Prepared:
         here = slice(int(self.starts[index]), int(self.starts[index + 1]))
         return self.ids[here], self.weights[here]
 
+    def sample(self, index: int) -> tuple[np.ndarray[Any, Any], ...]:
+        """(tokens, labels, weights) of an example: position t predicts token t + 1, the last predicts nothing."""
+        tokens, weights = self.example(index)
+        labels, targets = np.zeros_like(tokens), np.zeros_like(weights)
+        labels[:-1], targets[:-1] = tokens[1:], weights[1:]
+        return tokens, labels, targets
+
     def segments(self, index: int) -> list[tuple[int, int]]:
         """The stretches [start, end) of an example that see themselves alone; one, where it has no breaks."""
         first, last = int(self.starts[index]), int(self.starts[index + 1])

@@ -84,6 +84,15 @@ class Renderer:
         text, mark, *_ = self._written(asked, tools, prompt=True)
         return self._checked(Rendered(text, (), mark))
 
+    def whole(self, messages: Messages) -> Rendered:
+        """A conversation as it stands, none of it trained.
+
+        Raises:
+            Unusable, DataError: as `render`.
+        """
+        text, mark, *_ = self._written(messages, ())
+        return self._checked(Rendered(text, (), mark))
+
     def unclosed(self, rendered: Rendered) -> Rendered:
         """The same without the end of its last answer: what is said, and not that it ends."""
         (start, end), before = rendered.spans[-1], rendered.spans[:-1]

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from llmkit.core.config import Conflict, Later, config, setting
+from llmkit.data.mix import Weight
 
 if TYPE_CHECKING:
     from llmkit.data.rows import At, BadRow, Raw
 
-COLUMNS = ("messages", "prompt", "completion", "text", "tools", "cluster", "choices", "label", "transcript")
+TEXTS = ("messages", "prompt", "completion", "text", "tools", "transcript")
+COLUMNS = (*TEXTS, "cluster", "choices", "label", "tokens", "tags", "group")
 """Our names of columns."""
 
 Encoding = Literal[
@@ -39,7 +41,9 @@ class Files:
     """What each of our columns is called in the file: `{prompt: question, completion: answer}`."""
     take: int | None = setting(default=None, least=1)
     """The first so many rows; all of them when not given."""
-    weight: float = setting(default=1.0, later=True)
+    weight: Weight | None = None
+    """Its share of the mix, relative to the others'; or points `[[0, 1.0], [0.5, 0.2]]`: parts of the run and the share
+    there, with straight lines between them."""
 
     def problems(self) -> Iterator[Conflict]:
         """Names in `columns` that nothing reads."""
@@ -50,6 +54,12 @@ class Files:
         from llmkit.data.sources import digests
 
         return digests(self.path)
+
+    def marks(self) -> dict[str, str]:
+        """Size and sha256 of both ends of each file, by its path: what a stream is known by."""
+        from llmkit.data.sources import marks
+
+        return marks(self.path)
 
     def here(self) -> list[str]:
         """The files of this machine that are read, as far as there are any."""
@@ -176,6 +186,13 @@ class Arrow(Files):
 
         return digests(saved(self.path, self.split))
 
+    def marks(self) -> dict[str, str]:
+        """Size and sha256 of both ends of each file, by its path."""
+        from llmkit.data.arrow import saved
+        from llmkit.data.sources import marks
+
+        return marks(saved(self.path, self.split))
+
 
 @config
 class Hub:
@@ -194,7 +211,9 @@ class Hub:
     """What each of our columns is called there."""
     take: int | None = setting(default=None, least=1)
     """The first so many rows; all of them when not given."""
-    weight: float = setting(default=1.0, later=True)
+    weight: Weight | None = None
+    """Its share of the mix, relative to the others'; or points `[[0, 1.0], [0.5, 0.2]]`: parts of the run and the share
+    there, with straight lines between them."""
 
     def problems(self) -> Iterator[Conflict]:
         """Names in `columns` that nothing reads."""
@@ -211,6 +230,10 @@ class Hub:
         from llmkit.data.hub import hub_files
 
         return hub_files(self.name, self.subset, self.split, self.revision)
+
+    def marks(self) -> dict[str, str]:
+        """Its name with its revision."""
+        return {self.name: f"{self.subset}, {self.split}, {self.revision}"}
 
     def here(self) -> list[str]:
         """The files of a folder of this machine."""
@@ -230,15 +253,23 @@ class Docstrings:
     columns: ClassVar[Mapping[str, str]] = {}
     kind: Literal["docstrings"] = "docstrings"
     split: Literal["train", "valid"] = "train"
+    weight: Weight | None = None
+    """Its share of the mix, as a file's."""
+    labels: bool = False
+    """Rows for `kind: classify` instead: the sentence, and whether the function gives a `value` or `nothing`."""
 
     def rows(self, after: At = ()) -> Iterator[Raw | BadRow]:
         """Each pair of the split; all that is before `after` is made again."""
         from llmkit.data.docstrings import read
 
-        return read(self.split, after)
+        return read(self.split, after, self.labels)
 
     def files(self) -> dict[str, str]:
         """Nothing: the running Python is named in the manifest."""
+        return {}
+
+    def marks(self) -> dict[str, str]:
+        """Nothing."""
         return {}
 
     def remote(self) -> bool:

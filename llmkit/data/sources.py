@@ -73,6 +73,11 @@ def digests(paths: str | Sequence[str]) -> dict[str, str]:
     return {without_logins(path): stores.digest(path) for path in stores.listed(paths)}
 
 
+def marks(paths: str | Sequence[str]) -> dict[str, str]:
+    """Size and sha256 of both ends of each file by its path; no file is read as a whole."""
+    return {without_logins(path): stores.mark(path) for path in stores.listed(paths)}
+
+
 def opened(path: str | Path, kind: str) -> BinaryIO:
     """The file of a source of this kind, at its beginning; unpacked, where its name says that it is compressed.
 

@@ -93,6 +93,21 @@ def digest(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
+def mark(path: str) -> str:
+    """The size of a file and the sha256 of its first and last MiB.
+
+    Raises:
+        DataError: it is no file, or cannot be read.
+    """
+    with opened(path) as file, _told(path):
+        size = file.seek(0, io.SEEK_END)
+        read = hashlib.sha256()
+        for at in (0, max(0, size - BLOCK)):
+            file.seek(at)
+            read.update(file.read(BLOCK))
+        return f"{size}-{read.hexdigest()}"
+
+
 def _store(path: str) -> tuple[Any, str]:
     """(the file system, the name in it)."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llmkit.core.errors import DataError
 from llmkit.data.lint import Lint
@@ -62,6 +63,17 @@ class Tally:
             raise DataError(what, fix=f"set batch.rows={kept}", key=key)
 
 
+def readable(sources: Sequence[Readable], tally: Tally) -> Iterator[tuple[Raw, Mapping[str, Any]]]:
+    """The rows of all sources in order, each with its values under our names.
+
+    Raises:
+        DataError: a row cannot be read and is not to be set aside, or lacks a column that was mapped.
+    """
+    for source in sources:
+        for _, raw in _bounded(source.rows(), tally, 0):
+            yield raw, mapped(raw, source.columns)
+
+
 def usable(sources: Sequence[Readable], tally: Tally) -> Iterator[tuple[Raw, Row]]:
     """The usable rows of all sources in order; the others are counted under their reason.
 
@@ -80,15 +92,21 @@ def usable_rows(
     Raises:
         DataError: a row cannot be read and is not to be set aside.
     """
-    for index, found in enumerate(rows, base):
-        tally.counts["rows"] += 1
-        raw = bounded(found) if isinstance(found, Raw) else found
-        if not isinstance(raw, Raw):
-            tally.broken(raw)
-            continue
+    for index, raw in _bounded(rows, tally, base):
         try:
             row = introduced(shaped(mapped(raw, columns), index), tally.data.system)
         except Unusable as reason:
             tally.unusable(raw, str(reason))
             continue
         yield raw, row
+
+
+def _bounded(rows: Iterable[Raw | BadRow], tally: Tally, base: int) -> Iterator[tuple[int, Raw]]:
+    """The rows that can be read and are not too large, with their numbers."""
+    for index, found in enumerate(rows, base):
+        tally.counts["rows"] += 1
+        raw = bounded(found) if isinstance(found, Raw) else found
+        if isinstance(raw, Raw):
+            yield index, raw
+        else:
+            tally.broken(raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -95,6 +96,15 @@ def _owners(batch: Any, prepared: Prepared) -> torch.Tensor:
     for place, example in enumerate(batch.ids):  # one behind the other, in one row
         owner[0, start : (start := start + prepared.length(example))] = place
     return owner
+
+
+def held_out(subject: Subject, valid: Prepared, ids: Sequence[int], capacity: int) -> dict[str, float]:
+    """Loss, perplexity and bits per byte of what these rows train."""
+    nll, weight = losses(subject, valid, ids, capacity)
+    mean = sum(nll) / sum(weight)
+    size = sum(len(_learned(valid, i, subject.tokenizer).encode()) for i in ids)
+    figures = {"valid.loss": mean, "valid.perplexity": math.exp(min(mean, 700.0))}
+    return figures | {"valid.bits_per_byte": sum(nll) / math.log(2) / max(1, size), "valid.tokens": sum(weight)}
 
 
 def perplexity(task: Perplexity, subject: Subject) -> tuple[list[Prediction], list[Report]]:

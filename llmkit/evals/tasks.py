@@ -85,6 +85,27 @@ class MultipleChoice:
 
 
 @config
+class Classification:
+    """What a classifier says of rows with a `label`, or `tokens` with `tags`: accuracy, macro-F1, recall of each class,
+    calibration error."""
+
+    _sized: ClassVar[str] = "max_length"
+    kind: Literal["classification"] = "classification"
+    name: str = "classification"
+    data: tuple[Source, ...]
+    max_length: int = setting(default=1024, least=2)
+    """Longer rows are cut."""
+    rows: int | None = setting(default=None, least=1)
+    """At most so many rows, evenly apart."""
+
+    def run(self, subject: Subject) -> tuple[list[Prediction], list[Report]]:
+        """A prediction a row (or word), and the reports."""
+        from llmkit.evals.classify import classification
+
+        return classification(self, subject)
+
+
+@config
 class PositionPerplexity:
     """Perplexity by position: what a model makes of tokens far into long documents. Each window is one forward."""
 
@@ -149,7 +170,9 @@ class Passkey:
         return passkey(self, subject)
 
 
-Task = Annotated[Perplexity | Generation | MultipleChoice | PositionPerplexity | Passkey, Later(("python",))]
+Task = Annotated[
+    Perplexity | Generation | MultipleChoice | Classification | PositionPerplexity | Passkey, Later(("python",))
+]
 
 NAMED: dict[str, tuple[Perplexity | Generation | Passkey, ...]] = {
     "docstrings": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ def export(
     resolved: Resolved,
     quant: Quant = NoQuant(),
     rope: RopeScaling | None = None,
+    labels: Sequence[str] = (),
 ) -> None:
     """Writes an adapter (peft's format) or full weights, with tokenizer and template, whole or not at all; `quant` and
     `rope` are how an adapter's base was held and scaled; full weights say that in `config.json`.
+    `labels` are what a classifier tells apart.
 
     Raises:
         ModelError: a template's name would leave the folder.
@@ -44,6 +47,7 @@ def export(
                 settings.base_model_name_or_path, settings.revision = _for_peft(base)
             model.save_pretrained(aside)
             facts = {"format": 1, "base": base.facts(), "quant": asdict(quant)}
+            facts |= {"labels": list(labels)} if labels else {}
             facts |= {"rope": asdict(rope)} if rope is not None else {}
             (aside / "llmkit.json").write_text(json.dumps(facts, indent=1) + "\n")
         else:

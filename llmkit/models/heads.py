@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -9,11 +10,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llmkit.core.errors import ModelError
-from llmkit.core.types import Batch
+from llmkit.core.types import Batch, Needs, Scores
 from llmkit.models.attend import NO_MASK
 from llmkit.models.logits import Shape
 from llmkit.models.logps import BLOCK, chosen_logps
 from llmkit.models.logps_rows import row_logps, trained_rows
+from llmkit.models.logps_spread import spread_scores
+from llmkit.models.noise import Noise
 from llmkit.models.virtual import hidden, virtual_tokens
 
 ROWS = 64
@@ -29,33 +32,61 @@ def shape_of(config: Any) -> Shape:
     return Shape(scale, float(getattr(config, "final_logit_softcapping", None) or 0.0))
 
 
-class Scored(nn.Module):
-    """A causal language model and its head as one module: all that reads weights happens inside `forward`."""
+def whole(batch: Batch) -> Tensor:
+    """Which tokens of padded rows are no padding, (B, T)."""
+    ends = torch.tensor(batch.lengths, device=batch.tokens.device)
+    return torch.arange(batch.tokens.shape[1], device=ends.device)[None] < ends[:, None]
+
+
+class Headed(nn.Module):
+    """A model of transformers, perhaps with an adapter, whose last hidden states a head reads."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         causal: Any = cast(Any, model).get_base_model() if hasattr(model, "peft_config") else model
         self.causal: Any = [causal]  # in a list: the same modules must not be registered twice
-        self.shape = shape_of(causal.config.get_text_config())
+        self.noise: Noise | None = None
+
+    def disturb(self, alpha: float) -> None:
+        """From now on embeddings get noise in training (NEFTune, arXiv:2310.05914)."""
+        self.noise = Noise(self.causal[0].get_input_embeddings(), alpha)
 
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states, (B, T, H)."""
+        noise = self.noise.over(batch) if self.noise is not None and self.training else nullcontext()
+        with noise:
+            return self._hidden(batch)
+
+    def _hidden(self, batch: Batch) -> Tensor:
         if virtual_tokens(self.model):
             return hidden(self.model, self.causal[0].base_model, batch)
         context: dict[str, Any] = {"attend": batch.attend, "attention_mask": NO_MASK.to(batch.tokens.device)}
         if batch.attend is None:
-            ends = torch.tensor(batch.lengths, device=batch.tokens.device)
-            context = {"attention_mask": torch.arange(batch.tokens.shape[1], device=ends.device)[None] < ends[:, None]}
+            context = {"attention_mask": whole(batch)}
         decoder = self.causal[0].base_model
         out = decoder(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, **context)
         return cast(Tensor, out.last_hidden_state)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Log-probabilities of `batch.labels` where `batch.weights` is not 0, row by row: (N,), fp32."""
+
+class Scored(Headed):
+    """A causal language model and its head as one module: all that reads weights happens inside `forward`."""
+
+    def __init__(self, model: nn.Module, words: int | None = None) -> None:
+        super().__init__(model)
+        causal = self.causal[0]
+        self.shape = shape_of(causal.config.get_text_config())
+        self.words = words or len(causal.get_output_embeddings().weight)
+        """Rows of the vocabulary that are the tokenizer's: families pad it."""
+
+    def forward(self, batch: Batch, needs: Needs = Needs()) -> Tensor | Scores:
+        """Log-probabilities of `batch.labels` where `batch.weights` is not 0, row by row: (N,), fp32; or `Scores`."""
         hidden = self.hidden(batch)
         chosen = batch.weights != 0
-        return self.logps(hidden[chosen], batch.labels[chosen], batch.weights[chosen])
+        if needs.spread:
+            return self.scores(hidden[chosen], batch.labels[chosen])
+        weights = batch.weights[chosen] if needs.by_weight else None
+        return self.logps(hidden[chosen], batch.labels[chosen], weights)
 
     def likeliest(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What `forward` gives, and the likeliest token at each of those places: (N,), (N,)."""
@@ -73,18 +104,32 @@ class Scored(nn.Module):
             return chosen_logps(hidden, head.weight, head.bias, labels, weights, self.shape)
         if (some := trained_rows(head)) is not None:
             return row_logps(hidden, some, labels, self.shape)
+        return self._wrapped(head, hidden, labels, False)[0]
+
+    def scores(self, hidden: Tensor, labels: Tensor) -> Scores:
+        """`Scores` of `labels` (N,) after hidden states (N, H)."""
+        head = self.causal[0].get_output_embeddings()
+        if type(head) is nn.Linear:
+            return spread_scores(hidden, head.weight, head.bias, labels, self.words, self.shape)
+        return Scores(*self._wrapped(head, hidden, labels, True))
+
+    def _wrapped(self, head: nn.Module, hidden: Tensor, labels: Tensor, spread: bool) -> list[Tensor]:
+        """What `Scores` holds, or the first of it, through a head that is more than a linear (an adapter sits on it);
+        each chunk is made again in the backward."""
         positions, words = BLOCK[hidden.device.type]
-        rows = max(16, positions * words // head.weight.shape[0])
-        parts = [self._wrapped(head, h, y) for h, y in zip(hidden.split(rows), labels.split(rows), strict=True)]
-        return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+        rows = max(16, positions * words // self.words)
 
-    def _wrapped(self, head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
-        """One chunk through a head that is more than a linear (an adapter sits on it), recomputed in the backward."""
+        def run(h: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+            logits = self.shape.apply(head(h).float())
+            logps = torch.log_softmax(logits, 1)
+            picked = logps.gather(1, y[:, None])[:, 0]
+            return (picked, torch.logsumexp(logits, 1), logps[:, : self.words].mean(1)) if spread else (picked,)
 
-        def run(h: Tensor) -> Tensor:
-            return torch.log_softmax(self.shape.apply(head(h).float()), 1).gather(1, labels[:, None])[:, 0]
-
-        return cast(Tensor, checkpoint(run, hidden, use_reentrant=False))
+        chunks = zip(hidden.split(rows), labels.split(rows), strict=True)
+        parts = [checkpoint(run, h, y, use_reentrant=False) for h, y in chunks] if len(labels) else []
+        if not parts:
+            return [hidden.new_zeros(0, dtype=torch.float32) for _ in range(3 if spread else 1)]
+        return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 
 def check_head(scored: Scored) -> None:

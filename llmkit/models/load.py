@@ -16,10 +16,12 @@ from llmkit.core.memory import is_out_of_memory
 from llmkit.models import safe
 from llmkit.models.adapted import Readers, adapted
 from llmkit.models.attend import install
+from llmkit.models.classified import HEADS, auto_class, begin, name_classes, without_head
 from llmkit.models.fused import fuse
-from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.models.node import Head, ModelRef, NoQuant, Quant
 from llmkit.models.probe import Support, probe
-from llmkit.models.resolve import Resolved
+from llmkit.models.quantised import check_runs, settle
+from llmkit.models.resolve import Resolved, head_of
 from llmkit.models.rope import RopeScaling
 from llmkit.models.scaled import check_turned, scaled_config, stretch
 from llmkit.models.tokens import add, added, widen
@@ -42,6 +44,10 @@ class Loaded:
     resolved: Resolved
     added: tuple[int, ...] = ()
     """Ids of the tokens that the recipe added."""
+    head: Head | None = None
+    """What it tells apart, if it is a classifier."""
+    fresh: tuple[str, ...] = ()
+    """Modules that no file had weights for: a new head's."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class How:
     allow_nonfinite: bool = False
     short: Literal["bf16", "fp16"] = "bf16"
     """The 16 bits that it computes in, if it does."""
+    head: Head | None = None
+    """The classification head that it is to have; left out, the one that its files hold, if any."""
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -70,17 +78,18 @@ def load(resolved: Resolved, ref: ModelRef, how: How, own: Readers | None = None
     """
     _check_torch()
     base = resolved.base or resolved
+    head = how.head or head_of(resolved)
     with quiet():
         rope = ref.rope or resolved.rope
-        model = _base(base, how, rope)
         tokenizer = read_tokenizer(resolved, ref, how.allow_code)
+        model, fresh = _base(base, how, head, tokenizer, rope)
         new = added(tokenizer, ref)
         if new or resolved.base is not None:
             widen(model, tokenizer, new)
         kind = install(model, ref.attention, how.half)
         support = probe(model)
         if how.quant != NoQuant() and not support.packed:  # which has not run it
-            _check_runs(model)
+            check_runs(model)
         if not getattr(model, "is_quantized", False):
             fuse(model)
         if resolved.base is not None:
@@ -89,7 +98,7 @@ def load(resolved: Resolved, ref: ModelRef, how: How, own: Readers | None = None
         model.eval()
         if rope is not None:
             stretch(tokenizer, model, rope)
-    return Loaded(model, tokenizer, kind, support, resolved, new)
+    return Loaded(model, tokenizer, kind, support, resolved, new, head, tuple(sorted(fresh)))
 
 
 def _check_torch() -> None:
@@ -101,7 +110,9 @@ def _check_torch() -> None:
         )
 
 
-def _base(base: Resolved, how: How, rope: RopeScaling | None = None) -> Any:
+def _base(
+    base: Resolved, how: How, head: Head | None, tokenizer: Any, rope: RopeScaling | None = None
+) -> tuple[Any, set[str]]:
     from transformers import AutoModelForCausalLM
 
     said = safe.read_json(base.folder / "config.json")
@@ -114,14 +125,23 @@ def _base(base: Resolved, how: How, rope: RopeScaling | None = None) -> Any:
     try:
         config = scaled_config(base, rope, how.allow_code)
     except (ValueError, KeyError, OSError) as cause:
-        kind = said.get("model_type", "no model_type")
-        raise ModelError(f"{base.name} is of an unknown family ({kind})", fix="use a causal LM", key="model") from cause
+        family = said.get("model_type", "no model_type")
+        raise ModelError(
+            f"{base.name} is of an unknown family ({family})", fix="use a causal LM", key="model"
+        ) from cause
     if not how.allow_nonfinite:
         _check_finite(base.folder, headers)
+    kind: Any
     options: dict[str, Any] = {} if bits is None else {"quantization_config": bits}
-    check_causal(config, said, base.name)
+    if head is None:
+        check_causal(config, said, base.name)
+        kind = AutoModelForCausalLM
+    else:
+        kind = _classifier(base, head, config, tokenizer)
+        if bits is not None:
+            bits.llm_int8_skip_modules = list(HEADS)
     try:
-        model, told = AutoModelForCausalLM.from_pretrained(
+        model, told = kind.from_pretrained(
             base.folder,
             config=config,
             dtype=DTYPES[how.dtype],
@@ -138,47 +158,37 @@ def _base(base: Resolved, how: How, rope: RopeScaling | None = None) -> Any:
         raise ModelError(
             f"{base.name} cannot be loaded: {why}", fix="use a causal LM of transformers", key="model"
         ) from cause
+    fresh: set[str] = set()
+    if head is not None and head_of(base) is None:
+        told, fresh = without_head(told, model)
+        begin(model, fresh, head.seed)
     check_whole(told, hasattr(config, "text_config"), base.name)
     name_inner(model)
     if rope is not None:
         check_turned(model, rope)
     if bits is None:
-        return model.to(how.device)
-    _check_bits(model)
-    _mend_bits(model)
-    return model
+        return model.to(how.device), fresh
+    settle(model)
+    return model, fresh
 
 
-def _check_bits(model: Any) -> None:
-    """Raises:
-    ModelError: nothing is quantised: transformers passes linears of a class of their own by, and says nothing.
+def _classifier(base: Resolved, head: Head, config: Any, tokenizer: Any) -> Any:
+    """The class that loads a base as a classifier, whose configuration says what it tells apart.
+
+    Raises:
+        ModelError: there is none, or it tells apart something else already.
     """
-    if not any("bitsandbytes" in type(module).__module__ for module in model.modules()):
-        what = f"none of the linears of {type(model).__name__} can be quantised"
-        raise ModelError(what, fix="drop quant", key="quant.kind")
-
-
-def _check_runs(model: Any) -> None:
-    """Raises:
-    ModelError: the family reads weights past their modules, as Mamba does, and cannot read quantised ones.
-    """
-    try:
-        with torch.no_grad():
-            model(input_ids=torch.tensor([[1, 2]], device=model.device), use_cache=False)
-    except (RuntimeError, TypeError, ValueError) as cause:
-        if is_out_of_memory(cause):
-            raise
-        why = (str(cause).splitlines() or [""])[0][:120]
-        what = f"{type(model).__name__} does not run with quantised weights ({why})"
-        raise ModelError(what, fix="drop quant", key="quant.kind") from cause
-
-
-def _mend_bits(model: Any) -> None:
-    """On CPUs with bf16 dot products bitsandbytes repacks a 4-bit weight in its first evaluation, and later gradients
-    are wrong; this keeps its plain layout."""
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    there = head_of(base)
+    if there is not None and (there.task, there.labels) != (head.task, head.labels):
+        what = f"{base.name} is a {there.task} classifier of {', '.join(there.labels)[:60]} already"
+        raise ModelError(
+            what, fix="train from its language model, or for the same labels in the same order", key="model"
+        )
+    kind = auto_class(head, config, base.name)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    name_classes(config, head, tokenizer.pad_token_id)
+    return kind
 
 
 def _check_finite(folder: Path, headers: dict[str, safe.Header]) -> None:

@@ -30,8 +30,13 @@ def trained_logps(
     most: int,
 ) -> Tensor:
     """As `logps.chosen_logps`, at most `most` positions at a time."""
-    chunk = min(most, max(16, CHUNK_BYTES[hidden.device.type] // (4 * len(weight))))
+    chunk = chunk_of(hidden, weight, most)
     return cast(Tensor, cast(Any, _Trained).apply(hidden, weight, bias, labels, weights, shape, chunk))
+
+
+def chunk_of(hidden: Tensor, weight: Tensor, most: int) -> int:
+    """Positions whose logits are made at a time, at most `most`."""
+    return min(most, max(16, CHUNK_BYTES[hidden.device.type] // (4 * len(weight))))
 
 
 class _Trained(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from llmkit.core.config import Conflict, Later, config, setting
@@ -12,6 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classification head: what it tells apart."""
+
+    task: Literal["sequence", "token"]
+    labels: tuple[str, ...]
+    seed: int = 0
+    """Of its first weights, where it is new."""
 
 
 @config

@@ -6,7 +6,7 @@ import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llmkit_kernels.build import place
 
@@ -16,7 +16,7 @@ from llmkit.core.errors import ModelError
 from llmkit.core.wording import Report
 from llmkit.models import safe
 from llmkit.models.alias import ALIASES, HUB_ID, Wheel
-from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.models.node import Head, ModelRef, NoQuant, Quant
 from llmkit.models.rope import RopeScaling
 
 HUB = "hub:"
@@ -156,3 +156,43 @@ def _trained_with(hint: Any, made: Path, key: str, said: Any) -> Any:
     if report.problems:
         raise ModelError(report.problems[0].what, fix="fetch the adapter again", file=str(made), key=key)
     return value
+
+
+TASKS: dict[str, Literal["sequence", "token"]] = {
+    "SEQ_CLS": "sequence",
+    "TOKEN_CLS": "token",
+    "ForSequenceClassification": "sequence",
+    "ForTokenClassification": "token",
+}
+"""What peft and transformers call classifiers."""
+
+
+def head_of(resolved: Resolved) -> Head | None:
+    """The classification head that a model's files hold, or None for a language model."""
+    folder = resolved.folder
+    if resolved.base is not None:
+        task = TASKS.get(str(safe.read_json(folder / "adapter_config.json").get("task_type")))
+        if task is None:
+            return head_of(resolved.base)
+        made = folder / "llmkit.json"
+        said = safe.read_json(made).get("labels") if made.is_file() else None
+        names = tuple(map(str, said)) if isinstance(said, list) else _numbered(folder, "adapter_model")
+        return Head(task, names)
+    config = safe.read_json(folder / "config.json")
+    kind = str((config.get("architectures") or [""])[0])
+    found = [task for ending, task in TASKS.items() if kind.endswith(ending)]
+    if not found:
+        return None
+    named: Any = config.get("id2label")
+    if isinstance(named, dict) and all(str(key).isdecimal() for key in named):
+        return Head(found[0], tuple(str(named[key]) for key in sorted(named, key=int)))
+    return Head(found[0], _numbered(folder, "model"))
+
+
+def _numbered(folder: Path, stem: str) -> tuple[str, ...]:
+    """The numbers of the classes, where nobody says their names: as many as the head has outputs."""
+    for header in safe.check_folder(folder, stem).values():
+        for name, item in header.items():
+            if name.endswith(("score.weight", "classifier.weight")):
+                return tuple(map(str, range(item["shape"][0])))
+    raise ModelError("holds no classification head", fix="fetch the model again", file=str(folder))

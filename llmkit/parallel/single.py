@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from llmkit.core.errors import ResourceError
-from llmkit.core.types import Batch, LossSum
+from llmkit.core.types import Batch, LossSum, Needs
 from llmkit.parallel.offload import Offload
 from llmkit.parallel.optimizers import Optimizers
 from llmkit.parallel.scaler import Scaler
 
-Loss = Callable[[Any, Batch], LossSum]
-"""What the scored model gives for a batch, and the batch -> a sum with its count."""
+
+class Loss(Protocol):
+    """What is made small; an attribute `needs` says what it reads of the head beside log-probabilities."""
+
+    def __call__(self, scores: Any, batch: Batch, /) -> LossSum:
+        """What the scored model gives for a batch, and the batch -> a sum with its count."""
+        ...
+
+
+PLAIN = Needs()
+
+
+@runtime_checkable
+class Adaptive(Protocol):
+    """A loss that learns from step to step; what it keeps goes into the checkpoint."""
+
+    def begin(self, ids: Iterable[int]) -> None:
+        """A step begins, over these examples."""
+        ...
+
+    def update(self, sums: LossSum) -> None:
+        """The step was applied; these were its sums."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What it keeps, by names that begin with `loss/`."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes back what `state` gave."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -75,6 +104,7 @@ class Single:
             ResourceError: parameters are updated in the backward pass, and there is more than one.
         """
         total, seen, scaler = 0.0, 0.0, self.ways.scaler
+        needs = getattr(loss, "needs", PLAIN)
         extras: dict[str, tuple[Tensor, Tensor]] = {}
         self.squares = 0.0
         for index, batch in enumerate(batches):
@@ -82,7 +112,7 @@ class Single:
                 what = "the step takes more than one micro-batch, and memory.optimizer_in_backward updates after each"
                 raise ResourceError(what, fix="raise micro_batch, or lower batch.rows", key="micro_batch")
             with self._keeping(), self.autocast():
-                scores = self.scored(batch)
+                scores = self.scored(batch) if needs == PLAIN else self.scored(batch, needs)
             part = loss(scores, batch)
             (part.total / count * (scaler.scale if scaler else 1.0)).backward()
             total += float(part.total.detach())

@@ -6,13 +6,13 @@ from typing import Annotated, Any, get_args
 
 from llmkit.core.config import Later
 from llmkit.core.hints import kind_of
+from llmkit.stages.classify import Classify
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.merge import Merge
 from llmkit.stages.pretrain import Pretrain
 from llmkit.stages.sft import Sft
 
 STAGES = [
-    "classify",
     "reward",
     "preference",
     "policy",
@@ -52,5 +52,5 @@ LOSSES = [
 ]
 """Kinds that are short for a stage with that loss."""
 
-Stage = Annotated[Sft | Pretrain | Evaluate | Merge, Later((*STAGES, *LOSSES))]
+Stage = Annotated[Sft | Classify | Pretrain | Evaluate | Merge, Later((*STAGES, *LOSSES))]
 KINDS: dict[str, Any] = {kind_of(cls): cls for cls in get_args(get_args(Stage)[0])}

@@ -11,25 +11,24 @@ from transformers.pytorch_utils import Conv1D
 from llmkit.adapters.limits import UNMERGEABLE
 from llmkit.build.opening import load
 from llmkit.build.precision import Types, types
+from llmkit.build.training import check, headed
 from llmkit.core import records
 from llmkit.core.artifact import Artifact, publish
 from llmkit.core.errors import ModelError
-from llmkit.core.metrics import Lines
 from llmkit.core.records import GateSpec, Prediction
 from llmkit.core.run import Grants, Run
-from llmkit.core.types import Report, interval
+from llmkit.core.types import Report
 from llmkit.evals.run import Subject
-from llmkit.evals.tasks import longest
+from llmkit.evals.tasks import Classification, longest
 from llmkit.models.adapted import method
 from llmkit.models.export import export
-from llmkit.models.heads import Scored, check_head
 from llmkit.models.load import How, Loaded
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.models.positions import check_length
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.merge import Merge
-from llmkit.stages.report import write_report
+from llmkit.stages.report import write_report, write_reports
 
 
 def open_model(
@@ -52,7 +51,7 @@ def evaluate(node: Evaluate, run: Run) -> Artifact:
     with run.stop.at_once("in evaluation"):
         loaded, kinds, table, reports = _asked(node, run)
     records.write(run.folder / "predictions.jsonl", table)
-    _write_reports(run, reports)
+    write_reports(run, reports)
     write_report(run.folder)
     facts = {
         "kind": node.kind,
@@ -75,8 +74,9 @@ def _asked(node: Evaluate, run: Run) -> tuple[Loaded, Types, list[Prediction], l
         if key and (notice := check_length(resolved, length, f"tasks.{index}.{key}", node.model.rope)):
             run.console.notice(notice)
     loaded, kinds = open_model(node.model, run.device, node.precision, run.grants, node.quant)
-    scored = Scored(loaded.model)
-    check_head(scored)
+    _able(node, loaded)
+    scored = headed(loaded, loaded.model)
+    check(scored)
     subject = Subject(
         scored,
         loaded.model,
@@ -102,15 +102,13 @@ def _asked(node: Evaluate, run: Run) -> tuple[Loaded, Types, list[Prediction], l
     return loaded, kinds, table, reports
 
 
-def _write_reports(run: Run, reports: list[Report]) -> None:
-    path = run.folder / "evals.jsonl"
-    path.unlink(missing_ok=True)
-    lines = Lines(path)
-    for report in reports:
-        lines.add(vars(report))
-        run.console.notice(
-            f"{report.metric} {report.value:.4f} {interval(report.low, report.high, '.4f')}, n {report.n}"
-        )
+def _able(node: Evaluate, loaded: Loaded) -> None:
+    """Raises: ModelError when a task asks of the model what it cannot do."""
+    for index, task in enumerate(node.tasks):
+        if isinstance(task, Classification) != (loaded.head is not None):
+            is_one = "is no classifier" if loaded.head is None else "is a classifier, and writes no text"
+            fix = "give a classifier classification tasks, and a language model the others"
+            raise ModelError(f"{node.model.name} {is_one}", fix=fix, key=f"tasks.{index}.kind")
 
 
 PROBE = "The quick brown fox jumps over the lazy dog. def add(a, b):\n    return a + b\n1 + 1 = 2; 日本語, Ελλάδα."
@@ -121,7 +119,8 @@ def merge(node: Merge, run: Run) -> Artifact:
     torch.set_num_threads(run.threads)
     with run.stop.at_once("in the merge"):
         resolved, merged, measured = _merged(node, run)
-    export(merged.model, merged.tokenizer, run.folder / "model", resolved.base or resolved)
+    labels = merged.head.labels if merged.head is not None else ()
+    export(merged.model, merged.tokenizer, run.folder / "model", resolved.base or resolved, labels=labels)
     facts = {
         "kind": node.kind,
         "adapter": resolved.facts(),

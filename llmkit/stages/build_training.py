@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -24,12 +24,12 @@ from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
 from llmkit.core.types import Batch
 from llmkit.data.batches import micro_batches
+from llmkit.data.feed import Feed, Known
 from llmkit.data.node import FirstFit, NoPacking, Packing
-from llmkit.data.order import Order
 from llmkit.data.prepare import Prepared
 from llmkit.models.load import DTYPES, read_tokenizer
 from llmkit.models.positions import check_length
-from llmkit.parallel.single import Single
+from llmkit.parallel.single import Adaptive, Single
 from llmkit.plan.account import RECOMPUTE, Choice
 from llmkit.stages.finished import finish
 from llmkit.stages.job import Job
@@ -81,6 +81,8 @@ def _largest(job: Job) -> int:
     """Bytes that come and go with the largest micro-batch."""
     lengths = np.sort(np.diff(job.train.starts))[-job.node.batch.rows :]
     most = job.choice.rows * job.node.data.max_length
+    if not len(lengths) or job.node.batch.tokens:  # of a stream, no length is known
+        lengths = np.array([most])
     account = job.choice.account
     return int((account.activations + account.working) * min(1.0, lengths.sum() / most))
 
@@ -98,7 +100,7 @@ def read(node: Training, run: Run) -> Job:
         run.console.notice(notice)
     tokenizer = read_tokenizer(resolved, node.model, run.grants.code)
     aside = Quarantine(run.folder / "quarantine.jsonl")
-    data = node.examples(node.data.sources("train"), tokenizer, "data.train", aside, node.batch.rows)
+    feed, data = _train(node, tokenizer, aside)
     held = node.data.sources("valid")
     valid = node.examples(held, tokenizer, "data.valid", aside) if held else None
     aside.tell(run.console)
@@ -106,18 +108,30 @@ def read(node: Training, run: Run) -> Job:
     keep(run.folder, found, data)
     if notice := brief(found):
         run.console.notice(notice)
-    order = Order(node.seed, len(data), node.batch.rows)
-    steps = node.steps or (node.epochs or 1) * order.steps_per_epoch
+    steps = node.steps or (node.epochs or 1) * feed.steps_per_epoch
     kinds = types(node.types_name, run.device)
     shape, choice = sizes(node, resolved, run.device)
     run.console.notice(_summary(data, valid, choice, kinds, steps))
-    return Job(node, run, resolved, kinds, data, valid, choice, steps, order, shape)
+    return Job(node, run, resolved, kinds, data, valid, choice, steps, feed, shape, node.objective(data))
+
+
+def _train(node: Training, tokenizer: Any, aside: Quarantine) -> tuple[Feed, Prepared]:
+    """What steps draw from, and what is known of it before training: of streams, what they are known by."""
+    if node.data.streaming:
+        marks = {path: said for source in node.data.train for path, said in source.marks().items()}
+        none: Any = np.empty(0, np.int64)
+        return node.stream(tokenizer, aside), Prepared(none, none, np.zeros(1, np.int64), (), files=marks)
+    data = node.examples(node.data.sources("train"), tokenizer, "data.train", aside, node.batch.least)
+    return Known(data, node.order(data)), data
 
 
 def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Types, steps: int) -> str:
-    learned = data.counts["supervised tokens"] / data.counts["tokens"]
+    known = "examples as they are read"
+    if len(data):
+        learned = data.counts["supervised tokens"] / data.counts["tokens"]
+        known = f"{len(data)} examples of {data.counts['tokens'] / len(data):.0f} tokens ({learned:.0%} trained)"
     parts = [
-        f"{len(data)} examples of {data.counts['tokens'] / len(data):.0f} tokens ({learned:.0%} trained)",
+        known,
         f"{len(valid)} to validate" if valid is not None else "",
         f"{steps} steps",
         kinds.name,
@@ -132,12 +146,15 @@ def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Type
 def _built(job: Job) -> tuple[Built, Single]:
     node, grants = job.node, job.run.grants
     held = how(job.run.device, job.types, node.quant, node.adapter, grants.code, grants.nonfinite)
+    held = replace(held, head=node.head(job.train))
     say = job.run.console.notice
     made = build(job.resolved, node.model, held, node.adapter, job.choice.recompute, node.seed, say)
     if isinstance(node.data.packing, FirstFit) and not made.loaded.support.packed:
         raise DataError(made.loaded.support.reason, fix="set data.packing=none", key="data.packing")
     if len(job.train.breaks) and not made.loaded.support.packed:
         raise DataError(made.loaded.support.reason, fix="set documents=joined", key="documents")
+    if node.neftune:
+        made.scored.disturb(node.neftune)
     job.run.console.notice(
         f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
     )
@@ -163,7 +180,7 @@ def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
     built.model.train()
     plan = Plan(
         job.steps,
-        job.order.steps_per_epoch,
+        job.feed.steps_per_epoch,
         node.seed,
         node.optim.lr,
         node.optim.clip,
@@ -171,12 +188,13 @@ def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
         node.guard,
         node.evaluate,
         node.checkpoint,
+        bool(node.larger_better(node.checkpoint.best or "")),
     )
     run.console.start("training", job.steps, start.step)
     with _loggers(job, start.step) as log:
         hooks = Hooks(
             data=partial(_step_data, job, built.loaded.support.packed),
-            log=partial(_log, metrics, log),
+            log=partial(_log, job, metrics, log),
             evaluate=partial(measured, job, built, steps) if job.valid is not None else None,
             save=partial(_save, job, built, steps, metrics),
             asked_to_stop=lambda: run.stop.why,
@@ -184,25 +202,28 @@ def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
             show=partial(_show, job),
         )
         try:
-            return fit(steps, node.objective(), plan, hooks, start)
+            return fit(steps, job.loss, plan, hooks, start)
         finally:
             run.console.end()
 
 
-def _log(metrics: Lines, more: Any, line: dict[str, Any]) -> None:
+def _log(job: Job, metrics: Lines, more: Any, line: dict[str, Any]) -> None:
+    if counts := job.feed.counts() if line["event"] == "train" else {}:
+        unusable = sum(n for reason, n in counts.items() if reason.startswith(("unusable", "quarantined")))
+        line |= {"rows_read": counts.get("rows", 0), "rows_unusable": unusable}
     metrics.add(line)
     more(line)
 
 
 def _step_data(job: Job, contexts: bool, index: int) -> StepData:
-    epoch, ids = job.order.step(index)
-    node, data = job.node, job.train
+    node, drawn = job.node, job.feed.step(index)
+    data, rows = drawn.data, drawn.rows
     packing: Packing = node.data.packing if contexts else NoPacking()
-    batches = micro_batches(data, ids, packing, node.data.max_length, job.choice.rows, contexts, job.run.device)
-    tokens = sum(data.length(i) for i in ids)
+    batches = micro_batches(data, rows, packing, node.data.max_length, job.choice.rows, contexts, job.run.device)
+    tokens = sum(data.length(i) for i in rows)
     supervised = sum(int((batch.weights > 0).sum()) for batch in batches)
-    places, count = tuple(data.places[i] for i in ids), sum(data.supervised(i) for i in ids)
-    return StepData(epoch, ids, batches, tokens, supervised, count, places)
+    places, count = tuple(data.places[i] for i in rows), sum(data.supervised(i) for i in rows)
+    return StepData(drawn.epoch, drawn.ids, batches, tokens, supervised, count, places)
 
 
 def _save(job: Job, built: Built, steps: Single, metrics: Lines, progress: Progress, scheduled: bool) -> None:
@@ -217,17 +238,20 @@ def _save(job: Job, built: Built, steps: Single, metrics: Lines, progress: Progr
         "identity": identity(job, built.loaded.attention),
         "micro_batch": job.choice.rows,
         "recompute": job.choice.recompute,
+        "feed": job.feed.state(progress.step),
         "metrics_bytes": metrics.size(),
         "samples_bytes": samples.size(),
     }
-    state.save(job.checkpoints, progress.step, steps.state(), facts)
+    learned = job.loss.state() if isinstance(job.loss, Adaptive) else {}
+    state.save(job.checkpoints, progress.step, {**steps.state(), **learned}, facts)
     state.prune(job.checkpoints, node.checkpoint.keep, progress.best_step)
 
 
 def _show(job: Job, line: dict[str, Any]) -> None:
     console = job.run.console
     if line["event"] == "evaluate":
-        console.notice(f"step {line['step']}: valid.loss {line['valid.loss']:.4f}")
+        shown = [name for name in ("valid.loss", "valid.accuracy", "valid.f1") if name in line]
+        console.notice(f"step {line['step']}: " + ", ".join(f"{name} {line[name]:.4f}" for name in shown))
         return
     gigabytes = line["peak_memory_bytes"] / 2**30
     figures = f"loss {line['loss']:.4f}, {line['tokens_per_second']:.0f} tokens/s, peak {gigabytes:.2f} GiB"

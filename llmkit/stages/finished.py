@@ -9,14 +9,29 @@ from llmkit_kernels.table import rows
 from llmkit.build.training import Built
 from llmkit.checkpoint import state
 from llmkit.checkpoint.identity import packages, processor
+from llmkit.core import records
 from llmkit.core.artifact import Artifact, publish
+from llmkit.core.memory import out_of_memory_named
 from llmkit.data.prepare import template_digest
 from llmkit.models.export import export
 from llmkit.parallel.single import Single
 from llmkit.plan.account import RECOMPUTE
 from llmkit.stages.job import Job
-from llmkit.stages.report import write_report
+from llmkit.stages.measured import subject
+from llmkit.stages.report import write_report, write_reports
+from llmkit.stages.sizes import KNOB
 from llmkit.train.fit import Progress
+
+
+def _conclude(job: Job, built: Built, steps: Single) -> None:
+    """What the result says of the validation rows, where the stage has a table of it."""
+    if job.valid is None or job.node.head(job.train) is None:
+        return
+    with job.run.stop.at_once("after training"), out_of_memory_named(job.run.device, KNOB):
+        rows, reports = job.node.final(subject(job, built, steps), job.valid)
+    if rows:
+        records.write(job.run.folder / "predictions.jsonl", rows)
+        write_reports(job.run, reports)
 
 
 def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifact:
@@ -28,9 +43,14 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
     if progress.best_step not in (None, progress.step):
         steps.load(state.load(job.checkpoints / f"step-{progress.best_step}")[0])
         run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
+    labels = built.loaded.head.labels if built.loaded.head is not None else ()
     with steps.averaged():
+        _conclude(job, built, steps)
         node.adapter.finish(built.model)
-        export(built.model, built.loaded.tokenizer, run.folder / "model", job.resolved, node.quant, node.model.rope)
+        rope, folder = node.model.rope, run.folder / "model"
+        export(built.model, built.loaded.tokenizer, folder, job.resolved, node.quant, rope, labels)
+    if rope is not None and hasattr(built.model, "peft_config"):
+        run.console.notice("the base of the adapter is scaled, which peft alone does not know: merge it for use there")
     write_report(run.folder)
     made = publish(
         run.folder,
@@ -41,7 +61,7 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
             "recipe": run.values,
             "data": {"train": job.train.digest, "valid": job.valid.digest if job.valid is not None else ""},
             "data_files": job.train.files,
-            "counts": job.train.counts,
+            "counts": job.train.counts | job.feed.counts(),
             "template": template_digest(built.loaded.tokenizer),
             "packages": packages(),
             "kernels": rows() if run.device == "cpu" else {},
@@ -53,9 +73,10 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
             "precision": job.types.name,
             "micro_batch": job.choice.rows,
             "recompute": RECOMPUTE[job.choice.recompute],
-            "samples": len(job.train),
+            "samples": len(job.train) or progress.step * node.batch.rows,
             "step": progress.step,
             "best_step": progress.best_step,
+            "labels": list(labels),
             "stopped_early": progress.step < job.steps,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
         },

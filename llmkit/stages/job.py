@@ -8,9 +8,10 @@ from pathlib import Path
 from llmkit.build.precision import Types
 from llmkit.core.run import Run
 from llmkit.core.shape import Shape
-from llmkit.data.order import Order
+from llmkit.data.feed import Feed
 from llmkit.data.prepare import Prepared
 from llmkit.models.resolve import Resolved
+from llmkit.parallel.single import Loss
 from llmkit.plan.account import Choice
 from llmkit.stages.training import Training
 
@@ -27,8 +28,11 @@ class Job:
     valid: Prepared | None
     choice: Choice
     steps: int
-    order: Order
+    feed: Feed
+    """What each step sees of `train`."""
     shape: Shape
+    loss: Loss
+    """What is made small; one that learns keeps its state here."""
 
     @property
     def checkpoints(self) -> Path:

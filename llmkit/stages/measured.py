@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 from llmkit.build.training import Built
 from llmkit.core.errors import DataError
 from llmkit.core.memory import out_of_memory_named
 from llmkit.core.metrics import Lines
 from llmkit.data.order import spread
 from llmkit.data.prompt import asked
-from llmkit.evals.run import Subject, losses
+from llmkit.evals.run import Subject
 from llmkit.inference.node import Sampling, Transformers
 from llmkit.parallel.single import Single
 from llmkit.stages.job import Job
@@ -46,18 +44,15 @@ def _evaluate(job: Job, built: Built, steps: Single, step: int) -> dict[str, flo
         raise DataError("data.valid is empty", fix="give data.valid", key="evaluate")
     ids = spread(len(valid), job.node.evaluate.rows)
     seen = subject(job, built, steps)
-    nll, weight = losses(seen, valid, ids, job.node.data.max_length)
-    mean = sum(nll) / sum(weight)
-    texts = [valid.example(i)[0][1:][valid.example(i)[1][1:] > 0] for i in ids]
-    size = sum(len(built.loaded.tokenizer.decode(text, skip_special_tokens=True).encode()) for text in texts)
-    figures = {"valid.loss": mean, "valid.perplexity": math.exp(min(mean, 700.0))}
-    figures |= {"valid.bits_per_byte": sum(nll) / math.log(2) / max(1, size), "valid.tokens": sum(weight)}
+    figures = job.node.measure(seen, valid, ids)
     _samples(job, seen, step)
     return figures
 
 
 def _samples(job: Job, seen: Subject, step: int) -> None:
     """Answers to some validation prompts, beside what they should be."""
+    if job.node.head(job.train) is not None:
+        return  # it writes nothing
     rows = job.valid.rows if job.valid is not None else ()
     questions = asked(rows, seen.tokenizer, job.node.evaluate.samples)
     if not questions:

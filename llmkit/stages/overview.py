@@ -13,9 +13,9 @@ from llmkit.core.errors import RecipeError
 from llmkit.core.files import write_atomic, write_json
 from llmkit.core.folder import read_status
 from llmkit.core.metrics import Lines
-from llmkit.core.types import interval
+from llmkit.core.types import interval, named
 from llmkit.stages.chart import number
-from llmkit.stages.report import figures, named, page, table
+from llmkit.stages.report import figures, page, table
 from llmkit.stages.slices import drawings, drawn
 
 NAME = "stages.json"
@@ -79,7 +79,11 @@ def _beside(evaluated: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     if not evaluated:
         return ""
     cells = {
-        name: {named(e): f"{number(e['value'])} {interval(e['low'], e['high'])}" for e in lines if not drawn(e)}
+        name: {
+            named(e["metric"], e["slice"]): f"{number(e['value'])} {interval(e['low'], e['high'])}"
+            for e in lines
+            if not drawn(e)
+        }
         for name, lines in evaluated.items()
     }
     keys = list(dict.fromkeys(key for found in cells.values() for key in found))

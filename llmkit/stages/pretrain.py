@@ -36,6 +36,9 @@ class Pretrain(Training):
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
         yield from Training.problems(self)
+        if self.data.streaming:
+            what = "documents are laid end to end before training"
+            yield Conflict("data.streaming", what, "leave data.streaming out", "kind")
         plain = Data(train=self.data.train)
         for key in (item.name for item in fields(Data) if item.name not in READ):
             if getattr(self.data, key) != getattr(plain, key):

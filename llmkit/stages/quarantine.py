@@ -14,11 +14,17 @@ class Quarantine:
 
     def __init__(self, path: Path) -> None:
         self.lines, self.count = Lines(path), 0
+        self.kept: set[tuple[str, int]] = set()
+        """Places of rows that are there: a stream that goes on reads some rows again."""
         path.unlink(missing_ok=True)
 
     def __call__(self, error: BadRow) -> None:
         """Keeps one row."""
-        problem, row = error.problems[0], error.text.decode("utf-8", "backslashreplace").rstrip("\n")
+        problem = error.problems[0]
+        if (place := (problem.file, problem.line)) in self.kept:
+            return
+        self.kept.add(place)
+        row = error.text.decode("utf-8", "backslashreplace").rstrip("\n")
         self.lines.add({"file": problem.file, "line": problem.line, "why": problem.what, "row": row})
         self.count += 1
 

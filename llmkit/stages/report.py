@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import html
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llmkit.core.files import write_atomic
 from llmkit.core.metrics import Lines
-from llmkit.core.types import interval
+from llmkit.core.run import Run
+from llmkit.core.types import Report, interval, named
 from llmkit.stages.chart import chart, number
 from llmkit.stages.slices import drawings, drawn
 
@@ -24,6 +26,8 @@ svg{width:100%;height:auto;background:#f6f8fa;border-radius:6px}.k{color:#59636e
 @media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}svg{background:#161b22}
 td,th{border-color:#30363d}.k{color:#9198a1}}
 """
+MOST_CLASSES = 24
+"""Classes of a confusion matrix that are shown."""
 
 
 def write_report(folder: Path) -> Path:
@@ -37,6 +41,7 @@ def write_report(folder: Path) -> Path:
         _curves(lines),
         drawings({"": evals}),
         _samples(samples),
+        _confusions(folder / "predictions.jsonl"),
         _predictions(folder / "predictions.jsonl"),
         _lint(folder / "lint.json"),
         _settings(folder / "resolved.yaml"),
@@ -44,6 +49,17 @@ def write_report(folder: Path) -> Path:
     path = folder / "report.html"
     write_atomic(path, page(folder.name, parts).encode())
     return path
+
+
+def write_reports(run: Run, reports: Iterable[Report]) -> None:
+    """Leaves figures with their intervals in `evals.jsonl`, and tells them."""
+    path = run.folder / "evals.jsonl"
+    path.unlink(missing_ok=True)
+    lines = Lines(path)
+    for report in reports:
+        lines.add(vars(report))
+        shown = f"{report.metric} {report.value:.4f}" + (f" ({report.slice})" if report.slice != "all" else "")
+        run.console.notice(f"{shown} {interval(report.low, report.high, '.4f')}, n {report.n}")
 
 
 def page(name: str, parts: Iterable[str]) -> str:
@@ -62,7 +78,9 @@ def figures(lines: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any
         for name in (n for n in seen[0] if n.startswith("valid.") and n != "valid.tokens"):
             rows.append((name, f"{number(seen[0][name])} → {number(seen[-1][name])}", "before → after"))
     rows += [
-        (named(e), number(e["value"]), f"{interval(e['low'], e['high'])}, n {e['n']}") for e in evals if not drawn(e)
+        (named(e["metric"], e["slice"]), number(e["value"]), f"{interval(e['low'], e['high'])}, n {e['n']}")
+        for e in evals
+        if not drawn(e)
     ]
     trained = [line for line in lines if line["event"] == "train"]
     if trained:
@@ -71,11 +89,6 @@ def figures(lines: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any
         rows += [("steps", str(trained[-1]["step"]), ""), ("tokens per second", f"{speed:.0f}", "median")]
         rows += [("peak memory", f"{top:.2f} GiB", "")]
     return rows
-
-
-def named(line: Mapping[str, Any]) -> str:
-    """A figure's name, with its slice where it has one."""
-    return str(line["metric"]) if line["slice"] == "all" else f"{line['metric']}, {line['slice']}"
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -104,6 +117,28 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
         (s["prompt"], s["expected"], before.get(s["prompt"], ""), s["answer"]) for s in samples if s["step"] == last
     ]
     return table("Samples", ("prompt", "expected", f"step {first}", f"step {last}"), rows, pre=True)
+
+
+def _confusions(path: Path) -> str:
+    """What classifiers said of each class, task by task."""
+    counts: dict[str, Counter[tuple[str, str]]] = {}
+    if path.is_file():
+        with path.open(encoding="utf-8") as file:
+            for row in map(json.loads, file):
+                if row["slices"].get("kind") == "classification":
+                    counts.setdefault(row["slices"]["task"], Counter())[row["label"], row["prediction"]] += 1
+    return "".join(_confusion(name, found) for name, found in counts.items())
+
+
+def _confusion(name: str, found: Counter[tuple[str, str]]) -> str:
+    """A row for each class, a column for each that was said; of many classes those that are most often there."""
+    often = Counter[str]()
+    for pair, n in found.items():
+        often.update({one: n for one in pair})
+    classes = sorted(label for label, _ in often.most_common(MOST_CLASSES))
+    rows = [(label, *(str(found[label, said] or "") for said in classes)) for label in classes]
+    left = f", the {MOST_CLASSES} largest of {len(often)} classes" if len(often) > MOST_CLASSES else ""
+    return table(f"Confusion: {name} (rows are, columns said{left})", ("", *classes), rows)
 
 
 def _predictions(path: Path) -> str:

@@ -16,7 +16,7 @@ from llmkit.checkpoint import state
 from llmkit.checkpoint.identity import compare, packages, processor
 from llmkit.core.errors import ModelError
 from llmkit.core.metrics import Lines
-from llmkit.parallel.single import Single
+from llmkit.parallel.single import Adaptive, Single
 from llmkit.stages.job import Job
 from llmkit.train.fit import Progress
 from llmkit.train.guard import Watch
@@ -99,6 +99,9 @@ def resume(job: Job, built: Built, steps: Single, found: Found | None) -> Progre
         tensors = {key: value for key, value in tensors.items() if not key.startswith("optim/")}
         job.run.console.notice("another optimizer: its state begins anew")
     steps.load(tensors)
+    job.feed.begin(facts["feed"])
+    if isinstance(job.loss, Adaptive):
+        job.loss.load(tensors)
     progress = _alone(job, progress)
     metrics.cut(facts["metrics_bytes"])
     samples.cut(facts["samples_bytes"])

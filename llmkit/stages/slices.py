@@ -114,7 +114,8 @@ def _cell(cell: Line, grid: Grid, scale: tuple[float, float]) -> str:
     (x, y), where, value = grid.place(cell), parts(cell), float(cell["value"])
     fill, ink = colour((value - scale[0]) / max(scale[1] - scale[0], 1e-12))
     told = f"{where['length']} tokens, depth {where['depth']}: {number(value)} "
-    told += f"{interval(cell['low'], cell['high'])}, n {cell['n']}"
+    low, high = (None if cell[end] is None else float(cell[end]) for end in ("low", "high"))  # text where not finite
+    told += f"{interval(low, high)}, n {cell['n']}"
     box = f'x="{x:.1f}" y="{y}" width="{grid.width - 1:.1f}" height="{TALL - 1}" fill="{fill}"'
     spot = f'x="{x + grid.width / 2:.1f}" y="{y + TALL * 0.62:.1f}" text-anchor="middle" fill="{ink}"'
     return f"<g><title>{html.escape(told)}</title><rect {box}/><text {spot}>{value:.3g}</text></g>"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.adapters.node import Adapter, Lora
 from llmkit.core.config import Conflict, config, setting
 from llmkit.data.node import Data, FirstFit, Readable
-from llmkit.models.node import ModelRef, NoQuant, Quant
+from llmkit.losses.node import CrossEntropy
+from llmkit.models.node import Head, ModelRef, NoQuant, Quant
 from llmkit.stages.levers import contradictions
 from llmkit.stages.push import Push
 from llmkit.train.logs import Log
@@ -17,8 +18,13 @@ from llmkit.train.optim import AdamW, Optim
 from llmkit.train.schedule import Cosine, Schedule
 
 if TYPE_CHECKING:
+    from llmkit.core.records import Prediction
+    from llmkit.core.types import Report
+    from llmkit.data.feed import Streams
+    from llmkit.data.order import Ordered
     from llmkit.data.prepare import Prepared
     from llmkit.data.rows import BadRow
+    from llmkit.evals.run import Subject
     from llmkit.parallel.single import Loss
 
 
@@ -26,6 +32,12 @@ if TYPE_CHECKING:
 class Training:
     """A stage that trains: what is held, what is trained, and how the loop runs."""
 
+    larger_is_better: ClassVar[Mapping[str, bool]] = {
+        "valid.loss": False,
+        "valid.perplexity": False,
+        "valid.bits_per_byte": False,
+    }
+    """What evaluations measure, for `checkpoint.best`."""
     kind: str = ""
     model: ModelRef
     quant: Quant = NoQuant()
@@ -54,6 +66,9 @@ class Training:
     """Trackers that are told the metrics, beside `metrics.jsonl`."""
     push: Push | None = None
     """Where on the Hugging Face Hub the result goes when it is done; without it, nowhere."""
+    neftune: float = setting(default=0.0, least=0.0)
+    """Noise on the embeddings in training, of at most neftune / sqrt(length x width) (NEFTune, arXiv:2310.05914): 5 to
+    15; 0 is none."""
     seed: int = setting(default=0, least=0)
     out: str
     """The run's folder."""
@@ -65,8 +80,6 @@ class Training:
 
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
-        if self.epochs is not None and self.steps is not None:
-            yield Conflict("epochs", "both say how long the run is", "keep one of the two", "steps")
         if (odd := self.adapter.unfit(self.quant.kind)) is not None:
             yield Conflict("quant.kind", odd[1], odd[2], f"adapter.{odd[0]}")
         for key in ("add_tokens", "add_special_tokens"):
@@ -80,7 +93,11 @@ class Training:
         if limits.recompute and self.memory.recompute == "full":
             what = f"layers run twice: {limits.recompute}"
             yield Conflict("memory.recompute", what, "set memory.recompute: none", "adapter.kind")
+        yield from self._lengths()
+        yield from self._odd_data()
         best, valid = self.checkpoint.best, self.data.sources("valid")
+        yield from self._odd_best()
+        yield from self._odd_batch()
         if best is not None and not valid:
             what = f"nothing measures {best} without validation rows"
             yield Conflict(
@@ -112,6 +129,44 @@ class Training:
 
         check_needs(self, device)
 
+    def _lengths(self) -> Iterator[Conflict]:
+        if self.epochs is not None and self.steps is not None:
+            yield Conflict("epochs", "both say how long the run is", "keep one of the two", "steps")
+        if self.steps is None and (self.data.streaming or self.scheduled):
+            what = "how long a stream is, is not known" if self.data.streaming else "weights follow the parts of a run"
+            key = "data.streaming" if self.data.streaming else "data.train"
+            yield Conflict(key, what, "set steps", "epochs")
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the shares of a mix change over the run."""
+        return self.data.mixed and any(isinstance(source.weight, tuple) for source in self.data.train)
+
+    def _odd_batch(self) -> Iterator[Conflict]:
+        """Steps of tokens, where rows are counted."""
+        data, tokens = self.data, self.batch.tokens
+        counted = {"streaming": data.streaming, "mix": data.mixed, "sampler": data.sampler is not None}
+        counted["length_buckets"] = data.length_buckets is not None
+        for key in (key for key, held in counted.items() if held and tokens is not None):
+            yield Conflict("batch.tokens", f"steps of data.{key} are counted in rows", "use batch.rows", f"data.{key}")
+
+    def _odd_data(self) -> Iterator[Conflict]:
+        """Keys of `data` that this stage has no use for."""
+        if self.data.sampler is not None:
+            what = f"rows have no {self.data.sampler.balance} in kind {self.kind}"
+            yield Conflict("data.sampler", what, "drop data.sampler, or use kind: classify", "kind")
+
+    def _odd_best(self) -> Iterator[Conflict]:
+        """A metric that nothing measures."""
+        best = self.checkpoint.best
+        if best is not None and self.larger_better(best) is None:
+            what, known = f"{best} is not measured by kind {self.kind}", ", ".join(self.larger_is_better)
+            yield Conflict("checkpoint.best", what, f"use one of {known}")
+
+    def larger_better(self, metric: str) -> bool | None:
+        """Whether more of a metric is better; None where it is not measured."""
+        return self.larger_is_better.get(metric)
+
     def examples(
         self,
         sources: Sequence[Readable],
@@ -129,8 +184,38 @@ class Training:
 
         return prepare(sources, self.data, tokenizer, key, aside, least)
 
-    def objective(self) -> Loss:
-        """What is made small: the scores of a batch -> a sum with its count."""
-        from llmkit.losses.token import CrossEntropy
+    def stream(self, tokenizer: Any, aside: Callable[[BadRow], None] | None = None) -> Streams:
+        """The examples of `data.train` as streams, which are open when this returns.
 
+        Raises:
+            DataError: a source cannot be read, too many of its first rows are unusable, or too few are there.
+        """
+        from llmkit.data.feed import Streams
+
+        made = Streams(self.data, tokenizer, self.seed, self.batch.rows, self.steps or 1, aside)
+        made.begin({})
+        return made
+
+    def head(self, train: Prepared) -> Head | None:
+        """The classification head that the model gets; a language model has none."""
+        return None
+
+    def order(self, train: Prepared) -> Ordered:
+        """Which rows each step sees."""
+        from llmkit.data.orders import ordered
+
+        return ordered(self.data, self.seed, train, self.batch.rows, self.steps, self.batch.tokens or 0)
+
+    def objective(self, train: Prepared) -> Loss:
+        """What is made small: the scores of a batch -> a sum with its count."""
         return CrossEntropy()
+
+    def measure(self, subject: Subject, valid: Prepared, ids: Sequence[int]) -> dict[str, float]:
+        """The figures (`valid.*`) of these validation rows."""
+        from llmkit.evals.run import held_out
+
+        return held_out(subject, valid, ids, self.data.max_length)
+
+    def final(self, subject: Subject, valid: Prepared) -> tuple[list[Prediction], list[Report]]:
+        """A table of what the result says of the validation rows, and its figures with intervals, where it has such."""
+        return [], []

@@ -71,6 +71,37 @@ def difference(
     return Report(metric, slice, value, len(np.asarray(new[0])), low, high, level)
 
 
+def of_sums(
+    metric: str,
+    columns: Array,
+    figure: Transform,
+    clusters: Sequence[str],
+    seed: int = 0,
+    level: float = 0.95,
+    slice: str = "all",
+) -> Report:
+    """figure(sums of `columns` (N, K) over examples) with its interval; `figure` maps (..., K) to (...).
+
+    Raises:
+        DataError: there is nothing to measure.
+    """
+    if not len(columns):
+        raise DataError(f"{metric}: there is nothing to measure", fix="give rows", key="evaluate")
+    index = {name: place for place, name in enumerate(dict.fromkeys(clusters))}
+    sums = np.zeros((len(index), columns.shape[1]))
+    np.add.at(sums, np.array([index[name] for name in clusters]), columns)
+    total, n = sums.sum(0), len(sums)
+    value, low, high = float(figure(total)), None, None
+    if n > 1:
+        rng, even, size = np.random.default_rng(seed), np.full(n, 1 / n), max(1, AT_ONCE // n)
+        counts = (rng.multinomial(n, even, size=min(size, DRAWS - at)) for at in range(0, DRAWS, size))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            drawn = np.concatenate([figure(part.astype(np.float64) @ sums) for part in counts])
+            knife = figure(total - sums)
+        low, high = _bca(drawn[np.isfinite(drawn)], value, knife[np.isfinite(knife)], level)
+    return Report(metric, slice, value, len(columns), low, high, level)
+
+
 def _clustered(
     metric: str, top: Sequence[float] | Array, bottom: Sequence[float] | Array | None, clusters: Sequence[str] | None
 ) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from llmkit.core.errors import DataError, LlmkitError, Stopped
 from llmkit.core.seed import reseed
 from llmkit.core.types import Batch, LossSum
-from llmkit.parallel.single import Loss
+from llmkit.parallel.single import Adaptive, Loss
 from llmkit.train.guard import Watch, judge_evaluation, named
 from llmkit.train.node import Checkpointing, Evaluating, Guard
 from llmkit.train.schedule import Schedule
@@ -95,6 +95,8 @@ class Plan:
     guard: Guard
     evaluate: Evaluating
     checkpoint: Checkpointing
+    larger: bool = False
+    """Whether more of `checkpoint.best` is better."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,8 @@ def _one_step(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, before: Pr
     began, step = time.monotonic(), before.step + 1
     data, factor = hooks.data(before.step), plan.schedule(step, plan.steps)
     stepper.rate(factor)
+    if isinstance(loss, Adaptive):
+        loss.begin(data.ids)
     sums = stepper.accumulate(_seeded(data.batches, plan.seed, step, hooks), loss, data.count)
     mean, norm = float(sums.total) / data.count, stepper.grad_norm()
     if math.isfinite(mean) and not math.isfinite(norm) and stepper.overflowed():  # no fault of the samples
@@ -151,6 +155,8 @@ def _one_step(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, before: Pr
         applied, watch = before.watch.judge(plan.guard, step, mean, norm, named(data.ids, data.places))
     if applied:
         stepper.step(factor, plan.clip, norm)
+        if isinstance(loss, Adaptive):
+            loss.update(sums)
     else:
         stepper.drop()
     line = _line(plan, data, step, mean, norm, factor, applied)
@@ -235,8 +241,9 @@ def _evaluated(progress: Progress, plan: Plan, hooks: Hooks) -> Progress:
 
 def _compared(progress: Progress, plan: Plan, value: float) -> Progress:
     """The progress with a newly measured value: the best so far, and how long it has not become clearly better."""
-    better = math.isfinite(value) and (progress.best is None or value < progress.best)
-    clearly = better and (progress.best is None or value < progress.best - plan.evaluate.min_delta)
+    gained = math.inf if progress.best is None else (value - progress.best) * (1 if plan.larger else -1)
+    better = math.isfinite(value) and gained > 0
+    clearly = better and gained > plan.evaluate.min_delta
     after = replace(progress, stale=0 if clearly else progress.stale + 1)
     return replace(after, best=value, best_step=progress.step) if better else after
 

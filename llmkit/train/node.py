@@ -51,9 +51,20 @@ class Batching:
 
     rows: int = setting(default=16, least=1)
     """Examples a step."""
+    tokens: int | None = setting(default=None, least=2)
+    """In place of `rows`: tokens a step, about, in equally many steps an epoch; as many examples as hold them."""
     pairs: None = setting(default=None, later=True)
     prompts: None = setting(default=None, later=True)
-    tokens: None = setting(default=None, later=True)
+
+    def problems(self) -> Iterator[Conflict]:
+        """Two ways to say how large a step is."""
+        if self.tokens is not None and self.rows != Batching.rows:
+            yield Conflict("rows", "both say how large a step is", "keep one of the two", "tokens")
+
+    @property
+    def least(self) -> int:
+        """Examples that there must be."""
+        return self.rows if self.tokens is None else 1
 
 
 @config
@@ -142,8 +153,9 @@ class Checkpointing:
     """Checkpoints a pass over the data, evenly apart, in place of `every`."""
     keep: int = setting(default=2, least=1)
     """Newest checkpoints that stay; the best one stays beside them."""
-    best: Literal["valid.loss", "valid.perplexity", "valid.bits_per_byte"] | None = None
-    """A metric, smaller is better: the run's result is then the best checkpoint, not the last."""
+    best: str | None = None
+    """A metric of the evaluations, such as valid.loss or, of a classifier, valid.f1: the run's result is then the best
+    checkpoint, not the last. Which way is better is known of each."""
 
     def problems(self) -> Iterator[Conflict]:
         """Two ways to say when."""

@@ -6,6 +6,7 @@ to the run's log.
 
 from __future__ import annotations
 
+import calendar
 import contextlib
 import importlib
 import io
@@ -96,7 +97,7 @@ def mlflow(node: Mlflow, folder: Path, settings: Mapping[str, object]) -> Iterat
         client.set_terminated(run, "RUNNING")
 
     def log(line: dict[str, Any]) -> None:
-        at, values = int(time.time() * 1000), figures(line).items()
+        at, values = 1000 * calendar.timegm(time.gmtime()), figures(line).items()
         try:
             client.log_batch(run, [entities.Metric(name, value, at, line["step"]) for name, value in values])
         except (library.exceptions.MlflowException, OSError) as cause:  # a server that is away stops no training

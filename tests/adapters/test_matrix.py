@@ -60,7 +60,11 @@ METHODS = {
     "prompt": (PromptTuning(virtual_tokens=5), lambda _: 5 * HIDDEN, VIRTUAL),
     "prompt-text": (PromptTuning(virtual_tokens=9, init="text", text="hello world"), lambda _: 9 * HIDDEN, VIRTUAL),
     "prefix": (PrefixTuning(virtual_tokens=5), lambda _: 5 * 2 * LAYERS * KEYS, VIRTUAL),
-    "prefix-projection": (PrefixTuning(virtual_tokens=5, projection=True, hidden=8), lambda _: PROJECTED, VIRTUAL),
+    "prefix-projection": (
+        PrefixTuning(virtual_tokens=5, projection=True, hidden=8, init="random"),
+        lambda _: PROJECTED,
+        VIRTUAL,
+    ),
     "p-tuning": (PTuning(virtual_tokens=5), lambda _: 5 * HIDDEN + MLP, VIRTUAL),
     "p-tuning-lstm": (
         PTuning(virtual_tokens=5, encoder="lstm", hidden=6, layers=3),

@@ -94,9 +94,10 @@ def test_loftq_over_weights_of_other_names_in_the_files_is_refused():
         Stored(folder("qwen3"))("nonsense")
 
 
-def test_eva_finds_the_principal_directions_that_peft_finds():
+@pytest.mark.parametrize("count", [400, 9])
+def test_eva_finds_the_principal_directions_that_peft_finds(count):
     torch.manual_seed(0)
-    rows = torch.randn(400, 12) @ torch.diag(torch.linspace(3, 0.2, 12)) @ torch.randn(12, 12) + 5
+    rows = torch.randn(count, 12) @ torch.diag(torch.linspace(3, 0.2, 12)) @ torch.randn(12, 12) + 5
     found = components(rows, 3)
     theirs = IncrementalPCA(n_components=3).partial_fit(rows)
     torch.testing.assert_close(found.abs(), theirs.components_.abs().float(), rtol=1e-4, atol=1e-4)
@@ -115,6 +116,18 @@ def test_eva_sees_trained_positions_alone_and_as_many_as_asked():
     v = model.base_model.model.model.layers[0].self_attn.v_proj
     assert torch.equal(v.lora_A["default"].weight, layer.lora_A["default"].weight)
     assert not layer.lora_B["default"].weight.any()
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "eva"])
+def test_a_rank_above_the_directions_of_a_weight_is_an_error(init):
+    said = rf"adapter\.rank: {init} takes 17 directions .*k_proj has 16; fix: set adapter.rank=16"
+    with pytest.raises(ModelError, match=said):
+        Lora(rank=17, init=init).attach(make_model())
+
+
+def test_starts_are_for_linears():
+    with pytest.raises(ModelError, match=r"adapter\.init: pissa starts linears, and model\.embed_tokens is none"):
+        Lora(rank=2, init="pissa", targets=("q_proj", "embed_tokens")).attach(make_model())
 
 
 def test_eva_without_data_enough_is_an_error():

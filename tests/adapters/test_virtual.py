@@ -63,8 +63,8 @@ def test_virtual_tokens_are_as_the_same_vectors_fed_before_the_row(node, family)
 @pytest.mark.parametrize(
     "node",
     [
-        PrefixTuning(virtual_tokens=18),
-        pytest.param(PrefixTuning(virtual_tokens=3, projection=True), marks=pytest.mark.slow),
+        PrefixTuning(virtual_tokens=18, init="random"),
+        pytest.param(PrefixTuning(virtual_tokens=3, projection=True, init="random"), marks=pytest.mark.slow),
     ],
     ids=["18", "projection"],
 )
@@ -77,7 +77,9 @@ def test_a_prefix_is_as_pefts_own_forward_has_it(node, family):
 
 
 @pytest.mark.parametrize(
-    "node", [PromptTuning(virtual_tokens=3), PrefixTuning(virtual_tokens=4), PTuning(virtual_tokens=3)], ids=str
+    "node",
+    [PromptTuning(virtual_tokens=3), PrefixTuning(virtual_tokens=4, init="random"), PTuning(virtual_tokens=3)],
+    ids=str,
 )
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_text_is_made_as_token_after_token_whatever_else_is_asked(node, family):

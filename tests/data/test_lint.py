@@ -273,9 +273,10 @@ def test_a_template_that_is_not_the_model_s_own_is_told(tiny, tmp_path):
     for text, count in ((CHATML, 0), (TEMPLATES["doubled bos"], 1)):
         path = tmp_path / "template.jinja"
         path.write_text(text)
-        found = served(resolved, str(path), read_tokenizer(resolved, str(path)))
+        ref = ModelRef(name=str(tiny), template=str(path))
+        found = served(resolved, ref, read_tokenizer(resolved, ref))
         assert len(found) == count and all(f.name == "template" for f in found)
-    assert served(resolved, None, None) == ()
+    assert served(resolved, ModelRef(name=str(tiny)), None) == ()
 
 
 def test_a_habit_is_information(lint):
@@ -346,8 +347,40 @@ def test_the_table_is_text_with_counts_and_places(lint, tmp_path):
     assert list(lines({"data.train": ()})) == ["data.train: lint finds nothing"]
 
 
+ENGLISH = "This is the {} of it, and it was not for you to be with {}."
+GERMAN = "Das ist nicht der {}, und die {} ist auf dem Tisch, zu dem ich ging."
+
+
+def test_a_row_in_another_language_of_the_same_script(lint):
+    draw = clean.random.Random(3)
+
+    def row(text, language):
+        said = [text.format(*draw.choices(clean.WORDS[language], k=2)) for _ in range(2)]
+        return {"messages": [clean.turn("user", said[0]), clean.turn("assistant", said[1])]}
+
+    rows = [row(ENGLISH, "en") for _ in range(60)]
+    rows[AT - 1] = row(GERMAN, "de")
+    finding = lint(rows)["other language"]
+    assert [(p.line, p.detail) for p in finding.places] == [(AT, "German, and the others English")]
+    assert finding.level == "info" and "other language" not in lint([row(GERMAN, "de") for _ in range(30)] + rows)
+
+
+def test_numbers_are_kept_of_a_bounded_number_of_rows(lint, tmp_path, tokenizers, monkeypatch):
+    monkeypatch.setattr("llmkit.data.lint.MOST", 30)
+    rows = clean.rows("chat")
+    rows[20], rows[35] = rows[3], rows[4]
+    found = lint(rows, valid=clean.rows("chat", 20, seed=9))
+    assert [place.line for place in found["duplicate"].places] == [21]
+
+
 def test_every_finding_has_a_seeded_defect():
-    seeded = {expected for *_, expected in DEFECTS.values()} | {"duplicate", "contradiction", "overlap", "near overlap"}
+    seeded = {expected for *_, expected in DEFECTS.values()} | {
+        "duplicate",
+        "contradiction",
+        "overlap",
+        "near overlap",
+        "other language",
+    }
     seeded |= {"cut answer", "too long", "broken", "untrained end", "doubled bos", "generation prompt", "template"}
     seeded |= {"removed copy", "removed near copy", "removed contaminated"}  # tests/data/test_near.py
     assert set(NAMES) == seeded and len(DEFECTS) >= 30

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from llmkit.core.console import Console
 from llmkit.core.errors import DataError, RecipeError
@@ -18,6 +20,7 @@ from llmkit.evals import passkey as cells
 from llmkit.evals.haystack import Haystacks, fact, sentences
 from llmkit.evals.run import Subject, compare
 from llmkit.evals.tasks import Passkey, PositionPerplexity, longest
+from llmkit.evals.windows import whole
 from llmkit.inference.node import Sampling, Transformers
 from llmkit.models.attend import install
 from llmkit.models.heads import Scored
@@ -169,3 +172,36 @@ def test_every_cell_has_its_figures(model):
     assert longest(task) == ("lengths", 320)
     with pytest.raises(RecipeError, match="lengths"):
         Passkey(lengths=(256, 256))
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most numbers that one tensor held."""
+
+    def __init__(self):
+        super().__init__()
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self.most = max(self.most, leaf.untyped_storage().nbytes() // leaf.element_size())
+        return out
+
+
+@pytest.mark.parametrize("kind", ["sdpa", "auto"])
+def test_no_mask_is_square_and_no_more_than_a_block_of_logits_is_held(kind):
+    length, words = 3072, 448
+    model = make_model(max_position_embeddings=4096, head_dim=16).eval()
+    install(model, kind)
+    seen = subject(model)
+    ids = np.arange(length) % words
+    asked = Haystacks(seen.tokenizer, fact("number", 3, 0, 0), 0, 0, length).asked(length, 0.5, "")
+    with torch.no_grad(), Largest() as window:
+        seen.scored(whole(ids, seen))
+    with torch.no_grad(), Largest() as keys:
+        cells._branched(asked, seen)
+    assert max(window.most, keys.most) < length * words / 2 < length * length
+    with torch.no_grad(), Largest() as control:
+        model(input_ids=torch.from_numpy(ids)[None], use_cache=False)
+    assert control.most >= length * words

@@ -31,14 +31,14 @@ from llmkit.core.types import LossSum
 from llmkit.data import prepare as reading
 from llmkit.data.jsonl import read_jsonl
 from llmkit.data.render import Renderer
+from llmkit.evals import run as evals
 from llmkit.inference import generate
-from llmkit.losses.token import CrossEntropy
+from llmkit.losses.node import CrossEntropy
 from llmkit.models import export
 from llmkit.recipe.load import load_recipe
 from llmkit.stages import build_inference as inference
 from llmkit.stages import build_training as stage
 from llmkit.stages import finished, measured
-from llmkit.stages.training import Training
 from tests.faults import go, in_child, killed_after, outcome, sft, status, whole
 
 
@@ -50,7 +50,7 @@ def world(tiny, tmp_path_factory):
 
 def at_call(number, name, act, place=None):
     """Does `act` before the `number`-th call of a function; without a place, of the training stage."""
-    place = place or next(part for part in (stage, measured, finished) if hasattr(part, name))
+    place = place or next(part for part in (stage, measured, finished, evals) if hasattr(part, name))
     real, calls = getattr(place, name), [0]
 
     def called(*args, **kwargs):
@@ -93,7 +93,7 @@ def poison(monkeypatch):
 
     def poisoned(at, how):
         monkeypatch.setattr(stage, "_step_data", noted)
-        monkeypatch.setattr(Training, "objective", lambda self: Poisoned(at, how))
+        monkeypatch.setattr(llmkit.Sft, "objective", lambda self, train: Poisoned(at, how))
 
     return poisoned
 
@@ -213,7 +213,6 @@ def test_t2_memory_that_gives_out_in_a_run_is_one_line_and_the_run_goes_on_exact
 
 
 def test_t2_memory_that_gives_out_in_an_evaluation_stage_is_told_alike(tiny, world, tmp_path):
-    from llmkit.evals import run as evals
 
     said = tmp_path / "said"
     tasks = [{"kind": "perplexity", "data": [{"kind": "jsonl", "path": str(world[0])}]}]
@@ -245,14 +244,14 @@ def merge(tiny, world, out):
 PHASES = {
     "data is read": (reading, "prepare", 1, 75, 0),
     "the model is built": (stage, "build", 1, 75, 0),
-    "first evaluation": (measured, "losses", 1, 75, 0),
+    "first evaluation": (evals, "losses", 1, 75, 0),
     "first step": (stage, "_step_data", 1, 75, 0),
     "a step": (stage, "_step_data", 4, 75, 3),
-    "an evaluation": (measured, "losses", 2, 75, 3),
+    "an evaluation": (evals, "losses", 2, 75, 3),
     "samples": (measured, "_samples", 2, 75, 3),
     "a save": (state, "publish", 1, 75, 2),
     "rotation": (state, "prune", 2, 75, 4),
-    "the last evaluation": (measured, "losses", 3, 75, 6),
+    "the last evaluation": (evals, "losses", 3, 75, 6),
     "the last save": (state, "publish", 3, 0, 6),
     "export": (finished, "export", 1, 0, 6),
     "manifest": (finished, "publish", 1, 0, 6),
@@ -453,7 +452,7 @@ def test_t7_an_evaluation_that_fails_in_a_real_run_leaves_state_and_best(tiny, w
         raise ZeroDivisionError("no tokens")
 
     node = sft(tiny, world[0], tmp_path / "run", evaluate={"every": 2}, checkpoint={"best": "valid.loss", "keep": 1})
-    monkeypatch.setattr(measured, "losses", measured.losses)
+    monkeypatch.setattr(evals, "losses", evals.losses)
     at_call(3, "losses", fail)
     with pytest.raises(DataError, match="evaluate: the evaluation after step 4 failed: no tokens"):
         go(node)

@@ -78,15 +78,21 @@ def folder(tmp_path_factory):
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     texts = [{"text": " ".join(["the quick brown fox jumps over the lazy dog"] * 20) + f" {i}"} for i in range(60)]
     (place / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    labelled = [{"text": f"hello world {i}", "label": ("good", "bad")[i % 3 == 0]} for i in range(30)]
+    words = [{"tokens": ["hello", "lazy", "dog"], "tags": ["O", "B-X", ("O", "I-X")[i % 2]]} for i in range(30)]
+    for task, made in {"sequence": labelled, "token": words}.items():
+        (place / f"classify-{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     (place / "texts").mkdir()
-    (place / "texts" / "a.txt").write_text("\n".join(row["text"] for row in texts))
+    for i, row in enumerate(texts):  # some of them are held out
+        (place / "texts" / f"{i}.txt").write_text(row["text"])
     return place
 
 
 def small(node, model, out):
     """The recipe over a tiny model: shorter, fewer, and all else as it is written."""
     overflow = "truncate" if node.kind == "sft" and node.data.overflow == "drop" else node.data.overflow
-    sources = {key: rows(getattr(node.data, key)) for key in ("train", "valid")}
+    kind = f"{node.kind}-{node.task}" if node.kind == "classify" else node.kind
+    sources = {key: rows(getattr(node.data, key), kind) for key in ("train", "valid")}
     data = dataclasses.replace(node.data, max_length=64, overflow=overflow, **sources)
     evaluate = node.evaluate
     if data.sources("valid") and node.kind == "sft":
@@ -94,11 +100,15 @@ def small(node, model, out):
     name = dataclasses.replace(node.model, name=str(model))
     batch = dataclasses.replace(node.batch, rows=4)
     more = {"evaluate": evaluate, "epochs": None, "steps": 3, "out": str(out)}
+    if getattr(node.adapter, "train", ()):  # a tiny model has two layers
+        more["adapter"] = dataclasses.replace(node.adapter, train=("*.layers.1.*", "model.norm.weight"))
     return dataclasses.replace(node, model=name, data=data, batch=batch, **more)
 
 
-def rows(sources):
-    """The sources, but a small file in the place of what is made from the running Python."""
+def rows(sources, kind=""):
+    """The sources, but a small file in the place of what is made from the running Python, and of labelled rows."""
+    if kind.startswith("classify"):
+        return tuple(Jsonl(path=f"{kind}.jsonl") for _ in sources)
     return tuple(Jsonl(path="train.jsonl") if isinstance(source, Docstrings) else source for source in sources)
 
 

@@ -44,6 +44,8 @@ METHODS = {
     "bf16_mixed": {"precision": "bf16_mixed"},
     "bf16": {"precision": "bf16"},
     "unpacked": {"data.packing": "none"},
+    "smoothed": {"adapter": "none", "loss": {"kind": "cross_entropy", "label_smoothing": 0.05, "z_loss": 1e-4}},
+    "dft": {"loss": "dft", "neftune": 5.0},
 }
 
 

@@ -11,7 +11,7 @@ from llmkit.core.types import LossSum
 from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit, NoPacking
 from llmkit.data.prepare import Prepared
-from llmkit.losses.token import CrossEntropy
+from llmkit.losses.node import CrossEntropy
 from llmkit.models.attend import install
 from llmkit.models.heads import Scored
 from llmkit.parallel.single import Single

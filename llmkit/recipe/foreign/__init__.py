@@ -1,0 +1,1 @@
+"""Configurations of other tools, turned into recipes: what has no counterpart is listed, never guessed."""
