@@ -11,15 +11,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from llmkit.data.rows import Unusable
+from llmkit.data.skeleton import Parts, filled, opaque, plain, skeleton
 
 MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 PRIVATE = range(0xE000, 0xF8FF)
 """Letters without a meaning; those that a row does not hold can mark places in it."""
 Messages = Sequence[Mapping[str, Any]]
 Span = tuple[int, int]
+
+
+MOST_SKELETONS = 1024
 
 
 class Rewrites(Unusable):
@@ -43,6 +48,12 @@ class Template:
 
     def __init__(self, tokenizer: Any, specials: re.Pattern[str]) -> None:
         self.tokenizer, self.specials = tokenizer, specials
+        self.skeletons: dict[tuple[bool, tuple[str, ...]], Parts] = {}
+
+    @cached_property
+    def opaque(self) -> bool:
+        """Whether the template only prints what messages say."""
+        return opaque(self.tokenizer.get_chat_template())
 
     def text(self, messages: Messages, tools: Sequence[Any] = (), prompt: bool = False) -> str:
         """What the template makes of messages; with `prompt`, up to where an answer begins.
@@ -50,6 +61,17 @@ class Template:
         Raises:
             Unusable: the template refuses the messages.
         """
+        if not tools and self.opaque and plain(messages):
+            key = prompt, tuple(message["role"] for message in messages)
+            if key not in self.skeletons:
+                if len(self.skeletons) >= MOST_SKELETONS:
+                    self.skeletons.clear()
+                self.skeletons[key] = skeleton(messages, lambda marked: self._rendered(marked, (), prompt))
+            return filled(self.skeletons[key], messages)
+        return self._rendered(messages, tools, prompt)
+
+    def _rendered(self, messages: Messages, tools: Sequence[Any], prompt: bool) -> str:
+        """The twin of `text`: by the template itself, every time."""
         with _refusals():
             text: str = self.tokenizer.apply_chat_template(
                 list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=prompt
