@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 
@@ -84,6 +85,19 @@ def test_gradients_that_are_not_the_chain_rules_are_seen(monkeypatch: pytest.Mon
     monkeypatch.setattr(support_lora, "through", doubled)
     learns, folded = adapted("Llama", False)
     assert learns == "LlamaForCausalLM: gradients of LoRA are off by 1e-03" and folded == "yes"
+
+
+def test_a_merge_that_gives_another_model_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = peft.LoraModel.merge_and_unload
+
+    def careless(self: Any, *args: Any, **more: Any) -> Any:
+        whole = kept(self, *args, **more)
+        with torch.no_grad():
+            whole.model.layers[1].self_attn.v_proj.weight[0, 0] += 1e-6
+        return whole
+
+    monkeypatch.setattr(peft.LoraModel, "merge_and_unload", careless)
+    assert "LlamaForCausalLM is off by" in adapted("Llama", False)[1]
 
 
 def test_a_base_that_moves_and_weights_that_are_not_the_quantised_ones_are_seen(
