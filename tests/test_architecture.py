@@ -29,6 +29,7 @@ LIGHT = [
     "llmkit.models.safe",
     "llmkit.models.resolve",
     "llmkit.models.rope",
+    "llmkit.models.support",
 ]
 
 

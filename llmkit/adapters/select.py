@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from peft import LoraConfig
@@ -30,7 +31,8 @@ def modules(model: Any, node: Lora, around: Around) -> list[str]:
     named = [(name, module) for name, module in model.named_modules() if not _within(name, idle)]
     linear = [(name, module) for name, module in named if isinstance(module, LINEAR)]
     head = model.get_output_embeddings()
-    every = [name for name, module in linear if module is not head and not ROUTER.search(name)]
+    past = unread(model)
+    every = [name for name, module in linear if module is not head and not ROUTER.search(name) and name not in past]
     able = [name for name, module in named if isinstance(module, (*LINEAR, nn.Embedding))]
     if isinstance(node.targets, tuple):
         for target in node.targets:
@@ -40,6 +42,7 @@ def modules(model: Any, node: Lora, around: Around) -> list[str]:
     if not chosen and not (node.parameters and not node.targets):
         what = f"{node.targets!r} names no linear of {type(model).__name__}"
         raise ModelError(what, fix=_known(every), key="adapter.targets")
+    check_read(chosen, past)
     taken = _taken(model, chosen)
     chosen = [name for name in chosen if name.rpartition(".")[2] not in taken]
     if taken and (node.targets != ALL_LINEAR or not chosen):
@@ -78,6 +81,26 @@ def _taken(model: Any, chosen: Sequence[str]) -> list[str]:
             known = False
         taken += [] if known else [ending]
     return taken
+
+
+def unread(model: nn.Module) -> set[str]:
+    """Linears of Mamba's mixers whose weights are read past the module: the last ones by the fast kernels, those of
+    the time step always."""
+    mixers = {
+        name: module
+        for name, module in model.named_modules()
+        if re.search("Mixer|Mamba", type(module).__name__) and any(isinstance(c, nn.Conv1d) for c in module.children())
+    }
+    return {f"{name}.{child}" for name in mixers for child in ("out_proj", "dt_proj")}
+
+
+def check_read(chosen: Iterable[str], past: set[str]) -> None:
+    """Raises:
+    ModelError: something chosen is among what is read `past` the module.
+    """
+    if odd := sorted(past.intersection(chosen)):
+        what = f"{odd[0]} is read by a kernel of the state space as a weight alone, past any adapter"
+        raise ModelError(what, fix="leave it out of adapter.targets", key="adapter.targets")
 
 
 def depth(model: nn.Module) -> int:

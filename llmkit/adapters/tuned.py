@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from math import gcd
 from typing import Any, cast
@@ -16,6 +15,7 @@ from llmkit.adapters.method import Around
 from llmkit.adapters.names import ALL_LINEAR, meant, short, targeted
 from llmkit.adapters.rotations import Boft, Oft
 from llmkit.adapters.scaled import KEYS_AND_VALUES, Ia3, Vera
+from llmkit.adapters.select import check_read, unread
 from llmkit.core.errors import ModelError
 from llmkit.core.memory import is_out_of_memory
 
@@ -102,7 +102,7 @@ def targets(model: Any, wanted: str | Sequence[str], around: Around) -> dict[str
     Raises:
         ModelError: there is none.
     """
-    head, fused = model.get_output_embeddings(), _fused(model)
+    head, fused = model.get_output_embeddings(), unread(model)
     found = {
         name: module
         for name, module in model.named_modules()
@@ -119,22 +119,10 @@ def targets(model: Any, wanted: str | Sequence[str], around: Around) -> dict[str
             fix=f"name endings such as {', '.join(there[:4])}",
             key="adapter.targets",
         )
-    if odd := sorted(found.keys() & fused):
-        what = f"{odd[0]} is read by a kernel of the state space as a weight alone, past any adapter"
-        raise ModelError(what, fix="leave it out of adapter.targets", key="adapter.targets")
+    check_read(found, fused)
     names = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in found))
     around.notice(f"the adapter is on {len(found)} linears: {names}")
     return found
-
-
-def _fused(model: nn.Module) -> set[str]:
-    """The last linears of Mamba's mixers, whose weights the fast kernels take and never call the module."""
-    mixers = {
-        name: module
-        for name, module in model.named_modules()
-        if re.search("Mixer|Mamba", type(module).__name__) and any(isinstance(c, nn.Conv1d) for c in module.children())
-    }
-    return {f"{name}.out_proj" for name in mixers}
 
 
 def _short(model: Any, found: Mapping[str, nn.Module]) -> list[str]:
@@ -164,11 +152,11 @@ def _adapted(model: Any, given: Any) -> PeftModel:
     """The adapter on its model, when that still runs.
 
     Raises:
-        ModelError: the family gives its linears what peft's cannot take.
+        ModelError: peft cannot take the family's linears, or these are given what peft's cannot take.
     """
-    made = cast(PeftModel, get_peft_model(model, given))
-    training, kind = made.training, given.peft_type.value.lower()
+    training, kind = model.training, given.peft_type.value.lower()
     try:
+        made = cast(PeftModel, get_peft_model(model, given))
         with torch.no_grad():
             made.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
     except (ValueError, RuntimeError, TypeError, AttributeError, IndexError) as cause:

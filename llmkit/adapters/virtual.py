@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -61,6 +63,22 @@ def prefix_tuning(model: Any, node: PrefixTuning) -> PeftModel:
     return _adapted(model, given)
 
 
+@contextmanager
+def _shaken(encoder: Any) -> Iterator[None]:
+    """Moves an encoder as training will: at its start it may be tokens that the family finds by their embeddings, as
+    Gemma 4 does, and later it is none."""
+    kept = [p.detach().clone() for p in encoder.parameters()]
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(1e-2)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, old in zip(encoder.parameters(), kept, strict=True):
+                p.copy_(old)
+
+
 def _adapted(model: Any, given: Any) -> PeftModel:
     """The adapter on its model, when every layer that it is for listens to it.
 
@@ -69,8 +87,9 @@ def _adapted(model: Any, given: Any) -> PeftModel:
     """
     made: Any = get_peft_model(model, given).eval()
     kind = given.peft_type.value.lower()
+    encoder = made.prompt_encoder["default"]
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), _shaken(encoder):
             # several tokens: that of padding may be all zeros, and hear nothing
             words = torch.arange(1, 8, device=made.device)[None] % model.config.get_text_config().vocab_size
             out = made(input_ids=words, use_cache=False)
@@ -79,7 +98,6 @@ def _adapted(model: Any, given: Any) -> PeftModel:
         if is_out_of_memory(cause):
             raise
         raise _refused(model, f"does not run with {kind}: {(str(cause).splitlines() or [''])[0][:90]}") from cause
-    encoder = made.prompt_encoder["default"]
     if not _heard(encoder, given):
         raise _refused(model, f"does not listen to {kind} in every layer")
     encoder.zero_grad(set_to_none=True)

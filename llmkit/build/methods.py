@@ -22,9 +22,9 @@ from llmkit.adapters.prompts import PrefixTuning, PromptTuning, PTuning
 from llmkit.adapters.rotations import Boft, Oft
 from llmkit.adapters.scaled import Ia3, Vera
 from llmkit.core.errors import ModelError
+from llmkit.models.families import FAMILIES, tiny
 from llmkit.models.load import quiet
 from llmkit.models.stored import Stored
-from llmkit.models.support import FAMILIES, tiny
 
 CLOSE = 2e-6
 """Largest difference of logits, relative to the largest: what fp32 leaves of equal sums."""

@@ -241,11 +241,15 @@ def quickstart(out: Annotated[str, typer.Option(help="The run's folder.")] = "ru
 
 
 @app.command()
-def doctor(json: Json = False) -> None:
-    """Report versions, devices, and which fast rows are live and why."""
+def doctor(
+    json: Json = False,
+    support: Annotated[bool, typer.Option("--support", help="Print what each model family supports.")] = False,
+) -> None:
+    """Report versions, devices, and which fast rows are live and why; or what each model family supports."""
     from llmkit.cli.setup import doctor as verb
+    from llmkit.cli.setup import support as table
 
-    verb(json)
+    (table if support else verb)(json)
 
 
 def main() -> NoReturn:

@@ -1,4 +1,4 @@
-"""The verbs around the work: fetch, recipes, doctor."""
+"""The verbs around the work: fetch, recipes, doctor and its table of support."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmkit.core.environment import prepare
 from llmkit.core.errors import RecipeError
+from llmkit.models import support as table
 from llmkit.recipe import shipped
 
 
@@ -43,6 +44,11 @@ def recipes(name: str) -> None:
     sys.stdout.write(f"{target}\n")
 
 
+def support(as_json: bool) -> None:
+    """What each family of models supports, as it was measured for this release."""
+    sys.stdout.write(json.dumps(table.measured()) + "\n" if as_json else table.text())
+
+
 def doctor(as_json: bool) -> None:
     """Versions, devices, and which fast rows are live."""
     prepare()
@@ -62,6 +68,8 @@ def doctor(as_json: bool) -> None:
         "threads": torch.get_num_threads(),
         "free_memory_mib": available("cuda" if torch.cuda.is_available() else "cpu") >> 20,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "families": f"{len(table.measured())} measured (llmkit doctor --support prints the table)",
+        "supported": table.summary(table.measured()),
         "rows": {
             "linear": row(),
             **{f"kernel {name}": how for name, how in compiled_rows().items()},

@@ -18,10 +18,12 @@ def lacks(model: Any) -> str:
     if next(model.parameters()).device.type != "cpu":
         return "runs on a CPU only"
     config = model.config.get_text_config()
-    heads = getattr(config, "num_attention_heads", None) or 1
-    size = getattr(config, "head_dim", None) or (getattr(config, "hidden_size", None) or 0) // heads
-    if size % attention.LANES:
-        return f"takes heads of a multiple of {attention.LANES}, not of {size}"
+    several = getattr(config, "is_heterogeneous", False)  # Gemma 4: layers of two head sizes
+    for part in config.per_layer_config if several else [config]:
+        heads = getattr(part, "num_attention_heads", None) or 1
+        size = getattr(part, "head_dim", None) or (getattr(part, "hidden_size", None) or 0) // heads
+        if size % attention.LANES:
+            return f"takes heads of a multiple of {attention.LANES}, not of {size}"
     if getattr(config, "attn_logit_softcapping", None):
         return "knows no soft-cap"
     return nothing_compiled("attention")

@@ -6,6 +6,7 @@ through `core.matmul`, gated MLPs without keeping the product that their backwar
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from typing import Any, cast
 
@@ -102,6 +103,8 @@ def _root_mean_square(module: nn.Module) -> bool:
     """Whether a module is `weight * x / rms(x)`: by its parts, and by trying it."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     if not isinstance(weight, Tensor) or not isinstance(eps, float) or weight.dim() != 1 or weight.is_meta:
+        return False
+    if len(inspect.signature(module.forward).parameters) != 1:  # a gate beside it, as those of state spaces have
         return False
     x = torch.linspace(-1, 2, weight.numel(), device=weight.device, dtype=weight.dtype)[None]
     with torch.no_grad():

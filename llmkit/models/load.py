@@ -20,6 +20,7 @@ from llmkit.models.classified import HEADS, auto_class, begin, name_classes, wit
 from llmkit.models.fused import fuse
 from llmkit.models.node import Head, ModelRef, NoQuant, Quant
 from llmkit.models.probe import Support, probe
+from llmkit.models.quantised import check_runs, settle
 from llmkit.models.resolve import Resolved, head_of
 from llmkit.models.rope import RopeScaling
 from llmkit.models.scaled import check_turned, scaled_config, stretch
@@ -87,6 +88,8 @@ def load(resolved: Resolved, ref: ModelRef, how: How, own: Readers | None = None
             widen(model, tokenizer, new)
         kind = install(model, ref.attention, how.half)
         support = probe(model)
+        if how.quant != NoQuant() and not support.packed:  # which has not run it
+            check_runs(model)
         if not getattr(model, "is_quantized", False):
             fuse(model)
         if resolved.base is not None:
@@ -165,7 +168,7 @@ def _base(
         check_turned(model, rope)
     if bits is None:
         return model.to(how.device), fresh
-    _mend_bits(model)
+    settle(model)
     return model, fresh
 
 
@@ -186,14 +189,6 @@ def _classifier(base: Resolved, head: Head, config: Any, tokenizer: Any) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     name_classes(config, head, tokenizer.pad_token_id)
     return kind
-
-
-def _mend_bits(model: Any) -> None:
-    """On CPUs with bf16 dot products bitsandbytes repacks a 4-bit weight in its first evaluation, and later gradients
-    are wrong; this keeps its plain layout."""
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _check_finite(folder: Path, headers: dict[str, safe.Header]) -> None:

@@ -14,7 +14,7 @@ GLOBAL = "full_attention"
 """Where a model turns its layers by type (Gemma 3), those of the window stay as they are."""
 SCALES = (
     *("type", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale"),
-    *("mscale_all_dim", "truncate", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor"),
+    *("mscale_all_dim", "truncate", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor", "alpha"),
 )
 """What a scaling says beside its kind."""
 
@@ -205,8 +205,14 @@ def rotations(config: Any) -> dict[str, Any]:
 
 
 def head_size(config: Any) -> int:
-    """The width of a head of queries."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    """The width of a head of queries in global attention."""
+    part = _of_global(config)
+    return int(getattr(part, "head_dim", None) or part.hidden_size // part.num_attention_heads)
+
+
+def _of_global(config: Any) -> Any:
+    """What a configuration says of its layers of global attention, where layers differ (Gemma 4)."""
+    return config.per_layer_config[GLOBAL] if getattr(config, "is_heterogeneous", False) else config
 
 
 def scale(config: Any, node: RopeScaling, said: Mapping[str, Any]) -> None:
@@ -217,7 +223,7 @@ def scale(config: Any, node: RopeScaling, said: Mapping[str, Any]) -> None:
     """
     own = rotations(config)
     trained = _trained(config, node, own)
-    if getattr(config, "head_dim", 0) is None:  # transformers' tables want a number
+    if getattr(_of_global(config), "head_dim", 0) is None:  # transformers' tables want a number
         config.head_dim = head_size(config)
     nested = own is not config.rope_parameters
     own = {name: value for name, value in own.items() if name not in SCALES}  # a new one: it may be a class's default
@@ -233,7 +239,7 @@ def scale(config: Any, node: RopeScaling, said: Mapping[str, Any]) -> None:
     config.max_position_embeddings = trained if node._keeps else round(node.factor * trained)
     try:
         config.validate_rope()
-    except (ValueError, KeyError) as cause:  # Phi-3 loads with `longrope` and no other
+    except (ValueError, KeyError, TypeError) as cause:  # Phi-3 loads with `longrope` and no other
         what = f"{config.model_type} does not take RoPE `{node.kind}`: {cause.args[0]}"
         raise ModelError(what, fix="use a kind that it takes", key="model.rope.kind") from cause
 

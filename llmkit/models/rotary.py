@@ -33,6 +33,8 @@ def turn_by_sequence(model: nn.Module) -> None:
 def moving(model: Any) -> str:
     """The kind of RoPE in a model's configuration whose frequencies move, or nothing."""
     said = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    if said.get("alpha") and not any(_kinds(module) & set(MOVING) for module in model.modules()):
+        return ""  # HunYuan: it says `dynamic`, and means a base that stays
     sets = [said, *(held for held in said.values() if isinstance(held, dict))]
     return next((held["rope_type"] for held in sets if held.get("rope_type") in MOVING), "")
 
@@ -43,9 +45,13 @@ def turns_by_sequence(model: nn.Module) -> bool:
 
 
 def _moves(module: nn.Module) -> bool:
-    kinds = getattr(module, "rope_type", None)
-    known = kinds.values() if isinstance(kinds, dict) else [kinds]
-    return any(kind in MOVING for kind in known) and hasattr(module, "config")
+    return not _kinds(module).isdisjoint(MOVING) and hasattr(module, "config")
+
+
+def _kinds(module: nn.Module) -> set[str]:
+    """The kinds of RoPE that a module turns by: none, one, or one for each type of layer."""
+    said = getattr(module, "rope_type", None)
+    return set(said.values() if isinstance(said, dict) else [said] if said else [])
 
 
 class Turning(nn.Module):

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from llmkit.adapters.limits import UNMERGEABLE
 from llmkit.build.opening import load
@@ -195,14 +196,16 @@ def _typed(loaded: Loaded, precision: str) -> Loaded:
 
 
 def _take_dequantised(plain: Any, quantised: Any) -> None:
-    """Gives each linear that is quantised, under an adapter or not, the weights that it computes with."""
+    """Gives each linear that is quantised, under an adapter or not, the weights that it computes with; GPT-2's are
+    quantised on their sides."""
     from peft.utils.integrations import dequantize_module_weight, get_bnb_param_type
 
     places = dict(plain.named_modules())
     with torch.no_grad():
         for name, module in quantised.named_modules():
             if isinstance(module, torch.nn.Linear) and get_bnb_param_type(module.weight):
-                places[name].weight.copy_(dequantize_module_weight(module))
+                weight = dequantize_module_weight(module)
+                places[name].weight.copy_(weight.T if isinstance(places[name], Conv1D) else weight)
 
 
 def _logits(loaded: Loaded) -> torch.Tensor:

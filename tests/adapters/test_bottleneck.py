@@ -12,12 +12,12 @@ from llmkit.adapters.node import Bottleneck
 from llmkit.build.opening import load
 from llmkit.core.errors import ModelError
 from llmkit.models.export import export
+from llmkit.models.families import tiny
 from llmkit.models.heads import Scored
 from llmkit.models.load import How
 from llmkit.models.load import load as without_ours
 from llmkit.models.node import Int8, ModelRef, Nf4
 from llmkit.models.resolve import resolve
-from llmkit.models.support import tiny
 from tests.adapters.properties import batches, folder, logits, near, opened, two_steps
 from tests.conftest import make_model
 

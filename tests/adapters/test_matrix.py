@@ -7,6 +7,7 @@ from llmkit.adapters.node import (
     Boft,
     Bottleneck,
     Ia3,
+    Lora,
     Oft,
     PrefixTuning,
     PromptTuning,
@@ -16,9 +17,9 @@ from llmkit.adapters.node import (
 from llmkit.core.errors import ModelError, RecipeError
 from llmkit.core.shape import Shape
 from llmkit.models.export import export
+from llmkit.models.families import tiny
 from llmkit.models.node import Int8, Nf4
 from llmkit.models.safe import check_folder, read_json
-from llmkit.models.support import tiny
 from tests.adapters.properties import FAMILIES, batches, check, folder, linears, logits, near, opened, two_steps
 
 HIDDEN, LAYERS, KEYS = 32, 2, 16  # of every family in properties.py
@@ -191,6 +192,18 @@ def test_what_a_mamba_kernel_reads_past_its_module_is_left_out_and_refused():
     assert not [n for n, p in adapted.named_parameters() if p.requires_grad and ".mamba.out_proj." in n]
     with pytest.raises(ModelError, match=r"adapter\.targets: model\.layers\.0\.mamba\.out_proj is read by a kernel"):
         Vera(rank=4, targets=("out_proj",)).attach(tiny("Falcon-H1"))
+
+
+@pytest.mark.parametrize(("family", "endings"), [("Falcon-H1", ["out_proj"]), ("Mamba", ["out_proj", "dt_proj"])])
+def test_lora_too_leaves_out_what_is_read_past_its_module(family, endings):
+    model = Lora(rank=2).attach(tiny(family))
+    model(input_ids=torch.arange(3, 9)[None], use_cache=False).logits.sum().backward()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) > 4 and all(p.grad is not None for p in trained.values())
+    assert not [n for n in trained if any(f".{ending}." in n for ending in endings)]
+    for ending in endings:
+        with pytest.raises(ModelError, match=rf"adapter\.targets: .*\.{ending} is read by a kernel .*past any adapter"):
+            Lora(rank=2, targets=(ending,)).attach(tiny(family))
 
 
 def test_a_family_that_a_method_does_not_run_on_is_refused_by_name():

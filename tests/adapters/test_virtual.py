@@ -9,8 +9,8 @@ from llmkit.core.errors import ModelError, RecipeError
 from llmkit.core.types import Batch, Packed, Segment
 from llmkit.inference.generate import generate
 from llmkit.inference.node import Sampling
+from llmkit.models.families import tiny
 from llmkit.models.heads import Scored
-from llmkit.models.support import tiny
 from llmkit.models.virtual import supported
 from tests.adapters.properties import folder, near, opened
 from tests.conftest import make_model
@@ -121,6 +121,20 @@ def test_a_family_whose_layers_do_not_take_a_prefix_is_refused():
     with pytest.raises(ModelError, match=r"adapter\.kind: DeepseekV3ForCausalLM does not run with prefix_tuning: "):
         PrefixTuning(virtual_tokens=3).attach(tiny("DeepSeek-V3"))
     PromptTuning(virtual_tokens=3).attach(tiny("DeepSeek-V3"))  # the control
+
+
+def test_a_family_that_finds_tokens_by_their_embeddings_is_refused_although_it_takes_the_start():
+    with pytest.raises(ModelError, match=r"adapter\.kind: Gemma4ForCausalLM does not run with prompt_tuning: "):
+        PromptTuning(virtual_tokens=3).attach(tiny("Gemma-4"))
+
+
+def test_trying_an_adapter_leaves_its_start_as_it_is():
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = make_model()
+        prompt = PromptTuning(virtual_tokens=3).attach(model).prompt_encoder["default"].embedding.weight
+        words = model.get_input_embeddings().weight
+        assert all((words == row).all(1).any() for row in prompt)
 
 
 def test_a_layer_that_does_not_listen_is_told(monkeypatch):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.build.methods import GRID, HEAD, METHODS, facts, line, measure
-from llmkit.models.support import FAMILIES
+from llmkit.models.families import FAMILIES
 
 DOC = Path(__file__).parents[2] / "docs" / "methods.md"
 QUICK = ("GPT-J", "BLOOM")

@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llmkit.core.errors import ModelError
 from llmkit.core.types import Packed, Paged, Segment, Span, Tree
 from llmkit.models.attend import NO_MASK, attention, install
+from llmkit.models.compare import alone, contexted, off, packed_case, tree_case
+from llmkit.models.families import tiny
 from llmkit.models.paged import BlockStore
-from llmkit.models.support import alone, contexted, off, packed_case, tiny, tree_case
 
 HARD = [
     "Llama",

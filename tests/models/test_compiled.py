@@ -9,8 +9,9 @@ from llmkit_kernels.build import lacks
 
 from llmkit.models import compiled
 from llmkit.models.attend import install
+from llmkit.models.compare import alone, contexted, off, packed_case
+from llmkit.models.families import SMALL
 from llmkit.models.fused import fuse
-from llmkit.models.support import SMALL, alone, contexted, off, packed_case
 
 WIDER = {**SMALL, "hidden_size": 64, "head_dim": 16}
 FAMILIES = {

@@ -6,6 +6,7 @@ from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from llmkit.core.matmul import linear, through
+from llmkit.models.families import tiny
 from llmkit.models.fused import FusedLinear, FusedMlp, fuse
 
 
@@ -56,3 +57,15 @@ def test_bf16_and_autocast_take_torchs_own_way():
     assert isinstance(layer[0], FusedLinear)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(3, 8)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("family", ["Qwen3-Next", "Granite-hybrid"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_norm_with_a_gate_beside_it_stays_as_it_is(family):
+    model, ids = tiny(family).eval(), torch.arange(3, 14)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids, use_cache=False).logits
+        counts = fuse(model)
+        close(model(input_ids=ids, use_cache=False).logits, before, 1e-5)
+    assert counts["linear"] > 5
+    assert any("Gated" in type(module).__name__ for module in model.modules())

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from llmkit.models.attend import install
+from llmkit.models.families import tiny
 from llmkit.models.probe import Support, probe
-from llmkit.models.support import tiny
 
 
 def probed(model: Any) -> Support:

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from llmkit.adapters.node import Lora
+from llmkit.build.support_files import write
+from llmkit.core.errors import ModelError
 from llmkit.models.load import How, load
 from llmkit.models.node import Int8, ModelRef, Nf4
 from llmkit.models.resolve import resolve
@@ -63,3 +65,18 @@ def test_the_quantised_model_is_near_the_plain_one(tiny):
     top = logits["plain"].abs().max()
     assert 0 < (logits["nf4"] - logits["plain"]).abs().max() / top < 0.5
     assert 0 < (logits["int8"] - logits["plain"]).abs().max() / top < 0.05
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("Falcon", r"quant\.kind: none of the linears of FalconForCausalLM can be quantised; fix: drop quant"),
+        ("Mamba", r"quant\.kind: MambaForCausalLM does not run with quantised weights \(.*\); fix: drop quant"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_family_that_is_not_or_cannot_be_quantised_is_refused(family, said, tmp_path):
+    ref = ModelRef(name=str(write(family, tmp_path / "base")))
+    load(resolve(ref), ref, How())
+    with pytest.raises(ModelError, match=said):
+        load(resolve(ref), ref, How(quant=Nf4()))

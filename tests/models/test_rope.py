@@ -10,10 +10,10 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llmkit.core.errors import ModelError, RecipeError
+from llmkit.models.families import FAMILIES, SMALL
 from llmkit.models.node import ModelRef
-from llmkit.models.rope import GLOBAL, Dynamic, Linear, Llama3, LongRope, Yarn, reach
+from llmkit.models.rope import GLOBAL, Dynamic, Linear, Llama3, LongRope, Yarn, head_size, reach
 from llmkit.models.scaled import check_turned
-from llmkit.models.support import FAMILIES, SMALL
 
 TRAINED = 128
 PAIRS = 4
@@ -171,6 +171,28 @@ def test_a_model_without_rope_is_refused(family: str) -> None:
     config = whole.get(family) or configured(family)
     with pytest.raises(ModelError, match=r"^model\.rope: \w+ has no RoPE that could be scaled; fix: drop model\.rope$"):
         Linear(factor=2).apply(config)
+
+
+def test_a_kind_whose_settings_a_family_cannot_check_is_refused_and_no_fault() -> None:
+    with pytest.raises(ModelError, match=r"model\.rope\.kind: phimoe does not take RoPE `linear`: .*short_mscale"):
+        Linear(factor=2).apply(configured("Phi-3.5-MoE"))
+
+
+def test_a_base_that_stays_is_no_moving_one_and_is_replaced_whole() -> None:
+    from llmkit.models.rotary import moving
+
+    config = configured("HunYuan")
+    assert config.rope_parameters["rope_type"] == "dynamic"
+    assert moving(transformers.AutoModelForCausalLM.from_config(config)) == ""
+    Dynamic(factor=2, replace=True).apply(config)
+    assert "alpha" not in config.rope_parameters
+    assert moving(transformers.AutoModelForCausalLM.from_config(config)) == "dynamic"
+
+
+def test_where_layers_have_two_head_sizes_the_global_one_counts() -> None:
+    assert head_size(configured("Gemma-4")) == 16 and configured("Gemma-4").per_layer_config[0].head_dim == 8
+    with pytest.raises(ModelError, match="gemma4_text turns"):
+        LongRope(factor=2, long_factor=[2.0] * 3).apply(configured("Gemma-4"))
 
 
 def test_a_scaling_of_its_own_is_replaced_only_where_that_is_said() -> None:

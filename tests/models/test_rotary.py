@@ -13,9 +13,10 @@ from llmkit.core.types import Packed, Segment
 from llmkit.inference.generate import generate
 from llmkit.inference.node import Sampling
 from llmkit.models.attend import install
+from llmkit.models.compare import Case, Doubled, contexted, exact, off, packed_case
+from llmkit.models.families import FAMILIES, tiny
 from llmkit.models.rope import Dynamic, LongRope, RopeScaling
 from llmkit.models.rotary import Turning, sequence_lengths, turns_by_sequence
-from llmkit.models.support import FAMILIES, Case, Doubled, contexted, exact, off, packed_case, tiny
 
 DYNAMIC = Dynamic(factor=4, original_max_position_embeddings=5)
 """Of the packed case's sequences of 11, 1 and 7 tokens two are longer than the trained length."""
@@ -55,7 +56,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def alone(model: Any, case: Case) -> tuple[Tensor, dict[str, Tensor]]:
     """Each sequence in a copy of a model of transformers that has seen no other."""
-    from llmkit.models.support import _factors
+    from llmkit.models.compare import _factors
 
     total: Any = None
     grads: dict[str, Tensor] = {}

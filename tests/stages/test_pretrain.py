@@ -60,7 +60,7 @@ def test_it_learns_and_goes_on_exactly_after_a_kill(documents, tiny, tmp_path):
 @pytest.fixture(scope="module")
 def falcon(tmp_path_factory):
     """A model of a family that brings its own attention."""
-    from llmkit.models.support import tiny as family
+    from llmkit.models.families import tiny as family
 
     folder = tmp_path_factory.mktemp("falcon")
     model = family("Falcon")
