@@ -40,7 +40,9 @@ class Words(dict[str, tuple[int, ...]]):
         from tokenizers.pre_tokenizers import ByteLevel
 
         added = sorted((token["content"] for token in spec["added_tokens"]), key=len, reverse=True)
-        self.ids = {token["content"]: token["id"] for token in spec["added_tokens"]}
+        self.added: dict[str, tuple[int, ...]] = {token["content"]: (token["id"],) for token in spec["added_tokens"]}
+        """These are no words: to the model they would be text."""
+        self.update(self.added)
         self.cut = re.compile(f"({'|'.join(map(re.escape, added))})" if added else r"((?!))")
         self.find: Callable[[str], list[str]] = re.compile(pattern).findall
         self.model, self.bytes, self.trims = backend.model, ByteLevel(add_prefix_space=False, use_regex=False), trims
@@ -51,8 +53,9 @@ class Words(dict[str, tuple[int, ...]]):
         ((letters, _),) = self.bytes.pre_tokenize_str(word)
         tokens = self.model.tokenize(letters)
         ids = tuple(int(token.id) for token in tokens)
-        if len(self) > MOST:
+        if len(self) >= MOST + len(self.added):
             self.clear()
+            self.update(self.added)
         if self.trims and any(not token.value.strip("Ġ") for token in tokens):
             self.blank[word] = tuple(not token.value.strip("Ġ") for token in tokens)
         if len(word) <= LONGEST:
@@ -68,7 +71,6 @@ class Words(dict[str, tuple[int, ...]]):
         words: list[str] = []
         for index, piece in enumerate(self.cut.split(text)):
             if index % 2:
-                self.setdefault(piece, (self.ids[piece],))
                 words.append(piece)
             elif piece:
                 words += self.find(piece)

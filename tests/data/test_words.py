@@ -121,6 +121,14 @@ def test_whole_conversations_are_taken_by_words(both):
     assert found is not None and [found] == plain.encode([Rendered(text, spans)])
 
 
+def test_added_tokens_stay_when_the_words_are_forgotten(both, monkeypatch):
+    quick, plain = both
+    monkeypatch.setattr("llmkit.data.words.MOST", 3)
+    for text in ("<|im_start|>user one two three four five<|im_end|>\n", "six seven<|im_end|><|im_start|> eight nine"):
+        assert [quick.words.encode(text, (), ())] == plain.encode([Rendered(text, ())])
+        assert len(quick.words) <= 3 + 3
+
+
 def test_other_tokenizers_go_the_plain_way():
     for change in ("prefix", "normalizer", "lstrip", "split", "model"):
         made = tokenizer_of("gpt2")
