@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from llmkit.data.usable import Tally, readable
 
 Task = Literal["sequence", "token"]
 UNSEEN, CHUNK = -1, 256
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 
 
 def _none() -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -90,7 +92,7 @@ def _name(value: Any) -> str | None:
 
 
 def class_of(value: Any, classes: Sequence[str], column: str = "label") -> int:
-    """The index of a label, which is a name or an index (as text, where a file has nothing but text).
+    """The index of a label: a name, or an index (maybe as text), where no name is a number that it could be meant for.
 
     Raises:
         Unusable: it is neither.
@@ -100,7 +102,7 @@ def class_of(value: Any, classes: Sequence[str], column: str = "label") -> int:
         raise Unusable(f"{column} is null" if value is None else f"{column} is no name and no index")
     if name in classes:
         return classes.index(name)
-    if name.isdecimal() and int(name) < len(classes):
+    if name.isdecimal() and int(name) < len(classes) and not any(map(NUMBER.fullmatch, classes)):
         return int(name)
     raise Unusable(f"{column} {name[:40]!r} is none of {', '.join(classes)[:80]}")
 

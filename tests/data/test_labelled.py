@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from llmkit.core.errors import DataError
-from llmkit.data.labelled import UNSEEN, Labels, class_names, labelled
+from llmkit.data.labelled import UNSEEN, Labels, class_names, class_of, labelled
 from llmkit.data.node import Data, Jsonl
+from llmkit.data.rows import Unusable
 
 
 def read(tmp_path, rows, tokenizer, task="sequence", labels=None, **more):
@@ -50,6 +51,13 @@ def test_labels_are_names_or_indices(tmp_path, tokenizer):
     assert read(tmp_path, rows, tokenizer).classes == ("2", "9", "10")
     rows = [{"text": "a b", "label": label} for label in (True, False)]
     assert read(tmp_path, rows, tokenizer).classes == ("false", "true")
+
+
+@pytest.mark.parametrize("classes", [("1", "2", "3"), ("1", "2", "other"), ("-1", "1"), ("0.5", "1.5")])
+def test_a_number_is_no_index_where_names_are_numbers(classes):
+    assert [class_of(name, classes) for name in classes] == list(range(len(classes)))
+    with pytest.raises(Unusable, match="label '0' is none of"):
+        class_of(0, classes)
 
 
 BAD = {
