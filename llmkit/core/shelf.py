@@ -19,7 +19,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -89,12 +89,14 @@ def _found_or_made(root: Path, locks: Path, key: str, make: Make) -> Held:
     held = _found(root / key, key, mend=False)
     for _ in range(TRIES):
         if held is not None:
-            return held
+            break
         with _turn(locks / f".lock-{key}") as alive:
             held = _found(root / key, key, mend=True)
             if held is None:
-                _made(root, key, make, alive)
-                held = _found(root / key, key, mend=True)
+                with _made(root, key, make, alive):
+                    held = _found(root / key, key, mend=True)
+    if held is not None:
+        return held
     raise ResourceError(
         f"what is written to {root} is not what is read there", fix="check the disk", key="LLMKIT_CACHE"
     )
@@ -121,25 +123,29 @@ def sweep(shelf: str, most: int) -> None:
     root = _root(shelf)
     for left in root.glob(f"{ASIDE}*"):
         _drop(left, left)
-    found = sorted((path.stat().st_mtime, path) for path in root.glob(f"*/{MANIFEST}"))
-    sizes = {path: sum(file.stat().st_size for file in path.parent.iterdir()) for _, path in found}
-    total = sum(sizes.values())
-    for _, path in found:
+    found: list[tuple[float, int, Path]] = []
+    for path in root.glob(f"[!.]*/{MANIFEST}"):
+        with suppress(FileNotFoundError):  # another one's sweep was faster
+            size = sum(file.stat().st_size for file in path.parent.iterdir())
+            found.append((path.stat().st_mtime, size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
         if total <= most:
             return
         if _drop(path, path.parent):
-            total -= sizes[path]
+            total -= size
 
 
 def _drop(lock: Path, folder: Path) -> bool:
-    """Removes what nobody holds."""
+    """Removes what nobody holds; whether it is gone."""
     try:
         handle = os.open(lock, os.O_RDONLY)
-    except OSError:
-        return False
+    except OSError as cause:
+        return cause.errno == errno.ENOENT
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _move(folder)
+        if _is(lock, handle):  # or else it is gone, and what is there now is another one
+            _move(folder)
     except OSError:
         return False
     finally:
@@ -147,10 +153,19 @@ def _drop(lock: Path, folder: Path) -> bool:
     return True
 
 
+def _is(path: Path, handle: int) -> bool:
+    """Whether what is open is still what stands there: between opening and locking it may be taken away."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
 def _move(folder: Path) -> None:
     """Takes a folder away: never half an entry under its own name. Who has it mapped keeps what is mapped."""
     gone = folder.with_name(f"{ASIDE}gone-{secrets.token_hex(6)}")
-    folder.replace(gone)
+    with suppress(FileNotFoundError):  # another one took it
+        folder.replace(gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 
@@ -185,24 +200,56 @@ def _root(shelf: str) -> Path:
 @contextmanager
 def _aside(root: Path, key: str) -> Iterator[Path]:
     """A folder of this process alone, gone when the block ends; its lock shows that its maker lives."""
-    folder, handle = root / f"{ASIDE}{key[:12]}-{os.getpid()}-{secrets.token_hex(4)}", -1
+    folder = root / f"{ASIDE}{key[:12]}-{os.getpid()}-{secrets.token_hex(4)}"
+    with _writing(folder):
+        handle = _locked(folder)
     try:
-        folder.mkdir(mode=0o700)
-        handle = os.open(folder, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX)
         yield folder
-    except OSError as cause:
-        raise _refused(cause, folder) from cause
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if handle >= 0:
-            os.close(handle)
+        os.close(handle)
+
+
+def _locked(folder: Path) -> int:
+    """Makes a folder and locks it; a sweep that comes between the two takes it for a dead one's: then once more."""
+    while True:
+        folder.mkdir(mode=0o700)
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if _is(folder, handle):
+            return handle
+        os.close(handle)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Names the cache where its disk refuses.
+
+    Raises:
+        ResourceError: it does.
+    """
+    try:
+        yield
+    except OSError as cause:
+        raise _refused(cause, folder) from cause
+
+
+def _refusing(cause: OSError, folder: Path) -> bool:
+    """Whether it is this folder that refuses what a maker does, and not what the maker reads or starts."""
+    if cause.filename is not None:
+        return folder in Path(os.fsdecode(cause.filename)).parents
+    return cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def _turn(lock: Path) -> Iterator[Callable[[], None]]:
     """One process at a time; gives what shows that this one still moves."""
-    with lock.open("a") as file:
+    with _writing(lock):
+        opened = lock.open("a")
+    with opened as file:
         mine, moved, since = False, -1, time.monotonic()
         while not mine:
             try:
@@ -226,17 +273,35 @@ def _turn(lock: Path) -> Iterator[Callable[[], None]]:
                 lock.unlink(missing_ok=True)  # who waits for it finds the entry; who comes anew has a lock of its own
 
 
-def _made(root: Path, key: str, make: Make, alive: Callable[[], None]) -> None:
+@contextmanager
+def _made(root: Path, key: str, make: Make, alive: Callable[[], None]) -> Iterator[None]:
+    """Makes an entry, which no sweep takes away before the block ends."""
     with _aside(root, key) as folder:
-        facts = make(folder, alive)
-        files = {path.name: [path.stat().st_size, sha256(path)] for path in sorted(folder.iterdir())}
-        said = {"key": key, "facts": facts, "files": files}
-        (folder / MANIFEST).write_text(json.dumps(said | {"sha256": key_of(said)}))
         try:
-            folder.rename(root / key)
-        except OSError as cause:  # another process was faster: what it made is the same
-            if cause.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            facts = make(folder, alive)
+        except OSError as cause:
+            if not _refusing(cause, folder):
                 raise
+            raise _refused(cause, folder) from cause
+        with _writing(folder), ExitStack() as stack:
+            files = {path.name: [path.stat().st_size, sha256(path)] for path in sorted(folder.iterdir())}
+            said = {"key": key, "facts": facts, "files": files}
+            manifest = stack.enter_context((folder / MANIFEST).open("w"))
+            manifest.write(json.dumps(said | {"sha256": key_of(said)}))
+            manifest.flush()
+            fcntl.flock(manifest, fcntl.LOCK_SH)
+            _placed(folder, root / key)
+            held = stack.pop_all()
+        with held:
+            yield
+
+
+def _placed(folder: Path, path: Path) -> None:
+    try:
+        folder.rename(path)
+    except OSError as cause:  # another process was faster: what it made is the same
+        if cause.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
 
 
 def _found(path: Path, key: str, mend: bool) -> Held | None:
@@ -251,6 +316,9 @@ def _found(path: Path, key: str, mend: bool) -> Held | None:
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_SH)
+        if not _is(path / MANIFEST, handle):  # a sweep was faster
+            os.close(handle)
+            return None
         said = json.loads(os.pread(handle, os.fstat(handle).st_size, 0))
         if why := _damage(path, key, said):
             raise ValueError(why)
