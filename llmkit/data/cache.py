@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,12 +31,14 @@ from llmkit.data.lint import Lint
 from llmkit.data.lint_store import state
 from llmkit.data.node import Readable
 from llmkit.data.render import Renderer
-from llmkit.data.rows import BadRow
+from llmkit.data.rows import BadRow, Raw
 
 SHELF = "tokens"
 UNREAD = ("train", "valid", "held_out", "packing", "bad_share", "lint", "mix", "streaming", "buffer", "on_bad_row")
+ORDERS = ("sampler", "length_buckets")
 SIFTED = ("dedup", "decontaminate", "contamination")
-"""Keys of `data` that change nothing in an example, or choose among examples; any other is part of an entry's key."""
+"""Keys of `data` that change nothing in an example, or order examples or choose among them; any other is part of an
+entry's key."""
 LIBRARIES = ("tokenizers", "transformers", "jinja2", "pyarrow", "datasets", "numpy")
 ARRAYS = {"ids": np.int32, "weights": np.float32, "starts": np.int64, "owners": np.int64, "lines": np.int64}
 BITS = 40
@@ -92,13 +95,23 @@ def part(source: Readable, law: Law, renderer: Renderer) -> Part:
     facts = facts_of(source, files, law, renderer)
 
     def make(folder: Path, alive: Callable[[], None]) -> Mapping[str, Any]:
-        made = written(folder, chunks(source.rows(), law, renderer), law, renderer, alive)
+        made = written(folder, chunks(_read(source, files), law, renderer), law, renderer, alive)
         if source.files() != files:
             raise DataError("changes while it is read", fix="wait until it is whole", file=next(iter(files), ""))
         return {"files": files, **made}
 
     with entry(SHELF, key_of(facts), make) as held:
         return opened(held, law, renderer)
+
+
+def _read(source: Readable, files: Mapping[str, str]) -> Iterator[Raw | BadRow]:
+    """The rows; a disk that fails while they are read is the source's fault, not the cache's."""
+    try:
+        yield from source.rows()
+    except OSError as cause:
+        file = str(cause.filename or next(iter(files), ""))
+        what = f"cannot be read to its end ({os.strerror(cause.errno or 0)})"
+        raise DataError(what, fix="see whether its disk or store answers", file=file) from cause
 
 
 def facts_of(source: Readable, files: Mapping[str, str], law: Law, renderer: Renderer) -> dict[str, Any]:
@@ -109,7 +122,7 @@ def facts_of(source: Readable, files: Mapping[str, str], law: Law, renderer: Ren
     return {
         "source": said,
         "files": dict(files),
-        "data": {name: value for name, value in data.items() if name not in (*UNREAD, *SIFTED)},
+        "data": {name: value for name, value in data.items() if name not in (*UNREAD, *ORDERS, *SIFTED)},
         "strict": law.strict,
         "documents": law.documents,
         "lint": [law.linted, law.sketches],

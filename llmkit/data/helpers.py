@@ -19,7 +19,7 @@ from typing import Any
 from llmkit.core.errors import RecipeError, ResourceError
 from llmkit.data.chunk import ROWS, Chunk, Law, chunk
 from llmkit.data.render import Renderer
-from llmkit.data.rows import BadRow, Raw
+from llmkit.data.rows import BadRow, Raw, place_of
 from llmkit.data.wire import Late, Pipe, packed_chunk, packed_rows, read_chunk, read_rows
 
 ALONE = 8
@@ -119,7 +119,7 @@ class Helper:
         return read_chunk(answer)
 
     def _lost(self, what: str, work: Work) -> ResourceError:
-        first, last = (_named(row) for row in (work.rows[0], work.rows[-1]))
+        first, last = (place_of(row) for row in (work.rows[0], work.rows[-1]))
         return ResourceError(
             f"helper {self.number} (pid {self.pid}) {what}; it had the rows {first} to {last}",
             fix=f"look for what ends processes (memory?), or set {ENVIRONMENT}=0",
@@ -130,7 +130,8 @@ class Helper:
         """Takes it away."""
         os.kill(self.pid, signal.SIGKILL)  # it holds nothing that would be lost, and is not reaped yet
         os.waitpid(self.pid, 0)
-        self.thread.join()  # which sees its end
+        if self.thread.ident is not None:
+            self.thread.join()  # which sees its end
         self.pipe.close()
 
 
@@ -143,7 +144,13 @@ class Team:
         self.helpers: list[Helper] = []
         for number in range(many):  # all forks come before the first thread
             pipes = [helper.pipe for helper in self.helpers]
-            self.helpers.append(Helper(number + 1, law, renderer, self.todo, pipes))
+            try:
+                self.helpers.append(Helper(number + 1, law, renderer, self.todo, pipes))
+            except OSError as cause:
+                self.end()
+                what = f"helper {number + 1} cannot be started: {os.strerror(cause.errno or 0)}"
+                fix = f"end other processes, or set {ENVIRONMENT}={number}"
+                raise ResourceError(what, fix=fix, key=ENVIRONMENT) from cause
         for helper in self.helpers:
             helper.thread.start()
 
@@ -215,7 +222,3 @@ def _answer(said: bytes, law: Law, renderer: Renderer) -> bytes:
         return packed_chunk(chunk(rows, base, law, renderer))
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return b""
-
-
-def _named(row: Raw | BadRow) -> str:
-    return f"{row.file}:{row.line}" if isinstance(row, Raw) else f"{row.problems[0].file}:{row.problems[0].line}"

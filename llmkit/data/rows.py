@@ -47,6 +47,12 @@ class BadRow(DataError):
         self.text, self.at = text[:KEPT], at
 
 
+def place_of(row: Raw | BadRow) -> str:
+    """Where a row stands, as errors write it: `file:line`."""
+    said = row if isinstance(row, Raw) else row.problems[0]
+    return f"{said.file}:{said.line}"
+
+
 @dataclass(frozen=True)
 class Row:
     """One row that can be rendered: messages, or a prompt (may be empty) with the text to learn."""

@@ -21,7 +21,7 @@ from llmkit.data.chunk import ROWS, Chunk, Law, chunk
 from llmkit.data.node import Readable
 from llmkit.data.order import keyed
 from llmkit.data.render import Renderer
-from llmkit.data.rows import At, BadRow, Raw
+from llmkit.data.rows import At, BadRow, Raw, place_of
 from llmkit.data.usable import Tally
 
 DEADLINE = 600.0
@@ -200,7 +200,7 @@ class Stream:
         full, rows, at = self.law.data.buffer, 0, place.at
         chunks: list[Chunk] = []
         while here := list(islice(self._rows, min(ROWS, full - rows))):
-            self.seen, at = _named(here[-1]), here[-1].at
+            self.seen, at = place_of(here[-1]), here[-1].at
             with self.alone:
                 chunks.append(chunk(here, place.row + rows, self.law, self.renderer))
             rows += len(here)
@@ -209,10 +209,6 @@ class Stream:
         bad = [row for one in chunks for row in one.bad]
         first = next((one.first for one in chunks if one.first), "")
         return _Window(place, examples, rows, at, counts, bad, first)
-
-
-def _named(row: Raw | BadRow) -> str:
-    return f"{row.file}:{row.line}" if isinstance(row, Raw) else f"{row.problems[0].file}:{row.problems[0].line}"
 
 
 def _examples(made: Chunk) -> Iterator[Example]:

@@ -17,7 +17,7 @@ from llmkit.data import cache, chunk, lint_store
 from llmkit.data.cleaning import ExactDedup, Linting
 from llmkit.data.lint import Lint
 from llmkit.data.mix import Mix
-from llmkit.data.node import Data, Jsonl
+from llmkit.data.node import Data, Jsonl, NoPacking, Sampler
 from llmkit.data.prepare import prepare
 from llmkit.data.render import Renderer
 from tests.conftest import CHATML, make_tokenizer
@@ -108,6 +108,14 @@ def test_weights_and_new_sources_make_nothing_again(files, tokenizer, made):
     assert made == [str(files["a"]), str(files["b"])]
     read(data(files, "ba", {"a": 3.0, "b": 1.0}, mix=Mix(temperature=2.0), dedup=ExactDedup()), tokenizer)
     assert len(made) == 2
+
+
+@pytest.mark.parametrize("order", [{"length_buckets": 2}, {"sampler": Sampler(balance="label")}], ids=str)
+def test_what_only_orders_examples_makes_nothing_again(order, files, tokenizer, made):
+    told = data(files, "a", packing=NoPacking())
+    read(told, tokenizer)
+    read(replace(told, **order), tokenizer)
+    assert len(made) == 1
 
 
 CHANGES = {
@@ -333,6 +341,19 @@ def test_a_full_disk_is_the_caches_error(files, tokenizer, kept, monkeypatch):
 
     monkeypatch.setattr(cache, "written", full)
     with pytest.raises(ResourceError, match="LLMKIT_CACHE: writing .*No space left on device; fix: free some space"):
+        read(data(files), tokenizer)
+    assert not list(kept.glob(".aside-*"))
+
+
+def test_a_source_whose_disk_fails_is_the_sources_error(files, tokenizer, kept, monkeypatch):
+    real = Jsonl.rows
+
+    def failing(self, after=()):
+        yield from list(real(self, after))[:3]
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Jsonl, "rows", failing)
+    with pytest.raises(DataError, match="/a: cannot be read to its end .Input/output error."):
         read(data(files), tokenizer)
     assert not list(kept.glob(".aside-*"))
 

@@ -111,6 +111,22 @@ def test_d11_a_helper_that_dies_or_hangs_is_named_with_its_rows(end, path, token
         os.waitpid(-1, os.WNOHANG)
 
 
+def test_a_helper_that_cannot_be_started_is_named_and_takes_the_others_along(path, tokenizer, monkeypatch):
+    real, begun = os.fork, []
+
+    def fork():
+        if begun:
+            raise OSError(11, "Resource temporarily unavailable")
+        begun.append(real())
+        return begun[0]
+
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(ResourceError, match="helper 2 cannot be started: .*unavailable; .* LLMKIT_HELPERS=1"):
+        made(path, tokenizer, monkeypatch, 3)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(begun[0], 0)
+
+
 def test_who_stops_reading_leaves_no_helper(path, tokenizer, monkeypatch):
     monkeypatch.setenv("LLMKIT_HELPERS", "2")
     one = helpers.chunks(Jsonl(path=path).rows(), law(path), Renderer(tokenizer))
