@@ -44,7 +44,7 @@ class Feed(Protocol):
         ...
 
     def begin(self, state: Mapping[str, Any]) -> None:
-        """Goes to where a checkpoint was, or to the beginning, which has no state."""
+        """Goes to where a checkpoint was, or to the beginning, which has no state, whatever was drawn before."""
         ...
 
     def state(self, step: int) -> dict[str, Any]:
@@ -114,6 +114,8 @@ class Streams:
         self.turns, self.next = Turns([0.0] * len(self.streams)), 0
         self.last: tuple[int, dict[str, Any]] = (-1, {})
         """The step that was drawn last, and where it begins."""
+        self.fresh = False
+        """Whether all is open at its beginning, so that nothing need be read again to be there."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -126,13 +128,18 @@ class Streams:
         Raises:
             DataError: a source cannot be read, or gives too few examples.
         """
+        if not state and self.fresh:
+            return
+        self.fresh = False
         said = state or {"step": 0, "lacks": [0.0] * len(self.streams), "streams": [{} for _ in self.streams]}
         self.next, self.turns = int(said["step"]), Turns([float(lack) for lack in said["lacks"]])
+        self.last = -1, {}
         for stream, place in zip(self.streams, said["streams"], strict=True):
             stream.begin(Place(**place))
         whole = [stream.whole for stream in self.streams]
         if None not in whole and (total := sum(filter(None, whole))) < self.per_step:
             Tally(self.data, Counter(self.counts())).check(total, self.per_step, "data.train")
+        self.fresh = not state
 
     def state(self, step: int) -> dict[str, Any]:
         """Where step `step` begins: the next one, or the last that was drawn."""
@@ -151,7 +158,7 @@ class Streams:
         """
         if index == self.last[0]:
             self.begin(self.last[1])
-        self.last = index, self.state(index)
+        self.last, self.fresh = (index, self.state(index)), False
         asked = shares(self.weights, self.data.mix.temperature, index / self.steps)
         drawn: list[Example] = []
         for _ in range(self.per_step):

@@ -86,6 +86,7 @@ def resume(job: Job, built: Built, steps: Single, found: Found | None) -> Progre
     if found is None:
         metrics.cut(0)
         samples.cut(0)
+        job.feed.begin({})  # an adapter may have drawn from it for its start
         return Progress()
     path, tensors, facts = found
     for changed in compare(facts["identity"], identity(job, built.loaded.attention), job.run.grants.accept):

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from llmkit.adapters.node import Lora
 from llmkit.cli.inspect import inspect
 from llmkit.core.errors import DataError
 from llmkit.core.metrics import Lines
@@ -90,6 +91,31 @@ def test_a_step_that_was_dropped_begins_where_it_began(files, tokenizer):
     assert seen(made.step(5)) == drawn
     with pytest.raises(ValueError, match="step 9"):
         made.step(9)
+
+
+def test_begun_anew_it_gives_its_first_steps_and_opens_nothing_twice(files, tokenizer, monkeypatch):
+    opened, real = [], Jsonl.rows
+    monkeypatch.setattr(Jsonl, "rows", lambda self, after=(): opened.append(self.path) or real(self, after))
+    made = streams(data(files, (1.0, 1.0)), tokenizer)
+    made.begin({})
+    assert len(opened) == 2 * 2  # each place is opened, and each first window
+    first = [seen(made.step(step)) for step in range(3)]
+    made.begin({})
+    assert made.state(0)["streams"] == [{**vars(stream.Place())}] * 2
+    assert [seen(made.step(step)) for step in range(3)] == first
+
+
+def test_a_start_that_draws_from_streams_leaves_them_at_their_beginning(tiny, files, tmp_path):
+    told = data(files[:1], max_length=64)
+    node = replace(
+        sft(tiny, files[0], tmp_path / "run"),
+        steps=3,
+        data=told,
+        adapter=Lora(rank=2, init="eva"),
+        evaluate=Evaluating(),
+    )
+    manifest = go(node).manifest
+    assert manifest["samples"] == manifest["counts"]["rows"] == 24  # and not those that `init` looked at
 
 
 def test_what_is_read_to_go_on_does_not_grow_with_the_place(files, tokenizer, monkeypatch):
