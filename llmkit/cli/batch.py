@@ -48,20 +48,28 @@ class Work:
         """
         if self.output.exists():
             raise RecipeError("is there already", fix="name another --output", file=str(self.output))
-        if not self.note.is_file():
+        if not (self.note.is_file() and self.part.is_file()):
+            self.part.unlink(missing_ok=True)  # first: answers that nothing is known of are none of these
             write_json(self.note, self.facts)
             self.part.write_bytes(b"")
             return 0
-        before = json.loads(self.note.read_text("utf-8"))
-        wrong = [key for key in self.facts if before.get(key) != self.facts[key]]
+        wrong = self._other()
         if wrong:
             what = f"was begun with another {', '.join(wrong)}"
-            raise RecipeError(what, fix=f"name another --output, or remove {self.part.name}", file=str(self.part))
+            fix = f"name another --output, or remove {self.part.name} and {self.note.name}"
+            raise RecipeError(what, fix=fix, file=str(self.part))
         lines = self.part.read_bytes().splitlines(keepends=True)
         whole = sum(line.endswith(b"\n") for line in lines) // CHUNK * CHUNK
         with self.part.open("r+b") as file:
             file.truncate(sum(map(len, lines[:whole])))
         return whole
+
+    def _other(self) -> list[str]:
+        try:
+            before = json.loads(self.note.read_text("utf-8"))
+            return [key for key in self.facts if before.get(key) != self.facts[key]]
+        except (ValueError, AttributeError):
+            return ["question"]  # the note is none of ours
 
     def end(self) -> None:
         """The output is whole."""
@@ -78,13 +86,20 @@ def questions(path: Path, chat: bool) -> Iterator[tuple[Raw, Any]]:
     for raw in read_jsonl(path):
         if not isinstance(raw, Raw):
             raise raw
+        if "completion" in raw.values and "reference" in raw.values:
+            what = "has a completion, which becomes the reference beside the answer, and a reference"
+            raise DataError(what, fix="drop or rename one of the two", file=raw.file, line=raw.line)
         yield raw, _question(raw, chat)
 
 
 def _question(raw: Raw, chat: bool) -> Any:
     said = raw.values
     messages = said.get("messages") or (said.get("prompt") if isinstance(said.get("prompt"), list) else None)
-    if isinstance(messages, list) and all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
+    if (
+        isinstance(messages, list)
+        and messages
+        and all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages)
+    ):
         asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
         if asked:
             return asked
@@ -133,13 +148,20 @@ def _chunks(rows: Iterator[tuple[Raw, Any]]) -> Iterator[tuple[int, list[tuple[R
 
 
 def _lines(loaded: Any, rows: Sequence[tuple[Raw, Any]], sampling: Sampling) -> Iterator[str]:
-    """Each row with its answer, as a line."""
+    """Each row with its answer, as a line; a completion that the row has already becomes its `reference`."""
     prompts = [_ids(loaded.tokenizer, raw, asked) for raw, asked in rows]
     made = Transformers().generate(loaded.model, loaded.tokenizer, prompts, sampling)
     for (raw, _), completion in zip(rows, made, strict=True):
         told: dict[str, Any] = {"completion": completion.text, "finish_reason": completion.finish_reason}
         told |= {"prompt_tokens": completion.prompt_tokens, "completion_tokens": len(completion.token_ids)}
-        yield json.dumps({**raw.values, **told}, ensure_ascii=False) + "\n"
+        own = {"reference": raw.values["completion"]} if "completion" in raw.values else {}
+        yield _line({**raw.values, **own, **told})
+
+
+def _line(row: dict[str, Any]) -> str:
+    text = json.dumps(row, ensure_ascii=False)
+    half = any("\ud800" <= letter <= "\udfff" for letter in text)  # of a surrogate pair: UTF-8 has none
+    return (json.dumps(row) if half else text) + "\n"
 
 
 def _ids(tokenizer: Any, raw: Raw, asked: Any) -> list[int]:

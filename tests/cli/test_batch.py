@@ -57,7 +57,10 @@ def test_a_stopped_one_goes_on_to_the_same_answers(tiny, asked, tmp_path, monkey
     assert not (tmp_path / "out.jsonl").exists() and len(lines(tmp_path / "out.jsonl.part")) == 4
     with (tmp_path / "out.jsonl.part").open("a") as file:
         file.write('{"id": 4, "half a li')
-    with pytest.raises(Exception, match=r"out.jsonl.part: was begun with another max_tokens"):
+    with pytest.raises(
+        Exception,
+        match=r"another max_tokens; fix: .* remove out.jsonl.part and out.jsonl.part.json",
+    ):
         generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), how | {"max_tokens": 9}, False, False)
     monkeypatch.setattr(batch, "_lines", lambda *args: calls.append(2) or real(*args))
     generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), how, False, False)
@@ -72,6 +75,11 @@ def test_a_stopped_one_goes_on_to_the_same_answers(tiny, asked, tmp_path, monkey
         ('{"prompt": "a"}\n{"prompt": \n', r"asked.jsonl:2"),
         ("", r"asked.jsonl: holds no rows"),
         ('{"messages": [{"role": "assistant", "content": "x"}]}\n', r"asked.jsonl:1: asks nothing"),
+        ('{"prompt": []}\n', r"asked.jsonl:1: asks nothing"),
+        (
+            '{"prompt": "a"}\n{"prompt": "a", "completion": "b", "reference": "c"}\n',
+            r"asked.jsonl:2: has a completion, .* and a",
+        ),
     ],
 )
 def test_rows_that_ask_nothing_are_named_before_anything_is_written(tiny, asked, tmp_path, text, said):
@@ -79,6 +87,26 @@ def test_rows_that_ask_nothing_are_named_before_anything_is_written(tiny, asked,
     with pytest.raises(Exception, match=said):
         generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW, False, False)
     assert [path.name for path in tmp_path.iterdir()] == ["asked.jsonl"]
+
+
+def test_what_a_row_says_of_its_own_is_kept_beside_the_answer(tiny, asked, tmp_path):
+    asked.write_text('{"prompt": "hello", "completion": "mine", "id": "\\ud800"}\n')
+    generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW, False, False)
+    (made,) = lines(tmp_path / "out.jsonl")
+    assert made["reference"] == "mine" != made["completion"] and made["id"] == "\ud800" and made["prompt"] == "hello"
+
+
+@pytest.mark.parametrize("note", ["{}", "torn", "[1]"])
+def test_a_note_without_answers_begins_anew(tiny, asked, tmp_path, note):
+    generate_file(str(tiny), str(asked), str(tmp_path / "whole.jsonl"), HOW, False, False)
+    (tmp_path / "out.jsonl.part.json").write_text(note)
+    generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW, False, False)
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    (tmp_path / "out.jsonl").unlink()
+    (tmp_path / "out.jsonl.part").write_text('{"id": 0}\n' * batch.CHUNK)
+    (tmp_path / "out.jsonl.part.json").write_text(note)
+    with pytest.raises(Exception, match="was begun with another"):
+        generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW, False, False)
 
 
 def test_an_output_that_is_there_is_left_alone(tiny, asked, tmp_path):
