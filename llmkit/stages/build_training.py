@@ -104,7 +104,7 @@ def read(node: Training, run: Run) -> Job:
     held = node.data.sources("valid")
     valid = node.examples(held, tokenizer, "data.valid", aside) if held else None
     aside.tell(run.console)
-    found = linted(node.data, data, valid, served(resolved, node.model, tokenizer))
+    found = linted(node.data, data, valid, served(resolved, node.model, tokenizer, run.grants.code))
     keep(run.folder, found, data)
     if notice := brief(found):
         run.console.notice(notice)

@@ -52,11 +52,13 @@ def linted(
     return found
 
 
-def served(resolved: Resolved, ref: ModelRef, tokenizer: Any) -> tuple[Finding, ...]:
-    """Whether the recipe's template writes what the model's own does, which other servers of the base will use."""
+def served(resolved: Resolved, ref: ModelRef, tokenizer: Any, code: bool = False) -> tuple[Finding, ...]:
+    """Whether the recipe's template writes what the model's own does, which other servers of the base will use; `code`:
+    whether that of the model's folder may run.
+    """
     if ref.template is None:
         return ()
-    own = read_tokenizer(resolved, replace(ref, template=None))
+    own = read_tokenizer(resolved, replace(ref, template=None), code)
     if not own.chat_template or _written(own) == _written(tokenizer):
         return ()
     what, fix = "model.template writes other text than the model's own template", "serve the result with its template"

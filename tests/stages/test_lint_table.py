@@ -1,10 +1,14 @@
 """Lint in whole runs and checks: the table in the terminal, in the run's folder and in the report."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from llmkit.core.errors import DataError
+from llmkit.core.run import Grants
+from llmkit.models.node import ModelRef
+from llmkit.stages import lint_table
 from tests.cli.conftest import call
 from tests.data import clean
 from tests.stages.test_sft import go, sft
@@ -39,6 +43,14 @@ def test_a_run_keeps_the_table_and_its_report_shows_it_and_what_was_left_out_is_
     assert "<h2>Lint</h2>" in page and "rows.jsonl:25" in page and "Share of tokens" in page
     assert artifact.manifest["counts"]["left out: removed copy"] == 1
     assert artifact.manifest["counts"]["examples"] == len(SPOILT) - 1
+
+
+@pytest.mark.parametrize("code", [False, True])
+def test_the_models_own_template_is_read_with_the_grant_that_the_run_has(code, tiny, tmp_path, monkeypatch):
+    real, asked = lint_table.read_tokenizer, []
+    monkeypatch.setattr(lint_table, "read_tokenizer", lambda r, ref, code: asked.append(code) or real(r, ref, code))
+    go(replace(node(tiny, tmp_path), model=ModelRef(name=str(tiny), template="chatml")), grants=Grants(code=code))
+    assert asked == [code]
 
 
 def test_as_an_error_it_stops_a_run_before_its_model_is_loaded(tiny, tmp_path):
