@@ -52,6 +52,8 @@ class Lint:
         ends = special | ({tokenizer.eos_token_id} - {None})
         self.tokens = Tokens(tokenizer.bos_token_id, tokenizer.eos_token_id, ends, max_length, overflow)
         self.renderer, self.sketches = renderer, sketches
+        self.told: set[str] = set()
+        """What was found of the last row: a row counts once, however many examples there are of it."""
         self.hits: dict[str, Hits] = {}
         self.letters: Counter[str] = Counter()
         """Characters by role."""
@@ -66,8 +68,11 @@ class Lint:
     ) -> None:
         """One example; `first` of its row, which a template may make several of."""
         seen = self._seen(row, rendered, ids, weights)
+        if first:
+            self.told = set()
         for check in CHECKS:
-            if found := check.test(seen):
+            if check.name not in self.told and (found := check.test(seen)):
+                self.told.add(check.name)
                 self._hit(check.name, raw.file, raw.line, found)
         self.sizes["tokens"] += len(ids)
         self.sizes["trained"] += len(weights) - weights.count(0.0) if isinstance(weights, list) else _trained(weights)

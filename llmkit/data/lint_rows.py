@@ -139,9 +139,11 @@ def thought(seen: Seen) -> str:
     """A thought that is opened and not closed, or the other way round."""
     if "think>" not in seen.text:
         return ""
-    texts = [str(m.get("content") or "") for m in seen.row.messages] or [seen.row.completion]
-    opened, closed = sum(t.count("<think>") for t in texts), sum(t.count("</think>") for t in texts)
-    return f"{opened} opened, {closed} closed" if opened != closed else ""
+    row = seen.row
+    text = "\n".join(str(m.get("content") or "") for m in row.messages) if row.messages else row.completion
+    opened, closed = text.count("<think>"), text.count("</think>")
+    begun = not row.messages and closed == opened + 1 and row.prompt.rstrip().endswith("<think>")
+    return f"{opened} opened, {closed} closed" if opened != closed and not begun else ""
 
 
 def repeated(seen: Seen) -> str:

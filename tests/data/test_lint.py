@@ -279,6 +279,30 @@ def test_a_template_that_is_not_the_model_s_own_is_told(tiny, tmp_path):
     assert served(resolved, ModelRef(name=str(tiny)), None) == ()
 
 
+REWRITING = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content if loop.last else m.content.split('</think>')[-1] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_a_row_of_several_examples_counts_once(lint):
+    turns = [
+        ("user", "a &amp; b"),
+        ("assistant", "<think>x</think>so"),
+        ("user", "c"),
+        ("assistant", "<think>y</think>no"),
+    ]
+    row = {"messages": [{"role": role, "content": said} for role, said in turns]}
+    found = lint([row, *clean.rows("chat", 30)], template=REWRITING)
+    assert found["html entities"].count == 1 and len(found["html entities"].places) == 1
+
+
+def test_a_thought_that_the_prompt_begins_is_closed_by_the_completion(lint):
+    rows = clean.rows("completion", 30)
+    rows[4] = {"prompt": rows[4]["prompt"] + " <think>\n", "completion": f"well</think>{rows[4]['completion']}"}
+    assert lint(rows) == {}
+
+
 def test_a_habit_is_information(lint):
     rows = clean.rows("chat")
     for row in rows[:20]:
