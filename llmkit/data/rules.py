@@ -46,6 +46,8 @@ def stream_problems(data: Data) -> Iterator[Conflict]:
         return
     if len(data.train) > 1 and any(source.weight is None for source in data.train):
         yield Conflict("streaming", "the sizes of streams are not known", "give each source a weight", "train")
+    if data.mix.stop != Mix().stop:
+        yield Conflict("mix.stop", "where an epoch ends is not known of streams", "leave it out", "streaming")
     if data.lint.level == "error":
         what = "a stream is linted by `llmkit check` alone"
         yield Conflict("lint.level", what, "set lint: warn, or leave streaming out", "streaming")

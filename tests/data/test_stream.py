@@ -274,6 +274,7 @@ def test_streams_need_steps_and_refuse_what_reads_them_whole(tiny, files, tmp_pa
         ({"steps": None}, "data.streaming: .*how long a stream is, is not known"),
         ({"data": {"dedup": {"kind": "exact"}}}, "dedup: .*would read the whole stream"),
         ({"data": {"held_out": {"share": 0.1}}}, "held_out: .*would read the whole stream"),
+        ({"data": {"mix": {"stop": "first_exhausted"}}}, "mix.stop: .*an epoch ends is not known of streams"),
         ({"data": {"lint": {"level": "error"}}}, "lint.level: .*a stream is linted by"),
     ):
         told = {"train": [{"kind": "jsonl", "path": str(files[0])}], "streaming": True, **more.get("data", {})}
