@@ -4,6 +4,8 @@ import os
 import signal
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from llmkit import Evaluate, Merge
 from llmkit.checkpoint import state
@@ -80,6 +82,17 @@ def test_a_run_is_gone_on_with_bit_for_bit_and_its_result_is_of_use(name, tiny, 
         assert not (tmp_path / "merged" / "model").exists()
     else:
         assert go(merge).manifest["logit_difference"] <= 1e-5
+
+
+def test_evas_start_is_of_the_data_and_not_of_neftunes_noise(tiny, rows, tmp_path):
+    """A is not trained here, so what is saved is the start."""
+    adapter = {"kind": "lora", "rank": 2, "init": "eva", "lora_fa": True}
+    starts = []
+    for out, noise in (("plain", 0.0), ("noisy", 50.0)):
+        made = sft(tiny, rows, tmp_path / out, adapter=adapter, steps=1, neftune=noise)
+        starts.append(load_file(go(made).model() / "adapter_model.safetensors"))
+    assert all(torch.equal(value, starts[1][key]) for key, value in starts[0].items() if "lora_A" in key)
+    assert any(not torch.equal(value, starts[1][key]) for key, value in starts[0].items() if "lora_B" in key)
 
 
 @pytest.mark.parametrize("name", ["ia3", "oft", "one", pytest.param("boft", marks=pytest.mark.slow)])
