@@ -95,6 +95,25 @@ def test_evas_start_is_of_the_data_and_not_of_neftunes_noise(tiny, rows, tmp_pat
     assert any(not torch.equal(value, starts[1][key]) for key, value in starts[0].items() if "lora_B" in key)
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_the_averaged_weights_are_saved_where_the_last_form_has_other_shapes(init, tiny, rows, tmp_path):
+    source, out = [{"kind": "jsonl", "path": str(rows)}], tmp_path / "run"
+    more = {
+        "adapter": {"kind": "lora", "rank": 2, "init": init},
+        "data": {"train": source, "valid": source, "max_length": 96},
+        "optim": {"kind": "schedule_free", "lr": 1e-2},
+        "schedule": {"kind": "constant", "warmup": 1},
+        "evaluate": {"rows": 4, "samples": 1, "max_tokens": 2},
+    }
+    go(sft(tiny, rows, out, steps=4, **more))
+    lines = [line for line in outcome(out)[1] if line["event"] == "evaluate"]
+    assert lines[-1]["valid.loss"] < lines[0]["valid.loss"]
+    task = {"kind": "perplexity", "data": source, "rows": 4, "max_length": 96}
+    evaluated = go(Evaluate(model=str(out), tasks=[task], out=str(tmp_path / "evaluated")))
+    (found,) = (r["value"] for r in evaluated.manifest["reports"] if r["metric"].endswith("perplexity"))
+    assert found == pytest.approx(lines[-1]["valid.perplexity"], rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["ia3", "oft", "one", pytest.param("boft", marks=pytest.mark.slow)])
 def test_over_four_bits_it_is_merged_into_the_base_that_it_saw(name, tiny, rows, tmp_path):
     adapter = {"kind": "lora", "targets": ["q_proj"]} if name == "one" else METHODS[name][0]
