@@ -223,6 +223,8 @@ class ScheduleFree(Adaptive):
     carried: ClassVar[tuple[str, ...]] = ("k", "weight_sum", "lr_max")
     kind: Literal["schedule_free"] = "schedule_free"
     lr: float = setting(default=5e-4, above=0.0)
+    beta1: float = setting(default=0.9, above=0.0, below=1.0)
+    """How much of the average is in the weights that gradients are taken at."""
 
     def moments(self, inner: int, outer: int, width: int) -> float:
         """The second moment, and the weights that are not averaged."""
