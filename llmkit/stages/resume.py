@@ -95,7 +95,7 @@ def resume(job: Job, built: Built, steps: Single, found: Found | None) -> Progre
     progress = Progress(**{**said, "watch": watch})
     before: Any = facts["identity"]["recipe"]["optim"]
     now: Any = job.run.values["optim"]
-    if any(before.get(key) != now.get(key) for key in ("kind", "rank")):  # accepted above
+    if any(before.get(key) != now.get(key) for key in job.node.optim.shaping):  # accepted above
         tensors = {key: value for key, value in tensors.items() if not key.startswith("optim/")}
         job.run.console.notice("another optimizer: its state begins anew")
     steps.load(tensors)

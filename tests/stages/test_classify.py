@@ -231,6 +231,7 @@ CONFLICTS = {
     "class_weights.a": {"class_weights": {"a": -1.0}, "labels": ("a", "b")},
     "labels": {"labels": ("a", "a")},
     "loss.kind": {"task": "token", "loss": "group_dro"},
+    "adapter.kind": {"adapter": {"kind": "p_tuning"}, "data": {"packing": "none"}},
     "data.sampler.balance": {"task": "token", "data": {"sampler": {"balance": "label"}}},
     "data.overflow": {"data": {"overflow": "split"}},
     "data.train_on": {"data": {"train_on": "all"}},
