@@ -83,7 +83,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "micro_batch_size": ("micro_batch (what a step sees is batch.rows)", AXOLOTL),
     "per_device_train_batch_size": ("micro_batch (what a step sees is batch.rows)", HF),
     "gradient_accumulation_steps": ("batch.rows (what a step sees, over all micro-batches)", ALL),
-    "batch_size": ("batch.rows", f"{AXOLOTL} and {TUNE}"),
+    "batch_size": ("micro_batch (what a step sees is batch.rows)", f"{AXOLOTL} and {TUNE}"),
     "num_epochs": ("epochs", AXOLOTL),
     "num_train_epochs": ("epochs", HF),
     "max_steps": ("steps", ALL),

@@ -227,3 +227,49 @@ def test_what_they_are_answered_with_is_a_key(name):
         found = [hints(place)[part] for place in places if part in hints(place)]
         assert found, f"{part} of {path}"
         places = [option for hint in found for option in options(hint) if isinstance(option, type)]
+
+
+BASE = {"axolotl": "base_model: m\n", "llama": "model_name_or_path: m\nstage: sft\ndo_train: true\n"}
+BASE["trl"] = "model_name_or_path: m\ndataset_name: a/b\n"
+
+
+@pytest.mark.parametrize(
+    ("tool", "config", "path", "value"),
+    [
+        ("llama", "finetuning_type: full\nbf16: true", "precision", "bf16_mixed"),
+        ("llama", "finetuning_type: full\npure_bf16: true", "precision", "bf16"),
+        ("trl", "bf16: true\ntorch_dtype: bfloat16", "precision", "bf16"),
+        ("trl", "bf16: true\nuse_peft: true", "precision", "bf16_mixed"),
+        ("llama", "", "optim.lr", 5e-5),
+        ("trl", "", "optim.lr", 2e-5),
+        ("trl", "optim: adafactor\nlearning_rate: 1e-5", "optim.lr", None),
+        ("trl", "warmup_steps: 0\nwarmup_ratio: 0.1", "schedule.warmup", 0.1),
+        ("trl", "warmup_steps: 7\nwarmup_ratio: 0.1", "schedule.warmup", 7),
+        ("trl", "lr_scheduler_type: constant\nwarmup_ratio: 0.1", "schedule.warmup", None),
+        ("axolotl", "warmup_ratio: 0.0", "schedule.warmup", 0),
+        ("axolotl", "", "schedule.warmup", 0.03),
+        ("llama", "finetuning_type: freeze", "adapter.kind", "none"),
+        ("trl", "use_peft: true\nlora_target_modules: [all-linear]", "adapter.targets", "all-linear"),
+        (
+            "trl",
+            "lr_scheduler_type: cosine_with_min_lr\nlearning_rate: 1e-4\nlr_scheduler_kwargs: {min_lr: 1e-5}",
+            "schedule.floor",
+            pytest.approx(0.1),
+        ),
+        (
+            "axolotl",
+            "datasets: [{path: json, data_files: x.jsonl}]",
+            "data.train",
+            [{"kind": "jsonl", "path": "x.jsonl"}],
+        ),
+    ],
+)
+def test_what_other_tools_mean_without_saying_it(tool, config, path, value, draft):
+    place = draft(BASE[tool] + config + "\n").recipe
+    for part in path.split("."):
+        place = place.get(part) if place is not None else None
+    assert place == value
+
+
+def test_what_is_frozen_there_is_said_to_be_lost(draft):
+    assert "finetuning_type" in fates(draft(BASE["llama"] + "finetuning_type: freeze\n"), "lost")

@@ -82,15 +82,20 @@ LOST = {
 }
 
 
-def optimizer(draft: Draft, key: str, default: str = "adamw") -> None:
-    """The kind of optimizer with its rate, betas and decay."""
+def optimizer(draft: Draft, key: str, rate: float, default: str = "adamw") -> None:
+    """The kind of optimizer with its rate (`rate` where nothing is said there), betas and decay."""
     name, keys = str(draft.get(key, "adamw_torch")), [key] if draft.get(key) is not None else []
     if name in OPTIMIZERS:
         draft.put("optim.kind", OPTIMIZERS[name], *keys)
     else:
         draft.put("optim.kind", default)
         draft.tell("lost", key, f"{name} has no counterpart; optim.kind is {default} until you choose")
-    draft.rename({"learning_rate": "optim.lr", "max_grad_norm": "optim.clip"})
+    if OPTIMIZERS.get(name) == "adafactor":
+        what = "optim.lr is relative to the size of each weight here, and absolute there: choose it"
+        draft.tell("changed", "learning_rate", what)
+    else:
+        draft.put("optim.lr", draft.get("learning_rate", rate), *_said(draft, "learning_rate"))
+    draft.rename({"max_grad_norm": "optim.clip"})
     adam = OPTIMIZERS.get(name, default) in ("adamw", "adamw_8bit", "paged_adamw_8bit")
     for theirs, ours in ADAM.items():
         if draft.get(theirs) is not None and (adam or ours == "weight_decay"):
@@ -106,13 +111,33 @@ def schedule(draft: Draft, key: str, default: str) -> None:
         draft.tell("lost", key, f"{name} has no counterpart; schedule.kind is {default} until you choose")
     else:
         draft.put("schedule.kind", SCHEDULES[name], *([key] if draft.get(key) is not None else []))
-    warm = [name for name in ("warmup_steps", "warmup_ratio") if draft.get(name) is not None]
-    draft.put("schedule.warmup", draft.get(warm[0]) if warm else 0, *warm[:1])
-    for name in warm[1:]:
-        draft.tell("needless", name, "warmup_steps is what counts")
-    more = draft.get("lr_scheduler_kwargs", {})
-    if "min_lr_rate" in more and len(more) == 1 and name.startswith("cosine"):
+    _warmup(draft, name)
+    more, rate = draft.get("lr_scheduler_kwargs", {}), draft.get("learning_rate")
+    if len(more) == 1 and name.startswith("cosine") and "min_lr_rate" in more:
         draft.put("schedule.floor", more["min_lr_rate"], "lr_scheduler_kwargs")
+    elif len(more) == 1 and name.startswith("cosine") and "min_lr" in more and rate:
+        draft.put("schedule.floor", float(more["min_lr"]) / float(rate), "lr_scheduler_kwargs")
+    draft.lost({"lr_scheduler_kwargs": "give the schedule's own keys, such as schedule.floor"})
+
+
+def _warmup(draft: Draft, name: str) -> None:
+    """Steps count before a share where both are said, and 0 steps say nothing."""
+    if name == "constant":
+        draft.needless({"warmup_steps": "constant has none there", "warmup_ratio": "constant has none there"})
+        return
+    said = [key for key in ("warmup_steps", "warmup_ratio") if draft.get(key)]
+    zero = [key for key in ("warmup_steps", "warmup_ratio") if draft.get(key) == 0]
+    if said or zero or draft.tool != "axolotl":
+        draft.put("schedule.warmup", draft.get(said[0]) if said else 0, *said[:1])
+    else:
+        draft.put("schedule.warmup", 0.03)
+        draft.tell("changed", "warmup_ratio", "schedule.warmup: 3 % of the run, which stops at 100 steps there")
+    draft.needless({key: f"{said[0]} is what counts" for key in said[1:]})
+    draft.needless(dict.fromkeys(zero, "is none"))
+
+
+def _said(draft: Draft, key: str) -> list[str]:
+    return [key] if draft.get(key) is not None else []
 
 
 def length(draft: Draft, key: str, default: int) -> None:

@@ -87,7 +87,7 @@ def convert(draft: Draft) -> None:
     packed = int(draft.get("sequence_len", 512)) if draft.get("sample_packing") is True else 0
     shared.batch(draft, "micro_batch_size", 1, packed)
     shared.length(draft, "num_epochs", 1)
-    shared.optimizer(draft, "optimizer")
+    shared.optimizer(draft, "optimizer", 5e-5)
     shared.schedule(draft, "lr_scheduler", "cosine")
     draft.rename({"cosine_min_lr_ratio": "schedule.floor"})
     shared.precision(draft, "bf16", full)

@@ -83,7 +83,7 @@ def convert(draft: Draft) -> None:
         draft.put("precision", "bf16", "pure_bf16")
         draft.needless({"bf16": "pure_bf16 is what counts"})
     else:
-        shared.precision(draft, "bf16" if full else None, full)
+        shared.precision(draft, None, full)  # trained weights are in fp32 there, unless pure_bf16 is said
     off = draft.get("disable_gradient_checkpointing") is True or draft.get("gradient_checkpointing") is False
     keys = [key for key in ("disable_gradient_checkpointing", "gradient_checkpointing") if draft.get(key) is not None]
     draft.put("memory.recompute", "none" if off else "full", *keys)
@@ -122,8 +122,13 @@ def _adapter(draft: Draft) -> None:
         draft.put("adapter.kind", "oft", *keys)
         draft.rename({"oft_block_size": "adapter.block_size"})
         _targets(draft, "oft_target")
-    else:
+    elif kind == "full":
         draft.put("adapter.kind", "none", *keys)
+    else:
+        draft.put("adapter.kind", "none")
+        draft.tell(
+            "lost", "finetuning_type", f"{kind}: say what is trained in adapter.train, such as model.layers.3?.*"
+        )
     extra = draft.get("additional_target")
     if extra and kind == "lora":
         draft.put("adapter.modules_to_save", _names(extra), "additional_target")
@@ -159,7 +164,7 @@ def _quantised(draft: Draft) -> None:
 
 def _optimizer(draft: Draft) -> None:
     special = [name for name in ("galore", "apollo", "muon") if draft.get(f"use_{name}") is True]
-    shared.optimizer(draft, "optim")
+    shared.optimizer(draft, "optim", 5e-5)
     for name in special:
         draft.put("optim.kind", name, f"use_{name}")
         draft.rename({f"{name}_rank": "optim.rank", f"{name}_scale": "optim.scale"})

@@ -17,7 +17,9 @@ def source(path: str, subset: Any = None, split: Any = None, revision: Any = Non
     if ending in KINDS:
         return {"kind": KINDS[ending], "path": path}
     if files and path in ("json", "csv", "parquet", "text"):
-        return {"kind": path, "path": files}
+        named = [files] if isinstance(files, str) else list(files)
+        kinds = {source(str(name))["kind"] for name in named} - {"hub"}
+        return {"kind": kinds.pop() if len(kinds) == 1 else {"json": "jsonl"}.get(path, path), "path": files}
     made = {"kind": "hub", "name": path}
     given = {"subset": subset, "split": split, "revision": revision}
     return made | {key: value for key, value in given.items() if value and value not in ("default", "train")}

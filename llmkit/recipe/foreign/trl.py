@@ -56,7 +56,7 @@ def convert(draft: Draft) -> None:
     packed = size if draft.recipe["data"]["packing"] != "none" else 0
     shared.batch(draft, "per_device_train_batch_size", 8, packed)
     shared.length(draft, "num_train_epochs", 3)
-    shared.optimizer(draft, "optim")
+    shared.optimizer(draft, "optim", 2e-5)
     shared.schedule(draft, "lr_scheduler_type", "linear")
     full = draft.recipe["adapter"]["kind"] == "none"
     shared.precision(draft, draft.get("torch_dtype", draft.get("dtype")), full)
@@ -96,7 +96,8 @@ def _adapter(draft: Draft) -> None:
         draft.put(f"adapter.{ours}", draft.get(theirs, value), *([theirs] if draft.get(theirs) is not None else []))
     targets = draft.get("lora_target_modules")
     if targets:
-        draft.put("adapter.targets", targets, "lora_target_modules")
+        alone = targets == ["all-linear"]  # a list of one word there
+        draft.put("adapter.targets", "all-linear" if alone else targets, "lora_target_modules")
     else:
         draft.tell(
             "lost", "lora_target_modules", "peft's defaults differ by family; adapter.targets is all-linear here"
