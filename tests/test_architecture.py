@@ -24,6 +24,7 @@ LIGHT = [
         if p.stem not in ("__init__", "matmul", "recast", "remake")
     ),
     "llmkit.evals.tasks",
+    "llmkit.build.precision",
     "llmkit.data.source_nodes",
     "llmkit.models.alias",
     "llmkit.models.safe",

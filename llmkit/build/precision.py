@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-KINDS: dict[str, tuple[Literal["fp32", "bf16"], Literal["fp32", "bf16", "fp16", "fp8"]]] = {
+Params = Literal["fp32", "bf16"]
+"""What weights are held in."""
+Compute = Literal["fp32", "bf16", "fp16", "fp8"]
+"""What products run in."""
+KINDS: dict[str, tuple[Params, Compute]] = {
     "fp32": ("fp32", "fp32"),
     "bf16": ("bf16", "bf16"),
     "bf16_mixed": ("fp32", "bf16"),
     "fp16_mixed": ("fp32", "fp16"),
     "fp8": ("fp32", "fp8"),
 }
-"""The type of weights, and of products."""
+"""The type of weights, and of products, by what the two are called together."""
+NAMES: dict[tuple[Params, Compute], str] = {kinds: name for name, kinds in KINDS.items()}
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,8 @@ class Types:
     """The type that weights are held in, and the one that products run in."""
 
     name: str
-    params: Literal["fp32", "bf16"]
-    compute: Literal["fp32", "bf16", "fp16", "fp8"]
+    params: Params
+    compute: Compute
 
     @property
     def mixed(self) -> bool:

@@ -14,7 +14,7 @@ from llmkit.core.environment import prepare as quiet_libraries
 from llmkit.core.errors import DataError
 from llmkit.core.memory import available, device
 from llmkit.data.findings import Finding
-from llmkit.data.held_out import Head, Readable
+from llmkit.data.held_out import FirstRows, Readable
 from llmkit.data.prepare import Prepared, prepare
 from llmkit.evals.tasks import (
     Classification,
@@ -102,7 +102,7 @@ def _looked_at(node: Training, key: Literal["train", "valid"]) -> Sequence[Reada
     sources = node.data.sources(key)
     if key == "valid" or not node.data.streaming:
         return sources
-    return [Head(source, node.data.buffer) for source in node.data.train]
+    return [FirstRows(source, node.data.buffer) for source in node.data.train]
 
 
 def _evaluate(title: str, node: Evaluate) -> None:

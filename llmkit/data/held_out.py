@@ -50,7 +50,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Head:
+class FirstRows:
     """The first rows of a source, which is known by its marks: it is never read as a whole."""
 
     source: Source
@@ -74,5 +74,5 @@ class Head:
         return self.source.remote()
 
 
-Readable = Source | Side | Head
+Readable = Source | Side | FirstRows
 """What gives rows."""

@@ -15,7 +15,7 @@ from llmkit.data.batches import micro_batches
 from llmkit.data.labelled import Labelled, Labels, labelled
 from llmkit.data.node import Data, FirstFit, NoPacking, Packing
 from llmkit.data.order import spread
-from llmkit.evals.run import FORWARD_TOKENS, Subject
+from llmkit.evals.run import FORWARD_TOKENS, Subject, at_rest
 from llmkit.evals.tasks import Classification
 from llmkit.stats.bootstrap import of_sums, ratio
 
@@ -29,9 +29,7 @@ def chances(subject: Subject, rows: Labelled, ids: Sequence[int], capacity: int)
     made: dict[int, tuple[Array, Array]] = {}
     packing: Packing = FirstFit() if subject.packed else NoPacking()
     at_once = max(1, FORWARD_TOKENS // capacity) if subject.packed else 4
-    training = subject.scored.training
-    subject.scored.eval()
-    try:
+    with at_rest(subject):
         for batch in micro_batches(rows, ids, packing, capacity, at_once, subject.packed, subject.device):
             subject.check("in evaluation")
             with torch.no_grad(), subject.autocast():
@@ -41,8 +39,6 @@ def chances(subject: Subject, rows: Labelled, ids: Sequence[int], capacity: int)
             for i, part in zip(batch.ids, np.split(logps, np.cumsum(sizes)[:-1]), strict=True):
                 _, targets, weights = rows.sample(i)
                 made[i] = targets[weights != 0], part
-    finally:
-        subject.scored.train(training)
     return [made[i] for i in ids]
 
 

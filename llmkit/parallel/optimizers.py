@@ -60,6 +60,10 @@ class Optimizers:
                 for p, held in zip(params, before, strict=True):
                     p.copy_(held)
 
+    def settle(self) -> None:
+        """The weights are those to evaluate from now on: nothing is trained any more, and their shapes may change."""
+        self._mode("eval")
+
     def _mode(self, name: str) -> None:
         for part in self.parts:
             if hasattr(part, name):

@@ -93,6 +93,10 @@ class Single:
         """Inside, the weights are those that an evaluation and the result see."""
         return self.optimizer.averaged()
 
+    def settle(self) -> None:
+        """After the last step: the weights are those of the result for good."""
+        self.optimizer.settle()
+
     def rate(self, factor: float) -> None:
         """Sets the rates of the step that comes to `factor` times their own."""
         self.optimizer.rate(factor)

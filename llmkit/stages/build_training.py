@@ -153,13 +153,13 @@ def _built(job: Job) -> tuple[Built, Single]:
         raise DataError(made.loaded.support.reason, fix="set data.packing=none", key="data.packing")
     if len(job.train.breaks) and not made.loaded.support.packed:
         raise DataError(made.loaded.support.reason, fix="set documents=joined", key="documents")
-    if node.neftune:
-        made.scored.disturb(node.neftune)
     job.run.console.notice(
         f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
     )
     with torch.autocast(job.run.device, DTYPES[job.types.short], enabled=job.types.mixed):
         node.adapter.prepare(made.model, _first(job, made.loaded.support.packed), made.scored.hidden)
+    if node.neftune:  # after `prepare`, which sees the data as it is
+        made.scored.disturb(node.neftune)
     if job.types.compute == "fp8":
         job.run.console.notice(f"{float8.convert(made.model)} linears in fp8")
     for glob, tensors, size in matched(node.optim, made.trained):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import yaml
 
 from llmkit.core.artifact import Artifact
 from llmkit.core.metrics import Lines
+from llmkit.stages.places import named, without_places
 from llmkit.stages.report import figures
 
 LIBRARIES = {"adapter_config.json": "peft", "config.json": "transformers"}
@@ -34,7 +34,9 @@ def _header(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _body(folder: Path, manifest: Mapping[str, Any]) -> str:
-    base, recipe = manifest["base"], dict(manifest.get("recipe", {}))
+    base, recipe = named(manifest["base"]), dict(manifest.get("recipe", {}))
+    recipe.pop("push", None)
+    recipe |= {"model": _model(recipe["model"], base)} if "model" in recipe else {}
     name = base.get("name") or base.get("source")
     made = [f"# {folder.resolve().name}", "", f"{name}, trained by llmkit (`kind: {manifest['kind']}`).", ""]
     rows = figures(Lines(folder / "metrics.jsonl").read(), Lines(folder / "evals.jsonl").read())
@@ -52,16 +54,12 @@ def _body(folder: Path, manifest: Mapping[str, Any]) -> str:
         "packages": ", ".join(f"{key} {value}" for key, value in manifest.get("packages", {}).items()),
     }
     made += ["## Made from", ""] + [f"- {key}: {value}" for key, value in facts.items() if value not in (None, "")]
-    recipe.pop("push", None)
-    shown = yaml.safe_dump(_without_places(recipe), sort_keys=False)
+    shown = yaml.safe_dump(without_places(recipe), sort_keys=False)
     return "\n".join([*made, "", "## Recipe", "", f"```yaml\n{shown}```", ""])
 
 
-def _without_places(value: Any) -> Any:
-    """No folder of the machine that it was made on: of an absolute path its last part."""
-    if isinstance(value, Mapping):
-        return {key: _without_places(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_places(item) for item in value]
-    plain = json.loads(json.dumps(value, default=str))
-    return Path(plain).name if isinstance(plain, str) and plain.startswith("/") else plain
+def _model(said: Any, base: Mapping[str, Any]) -> Any:
+    """The recipe's model, where it was a folder by what that is called."""
+    if base.get("source") != "folder":
+        return said
+    return {**said, "name": base["name"]} if isinstance(said, Mapping) else base["name"]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from llmkit.adapters.limits import virtual_tokens
 from llmkit.core.config import Conflict, config
 from llmkit.core.errors import DataError
 from llmkit.data.cleaning import NoDedup
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from llmkit.data.rows import BadRow
     from llmkit.evals.run import Subject
     from llmkit.parallel.single import Loss
-
-PROMPTS = ("prompt_tuning", "prefix_tuning", "p_tuning")
 
 
 @config
@@ -63,7 +62,7 @@ class Classify(Training):
             yield Conflict("class_weights", "the loss weighs rows by itself", "keep one of the two", other)
         if self.task == "token":
             yield from self._odd_for_words()
-        if self.adapter.kind in PROMPTS:
+        if virtual_tokens(self.adapter):
             what = f"{self.adapter.kind} puts tokens of its own before a row, and a head reads rows as they are"
             yield Conflict("adapter.kind", what, "use adapter: {kind: lora}")
         if self.data.dedup != NoDedup() or self.data.decontaminate:

@@ -44,11 +44,11 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
         steps.load(state.load(job.checkpoints / f"step-{progress.best_step}")[0])
         run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
     labels = built.loaded.head.labels if built.loaded.head is not None else ()
-    with steps.averaged():
-        _conclude(job, built, steps)
-        node.adapter.finish(built.model)
-        rope, folder = node.model.rope, run.folder / "model"
-        export(built.model, built.loaded.tokenizer, folder, job.resolved, node.quant, rope, labels)
+    steps.settle()
+    _conclude(job, built, steps)
+    node.adapter.finish(built.model)
+    rope, folder = node.model.rope, run.folder / "model"
+    export(built.model, built.loaded.tokenizer, folder, job.resolved, node.quant, rope, labels)
     if rope is not None and hasattr(built.model, "peft_config"):
         run.console.notice("the base of the adapter is scaled, which peft alone does not know: merge it for use there")
     write_report(run.folder)

@@ -17,7 +17,7 @@ def contradictions(node: Training) -> Iterator[Conflict]:
     if node.optim.constant and not isinstance(node.schedule, Constant):
         what = f"{node.optim.kind} averages the weights in place of lowering the rate"
         yield Conflict("schedule.kind", what, "set schedule: {kind: constant, warmup: 0.03}", "optim.kind")
-    if node.types_name == "fp8" and node.adapter.kind != "none":
+    if node.types_name == "fp8" and node.adapter.frozen_base:
         what = "fp8 multiplies with weights that are trained, and an adapter freezes them"
         yield Conflict("precision", what, "use bf16_mixed, or adapter: none", "adapter.kind")
     if node.memory.optimizer_in_backward:

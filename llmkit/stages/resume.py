@@ -96,13 +96,17 @@ def resume(job: Job, built: Built, steps: Single, found: Found | None) -> Progre
     progress = Progress(**{**said, "watch": watch})
     before: Any = facts["identity"]["recipe"]["optim"]
     now: Any = job.run.values["optim"]
-    if any(before.get(key) != now.get(key) for key in ("kind", "rank")):  # accepted above
+    if any(before.get(key) != now.get(key) for key in job.node.optim.shaping):  # accepted above
         tensors = {key: value for key, value in tensors.items() if not key.startswith("optim/")}
         job.run.console.notice("another optimizer: its state begins anew")
     steps.load(tensors)
     job.feed.begin(facts["feed"])
     if isinstance(job.loss, Adaptive):
-        job.loss.load(tensors)
+        own = {key: value.shape for key, value in job.loss.state().items()}
+        if {key: tensors[key].shape for key in own if key in tensors} == own:
+            job.loss.load(tensors)
+        else:  # accepted above: another loss, or other groups of rows
+            job.run.console.notice("another loss: its state begins anew")
     progress = _alone(job, progress)
     metrics.cut(facts["metrics_bytes"])
     samples.cut(facts["samples_bytes"])

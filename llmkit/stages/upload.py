@@ -7,6 +7,7 @@ from typing import Any
 
 from llmkit.core.errors import ResourceError
 from llmkit.stages.card import card
+from llmkit.stages.places import content
 from llmkit.stages.push import Push
 
 
@@ -22,7 +23,8 @@ def send(folder: Path, node: Push) -> str:
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     api: Any = HfApi()
-    parts = [CommitOperationAdd(name, str(path)) for name, path in files(folder)]
+    sent = [(name, content(path)) for name, path in files(folder)]
+    parts = [CommitOperationAdd(name, part if isinstance(part, bytes) else str(part)) for name, part in sent]
     parts.append(CommitOperationAdd("README.md", card(folder).encode()))
     try:
         api.create_repo(node.repo, private=node.private, exist_ok=True)

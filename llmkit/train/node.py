@@ -5,25 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
+from llmkit.build.precision import NAMES, Compute, Params
 from llmkit.core.config import Conflict, Duration, Later, config, setting
-
-NAMES = {
-    ("fp32", "fp32"): "fp32",
-    ("bf16", "bf16"): "bf16",
-    ("fp32", "bf16"): "bf16_mixed",
-    ("fp32", "fp16"): "fp16_mixed",
-    ("fp32", "fp8"): "fp8",
-}
-"""What a type of weights and one of products are called together."""
 
 
 @config
-class Types:
+class ByPart:
     """Precision by part."""
 
-    params: Literal["fp32", "bf16"] = "fp32"
+    params: Params = "fp32"
     """Of the weights that are trained, and of the optimizer's moments."""
-    compute: Literal["fp32", "bf16", "fp16", "fp8"] = "fp32"
+    compute: Compute = "fp32"
     """Of products; fp16 scales its loss, fp8 needs a device that has it."""
     reduce: Literal["fp32", "bf16"] = setting(default="fp32", later=True)
     """Of gradients that are summed over ranks."""
@@ -42,7 +34,7 @@ class Types:
 
 Reading = Literal["auto", "fp32", "bf16", "bf16_mixed"]
 """How a model is held that is only read."""
-Precision = Literal["auto", "fp32", "bf16", "bf16_mixed", "fp16_mixed", "fp8"] | Types
+Precision = Literal["auto", "fp32", "bf16", "bf16_mixed", "fp16_mixed", "fp8"] | ByPart
 
 
 @config

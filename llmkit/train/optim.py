@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @config
-class Adaptive(Optimizing):
+class AdamFamily(Optimizing):
     """An optimizer with two moments, or one that takes AdamW for what it leaves alone."""
 
     beta1: float = setting(default=0.9, least=0.0, below=1.0)
@@ -32,7 +32,7 @@ class Adaptive(Optimizing):
 
 
 @config
-class AdamW(Adaptive):
+class AdamW(AdamFamily):
     """AdamW (arXiv:1711.05101)."""
 
     kind: Literal["adamw"] = "adamw"
@@ -47,7 +47,7 @@ class AdamW(Adaptive):
 
 
 @config
-class AdamW8bit(Adaptive):
+class AdamW8bit(AdamFamily):
     """AdamW whose moments are held in 8-bit blocks (arXiv:2110.02861), by bitsandbytes; small tensors stay 32-bit."""
 
     kind: Literal["adamw_8bit"] = "adamw_8bit"
@@ -68,7 +68,7 @@ class AdamW8bit(Adaptive):
 
 
 @config
-class PagedAdamW8bit(Adaptive):
+class PagedAdamW8bit(AdamFamily):
     """8-bit AdamW whose moments lie in memory that CUDA moves to the host when the GPU is full (arXiv:2305.14314)."""
 
     device: ClassVar[str] = "cuda"
@@ -111,7 +111,7 @@ class Sgd(Optimizing):
 
 
 @config
-class Muon(Adaptive):
+class Muon(AdamFamily):
     """Muon (arXiv:2502.16982): momentum made orthogonal, for the matrices of layers; AdamW for everything else.
 
     Its updates are scaled to the size of AdamW's, so that rate and decay mean the same for both.
@@ -216,13 +216,15 @@ class Lion8bit(Optimizing):
 
 
 @config
-class ScheduleFree(Adaptive):
+class ScheduleFree(AdamFamily):
     """Schedule-free AdamW (arXiv:2405.15682): evaluations and the result take averaged weights at a constant rate."""
 
     constant: ClassVar[bool] = True
     carried: ClassVar[tuple[str, ...]] = ("k", "weight_sum", "lr_max")
     kind: Literal["schedule_free"] = "schedule_free"
     lr: float = setting(default=5e-4, above=0.0)
+    beta1: float = setting(default=0.9, above=0.0, below=1.0)
+    """How much of the average is in the weights that gradients are taken at."""
 
     def moments(self, inner: int, outer: int, width: int) -> float:
         """The second moment, and the weights that are not averaged."""
@@ -239,9 +241,10 @@ class ScheduleFree(Adaptive):
 
 
 @config
-class LowRanked(Adaptive):
+class LowRanked(AdamFamily):
     """An optimizer that keeps the moments of layers' matrices in fewer dimensions; AdamW for everything else."""
 
+    shaping: ClassVar[tuple[str, ...]] = ("kind", "rank")
     rank: int = setting(default=128, least=1)
     """Matrices with no side above it go to AdamW."""
     every: int = setting(default=200, least=1)

@@ -67,6 +67,8 @@ class Optimizing:
     """The only kind of device that it runs on."""
     carried: ClassVar[tuple[str, ...]] = ()
     """What it keeps in its parameter groups between steps."""
+    shaping: ClassVar[tuple[str, ...]] = ("kind",)
+    """The settings that say what its state looks like: with others it begins anew."""
     kind: str = ""
     lr: float = setting(default=2e-4, above=0.0)
     weight_decay: float = setting(default=0.0, least=0.0)

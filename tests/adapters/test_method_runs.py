@@ -4,6 +4,8 @@ import os
 import signal
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from llmkit import Evaluate, Merge
 from llmkit.checkpoint import state
@@ -80,6 +82,36 @@ def test_a_run_is_gone_on_with_bit_for_bit_and_its_result_is_of_use(name, tiny, 
         assert not (tmp_path / "merged" / "model").exists()
     else:
         assert go(merge).manifest["logit_difference"] <= 1e-5
+
+
+def test_evas_start_is_of_the_data_and_not_of_neftunes_noise(tiny, rows, tmp_path):
+    """A is not trained here, so what is saved is the start."""
+    adapter = {"kind": "lora", "rank": 2, "init": "eva", "lora_fa": True}
+    starts = []
+    for out, noise in (("plain", 0.0), ("noisy", 50.0)):
+        made = sft(tiny, rows, tmp_path / out, adapter=adapter, steps=1, neftune=noise)
+        starts.append(load_file(go(made).model() / "adapter_model.safetensors"))
+    assert all(torch.equal(value, starts[1][key]) for key, value in starts[0].items() if "lora_A" in key)
+    assert any(not torch.equal(value, starts[1][key]) for key, value in starts[0].items() if "lora_B" in key)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_the_averaged_weights_are_saved_where_the_last_form_has_other_shapes(init, tiny, rows, tmp_path):
+    source, out = [{"kind": "jsonl", "path": str(rows)}], tmp_path / "run"
+    more = {
+        "adapter": {"kind": "lora", "rank": 2, "init": init},
+        "data": {"train": source, "valid": source, "max_length": 96},
+        "optim": {"kind": "schedule_free", "lr": 1e-2},
+        "schedule": {"kind": "constant", "warmup": 1},
+        "evaluate": {"rows": 4, "samples": 1, "max_tokens": 2},
+    }
+    go(sft(tiny, rows, out, steps=4, **more))
+    lines = [line for line in outcome(out)[1] if line["event"] == "evaluate"]
+    assert lines[-1]["valid.loss"] < lines[0]["valid.loss"]
+    task = {"kind": "perplexity", "data": source, "rows": 4, "max_length": 96}
+    evaluated = go(Evaluate(model=str(out), tasks=[task], out=str(tmp_path / "evaluated")))
+    (found,) = (r["value"] for r in evaluated.manifest["reports"] if r["metric"].endswith("perplexity"))
+    assert found == pytest.approx(lines[-1]["valid.perplexity"], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["ia3", "oft", "one", pytest.param("boft", marks=pytest.mark.slow)])

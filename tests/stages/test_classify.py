@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from llmkit import Classify, Evaluate, Merge, Sft, run
+from llmkit.checkpoint import state
 from llmkit.core.console import Console
 from llmkit.core.errors import DataError, LlmkitError, ModelError, RecipeError
+from llmkit.core.run import Grants
+from tests import faults
 from tests.conftest import make_model, make_tokenizer
 
 FILLERS = ["the", "quick", "fox", "jumps", "over", "lazy", "model", "text"]
@@ -228,6 +231,7 @@ CONFLICTS = {
     "class_weights.a": {"class_weights": {"a": -1.0}, "labels": ("a", "b")},
     "labels": {"labels": ("a", "a")},
     "loss.kind": {"task": "token", "loss": "group_dro"},
+    "adapter.kind": {"adapter": {"kind": "p_tuning"}, "data": {"packing": "none"}},
     "data.sampler.balance": {"task": "token", "data": {"sampler": {"balance": "label"}}},
     "data.overflow": {"data": {"overflow": "split"}},
     "data.train_on": {"data": {"train_on": "all"}},
@@ -279,6 +283,22 @@ def outcome(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     weights = (folder / "model" / "adapter_model.safetensors").read_bytes()
     return weights, [{k: v for k, v in line.items() if k not in timings} for line in lines]
+
+
+@pytest.mark.parametrize("first,then", [("cross_entropy", "group_dro"), ("group_dro", "cross_entropy")])
+def test_another_loss_that_is_accepted_begins_anew(first, then, tiny, texts, tmp_path, capfd):
+    def node(loss):
+        return classify(tiny, texts, tmp_path / "run", loss=loss, steps=4, checkpoint={"every": 2})
+
+    assert faults.in_child(lambda: faults.killed_after(2, lambda: go(node(first)))) == -signal.SIGKILL
+    with pytest.raises(RecipeError, match=r"recipe\.loss"):
+        go(node(then))
+    artifact = go(node(then), grants=Grants(accept=("loss", "data", "files")))
+    said = capfd.readouterr().err
+    assert ("another loss: its state begins anew" in said) == (then == "group_dro") and "from step 2" in said
+    logs = state.load(artifact.folder / "checkpoints" / "step-4")[0].get("loss/group_logs")
+    assert (logs is not None) == (then == "group_dro")
+    assert logs is None or float(logs.exp().sum()) == pytest.approx(1.0)
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(tiny, texts, tmp_path):

@@ -87,9 +87,10 @@ def test_schedule_free_leaves_the_averaged_weights(tiny, rows, tmp_path):
         assert not torch.allclose(left[key], now, atol=1e-6)
 
 
-def test_another_optimizer_that_is_accepted_begins_anew(tiny, rows, tmp_path, capfd):
+@pytest.mark.parametrize("first", [{"kind": "adamw"}, {"kind": "galore", "rank": 8}], ids=lambda first: first["kind"])
+def test_another_optimizer_that_is_accepted_begins_anew(first, tiny, rows, tmp_path, capfd):
     out = tmp_path / "run"
-    assert in_child(lambda: killed_after(4, lambda: go(node(tiny, rows, out)))) == -signal.SIGKILL
+    assert in_child(lambda: killed_after(4, lambda: go(node(tiny, rows, out, optim=first)))) == -signal.SIGKILL
     other = node(tiny, rows, out, optim={"kind": "galore", "rank": 4})
     with pytest.raises(RecipeError, match=r"recipe\.optim"):
         go(other)

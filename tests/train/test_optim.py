@@ -6,7 +6,7 @@ from torch import nn
 
 from llmkit.core.errors import RecipeError
 from llmkit.train.low_rank import GROWTH, LowRank
-from llmkit.train.optim import AdamW, Apollo, Galore, Muon
+from llmkit.train.optim import AdamW, Apollo, Galore, Muon, ScheduleFree
 from llmkit.train.optimizing import below, rated
 from tests.parallel.test_single import NODES, Tiny, stepped, stepper
 
@@ -101,6 +101,12 @@ def test_a_state_takes_what_the_account_says(name):
     inner = sum(p.numel() for p in steps.params.values()) - outer
     told = node.moments(inner, outer, 64)
     assert abs(told - held) <= 0.25 * held + 3000, (told, held)
+
+
+def test_without_an_average_in_its_weights_schedule_free_is_refused():
+    with pytest.raises(RecipeError, match=r"beta1: 0.*above 0"):
+        ScheduleFree(beta1=0.0)
+    assert AdamW(beta1=0.0).beta1 == 0.0
 
 
 def test_muon_holds_matrices_of_layers_and_adamw_the_rest():
