@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from llmkit.adapters.limits import Limits
+from llmkit.core.config import Conflict
 
 
 def _unheard(_: str) -> None:
@@ -42,6 +44,15 @@ class Method:
     """What it cannot be together with."""
     learns_tokens: ClassVar[bool] = False
     """It trains the rows of tokens that the recipe adds (`Around.added`)."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """A pattern of targets that is none."""
+        targets = getattr(self, "targets", None)
+        try:
+            re.compile(targets if isinstance(targets, str) else "")
+        except re.error as cause:
+            fix = "mend it, or give a list of name endings"
+            yield Conflict("targets", f"{targets!r} is no regular expression ({cause})", fix)
 
     def unfit(self, quant: str) -> tuple[str, str, str] | None:
         """Why it cannot be trained over a base that is held as `quant`: (its own key, what is wrong, the way out)."""

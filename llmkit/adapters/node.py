@@ -106,6 +106,7 @@ class Lora(Method):
 
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
+        yield from super().problems()
         if self.parameters:
             what, fix = "peft adapts bare parameters by plain LoRA alone", "leave one of the two out"
             odd = {"dropout": self.dropout > 0, "dora": self.dora, "init": self.init != "default"}

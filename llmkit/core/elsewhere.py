@@ -145,6 +145,22 @@ NAMES: dict[str, tuple[str, str]] = {
 """Their key -> (ours, in a stage; whose it is)."""
 
 
+KINDS = {
+    "qlora": "lora, with quant: bnb_nf4",
+    "full": "none, which trains every weight",
+    "freeze": "none, with train: [globs of what is trained]",
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw_hf": "adamw",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "cosine_with_min_lr": "cosine, with floor",
+    "constant_with_warmup": "constant, with warmup",
+    "warmup_stable_decay": "wsd",
+    "pt": "pretrain",
+}
+"""Their word for a kind -> what to write."""
+
+
 def ours(name: str) -> tuple[str, str] | None:
     """What another tool's key is called here, and whose it is."""
     return NAMES.get(name)

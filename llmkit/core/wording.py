@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
-from llmkit.core.elsewhere import ours
+from llmkit.core.elsewhere import KINDS, ours
 from llmkit.core.errors import Problem, RecipeError
 from llmkit.core.hints import hints, kind_of, kinds, names, options
 from llmkit.core.scalars import Origin, Value
@@ -46,6 +46,9 @@ def no_kind(nodes: list[Any], value: Value, path: str, union: str, report: Repor
     if meant := _written_out(nodes, value):
         report.add(f"{text_of(value)} is no kind of {union}", f"write {meant}", path, value.origin)
         return
+    if isinstance(value.held, str) and value.held in KINDS:
+        report.add(f"{text_of(value)} is no kind of {union}", f"write {KINDS[value.held]}", path, value.origin)
+        return
     near = difflib.get_close_matches(str(value.held), [*map(kind_of, nodes), *later], 1)
     asked = f", did you mean {near[0]}?" if near and isinstance(value.held, str) else ""
     report.add(f"{text_of(value)} is no kind of {union}{asked}", f"use {kinds(nodes)}", path, value.origin)
@@ -55,8 +58,8 @@ def unknown(name: str, path: str, known: list[str], origin: Origin, report: Repo
     """Says that a key is not known, and which one is near, or what it is here that another tool calls so."""
     elsewhere = ours(name)
     if elsewhere is not None:
-        what = f"unknown key: {elsewhere[1]} call so what is {elsewhere[0]} here"
-        report.add(what, f"write {elsewhere[0]}", path, origin)
+        here = elsewhere[0].replace("=", ": ")
+        report.add(f"unknown key, which is {here} here ({elsewhere[1]})", f"write {here}", path, origin)
         return
     near = difflib.get_close_matches(name, known, 1, 0.5) if len(report.problems) < MOST_GUESSES else []
     if near:

@@ -30,7 +30,9 @@ class Mix:
 def schedule_problems(weight: Weight | None, key: str) -> Iterator[Conflict]:
     """What is wrong with a weight."""
     fix = "write [[0, 1.0], [0.5, 0.2]]: parts of the run, ascending from 0, each with a share"
-    if isinstance(weight, tuple):
+    if isinstance(weight, tuple) and any(len(point) != 2 for point in weight):
+        yield Conflict(key, "a point is no pair of a part and a share", fix)
+    elif isinstance(weight, tuple):
         places = [at for at, _ in weight]
         if not weight or places[0] != 0 or places != sorted(set(places)) or places[-1] > 1:
             yield Conflict(key, "its points do not ascend from 0 to at most 1", fix)

@@ -125,9 +125,9 @@ def _told(path: str) -> Iterator[None]:
     except DataError:
         raise
     except ImportError as missing:
-        raise DataError(
-            f"its store needs a package ({missing})", fix=f"pip install {missing.name}", file=path
-        ) from missing
+        named = re.search(r"[Ii]nstall (\S+)", str(missing))  # what fsspec says of a store of its own
+        package = missing.name or (named[1] if named else "the package of that store")
+        raise DataError(f"its store needs a package ({missing})", fix=f"pip install {package}", file=path) from missing
     except Exception as cause:
         raise unreadable(path, cause) from cause
 

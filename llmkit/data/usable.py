@@ -13,6 +13,15 @@ from llmkit.data.node import Data, Readable
 from llmkit.data.rows import BadRow, Raw, Row, Unusable, bounded, introduced, mapped, rejected
 from llmkit.data.shapes import shaped
 
+COLUMNS = ", and its columns are "
+MAP = "map them: columns: {prompt: ..., completion: ...}"
+
+
+def _columns(raw: Raw, reason: str) -> str:
+    """What there is, where it is not what a row of ours is made of."""
+    named = ", ".join(list(map(str, raw.values))[:8])
+    return f"{COLUMNS}{named}" if reason.startswith("no messages,") and named else ""
+
 
 @dataclass
 class Tally:
@@ -37,7 +46,7 @@ class Tally:
     def unusable(self, raw: Raw, reason: str) -> None:
         """A row that is read and cannot be trained on."""
         self.counts[f"unusable: {reason}"] += 1
-        self.first = self.first or f"{raw.file}:{raw.line}: {reason}"
+        self.first = self.first or f"{raw.file}:{raw.line}: {reason}{_columns(raw, reason)}"
         if self.lint is not None:
             self.lint.refused(raw.file, raw.line, reason)
         if self.data.on_bad_row == "quarantine" and self.aside is not None:
@@ -52,7 +61,8 @@ class Tally:
             raise DataError("holds no rows", fix="give a file with rows", key=key)
         if bad > self.data.bad_share * counts["rows"]:
             what = f"{bad} of {counts['rows']} rows cannot be used ({table}; the first is {self.first})"
-            raise DataError(what, fix="mend them, or raise data.bad_share" if training else "mend them", key=key)
+            fix = "mend them, or raise data.bad_share" if training else "mend them"
+            raise DataError(what, fix=MAP if COLUMNS in self.first else fix, key=key)
         if not kept:
             what = f"no row is left to learn from ({table})"
             raise DataError(

@@ -225,6 +225,7 @@ def read_tokenizer(resolved: Resolved, ref: ModelRef, allow_code: bool = False) 
     add(tokenizer, ref)
     if ref.template is not None:
         tokenizer.chat_template = _template(ref.template)
+        _check_syntax(tokenizer, ref.template)
     return tokenizer
 
 
@@ -237,6 +238,22 @@ def _template(name: str) -> str:
         why = cause.strerror if isinstance(cause, OSError) else "it is no UTF-8"
         fix = f"give a file, or one of {', '.join(sorted(ours))}"
         raise ModelError(f"{name} cannot be read ({why})", fix=fix, key="model.template") from cause
+
+
+def _check_syntax(tokenizer: Any, name: str) -> None:
+    """Raises:
+    ModelError: it is no Jinja template.
+    """
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except TemplateSyntaxError as cause:
+        raise ModelError(
+            f"is no Jinja template ({cause.message})", fix="mend it", file=name, line=cause.lineno, key="model.template"
+        ) from cause
+    except (TemplateError, LookupError, TypeError, ValueError, AttributeError):
+        return  # it may want other messages than this one
 
 
 @contextlib.contextmanager

@@ -2,10 +2,11 @@
 
 import pytest
 
+from llmkit import Sft
 from llmkit.adapters.method import Around
 from llmkit.adapters.names import by, in_layers, layer_of, numbers, short
 from llmkit.adapters.node import Lora, NoAdapter
-from llmkit.core.errors import ModelError
+from llmkit.core.errors import ModelError, RecipeError
 from llmkit.core.shape import Shape
 from llmkit.models.safe import check_folder, read_json
 from llmkit.train.optim import AdamW
@@ -126,3 +127,9 @@ def test_lora_plus_splits_the_groups_and_leaves_all_else():
     assert len(optimizer.groups) == 2 and all(group["weight_decay"] == 0.1 for _, group in optimizer.groups)
     assert {rates[id(p)] / 1e-4 for name, p in named.items() if "lora_B" in name} == {16.0}
     assert {rates[id(p)] / 1e-4 for name, p in named.items() if "lora_A" in name} == {1.0}
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3", "vera", "oft", "boft"])
+def test_a_pattern_that_is_none_is_refused_with_the_recipe(kind):
+    with pytest.raises(RecipeError, match=r"adapter\.targets: '\(\[' is no regular expression"):
+        Sft(model="m", data={"train": []}, adapter={"kind": kind, "targets": "(["}, out="x")

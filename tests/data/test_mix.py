@@ -143,6 +143,7 @@ def test_a_source_of_a_mix_without_examples_is_an_error(two, tokenizer, tmp_path
         ([1.0, 0.0], {}, "train.1.weight: 0 is no share"),
         ([1.0, ((0.5, 1.0),)], {}, "train.1.weight: its points do not ascend"),
         ([1.0, ((0.0, -1.0),)], {}, "train.1.weight: a share is below 0"),
+        ([1.0, ((0.0, 1.0, 3.0),)], {}, "train.1.weight: a point is no pair"),
         ([((0.0, 1.0), (0.5, 0.0)), ((0.0, 0.0), (0.2, 1.0), (0.4, 0.0))], {}, "no source has a share at 0.5"),
         ([None, None], {"mix": Mix(by="rows")}, "mix: .*nothing is mixed"),
         ([None, None], {"streaming": True}, "the sizes of streams are not known"),

@@ -339,3 +339,11 @@ def test_d11_a_source_that_is_no_file_is_refused_at_once(source, kind, tiny, tmp
     ):
         go(sft(tiny, path, tmp_path / "run", data={"train": train}, evaluate={}))
     assert not (tmp_path / "run").exists()
+
+
+def test_rows_of_foreign_columns_are_answered_with_columns(tmp_path, tokenizer):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "a", "answer": "b"}\n' * 4)
+    with pytest.raises(DataError, match=r"its columns are question, answer\); fix: map them: columns: \{prompt"):
+        rows = (node.Jsonl(path=str(path)),)
+        prepare(rows, node.Data(train=rows), tokenizer)

@@ -8,7 +8,9 @@ from llmkit.core.errors import ModelError
 from llmkit.data.render import Renderer
 from llmkit.data.rows import Row, Unusable
 from llmkit.models import load
-from llmkit.models.load import _template
+from llmkit.models.load import _template, read_tokenizer
+from llmkit.models.node import ModelRef
+from llmkit.models.resolve import resolve
 
 SAID = [("system", "S"), ("user", "hello"), ("assistant", "one"), ("user", "world"), ("assistant", "two")]
 MESSAGES = tuple({"role": role, "content": text} for role, text in SAID)
@@ -68,3 +70,10 @@ def test_a_template_is_one_of_ours_or_a_file(tmp_path):
     assert _template(str(tmp_path / "own.jinja")) == "{{ 1 }}"
     with pytest.raises(ModelError, match="chatmll cannot be read .*; fix: give a file, or one of alpaca, chatml"):
         _template("chatmll")
+
+
+def test_a_broken_template_is_named_with_its_line(tiny, tmp_path):
+    (tmp_path / "bad.jinja").write_text("{% for m in messages %}\n{{ m.content }\n{% endfor %}")
+    ref = ModelRef(name=str(tiny), template=str(tmp_path / "bad.jinja"))
+    with pytest.raises(ModelError, match=r"bad\.jinja:2: model\.template: is no Jinja template"):
+        read_tokenizer(resolve(ref), ref)

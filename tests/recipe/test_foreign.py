@@ -211,10 +211,19 @@ def test_their_keys_are_answered_with_ours(tmp_path):
     with pytest.raises(RecipeError) as caught:
         load_recipe(str(path))
     said = str(caught.value)
-    assert (
-        "r.yaml:3:1: learning_rate: unknown key: axolotl, LLaMA-Factory and TRL call so what is optim.lr here" in said
+    assert "r.yaml:3:1: learning_rate: unknown key, which is optim.lr here (axolotl, LLaMA-Factory and TRL)" in said
+    assert "adapter.r: unknown key, which is adapter.rank here (peft); fix: write adapter.rank" in said
+
+
+def test_their_kinds_are_answered_with_ours(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("kind: sft\nmodel: m\nadapter: qlora\noptim: adamw_bnb_8bit\ndata: {train: []}\nout: x\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path))
+    assert "r.yaml:3:10: adapter: qlora is no kind of adapter; fix: write lora, with quant: bnb_nf4" in str(
+        caught.value
     )
-    assert "adapter.r: unknown key: peft call so what is adapter.rank here; fix: write adapter.rank" in said
+    assert "fix: write adamw_8bit" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", NAMES)
