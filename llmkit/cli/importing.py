@@ -28,6 +28,9 @@ def import_config(file: str, to: str, tool: str, force: bool, as_json: bool) -> 
     if tool and tool not in TOOLS:
         raise RecipeError(f"{tool} is not known", fix=f"use one of {', '.join(TOOLS)}", key="--tool")
     source = Path(file)
+    if not source.is_file() or not source.stat().st_size:
+        what = "is empty" if source.is_file() else "is no file"
+        raise RecipeError(what, fix="give a configuration of axolotl, LLaMA-Factory or TRL", file=file)
     path = Path(to or f"{source.stem}.recipe.yaml")
     draft = imported(source, tool)
     files = {path: text(draft, source.name)} | {path.with_name(name): body for name, body in draft.files.items()}

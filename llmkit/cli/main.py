@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 from functools import partial
@@ -33,6 +34,7 @@ LAUNCHED = ("TORCHELASTIC_RUN_ID", "LOCAL_RANK")
 USAGE: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 """What the command line's own parser raises, whichever package holds its class."""
 
+INTERRUPTED = Problem("stopped by SIGINT", "run the same command again to go on")
 OVERRIDES = "Overrides, such as optim.lr=1e-4 or stages.NAME.steps=9; the later of two wins."
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help=OVERRIDES)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
@@ -112,7 +114,7 @@ def generate(
     from llmkit.cli.text import generate_file
 
     if (prompt is None) == (not rows) or bool(rows) != bool(output):
-        raise RecipeError("needs a PROMPT, or --input and --output", fix="see llmkit generate --help")
+        raise RecipeError("takes a PROMPT, or both --input and --output", fix="give one of the two")
     if prompt is not None:
         verb(model, prompt, max_tokens, temperature, seed, raw, json, allow_code)
     else:
@@ -254,6 +256,8 @@ def doctor(
 
 def main() -> NoReturn:
     """The command line: exit status 0 done, 2 recipe or usage, 3 data, 4 model, 5 resource, 6 peers, 75 resumable."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     words = [w for w in sys.argv[1:] if not w.startswith(("--local_rank=", "--local-rank="))]
     debug = "--debug" in words
     _open_streams()
@@ -285,7 +289,8 @@ def _flush() -> None:
 def _guarded(words: list[str], debug: bool) -> int:
     try:
         # not app(words): that puts typer's own hook in the place of ours
-        return _status(typer.main.get_command(app)(words, standalone_mode=False))
+        code = _status(typer.main.get_command(app)(words, standalone_mode=False))
+        return _say([INTERRUPTED], 75) if code == 130 else code  # the parser's own word for Ctrl-C
     except USAGE as usage:
         if type(usage).__name__ == "NoArgsIsHelpError":
             usage.show()
@@ -294,7 +299,7 @@ def _guarded(words: list[str], debug: bool) -> int:
         verb = f"{context.info_name} " if context is not None and context.parent is not None else ""
         return _say([Problem(usage.format_message().rstrip("."), f"see llmkit {verb}--help")], 2)
     except (typer.Abort, KeyboardInterrupt):
-        return _say([Problem("stopped by SIGINT", "run the same command again to go on")], 75)
+        return _say([INTERRUPTED], 75)
     except LlmkitError as error:
         if debug:
             traceback.print_exc()

@@ -59,6 +59,8 @@ def push(folder: str, repo: str, public: bool, dry_run: bool) -> None:
     """Sends the result of a run to the Hub, or says what would be sent."""
     path = _run(folder)
     node = Push(repo=repo, private=not public)
+    if read_status(path).get("state") != "done":
+        raise ModelError("is not finished", fix="finish it first: run its recipe again", file=folder)
     artifact = Artifact(path)
     artifact.verify("model/")
     if not (path / "model").is_dir():

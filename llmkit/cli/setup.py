@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import shutil
 import sys
@@ -36,7 +37,9 @@ def recipes(name: str) -> None:
             sys.stdout.write(f"{short:28} {path.read_text().splitlines()[0].removeprefix('# ')}\n")
         return
     if name not in found:
-        raise RecipeError(f"{name} is no shipped recipe", fix=f"use one of {', '.join(found)}")
+        near = difflib.get_close_matches(name, found, 1, 0.5)
+        fix = f"llmkit recipes {near[0]}" if near else "`llmkit recipes` lists them"
+        raise RecipeError(f"{name} is no shipped recipe", fix=fix)
     target = Path(found[name].name)
     if target.exists():
         raise RecipeError(f"{target} is here already", fix="move it away first")

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 
 from llmkit.build import float8
-from llmkit.core.errors import ResourceError
+from llmkit.core.errors import LlmkitError, ModelError, Problem, ResourceError
 from llmkit.stages.training import Training
 
 
 def check_needs(node: Training, device: str) -> None:
-    """Sees to it that what the recipe asks for can be done on `device`.
+    """Sees to it that what the recipe asks for can be done on `device`; all that cannot is told at once.
 
     Raises:
         ResourceError: it cannot.
         ModelError: a package is missing.
     """
+    found: list[LlmkitError] = []
+    for check in (_optimizer, _offload, _attention, _precision):
+        try:
+            check(node, device)
+        except LlmkitError as cause:
+            found.append(cause)
+    if found:
+        problems: list[Problem] = [problem for cause in found for problem in cause.problems]
+        raise type(found[0])(problems=problems)
+
+
+def _optimizer(node: Training, device: str) -> None:
     wanted = node.optim.device
     if wanted and wanted != device:
         raise ResourceError(
@@ -23,12 +37,27 @@ def check_needs(node: Training, device: str) -> None:
             fix="set optim.kind=adamw_8bit",
             key="optim.kind",
         )
+    node.optim.ready()
+
+
+def _offload(node: Training, device: str) -> None:
     if node.memory.offload_activations and device == "cpu":
         raise ResourceError(
             "there is no device to move activations from: the host's memory is the device's",
             fix="set memory.recompute=selective or full instead",
             key="memory.offload_activations",
         )
-    node.optim.ready()
+
+
+def _attention(node: Training, device: str) -> None:
+    kind = node.model.attention
+    if kind in ("flash", "flex") and device == "cpu":
+        raise ModelError(f"{kind} needs a CUDA device", fix="set model.attention=auto", key="model.attention")
+    if kind == "flash" and find_spec("flash_attn") is None:
+        fix = "pip install flash-attn, or set model.attention=auto"
+        raise ModelError("flash needs the package flash-attn", fix=fix, key="model.attention")
+
+
+def _precision(node: Training, device: str) -> None:
     if node.types_name == "fp8":
         float8.check(device, torch.cuda.get_device_capability() if device == "cuda" else (0, 0))

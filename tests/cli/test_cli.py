@@ -249,3 +249,14 @@ def test_chat_speaks_until_an_empty_line(tiny, call, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\nagain\n\n"))
     code, out, said = call("chat", tiny, "--max-tokens", "3")
     assert code == 0 and out.count("\n") >= 2, said
+
+
+def test_ctrl_c_in_any_verb_is_one_line_and_75(call, monkeypatch):
+    from llmkit.cli import recipes
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "check", interrupted)
+    code, _, said = call("check", "r.yaml")
+    assert code == 75 and said == "llmkit: error: stopped by SIGINT; fix: run the same command again to go on\n"

@@ -282,3 +282,8 @@ def test_what_other_tools_mean_without_saying_it(tool, config, path, value, draf
 
 def test_what_is_frozen_there_is_said_to_be_lost(draft):
     assert "finetuning_type" in fates(draft(BASE["llama"] + "finetuning_type: freeze\n"), "lost")
+
+
+def test_what_is_no_configuration_is_said_to_be_none(draft, tmp_path):
+    with pytest.raises(RecipeError, match="is a recipe of ours already; fix: llmkit run"):
+        draft("kind: sft\nmodel: m\n")

@@ -9,7 +9,7 @@ import torch
 
 from llmkit.build import float8, training
 from llmkit.checkpoint import state
-from llmkit.core.errors import ModelError, RecipeError, ResourceError
+from llmkit.core.errors import LlmkitError, ModelError, RecipeError, ResourceError
 from llmkit.core.run import Grants
 from llmkit.parallel.scaler import Scaler
 from llmkit.stages.needs import check_needs
@@ -199,3 +199,10 @@ def test_a_group_that_matches_nothing_is_told_with_near_names(tiny, rows, tmp_pa
     with pytest.raises(RecipeError, match=r"optim\.groups\.0\.match: \*q_prjo\* matches none of .*q_proj"):
         go(node(tiny, rows, tmp_path / "run", optim={"kind": "adamw", "groups": [{"match": "*q_prjo*", "lr": 1.0}]}))
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_all_that_a_device_cannot_do_is_told_at_once(tiny, rows, tmp_path):
+    asked = {"optim": "paged_adamw_8bit", "model": {"name": str(tiny), "attention": "flash"}}
+    with pytest.raises(LlmkitError) as caught:
+        check_needs(sft(tiny, rows, tmp_path, **asked), "cpu")
+    assert [problem.key for problem in caught.value.problems] == ["optim.kind", "model.attention"]

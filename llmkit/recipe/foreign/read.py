@@ -73,6 +73,8 @@ def plain(value: Value) -> Any:
 
 
 def _tool(said: dict[str, Any], path: Path) -> str:
+    if "kind" in said or "stages" in said:
+        raise RecipeError("is a recipe of ours already", fix=f"llmkit run {path}", file=str(path), line=1)
     if "base_model" in said:
         return "axolotl"
     if "model_name_or_path" in said and ("finetuning_type" in said or "cutoff_len" in said or "stage" in said):
