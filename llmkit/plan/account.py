@@ -115,10 +115,19 @@ class Choice:
 
 
 def choose(
-    shape: Shape, held: Held, max_length: int, available: int, device: str, rows: int | None, recompute: int | None
+    shape: Shape,
+    held: Held,
+    max_length: int,
+    available: int,
+    device: str,
+    rows: int | None,
+    recompute: int | None,
+    most: int | None = None,
 ) -> Choice:
-    """Rows per forward and recompute, each as asked or, where `None`, the largest and cheapest that fit."""
-    wanted = rows or max(1, FORWARD_TOKENS[device] // max_length)
+    """Rows per forward and recompute, each as asked or, where `None`, the largest and cheapest that fit; a step has
+    `most` rows."""
+    full = max(1, FORWARD_TOKENS[device] // max_length)
+    wanted = rows or min(full, most or full)
     tries = [recompute] if recompute is not None else list(RECOMPUTE)
     for again in tries:
         for count in [wanted] if rows else range(wanted, 0, -1):

@@ -55,7 +55,8 @@ def sizes(node: Training, resolved: Resolved, device: str) -> tuple[Shape, Choic
         largest = max(prod(size) for size in tensors.values())
         held = replace(held, gradients=min(largest, held.cost.trained))
     length = node.data.max_length + virtual_tokens(node.adapter)
-    choice = choose(shape, held, length, free, device, rows, wanted)
+    most = node.batch.rows if node.batch.tokens is None else None
+    choice = choose(shape, held, length, free, device, rows, wanted, most)
     if not choice.fits:
         need, there = choice.account.total / 2**20, free / 2**20
         raise ResourceError(
