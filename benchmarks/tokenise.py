@@ -59,7 +59,7 @@ def ours(path: Path, made: Any, level: str) -> int:
     from llmkit.data.node import Data, Jsonl
     from llmkit.data.prepare import prepare
 
-    data = Data(train=(Jsonl(path=str(path)),), lint=Linting(level=level))  # type: ignore[arg-type]
+    data = Data(train=(Jsonl(path=str(path)),), lint=Linting(level=level))
     return prepare(data.train, data, made).counts["tokens"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -51,7 +51,7 @@ def convert(model: nn.Module, config: Any = None) -> int:
         ModelError: torchao is missing, or no linear has sides that fit.
     """
     float8, taken = library(), []
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
     def wanted(module: nn.Module, name: str) -> bool:
         if not isinstance(module, nn.Linear) or module is head:

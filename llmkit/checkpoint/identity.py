@@ -10,6 +10,7 @@ from typing import Any
 
 from llmkit.core.errors import Problem, RecipeError
 from llmkit.core.folder import differences
+from llmkit.core.wording import cut
 
 PACKAGES = ("llmkit", "torch", "transformers", "peft", "tokenizers", "numpy", "bitsandbytes")
 
@@ -63,5 +64,4 @@ def _accepted(key: str, accept: Sequence[str]) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = "absent" if value is None else str(value)
-    return text if len(text) <= 48 else text[:45] + "..."
+    return cut("absent" if value is None else str(value), 48)

@@ -33,13 +33,11 @@ def import_config(file: str, to: str, tool: str, force: bool, as_json: bool) -> 
         raise RecipeError(what, fix="give a configuration of axolotl, LLaMA-Factory or TRL", file=file)
     path = Path(to or f"{source.stem}.recipe.yaml")
     draft = imported(source, tool)
+    _beside(draft, path)
     files = {path: text(draft, source.name)} | {path.with_name(name): body for name, body in draft.files.items()}
     for written in files if not force else ():
         if written.exists():
             raise RecipeError("is there already", fix="give another with --to, or --force", file=str(written))
-    if draft.files:
-        _beside(draft, path)
-        files[path] = text(draft, source.name)
     for written, body in files.items():
         write_atomic(written, body.encode())
     problems = _problems(path)

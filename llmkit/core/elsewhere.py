@@ -159,8 +159,3 @@ KINDS = {
     "pt": "pretrain",
 }
 """Their word for a kind -> what to write."""
-
-
-def ours(name: str) -> tuple[str, str] | None:
-    """What another tool's key is called here, and whose it is."""
-    return NAMES.get(name)

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
-from llmkit.core.elsewhere import KINDS, ours
+from llmkit.core.elsewhere import KINDS, NAMES
 from llmkit.core.errors import Problem, RecipeError
 from llmkit.core.hints import hints, kind_of, kinds, names, options
 from llmkit.core.scalars import Origin, Value
@@ -56,7 +56,7 @@ def no_kind(nodes: list[Any], value: Value, path: str, union: str, report: Repor
 
 def unknown(name: str, path: str, known: list[str], origin: Origin, report: Report) -> None:
     """Says that a key is not known, and which one is near, or what it is here that another tool calls so."""
-    elsewhere = ours(name)
+    elsewhere = NAMES.get(name)
     if elsewhere is not None:
         here = elsewhere[0].replace("=", ": ")
         report.add(f"unknown key, which is {here} here ({elsewhere[1]})", f"write {here}", path, origin)
@@ -106,8 +106,12 @@ def text_of(value: Value) -> str:
     held = value.held
     if isinstance(held, dict | list | tuple):
         return "a mapping" if isinstance(held, dict) else "a list"
-    text = value.origin.written or (repr(held) if value.is_text else yaml_word(held)) or "nothing"
-    return text if len(text) <= 60 else text[:57] + "..."
+    return cut(value.origin.written or (repr(held) if value.is_text else yaml_word(held)) or "nothing", 60)
+
+
+def cut(text: str, most: int) -> str:
+    """A text of at most `most` letters, dots in the place of what is left out."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def yaml_word(value: Any) -> str:

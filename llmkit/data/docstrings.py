@@ -10,6 +10,7 @@ import sysconfig
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 from llmkit.data.rows import At, Raw
 
@@ -83,7 +84,7 @@ def functions(path: Path) -> Iterator[tuple[int, str, str]]:
 
 def gives_value(source: str) -> bool:
     """Whether a function returns a value or yields some."""
-    waiting: list[ast.AST] = list(ast.parse(source).body[0].body)  # type: ignore[attr-defined]
+    waiting: list[ast.AST] = list(cast(ast.FunctionDef, ast.parse(source).body[0]).body)
     while waiting:
         node = waiting.pop()
         constant = isinstance(node, ast.Return) and isinstance(node.value, ast.Constant) and node.value.value is None

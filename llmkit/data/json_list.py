@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +16,7 @@ from llmkit.data.sources import opened
 PIECE = 1 << 18
 MOST = 1 << 24
 """Letters of one object."""
-SPACE = re.compile(r"[ \t\r\n]*")
+SPACE = " \t\r\n"
 SCAN = json.JSONDecoder()
 
 
@@ -47,7 +46,7 @@ class _Text:
     def next(self) -> str:
         """The next letter that is no space; nothing at the end."""
         while True:
-            self.take(len(SPACE.match(self.held)[0]))  # type: ignore[index] # it matches nothing too
+            self.take(len(self.held) - len(self.held.lstrip(SPACE)))
             if self.held or not self.more():
                 return self.held[:1]
 

@@ -207,9 +207,14 @@ def lengths(rows: Columns, beside: Columns | None) -> Odd:
         yield index, f"{int(sizes[index])} tokens, the median is {int(np.exp(middle))}"
 
 
+def _byte(rows: Columns, place: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """One byte of each row's facts."""
+    return ((rows.facts >> np.uint64(8 * place)) & np.uint64(0xFF)).astype(np.int64)
+
+
 def open_ends(rows: Columns, beside: Columns | None) -> Odd:
     """Long answers that end in the middle of a sentence, in a file where they do not."""
-    ends = (rows.facts >> np.uint64(40)) & np.uint64(0xFF)
+    ends = _byte(rows, 5)
     odd = np.flatnonzero(ends == 2)
     if len(odd) and int((ends > 0).sum()) >= FEW and len(odd) <= MOST_OPEN * int((ends > 0).sum()):
         yield from ((index, "no end of a sentence") for index in odd.tolist())
@@ -217,7 +222,7 @@ def open_ends(rows: Columns, beside: Columns | None) -> Odd:
 
 def other_script(rows: Columns, beside: Columns | None) -> Odd:
     """Rows in another script than nearly all."""
-    scripts = ((rows.facts >> np.uint64(32)) & np.uint64(0xFF)).astype(np.int64)
+    scripts = _byte(rows, 4)
     counts = np.bincount(scripts, minlength=len(NAMES))
     if len(scripts) < FEW or counts.max() < OWN_SCRIPT * len(scripts):
         return
@@ -228,7 +233,7 @@ def other_script(rows: Columns, beside: Columns | None) -> Odd:
 
 def other_language(rows: Columns, beside: Columns | None) -> Odd:
     """Rows in another language than nearly all whose language is sure."""
-    spoken = ((rows.facts >> np.uint64(48)) & np.uint64(0xFF)).astype(np.int64)
+    spoken = _byte(rows, 6)
     counts = np.bincount(spoken, minlength=len(LANGUAGES) + 1)[1:]
     if counts.sum() < FEW or counts.max() < OWN_SCRIPT * counts.sum():
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -95,9 +96,9 @@ class Lazily(Sequence[T], Generic[T]):
         for which, part in enumerate(self.parts):
             yield from (self.one(which, index) for index in range(len(part)))
 
+    @abstractmethod
     def one(self, which: int, example: int) -> T:
         """What an example of a part has."""
-        raise NotImplementedError
 
 
 class Rows(Lazily[Row]):

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from llmkit.core.errors import DataError, without_logins
 
@@ -90,7 +90,7 @@ def digest(path: str) -> str:
         DataError: it is no file, or cannot be read.
     """
     with opened(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
 def mark(path: str) -> str:
@@ -114,7 +114,8 @@ def _store(path: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
     except ImportError as missing:
         raise DataError(f"a store needs fsspec ({missing})", fix="pip install fsspec", file=path) from missing
-    return url_to_fs(path)  # type: ignore[no-any-return]
+    found: tuple[Any, str] = url_to_fs(path)
+    return found
 
 
 @contextmanager
@@ -128,7 +129,7 @@ def _told(path: str) -> Iterator[None]:
         named = re.search(r"[Ii]nstall (\S+)", str(missing))  # what fsspec says of a store of its own
         package = missing.name or (named[1] if named else "the package of that store")
         raise DataError(f"its store needs a package ({missing})", fix=f"pip install {package}", file=path) from missing
-    except Exception as cause:
+    except Exception as cause:  # each store's library has errors of its own
         raise unreadable(path, cause) from cause
 
 

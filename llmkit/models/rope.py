@@ -20,11 +20,12 @@ SCALES = (
 
 
 @config
-class Linear:
-    """Positions are divided by `factor` (position interpolation, arXiv:2306.15595)."""
+class Scaling:
+    """What the kinds share."""
 
     _keeps: ClassVar[bool] = False
-    kind: Literal["linear"] = "linear"
+    """The length that is written stays the trained one, as the table is relative to it."""
+    kind: str = ""
     factor: float = setting(least=1.0)
     """How many times the trained length the model shall take."""
     original_max_position_embeddings: int | None = setting(default=None, least=1)
@@ -40,35 +41,27 @@ class Linear:
 
 
 @config
-class Dynamic:
+class Linear(Scaling):
+    """Positions are divided by `factor` (position interpolation, arXiv:2306.15595)."""
+
+    kind: Literal["linear"] = "linear"
+
+
+@config
+class Dynamic(Scaling):
     """The base grows with the length of each sequence (NTK-aware); up to the trained length nothing changes."""
 
     _keeps: ClassVar[bool] = True
     kind: Literal["dynamic"] = "dynamic"
     factor: float = setting(least=1.0)
     """How fast the base grows with the length."""
-    original_max_position_embeddings: int | None = setting(default=None, least=1)
-    """The trained length; left out, what the model says."""
-    theta: float | None = setting(default=None, above=0.0)
-    """The base of the rotations, in the place of the model's own."""
-    replace: bool = False
-    """Take the place of a scaling that the model has already."""
-
-    def apply(self, config: Any) -> None:
-        """Writes it into a configuration of transformers."""
-        scale(config, self, {})
 
 
 @config
-class Yarn:
+class Yarn(Scaling):
     """Slow rotations are stretched, fast ones kept, and attention is sharpened (YaRN, arXiv:2309.00071)."""
 
-    _keeps: ClassVar[bool] = False
     kind: Literal["yarn"] = "yarn"
-    factor: float = setting(least=1.0)
-    """How many times the trained length the model shall take."""
-    original_max_position_embeddings: int | None = setting(default=None, least=1)
-    """The trained length; left out, what the model says."""
     attention_factor: float | None = setting(default=None, above=0.0)
     """What cosines and sines are multiplied by; left out, 0.1 ln(factor) + 1."""
     beta_fast: float = setting(default=32.0, above=0.0)
@@ -80,10 +73,6 @@ class Yarn:
     mscale_all_dim: float | None = setting(default=None, above=0.0)
     truncate: bool = True
     """Round the range between the two betas to whole pairs."""
-    theta: float | None = setting(default=None, above=0.0)
-    """The base of the rotations, in the place of the model's own."""
-    replace: bool = False
-    """Take the place of a scaling that the model has already."""
 
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
@@ -107,13 +96,10 @@ class Yarn:
 
 
 @config
-class LongRope:
+class LongRope(Scaling):
     """Each pair of dimensions has its own factor, one set below the trained length and one above (arXiv:2402.13753)."""
 
-    _keeps: ClassVar[bool] = False
     kind: Literal["longrope"] = "longrope"
-    factor: float = setting(least=1.0)
-    """How many times the trained length the model shall take."""
     long_factor: tuple[float, ...]
     """What each pair's frequency is divided by in sequences longer than the trained length."""
     short_factor: tuple[float, ...] | None = None
@@ -122,10 +108,6 @@ class LongRope:
     """The trained length; left out, what the model says."""
     attention_factor: float | None = setting(default=None, above=0.0)
     """What cosines and sines are multiplied by; left out, sqrt(1 + ln(factor) / ln(trained length))."""
-    theta: float | None = setting(default=None, above=0.0)
-    """The base of the rotations, in the place of the model's own."""
-    replace: bool = False
-    """Take the place of a scaling that the model has already."""
 
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
@@ -150,25 +132,18 @@ class LongRope:
 
 
 @config
-class Llama3:
+class Llama3(Scaling):
     """Long waves are stretched by `factor`, short ones kept, those between blended (Llama 3.1, arXiv:2407.21783)."""
 
-    _keeps: ClassVar[bool] = False
     kind: Literal["llama3"] = "llama3"
     factor: float = setting(above=1.0)
     """What long waves are stretched by, and how many times the trained length the model shall take."""
-    original_max_position_embeddings: int | None = setting(default=None, least=1)
-    """The trained length; left out, what the model says."""
     low_freq_factor: float = setting(default=1.0, above=0.0)
     """Waves longer than the trained length over this are stretched."""
     high_freq_factor: float = setting(default=4.0, above=0.0)
     """Waves shorter than the trained length over this are kept."""
     max_position_embeddings: int | None = setting(default=None, least=1)
     """The length that the model shall take, where it is not `factor` times the trained one (Llama 3.1: 8 and 16)."""
-    theta: float | None = setting(default=None, above=0.0)
-    """The base of the rotations, in the place of the model's own."""
-    replace: bool = False
-    """Take the place of a scaling that the model has already."""
 
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
@@ -215,7 +190,7 @@ def _of_global(config: Any) -> Any:
     return config.per_layer_config[GLOBAL] if getattr(config, "is_heterogeneous", False) else config
 
 
-def scale(config: Any, node: RopeScaling, said: Mapping[str, Any]) -> None:
+def scale(config: Any, node: Scaling, said: Mapping[str, Any]) -> None:
     """Writes a scaling into `config.rope_parameters`, and the length that it reaches; `said` is what its kind adds.
 
     Raises:
@@ -244,13 +219,13 @@ def scale(config: Any, node: RopeScaling, said: Mapping[str, Any]) -> None:
         raise ModelError(what, fix="use a kind that it takes", key="model.rope.kind") from cause
 
 
-def reach(config: Any, node: RopeScaling) -> int:
+def reach(config: Any, node: Scaling) -> int:
     """The length that a configuration goes to under the scaling that is written in it."""
     length = int(config.max_position_embeddings)
     return round(node.factor * length) if node._keeps else length
 
 
-def _trained(config: Any, node: RopeScaling, own: Mapping[str, Any]) -> int:
+def _trained(config: Any, node: Scaling, own: Mapping[str, Any]) -> int:
     """The trained length."""
     kind = own.get("rope_type", "default")
     if kind != "default":

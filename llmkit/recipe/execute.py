@@ -20,7 +20,7 @@ from llmkit.core.run import Grants, Run
 from llmkit.core.runlog import run_log
 from llmkit.core.scalars import Origin
 from llmkit.core.stop import Stop
-from llmkit.core.wording import yaml_word
+from llmkit.core.wording import cut, yaml_word
 from llmkit.models.alias import is_remote
 from llmkit.recipe.inputs import inputs, remote
 from llmkit.recipe.load import Recipe, digest
@@ -184,8 +184,7 @@ def _changes(recipe: Recipe, name: str, before: Mapping[str, Any], made_with: Ma
 
 
 def _short(value: Any) -> str:
-    text = yaml_word(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return cut(yaml_word(value), 80)
 
 
 def _changed(recipe: Recipe, name: str, key: str, what: str, fix: str) -> Problem:

@@ -17,9 +17,7 @@ from llmkit.stages.training import Training
 from llmkit.train.node import Evaluating
 
 if TYPE_CHECKING:
-    from llmkit.core.artifact import Artifact
     from llmkit.core.records import Prediction
-    from llmkit.core.run import Run
     from llmkit.core.types import Report
     from llmkit.data.labelled import Labelled
     from llmkit.data.prepare import Prepared
@@ -104,12 +102,6 @@ class Classify(Training):
     def larger_better(self, metric: str) -> bool | None:
         """Whether more of a metric is better; None where it is not measured."""
         return True if metric.startswith("valid.recall.") else super().larger_better(metric)
-
-    def run(self, run: Run) -> Artifact:
-        """Trains, evaluates, and leaves `model/`, predictions, the manifest and the report in the run's folder."""
-        from llmkit.stages.build_training import train
-
-        return train(self, run)
 
     def examples(
         self,

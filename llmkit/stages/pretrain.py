@@ -12,8 +12,6 @@ from llmkit.stages.training import Training
 from llmkit.train.node import Evaluating
 
 if TYPE_CHECKING:
-    from llmkit.core.artifact import Artifact
-    from llmkit.core.run import Run
     from llmkit.data.prepare import Prepared
     from llmkit.data.rows import BadRow
 
@@ -65,9 +63,3 @@ class Pretrain(Training):
         from llmkit.data.documents import chunked
 
         return chunked(sources, self.data, tokenizer, self.documents == "apart", self.end, key, aside, least)
-
-    def run(self, run: Run) -> Artifact:
-        """Trains, evaluates before and after, and leaves `model/`, the manifest and the report in the run's folder."""
-        from llmkit.stages.build_training import train
-
-        return train(self, run)

@@ -9,8 +9,6 @@ from llmkit.losses.node import CrossEntropy, TokenLoss
 from llmkit.stages.training import Training
 
 if TYPE_CHECKING:
-    from llmkit.core.artifact import Artifact
-    from llmkit.core.run import Run
     from llmkit.data.prepare import Prepared
     from llmkit.parallel.single import Loss
 
@@ -26,9 +24,3 @@ class Sft(Training):
     def objective(self, train: Prepared) -> Loss:
         """The loss, which is its own node."""
         return self.loss
-
-    def run(self, run: Run) -> Artifact:
-        """Trains, evaluates before and after, and leaves `model/`, the manifest and the report in the run's folder."""
-        from llmkit.stages.build_training import train
-
-        return train(self, run)

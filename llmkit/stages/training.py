@@ -18,7 +18,9 @@ from llmkit.train.optim import AdamW, Optim
 from llmkit.train.schedule import Cosine, Schedule
 
 if TYPE_CHECKING:
+    from llmkit.core.artifact import Artifact
     from llmkit.core.records import Prediction
+    from llmkit.core.run import Run
     from llmkit.core.types import Report
     from llmkit.data.feed import Streams
     from llmkit.data.order import Ordered
@@ -166,6 +168,12 @@ class Training:
     def larger_better(self, metric: str) -> bool | None:
         """Whether more of a metric is better; None where it is not measured."""
         return self.larger_is_better.get(metric)
+
+    def run(self, run: Run) -> Artifact:
+        """Trains, evaluates before and after, and leaves `model/`, the manifest and the report in the run's folder."""
+        from llmkit.stages.build_training import train
+
+        return train(self, run)
 
     def examples(
         self,

@@ -30,13 +30,21 @@ class TensorBoard:
 
 
 @config
-class Wandb:
+class Tracker:
+    """A run under a name, in a project of runs."""
+
+    kind: str = ""
+    project: str = "llmkit"
+    """Of MLflow, the experiment."""
+    name: str | None = None
+    """The run's name there; without it that of the run's folder."""
+
+
+@config
+class Wandb(Tracker):
     """Weights & Biases (needs `pip install wandb`, and `wandb login` for `mode: online`)."""
 
     kind: Literal["wandb"] = "wandb"
-    project: str = "llmkit"
-    name: str | None = None
-    """The run's name there; without it that of the run's folder."""
     entity: str | None = None
     """A user or a team."""
     tags: tuple[str, ...] = ()
@@ -51,14 +59,10 @@ class Wandb:
 
 
 @config
-class Mlflow:
+class Mlflow(Tracker):
     """MLflow (needs `pip install mlflow-skinny`, or mlflow)."""
 
     kind: Literal["mlflow"] = "mlflow"
-    project: str = "llmkit"
-    """The experiment's name."""
-    name: str | None = None
-    """The run's name there; without it that of the run's folder."""
     uri: str | None = None
     """A tracking server; without it, MLFLOW_TRACKING_URI, else files in `out/mlruns`."""
 
@@ -70,13 +74,10 @@ class Mlflow:
 
 
 @config
-class Trackio:
+class Trackio(Tracker):
     """Trackio, in its own local store (needs `pip install trackio`)."""
 
     kind: Literal["trackio"] = "trackio"
-    project: str = "llmkit"
-    name: str | None = None
-    """The run's name there; without it that of the run's folder."""
     space: str | None = None
     """A Hugging Face Space that shows it."""
 
@@ -88,13 +89,10 @@ class Trackio:
 
 
 @config
-class Comet:
+class Comet(Tracker):
     """Comet (needs `pip install comet_ml`, and COMET_API_KEY for `mode: online`)."""
 
     kind: Literal["comet"] = "comet"
-    project: str = "llmkit"
-    name: str | None = None
-    """The run's name there; without it that of the run's folder."""
     workspace: str | None = None
     mode: Literal["online", "offline"] = "online"
     """`offline` writes below `out/comet` alone, for a later `comet upload`."""

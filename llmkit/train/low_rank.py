@@ -37,7 +37,7 @@ class LowRank(Optimizer):
         self.by_channel = by_channel
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override] # torch has overloads that return a loss, which nobody asks for
         """Applies the gradients."""
         for group in self.param_groups:
             for p in (p for p in group["params"] if p.grad is not None):

@@ -170,49 +170,46 @@ class Adafactor(Optimizing):
 
 
 @config
-class Lion(Optimizing):
-    """Lion (arXiv:2302.06675): the sign of an interpolated momentum, by bitsandbytes; wants a rate below AdamW's."""
+class LionFamily(Optimizing):
+    """Lion (arXiv:2302.06675), by bitsandbytes: `built` is its class there."""
 
-    kind: Literal["lion"] = "lion"
+    built: ClassVar[str] = ""
     lr: float = setting(default=3e-5, above=0.0)
     beta1: float = setting(default=0.9, least=0.0, below=1.0)
     beta2: float = setting(default=0.99, least=0.0, below=1.0)
+
+    def ready(self) -> None:
+        """Bitsandbytes is there."""
+        _bitsandbytes(self.kind)
+
+    def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
+        """By bitsandbytes."""
+        built = getattr(_bitsandbytes(self.kind), self.built)
+        return [built([group.torch() for group in groups], lr=self.lr, betas=(self.beta1, self.beta2))]
+
+
+@config
+class Lion(LionFamily):
+    """Lion (arXiv:2302.06675): the sign of an interpolated momentum, by bitsandbytes; wants a rate below AdamW's."""
+
+    built: ClassVar[str] = "Lion"
+    kind: Literal["lion"] = "lion"
 
     def moments(self, inner: int, outer: int, width: int) -> float:
         """The momentum."""
         return 4.0 * (inner + outer)
 
-    def ready(self) -> None:
-        """Bitsandbytes is there."""
-        _bitsandbytes(self.kind)
-
-    def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
-        """By bitsandbytes."""
-        built = _bitsandbytes(self.kind).Lion
-        return [built([group.torch() for group in groups], lr=self.lr, betas=(self.beta1, self.beta2))]
-
 
 @config
-class Lion8bit(Optimizing):
+class Lion8bit(LionFamily):
     """Lion whose momentum is held in 8-bit blocks, by bitsandbytes; small tensors stay 32-bit."""
 
+    built: ClassVar[str] = "Lion8bit"
     kind: Literal["lion_8bit"] = "lion_8bit"
-    lr: float = setting(default=3e-5, above=0.0)
-    beta1: float = setting(default=0.9, least=0.0, below=1.0)
-    beta2: float = setting(default=0.99, least=0.0, below=1.0)
 
     def moments(self, inner: int, outer: int, width: int) -> float:
         """A byte, and the scales of blocks."""
         return 1.05 * (inner + outer)
-
-    def ready(self) -> None:
-        """Bitsandbytes is there."""
-        _bitsandbytes(self.kind)
-
-    def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
-        """By bitsandbytes."""
-        built = _bitsandbytes(self.kind).Lion8bit
-        return [built([group.torch() for group in groups], lr=self.lr, betas=(self.beta1, self.beta2))]
 
 
 @config
@@ -245,10 +242,14 @@ class LowRanked(AdamFamily):
     """An optimizer that keeps the moments of layers' matrices in fewer dimensions; AdamW for everything else."""
 
     shaping: ClassVar[tuple[str, ...]] = ("kind", "rank")
+    channels: ClassVar[bool] = False
+    """Directions are random, and a channel's gradient is scaled by what AdamW would do in them."""
     rank: int = setting(default=128, least=1)
     """Matrices with no side above it go to AdamW."""
     every: int = setting(default=200, least=1)
     """Steps between new projections."""
+    scale: float = setting(default=1.0, above=0.0)
+    """Of the update of what is projected."""
 
     def moments(self, inner: int, outer: int, width: int) -> float:
         """Two moments of `rank` rows, and the projection."""
@@ -259,6 +260,18 @@ class LowRanked(AdamFamily):
         """What is projected, and the rest."""
         return parted(groups, lambda name, p: p.ndim == 2 and min(p.shape) > self.rank and not OUTER.search(name))
 
+    def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
+        """Ours, beside AdamW."""
+        from llmkit.train.low_rank import LowRank
+
+        inner, rest = self.split(groups)
+        made = [group.torch() for group in inner]
+        betas = (self.beta1, self.beta2)
+        ours = (
+            [LowRank(made, self.lr, betas, self.eps, self.rank, self.every, self.scale, self.channels)] if made else []
+        )
+        return [*ours, *self.adamw(rest)]
+
 
 @config
 class Galore(LowRanked):
@@ -266,36 +279,16 @@ class Galore(LowRanked):
 
     kind: Literal["galore"] = "galore"
     scale: float = setting(default=0.25, above=0.0)
-    """Of the update of what is projected."""
-
-    def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
-        """Ours, beside AdamW."""
-        from llmkit.train.low_rank import LowRank
-
-        inner, rest = self.split(groups)
-        made = [group.torch() for group in inner]
-        betas = (self.beta1, self.beta2)
-        ours = [LowRank(made, self.lr, betas, self.eps, self.rank, self.every, self.scale, False)] if made else []
-        return [*ours, *self.adamw(rest)]
 
 
 @config
 class Apollo(LowRanked):
     """APOLLO (arXiv:2412.05270): each channel's gradient scaled by what AdamW would do in random directions."""
 
+    channels: ClassVar[bool] = True
     kind: Literal["apollo"] = "apollo"
     scale: float = setting(default=1.0, above=0.0)
     """Of the update of what is projected; about sqrt(width / rank) for a small rank."""
-
-    def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
-        """Ours, beside AdamW."""
-        from llmkit.train.low_rank import LowRank
-
-        inner, rest = self.split(groups)
-        made = [group.torch() for group in inner]
-        betas = (self.beta1, self.beta2)
-        ours = [LowRank(made, self.lr, betas, self.eps, self.rank, self.every, self.scale, True)] if made else []
-        return [*ours, *self.adamw(rest)]
 
 
 def _bitsandbytes(kind: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -58,7 +59,7 @@ class Rated:
 
 
 @config
-class Optimizing:
+class Optimizing(ABC):
     """An optimizer: what is common to all of them."""
 
     constant: ClassVar[bool] = False
@@ -84,16 +85,17 @@ class Optimizing:
         """What contradicts what: nothing here."""
         yield from ()
 
+    @abstractmethod
     def moments(self, inner: int, outer: int, width: int) -> float:
         """Bytes of state: of `inner` parameters in layers `width` wide, and of `outer` in embeddings and head."""
-        raise NotImplementedError
 
     def ready(self) -> None:
-        """Sees to it that what the optimizer needs is installed."""
+        """Sees to it that what the optimizer needs is installed: torch has what most need."""
+        return None
 
+    @abstractmethod
     def make(self, groups: Sequence[Rated]) -> list[Optimizer]:
         """The optimizers over all parameters of `groups`; each parameter in exactly one."""
-        raise NotImplementedError
 
     def build(
         self, params: Mapping[str, nn.Parameter], factors: Mapping[str, float] = NO_FACTORS, apart: bool = False

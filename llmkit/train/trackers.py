@@ -197,7 +197,7 @@ def _refused(kind: str, fix: str) -> Iterator[None]:
     """Names the tracker in what its library raises before the first step."""
     try:
         yield
-    except Exception as cause:
+    except Exception as cause:  # each library has errors of its own
         why = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
         raise RecipeError(f"{kind} cannot begin ({why})", fix=fix, key="log") from cause
 

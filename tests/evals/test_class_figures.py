@@ -48,7 +48,10 @@ def test_intervals_of_sums_are_those_of_ratios_and_cover():
     clusters = [str(i // 3) for i in range(120)]
     top = (rng.random(120) < 0.7).astype(float)
     columns = np.stack([top, np.ones(120)], 1)
-    figure = lambda sums: sums[..., 0] / sums[..., 1]  # noqa: E731
+
+    def figure(sums):
+        return sums[..., 0] / sums[..., 1]
+
     assert of_sums("a", columns, figure, clusters, 4) == ratio("a", top, None, clusters, seed=4)
     assert of_sums("a", columns[:3], figure, clusters[:3]).low is None  # one cluster says nothing of how it varies
     with pytest.raises(DataError, match="nothing to measure"):

@@ -104,7 +104,10 @@ def test_group_dro_weighs_groups_by_exponentiated_losses_and_keeps_them():
     logits, y = logits_of(12)
     logits = logits.detach()
     groups = [0] * 9 + [1, 1, 2]
-    make = lambda: GroupDro(step=0.5).over(Seen([1] * 5, groups, ("a", "b", "c")))  # noqa: E731
+
+    def make():
+        return GroupDro(step=0.5).over(Seen([1] * 5, groups, ("a", "b", "c")))
+
     loss = make()
     loss.begin(range(12))
     made = loss(logits, batch_of(y))

@@ -84,7 +84,7 @@ LOST = {
 
 def optimizer(draft: Draft, key: str, rate: float, default: str = "adamw") -> None:
     """The kind of optimizer with its rate (`rate` where nothing is said there), betas and decay."""
-    name, keys = str(draft.get(key, "adamw_torch")), [key] if draft.get(key) is not None else []
+    name, keys = str(draft.get(key, "adamw_torch")), draft.given(key)
     if name in OPTIMIZERS:
         draft.put("optim.kind", OPTIMIZERS[name], *keys)
     else:
@@ -94,7 +94,7 @@ def optimizer(draft: Draft, key: str, rate: float, default: str = "adamw") -> No
         what = "optim.lr is relative to the size of each weight here, and absolute there: choose it"
         draft.tell("changed", "learning_rate", what)
     else:
-        draft.put("optim.lr", draft.get("learning_rate", rate), *_said(draft, "learning_rate"))
+        draft.put("optim.lr", draft.get("learning_rate", rate), *draft.given("learning_rate"))
     draft.rename({"max_grad_norm": "optim.clip"})
     adam = OPTIMIZERS.get(name, default) in ("adamw", "adamw_8bit", "paged_adamw_8bit")
     for theirs, ours in ADAM.items():
@@ -110,7 +110,7 @@ def schedule(draft: Draft, key: str, default: str) -> None:
         draft.put("schedule.kind", default)
         draft.tell("lost", key, f"{name} has no counterpart; schedule.kind is {default} until you choose")
     else:
-        draft.put("schedule.kind", SCHEDULES[name], *([key] if draft.get(key) is not None else []))
+        draft.put("schedule.kind", SCHEDULES[name], *draft.given(key))
     _warmup(draft, name)
     more, rate = draft.get("lr_scheduler_kwargs", {}), draft.get("learning_rate")
     if len(more) == 1 and name.startswith("cosine") and "min_lr_rate" in more:
@@ -136,10 +136,6 @@ def _warmup(draft: Draft, name: str) -> None:
     draft.needless(dict.fromkeys(zero, "is none"))
 
 
-def _said(draft: Draft, key: str) -> list[str]:
-    return [key] if draft.get(key) is not None else []
-
-
 def length(draft: Draft, key: str, default: int) -> None:
     """Epochs or steps; of the two, steps are what counts."""
     steps, epochs = draft.get("max_steps", -1), draft.get(key)
@@ -151,7 +147,7 @@ def length(draft: Draft, key: str, default: int) -> None:
         draft.tell("needless", "max_steps", "is turned off")
     epochs = default if epochs is None else epochs
     if float(epochs) == int(epochs) and epochs >= 1:
-        draft.put("epochs", int(epochs), *([key] if draft.get(key) is not None else []))
+        draft.put("epochs", int(epochs), *draft.given(key))
     else:
         draft.tell("lost", key, "an epoch is a whole pass: give steps")
 

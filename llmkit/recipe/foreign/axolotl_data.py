@@ -46,9 +46,7 @@ def data(draft: Draft) -> None:
 
 def _packing(draft: Draft) -> None:
     packs = draft.get("sample_packing")
-    draft.put(
-        "data.packing", "first_fit" if packs is True else "none", *(["sample_packing"] if packs is not None else [])
-    )
+    draft.put("data.packing", "first_fit" if packs is True else "none", *draft.given("sample_packing"))
     ways = {"drop": "drop", "truncate": "truncate", "raise": "error"}
     said = draft.get("excess_length_strategy", "drop")
     keys = ["excess_length_strategy"] if draft.get("excess_length_strategy") else []
@@ -102,12 +100,11 @@ COLUMN_KEYS = {
 def _columns(draft: Draft, place: str, row: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a row's type; a type that has no row format of ours is lost."""
     kind = row.get("type")
-    if kind in (*ALPACA, "sharegpt", "pretrain", None):
-        return _columned({"messages": row.get("field_messages")}, {"messages": ("conversations", "messages")})
     if kind == "completion":
         return _columned({"text": row.get("field")}, {"text": ("text",)})
     if kind == "chat_template":
         _chat(draft, place, row)
+    if kind in (*ALPACA, "sharegpt", "pretrain", "chat_template", None):
         return _columned({"messages": row.get("field_messages")}, {"messages": ("conversations", "messages")})
     if isinstance(kind, Mapping) and not set(kind) - {"field_instruction", "field_output", "format", "no_input_format"}:
         plain = kind.get("format", "{instruction}") in ("{instruction}", "[INST] {instruction} [/INST]")

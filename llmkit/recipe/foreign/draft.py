@@ -42,6 +42,10 @@ class Draft:
         value = self.said.get(key)
         return default if value is None else value
 
+    def given(self, *keys: str) -> list[str]:
+        """Those of some keys that say something."""
+        return [key for key in keys if self.get(key) is not None]
+
     def put(self, path: str, value: Any, *keys: str, changed: str = "") -> None:
         """Sets a key of the recipe, taken from foreign ones; `changed` says what is not the same."""
         *parents, last = path.split(".")

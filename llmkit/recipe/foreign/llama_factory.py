@@ -101,9 +101,9 @@ def _adapter(draft: Draft) -> None:
     keys = ["finetuning_type"] if draft.get("finetuning_type") else []
     if kind == "lora":
         draft.put("adapter.kind", "lora", *keys)
-        draft.put("adapter.rank", draft.get("lora_rank", 8), *_said(draft, "lora_rank"))
+        draft.put("adapter.rank", draft.get("lora_rank", 8), *draft.given("lora_rank"))
         alpha = draft.get("lora_alpha", 2 * draft.get("lora_rank", 8))  # its own rule where nothing is said
-        draft.put("adapter.alpha", alpha, *_said(draft, "lora_alpha"))
+        draft.put("adapter.alpha", alpha, *draft.given("lora_alpha"))
         _targets(draft, "lora_target")
         names = {
             "lora_dropout": "dropout",
@@ -116,7 +116,7 @@ def _adapter(draft: Draft) -> None:
             draft.put("adapter.init", "pissa", "pissa_init")
             iterations = draft.get("pissa_iter", 16)
             if iterations > 0:
-                draft.put("adapter.pissa_niter", iterations, *_said(draft, "pissa_iter"))
+                draft.put("adapter.pissa_niter", iterations, *draft.given("pissa_iter"))
             draft.needless({"pissa_convert": "the saved adapter is one for the original base"})
     elif kind == "oft":
         draft.put("adapter.kind", "oft", *keys)
@@ -138,17 +138,13 @@ def _adapter(draft: Draft) -> None:
     draft.needless({"resize_vocab": "follows from model.add_tokens"})
 
 
-def _said(draft: Draft, key: str) -> list[str]:
-    return [key] if draft.get(key) is not None else []
-
-
 def _names(given: Any) -> list[str]:
     return [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
 
 
 def _targets(draft: Draft, key: str) -> None:
     names = _names(draft.get(key, "all"))
-    draft.put("adapter.targets", "all-linear" if names == ["all"] else names, *_said(draft, key))
+    draft.put("adapter.targets", "all-linear" if names == ["all"] else names, *draft.given(key))
 
 
 def _quantised(draft: Draft) -> None:
@@ -175,18 +171,18 @@ def _optimizer(draft: Draft) -> None:
 
 def _data(draft: Draft, stage: str) -> None:
     known = _data_sets(draft)
-    draft.put("data.train", _sources(draft, "dataset", known), *_said(draft, "dataset"))
+    draft.put("data.train", _sources(draft, "dataset", known), *draft.given("dataset"))
     if draft.get("eval_dataset"):
         draft.put("data.valid", _sources(draft, "eval_dataset", known), "eval_dataset")
     shared.held_out(draft, "val_size", draft.get("val_size"))
-    draft.put("data.max_length", draft.get("cutoff_len", 2048), *_said(draft, "cutoff_len"))
+    draft.put("data.max_length", draft.get("cutoff_len", 2048), *draft.given("cutoff_len"))
     draft.put("data.overflow", "truncate")
     packs = draft.get("packing", draft.get("neat_packing", stage == "pt")) is True
-    keys = [*_said(draft, "packing"), *_said(draft, "neat_packing")]
+    keys = draft.given("packing", "neat_packing")
     mixed = "data.packing: examples of a row never see each other"
     draft.put("data.packing", "first_fit" if packs else "none", *keys, changed=mixed if packs and keys else "")
     on = "all" if draft.get("train_on_prompt") else "last" if draft.get("mask_history") else "assistant"
-    draft.put("data.train_on", on, *_said(draft, "train_on_prompt"), *_said(draft, "mask_history"))
+    draft.put("data.train_on", on, *draft.given("train_on_prompt", "mask_history"))
     if stage == "pt":
         del draft.recipe["data"]["train_on"], draft.recipe["data"]["overflow"]
     draft.rename({"default_system": "data.system", "streaming": "data.streaming"})

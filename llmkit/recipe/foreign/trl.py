@@ -93,7 +93,7 @@ def _adapter(draft: Draft) -> None:
     draft.put("adapter.kind", "lora", "use_peft")
     defaults = {"lora_r": ("rank", 16), "lora_alpha": ("alpha", 32), "lora_dropout": ("dropout", 0.05)}
     for theirs, (ours, value) in defaults.items():
-        draft.put(f"adapter.{ours}", draft.get(theirs, value), *([theirs] if draft.get(theirs) is not None else []))
+        draft.put(f"adapter.{ours}", draft.get(theirs, value), *draft.given(theirs))
     targets = draft.get("lora_target_modules")
     if targets:
         alone = targets == ["all-linear"]  # a list of one word there
@@ -125,9 +125,7 @@ def _data(draft: Draft) -> None:
     draft.put("data.max_length", draft.get(key, 1024) if key else 1024, *([key] if key else []))
     draft.put("data.overflow", "truncate")
     packs = draft.get("packing") is True
-    draft.put(
-        "data.packing", "first_fit" if packs else "none", *(["packing"] if draft.get("packing") is not None else [])
-    )
+    draft.put("data.packing", "first_fit" if packs else "none", *draft.given("packing"))
     _trained(draft)
     draft.rename({"dataset_streaming": "data.streaming"})
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from llmkit.core.wording import yaml_word
+from llmkit.core.wording import cut, yaml_word
 from llmkit.recipe.foreign.draft import Draft, Note
 
 ORDER = ("kind", "model", "quant", "adapter", "data", "loss", "neftune", "batch", "micro_batch", "epochs", "steps")
@@ -35,8 +35,7 @@ def said(note: Note) -> str:
 
 def short(value: Any) -> str:
     """A value of a configuration, on one line."""
-    text = yaml_word(value).replace("\n", "\\n")
-    return text if len(text) <= 48 else text[:45] + "..."
+    return cut(yaml_word(value).replace("\n", "\\n"), 48)
 
 
 def _entry(key: str, value: Any) -> str:
