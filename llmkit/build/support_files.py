@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit
 from peft.utils.integrations import dequantize_module_weight
 from tokenizers import Tokenizer, models
 from torch import Tensor
@@ -80,6 +79,8 @@ def opened(folder: Path, how: How = How(), rope: RopeScaling | None = None) -> L
 
 def _dequantised(held: Any, plain: Any) -> int:
     """Gives `plain` the weights that `held` computes with; tells how many are quantised."""
+    from bitsandbytes.nn import Linear4bit
+
     found = {name: module for name, module in held.named_modules() if isinstance(module, Linear4bit)}
     with torch.no_grad():
         for name, module in found.items():
