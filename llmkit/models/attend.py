@@ -40,7 +40,7 @@ NAMES = {
 }
 """Our names in transformers' interface; one that held `sdpa` or `flash` would meet that kind's own checks."""
 
-NO_MASK = torch.empty(1, 1, 1, 1)
+NO_MASK = torch.zeros(1, 1, 1, 1)
 """Stands for the mask beside a context: transformers passes a 4-D mask on as it is and makes none of its own."""
 
 

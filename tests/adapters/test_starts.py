@@ -11,6 +11,7 @@ from llmkit.adapters.method import Around
 from llmkit.adapters.node import Lora
 from llmkit.adapters.starts import components, pissa
 from llmkit.core.errors import ModelError
+from llmkit.models.attend import install
 from llmkit.models.heads import Scored
 from llmkit.models.node import Nf4
 from llmkit.models.stored import Stored
@@ -20,7 +21,9 @@ from tests.conftest import make_model
 
 def attached(**more):
     torch.manual_seed(0)
-    return Lora(rank=4, alpha=8, **more).attach(make_model())
+    model = make_model()
+    install(model, "auto")
+    return Lora(rank=4, alpha=8, **more).attach(model)
 
 
 def q(model):

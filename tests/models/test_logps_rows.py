@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from llmkit.models.attend import install
 from llmkit.models.heads import Scored
 from llmkit.models.logits import Shape
 from llmkit.models.logps import plain_logps
@@ -37,7 +38,9 @@ def test_values_and_gradients_are_those_of_dense_logits(shape, biased, count):
 def test_a_model_with_trained_rows_takes_this_way_with_the_gradients_of_the_other(tied, monkeypatch):
     where = {"embed_tokens": [5, 16]} if tied else {"embed_tokens": [5, 16], "lm_head": [5, 16]}
     config = LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=where)
-    model = get_peft_model(make_model(tie_word_embeddings=tied), config)
+    base = make_model(tie_word_embeddings=tied)
+    install(base, "auto")
+    model = get_peft_model(base, config)
     scored, (batch, *_) = Scored(model), batches()
     assert trained_rows(scored.causal[0].get_output_embeddings()) is not None
     grads = []
