@@ -13,7 +13,7 @@ KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 HEAVY = {"torch", "transformers", "peft", "numpy", "scipy", "bitsandbytes", "datasets", "pyarrow", "rich", "tokenizers"}
 LIGHT = [
     "llmkit",
-    *(f"llmkit.{name}.node" for name in ("models", "adapters", "data", "train", "inference", "losses")),
+    *(f"llmkit.{name}.node" for name in ("models", "adapters", "data", "train", "inference", "losses", "parallel")),
     *(f"llmkit.stages.{name}" for name in ("sft", "classify", "pretrain", "evaluate", "merge")),
     *(f"llmkit.recipe.{p.stem}" for p in (ROOT / "llmkit/recipe").glob("*.py") if p.stem != "__init__"),
     "llmkit.cli.main",
@@ -31,6 +31,7 @@ LIGHT = [
     "llmkit.models.resolve",
     "llmkit.models.rope",
     "llmkit.models.support",
+    "llmkit.parallel.degrees",
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from llmkit.models.wrappers import towers
 from llmkit.parallel.offload import Offload, Pinned
 from llmkit.parallel.optimizers import Optimizers
 from llmkit.parallel.scaler import Scaler
-from llmkit.parallel.single import Single, Ways
+from llmkit.parallel.steps import Parts, Ways
 
 
 @dataclass(frozen=True)
@@ -118,17 +118,27 @@ def _train_head(loaded: Loaded, names: tuple[str, ...], adapter: Adapter) -> Non
             raise ModelError(what, fix="use adapter: none", key="adapter.kind")
 
 
-def stepper(
-    built: Built, optimizer: Optimizers, types: Types, in_backward: bool = False, offload: bool = False
-) -> Single:
-    """One process on one device; `in_backward` and `offload` are the levers of `memory`."""
+def parts(
+    built: Built,
+    optimizer: Callable[[Mapping[str, nn.Parameter]], Optimizers],
+    types: Types,
+    in_backward: bool = False,
+    offload: bool = False,
+) -> Parts:
+    """What a strategy makes a stepper of; `in_backward` and `offload` are the levers of `memory`."""
     ways = Ways(
         DTYPES[types.short] if types.mixed else None,
         Scaler() if types.compute == "fp16" else None,
         in_backward,
         Offload(built.model.parameters(), Pinned()) if offload else None,
     )
-    return Single(built.scored, built.trained, optimizer, ways)
+    return Parts(built.scored, built.trained, optimizer, ways, layers(built.loaded.model))
+
+
+def layers(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The layers of a model, from the first to the last: the longest list of modules of one class in it."""
+    lists = [tuple(m) for m in model.modules() if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1]
+    return max(lists, key=len, default=())
 
 
 def how(device: str, types: Types, quant: Quant, adapter: Adapter, code: bool, nonfinite: bool) -> How:

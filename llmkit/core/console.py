@@ -12,11 +12,11 @@ T = TypeVar("T")
 
 
 class Console:
-    """Notices and progress. `quiet` shows notices only."""
+    """Notices and progress. `quiet` shows notices only; `mute` leaves them to the log."""
 
-    def __init__(self, quiet: bool = False, every: float = 10.0) -> None:
-        self.quiet, self.every = quiet, every
-        self.terminal = not quiet and sys.stderr is not None and sys.stderr.isatty()
+    def __init__(self, quiet: bool = False, every: float = 10.0, mute: bool = False) -> None:
+        self.quiet, self.every, self.mute = quiet or mute, every, mute
+        self.terminal = not self.quiet and sys.stderr is not None and sys.stderr.isatty()
         self._bar: Any = None
         self._task: Any = None
         self._said = 0.0
@@ -68,6 +68,8 @@ class Console:
             self.end()
 
     def _write(self, text: str) -> None:
+        if self.mute:
+            return
         try:
             print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is where printing happens
         except (OSError, ValueError):

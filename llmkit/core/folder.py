@@ -18,7 +18,7 @@ from llmkit.core.console import Console
 from llmkit.core.errors import RecipeError
 from llmkit.core.files import DISK, ensure, refused, write_atomic, write_json
 
-NOTES = {"recipe.yaml", "resolved.yaml", "status.json", "run.log", "lint.json", ".trackers.json", ".lock"}
+NOTES = {"recipe.yaml", "resolved.yaml", "status.json", "run.log", "lint.json", ".trackers.json", ".lock", "ranks"}
 """What a run's folder holds before the run has done anything that is worth keeping."""
 OURS = NOTES | {"manifest.json", "metrics.jsonl"}
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmkit.core.peers import Alone, Peers
+from llmkit.core.ranks import Ranks
+
 if TYPE_CHECKING:
     from llmkit.core.console import Console
     from llmkit.core.stop import Stop
@@ -36,8 +39,8 @@ class Run:
     """sha256 of the stage's resolved values without `out`."""
     console: Console
     stop: Stop
-    rank: int = 0
-    world: int = 1
+    peers: Peers = field(default_factory=Alone)
+    """The other processes of this run."""
     resume: str = "auto"
     """auto, never, or the folder of a checkpoint to go on from."""
     grants: Grants = field(default_factory=Grants)
@@ -45,3 +48,18 @@ class Run:
     """The stage's resolved values, for the manifest and the comparison on resume."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """By key of the stage: what it says of the environment, with a digest of what was read there."""
+
+    @property
+    def ranks(self) -> Ranks:
+        """Which process this is."""
+        return self.peers.ranks
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes what the run leaves."""
+        return self.peers.ranks.main
+
+    @property
+    def scratch(self) -> Path:
+        """Where this process writes what is its own: the run's folder for the main one."""
+        return self.folder if self.main else self.folder / "ranks" / str(self.ranks.rank)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from llmkit.core.errors import Stopped
+from llmkit.core.peers import Peers
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -25,6 +26,8 @@ class Stop:
     def __init__(self) -> None:
         self.why = ""
         self._interruptible = False
+        self.agree: Callable[[str], str] | None = None
+        """This process's reason -> that of the first of all ranks that has one, where they must stop at one place."""
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -51,7 +54,7 @@ class Stop:
             Stopped: someone asked.
         """
         self.check(where)
-        self._interruptible = True
+        self._interruptible = self.agree is None
         try:
             yield
         except KeyboardInterrupt:
@@ -60,9 +63,24 @@ class Stop:
         finally:
             self._interruptible = False
 
+    @contextmanager
+    def together(self, peers: Peers) -> Iterator[None]:
+        """Inside, all ranks of a run stop at one place or none does: each asks as often as the others."""
+        self.agree = peers.any if peers.ranks.world > 1 else None
+        try:
+            yield
+        finally:
+            self.agree = None
+
+    def asked(self) -> str:
+        """Why the run should stop, or nothing; the same on all ranks that must agree."""
+        if self.agree is not None:
+            self.why = self.agree(self.why)
+        return self.why
+
     def check(self, where: str) -> None:
         """Raises:
         Stopped: someone asked.
         """
-        if self.why:
+        if self.asked():
             raise Stopped(f"{self.why} {where}", fix="run the same command again to go on")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from llmkit.core.errors import LlmkitError, Problem, RecipeError, Stopped
 from llmkit.core.files import full_disk_named
 from llmkit.core.folder import Claim, claim, differences, read_status, steps, write_recipe
 from llmkit.core.memory import device, out_of_memory_named
+from llmkit.core.peers import Alone, Peers
+from llmkit.core.ranks import Ranks, ranks
 from llmkit.core.run import Grants, Run
 from llmkit.core.runlog import run_log
 from llmkit.core.scalars import Origin
 from llmkit.core.stop import Stop
 from llmkit.core.wording import cut, yaml_word
 from llmkit.models.alias import is_remote
+from llmkit.parallel.node import Parallel
 from llmkit.recipe.inputs import inputs, remote
 from llmkit.recipe.load import Recipe, digest
 from llmkit.recipe.show import environment, environment_hidden, hide_environment, resolved, stage_values
@@ -38,26 +42,53 @@ def run(recipe: Any, *, resume: str = "auto", grants: Grants | None = None, cons
         LlmkitError: what went wrong, with its exit status.
     """
     whole = recipe if isinstance(recipe, Recipe) else Recipe((("", recipe),), {"": Origin()})
-    console, grants = console or Console(), grants or Grants()
-    _check_world()
+    mine = ranks()
+    console, grants = console or Console(mute=not mine.main), grants or Grants()
     _check_resume(whole, resume)
     _stay_offline(whole)
+    parallel = _check_ranks(whole, mine)
     _check_device(whole)
     artifact: Artifact | None = None
-    with Stop() as stop:
+    with ExitStack() as stack:
+        peers: Peers = stack.enter_context(parallel.join(mine, device())) if parallel is not None else Alone()
+        stop = stack.enter_context(Stop())
         for name, node in whole.stages:
-            artifact = _stage(whole, name, node, _resume_of(name, node, resume), grants, console, stop)
+            given = Around(_resume_of(name, node, resume), grants, console, stop, peers)
+            artifact = _stage(whole, name, node, given)
     if artifact is None:
         raise RecipeError("has no stages", fix="add one")
     return artifact
 
 
-def _check_world() -> None:
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        raise RecipeError(
-            f"{world} ranks are not available yet in this version", fix="run one process", key="parallel.strategy"
-        )
+@dataclass(frozen=True)
+class Around:
+    """What a stage runs in."""
+
+    resume: str
+    grants: Grants
+    console: Console
+    stop: Stop
+    peers: Peers
+
+
+def _check_ranks(recipe: Recipe, mine: Ranks) -> Parallel | None:
+    """What joins the ranks, where there are several: the first stage that trains says how.
+
+    Raises:
+        RecipeError: no stage has a use for them, or their number does not fit.
+    """
+    if mine.world == 1:
+        return None
+    found = [(name, node.parallel) for name, node in recipe.stages if isinstance(node, Training)]
+    if not found:
+        raise RecipeError(f"{mine.world} ranks, and nothing here is trained", fix="run one process")
+    for name, parallel in found:
+        try:
+            parallel.degrees(mine.world)
+        except RecipeError as cause:
+            problem = cause.problems[0]
+            raise RecipeError(problems=[_changed(recipe, name, problem.key, problem.what, problem.fix)]) from None
+    return found[0][1]
 
 
 def _check_device(recipe: Recipe) -> None:
@@ -91,31 +122,28 @@ def _stay_offline(recipe: Recipe) -> None:
     prepare(remote=any(map(is_remote, models)) or any(remote(node) or getattr(node, "push", None) for node in nodes))
 
 
-def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, console: Console, stop: Stop) -> Artifact:
+def _stage(recipe: Recipe, name: str, node: Any, around: Around) -> Artifact:
+    """One stage, by all ranks: the main one holds the folder and writes what the run leaves."""
+    peers, held, finished = around.peers, None, None
+    with peers.alone("start"):
+        if peers.ranks.main:
+            finished = _finished(recipe, name, node, around.resume, around.console)
+            resume = around.resume if around.resume == "never" else "auto"
+            held = claim(Path(node.out), resume, around.console) if finished is None else None
+    if peers.share(finished is not None):
+        return finished or Artifact(Path(node.out))
+    return _follow(recipe, name, node, around) if held is None else _lead(recipe, name, node, around, held)
+
+
+def _lead(recipe: Recipe, name: str, node: Any, around: Around, held: Claim) -> Artifact:
+    """A stage on the rank that writes what it leaves."""
     folder = Path(node.out)
-    values = stage_values(recipe, name)
-    finished = _finished(recipe, name, node, resume, console)
-    if finished is not None:
-        return finished
-    held = claim(folder, resume if resume == "never" else "auto", console)
     try:
         write_recipe(folder, recipe.text or resolved(recipe, name), resolved(recipe, name))
         if name:
             remember(recipe.out, recipe.stages)
         held.status("running", held.before.get("step", 0), pid=os.getpid())
-        made = Run(
-            folder,
-            node.seed,
-            device(),
-            _threads(),
-            digest(node),
-            console,
-            stop,
-            resume=resume,
-            grants=grants,
-            values=values,
-            environment=environment(recipe, name),
-        )
+        made = _run(recipe, name, node, around)
         read = inputs(node)  # before the work: what comes later is not what it was made from
         artifact = _work(recipe, node, made)
         said: dict[str, Any] = {"digest": digest(node), "inputs": read, "environment": made.environment}
@@ -128,13 +156,41 @@ def _stage(recipe: Recipe, name: str, node: Any, resume: str, grants: Grants, co
     finally:
         held.release()
     _overview(recipe)
+    around.peers.barrier("exit")
     return artifact
+
+
+def _run(recipe: Recipe, name: str, node: Any, around: Around) -> Run:
+    return Run(
+        Path(node.out),
+        node.seed,
+        device(),
+        _threads(),
+        digest(node),
+        around.console,
+        around.stop,
+        around.peers,
+        resume=around.resume,
+        grants=around.grants,
+        values=stage_values(recipe, name),
+        environment=environment(recipe, name),
+    )
+
+
+def _follow(recipe: Recipe, name: str, node: Any, around: Around) -> Artifact:
+    """A stage on a rank that writes nothing of what the run leaves."""
+    if isinstance(node, Training):
+        run = _run(recipe, name, node, around)
+        run.scratch.mkdir(parents=True, exist_ok=True)
+        _work(recipe, node, run)
+    around.peers.barrier("exit")
+    return Artifact(Path(node.out))
 
 
 def _work(recipe: Recipe, node: Any, made: Run) -> Artifact:
     """The stage's own part, with what the libraries say kept, secrets hidden and faults named."""
     with (
-        run_log(made.folder, partial(hide_environment, recipe)),
+        run_log(made.scratch, partial(hide_environment, recipe)),
         environment_hidden(recipe),
         full_disk_named(made.folder),
         out_of_memory_named(made.device, KNOB),

@@ -15,7 +15,7 @@ from llmkit_kernels import memory
 from llmkit.adapters.limits import virtual_tokens
 from llmkit.build import float8
 from llmkit.build.precision import Types, types
-from llmkit.build.training import Built, build, how, stepper
+from llmkit.build.training import Built, build, how, parts
 from llmkit.checkpoint import state
 from llmkit.core.artifact import Artifact
 from llmkit.core.errors import DataError
@@ -29,14 +29,16 @@ from llmkit.data.node import FirstFit, NoPacking, Packing
 from llmkit.data.prepare import Prepared
 from llmkit.models.load import DTYPES, read_tokenizer
 from llmkit.models.positions import check_length
-from llmkit.parallel.single import Adaptive, Single
+from llmkit.parallel.grid import grid
+from llmkit.parallel.group import agreed, lead
+from llmkit.parallel.steps import Adaptive, Steps
 from llmkit.plan.account import RECOMPUTE, Choice
 from llmkit.stages.finished import finish
 from llmkit.stages.job import Job
 from llmkit.stages.lint_table import brief, keep, linted, served
 from llmkit.stages.measured import measured
 from llmkit.stages.quarantine import Quarantine
-from llmkit.stages.resume import find, identity, pinned, resume, told
+from llmkit.stages.resume import facts, find, identity, pinned, resume, told
 from llmkit.stages.sizes import KNOB, sizes, whole_model
 from llmkit.stages.speed import measure
 from llmkit.stages.training import Training
@@ -51,8 +53,10 @@ def train(node: Training, run: Run) -> Artifact:
     torch.set_num_threads(run.threads)
     torch.use_deterministic_algorithms(node.deterministic, warn_only=False)
     with out_of_memory_named(run.device, KNOB):
-        with run.stop.at_once("before training"):
+        first = run.ranks.local == 0  # of each host: it fills the cache
+        with run.stop.at_once("before training"), lead(run.peers, first):
             job = read(node, run)
+        agreed(run.peers, {key: facts(job)[key] for key in ("data", "packages")}, "other data or packages: ")
         found = find(job)
         with told(found):
             job = pinned(job, found)
@@ -64,6 +68,7 @@ def train(node: Training, run: Run) -> Artifact:
         if run.device == "cpu":
             _settle(built, _largest(job))
         progress = _fit(job, built, steps, progress)
+        run.peers.phase("exit", progress.step)
         return finish(job, built, steps, progress)
 
 
@@ -99,13 +104,14 @@ def read(node: Training, run: Run) -> Job:
     if notice := check_length(resolved, longest, "data.max_length", node.model.rope):
         run.console.notice(notice)
     tokenizer = read_tokenizer(resolved, node.model, run.grants.code)
-    aside = Quarantine(run.folder / "quarantine.jsonl")
+    aside = Quarantine(run.scratch / "quarantine.jsonl")
     feed, data = _train(node, tokenizer, aside)
     held = node.data.sources("valid")
     valid = node.examples(held, tokenizer, "data.valid", aside) if held else None
     aside.tell(run.console)
     found = linted(node.data, data, valid, served(resolved, node.model, tokenizer, run.grants.code))
-    keep(run.folder, found, data)
+    if run.main:
+        keep(run.folder, found, data)
     if notice := brief(found):
         run.console.notice(notice)
     steps = node.steps or (node.epochs or 1) * feed.steps_per_epoch
@@ -143,7 +149,7 @@ def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Type
     return ", ".join(filter(None, [*parts, *dropped]))
 
 
-def _built(job: Job) -> tuple[Built, Single]:
+def _built(job: Job) -> tuple[Built, Steps]:
     node, grants = job.node, job.run.grants
     held = how(job.run.device, job.types, node.quant, node.adapter, grants.code, grants.nonfinite)
     held = replace(held, head=node.head(job.train))
@@ -165,8 +171,11 @@ def _built(job: Job) -> tuple[Built, Single]:
     for glob, tensors, size in matched(node.optim, made.trained):
         job.run.console.notice(f"optim.groups: {glob} holds for {tensors} tensors, {size:,} parameters")
     levers, factors = node.memory, {name: node.adapter.rate(name) for name in made.trained}
-    optimizer = node.optim.build(made.trained, factors, levers.optimizer_in_backward)
-    return made, stepper(made, optimizer, job.types, levers.optimizer_in_backward, levers.offload_activations)
+    build_optimizer = partial(node.optim.build, factors=factors, apart=levers.optimizer_in_backward)
+    given = parts(made, build_optimizer, job.types, levers.optimizer_in_backward, levers.offload_activations)
+    world = job.run.ranks.world
+    ranks = grid(node.parallel.degrees(world), job.run.device, job.run.peers) if world > 1 else None
+    return made, node.parallel.resolve(world).stepper(given, ranks)
 
 
 def _first(job: Job, contexts: bool) -> Iterator[Batch]:
@@ -174,9 +183,9 @@ def _first(job: Job, contexts: bool) -> Iterator[Batch]:
     return (batch for index in range(job.steps) for batch in _step_data(job, contexts, index).batches)
 
 
-def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
+def _fit(job: Job, built: Built, steps: Steps, start: Progress) -> Progress:
     node, run = job.node, job.run
-    metrics = Lines(run.folder / "metrics.jsonl")
+    metrics = Lines(run.scratch / "metrics.jsonl")
     built.model.train()
     plan = Plan(
         job.steps,
@@ -191,13 +200,13 @@ def _fit(job: Job, built: Built, steps: Single, start: Progress) -> Progress:
         bool(node.larger_better(node.checkpoint.best or "")),
     )
     run.console.start("training", job.steps, start.step)
-    with _loggers(job, start.step) as log:
+    with _loggers(job, start.step) as log, run.stop.together(run.peers):
         hooks = Hooks(
             data=partial(_step_data, job, built.loaded.support.packed),
             log=partial(_log, job, metrics, log),
             evaluate=partial(measured, job, built, steps) if job.valid is not None else None,
             save=partial(_save, job, built, steps, metrics),
-            asked_to_stop=lambda: run.stop.why,
+            asked_to_stop=run.stop.asked,
             measure=partial(measure, job.shape, run.device, job.types.half, node.adapter.frozen_base),
             show=partial(_show, job),
         )
@@ -219,15 +228,19 @@ def _step_data(job: Job, contexts: bool, index: int) -> StepData:
     node, drawn = job.node, job.feed.step(index)
     data, rows = drawn.data, drawn.rows
     packing: Packing = node.data.packing if contexts else NoPacking()
-    batches = micro_batches(data, rows, packing, node.data.max_length, job.choice.rows, contexts, job.run.device)
+    spread = node.parallel.degrees(job.run.ranks.world)
+    share = spread.data_index(job.run.ranks.rank), spread.data
+    batches = micro_batches(
+        data, rows, packing, node.data.max_length, job.choice.rows, contexts, job.run.device, *share
+    )
     tokens = sum(data.length(i) for i in rows)
-    supervised = sum(int((batch.weights > 0).sum()) for batch in batches)
+    supervised = sum(int((data.sample(i)[2] > 0).sum()) for i in rows)
     places, count = tuple(data.places[i] for i in rows), sum(data.supervised(i) for i in rows)
     return StepData(drawn.epoch, drawn.ids, batches, tokens, supervised, count, places)
 
 
-def _save(job: Job, built: Built, steps: Single, metrics: Lines, progress: Progress, scheduled: bool) -> None:
-    node, samples = job.node, Lines(job.run.folder / "samples.jsonl")
+def _save(job: Job, built: Built, steps: Steps, metrics: Lines, progress: Progress, scheduled: bool) -> None:
+    node, samples = job.node, Lines(job.run.scratch / "samples.jsonl")
     if scheduled:  # before the checkpoint, which remembers how long the file is with this line in it
         metrics.add({"event": "save", "step": progress.step, "path": f"checkpoints/step-{progress.step}"})
     metrics.sync()
@@ -243,8 +256,12 @@ def _save(job: Job, built: Built, steps: Single, metrics: Lines, progress: Progr
         "samples_bytes": samples.size(),
     }
     learned = job.loss.state() if isinstance(job.loss, Adaptive) else {}
-    state.save(job.checkpoints, progress.step, {**steps.state(), **learned}, facts)
-    state.prune(job.checkpoints, node.checkpoint.keep, progress.best_step)
+    held: Any = {**steps.state(), **learned}
+    with job.run.peers.alone("save"):
+        if job.run.main:
+            state.save(job.checkpoints, progress.step, held, facts)
+            state.prune(job.checkpoints, node.checkpoint.keep, progress.best_step)
+    job.run.peers.barrier("save")
 
 
 def _show(job: Job, line: dict[str, Any]) -> None:
@@ -263,7 +280,8 @@ def _loggers(job: Job, done: int) -> Iterator[Log1]:
     """The trackers that were asked for, as one."""
     with ExitStack() as stack:
         folder, values = job.run.folder, job.run.values
-        logs = [stack.enter_context(node.open(folder, done, values)) for node in job.node.log]
+        trackers = job.node.log if job.run.main else ()
+        logs = [stack.enter_context(node.open(folder, done, values)) for node in trackers]
 
         def log(line: dict[str, Any]) -> None:
             for each in logs:

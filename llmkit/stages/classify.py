@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llmkit.data.prepare import Prepared
     from llmkit.data.rows import BadRow
     from llmkit.evals.run import Subject
-    from llmkit.parallel.single import Loss
+    from llmkit.parallel.steps import Loss
 
 
 @config

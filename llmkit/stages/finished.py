@@ -14,7 +14,7 @@ from llmkit.core.artifact import Artifact, publish
 from llmkit.core.memory import out_of_memory_named
 from llmkit.data.prepare import template_digest
 from llmkit.models.export import export
-from llmkit.parallel.single import Single
+from llmkit.parallel.steps import Steps
 from llmkit.plan.account import RECOMPUTE
 from llmkit.stages.job import Job
 from llmkit.stages.measured import subject
@@ -23,18 +23,18 @@ from llmkit.stages.sizes import KNOB
 from llmkit.train.fit import Progress
 
 
-def _conclude(job: Job, built: Built, steps: Single) -> None:
+def _conclude(job: Job, built: Built, steps: Steps) -> None:
     """What the result says of the validation rows, where the stage has a table of it."""
     if job.valid is None or job.node.head(job.train) is None:
         return
     with job.run.stop.at_once("after training"), out_of_memory_named(job.run.device, KNOB):
         rows, reports = job.node.final(subject(job, built, steps), job.valid)
-    if rows:
+    if rows and job.run.main:
         records.write(job.run.folder / "predictions.jsonl", rows)
         write_reports(job.run, reports)
 
 
-def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifact:
+def finish(job: Job, built: Built, steps: Steps, progress: Progress) -> Artifact:
     """The result: the best checkpoint where one was asked for, else the last."""
     run, node = job.run, job.node
     if progress.step < job.steps:
@@ -48,6 +48,8 @@ def finish(job: Job, built: Built, steps: Single, progress: Progress) -> Artifac
     _conclude(job, built, steps)
     node.adapter.finish(built.model)
     rope, folder = node.model.rope, run.folder / "model"
+    if not run.main:
+        return Artifact(run.folder)
     export(built.model, built.loaded.tokenizer, folder, job.resolved, node.quant, rope, labels)
     if rope is not None and hasattr(built.model, "peft_config"):
         run.console.notice("the base of the adapter is scaled, which peft alone does not know: merge it for use there")

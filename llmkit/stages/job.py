@@ -11,7 +11,7 @@ from llmkit.core.shape import Shape
 from llmkit.data.feed import Feed
 from llmkit.data.prepare import Prepared
 from llmkit.models.resolve import Resolved
-from llmkit.parallel.single import Loss
+from llmkit.parallel.steps import Loss
 from llmkit.plan.account import Choice
 from llmkit.stages.training import Training
 

@@ -10,12 +10,12 @@ from llmkit.data.order import spread
 from llmkit.data.prompt import asked
 from llmkit.evals.run import Subject
 from llmkit.inference.node import Sampling, Transformers
-from llmkit.parallel.single import Single
+from llmkit.parallel.steps import Steps
 from llmkit.stages.job import Job
 from llmkit.stages.sizes import KNOB
 
 
-def subject(job: Job, built: Built, steps: Single) -> Subject:
+def subject(job: Job, built: Built, steps: Steps) -> Subject:
     """The model in training, as an evaluation sees it."""
     return Subject(
         built.scored,
@@ -32,13 +32,13 @@ def subject(job: Job, built: Built, steps: Single) -> Subject:
     )
 
 
-def measured(job: Job, built: Built, steps: Single, step: int) -> dict[str, float]:
+def measured(job: Job, built: Built, steps: Steps, step: int) -> dict[str, float]:
     """An evaluation whose lack of memory is called that, and no fault of its rows."""
     with out_of_memory_named(job.run.device, KNOB), steps.averaged():
         return _evaluate(job, built, steps, step)
 
 
-def _evaluate(job: Job, built: Built, steps: Single, step: int) -> dict[str, float]:
+def _evaluate(job: Job, built: Built, steps: Steps, step: int) -> dict[str, float]:
     valid = job.valid
     if valid is None:
         raise DataError("data.valid is empty", fix="give data.valid", key="evaluate")
@@ -60,7 +60,7 @@ def _samples(job: Job, seen: Subject, step: int) -> None:
     sampling = Sampling(max_tokens=job.node.evaluate.max_tokens)
     with job.run.stop.at_once("before samples"), seen.autocast():
         made = seen.generator.generate(seen.model, seen.tokenizer, [q.ids for q in questions], sampling)
-    lines = Lines(job.run.folder / "samples.jsonl")
+    lines = Lines(job.run.scratch / "samples.jsonl")
     for question, completion in zip(questions, made, strict=True):
         row = question.row
         last = row.question if isinstance(row.question, str) else str(row.question[-1].get("content"))

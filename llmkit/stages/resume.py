@@ -16,7 +16,7 @@ from llmkit.checkpoint import state
 from llmkit.checkpoint.identity import compare, packages, processor
 from llmkit.core.errors import ModelError
 from llmkit.core.metrics import Lines
-from llmkit.parallel.single import Adaptive, Single
+from llmkit.parallel.steps import Adaptive, Steps
 from llmkit.stages.job import Job
 from llmkit.train.fit import Progress
 from llmkit.train.guard import Watch
@@ -62,27 +62,33 @@ def told(found: Found | None) -> Iterator[None]:
         raise ModelError(what, fix=state.FIX, file=str(found[0] / "state.json")) from cause
 
 
+def facts(job: Job) -> dict[str, Any]:
+    """What the ranks of a run must share before a model is loaded, beside the recipe."""
+    return {
+        "data": {"train": job.train.digest, "valid": job.valid.digest if job.valid is not None else ""},
+        "packages": packages(),
+    }
+
+
 def identity(job: Job, attention: str) -> dict[str, Any]:
     """What a resumed run must share with the one that it continues."""
     return {
-        "recipe": {k: v for k, v in job.run.values.items() if k != "out"},
+        **facts(job),
+        "recipe": {k: v for k, v in job.run.values.items() if k not in ("out", "parallel")},
         "environment": job.run.environment,
         "model": job.resolved.facts(),
-        "data": {"train": job.train.digest, "valid": job.valid.digest if job.valid is not None else ""},
         "files": {**job.train.files, **(job.valid.files if job.valid is not None else {})},
-        "packages": packages(),
         "kernels": rows() if job.run.device == "cpu" else {},
         "attention": attention,
         "threads": job.run.threads,
         "device": job.run.device,
         "processor": processor() if job.run.device == "cpu" else torch.cuda.get_device_name(),
-        "world": job.run.world,
     }
 
 
-def resume(job: Job, built: Built, steps: Single, found: Found | None) -> Progress:
+def resume(job: Job, built: Built, steps: Steps, found: Found | None) -> Progress:
     """The state of the checkpoint, or the beginning."""
-    metrics, samples = Lines(job.run.folder / "metrics.jsonl"), Lines(job.run.folder / "samples.jsonl")
+    metrics, samples = Lines(job.run.scratch / "metrics.jsonl"), Lines(job.run.scratch / "samples.jsonl")
     if found is None:
         metrics.cut(0)
         samples.cut(0)
@@ -108,8 +114,8 @@ def resume(job: Job, built: Built, steps: Single, found: Found | None) -> Progre
         else:  # accepted above: another loss, or other groups of rows
             job.run.console.notice("another loss: its state begins anew")
     progress = _alone(job, progress)
-    metrics.cut(facts["metrics_bytes"])
-    samples.cut(facts["samples_bytes"])
+    metrics.cut(facts["metrics_bytes"] if job.run.main else 0)
+    samples.cut(facts["samples_bytes"] if job.run.main else 0)
     job.run.console.notice(f"going on from step {progress.step} of {job.steps} ({path.name})")
     return progress
 
@@ -117,7 +123,9 @@ def resume(job: Job, built: Built, steps: Single, found: Found | None) -> Progre
 def _alone(job: Job, progress: Progress) -> Progress:
     """Where to go on from, with no checkpoint in the way that is not of this course of the run."""
     notice, kept = job.run.console.notice, state.steps(job.checkpoints)
-    if later := state.set_aside(job.checkpoints, progress.step):
+    later = state.set_aside(job.checkpoints, progress.step) if job.run.main else []
+    job.run.peers.barrier("resume")
+    if later:
         notice(f"checkpoints of later steps ({', '.join(map(str, later))}) go with the next save")
     if progress.best_step is None or progress.best_step in kept:
         return progress

@@ -10,7 +10,7 @@ from llmkit.stages.training import Training
 
 if TYPE_CHECKING:
     from llmkit.data.prepare import Prepared
-    from llmkit.parallel.single import Loss
+    from llmkit.parallel.steps import Loss
 
 
 @config

@@ -10,10 +10,11 @@ from llmkit.core.config import Conflict, config, setting
 from llmkit.data.node import Data, FirstFit, Readable
 from llmkit.losses.node import CrossEntropy
 from llmkit.models.node import Head, ModelRef, NoQuant, Quant
+from llmkit.parallel.node import Parallel
 from llmkit.stages.levers import contradictions
 from llmkit.stages.push import Push
 from llmkit.train.logs import Log
-from llmkit.train.node import Batching, Checkpointing, Evaluating, Guard, Memory, Parallel, Precision
+from llmkit.train.node import Batching, Checkpointing, Evaluating, Guard, Memory, Precision
 from llmkit.train.optim import AdamW, Optim
 from llmkit.train.schedule import Cosine, Schedule
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from llmkit.data.prepare import Prepared
     from llmkit.data.rows import BadRow
     from llmkit.evals.run import Subject
-    from llmkit.parallel.single import Loss
+    from llmkit.parallel.steps import Loss
 
 
 @config

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from llmkit.core.errors import DataError, LlmkitError, Stopped
 from llmkit.core.seed import reseed
 from llmkit.core.types import Batch, LossSum
-from llmkit.parallel.single import Adaptive, Loss
+from llmkit.parallel.steps import Adaptive, Loss
 from llmkit.train.guard import Watch, judge_evaluation, named
 from llmkit.train.node import Checkpointing, Evaluating, Guard
 from llmkit.train.schedule import Schedule
@@ -29,8 +29,8 @@ class Stepper(Protocol):
         """Sets the rates of the step that comes."""
         ...
 
-    def accumulate(self, batches: Iterator[Batch], loss: Loss, count: float) -> LossSum:
-        """Adds the gradients of sum(loss) / count."""
+    def accumulate(self, batches: Iterator[Batch], loss: Loss, count: float, turns: int = 1) -> LossSum:
+        """Adds the gradients of sum(loss) / count over `turns` micro-batches; gives the sums of all ranks."""
         ...
 
     def grad_norm(self) -> float:
@@ -147,7 +147,7 @@ def _one_step(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, before: Pr
     stepper.rate(factor)
     if isinstance(loss, Adaptive):
         loss.begin(data.ids)
-    sums = stepper.accumulate(_seeded(data.batches, plan.seed, step, hooks), loss, data.count)
+    sums = stepper.accumulate(_seeded(data.batches, plan.seed, step, hooks), loss, data.count, len(data.batches))
     mean, norm = float(sums.total) / data.count, stepper.grad_norm()
     if math.isfinite(mean) and not math.isfinite(norm) and stepper.overflowed():  # no fault of the samples
         applied, watch = False, before.watch

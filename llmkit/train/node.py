@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from llmkit.build.precision import NAMES, Compute, Params
-from llmkit.core.config import Conflict, Duration, Later, config, setting
+from llmkit.core.config import Conflict, Duration, config, setting
 
 
 @config
@@ -71,36 +71,6 @@ class Memory:
     optimizer_in_backward: bool = False
     """Each parameter is updated as soon as its gradient is whole: all gradients together are never held. Needs one
     micro-batch a step and no clipping."""
-
-
-@config
-class Auto:
-    """One process on one device."""
-
-    kind: Literal["auto"] = "auto"
-
-
-@config
-class Single:
-    """One process on one device."""
-
-    kind: Literal["single"] = "single"
-
-
-Strategy = Annotated[Auto | Single, Later(("ddp", "fsdp", "zero"))]
-
-
-@config
-class Parallel:
-    """How the work is spread over ranks; more than one rank comes with the parallel strategies."""
-
-    strategy: Strategy = Auto()
-    replicate: int = setting(default=1, later=True)
-    shard: int | Literal["auto"] = setting(default="auto", later=True)
-    tensor: int = setting(default=1, later=True)
-    context: int = setting(default=1, later=True)
-    pipeline: int = setting(default=1, later=True)
-    expert: int = setting(default=1, later=True)
 
 
 def _once(every: object, per_epoch: object) -> Iterator[Conflict]:

@@ -9,7 +9,7 @@ from torch import nn
 from llmkit.core.errors import RecipeError
 from llmkit.core.types import Batch, LossSum
 from llmkit.losses.node import ClassEntropy, Focal, GroupDro, Seen, balanced
-from llmkit.parallel.single import Adaptive
+from llmkit.parallel.steps import Adaptive
 
 
 def batch_of(targets, weights=None, ids=None):

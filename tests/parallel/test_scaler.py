@@ -10,7 +10,7 @@ from llmkit.core.errors import ResourceError
 from llmkit.core.types import LossSum
 from llmkit.parallel import scaler as module
 from llmkit.parallel.scaler import Scaler
-from llmkit.parallel.single import Single, Ways
+from llmkit.parallel.steps import Steps, Ways
 
 
 def test_its_course_is_that_of_torchs_own(monkeypatch):
@@ -49,7 +49,7 @@ class Wide(nn.Module):
 def test_an_overflow_is_seen_in_the_norm_and_scaled_gradients_are_exact():
     model = Wide()
     params = dict(model.named_parameters())
-    steps = Single(model, params, torch.optim.SGD(params.values(), lr=1.0), Ways(torch.float16, Scaler(2.0**15)))
+    steps = Steps(model, params, torch.optim.SGD(params.values(), lr=1.0), Ways(torch.float16, Scaler(2.0**15)))
 
     def loss(scores, batch):
         return LossSum(scores.sum() * 16, torch.ones(()), {})
@@ -64,7 +64,7 @@ def test_an_overflow_is_seen_in_the_norm_and_scaled_gradients_are_exact():
     assert torch.equal(model.weight.grad, torch.full((4, 4), 16.0))
     steps.step(1.0, 0.0, steps.grad_norm())
     assert steps.ways.scaler.good == 1
-    other = Single(model, params, torch.optim.SGD(params.values(), lr=1.0), Ways(torch.float16, Scaler()))
+    other = Steps(model, params, torch.optim.SGD(params.values(), lr=1.0), Ways(torch.float16, Scaler()))
     other.load(steps.state())
     assert other.ways.scaler == steps.ways.scaler
-    assert not Single(model, params, torch.optim.SGD(params.values(), lr=1.0)).overflowed()
+    assert not Steps(model, params, torch.optim.SGD(params.values(), lr=1.0)).overflowed()

@@ -118,8 +118,8 @@ def test_a_forced_overflow_skips_a_step_halves_the_factor_and_goes_on(tiny, rows
 
 def test_t1_an_overflow_streak_stops_with_the_lever(tiny, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "Scaler", lambda: Scaler(1.0))
-    real = training.Single.grad_norm
-    monkeypatch.setattr(training.Single, "grad_norm", lambda self: real(self) * math.inf)
+    real = training.Steps.grad_norm
+    monkeypatch.setattr(training.Steps, "grad_norm", lambda self: real(self) * math.inf)
     with pytest.raises(ResourceError, match="precision: gradients overflow in fp16.*set precision=bf16_mixed"):
         go(node(tiny, rows, tmp_path / "run", precision="fp16_mixed", guard={"nonfinite": "skip"}))
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))

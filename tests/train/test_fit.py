@@ -14,7 +14,7 @@ from llmkit.data.prepare import Prepared
 from llmkit.losses.node import CrossEntropy
 from llmkit.models.attend import install
 from llmkit.models.heads import Scored
-from llmkit.parallel.single import Single
+from llmkit.parallel.steps import Steps
 from llmkit.train.fit import Hooks, Plan, Progress, StepData, fit
 from llmkit.train.guard import Watch, named
 from llmkit.train.node import Checkpointing, Evaluating, Guard
@@ -58,7 +58,7 @@ def gradients(model, prepared, packing, rows, contexts=True, capacity=16):
     model.requires_grad_(True)
     model.zero_grad()
     params = dict(model.named_parameters())
-    steps = Single(Scored(model), params, torch.optim.SGD(params.values(), lr=1.0))
+    steps = Steps(Scored(model), params, torch.optim.SGD(params.values(), lr=1.0))
     ids = tuple(range(len(prepared)))
     batches = micro_batches(prepared, ids, packing, capacity, rows, contexts, "cpu")
     count = sum(prepared.supervised(i) for i in ids)

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from tests.parallel.test_single import NODES, Tiny, stepped, stepper
 from torch import nn
 
 from llmkit.core.errors import RecipeError
 from llmkit.train.low_rank import GROWTH, LowRank
 from llmkit.train.optim import AdamW, Apollo, Galore, Muon, ScheduleFree
 from llmkit.train.optimizing import below, rated
-from tests.parallel.test_single import NODES, Tiny, stepped, stepper
 
 
 def shapes(*names):

@@ -1,9 +1,9 @@
-"""The stepper of one process on one device: the meaning that every other strategy must equal."""
+"""The stepper: how one process makes and applies the gradients of a step, alone or in a team."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from llmkit.core.errors import ResourceError
+from llmkit.core.sliced import Slice
 from llmkit.core.types import Batch, LossSum, Needs
 from llmkit.parallel.offload import Offload
 from llmkit.parallel.optimizers import Optimizers
 from llmkit.parallel.scaler import Scaler
+from llmkit.parallel.team import Solo, Sums, Team, summed
 
 
 class Loss(Protocol):
@@ -64,8 +66,24 @@ class Ways:
     """What the forward keeps waits on the host."""
 
 
-class Single:
-    """Accumulates the gradient of one global batch, then applies it."""
+@dataclass(frozen=True)
+class Parts:
+    """What a strategy makes a stepper of."""
+
+    scored: nn.Module
+    """The model with its head: all that reads weights happens in its forward."""
+    params: Mapping[str, nn.Parameter]
+    """Those that are trained."""
+    optimizer: Callable[[Mapping[str, nn.Parameter]], Optimizers]
+    """Over the parameters as the strategy holds them."""
+    ways: Ways = Ways()
+    layers: tuple[nn.Module, ...] = ()
+    """The layers of the model, from the first to the last: what is gathered and given up together."""
+
+
+class Steps:
+    """Accumulates the gradient of one global batch, then applies it; alone (`Solo`) it is the meaning that every other
+    team must equal."""
 
     def __init__(
         self,
@@ -73,8 +91,10 @@ class Single:
         params: Mapping[str, nn.Parameter],
         optimizer: Optimizers | torch.optim.Optimizer,
         ways: Ways = Ways(),
+        team: Team | None = None,
     ) -> None:
         self.scored, self.params, self.ways = scored, dict(params), ways
+        self.team: Team = team or Solo()
         self.optimizer = optimizer if isinstance(optimizer, Optimizers) else Optimizers([optimizer])
         self.squares: float | Tensor = 0.0
         """Of the norms of gradients that the backward pass has used up."""
@@ -101,32 +121,33 @@ class Single:
         """Sets the rates of the step that comes to `factor` times their own."""
         self.optimizer.rate(factor)
 
-    def accumulate(self, batches: Iterable[Batch], loss: Loss, count: float) -> LossSum:
-        """Adds the gradients of sum(loss) / count, micro-batch by micro-batch; `count` is the global batch's.
+    def accumulate(self, batches: Iterable[Batch], loss: Loss, count: float, turns: int = 1) -> LossSum:
+        """Adds the gradients of sum(loss) / count, micro-batch by micro-batch, `turns` of them on every rank; `count`
+        is the global batch's, and so are the sums that this gives.
 
         Raises:
             ResourceError: parameters are updated in the backward pass, and there is more than one.
         """
-        total, seen, scaler = 0.0, 0.0, self.ways.scaler
+        scaler, own = self.ways.scaler, dict[str, tuple[float, ...]]()
         needs = getattr(loss, "needs", PLAIN)
-        extras: dict[str, tuple[Tensor, Tensor]] = {}
         self.squares = 0.0
         for index, batch in enumerate(batches):
             if index and self.ways.in_backward:
                 what = "the step takes more than one micro-batch, and memory.optimizer_in_backward updates after each"
                 raise ResourceError(what, fix="raise micro_batch, or lower batch.rows", key="micro_batch")
-            with self._keeping(), self.autocast():
-                scores = self.scored(batch) if needs == PLAIN else self.scored(batch, needs)
-            part = loss(scores, batch)
-            (part.total / count * (scaler.scale if scaler else 1.0)).backward()
-            total += float(part.total.detach())
-            seen += float(part.count)
-            for name, (top, bottom) in part.extras.items():
-                before = extras.get(name, (torch.zeros(()), torch.zeros(())))
-                extras[name] = (before[0] + top.detach().cpu(), before[1] + bottom.detach().cpu())
+            with self.team.around(index, turns):
+                with self._keeping(), self.autocast():
+                    scores = self.scored(batch) if needs == PLAIN else self.scored(batch, needs)
+                part = loss(scores, batch)
+                (part.total / count * (scaler.scale if scaler else 1.0)).backward()
+            self.team.after(index, turns)
+            own = summed([own, numbers(part)])
+        whole = self.team.totals(own)
+        extras = {name: (torch.tensor(a), torch.tensor(b)) for name, (a, b) in whole.items() if name}
         if scaler:
             extras["loss_scale"] = (torch.tensor(scaler.scale), torch.ones(()))
             self._scale(1 / scaler.scale)
+        total, seen = whole.get("", (0.0, 0.0))
         return LossSum(torch.tensor(total, dtype=torch.float64), torch.tensor(seen, dtype=torch.float64), extras)
 
     def _keeping(self) -> AbstractContextManager[Any]:
@@ -144,9 +165,7 @@ class Single:
 
     def grad_norm(self) -> float:
         """The norm of all gradients together."""
-        grads = [p.grad for p in self.params.values() if p.grad is not None]
-        left = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
-        return math.hypot(left, math.sqrt(self.squares))
+        return math.hypot(self.team.norm(self.params), math.sqrt(self.squares))
 
     def overflowed(self) -> bool:
         """Whether gradients that are not finite may be fp16's fault: the loss's factor is halved then.
@@ -174,10 +193,13 @@ class Single:
         """Forgets the gradients."""
         self.optimizer.zero_grad()
 
-    def state(self) -> dict[str, Tensor]:
-        """Trained parameters as `param/NAME`, the optimizer's state as `optim/NAME/KEY`, fp16's factor; not copied."""
-        tensors = {f"param/{name}": p.detach() for name, p in self.params.items()}
-        tensors |= {f"optim/{key}": value for key, value in self.optimizer.state(self.params).items()}
+    def state(self) -> dict[str, Tensor | Slice]:
+        """What this rank holds of trained parameters as `param/NAME`, of the optimizer's state as `optim/NAME/KEY`, and
+        fp16's factor; not copied."""
+        tensors = {f"param/{name}": self.team.part(name, p, p.detach()) for name, p in self.params.items()}
+        for key, value in self.optimizer.state(self.params).items():
+            name = key.partition("/")[0]
+            tensors[f"optim/{key}"] = self.team.part(name, self.params[name], value)
         if scaler := self.ways.scaler:
             tensors |= {"scaler/scale": torch.tensor(scaler.scale), "scaler/good": torch.tensor(scaler.good)}
         return tensors
@@ -186,8 +208,17 @@ class Single:
         """Takes back what `state` gave."""
         with torch.no_grad():
             for name, p in self.params.items():
-                p.copy_(tensors[f"param/{name}"])
-        mine = {key.removeprefix("optim/"): value for key, value in tensors.items() if key.startswith("optim/")}
+                p.copy_(self.team.own(name, p, tensors[f"param/{name}"]))
+        mine = {}
+        for key in (key.removeprefix("optim/") for key in tensors if key.startswith("optim/")):
+            name = key.partition("/")[0]
+            mine[key] = self.team.own(name, self.params[name], tensors[f"optim/{key}"])
         self.optimizer.load(self.params, mine)
         if (scaler := self.ways.scaler) and "scaler/scale" in tensors:
             scaler.scale, scaler.good = float(tensors["scaler/scale"]), int(tensors["scaler/good"])
+
+
+def numbers(part: LossSum) -> Sums:
+    """The sums of a micro-batch by name, each (sum, count); the loss itself has no name."""
+    found = {"": (float(part.total.detach()), float(part.count))}
+    return found | {name: (float(top.detach()), float(bottom.detach())) for name, (top, bottom) in part.extras.items()}

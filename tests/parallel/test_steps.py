@@ -7,7 +7,7 @@ from torch import nn
 from llmkit.core.errors import ResourceError
 from llmkit.core.types import LossSum
 from llmkit.parallel.offload import Offload, Pinned
-from llmkit.parallel.single import Single, Ways
+from llmkit.parallel.steps import Steps, Ways
 from llmkit.train.optim import Adafactor, AdamW, AdamW8bit, Apollo, Galore, Lion, Lion8bit, Muon, ScheduleFree, Sgd
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
@@ -46,7 +46,7 @@ class Tiny(nn.Module):
 def stepper(node, device="cpu", ways=Ways()):
     model = Tiny().to(device)
     params = dict(model.named_parameters())
-    return Single(model, params, node.build(params, apart=ways.in_backward), ways)
+    return Steps(model, params, node.build(params, apart=ways.in_backward), ways)
 
 
 def loss(scores, batch):
@@ -163,7 +163,7 @@ def test_the_count_of_steps_lies_where_the_optimizer_reads_it(settings, device):
     layer = nn.Linear(2, 2, device="meta")
     params = dict(layer.named_parameters())
     optimizer = torch.optim.AdamW(params.values(), **settings)
-    steps = Single(layer, params, optimizer)
+    steps = Steps(layer, params, optimizer)
     held = {f"param/{name}": torch.zeros(p.shape) for name, p in params.items()}
     steps.load(held | {f"optim/{name}/step": torch.tensor(3.0) for name in params})
     assert {optimizer.state[p]["step"].device.type for p in params.values()} == {device}

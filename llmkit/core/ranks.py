@@ -1,0 +1,52 @@
+"""Which of a run's processes this is, as the launcher says in the environment."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llmkit.core.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process among `world`, the `local`-th of its host's `here`."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+    here: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def name(self) -> str:
+        """As errors name it: the rank, its host and its process."""
+        return f"rank {self.rank} ({platform.node()}, pid {os.getpid()})"
+
+
+def ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
+    """What torchrun, deepspeed, accelerate or a script of ours said; one process where nobody said anything.
+
+    Raises:
+        RecipeError: a variable is no number, or they do not go together.
+    """
+    said = {name: environment.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    if not said["WORLD_SIZE"]:
+        return Ranks()
+    fix = "start it by torchrun, deepspeed, accelerate or llmkit launch"
+    wrong = [f"{name}={text}" for name, text in said.items() if text and not text.isdecimal()]
+    if wrong:
+        raise RecipeError(f"the environment says {', '.join(wrong)}, which is no rank", fix=fix)
+    world, rank = int(said["WORLD_SIZE"]), int(said["RANK"] or 0)
+    if world > 1 and not said["RANK"]:
+        raise RecipeError(f"the environment says WORLD_SIZE={world} and no RANK", fix=fix)
+    if not rank < world:
+        raise RecipeError(f"the environment says RANK={rank} of WORLD_SIZE={world}", fix=fix)
+    here = int(said["LOCAL_WORLD_SIZE"] or world)
+    return Ranks(rank, world, int(said["LOCAL_RANK"] or rank % here), here)

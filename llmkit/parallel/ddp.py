@@ -1,0 +1,74 @@
+"""Replicas that see different rows and sum their gradients (torch's DistributedDataParallel)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from llmkit.core.errors import RecipeError
+from llmkit.core.sliced import Slice
+from llmkit.parallel.grid import Grid
+from llmkit.parallel.steps import Parts, Steps
+from llmkit.parallel.team import Sums, norm, summed
+
+
+class Replicas:
+    """The team of one replica: gradients are summed, for each already carries the global count."""
+
+    def __init__(self, scored: nn.Module, params: Mapping[str, nn.Parameter], group: Any, say: Callable[[Any], Any]):
+        self.say = say
+        """A JSON value of this rank -> those of all ranks that see different rows."""
+        for p in params.values():  # adapters begin at random; the rest is read from the same files
+            dist.broadcast(p.data, dist.get_global_rank(group, 0), group=group)
+        self.wrapped = DistributedDataParallel(
+            scored, process_group=group, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+        self.wrapped.register_comm_hook(group, lambda group, bucket: _sum(group, bucket))  # torch reads annotations
+
+    def around(self, index: int, turns: int) -> AbstractContextManager[Any]:
+        """Only the last micro-batch's backward pass sums gradients."""
+        return nullcontext() if index + 1 == turns else self.wrapped.no_sync()
+
+    def after(self, index: int, turns: int) -> None:
+        """Done in the backward pass."""
+
+    def totals(self, own: Sums) -> dict[str, tuple[float, ...]]:
+        """Summed over replicas, in their order."""
+        return summed({name: tuple(values) for name, values in said.items()} for said in self.say(own))
+
+    def norm(self, params: Mapping[str, nn.Parameter]) -> float:
+        """Every replica has all gradients."""
+        return norm(params.values())
+
+    def part(self, name: str, like: Tensor, value: Tensor) -> Tensor | Slice:
+        """All of it."""
+        return value
+
+    def own(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
+        """All of it."""
+        return whole
+
+
+def _sum(group: Any, bucket: Any) -> Any:
+    work: Any = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
+    return work.get_future().then(lambda done: done.value()[0])
+
+
+def stepper(parts: Parts, grid: Grid | None) -> Steps:
+    """Steps of one replica of several.
+
+    Raises:
+        RecipeError: parameters are to be updated in the backward pass, before their gradients are summed.
+    """
+    if grid is None:
+        return Steps(parts.scored, parts.params, parts.optimizer(parts.params), parts.ways)
+    if parts.ways.in_backward:
+        what = "ddp sums a gradient when all of it is there, and memory.optimizer_in_backward applies it before"
+        raise RecipeError(what, fix="set memory.optimizer_in_backward=false", key="memory.optimizer_in_backward")
+    team = Replicas(parts.scored, parts.params, grid.group("replicate"), grid.data())
+    return Steps(team.wrapped, parts.params, parts.optimizer(parts.params), parts.ways, team)

@@ -1,0 +1,110 @@
+"""How many ranks there are of each kind, and where this one stands among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from llmkit.core.errors import RecipeError
+
+AXES = ("pipeline", "replicate", "shard", "context", "tensor")
+"""From the slowest to the fastest: ranks that are next to each other share what is costliest to move."""
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """Ranks along each axis; their product is the world."""
+
+    pipeline: int = 1
+    replicate: int = 1
+    shard: int = 1
+    context: int = 1
+    tensor: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In the order of `AXES`."""
+        return tuple(getattr(self, axis) for axis in AXES)
+
+    @property
+    def world(self) -> int:
+        """All ranks."""
+        return prod(self.shape)
+
+    @property
+    def data(self) -> int:
+        """Ranks that see different rows."""
+        return self.replicate * self.shard
+
+    def place(self, rank: int) -> dict[str, int]:
+        """Where a rank stands on each axis."""
+        found = {}
+        for axis, size in zip(reversed(AXES), reversed(self.shape), strict=True):
+            rank, found[axis] = divmod(rank, size)
+        return found
+
+    def data_index(self, rank: int) -> int:
+        """Which share of the rows a rank sees."""
+        place = self.place(rank)
+        return place["replicate"] * self.shard + place["shard"]
+
+
+def degrees(
+    world: int,
+    strategy: str,
+    replicate: int | None = None,
+    shard: int | None = None,
+    context: int = 1,
+    tensor: int = 1,
+    pipeline: int = 1,
+) -> Degrees:
+    """The degrees of a run of `world` ranks; None is what is left.
+
+    Raises:
+        RecipeError: they do not divide the ranks, or the strategy has no use for one of them.
+    """
+    inner = context * tensor * pipeline
+    if world % inner:
+        said = ", ".join(f"{n} {d}" for n, d in _said(context, tensor, pipeline) if d > 1)
+        more = inner * max(1, world // inner)
+        raise RecipeError(
+            f"{said} takes ranks in groups of {inner}, and there are {world}",
+            fix=f"use {more} ranks, or degrees whose product divides {world}: {_divisors(world)}",
+            key=f"parallel.{next(n for n, d in _said(context, tensor, pipeline) if d > 1)}",
+        )
+    left = world // inner
+    if strategy == "single" and world > 1:
+        raise RecipeError(
+            f"single is one process, and there are {world} ranks",
+            fix="set parallel.strategy=auto, ddp, fsdp or zero, or run one process",
+            key="parallel.strategy",
+        )
+    if strategy in ("ddp", "single"):
+        if (shard or 1) > 1:
+            raise RecipeError(
+                f"{strategy} shards nothing, and shard is {shard}",
+                fix="set parallel.strategy=fsdp, or drop parallel.shard",
+                key="parallel.shard",
+            )
+        replicate, shard = replicate or left, 1
+    elif shard is None:
+        copies = replicate or 1
+        shard = max(1, left // copies)
+        replicate = copies
+    else:
+        replicate = replicate or max(1, left // shard)
+    if replicate * shard != left:
+        raise RecipeError(
+            f"replicate {replicate} x shard {shard} is {replicate * shard}, and there are {left} ranks for them",
+            fix=f"use numbers whose product is {left}: {_divisors(left)}",
+            key="parallel.replicate" if replicate > 1 else "parallel.shard",
+        )
+    return Degrees(pipeline, replicate, shard, context, tensor)
+
+
+def _said(context: int, tensor: int, pipeline: int) -> tuple[tuple[str, int], ...]:
+    return (("tensor", tensor), ("context", context), ("pipeline", pipeline))
+
+
+def _divisors(n: int) -> str:
+    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)

@@ -1,0 +1,85 @@
+"""What a strategy does around the steps of one process: which gradients are summed with whom, and what lies where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from llmkit.core.sliced import Slice
+
+Sums = Mapping[str, tuple[float, ...]]
+
+
+class Team(Protocol):
+    """The ranks that make one step together, as `Steps` sees them."""
+
+    def around(self, index: int, turns: int) -> AbstractContextManager[Any]:
+        """Around the forward and backward pass of micro-batch `index` of `turns`."""
+        ...
+
+    def after(self, index: int, turns: int) -> None:
+        """When that pass is done: after the last one the gradients are those of all ranks."""
+        ...
+
+    def totals(self, own: Sums) -> dict[str, tuple[float, ...]]:
+        """Numbers by name, each summed over the ranks that saw different rows, in the order of the ranks."""
+        ...
+
+    def norm(self, params: Mapping[str, nn.Parameter]) -> float:
+        """The norm of all gradients together."""
+        ...
+
+    def part(self, name: str, like: Tensor, value: Tensor) -> Tensor | Slice:
+        """What this rank holds of a parameter (`like`), or of a state of its shape (`value`)."""
+        ...
+
+    def own(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
+        """This rank's part of a whole tensor, as `like` holds it."""
+        ...
+
+
+class Solo:
+    """One process, with nobody to share with."""
+
+    def around(self, index: int, turns: int) -> AbstractContextManager[Any]:
+        """Nothing is put off."""
+        return nullcontext()
+
+    def after(self, index: int, turns: int) -> None:
+        """Nothing is summed."""
+
+    def totals(self, own: Sums) -> dict[str, tuple[float, ...]]:
+        """Its own numbers."""
+        return dict(own)
+
+    def norm(self, params: Mapping[str, nn.Parameter]) -> float:
+        """Of what lies here, which is all."""
+        return norm(params.values())
+
+    def part(self, name: str, like: Tensor, value: Tensor) -> Tensor | Slice:
+        """All of it."""
+        return value
+
+    def own(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
+        """All of it."""
+        return whole
+
+
+def norm(params: Iterable[nn.Parameter]) -> float:
+    """The norm of the gradients that lie in this process, each of them whole."""
+    grads = [p.grad for p in params if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+
+
+def summed(said: Iterable[Sums]) -> dict[str, tuple[float, ...]]:
+    """Sums of several ranks, added up in their order; one that lacks a name adds nothing to it."""
+    found: dict[str, tuple[float, ...]] = {}
+    for one in said:
+        for name, values in one.items():
+            before = found.get(name, (0.0,) * len(values))
+            found[name] = tuple(a + b for a, b in zip(before, values, strict=True))
+    return found
