@@ -1,0 +1,126 @@
+"""Several ranks on one machine: forked children over gloo, each as a launcher would have started it."""
+
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from llmkit import Sft, run
+from llmkit.core.console import Console
+from llmkit.core.errors import LlmkitError
+
+TIMINGS = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
+QUIET = Console(quiet=True, mute=True)
+
+
+def free_port():
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return made.getsockname()[1]
+
+
+def launched(world, work, said="/dev/null"):
+    """Forks `world` ranks that do `work(rank)`; gives their pids. What they say on standard error goes to `said`."""
+    port, pids = free_port(), []
+    for rank in range(world):
+        pid = os.fork()
+        if pid:
+            pids.append(pid)
+            continue
+        code = 1
+        try:
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+            os.environ |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 2)
+            work(rank)
+            code = 0
+        except LlmkitError as error:
+            os.write(2, f"{error}\n".encode())
+            code = error.code
+        except BaseException:
+            import traceback
+
+            os.write(2, traceback.format_exc().encode())
+        finally:
+            os._exit(code)
+    return pids
+
+
+def ended(pids, seconds=60.0):
+    """The exit codes of ranks, which must come to an end by themselves; a signal's number is negative."""
+    codes, until = {}, time.monotonic() + seconds
+    while len(codes) < len(pids) and time.monotonic() < until:
+        for pid in set(pids) - codes.keys():
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    left = set(pids) - codes.keys()
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert not left, f"{len(left)} ranks did not end in {seconds} s"
+    return [codes[pid] for pid in pids]
+
+
+def together(world, work, tmp_path):
+    """Does `work(rank)` on `world` ranks, all of which must end well."""
+    said = tmp_path / "said.txt"
+    codes = ended(launched(world, work, said))
+    assert codes == [0] * world, f"{codes}: {said.read_text()[-4000:]}"
+
+
+def sft(model, rows, out, **more):
+    """A stage of 3 steps, packed and accumulated; plain SGD, whose weights say what the gradients were."""
+    source = [{"kind": "jsonl", "path": str(rows)}]
+    options = {
+        "model": str(model),
+        "adapter": {"kind": "lora", "rank": 4},
+        "data": {"train": source, "max_length": 64},
+        "batch": {"rows": 12},
+        "micro_batch": 1,
+        "steps": 3,
+        "optim": {"kind": "sgd", "lr": 0.5, "momentum": 0.0},
+        "schedule": {"kind": "constant"},
+        "out": str(out),
+    }
+    return Sft(**(options | more))
+
+
+def trained(world, make, tmp_path, name):
+    """The folder of `make(out)` run on `world` ranks."""
+    folder = tmp_path / f"{name}-{world}"
+    if world == 1:
+        run(make(folder), console=QUIET)
+    else:
+        together(world, lambda rank: run(make(folder), console=QUIET), tmp_path)
+    return folder
+
+
+def lines(folder, event="train"):
+    found = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in found if line["event"] == event]
+
+
+def weights(folder):
+    return load_file(next(Path(folder, "model").glob("*model.safetensors")))
+
+
+def equal(folder, other, tol=1e-5):
+    """Losses, gradient norms and weights of two runs, to `tol` of the largest value of each tensor."""
+    for ours, theirs in zip(lines(folder), lines(other), strict=True):
+        assert ours.keys() == theirs.keys()
+        for key in ("loss", "grad_norm"):
+            assert abs(ours[key] - theirs[key]) <= tol * abs(theirs[key]), (key, ours, theirs)
+        assert (ours["samples"], ours["tokens"]) == (theirs["samples"], theirs["tokens"])
+    ours, theirs = weights(folder), weights(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        gap = (ours[name] - tensor).abs().max()
+        assert gap <= tol * tensor.abs().max(), f"{name}: {gap / tensor.abs().max():.2e}"
+    return torch.cat([t.flatten() for t in ours.values()])
