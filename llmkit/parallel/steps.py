@@ -117,6 +117,9 @@ class Steps:
         """After the last step: the weights are those of the result for good."""
         self.optimizer.settle()
 
+    def collect(self) -> None:
+        """After `settle`: the trained weights are whole on the main rank, and no forward follows. Called by all."""
+
     def rate(self, factor: float) -> None:
         """Sets the rates of the step that comes to `factor` times their own."""
         self.optimizer.rate(factor)
