@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from llmkit.core.config import Conflict
+from llmkit.core.errors import RecipeError
+from llmkit.parallel.node import Zero
 from llmkit.train.schedule import Constant
 
 if TYPE_CHECKING:
@@ -22,6 +24,32 @@ def contradictions(node: Training) -> Iterator[Conflict]:
         yield Conflict("precision", what, "use bf16_mixed, or adapter: none", "adapter.kind")
     if node.memory.optimizer_in_backward:
         yield from _in_backward(node)
+    if isinstance(node.parallel.strategy, Zero):
+        yield from _zero(node, node.parallel.strategy)
+
+
+def _zero(node: Training, strategy: Zero) -> Iterator[Conflict]:
+    """What DeepSpeed cannot be together with, and what a configuration of its own says against the recipe."""
+    other = "parallel.strategy.kind"
+    if not node.optim.elementwise:
+        what = f"zero updates flat parts of tensors, and {node.optim.kind} looks at whole ones"
+        yield Conflict("optim.kind", what, "use adamw or sgd, or parallel.strategy=fsdp", other)
+    if node.types_name == "fp8":
+        what = "fp8 was never tried with zero"
+        yield Conflict("precision", what, "use bf16_mixed", other)
+    if node.memory.optimizer_in_backward:
+        what = "zero applies all gradients at once"
+        yield Conflict("memory.optimizer_in_backward", what, "set it to false", other)
+    if node.memory.offload_activations and strategy.stage == 3:
+        what = "what the forward keeps holds weights that stage 3 gives back"
+        yield Conflict(
+            "memory.offload_activations", what, "set memory.recompute=full instead", "parallel.strategy.stage"
+        )
+    try:
+        strategy.settings(node.types_name)
+    except RecipeError as cause:
+        for problem in cause.problems:
+            yield Conflict("parallel.strategy.config", problem.what, problem.fix)
 
 
 def _in_backward(node: Training) -> Iterator[Conflict]:

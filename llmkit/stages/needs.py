@@ -8,6 +8,7 @@ import torch
 
 from llmkit.build import float8
 from llmkit.core.errors import LlmkitError, ModelError, Problem, ResourceError
+from llmkit.parallel.node import Zero
 from llmkit.stages.training import Training
 
 
@@ -19,7 +20,7 @@ def check_needs(node: Training, device: str) -> None:
         ModelError: a package is missing.
     """
     found: list[LlmkitError] = []
-    for check in (_optimizer, _offload, _attention, _precision):
+    for check in (_optimizer, _offload, _attention, _precision, _strategy):
         try:
             check(node, device)
         except LlmkitError as cause:
@@ -38,6 +39,11 @@ def _optimizer(node: Training, device: str) -> None:
             key="optim.kind",
         )
     node.optim.ready()
+
+
+def _strategy(node: Training, device: str) -> None:
+    if isinstance(node.parallel.strategy, Zero):
+        node.parallel.strategy.ready(device)
 
 
 def _offload(node: Training, device: str) -> None:

@@ -35,6 +35,7 @@ class AdamFamily(Optimizing):
 class AdamW(AdamFamily):
     """AdamW (arXiv:1711.05101)."""
 
+    elementwise: ClassVar[bool] = True
     kind: Literal["adamw"] = "adamw"
 
     def moments(self, inner: int, outer: int, width: int) -> float:
@@ -93,6 +94,7 @@ class PagedAdamW8bit(AdamFamily):
 class Sgd(Optimizing):
     """Stochastic gradient descent with momentum."""
 
+    elementwise: ClassVar[bool] = True
     kind: Literal["sgd"] = "sgd"
     lr: float = setting(default=1e-2, above=0.0)
     momentum: float = setting(default=0.9, least=0.0, below=1.0)

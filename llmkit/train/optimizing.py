@@ -66,6 +66,8 @@ class Optimizing(ABC):
     """It averages instead of lowering the rate, and wants it constant."""
     device: ClassVar[str] = ""
     """The only kind of device that it runs on."""
+    elementwise: ClassVar[bool] = False
+    """A number's update depends on that number's gradients alone, not on its tensor: it may be made on any part."""
     carried: ClassVar[tuple[str, ...]] = ()
     """What it keeps in its parameter groups between steps."""
     shaping: ClassVar[tuple[str, ...]] = ("kind",)
