@@ -132,7 +132,7 @@ def parts(
         in_backward,
         Offload(built.model.parameters(), Pinned()) if offload else None,
     )
-    return Parts(built.scored, built.trained, optimizer, ways, layers(built.loaded.model))
+    return Parts(built.scored, built.trained, optimizer, ways, layers=layers(built.loaded.model))
 
 
 def layers(model: nn.Module) -> tuple[nn.Module, ...]:
