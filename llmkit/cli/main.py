@@ -243,6 +243,23 @@ def quickstart(out: Annotated[str, typer.Option(help="The run's folder.")] = "ru
 
 
 @app.command()
+def prove(
+    what: Annotated[str, typer.Argument(help="recipe.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe file of one stage.")],
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(min=1, help="The most ranks of this machine that are tried.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each way.")] = 2,
+    json: Json = False,
+) -> int:
+    """Run a few steps cut up in several ways (micro-batches, accumulation, ranks) and compare; 6 if they differ."""
+    from llmkit.cli.prove import recipe as verb
+
+    if what != "recipe":
+        raise RecipeError(f"{what} cannot be proved yet", fix="use llmkit prove recipe RECIPE")
+    return verb(recipe, overrides or [], ranks, steps, json)
+
+
+@app.command()
 def doctor(
     json: Json = False,
     support: Annotated[bool, typer.Option("--support", help="Print what each model family supports.")] = False,
