@@ -1,5 +1,5 @@
-"""Writes what is generated: from the dataclasses one page per recipe kind and the JSON schema, from what was measured the
-table of support, and manifests for Kubernetes."""
+"""Writes what is generated: from the dataclasses one page per recipe kind and the JSON schema, from what was measured
+the table of support, and manifests for Kubernetes."""
 
 from __future__ import annotations
 
