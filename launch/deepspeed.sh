@@ -15,7 +15,7 @@ node_command() {
     local i slots="${TMPDIR:-/tmp}/llmkit-hosts-$nodes-$gpus"
     for ((i = 0; i < nodes; i++)); do echo "node-$i slots=$gpus"; done >"$slots"
     launcher=("$PYTHON" -m deepspeed.launcher.runner --hostfile "$slots" --no_ssh --node_rank "${node:-0}")
-    launcher+=(--master_addr "${master:-127.0.0.1}" --master_port "$port" --module llmkit run "${run[@]}")
+    launcher+=(--master_addr "${master:-127.0.0.1}" --master_port "$port" --module llmkit "${work[@]}")
 }
 
 launch "$@"

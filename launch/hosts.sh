@@ -11,6 +11,7 @@
 #   --port P          the rendezvous (29500)
 #   --interface IF    the network interface that rendezvous and collectives use, such as eth0 or ib0
 #   --restarts R      how often torchrun starts the ranks again after one has died (0)
+#   --doctor          in place of a run: llmkit doctor --cluster, with the words that follow, such as --disk FOLDER
 #   --print           show the command of each host, and start nothing
 #
 # The environment: PYTHON (python), and SSH (ssh -o BatchMode=yes), which reaches a host.
@@ -18,7 +19,7 @@ set -euo pipefail
 
 PYTHON=${PYTHON:-python}
 read -ra SSH <<<"${SSH:-ssh -o BatchMode=yes}"
-nodes=1 gpus=1 hostfile='' node='' master='' port=29500 interface='' restarts=0 show='' given=() run=()
+nodes=1 gpus=1 hostfile='' node='' master='' port=29500 interface='' restarts=0 show='' doctor='' given=() run=() work=()
 
 fail() {
     printf 'llmkit: error: %s\n' "$1" >&2
@@ -29,6 +30,7 @@ options() {
     while (($#)); do
         case $1 in
         --print) show=1 && shift && continue ;;
+        --doctor) doctor=1 && given+=(--doctor) && shift && break ;;
         --nodes) nodes=${2-} ;;
         --gpus) gpus=${2-} ;;
         --hostfile) hostfile=${2-} ;;
@@ -44,8 +46,9 @@ options() {
         case $1 in --nodes | --gpus | --port | --restarts | --interface) given+=("$1" "$2") ;; esac
         shift 2
     done
-    (($#)) || fail "no recipe is named; fix: $(basename "$0") [options] RECIPE [key=value ...]"
-    run=("$@")
+    run=("$@") work=(run "$@")
+    [[ -z $doctor ]] || work=(doctor --cluster "$@")
+    ((${#run[@]})) || [[ -n $doctor ]] || fail "no recipe is named; fix: $(basename "$0") [options] RECIPE [key=value ...]"
 }
 
 # The IPv4 address of a network interface of this host.
@@ -162,7 +165,7 @@ everywhere() {
     hold=$(mktemp -u) && mkfifo "$hold" && exec 9<>"$hold"
     for ((i = 0; i < nodes; i++)); do
         part="cd $(printf %q "$PWD") && env $(environment) PYTHON=$(printf %q "$PYTHON") LLMKIT_TETHERED=1 "
-        part+="bash $(printf '%q ' "$(realpath "$0")" "${given[@]}" --node-rank "$i" --master "$master" "${run[@]}")"
+        part+="bash $(printf '%q ' "$(realpath "$0")" --node-rank "$i" --master "$master" "${given[@]}" "${run[@]}")"
         "${SSH[@]}" "${hosts[i]}" "$part" <"$hold" 9>&- &
         pids+=($!)
     done
@@ -174,7 +177,7 @@ everywhere() {
 launch() {
     options "$@"
     local before after code=0 told=0
-    if [[ -n $show || -n ${LLMKIT_TETHERED-} ]]; then
+    if [[ -n $show || -n $doctor || -n ${LLMKIT_TETHERED-} ]]; then
         if [[ -n $hostfile ]]; then everywhere; else here; fi
         exit
     fi

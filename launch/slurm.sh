@@ -16,12 +16,13 @@
 # longer. What a recipe, its data or its model cannot do is not tried again; nor is a run that somebody asked to stop
 # (scancel --signal=TERM JOB).
 #
-# The environment: PYTHON (python), INTERFACE (such as ib0), RESTARTS (3: how often a job that failed is queued again).
+# The environment: PYTHON (python), INTERFACE (such as ib0), RESTARTS (3: how often a job that failed is queued again);
+# with DOCTOR=1 it runs `llmkit doctor --cluster` in place of a recipe, with the words that follow (--disk FOLDER).
 set -euo pipefail
 
 PYTHON=${PYTHON:-python}
 job=${SLURM_JOB_ID:?fix: start it by sbatch}
-(($#)) || { echo "llmkit: error: no recipe is named; fix: sbatch slurm.sh RECIPE [key=value ...]" >&2 && exit 2; }
+(($#)) || [[ -n ${DOCTOR-} ]] || { echo "llmkit: error: no recipe is named; fix: sbatch slurm.sh RECIPE [key=value ...]" >&2 && exit 2; }
 
 # Where the run stands, in one line of JSON; its exit status is the run's own.
 status() { "$PYTHON" -m llmkit status "$@" --json; }
@@ -44,6 +45,11 @@ export MASTER_ADDR MASTER_PORT
 task='export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
 export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_JOB_NUM_NODES))
 exec "$@"'
+
+if [[ -n ${DOCTOR-} ]]; then
+    srun --export=ALL bash -c "$task" rank "$PYTHON" -m llmkit doctor --cluster "$@"
+    exit
+fi
 
 limit=''
 # Not `kill` to srun, which turns SIGTERM into SIGKILL of its tasks; without --batch it is for the steps alone.

@@ -22,7 +22,7 @@ node_command() {
         launcher+=(--rdzv-id "llmkit-$port" --rdzv-conf "is_host=$host,join_timeout=600")
     fi
     [[ -z $local_address ]] || launcher+=(--local-addr "$local_address")
-    launcher+=(-m llmkit run "${run[@]}")
+    launcher+=(-m llmkit "${work[@]}")
 }
 
 launch "$@"

@@ -290,8 +290,15 @@ def quickstart(out: Annotated[str, typer.Option(help="The run's folder.")] = "ru
 def doctor(
     json: Json = False,
     support: Annotated[bool, typer.Option("--support", help="Print what each model family supports.")] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Measure all ranks; start it by a launcher.")] = False,
+    disk: Annotated[str, typer.Option(help="With --cluster: the folder whose disk is measured.")] = ".",
 ) -> None:
-    """Report versions, devices, and which fast rows are live and why; or what each model family supports."""
+    """Report versions, devices, and which fast rows are live and why; what families support; or how a cluster does."""
+    if cluster:
+        from llmkit.cli.cluster import cluster as measure
+
+        measure(disk, json)
+        return
     from llmkit.cli.setup import doctor as verb
     from llmkit.cli.setup import support as table
 
