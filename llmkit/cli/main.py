@@ -97,6 +97,50 @@ def show(
 
 
 @app.command()
+def launch(
+    recipe: Annotated[str, typer.Argument(help="A recipe file.")],
+    overrides: Overrides = None,
+    engine: Annotated[str, typer.Option(help="torchrun, deepspeed, slurm or kubernetes.")] = "torchrun",
+    nodes: Annotated[int, typer.Option(min=1, help="Hosts.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="Ranks a host, one for each GPU.")] = 1,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Ranks compute on CPUs: ask for no GPU.")] = False,
+    hostfile: Annotated[str, typer.Option(help="One host a line, such as: node1 slots=8.")] = "",
+    node_rank: Annotated[int | None, typer.Option(help="Start this host's part alone, the N-th from 0.")] = None,
+    master: Annotated[str, typer.Option(help="Where the first host is reached.")] = "",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the rendezvous.")] = 29500,
+    interface: Annotated[str, typer.Option(help="The network interface that ranks use, such as ib0.")] = "",
+    restarts: Annotated[int | None, typer.Option(min=0, help="How often ranks are started again.")] = None,
+    name: Annotated[str, typer.Option(help="Of the job; the recipe's without it.")] = "",
+    time: Annotated[str, typer.Option(help="Slurm's time limit, such as 12:00:00.")] = "",
+    option: Annotated[list[str] | None, typer.Option(help="Handed on to sbatch, such as --partition=gpu.")] = None,
+    image: Annotated[str, typer.Option(help="The container's image.")] = "llmkit:latest",
+    claim: Annotated[str, typer.Option(help="The volume claim that is mounted at /work.")] = "llmkit",
+    kind: Annotated[str, typer.Option(help="Of the manifest: job, pytorchjob or trainjob.")] = "job",
+    show: Annotated[bool, typer.Option("--print", help="Show the command or the manifest; start nothing.")] = False,
+) -> None:
+    """Run a recipe on many devices by a launcher, or show how."""
+    from llmkit.cli.launch import launch as verb
+    from llmkit.launch.job import Job
+
+    where = {"hostfile": hostfile, "node_rank": node_rank, "master": master, "port": port, "interface": interface}
+    asked = {"name": name, "time": time, "options": tuple(option or ()), "image": image, "claim": claim, "kind": kind}
+    words = tuple(overrides or ())
+    verb(Job(recipe, words, nodes, gpus, cpu, restarts=restarts, **where, **asked), engine, show)  # type: ignore[arg-type]
+
+
+@app.command()
+def status(
+    target: Annotated[str, typer.Argument(help="A recipe file, or the folder of a run or of a pipeline.")],
+    overrides: Overrides = None,
+    json: Json = False,
+) -> int:
+    """Say what became of a run; exit as it did: 0 done, 75 stopped, its own status if it failed."""
+    from llmkit.cli.status import status as verb
+
+    return verb(target, overrides or [], json)
+
+
+@app.command()
 def generate(
     model: Model,
     prompt: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
@@ -263,8 +307,15 @@ def prove(
 def doctor(
     json: Json = False,
     support: Annotated[bool, typer.Option("--support", help="Print what each model family supports.")] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Measure all ranks; start it by a launcher.")] = False,
+    disk: Annotated[str, typer.Option(help="With --cluster: the folder whose disk is measured.")] = ".",
 ) -> None:
-    """Report versions, devices, and which fast rows are live and why; or what each model family supports."""
+    """Report versions, devices, and which fast rows are live and why; what families support; or how a cluster does."""
+    if cluster:
+        from llmkit.cli.cluster import cluster as measure
+
+        measure(disk, json)
+        return
     from llmkit.cli.setup import doctor as verb
     from llmkit.cli.setup import support as table
 

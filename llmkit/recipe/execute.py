@@ -46,7 +46,7 @@ def run(recipe: Any, *, resume: str = "auto", grants: Grants | None = None, cons
     console, grants = console or Console(mute=not mine.main), grants or Grants()
     _check_resume(whole, resume)
     _stay_offline(whole)
-    parallel = _check_ranks(whole, mine)
+    parallel = check_ranks(whole, mine)
     _check_device(whole)
     artifact: Artifact | None = None
     with ExitStack() as stack:
@@ -71,7 +71,7 @@ class Around:
     peers: Peers
 
 
-def _check_ranks(recipe: Recipe, mine: Ranks) -> Parallel | None:
+def check_ranks(recipe: Recipe, mine: Ranks) -> Parallel | None:
     """What joins the ranks, where there are several: the first stage that trains says how.
 
     Raises:
