@@ -20,7 +20,14 @@ from llmkit.parallel.team import Sums, norm, summed
 class Replicas:
     """The team of one replica: gradients are summed, for each already carries the global count."""
 
-    def __init__(self, scored: nn.Module, params: Mapping[str, nn.Parameter], group: Any, say: Callable[[Any], Any]):
+    def __init__(
+        self,
+        scored: nn.Module,
+        params: Mapping[str, nn.Parameter],
+        group: Any,
+        say: Callable[[Any], Any],
+        phase: Callable[[str], None],
+    ):
         self.say = say
         """A JSON value of this rank -> those of all ranks that see different rows."""
         for p in params.values():  # adapters begin at random; the rest is read from the same files
@@ -28,7 +35,9 @@ class Replicas:
         self.wrapped = DistributedDataParallel(
             scored, process_group=group, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-        self.wrapped.register_comm_hook(group, lambda group, bucket: _sum(group, bucket))  # torch reads annotations
+        self.wrapped.register_comm_hook(
+            phase, lambda phase, bucket: _sum(group, phase, bucket)
+        )  # torch reads annotations
 
     def around(self, index: int, turns: int) -> AbstractContextManager[Any]:
         """Only the last micro-batch's backward pass sums gradients."""
@@ -54,7 +63,8 @@ class Replicas:
         return whole
 
 
-def _sum(group: Any, bucket: Any) -> Any:
+def _sum(group: Any, phase: Callable[[str], None], bucket: Any) -> Any:
+    phase("reduce")
     work: Any = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
     return work.get_future().then(lambda done: done.value()[0])
 
@@ -70,5 +80,5 @@ def stepper(parts: Parts, grid: Grid | None) -> Steps:
     if parts.ways.in_backward:
         what = "ddp sums a gradient when all of it is there, and memory.optimizer_in_backward applies it before"
         raise RecipeError(what, fix="set memory.optimizer_in_backward=false", key="memory.optimizer_in_backward")
-    team = Replicas(parts.scored, parts.params, grid.group("replicate"), grid.data())
+    team = Replicas(parts.scored, parts.params, grid.group("replicate"), grid.data(), grid.peers.phase)
     return Steps(team.wrapped, parts.params, parts.optimizer(parts.params), parts.ways, team)
