@@ -18,6 +18,7 @@ import typer
 
 from llmkit import __version__
 from llmkit.core.errors import LlmkitError, Problem, RecipeError
+from llmkit.core.ranks import exit_status
 
 app = typer.Typer(
     name="llmkit",
@@ -29,8 +30,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-LAUNCHED = ("TORCHELASTIC_RUN_ID", "LOCAL_RANK")
-"""Set by torchrun, deepspeed and accelerate, which restart what does not exit 0: the truth is in `status.json`."""
 USAGE: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 """What the command line's own parser raises, whichever package holds its class."""
 
@@ -371,8 +370,7 @@ def _guarded(words: list[str], debug: bool) -> int:
     except LlmkitError as error:
         if debug:
             traceback.print_exc()
-        code = _say(error.problems, error.code)
-        return 0 if code == 75 and any(name in os.environ for name in LAUNCHED) else code
+        return exit_status(_say(error.problems if error.speaks is not False else (), error.code, error.speaks))
     except SystemExit as done:
         if isinstance(done.__context__, BrokenPipeError):
             return 0  # the reader has gone: nothing more to say to it
@@ -393,9 +391,9 @@ def _status(returned: Any) -> int:
     return returned if isinstance(returned, int) else 0
 
 
-def _say(problems: Any, code: int) -> int:
-    """One line a problem, on standard error; under a launcher only rank 0 speaks."""
-    if os.environ.get("RANK", "0") == "0":
+def _say(problems: Any, code: int, aloud: bool | None = None) -> int:
+    """One line a problem, on standard error; under a launcher only rank 0 speaks, but for what it cannot."""
+    if aloud or os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError, ValueError):
             for problem in problems:
                 sys.stderr.write(f"llmkit: error: {problem}\n")

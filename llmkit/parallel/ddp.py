@@ -21,14 +21,23 @@ from llmkit.parallel.tree import Tree
 class Replicas:
     """The team of one replica: gradients are summed, for each already carries the global count."""
 
-    def __init__(self, scored: nn.Module, params: Mapping[str, nn.Parameter], group: Any, say: Callable[[Any], Any]):
+    def __init__(
+        self,
+        scored: nn.Module,
+        params: Mapping[str, nn.Parameter],
+        group: Any,
+        say: Callable[[Any], Any],
+        phase: Callable[[str], None],
+    ):
         self.say = say
         """A JSON value of this rank -> those of all ranks that see different rows."""
         alike(params, group)
         self.wrapped = DistributedDataParallel(
             scored, process_group=group, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-        self.wrapped.register_comm_hook(group, lambda group, bucket: _sum(group, bucket))  # torch reads annotations
+        self.wrapped.register_comm_hook(
+            phase, lambda phase, bucket: _sum(group, phase, bucket)
+        )  # torch reads annotations
 
     def around(self, index: int, turns: int) -> AbstractContextManager[Any]:
         """Only the last micro-batch's backward pass sums gradients."""
@@ -73,7 +82,7 @@ def stepper(parts: Parts, grid: Grid | None) -> Steps:
         return Steps(parts.scored, parts.params, optimizer, parts.ways, tree)
     if grid is None:
         return Steps(parts.scored, parts.params, optimizer, parts.ways)
-    team = Replicas(parts.scored, parts.params, grid.group("replicate"), grid.data())
+    team = Replicas(parts.scored, parts.params, grid.group("replicate"), grid.data(), grid.peers.phase)
     return Steps(team.wrapped, parts.params, optimizer, parts.ways, team)
 
 
@@ -83,6 +92,7 @@ def alike(params: Mapping[str, nn.Parameter], group: Any) -> None:
         dist.broadcast(p.data, dist.get_global_rank(group, 0), group=group)
 
 
-def _sum(group: Any, bucket: Any) -> Any:
+def _sum(group: Any, phase: Callable[[str], None], bucket: Any) -> Any:
+    phase("reduce")
     work: Any = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
     return work.get_future().then(lambda done: done.value()[0])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from llmkit.core.config import Later, config, setting
+from llmkit.core.config import Duration, Later, config, setting
 from llmkit.parallel.degrees import Deal, Degrees, check_virtual, deal, degrees
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ class Parallel:
     context: int = setting(default=1, later=True)
     pipeline: int = setting(default=1, later=True)
     expert: int = setting(default=1, later=True)
+    patience: Duration = setting(default=600.0, above=0)
+    """How long ranks wait for each other to come; and for one that, outside of a step, neither moves nor computes."""
+    interface: str = "auto"
+    """The network interface that ranks listen at; `auto` is the one on the way to the main rank (`MASTER_ADDR`)."""
 
     virtual: int = setting(default=8, least=1)
     """With `deterministic`, the fixed shards of a step, a power of two: a run of any number of ranks that divides it
@@ -104,12 +109,12 @@ class Parallel:
             return self.strategy
         return Single() if world == 1 else Ddp()
 
-    def join(self, ranks: Ranks, device: str) -> AbstractContextManager[Group]:
-        """The group of all ranks, until the end.
+    def join(self, ranks: Ranks, device: str, facts: Mapping[str, Any]) -> AbstractContextManager[Group]:
+        """The group of all ranks, until the end; `facts` are what they must share.
 
         Raises:
-            PeerError: they do not come together.
+            PeerError: they do not come together, or differ.
         """
         from llmkit.parallel.group import joined
 
-        return joined(ranks, device)
+        return joined(ranks, device, self.patience, self.interface, facts)

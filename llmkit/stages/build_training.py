@@ -53,10 +53,11 @@ def train(node: Training, run: Run) -> Artifact:
     torch.set_num_threads(run.threads)
     torch.use_deterministic_algorithms(node.deterministic, warn_only=False)
     with out_of_memory_named(run.device, KNOB):
+        run.peers.phase("data")
         first = run.ranks.local == 0  # of each host: it fills the cache
         with run.stop.at_once("before training"), lead(run.peers, first):
             job = read(node, run)
-        agreed(run.peers, {key: facts(job)[key] for key in ("data", "packages")}, "other data or packages: ")
+        agreed(run.peers, facts(job))
         found = find(job)
         with told(found):
             job = pinned(job, found)
@@ -210,6 +211,7 @@ def _fit(job: Job, built: Built, steps: Steps, start: Progress) -> Progress:
             asked_to_stop=run.stop.asked,
             measure=partial(measure, job.shape, run.device, job.types.half, node.adapter.frozen_base),
             show=partial(_show, job),
+            phase=run.peers.phase,
         )
         try:
             return fit(steps, job.loss, plan, hooks, start)
