@@ -64,6 +64,8 @@ class Ways:
     """Each parameter is updated as soon as its gradient is whole, which is then gone."""
     offload: Offload | None = None
     """What the forward keeps waits on the host."""
+    device: str = ""
+    """Where it computes; where the parameters lie, if nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Steps:
         """The compute precision: mixed, or that of the parameters."""
         if self.ways.compute is None:
             return nullcontext()
-        device = next(iter(self.params.values())).device.type
+        device = self.ways.device or next(iter(self.params.values())).device.type
         return torch.autocast(device, dtype=self.ways.compute)
 
     def averaged(self) -> AbstractContextManager[None]:

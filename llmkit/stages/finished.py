@@ -14,6 +14,7 @@ from llmkit.core.artifact import Artifact, publish
 from llmkit.core.memory import out_of_memory_named
 from llmkit.data.prepare import template_digest
 from llmkit.models.export import export
+from llmkit.parallel.collect import make_whole
 from llmkit.parallel.steps import Steps
 from llmkit.plan.account import RECOMPUTE
 from llmkit.stages.job import Job
@@ -46,10 +47,12 @@ def finish(job: Job, built: Built, steps: Steps, progress: Progress) -> Artifact
     labels = built.loaded.head.labels if built.loaded.head is not None else ()
     steps.settle()
     _conclude(job, built, steps)
-    node.adapter.finish(built.model)
-    rope, folder = node.model.rope, run.folder / "model"
+    if run.ranks.world > 1:
+        make_whole(built.model, run.peers)
     if not run.main:
         return Artifact(run.folder)
+    node.adapter.finish(built.model)
+    rope, folder = node.model.rope, run.folder / "model"
     export(built.model, built.loaded.tokenizer, folder, job.resolved, node.quant, rope, labels)
     if rope is not None and hasattr(built.model, "peft_config"):
         run.console.notice("the base of the adapter is scaled, which peft alone does not know: merge it for use there")

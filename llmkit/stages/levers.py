@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from llmkit.core.config import Conflict
+from llmkit.train.optim import ELEMENTWISE
 from llmkit.train.schedule import Constant
 
 if TYPE_CHECKING:
@@ -22,6 +23,22 @@ def contradictions(node: Training) -> Iterator[Conflict]:
         yield Conflict("precision", what, "use bf16_mixed, or adapter: none", "adapter.kind")
     if node.memory.optimizer_in_backward:
         yield from _in_backward(node)
+    if node.parallel.cuts:
+        yield from _cut(node)
+
+
+def _cut(node: Training) -> Iterator[Conflict]:
+    """Each rank holds a part of every parameter."""
+    if not node.optim.elementwise:
+        what = f"{node.optim.kind} needs whole matrices or blocks of them, and each rank holds a part"
+        yield Conflict("optim.kind", what, f"use one of {', '.join(ELEMENTWISE)}, or ddp", "parallel.strategy")
+    if node.memory.optimizer_in_backward:
+        what = "gradients are summed over ranks when a layer's are all there, and it applies each before"
+        fix = "set memory.optimizer_in_backward=false"
+        yield Conflict("memory.optimizer_in_backward", what, fix, "parallel.strategy")
+    if node.quant.kind == "bnb_int8":
+        what = "the scales of 8-bit weights belong to whole matrices, and each rank holds a part"
+        yield Conflict("quant.kind", what, "use quant=bnb_nf4 or none, or ddp", "parallel.strategy")
 
 
 def _in_backward(node: Training) -> Iterator[Conflict]:
