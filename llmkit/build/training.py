@@ -132,7 +132,8 @@ def parts(
         in_backward,
         Offload(built.model.parameters(), Pinned()) if offload else None,
     )
-    return Parts(built.scored, built.trained, optimizer, ways, layers(built.loaded.model))
+    base = built.loaded.model
+    return Parts(built.scored, built.trained, optimizer, ways, layers(base), base, dict(base._tp_plan or {}))
 
 
 def layers(model: nn.Module) -> tuple[nn.Module, ...]:

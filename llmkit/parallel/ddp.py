@@ -53,6 +53,9 @@ class Replicas:
         """All of it."""
         return whole
 
+    def assemble(self) -> None:
+        """They are whole on every rank."""
+
 
 def _sum(group: Any, bucket: Any) -> Any:
     work: Any = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
@@ -65,7 +68,7 @@ def stepper(parts: Parts, grid: Grid | None) -> Steps:
     Raises:
         RecipeError: parameters are to be updated in the backward pass, before their gradients are summed.
     """
-    if grid is None:
+    if grid is None or grid.degrees.replicate == 1:
         return Steps(parts.scored, parts.params, parts.optimizer(parts.params), parts.ways)
     if parts.ways.in_backward:
         what = "ddp sums a gradient when all of it is there, and memory.optimizer_in_backward applies it before"

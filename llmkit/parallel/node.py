@@ -61,7 +61,9 @@ class Parallel:
     """Groups of ranks that hold copies of each other; `auto` is what is left."""
     shard: int | Literal["auto"] = setting(default="auto", later=True)
     """Ranks that share one copy of parameters, gradients and optimizer."""
-    tensor: int = setting(default=1, later=True)
+    tensor: int = setting(default=1, least=1)
+    """Ranks that hold each layer together: its heads and inner units are dealt out to them, and all see the same
+    rows. It must divide the model's heads, and divide its key-value heads or be a multiple of them."""
     context: int = setting(default=1, later=True)
     pipeline: int = setting(default=1, later=True)
     expert: int = setting(default=1, later=True)
@@ -81,6 +83,19 @@ class Parallel:
         if not isinstance(self.strategy, Auto):
             return self.strategy
         return Single() if world == 1 else Ddp()
+
+    def stepper(self, parts: Parts, grid: Grid | None) -> Steps:
+        """Parts of a model in training -> what makes its steps.
+
+        Raises:
+            ModelError: the model cannot be cut as `tensor` asks for.
+        """
+        strategy = self.resolve(1 if grid is None else grid.degrees.world).stepper
+        if grid is None or grid.degrees.tensor == 1:
+            return strategy(parts, grid)
+        from llmkit.parallel.tensor_team import stepper
+
+        return stepper(parts, grid, strategy)
 
     def join(self, ranks: Ranks, device: str) -> AbstractContextManager[Group]:
         """The group of all ranks, until the end.

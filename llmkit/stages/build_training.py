@@ -175,7 +175,7 @@ def _built(job: Job) -> tuple[Built, Steps]:
     given = parts(made, build_optimizer, job.types, levers.optimizer_in_backward, levers.offload_activations)
     world = job.run.ranks.world
     ranks = grid(node.parallel.degrees(world), job.run.device, job.run.peers) if world > 1 else None
-    return made, node.parallel.resolve(world).stepper(given, ranks)
+    return made, node.parallel.stepper(given, ranks)
 
 
 def _first(job: Job, contexts: bool) -> Iterator[Batch]:

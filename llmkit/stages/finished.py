@@ -46,6 +46,7 @@ def finish(job: Job, built: Built, steps: Steps, progress: Progress) -> Artifact
     labels = built.loaded.head.labels if built.loaded.head is not None else ()
     steps.settle()
     _conclude(job, built, steps)
+    steps.assemble()
     node.adapter.finish(built.model)
     rope, folder = node.model.rope, run.folder / "model"
     if not run.main:
