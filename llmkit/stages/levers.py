@@ -22,6 +22,24 @@ def contradictions(node: Training) -> Iterator[Conflict]:
         yield Conflict("precision", what, "use bf16_mixed, or adapter: none", "adapter.kind")
     if node.memory.optimizer_in_backward:
         yield from _in_backward(node)
+    if node.parallel.tensor > 1:
+        yield from _split(node)
+
+
+def _split(node: Training) -> Iterator[Conflict]:
+    """Each rank holds a part of every linear."""
+    lever = "parallel.tensor"
+    if (odd := node.adapter.unsplit()) is not None:
+        yield Conflict(f"adapter.{odd[0]}", odd[1], odd[2], lever)
+    if node.quant.kind != "none":
+        what = "weights are quantised in blocks of whole matrices, and each rank holds a part"
+        yield Conflict("quant.kind", what, "set quant=none, or parallel.tensor=1", lever)
+    if node.types_name == "fp8":
+        what = "fp8 scales whole matrices, and each rank holds a part"
+        yield Conflict("precision", what, "use bf16_mixed, or parallel.tensor=1", lever)
+    if node.memory.optimizer_in_backward:
+        what = "gradients are summed over ranks when all are there, and it applies each before"
+        yield Conflict("memory.optimizer_in_backward", what, "set memory.optimizer_in_backward=false", lever)
 
 
 def _in_backward(node: Training) -> Iterator[Conflict]:
