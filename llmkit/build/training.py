@@ -133,7 +133,8 @@ def parts(
         Offload(built.model.parameters(), Pinned()) if offload else None,
     )
     base = built.loaded.model
-    return Parts(built.scored, built.trained, optimizer, ways, layers(base), base, dict(base._tp_plan or {}))
+    plan = dict(base._tp_plan or {})
+    return Parts(built.scored, built.trained, optimizer, ways, layers=layers(base), base=base, plan=plan)
 
 
 def layers(model: nn.Module) -> tuple[nn.Module, ...]:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from llmkit.core.config import Later, config, setting
-from llmkit.parallel.degrees import Degrees, degrees
+from llmkit.parallel.degrees import Deal, Degrees, check_virtual, deal, degrees
 
 if TYPE_CHECKING:
     from llmkit.core.ranks import Ranks
@@ -30,9 +30,9 @@ class Single:
 
     def stepper(self, parts: Parts, grid: Grid | None) -> Steps:
         """Parts of a model in training -> what makes its steps."""
-        from llmkit.parallel.steps import Steps
+        from llmkit.parallel.ddp import stepper
 
-        return Steps(parts.scored, parts.params, parts.optimizer(parts.params), parts.ways)
+        return stepper(parts, None)
 
 
 @config
@@ -67,6 +67,28 @@ class Parallel:
     context: int = setting(default=1, later=True)
     pipeline: int = setting(default=1, later=True)
     expert: int = setting(default=1, later=True)
+
+    virtual: int = setting(default=8, least=1)
+    """With `deterministic`, the fixed shards of a step, a power of two: a run of any number of ranks that divides it
+    gives the same bits under `single` and `ddp`."""
+
+    def shards(self, world: int, deterministic: bool) -> int:
+        """Virtual shards of a run, or 0 where it has none."""
+        return self.virtual if deterministic and self.resolve(world).kind in ("single", "ddp") else 0
+
+    def deal(self, ranks: Ranks, deterministic: bool) -> Deal:
+        """Which part of each step this rank computes."""
+        return deal(self.degrees(ranks.world), ranks.rank, self.shards(ranks.world, deterministic))
+
+    def check(self, world: int, deterministic: bool) -> None:
+        """Sees to it that the recipe goes with the number of ranks, before anything is begun.
+
+        Raises:
+            RecipeError: it does not.
+        """
+        made = self.degrees(world)
+        if shards := self.shards(world, deterministic):
+            check_virtual(made, shards)
 
     def degrees(self, world: int) -> Degrees:
         """How many ranks there are of each kind.

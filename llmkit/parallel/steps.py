@@ -77,6 +77,8 @@ class Parts:
     optimizer: Callable[[Mapping[str, nn.Parameter]], Optimizers]
     """Over the parameters as the strategy holds them."""
     ways: Ways = Ways()
+    virtual: int = 0
+    """Shards of a step whose gradients are added up in one fixed order, whatever the number of ranks; 0 for none."""
     layers: tuple[nn.Module, ...] = ()
     """The layers of the model, from the first to the last: what is gathered and given up together."""
     base: nn.Module | None = None

@@ -77,18 +77,16 @@ def _check_ranks(recipe: Recipe, mine: Ranks) -> Parallel | None:
     Raises:
         RecipeError: no stage has a use for them, or their number does not fit.
     """
-    if mine.world == 1:
-        return None
-    found = [(name, node.parallel) for name, node in recipe.stages if isinstance(node, Training)]
-    if not found:
+    found = [(name, node) for name, node in recipe.stages if isinstance(node, Training)]
+    if not found and mine.world > 1:
         raise RecipeError(f"{mine.world} ranks, and nothing here is trained", fix="run one process")
-    for name, parallel in found:
+    for name, node in found:
         try:
-            parallel.degrees(mine.world)
+            node.parallel.check(mine.world, node.deterministic)
         except RecipeError as cause:
             problem = cause.problems[0]
             raise RecipeError(problems=[_changed(recipe, name, problem.key, problem.what, problem.fix)]) from None
-    return found[0][1]
+    return found[0][1].parallel if mine.world > 1 else None
 
 
 def _check_device(recipe: Recipe) -> None:

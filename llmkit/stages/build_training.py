@@ -174,6 +174,7 @@ def _built(job: Job) -> tuple[Built, Steps]:
     build_optimizer = partial(node.optim.build, factors=factors, apart=levers.optimizer_in_backward)
     given = parts(made, build_optimizer, job.types, levers.optimizer_in_backward, levers.offload_activations)
     world = job.run.ranks.world
+    given = replace(given, virtual=node.parallel.shards(world, node.deterministic))
     ranks = grid(node.parallel.degrees(world), job.run.device, job.run.peers) if world > 1 else None
     return made, node.parallel.stepper(given, ranks)
 
@@ -228,15 +229,19 @@ def _step_data(job: Job, contexts: bool, index: int) -> StepData:
     node, drawn = job.node, job.feed.step(index)
     data, rows = drawn.data, drawn.rows
     packing: Packing = node.data.packing if contexts else NoPacking()
-    spread = node.parallel.degrees(job.run.ranks.world)
-    share = spread.data_index(job.run.ranks.rank), spread.data
-    batches = micro_batches(
-        data, rows, packing, node.data.max_length, job.choice.rows, contexts, job.run.device, *share
-    )
+    dealt = node.parallel.deal(job.run.ranks, node.deterministic)
+    make = partial(micro_batches, data, rows, packing, node.data.max_length, job.choice.rows, contexts, job.run.device)
+    shares = [make(share, dealt.count) for share in dealt.shares]
+    numbers = [
+        share + turn * dealt.count
+        for share, made in zip(dealt.shares, shares, strict=True)
+        for turn in range(len(made))
+    ]
     tokens = sum(data.length(i) for i in rows)
     supervised = sum(int((data.sample(i)[2] > 0).sum()) for i in rows)
     places, count = tuple(data.places[i] for i in rows), sum(data.supervised(i) for i in rows)
-    return StepData(drawn.epoch, drawn.ids, batches, tokens, supervised, count, places)
+    batches = [batch for made in shares for batch in made]
+    return StepData(drawn.epoch, drawn.ids, batches, tokens, supervised, count, numbers, places)
 
 
 def _save(job: Job, built: Built, steps: Steps, metrics: Lines, progress: Progress, scheduled: bool) -> None:

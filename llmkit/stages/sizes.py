@@ -61,6 +61,8 @@ def sizes(node: Training, resolved: Resolved, device: str) -> tuple[Shape, Choic
         held = replace(held, gradients=min(largest, held.cost.trained))
     length = node.data.max_length + virtual_tokens(node.adapter)
     most = node.batch.rows if node.batch.tokens is None else None
+    if most and node.deterministic:  # the same sizes for any number of ranks
+        most = max(1, most // node.parallel.virtual)
     choice = choose(shape, held, length, free, device, rows, wanted, most)
     if not choice.fits:
         need, there = choice.account.total / 2**20, free / 2**20

@@ -61,6 +61,8 @@ class StepData:
     supervised: int
     count: float
     """The sum of all weights, over all ranks."""
+    numbers: Sequence[int] = ()
+    """Which of the step's micro-batches over all ranks `batches` are; all of them, in their order, where not said."""
     places: tuple[tuple[str, int], ...] = ()
     """File and line that each of `ids` came from."""
 
@@ -147,7 +149,7 @@ def _one_step(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, before: Pr
     stepper.rate(factor)
     if isinstance(loss, Adaptive):
         loss.begin(data.ids)
-    sums = stepper.accumulate(_seeded(data.batches, plan.seed, step, hooks), loss, data.count, len(data.batches))
+    sums = stepper.accumulate(_seeded(data, plan.seed, step, hooks), loss, data.count, len(data.batches))
     mean, norm = float(sums.total) / data.count, stepper.grad_norm()
     if math.isfinite(mean) and not math.isfinite(norm) and stepper.overflowed():  # no fault of the samples
         applied, watch = False, before.watch
@@ -168,9 +170,9 @@ def _one_step(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, before: Pr
     return replace(before, step=step, watch=watch, skipped=before.skipped + (not applied))
 
 
-def _seeded(batches: Sequence[Batch], seed: int, step: int, hooks: Hooks) -> Iterator[Batch]:
+def _seeded(data: StepData, seed: int, step: int, hooks: Hooks) -> Iterator[Batch]:
     """The micro-batches, each with its own randomness, until someone asks to stop."""
-    for index, batch in enumerate(batches):
+    for index, batch in zip(data.numbers or range(len(data.batches)), data.batches, strict=True):
         if why := hooks.asked_to_stop():
             raise Stopped(f"{why} in step {step}", fix="run the same command again to go on")
         reseed(seed, step, index)
