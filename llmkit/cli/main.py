@@ -5,20 +5,17 @@ A verb's heavy half is imported when it is called: `llmkit --help` and a broken 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import sys
 import traceback
 from functools import partial
-from types import TracebackType
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from llmkit import __version__
+from llmkit.cli.streams import flush, open_streams, own_fault, say, status
 from llmkit.core.errors import LlmkitError, Problem, RecipeError
-from llmkit.core.ranks import exit_status
 
 app = typer.Typer(
     name="llmkit",
@@ -327,75 +324,33 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     words = [w for w in sys.argv[1:] if not w.startswith(("--local_rank=", "--local-rank="))]
     debug = "--debug" in words
-    _open_streams()
+    open_streams()
     words = [w for w in words if w != "--debug"]
-    sys.excepthook = partial(_own_fault, debug)
+    sys.excepthook = partial(own_fault, debug)
     code = _guarded(words, debug)
-    _flush()
+    flush()
     sys.exit(code)
-
-
-def _open_streams() -> None:
-    """Standard streams that were closed before we began lead nowhere: a file of ours must not get their numbers."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
-    sys.stdout = sys.stdout or os.fdopen(1, "w")
-    sys.stderr = sys.stderr or os.fdopen(2, "w")
-
-
-def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone: Python must not try again at its end
 
 
 def _guarded(words: list[str], debug: bool) -> int:
     try:
         # not app(words): that puts typer's own hook in the place of ours
-        code = _status(typer.main.get_command(app)(words, standalone_mode=False))
-        return _say([INTERRUPTED], 75) if code == 130 else code  # the parser's own word for Ctrl-C
+        code = status(typer.main.get_command(app)(words, standalone_mode=False))
+        return say([INTERRUPTED], 75) if code == 130 else code  # the parser's own word for Ctrl-C
     except USAGE as usage:
         if type(usage).__name__ == "NoArgsIsHelpError":
             usage.show()
             return 2
         context = getattr(usage, "ctx", None)
         verb = f"{context.info_name} " if context is not None and context.parent is not None else ""
-        return _say([Problem(usage.format_message().rstrip("."), f"see llmkit {verb}--help")], 2)
+        return say([Problem(usage.format_message().rstrip("."), f"see llmkit {verb}--help")], 2)
     except (typer.Abort, KeyboardInterrupt):
-        return _say([INTERRUPTED], 75)
+        return say([INTERRUPTED], 75)
     except LlmkitError as error:
         if debug:
             traceback.print_exc()
-        return exit_status(_say(error.problems if error.speaks is not False else (), error.code, error.speaks))
+        return exitstatus(say(error.problems if error.speaks is not False else (), error.code, error.speaks))
     except SystemExit as done:
         if isinstance(done.__context__, BrokenPipeError):
             return 0  # the reader has gone: nothing more to say to it
         raise
-
-
-def _own_fault(debug: bool, kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:
-    """What nobody foresaw is one line too; Python then exits 1."""
-    if debug:
-        traceback.print_exception(kind, fault, trace)
-    why = next(iter(str(fault).strip().splitlines()), "")
-    _say(
-        [Problem(f"llmkit met a fault of its own ({kind.__name__}: {why})", "run again with --debug and report it")], 1
-    )
-
-
-def _status(returned: Any) -> int:
-    return returned if isinstance(returned, int) else 0
-
-
-def _say(problems: Any, code: int, aloud: bool | None = None) -> int:
-    """One line a problem, on standard error; under a launcher only rank 0 speaks, but for what it cannot."""
-    if aloud or os.environ.get("RANK", "0") == "0":
-        with contextlib.suppress(OSError, ValueError):
-            for problem in problems:
-                sys.stderr.write(f"llmkit: error: {problem}\n")
-            sys.stderr.flush()
-    return code

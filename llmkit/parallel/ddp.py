@@ -62,6 +62,9 @@ class Replicas:
         """All of it."""
         return whole
 
+    def assemble(self) -> None:
+        """They are whole on every rank."""
+
 
 def stepper(parts: Parts, grid: Grid | None) -> Steps:
     """Steps of one replica of several, or of the only one.
@@ -80,7 +83,7 @@ def stepper(parts: Parts, grid: Grid | None) -> Steps:
             alike(parts.params, group)
             tree = Tree(parts.params, parts.virtual // grid.degrees.data, group, grid.data())
         return Steps(parts.scored, parts.params, optimizer, parts.ways, tree)
-    if grid is None:
+    if grid is None or grid.degrees.replicate == 1:
         return Steps(parts.scored, parts.params, optimizer, parts.ways)
     team = Replicas(parts.scored, parts.params, grid.group("replicate"), grid.data(), grid.peers.phase)
     return Steps(team.wrapped, parts.params, optimizer, parts.ways, team)

@@ -108,10 +108,10 @@ def degrees(
             key=f"parallel.{next(n for n, d in _said(context, tensor, pipeline) if d > 1)}",
         )
     left = world // inner
-    if strategy == "single" and world > 1:
+    if strategy == "single" and left > 1:
         raise RecipeError(
-            f"single is one process, and there are {world} ranks",
-            fix="set parallel.strategy=auto, ddp, fsdp or zero, or run one process",
+            f"single is one replica, and there are ranks for {left}",
+            fix=f"set parallel.strategy=auto, ddp, fsdp or zero, or run {inner} rank{'s' if inner > 1 else ''}",
             key="parallel.strategy",
         )
     if strategy in ("ddp", "single"):

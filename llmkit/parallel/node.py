@@ -82,7 +82,9 @@ class Parallel:
     """Groups of ranks that hold copies of each other; `auto` is what is left."""
     shard: int | Literal["auto"] = setting(default="auto", least=1)
     """Ranks that share one copy of parameters, gradients and optimizer; `auto` is what is left, under fsdp."""
-    tensor: int = setting(default=1, later=True)
+    tensor: int = setting(default=1, least=1)
+    """Ranks that hold each layer together: its heads and inner units are dealt out to them, and all see the same
+    rows. It must divide the model's heads, and divide its key-value heads or be a multiple of them."""
     context: int = setting(default=1, later=True)
     pipeline: int = setting(default=1, later=True)
     expert: int = setting(default=1, later=True)
@@ -136,6 +138,19 @@ class Parallel:
         """Whether parameters are cut over ranks."""
         sharded = self.shard != "auto" and self.shard > 1
         return isinstance(self.strategy, Fsdp) or (isinstance(self.strategy, Auto) and sharded)
+
+    def stepper(self, parts: Parts, grid: Grid | None) -> Steps:
+        """Parts of a model in training -> what makes its steps.
+
+        Raises:
+            ModelError: the model cannot be cut as `tensor` asks for.
+        """
+        strategy = self.resolve(1 if grid is None else grid.degrees.world).stepper
+        if grid is None or grid.degrees.tensor == 1:
+            return strategy(parts, grid)
+        from llmkit.parallel.tensor_team import stepper
+
+        return stepper(parts, grid, strategy)
 
     def join(self, ranks: Ranks, device: str, facts: Mapping[str, Any]) -> AbstractContextManager[Group]:
         """The group of all ranks, until the end; `facts` are what they must share.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -83,6 +83,10 @@ class Parts:
     """Shards of a step whose gradients are added up in one fixed order, whatever the number of ranks; 0 for none."""
     layers: tuple[nn.Module, ...] = ()
     """The layers of the model, from the first to the last: what is gathered and given up together."""
+    base: nn.Module | None = None
+    """The model of transformers, inside of its adapter."""
+    plan: Mapping[str, str] = field(default_factory=dict)
+    """How transformers cuts it for tensor parallelism: globs over modules and parameters -> names of styles."""
 
 
 class Steps:
@@ -153,6 +157,10 @@ class Steps:
             self._scale(1 / scaler.scale)
         total, seen = whole.get("", (0.0, 0.0))
         return LossSum(torch.tensor(total, dtype=torch.float64), torch.tensor(seen, dtype=torch.float64), extras)
+
+    def assemble(self) -> None:
+        """When all is trained and measured: the weights are whole again on the main rank, as they are exported."""
+        self.team.assemble()
 
     def _keeping(self) -> AbstractContextManager[Any]:
         return self.ways.offload.keeping() if self.ways.offload else nullcontext()

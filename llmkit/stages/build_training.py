@@ -178,7 +178,7 @@ def _built(job: Job) -> tuple[Built, Steps]:
     world = job.run.ranks.world
     given = replace(given, virtual=node.parallel.shards(world, node.deterministic))
     ranks = grid(node.parallel.degrees(world), job.run.device, job.run.peers) if world > 1 else None
-    steps = node.parallel.resolve(world).stepper(given, ranks)
+    steps = node.parallel.stepper(given, ranks)
     return replace(made, trained=steps.params), steps
 
 

@@ -47,6 +47,7 @@ def finish(job: Job, built: Built, steps: Steps, progress: Progress) -> Artifact
     labels = built.loaded.head.labels if built.loaded.head is not None else ()
     steps.settle()
     _conclude(job, built, steps)
+    steps.assemble()
     if run.ranks.world > 1:
         make_whole(built.model, run.peers)
     if not run.main:

@@ -8,6 +8,8 @@ import torch
 
 from llmkit.build import float8
 from llmkit.core.errors import LlmkitError, ModelError, Problem, ResourceError
+from llmkit.models.here import config_here
+from llmkit.parallel.fits import check_tensor
 from llmkit.stages.training import Training
 
 
@@ -19,7 +21,7 @@ def check_needs(node: Training, device: str) -> None:
         ModelError: a package is missing.
     """
     found: list[LlmkitError] = []
-    for check in (_optimizer, _offload, _attention, _precision):
+    for check in (_optimizer, _offload, _attention, _precision, _tensor):
         try:
             check(node, device)
         except LlmkitError as cause:
@@ -56,6 +58,12 @@ def _attention(node: Training, device: str) -> None:
     if kind == "flash" and find_spec("flash_attn") is None:
         fix = "pip install flash-attn, or set model.attention=auto"
         raise ModelError("flash needs the package flash-attn", fix=fix, key="model.attention")
+
+
+def _tensor(node: Training, _: str) -> None:
+    """Of a model that is here already; of another it is asked when it has come."""
+    if node.parallel.tensor > 1 and (said := config_here(node.model)) is not None:
+        check_tensor(said, node.parallel.tensor)
 
 
 def _precision(node: Training, device: str) -> None:
