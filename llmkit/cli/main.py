@@ -14,8 +14,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from llmkit import __version__
-from llmkit.cli.streams import flush, open_streams, own_fault, say, status
+from llmkit.cli.streams import flush, open_streams, own_fault, returned, say
 from llmkit.core.errors import LlmkitError, Problem, RecipeError
+from llmkit.core.ranks import exit_status
 
 app = typer.Typer(
     name="llmkit",
@@ -335,7 +336,7 @@ def main() -> NoReturn:
 def _guarded(words: list[str], debug: bool) -> int:
     try:
         # not app(words): that puts typer's own hook in the place of ours
-        code = status(typer.main.get_command(app)(words, standalone_mode=False))
+        code = returned(typer.main.get_command(app)(words, standalone_mode=False))
         return say([INTERRUPTED], 75) if code == 130 else code  # the parser's own word for Ctrl-C
     except USAGE as usage:
         if type(usage).__name__ == "NoArgsIsHelpError":
@@ -349,7 +350,7 @@ def _guarded(words: list[str], debug: bool) -> int:
     except LlmkitError as error:
         if debug:
             traceback.print_exc()
-        return exitstatus(say(error.problems if error.speaks is not False else (), error.code, error.speaks))
+        return exit_status(say(error.problems if error.speaks is not False else (), error.code, error.speaks))
     except SystemExit as done:
         if isinstance(done.__context__, BrokenPipeError):
             return 0  # the reader has gone: nothing more to say to it

@@ -24,6 +24,7 @@ def open_streams() -> None:
 
 
 def flush() -> None:
+    """What was printed is out, or its reader is gone."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -38,8 +39,9 @@ def own_fault(debug: bool, kind: type[BaseException], fault: BaseException, trac
     say([Problem(f"llmkit met a fault of its own ({kind.__name__}: {why})", "run again with --debug and report it")], 1)
 
 
-def status(returned: Any) -> int:
-    return returned if isinstance(returned, int) else 0
+def returned(value: Any) -> int:
+    """What a verb gave, as an exit status."""
+    return value if isinstance(value, int) else 0
 
 
 def say(problems: Any, code: int, aloud: bool | None = None) -> int:

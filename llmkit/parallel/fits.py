@@ -27,8 +27,9 @@ def check_tensor(config: Mapping[str, Any], tensor: int) -> None:
     fit = [n for n in range(1, heads + 1) if _fits(n, heads, keys, inner)]
     said = [f"{heads} heads", f"{keys} key-value heads" if keys and keys != heads else ""]
     said += [f"{key} {value}" for key, value in inner.items()]
+    what = ", ".join(filter(None, said))
     raise RecipeError(
-        f"{tensor} ranks cannot share {', '.join(filter(None, said))} of {config.get('model_type', 'the model')} evenly",
+        f"{tensor} ranks cannot share {what} of {config.get('model_type', 'the model')} evenly",
         fix=f"use {' or '.join([', '.join(map(str, fit[:-1])), str(fit[-1])] if len(fit) > 1 else map(str, fit))}",
         key="parallel.tensor",
     )

@@ -105,6 +105,9 @@ class Tree:
         """All of it."""
         return whole
 
+    def assemble(self) -> None:
+        """They are whole on every rank."""
+
 
 def _buckets(grads: list[Tensor]) -> list[list[Tensor]]:
     """Gradients of one type, together of about `BUCKET` bytes, in their order."""
