@@ -27,7 +27,7 @@ def cluster(folder: str, as_json: bool) -> None:
     from llmkit.parallel.survey import survey
 
     mine, kind = ranks(), device()
-    with joined(mine, kind, 300.0, "auto", {}) if mine.world > 1 else nullcontext(Alone()) as peers:
+    with joined(mine, kind) if mine.world > 1 else nullcontext(Alone()) as peers:
         found = survey(peers, kind, Path(folder), _facts(kind))
     if mine.main:
         sys.stdout.write(json.dumps(found) + "\n" if as_json else _text(found))

@@ -125,7 +125,9 @@ class Group:
 
 
 @contextmanager
-def joined(ranks: Ranks, device: str, patience: float, interface: str, facts: Mapping[str, Any]) -> Iterator[Group]:
+def joined(
+    ranks: Ranks, device: str, patience: float = 600.0, interface: str = "auto", facts: Mapping[str, Any] = {}
+) -> Iterator[Group]:
     """The group of all ranks, until the end; `facts` are what they must share.
 
     Raises:
