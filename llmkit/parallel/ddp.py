@@ -1,4 +1,4 @@
-"""Replicas that see different rows and sum their gradients (torch's DistributedDataParallel)."""
+"""Replicas that see different tokens and sum their gradients (torch's DistributedDataParallel)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Replicas:
 
     def __init__(self, scored: nn.Module, params: Mapping[str, nn.Parameter], group: Any, say: Callable[[Any], Any]):
         self.say = say
-        """A JSON value of this rank -> those of all ranks that see different rows."""
+        """A JSON value of this rank -> those of all ranks that see different tokens."""
         for p in params.values():  # adapters begin at random; the rest is read from the same files
             dist.broadcast(p.data, dist.get_global_rank(group, 0), group=group)
         self.wrapped = DistributedDataParallel(
@@ -70,5 +70,5 @@ def stepper(parts: Parts, grid: Grid | None) -> Steps:
     if parts.ways.in_backward:
         what = "ddp sums a gradient when all of it is there, and memory.optimizer_in_backward applies it before"
         raise RecipeError(what, fix="set memory.optimizer_in_backward=false", key="memory.optimizer_in_backward")
-    team = Replicas(parts.scored, parts.params, grid.group("replicate"), grid.data())
+    team = Replicas(parts.scored, parts.params, grid.group("replicate", "context"), grid.data())
     return Steps(team.wrapped, parts.params, parts.optimizer(parts.params), parts.ways, team)

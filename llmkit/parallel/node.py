@@ -62,7 +62,11 @@ class Parallel:
     shard: int | Literal["auto"] = setting(default="auto", later=True)
     """Ranks that share one copy of parameters, gradients and optimizer."""
     tensor: int = setting(default=1, later=True)
-    context: int = setting(default=1, later=True)
+    context: int = setting(default=1, least=1)
+    """Ranks that share every row: each holds a part of its tokens, and attention alone talks."""
+    context_method: Literal["auto", "ulysses", "ring"] = "auto"
+    """`ulysses` deals attention's heads out, `ring` sends keys and values round; `auto` is `ulysses` where `context`
+    divides the heads, else `ring`."""
     pipeline: int = setting(default=1, later=True)
     expert: int = setting(default=1, later=True)
 

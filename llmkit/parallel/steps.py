@@ -64,6 +64,8 @@ class Ways:
     """Each parameter is updated as soon as its gradient is whole, which is then gone."""
     offload: Offload | None = None
     """What the forward keeps waits on the host."""
+    split: Callable[[Batch], Batch] | None = None
+    """Of a micro-batch whose rows several ranks hold, this rank's part."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ class Steps:
             if index and self.ways.in_backward:
                 what = "the step takes more than one micro-batch, and memory.optimizer_in_backward updates after each"
                 raise ResourceError(what, fix="raise micro_batch, or lower batch.rows", key="micro_batch")
+            if self.ways.split is not None:
+                batch = self.ways.split(batch)
             with self.team.around(index, turns):
                 with self._keeping(), self.autocast():
                     scores = self.scored(batch) if needs == PLAIN else self.scored(batch, needs)

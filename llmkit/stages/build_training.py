@@ -14,6 +14,7 @@ from llmkit_kernels import memory
 
 from llmkit.adapters.limits import virtual_tokens
 from llmkit.build import float8
+from llmkit.build.context import by_context
 from llmkit.build.precision import Types, types
 from llmkit.build.training import Built, build, how, parts
 from llmkit.checkpoint import state
@@ -175,6 +176,7 @@ def _built(job: Job) -> tuple[Built, Steps]:
     given = parts(made, build_optimizer, job.types, levers.optimizer_in_backward, levers.offload_activations)
     world = job.run.ranks.world
     ranks = grid(node.parallel.degrees(world), job.run.device, job.run.peers) if world > 1 else None
+    given = by_context(given, made.loaded, node.parallel.context_method, ranks)
     return made, node.parallel.resolve(world).stepper(given, ranks)
 
 

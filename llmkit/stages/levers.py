@@ -22,6 +22,8 @@ def contradictions(node: Training) -> Iterator[Conflict]:
         yield Conflict("precision", what, "use bf16_mixed, or adapter: none", "adapter.kind")
     if node.memory.optimizer_in_backward:
         yield from _in_backward(node)
+    if node.parallel.context > 1:
+        yield from _context(node)
 
 
 def _in_backward(node: Training) -> Iterator[Conflict]:
@@ -42,3 +44,16 @@ def _in_backward(node: Training) -> Iterator[Conflict]:
     elif isinstance(node.micro_batch, int) and node.micro_batch < node.batch.rows:
         what = f"{node.batch.rows} rows a step in micro-batches of {node.micro_batch} add up their gradients"
         yield Conflict("micro_batch", what, "set micro_batch=batch.rows, or auto", lever)
+
+
+def _context(node: Training) -> Iterator[Conflict]:
+    """Rows that several ranks hold are dealt by their segments."""
+    key, count = "parallel.context", node.parallel.context
+    if node.data.max_length < 2 * count:
+        what = f"rows of at most {node.data.max_length} tokens are too short for {count} ranks"
+        yield Conflict(
+            key, what, f"use {node.data.max_length // 2} or fewer, or a longer max_length", "data.max_length"
+        )
+    if node.adapter.limits.packing:
+        what = f"the ranks hold parts of one row: {node.adapter.limits.packing}"
+        yield Conflict(key, what, "set parallel.context=1", "adapter.kind")
