@@ -1,4 +1,4 @@
-"""Replicas that see different rows and sum their gradients (torch's DistributedDataParallel)."""
+"""Replicas that see different tokens and sum their gradients (torch's DistributedDataParallel)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Replicas:
         phase: Callable[[str], None],
     ):
         self.say = say
-        """A JSON value of this rank -> those of all ranks that see different rows."""
+        """A JSON value of this rank -> those of all ranks that see different tokens."""
         alike(params, group)
         self.wrapped = DistributedDataParallel(
             scored, process_group=group, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -83,9 +83,9 @@ def stepper(parts: Parts, grid: Grid | None) -> Steps:
             alike(parts.params, group)
             tree = Tree(parts.params, parts.virtual // grid.degrees.data, group, grid.data())
         return Steps(parts.scored, parts.params, optimizer, parts.ways, tree)
-    if grid is None or grid.degrees.replicate == 1:
+    if grid is None or grid.degrees.replicate * grid.degrees.context == 1:
         return Steps(parts.scored, parts.params, optimizer, parts.ways)
-    team = Replicas(parts.scored, parts.params, grid.group("replicate"), grid.data(), grid.peers.phase)
+    team = Replicas(parts.scored, parts.params, grid.group("replicate", "context"), grid.data(), grid.peers.phase)
     return Steps(team.wrapped, parts.params, optimizer, parts.ways, team)
 
 

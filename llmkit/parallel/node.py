@@ -85,7 +85,11 @@ class Parallel:
     tensor: int = setting(default=1, least=1)
     """Ranks that hold each layer together: its heads and inner units are dealt out to them, and all see the same
     rows. It must divide the model's heads, and divide its key-value heads or be a multiple of them."""
-    context: int = setting(default=1, later=True)
+    context: int = setting(default=1, least=1)
+    """Ranks that share every row: each holds a part of its tokens, and attention alone talks."""
+    context_method: Literal["auto", "ulysses", "ring"] = "auto"
+    """`ulysses` deals attention's heads out, `ring` sends keys and values round; `auto` is `ulysses` where `context`
+    divides the heads, else `ring`."""
     pipeline: int = setting(default=1, later=True)
     expert: int = setting(default=1, later=True)
     patience: Duration = setting(default=600.0, above=0)
@@ -95,11 +99,12 @@ class Parallel:
 
     virtual: int = setting(default=8, least=1)
     """With `deterministic`, the fixed shards of a step, a power of two: a run of any number of ranks that divides it
-    gives the same bits under `single` and `ddp`."""
+    gives the same bits under `single` and `ddp`, without other degrees."""
 
     def shards(self, world: int, deterministic: bool) -> int:
         """Virtual shards of a run, or 0 where it has none."""
-        return self.virtual if deterministic and self.resolve(world).kind in ("single", "ddp") else 0
+        alone = self.tensor * self.context * self.pipeline == 1 and self.resolve(world).kind in ("single", "ddp")
+        return self.virtual if deterministic and alone else 0
 
     def deal(self, ranks: Ranks, deterministic: bool) -> Deal:
         """Which part of each step this rank computes."""

@@ -66,6 +66,8 @@ class Ways:
     """What the forward keeps waits on the host."""
     device: str = ""
     """Where it computes; where the parameters lie, if nothing is said."""
+    split: Callable[[Batch], Batch] | None = None
+    """Of a micro-batch whose rows several ranks hold, this rank's part."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,8 @@ class Steps:
             if index and self.ways.in_backward:
                 what = "the step takes more than one micro-batch, and memory.optimizer_in_backward updates after each"
                 raise ResourceError(what, fix="raise micro_batch, or lower batch.rows", key="micro_batch")
+            if self.ways.split is not None:
+                batch = self.ways.split(batch)
             with self.team.around(index, turns):
                 with self._keeping(), self.autocast():
                     scores = self.scored(batch) if needs == PLAIN else self.scored(batch, needs)

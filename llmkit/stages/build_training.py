@@ -14,6 +14,7 @@ from llmkit_kernels import memory
 
 from llmkit.adapters.limits import virtual_tokens
 from llmkit.build import float8
+from llmkit.build.context import by_context
 from llmkit.build.precision import Types, types
 from llmkit.build.training import Built, build, how, parts
 from llmkit.checkpoint.mirror import Mirror
@@ -178,6 +179,7 @@ def _built(job: Job) -> tuple[Built, Steps]:
     world = job.run.ranks.world
     given = replace(given, virtual=node.parallel.shards(world, node.deterministic))
     ranks = grid(node.parallel.degrees(world), job.run.device, job.run.peers) if world > 1 else None
+    given = by_context(given, made.loaded, node.parallel.context_method, ranks)
     steps = node.parallel.stepper(given, ranks)
     return replace(made, trained=steps.params), steps
 

@@ -27,6 +27,8 @@ def contradictions(node: Training) -> Iterator[Conflict]:
         yield from _cut(node)
     if node.parallel.tensor > 1:
         yield from _split(node)
+    if node.parallel.context > 1:
+        yield from _context(node)
 
 
 def _cut(node: Training) -> Iterator[Conflict]:
@@ -77,3 +79,16 @@ def _in_backward(node: Training) -> Iterator[Conflict]:
     elif isinstance(node.micro_batch, int) and node.micro_batch < node.batch.rows:
         what = f"{node.batch.rows} rows a step in micro-batches of {node.micro_batch} add up their gradients"
         yield Conflict("micro_batch", what, "set micro_batch=batch.rows, or auto", lever)
+
+
+def _context(node: Training) -> Iterator[Conflict]:
+    """Rows that several ranks hold are dealt by their segments."""
+    key, count = "parallel.context", node.parallel.context
+    if node.data.max_length < 2 * count:
+        what = f"rows of at most {node.data.max_length} tokens are too short for {count} ranks"
+        yield Conflict(
+            key, what, f"use {node.data.max_length // 2} or fewer, or a longer max_length", "data.max_length"
+        )
+    if node.adapter.limits.packing:
+        what = f"the ranks hold parts of one row: {node.adapter.limits.packing}"
+        yield Conflict(key, what, "set parallel.context=1", "adapter.kind")

@@ -35,7 +35,10 @@ def test_commands_and_manifests_are_shown(recipe, call):
         (["--engine", "mpi"], "--engine mpi is unknown; fix: use one of torchrun, deepspeed, slurm, kubernetes"),
         (["--gpus", "0"], "Invalid value for '--gpus'"),
         (["--gpus", "8", "parallel.replicate=3"], "parallel.replicate: replicate 3 x shard 1 is 3, and there are 8"),
-        (["--nodes", "2", "parallel.strategy=single"], "parallel.strategy: single is one replica, and there are ranks for 2"),
+        (
+            ["--nodes", "2", "parallel.strategy=single"],
+            "parallel.strategy: single is one replica, and there are ranks for 2",
+        ),
         (["--nodes", "2", "--hostfile", "hosts"], "the hostfile hosts is not there"),
         (["--nodes", "2"], "2 nodes and no hostfile"),
         (["--engine", "slurm", "modle=x"], "modle"),
