@@ -109,6 +109,9 @@ class Sharers:
         self.say = grid.data() if grid is not None else lambda own: [own]
         """A JSON value of this rank -> those of all."""
 
+    def assemble(self) -> None:
+        """Done by the stepper, which ends DeepSpeed first."""
+
     def around(self, index: int, turns: int) -> AbstractContextManager[Any]:
         """Says to DeepSpeed which micro-batch is the last."""
         self.engine.set_gradient_accumulation_boundary(index + 1 == turns)
