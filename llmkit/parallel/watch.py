@@ -39,6 +39,8 @@ KEY = "watch"
 """Of the store: where the main rank listens."""
 BEAT = 0.5
 """Seconds between signs of life; longer where there are hundreds of ranks, which all tell one."""
+TURN = 0.02
+"""Seconds between looks at what has come: phases change more often than it matters."""
 GAP = 2.0
 """Seconds late that show that this process itself was stopped."""
 MOMENT = 1.0
@@ -73,6 +75,7 @@ class Watch:
             after_in_child=lambda: _forked(watch)
         )  # or a fork would keep up the connection of a dead rank
         faulthandler.register(STACKS, 2, all_threads=True)
+        where.heard = post.moved
         self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
         self._thread.start()
 
@@ -152,6 +155,7 @@ class Watch:
         while True:
             sockets = [*self.post.sockets(), self._bell]
             select.select(sockets, [], [], max(0.0, min(0.2, told + beat - last)))
+            time.sleep(TURN)
             now = time.monotonic()
             if now - last > GAP:
                 self.post.forgive(now)
