@@ -130,7 +130,7 @@ def shard(node: Fsdp, scored: nn.Module, layers: Sequence[nn.Module], grid: Grid
         if hasattr(scored, name):
             register_fsdp_forward_method(scored, name)
             setattr(scored, name, _then_reshard(scored, getattr(scored, name)))
-    scored.register_forward_hook(lambda module, given, out: _reshard(module))
+    scored.register_forward_hook(lambda module, given, out: _reshard_without_backward(module))
 
 
 def _summing(group: Any) -> None:
@@ -188,13 +188,13 @@ def _then_reshard(scored: nn.Module, method: Callable[..., Any]) -> Callable[...
     @wraps(method)
     def run(*args: Any, **kwargs: Any) -> Any:
         made = method(*args, **kwargs)
-        _reshard(scored)
+        cast(Any, scored).reshard()
         return made
 
     return run
 
 
-def _reshard(scored: nn.Module) -> None:
+def _reshard_without_backward(scored: nn.Module) -> None:
     """Without a backward pass nobody gives up what lies outside of layers, and it would be old after the next step."""
     if not torch.is_grad_enabled():
         cast(Any, scored).reshard()

@@ -181,8 +181,8 @@ def _built(job: Job) -> tuple[Built, Steps]:
 
 
 def _first(job: Job, contexts: bool) -> Iterator[Batch]:
-    """The training data from its beginning, whatever step the run goes on from."""
-    return (batch for index in range(job.steps) for batch in _step_data(job, contexts, index).batches)
+    """The training data from its beginning, whatever step the run goes on from: on every rank all of it."""
+    return (batch for index in range(job.steps) for batch in _step_data(job, contexts, index, (0, 1)).batches)
 
 
 def _fit(job: Job, built: Built, steps: Steps, start: Progress) -> Progress:
@@ -226,12 +226,14 @@ def _log(job: Job, metrics: Lines, more: Any, line: dict[str, Any]) -> None:
     more(line)
 
 
-def _step_data(job: Job, contexts: bool, index: int) -> StepData:
+def _step_data(job: Job, contexts: bool, index: int, share: tuple[int, int] | None = None) -> StepData:
+    """What one step sees of its data: this rank's share, or that with its number among so many."""
     node, drawn = job.node, job.feed.step(index)
     data, rows = drawn.data, drawn.rows
     packing: Packing = node.data.packing if contexts else NoPacking()
-    spread = node.parallel.degrees(job.run.ranks.world)
-    share = spread.data_index(job.run.ranks.rank), spread.data
+    if share is None:
+        spread = node.parallel.degrees(job.run.ranks.world)
+        share = spread.data_index(job.run.ranks.rank), spread.data
     batches = micro_batches(
         data, rows, packing, node.data.max_length, job.choice.rows, contexts, job.run.device, *share
     )
