@@ -32,6 +32,7 @@ from llmkit.data.prepare import Prepared
 from llmkit.models.load import DTYPES, read_tokenizer
 from llmkit.models.positions import check_length
 from llmkit.parallel.alike import compare
+from llmkit.parallel.degrees import Deal
 from llmkit.parallel.grid import grid
 from llmkit.parallel.group import agreed, lead
 from llmkit.parallel.steps import Adaptive, Steps
@@ -190,8 +191,8 @@ def _built(job: Job) -> tuple[Built, Steps]:
 
 
 def _first(job: Job, contexts: bool) -> Iterator[Batch]:
-    """The training data from its beginning, whatever step the run goes on from."""
-    return (batch for index in range(job.steps) for batch in _step_data(job, contexts, index).batches)
+    """The training data from its beginning, whatever step the run goes on from: on every rank all of it."""
+    return (batch for index in range(job.steps) for batch in _step_data(job, contexts, index, whole=True).batches)
 
 
 def _fit(job: Job, built: Built, steps: Steps, start: Progress, attempts: Attempts | None) -> Progress:
@@ -266,11 +267,12 @@ def _log(job: Job, metrics: Lines, more: Any, line: dict[str, Any]) -> None:
     more(line)
 
 
-def _step_data(job: Job, contexts: bool, index: int) -> StepData:
+def _step_data(job: Job, contexts: bool, index: int, whole: bool = False) -> StepData:
+    """What one step sees of its data: this rank's share, or that with its number among so many."""
     node, drawn = job.node, job.feed.step(index)
     data, rows = drawn.data, drawn.rows
     packing: Packing = node.data.packing if contexts else NoPacking()
-    dealt = node.parallel.deal(job.run.ranks, node.deterministic)
+    dealt = Deal((0,), 1) if whole else node.parallel.deal(job.run.ranks, node.deterministic)
     make = partial(micro_batches, data, rows, packing, node.data.max_length, job.choice.rows, contexts, job.run.device)
     shares = [make(share, dealt.count) for share in dealt.shares]
     numbers = [
