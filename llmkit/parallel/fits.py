@@ -27,11 +27,13 @@ def check_tensor(config: Mapping[str, Any], tensor: int) -> None:
     fit = [n for n in range(1, heads + 1) if _fits(n, heads, keys, inner)]
     said = [f"{heads} heads", f"{keys} key-value heads" if keys and keys != heads else ""]
     said += [f"{key} {value}" for key, value in inner.items()]
-    raise RecipeError(
-        f"{tensor} ranks cannot share {', '.join(filter(None, said))} of {config.get('model_type', 'the model')} evenly",
-        fix=f"use {' or '.join([', '.join(map(str, fit[:-1])), str(fit[-1])] if len(fit) > 1 else map(str, fit))}",
-        key="parallel.tensor",
-    )
+    what = f"{tensor} ranks cannot share {', '.join(filter(None, said))} of {text.get('model_type', 'it')} evenly"
+    raise RecipeError(what, fix=f"use {_listed(fit)}", key="parallel.tensor")
+
+
+def _listed(numbers: list[int]) -> str:
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def _fits(n: int, heads: int, keys: int, inner: Mapping[str, int]) -> bool:

@@ -48,7 +48,27 @@ class Ddp:
         return stepper(parts, grid)
 
 
-Strategy = Annotated[Auto | Single | Ddp, Later(("fsdp", "zero"))]
+@config
+class Fsdp:
+    """Parameters, gradients and optimizer state cut over `parallel.shard` ranks, and each layer gathered while it runs
+    (torch's `fully_shard`); with `parallel.replicate` such groups of ranks hold copies."""
+
+    kind: Literal["fsdp"] = "fsdp"
+    offload: Literal["none", "cpu"] = "none"
+    """Where parameters, gradients and optimizer state lie while no layer needs them: on the device, or in the host's
+    memory, where the optimizer then works."""
+    reshard: bool = True
+    """Whether a layer is given up after its forward pass and gathered again for its backward pass; without, more memory
+    is used and less is sent."""
+
+    def stepper(self, parts: Parts, grid: Grid | None) -> Steps:
+        """Parts of a model in training -> what makes its steps."""
+        from llmkit.parallel.fsdp import stepper
+
+        return stepper(self, parts, grid)
+
+
+Strategy = Annotated[Auto | Single | Ddp | Fsdp, Later(("zero",))]
 
 
 @config
@@ -59,8 +79,8 @@ class Parallel:
     strategy: Strategy = Auto()
     replicate: int | Literal["auto"] = setting(default="auto", least=1)
     """Groups of ranks that hold copies of each other; `auto` is what is left."""
-    shard: int | Literal["auto"] = setting(default="auto", later=True)
-    """Ranks that share one copy of parameters, gradients and optimizer."""
+    shard: int | Literal["auto"] = setting(default="auto", least=1)
+    """Ranks that share one copy of parameters, gradients and optimizer; `auto` is what is left, under fsdp."""
     tensor: int = setting(default=1, least=1)
     """Ranks that hold each layer together: its heads and inner units are dealt out to them, and all see the same
     rows. It must divide the model's heads, and divide its key-value heads or be a multiple of them."""
@@ -100,11 +120,19 @@ class Parallel:
         shard = None if self.shard == "auto" else self.shard
         return degrees(world, self.resolve(world).kind, replicate, shard, self.context, self.tensor, self.pipeline)
 
-    def resolve(self, world: int) -> Single | Ddp:
+    def resolve(self, world: int) -> Single | Ddp | Fsdp:
         """The strategy itself, where it is `auto`."""
         if not isinstance(self.strategy, Auto):
             return self.strategy
-        return Single() if world == 1 else Ddp()
+        if world == 1:
+            return Single()
+        return Fsdp() if self.cuts else Ddp()
+
+    @property
+    def cuts(self) -> bool:
+        """Whether parameters are cut over ranks."""
+        sharded = self.shard != "auto" and self.shard > 1
+        return isinstance(self.strategy, Fsdp) or (isinstance(self.strategy, Auto) and sharded)
 
     def stepper(self, parts: Parts, grid: Grid | None) -> Steps:
         """Parts of a model in training -> what makes its steps.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llmkit.core.errors import ResourceError
+from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
 from llmkit.core.types import Batch, LossSum, Needs
 from llmkit.parallel.offload import Offload
@@ -64,6 +65,8 @@ class Ways:
     """Each parameter is updated as soon as its gradient is whole, which is then gone."""
     offload: Offload | None = None
     """What the forward keeps waits on the host."""
+    device: str = ""
+    """Where it computes; where the parameters lie, if nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Steps:
         """The compute precision: mixed, or that of the parameters."""
         if self.ways.compute is None:
             return nullcontext()
-        device = next(iter(self.params.values())).device.type
+        device = self.ways.device or next(iter(self.params.values())).device.type
         return torch.autocast(device, dtype=self.ways.compute)
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -156,9 +159,10 @@ class Steps:
         total, seen = whole.get("", (0.0, 0.0))
         return LossSum(torch.tensor(total, dtype=torch.float64), torch.tensor(seen, dtype=torch.float64), extras)
 
-    def assemble(self) -> None:
-        """When all is trained and measured: the weights are whole again on the main rank, as they are exported."""
-        self.team.assemble()
+    def assemble(self, model: nn.Module, peers: Peers) -> None:
+        """When all is trained and measured: the model's weights are whole on the main rank, as they are exported.
+        Nothing runs the model after it."""
+        self.team.assemble(model, peers)
 
     def _keeping(self) -> AbstractContextManager[Any]:
         return self.ways.offload.keeping() if self.ways.offload else nullcontext()

@@ -29,6 +29,7 @@ from llmkit.data.node import FirstFit, NoPacking, Packing
 from llmkit.data.prepare import Prepared
 from llmkit.models.load import DTYPES, read_tokenizer
 from llmkit.models.positions import check_length
+from llmkit.parallel.collect import collected
 from llmkit.parallel.grid import grid
 from llmkit.parallel.group import agreed, lead
 from llmkit.parallel.steps import Adaptive, Steps
@@ -176,7 +177,8 @@ def _built(job: Job) -> tuple[Built, Steps]:
     world = job.run.ranks.world
     given = replace(given, virtual=node.parallel.shards(world, node.deterministic))
     ranks = grid(node.parallel.degrees(world), job.run.device, job.run.peers) if world > 1 else None
-    return made, node.parallel.stepper(given, ranks)
+    steps = node.parallel.stepper(given, ranks)
+    return replace(made, trained=steps.params), steps
 
 
 def _first(job: Job, contexts: bool) -> Iterator[Batch]:
@@ -261,7 +263,7 @@ def _save(job: Job, built: Built, steps: Steps, metrics: Lines, progress: Progre
         "samples_bytes": samples.size(),
     }
     learned = job.loss.state() if isinstance(job.loss, Adaptive) else {}
-    held: Any = {**steps.state(), **learned}
+    held: Any = dict(collected(steps.state(), job.run.peers)) | learned
     with job.run.peers.alone("save"):
         if job.run.main:
             state.save(job.checkpoints, progress.step, held, facts)

@@ -46,11 +46,11 @@ def finish(job: Job, built: Built, steps: Steps, progress: Progress) -> Artifact
     labels = built.loaded.head.labels if built.loaded.head is not None else ()
     steps.settle()
     _conclude(job, built, steps)
-    steps.assemble()
-    node.adapter.finish(built.model)
-    rope, folder = node.model.rope, run.folder / "model"
+    steps.assemble(built.model, run.peers)
     if not run.main:
         return Artifact(run.folder)
+    node.adapter.finish(built.model)
+    rope, folder = node.model.rope, run.folder / "model"
     export(built.model, built.loaded.tokenizer, folder, job.resolved, node.quant, rope, labels)
     if rope is not None and hasattr(built.model, "peft_config"):
         run.console.notice("the base of the adapter is scaled, which peft alone does not know: merge it for use there")

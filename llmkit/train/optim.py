@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from llmkit.core.config import config, setting
 from llmkit.core.errors import ModelError
@@ -35,6 +35,7 @@ class AdamFamily(Optimizing):
 class AdamW(AdamFamily):
     """AdamW (arXiv:1711.05101)."""
 
+    elementwise: ClassVar[bool] = True
     kind: Literal["adamw"] = "adamw"
 
     def moments(self, inner: int, outer: int, width: int) -> float:
@@ -93,6 +94,7 @@ class PagedAdamW8bit(AdamFamily):
 class Sgd(Optimizing):
     """Stochastic gradient descent with momentum."""
 
+    elementwise: ClassVar[bool] = True
     kind: Literal["sgd"] = "sgd"
     lr: float = setting(default=1e-2, above=0.0)
     momentum: float = setting(default=0.9, least=0.0, below=1.0)
@@ -193,6 +195,7 @@ class Lion(LionFamily):
     """Lion (arXiv:2302.06675): the sign of an interpolated momentum, by bitsandbytes; wants a rate below AdamW's."""
 
     built: ClassVar[str] = "Lion"
+    elementwise: ClassVar[bool] = True
     kind: Literal["lion"] = "lion"
 
     def moments(self, inner: int, outer: int, width: int) -> float:
@@ -217,6 +220,7 @@ class ScheduleFree(AdamFamily):
     """Schedule-free AdamW (arXiv:2405.15682): evaluations and the result take averaged weights at a constant rate."""
 
     constant: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
     carried: ClassVar[tuple[str, ...]] = ("k", "weight_sum", "lr_max")
     kind: Literal["schedule_free"] = "schedule_free"
     lr: float = setting(default=5e-4, above=0.0)
@@ -311,3 +315,6 @@ def _schedulefree() -> Any:
 
 
 Optim = AdamW | AdamW8bit | PagedAdamW8bit | Sgd | Muon | Adafactor | Lion | Lion8bit | ScheduleFree | Galore | Apollo
+
+ELEMENTWISE = tuple(kind.kind for kind in get_args(Optim) if kind.elementwise)
+"""Optimizers whose parameters may be cut anywhere."""

@@ -66,6 +66,8 @@ class Optimizing(ABC):
     """It averages instead of lowering the rate, and wants it constant."""
     device: ClassVar[str] = ""
     """The only kind of device that it runs on."""
+    elementwise: ClassVar[bool] = False
+    """What it does to a number depends on that number's gradients alone: parameters may be cut anywhere."""
     carried: ClassVar[tuple[str, ...]] = ()
     """What it keeps in its parameter groups between steps."""
     shaping: ClassVar[tuple[str, ...]] = ("kind",)
