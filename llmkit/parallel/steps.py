@@ -88,6 +88,8 @@ class Parts:
     """The model of transformers, inside of its adapter."""
     plan: Mapping[str, str] = field(default_factory=dict)
     """How transformers cuts it for tensor parallelism: globs over modules and parameters -> names of styles."""
+    say: Callable[[str], None] = lambda _: None
+    """Tells the user what was decided, in one line."""
 
 
 class Steps:

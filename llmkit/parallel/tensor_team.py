@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -166,10 +167,22 @@ def stepper(parts: Parts, grid: Grid, strategy: Callable[[Parts, Grid], Steps]) 
         what = f"{type(base).__name__} cannot be cut for tensor {place.count}: {why}"
         raise ModelError(what, fix="set parallel.tensor=1", key="parallel.tensor")
     _check_same(base, before, _logits(base), place.count)
+    parts.say(_told(layout))
     model: Any = parts.scored
     team = Held(layout, parts, model.model, grid.peers)
     _check_blocks(team, grid)
     return team.over(strategy(parts, grid))
+
+
+def _told(layout: Layout) -> str:
+    """How much of the model's cut weights lies here, and what is whole where it might be cut."""
+    here, all_ = (
+        sum(math.prod(size) for size in sizes)
+        for sizes in zip(*((c.held, c.shape) for _, c in layout.cuts), strict=True)
+    )
+    kept = {re.sub(r"\d+", "*", path): why for path, why in layout.whole.items()}
+    said = [f"{here:,} of {all_:,} weights of layers are on each of {layout.place.count} ranks"]
+    return ", ".join(said + [f"{path} whole on all ({why})" for path, why in kept.items()])
 
 
 def _check_blocks(team: Held, grid: Grid) -> None:
