@@ -9,6 +9,7 @@ from llmkit.core.errors import RecipeError
 
 HEADS = ("num_attention_heads", "n_head", "num_heads")
 KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout")
 INNER = ("intermediate_size", "moe_intermediate_size", "ffn_dim", "n_inner")
 
 
@@ -20,6 +21,9 @@ def check_tensor(config: Mapping[str, Any], tensor: int) -> None:
         RecipeError: they cannot; it names the numbers that fit.
     """
     text = config.get("text_config") or config
+    if odd := next((f"{key} {text[key]}" for key in DROPOUT if text.get(key)), ""):
+        what = f"the model's {odd} draws for heads that lie on other ranks, which would all draw the same"
+        raise RecipeError(what, fix="set parallel.tensor=1", key="parallel.tensor")
     heads, keys = _first(text, HEADS), _first(text, KEYS)
     inner = {key: text[key] for key in INNER if _whole(text.get(key))}
     if not heads or _fits(tensor, heads, keys, inner):

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from llmkit.core.errors import ModelError
 from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice, whole
 from llmkit.parallel.collect import block, collected, local, put
+from llmkit.parallel.ddp import alike
 from llmkit.parallel.grid import Grid
 from llmkit.parallel.regions import AFTER
 from llmkit.parallel.steps import Parts, Steps
@@ -159,7 +160,9 @@ def stepper(parts: Parts, grid: Grid, strategy: Callable[[Parts, Grid], Steps]) 
         ModelError: transformers has no plan for the model, or what is left of it does not give what the whole gives.
     """
     place = Place(grid.degrees.place(grid.rank)["tensor"], grid.degrees.tensor, grid.group("tensor"))
-    base: Any = parts.base
+    base, scored = cast(Any, parts.base), cast(Any, parts.scored)
+    if scored.model is not base:
+        alike(parts.params, place.group)
     before = _logits(base)
     layout = cut(base, parts.plan, place)
     if not layout.cuts:
@@ -168,8 +171,7 @@ def stepper(parts: Parts, grid: Grid, strategy: Callable[[Parts, Grid], Steps]) 
         raise ModelError(what, fix="set parallel.tensor=1", key="parallel.tensor")
     _check_same(base, before, _logits(base), place.count)
     parts.say(_told(layout))
-    model: Any = parts.scored
-    team = Held(layout, parts, model.model, grid.peers)
+    team = Held(layout, parts, scored.model, grid.peers)
     _check_blocks(team, grid)
     return team.over(strategy(parts, grid))
 
