@@ -28,6 +28,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from llmkit.core.errors import ModelError
+from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
 from llmkit.parallel.collect import block, local, make_whole
 from llmkit.parallel.grid import Grid
@@ -103,9 +104,9 @@ class Shards:
             return whole
         return whole[tuple(slice(a, a + n) for a, n in zip(start, like.shape, strict=True))]
 
-    def assemble(self) -> None:
-        """The model's own weights are whole again on the main rank."""
-        make_whole(self.scored.model, self.peers)
+    def assemble(self, model: nn.Module, peers: Peers) -> None:
+        """From the blocks of all ranks."""
+        make_whole(model, peers)
 
 
 def stepper(node: Fsdp, parts: Parts, grid: Grid | None) -> Steps:

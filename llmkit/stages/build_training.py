@@ -183,7 +183,7 @@ def _built(job: Job) -> tuple[Built, Steps]:
     build_optimizer = partial(node.optim.build, factors=factors, apart=levers.optimizer_in_backward)
     given = parts(made, build_optimizer, job.types, levers.optimizer_in_backward, levers.offload_activations)
     world = job.run.ranks.world
-    given = replace(given, virtual=node.parallel.shards(world, node.deterministic))
+    given = replace(given, virtual=node.parallel.shards(world, node.deterministic), say=job.run.console.notice)
     ranks = grid(node.parallel.degrees(world), job.run.device, job.run.peers) if world > 1 else None
     given = by_context(given, made.loaded, node.parallel.context_method, ranks)
     steps = node.parallel.stepper(given, ranks)
