@@ -99,7 +99,7 @@ def stepper(node: Fsdp, parts: Parts, grid: Grid | None) -> Steps:
         return Steps(parts.scored, parts.params, parts.optimizer(parts.params), parts.ways)
     names = {id(p): name for name, p in parts.scored.named_parameters()}
     places = {name: names[id(p)] for name, p in parts.params.items()}
-    shard(node, parts.scored, parts.layers, grid)
+    shard(node, parts.scored, parts.layers, grid, parts.ways.compute)
     there = dict(parts.scored.named_parameters())
     team = Shards(parts.scored, {name: cast(DTensor, there[place]) for name, place in places.items()}, grid)
     ways = replace(parts.ways, device=grid.mesh.device_type)
@@ -108,7 +108,9 @@ def stepper(node: Fsdp, parts: Parts, grid: Grid | None) -> Steps:
     return Steps(parts.scored, team.own_params, parts.optimizer(team.own_params), ways, team)
 
 
-def shard(node: Fsdp, scored: nn.Module, layers: Sequence[nn.Module], grid: Grid) -> None:
+def shard(
+    node: Fsdp, scored: nn.Module, layers: Sequence[nn.Module], grid: Grid, compute: torch.dtype | None = None
+) -> None:
     """Cuts a model, layer by layer: the memory of a layer's whole weights is given up before the next one is cut.
 
     Raises:
@@ -117,20 +119,30 @@ def shard(node: Fsdp, scored: nn.Module, layers: Sequence[nn.Module], grid: Grid
     axes = ("replicate", "shard") if grid.degrees.replicate > 1 else ("shard",)
     options: dict[str, Any] = {
         "mesh": grid.mesh[axes],
-        "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False),
         "offload_policy": CPUOffloadPolicy(torch.cuda.is_available()) if node.offload == "cpu" else OffloadPolicy(),
     }
     shared = _shared(scored, layers)
     for layer in layers:
         with _cut(scored, [p for p in layer.parameters() if p not in shared]):
-            _summing(fully_shard(layer, reshard_after_forward=node.reshard, ignored_params=shared, **options))
+            sent = _sent(layer, compute)
+            _summing(
+                fully_shard(layer, reshard_after_forward=node.reshard, ignored_params=shared, mp_policy=sent, **options)
+            )
     with _cut(scored, [p for p in scored.parameters() if not isinstance(p, DTensor)]):
-        _summing(fully_shard(scored, **options))
+        _summing(fully_shard(scored, mp_policy=_sent(scored, None), **options))
     for name in FORWARDS:
         if hasattr(scored, name):
             register_fsdp_forward_method(scored, name)
             setattr(scored, name, _then_reshard(scored, getattr(scored, name)))
     scored.register_forward_hook(lambda module, given, out: _reshard(module))
+
+
+def _sent(module: nn.Module, compute: torch.dtype | None) -> MixedPrecisionPolicy:
+    """Weights are gathered in the type that they are multiplied in: gathered whole, autocast would copy each one and
+    keep the copies of all layers until the backward pass. A quantised base is sent as it is."""
+    plain = all(p.is_floating_point() for p in module.parameters())
+    kind = compute if plain else None
+    return MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 def _summing(group: Any) -> None:
