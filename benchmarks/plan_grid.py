@@ -176,12 +176,13 @@ def measure(row, work):
 
 
 def predict(row, work):
-    """Bytes that `llmkit plan` says of a row."""
+    """Bytes that `llmkit plan` says of a row, by peak; nothing is resumed here."""
     from llmkit import Sft
     from llmkit.stages.planned import planned
 
     node = Sft(**recipe(row, work))
-    return planned(node, "cpu", row[NAMES.index("ranks")]).peaks
+    peaks = planned(node, "cpu", row[NAMES.index("ranks")], 1 << 40).peaks
+    return {name: size for name, size in peaks.items() if name != "resume"}
 
 
 def table(found, work):

@@ -38,6 +38,13 @@ class Account:
     """Gradients of the micro-batches before, which are there in the forward already."""
     exported: int = 0
     """Copies that the writing of the result makes."""
+    loaded: int = 0
+    """Weights as they are read, before they are cut."""
+
+    @property
+    def load(self) -> int:
+        """The peak of loading: each rank reads the whole model."""
+        return self.base + self.loaded
 
     @property
     def held(self) -> int:
@@ -160,6 +167,7 @@ def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Ac
     at_once = trained if held.gradients is None else min(trained, held.gradients)
     gradients = 4 * at_once / (1 if cut.whole_gradients else cut.gradients)
     copies = 0.0 if cut.gathered else held.copies * (inside + shape.embedded / 2)  # of the head, not of embeddings
+    whole = (shape.params - shape.embedded) * held.weight_bytes + shape.embedded * held.plain_bytes
     weights = (inside * held.weight_bytes + shape.embedded * held.plain_bytes + 4 * cost.more) / cut.weights
     optimizer = trained * held.moment_bytes / cut.optimizer
     kept, again, working = _activations(shape, held, tokens / cut.context, cut)
@@ -173,6 +181,7 @@ def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Ac
         logits=max(2 * held.head_gradient, held.head_gradient + blocks),
         working=int(again + working),
         communication=int(_communication(shape, held, tokens / cut.context, cut)),
+        loaded=int(whole),
         early=int(gradients) if held.turns > 1 and "gradients" not in cut.away else 0,
         exported=int(
             held.exports * (4 * cost.trained if cost.trained < shape.params else shape.params * held.plain_bytes)

@@ -43,9 +43,9 @@ class Planned:
 
     @property
     def peaks(self) -> dict[str, int]:
-        """Bytes at most, of a step, of saving and of going on."""
+        """Bytes at most: while the model is read, of a step, of saving and of going on."""
         made = self.choice.account
-        return {"step": made.total, "save": made.save, "resume": made.resume}
+        return {"load": made.load, "step": made.total, "save": made.save, "resume": made.resume}
 
     def values(self) -> dict[str, Any]:
         """For JSON: bytes and seconds."""
@@ -84,6 +84,8 @@ class Planned:
         yield f"memory of a rank: {peak}, {verdict} ({HEADROOM:.0%} is used at most)"
         yield f"  {parts}"
         yield "  peaks: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in self.peaks.items())
+        if self.choice.account.load > self.free:
+            yield "  each rank reads the whole model before it is cut: that does not fit on its device"
         yield f"largest micro-batch that fits: {self.largest}" if self.largest else "no micro-batch fits"
         if self.times is not None:
             spent = self.times
