@@ -40,6 +40,7 @@ from llmkit.plan.account import RECOMPUTE, Choice
 from llmkit.stages.attempts import Attempts
 from llmkit.stages.finished import finish
 from llmkit.stages.job import Job
+from llmkit.stages.levelled import levelled
 from llmkit.stages.lint_table import brief, keep, linted, served
 from llmkit.stages.measured import measured
 from llmkit.stages.quarantine import Quarantine
@@ -63,6 +64,7 @@ def train(node: Training, run: Run) -> Artifact:
         with run.stop.at_once("before training"), lead(run.peers, first):
             job = read(node, run)
         agreed(run.peers, facts(job))
+        job = levelled(job)
         found = find(job)
         attempts = Attempts(run.folder) if run.main and run.ranks.world > 1 else None
         if attempts is not None:
@@ -98,7 +100,7 @@ def _largest(job: Job) -> int:
     if not len(lengths) or job.node.batch.tokens:  # of a stream, no length is known
         lengths = np.array([most])
     account = job.choice.account
-    return int((account.activations + account.working) * min(1.0, lengths.sum() / most))
+    return int((account.activations + max(account.logits, account.working)) * min(1.0, lengths.sum() / most))
 
 
 def read(node: Training, run: Run) -> Job:
@@ -125,7 +127,7 @@ def read(node: Training, run: Run) -> Job:
         run.console.notice(notice)
     steps = node.steps or (node.epochs or 1) * feed.steps_per_epoch
     kinds = types(node.types_name, run.device)
-    shape, choice = sizes(node, resolved, run.device)
+    shape, choice = sizes(node, resolved, run.device, run.ranks)
     run.console.notice(_summary(data, valid, choice, kinds, steps))
     return Job(node, run, resolved, kinds, data, valid, choice, steps, feed, shape, node.objective(data))
 
@@ -152,7 +154,7 @@ def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Type
         kinds.name,
         f"{choice.rows} rows a forward",
         f"{RECOMPUTE[choice.recompute]} recompute" if choice.recompute else "",
-        f"about {choice.account.total / 2**20:.0f} MiB",
+        f"about {choice.account.peak / 2**20:.0f} MiB",
     ]
     dropped = [f"{reason} {n}" for reason, n in data.counts.items() if ":" in reason and n]
     return ", ".join(filter(None, [*parts, *dropped]))
