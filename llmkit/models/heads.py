@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from llmkit.models.logps_spread import spread_scores
 from llmkit.models.noise import Noise
 from llmkit.models.virtual import hidden, virtual_tokens
 
+T = TypeVar("T")
 ROWS = 64
 """Positions whose whole logits are held at a time."""
 
@@ -51,6 +53,11 @@ class Headed(nn.Module):
     def disturb(self, alpha: float) -> None:
         """From now on embeddings get noise in training (NEFTune, arXiv:2310.05914)."""
         self.noise = Noise(self.causal[0].get_input_embeddings(), alpha)
+
+    def inside(self, work: Callable[[], T]) -> T:
+        """Does work that reads the model's weights as a forward of this module does: under a strategy that cuts them
+        they are at hand in here, and nowhere else."""
+        return work()
 
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states, (B, T, H)."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from llmkit.core.config import Conflict, Later, config, setting
-from llmkit.parallel.degrees import Degrees, degrees
+from llmkit.core.config import Conflict, Duration, config, setting
+from llmkit.parallel.degrees import Deal, Degrees, check_virtual, deal, degrees
 from llmkit.parallel.zero_config import Wanted, generated, given
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ class Single:
 
     def stepper(self, parts: Parts, grid: Grid | None) -> Steps:
         """Parts of a model in training -> what makes its steps."""
-        from llmkit.parallel.steps import Steps
+        from llmkit.parallel.ddp import stepper
 
-        return Steps(parts.scored, parts.params, parts.optimizer(parts.params), parts.ways)
+        return stepper(parts, None)
 
 
 @config
@@ -48,6 +48,26 @@ class Ddp:
         from llmkit.parallel.ddp import stepper
 
         return stepper(parts, grid)
+
+
+@config
+class Fsdp:
+    """Parameters, gradients and optimizer state cut over `parallel.shard` ranks, and each layer gathered while it runs
+    (torch's `fully_shard`); with `parallel.replicate` such groups of ranks hold copies."""
+
+    kind: Literal["fsdp"] = "fsdp"
+    offload: Literal["none", "cpu"] = "none"
+    """Where parameters, gradients and optimizer state lie while no layer needs them: on the device, or in the host's
+    memory, where the optimizer then works."""
+    reshard: bool = True
+    """Whether a layer is given up after its forward pass and gathered again for its backward pass; without, more memory
+    is used and less is sent."""
+
+    def stepper(self, parts: Parts, grid: Grid | None) -> Steps:
+        """Parts of a model in training -> what makes its steps."""
+        from llmkit.parallel.fsdp import stepper
+
+        return stepper(self, parts, grid)
 
 
 Place = Literal["none", "cpu", "nvme"]
@@ -125,7 +145,7 @@ class Zero:
         return stepper(parts, grid, self)
 
 
-Strategy = Annotated[Auto | Single | Ddp | Zero, Later(("fsdp",))]
+Strategy = Auto | Single | Ddp | Fsdp | Zero
 
 
 @config
@@ -136,12 +156,45 @@ class Parallel:
     strategy: Strategy = Auto()
     replicate: int | Literal["auto"] = setting(default="auto", least=1)
     """Groups of ranks that hold copies of each other; `auto` is what is left."""
-    shard: int | Literal["auto"] = setting(default="auto", later=True)
-    """Ranks that share one copy of parameters, gradients and optimizer."""
-    tensor: int = setting(default=1, later=True)
-    context: int = setting(default=1, later=True)
+    shard: int | Literal["auto"] = setting(default="auto", least=1)
+    """Ranks that share one copy of parameters, gradients and optimizer; `auto` is what is left, under fsdp."""
+    tensor: int = setting(default=1, least=1)
+    """Ranks that hold each layer together: its heads and inner units are dealt out to them, and all see the same
+    rows. It must divide the model's heads, and divide its key-value heads or be a multiple of them."""
+    context: int = setting(default=1, least=1)
+    """Ranks that share every row: each holds a part of its tokens, and attention alone talks."""
+    context_method: Literal["auto", "ulysses", "ring"] = "auto"
+    """`ulysses` deals attention's heads out, `ring` sends keys and values round; `auto` is `ulysses` where `context`
+    divides the heads, else `ring`."""
     pipeline: int = setting(default=1, later=True)
     expert: int = setting(default=1, later=True)
+    patience: Duration = setting(default=600.0, above=0)
+    """How long ranks wait for each other to come; and for one that, outside of a step, neither moves nor computes."""
+    interface: str = "auto"
+    """The network interface that ranks listen at; `auto` is the one on the way to the main rank (`MASTER_ADDR`)."""
+
+    virtual: int = setting(default=8, least=1)
+    """With `deterministic`, the fixed shards of a step, a power of two: a run of any number of ranks that divides it
+    gives the same bits under `single` and `ddp`, without other degrees."""
+
+    def shards(self, world: int, deterministic: bool) -> int:
+        """Virtual shards of a run, or 0 where it has none."""
+        alone = self.tensor * self.context * self.pipeline == 1 and self.resolve(world).kind in ("single", "ddp")
+        return self.virtual if deterministic and alone else 0
+
+    def deal(self, ranks: Ranks, deterministic: bool) -> Deal:
+        """Which part of each step this rank computes."""
+        return deal(self.degrees(ranks.world), ranks.rank, self.shards(ranks.world, deterministic))
+
+    def check(self, world: int, deterministic: bool) -> None:
+        """Sees to it that the recipe goes with the number of ranks, before anything is begun.
+
+        Raises:
+            RecipeError: it does not.
+        """
+        made = self.degrees(world)
+        if shards := self.shards(world, deterministic):
+            check_virtual(made, shards)
 
     def degrees(self, world: int) -> Degrees:
         """How many ranks there are of each kind.
@@ -153,18 +206,39 @@ class Parallel:
         shard = None if self.shard == "auto" else self.shard
         return degrees(world, self.resolve(world).kind, replicate, shard, self.context, self.tensor, self.pipeline)
 
-    def resolve(self, world: int) -> Single | Ddp | Zero:
+    def resolve(self, world: int) -> Single | Ddp | Fsdp | Zero:
         """The strategy itself, where it is `auto`."""
         if not isinstance(self.strategy, Auto):
             return self.strategy
-        return Single() if world == 1 else Ddp()
+        if world == 1:
+            return Single()
+        return Fsdp() if self.cuts else Ddp()
 
-    def join(self, ranks: Ranks, device: str) -> AbstractContextManager[Group]:
-        """The group of all ranks, until the end.
+    @property
+    def cuts(self) -> bool:
+        """Whether parameters are cut over ranks."""
+        sharded = self.shard != "auto" and self.shard > 1
+        return isinstance(self.strategy, Fsdp) or (isinstance(self.strategy, Auto) and sharded)
+
+    def stepper(self, parts: Parts, grid: Grid | None) -> Steps:
+        """Parts of a model in training -> what makes its steps.
 
         Raises:
-            PeerError: they do not come together.
+            ModelError: the model cannot be cut as `tensor` asks for.
+        """
+        strategy = self.resolve(1 if grid is None else grid.degrees.world).stepper
+        if grid is None or grid.degrees.tensor == 1:
+            return strategy(parts, grid)
+        from llmkit.parallel.tensor_team import stepper
+
+        return stepper(parts, grid, strategy)
+
+    def join(self, ranks: Ranks, device: str, facts: Mapping[str, Any]) -> AbstractContextManager[Group]:
+        """The group of all ranks, until the end; `facts` are what they must share.
+
+        Raises:
+            PeerError: they do not come together, or differ.
         """
         from llmkit.parallel.group import joined
 
-        return joined(ranks, device)
+        return joined(ranks, device, self.patience, self.interface, facts)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 LEAST = 64 << 10
 """Bytes of the smallest tensor that is moved: a smaller one costs more in latency than it frees."""
@@ -63,7 +64,7 @@ class Offload:
 
     def keeping(self) -> torch.autograd.graph.saved_tensors_hooks:
         """Around a forward pass: what it keeps lies on the host."""
-        stay = {p.untyped_storage().data_ptr() for p in self.weights}
+        stay = {p.untyped_storage().data_ptr() for p in self.weights if not isinstance(p, DTensor)}
         matrices = [p.shape for p in self.weights if p.dim() == 2]
         shapes = {*matrices, *(shape[::-1] for shape in matrices)}  # of the copies that autocast makes
 

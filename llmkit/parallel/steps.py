@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from llmkit.core.errors import ResourceError
+from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
 from llmkit.core.types import Batch, LossSum, Needs
 from llmkit.parallel.offload import Offload
@@ -64,6 +65,10 @@ class Ways:
     """Each parameter is updated as soon as its gradient is whole, which is then gone."""
     offload: Offload | None = None
     """What the forward keeps waits on the host."""
+    device: str = ""
+    """Where it computes; where the parameters lie, if nothing is said."""
+    split: Callable[[Batch], Batch] | None = None
+    """Of a micro-batch whose rows several ranks hold, this rank's part."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,16 @@ class Parts:
     optimizer: Callable[[Mapping[str, nn.Parameter]], Optimizers]
     """Over the parameters as the strategy holds them."""
     ways: Ways = Ways()
+    virtual: int = 0
+    """Shards of a step whose gradients are added up in one fixed order, whatever the number of ranks; 0 for none."""
     layers: tuple[nn.Module, ...] = ()
     """The layers of the model, from the first to the last: what is gathered and given up together."""
+    base: nn.Module | None = None
+    """The model of transformers, inside of its adapter."""
+    plan: Mapping[str, str] = field(default_factory=dict)
+    """How transformers cuts it for tensor parallelism: globs over modules and parameters -> names of styles."""
+    say: Callable[[str], None] = lambda _: None
+    """Tells the user what was decided, in one line."""
 
 
 class Steps:
@@ -106,7 +119,7 @@ class Steps:
         """The compute precision: mixed, or that of the parameters."""
         if self.ways.compute is None:
             return nullcontext()
-        device = next(iter(self.params.values())).device.type
+        device = self.ways.device or next(iter(self.params.values())).device.type
         return torch.autocast(device, dtype=self.ways.compute)
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -116,9 +129,6 @@ class Steps:
     def settle(self) -> None:
         """After the last step: the weights are those of the result for good."""
         self.optimizer.settle()
-
-    def collect(self) -> None:
-        """After `settle`: the trained weights are whole on the main rank, and no forward follows. Called by all."""
 
     def rate(self, factor: float) -> None:
         """Sets the rates of the step that comes to `factor` times their own."""
@@ -138,6 +148,8 @@ class Steps:
             if index and self.ways.in_backward:
                 what = "the step takes more than one micro-batch, and memory.optimizer_in_backward updates after each"
                 raise ResourceError(what, fix="raise micro_batch, or lower batch.rows", key="micro_batch")
+            if self.ways.split is not None:
+                batch = self.ways.split(batch)
             with self.team.around(index, turns):
                 with self._keeping(), self.autocast():
                     scores = self.scored(batch) if needs == PLAIN else self.scored(batch, needs)
@@ -152,6 +164,11 @@ class Steps:
             self._scale(1 / scaler.scale)
         total, seen = whole.get("", (0.0, 0.0))
         return LossSum(torch.tensor(total, dtype=torch.float64), torch.tensor(seen, dtype=torch.float64), extras)
+
+    def assemble(self, model: nn.Module, peers: Peers) -> None:
+        """When all is trained and measured: the model's weights are whole on the main rank, as they are exported.
+        Nothing runs the model after it."""
+        self.team.assemble(model, peers)
 
     def _keeping(self) -> AbstractContextManager[Any]:
         return self.ways.offload.keeping() if self.ways.offload else nullcontext()

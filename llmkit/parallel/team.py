@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
 
 Sums = Mapping[str, tuple[float, ...]]
@@ -41,6 +42,10 @@ class Team(Protocol):
         """This rank's part of a whole tensor, as `like` holds it."""
         ...
 
+    def assemble(self, model: nn.Module, peers: Peers) -> None:
+        """Makes the model's weights whole on the main rank, as they are exported; nothing runs it after that."""
+        ...
+
 
 class Solo:
     """One process, with nobody to share with."""
@@ -67,6 +72,9 @@ class Solo:
     def own(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
         """All of it."""
         return whole
+
+    def assemble(self, model: nn.Module, peers: Peers) -> None:
+        """They are."""
 
 
 def norm(params: Iterable[nn.Parameter]) -> float:

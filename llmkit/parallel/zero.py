@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
 from llmkit.core.types import Batch, LossSum
 from llmkit.parallel.grid import Grid
@@ -95,7 +96,7 @@ class Zeroed(Steps):
         if (scaler := self.ways.scaler) and "scaler/scale" in tensors:
             scaler.scale, scaler.good = float(tensors["scaler/scale"]), int(tensors["scaler/good"])
 
-    def collect(self) -> None:
+    def assemble(self, model: nn.Module, peers: Peers) -> None:
         """The trained weights come whole to the main rank, from where updates were made; DeepSpeed is done."""
         import deepspeed
 
@@ -130,6 +131,9 @@ class Sharers:
         self.engine, self.shards = engine, shards
         self.say = grid.data() if grid is not None else lambda own: [own]
         """A JSON value of this rank -> those of all."""
+
+    def assemble(self, model: nn.Module, peers: Peers) -> None:
+        """Done by the stepper, which ends DeepSpeed first."""
 
     def around(self, index: int, turns: int) -> AbstractContextManager[Any]:
         """Says to DeepSpeed which micro-batch is the last."""

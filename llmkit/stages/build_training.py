@@ -14,11 +14,13 @@ from llmkit_kernels import memory
 
 from llmkit.adapters.limits import virtual_tokens
 from llmkit.build import float8
+from llmkit.build.context import by_context
 from llmkit.build.precision import Types, types
 from llmkit.build.training import Built, build, how, parts
-from llmkit.checkpoint import state
+from llmkit.checkpoint.mirror import Mirror
+from llmkit.checkpoint.saver import Keep, Saver
 from llmkit.core.artifact import Artifact
-from llmkit.core.errors import DataError
+from llmkit.core.errors import DataError, Stopped
 from llmkit.core.memory import keep_freed_memory, out_of_memory_named
 from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
@@ -29,12 +31,16 @@ from llmkit.data.node import FirstFit, NoPacking, Packing
 from llmkit.data.prepare import Prepared
 from llmkit.models.load import DTYPES, read_tokenizer
 from llmkit.models.positions import check_length
+from llmkit.parallel.alike import compare
+from llmkit.parallel.degrees import Deal
 from llmkit.parallel.grid import grid
 from llmkit.parallel.group import agreed, lead
 from llmkit.parallel.steps import Adaptive, Steps
 from llmkit.plan.account import RECOMPUTE, Choice
+from llmkit.stages.attempts import Attempts
 from llmkit.stages.finished import finish
 from llmkit.stages.job import Job
+from llmkit.stages.levelled import levelled
 from llmkit.stages.lint_table import brief, keep, linted, served
 from llmkit.stages.measured import measured
 from llmkit.stages.quarantine import Quarantine
@@ -53,11 +59,16 @@ def train(node: Training, run: Run) -> Artifact:
     torch.set_num_threads(run.threads)
     torch.use_deterministic_algorithms(node.deterministic, warn_only=False)
     with out_of_memory_named(run.device, KNOB):
+        run.peers.phase("data")
         first = run.ranks.local == 0  # of each host: it fills the cache
         with run.stop.at_once("before training"), lead(run.peers, first):
             job = read(node, run)
-        agreed(run.peers, {key: facts(job)[key] for key in ("data", "packages")}, "other data or packages: ")
+        agreed(run.peers, facts(job))
+        job = levelled(job)
         found = find(job)
+        attempts = Attempts(run.folder) if run.main and run.ranks.world > 1 else None
+        if attempts is not None:
+            attempts.begin()
         with told(found):
             job = pinned(job, found)
         with run.stop.at_once("before training"):
@@ -67,7 +78,7 @@ def train(node: Training, run: Run) -> Artifact:
         run.stop.check("before training")
         if run.device == "cpu":
             _settle(built, _largest(job))
-        progress = _fit(job, built, steps, progress)
+        progress = _fit(job, built, steps, progress, attempts)
         run.peers.phase("exit", progress.step)
         return finish(job, built, steps, progress)
 
@@ -89,7 +100,7 @@ def _largest(job: Job) -> int:
     if not len(lengths) or job.node.batch.tokens:  # of a stream, no length is known
         lengths = np.array([most])
     account = job.choice.account
-    return int((account.activations + account.working) * min(1.0, lengths.sum() / most))
+    return int((account.activations + max(account.logits, account.working)) * min(1.0, lengths.sum() / most))
 
 
 def read(node: Training, run: Run) -> Job:
@@ -116,7 +127,7 @@ def read(node: Training, run: Run) -> Job:
         run.console.notice(notice)
     steps = node.steps or (node.epochs or 1) * feed.steps_per_epoch
     kinds = types(node.types_name, run.device)
-    shape, choice = sizes(node, resolved, run.device)
+    shape, choice = sizes(node, resolved, run.device, run.ranks)
     run.console.notice(_summary(data, valid, choice, kinds, steps))
     return Job(node, run, resolved, kinds, data, valid, choice, steps, feed, shape, node.objective(data))
 
@@ -143,7 +154,7 @@ def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Type
         kinds.name,
         f"{choice.rows} rows a forward",
         f"{RECOMPUTE[choice.recompute]} recompute" if choice.recompute else "",
-        f"about {choice.account.total / 2**20:.0f} MiB",
+        f"about {choice.account.peak / 2**20:.0f} MiB",
     ]
     dropped = [f"{reason} {n}" for reason, n in data.counts.items() if ":" in reason and n]
     return ", ".join(filter(None, [*parts, *dropped]))
@@ -174,16 +185,19 @@ def _built(job: Job) -> tuple[Built, Steps]:
     build_optimizer = partial(node.optim.build, factors=factors, apart=levers.optimizer_in_backward)
     given = parts(made, build_optimizer, job.types, levers.optimizer_in_backward, levers.offload_activations)
     world = job.run.ranks.world
+    given = replace(given, virtual=node.parallel.shards(world, node.deterministic), say=job.run.console.notice)
     ranks = grid(node.parallel.degrees(world), job.run.device, job.run.peers) if world > 1 else None
-    return made, node.parallel.resolve(world).stepper(given, ranks)
+    given = by_context(given, made.loaded, node.parallel.context_method, ranks)
+    steps = node.parallel.stepper(given, ranks)
+    return replace(made, trained=steps.params), steps
 
 
 def _first(job: Job, contexts: bool) -> Iterator[Batch]:
-    """The training data from its beginning, whatever step the run goes on from."""
-    return (batch for index in range(job.steps) for batch in _step_data(job, contexts, index).batches)
+    """The training data from its beginning, whatever step the run goes on from: on every rank all of it."""
+    return (batch for index in range(job.steps) for batch in _step_data(job, contexts, index, whole=True).batches)
 
 
-def _fit(job: Job, built: Built, steps: Steps, start: Progress) -> Progress:
+def _fit(job: Job, built: Built, steps: Steps, start: Progress, attempts: Attempts | None) -> Progress:
     node, run = job.node, job.run
     metrics = Lines(run.scratch / "metrics.jsonl")
     built.model.train()
@@ -200,20 +214,51 @@ def _fit(job: Job, built: Built, steps: Steps, start: Progress) -> Progress:
         bool(node.larger_better(node.checkpoint.best or "")),
     )
     run.console.start("training", job.steps, start.step)
-    with _loggers(job, start.step) as log, run.stop.together(run.peers):
+    with _loggers(job, start.step) as log, run.stop.together(run.peers), _saver(job) as saver:
         hooks = Hooks(
-            data=partial(_step_data, job, built.loaded.support.packed),
+            data=partial(_entered, job, built.loaded.support.packed, attempts),
             log=partial(_log, job, metrics, log),
             evaluate=partial(measured, job, built, steps) if job.valid is not None else None,
-            save=partial(_save, job, built, steps, metrics),
+            save=partial(_save, job, built, steps, metrics, saver),
+            verify=partial(_verify, job, built, steps),
             asked_to_stop=run.stop.asked,
             measure=partial(measure, job.shape, run.device, job.types.half, node.adapter.frozen_base),
             show=partial(_show, job),
+            phase=run.peers.phase,
         )
         try:
-            return fit(steps, job.loss, plan, hooks, start)
+            done = fit(steps, job.loss, plan, hooks, start)
+        except Stopped:
+            _forget(attempts)
+            raise
         finally:
             run.console.end()
+    _forget(attempts)
+    return done
+
+
+def _forget(attempts: Attempts | None) -> None:
+    if attempts is not None:
+        attempts.end()
+
+
+def _entered(job: Job, contexts: bool, attempts: Attempts | None, index: int) -> StepData:
+    data = _step_data(job, contexts, index)
+    if attempts is not None:
+        attempts.enter(index + 1, data)
+    return data
+
+
+def _verify(job: Job, built: Built, steps: Steps, step: int, due: bool) -> None:
+    """What other ranks hold copies of is compared, where it is due."""
+    every, world = job.node.guard.checksum, job.run.ranks.world
+    if not every or world == 1 or not (due or step % every == 0):
+        return
+    held, spread = dict(steps.state()), job.node.parallel.degrees(world)
+    if spread.replicate == world:  # else the frozen ones are cut too
+        frozen = ((name, p) for name, p in built.model.named_parameters() if not p.requires_grad)
+        held |= {f"frozen/{name}": p.detach() for name, p in frozen}
+    compare(job.run.peers, held, step)
 
 
 def _log(job: Job, metrics: Lines, more: Any, line: dict[str, Any]) -> None:
@@ -224,27 +269,38 @@ def _log(job: Job, metrics: Lines, more: Any, line: dict[str, Any]) -> None:
     more(line)
 
 
-def _step_data(job: Job, contexts: bool, index: int) -> StepData:
+def _step_data(job: Job, contexts: bool, index: int, whole: bool = False) -> StepData:
+    """What one step sees of its data: this rank's share, or that with its number among so many."""
     node, drawn = job.node, job.feed.step(index)
     data, rows = drawn.data, drawn.rows
     packing: Packing = node.data.packing if contexts else NoPacking()
-    spread = node.parallel.degrees(job.run.ranks.world)
-    share = spread.data_index(job.run.ranks.rank), spread.data
-    batches = micro_batches(
-        data, rows, packing, node.data.max_length, job.choice.rows, contexts, job.run.device, *share
-    )
+    dealt = Deal((0,), 1) if whole else node.parallel.deal(job.run.ranks, node.deterministic)
+    make = partial(micro_batches, data, rows, packing, node.data.max_length, job.choice.rows, contexts, job.run.device)
+    shares = [make(share, dealt.count) for share in dealt.shares]
+    numbers = [
+        share + turn * dealt.count
+        for share, made in zip(dealt.shares, shares, strict=True)
+        for turn in range(len(made))
+    ]
     tokens = sum(data.length(i) for i in rows)
     supervised = sum(int((data.sample(i)[2] > 0).sum()) for i in rows)
     places, count = tuple(data.places[i] for i in rows), sum(data.supervised(i) for i in rows)
-    return StepData(drawn.epoch, drawn.ids, batches, tokens, supervised, count, places)
+    batches = [batch for made in shares for batch in made]
+    return StepData(drawn.epoch, drawn.ids, batches, tokens, supervised, count, numbers, places)
 
 
-def _save(job: Job, built: Built, steps: Steps, metrics: Lines, progress: Progress, scheduled: bool) -> None:
-    node, samples = job.node, Lines(job.run.scratch / "samples.jsonl")
+def _saver(job: Job) -> Saver:
+    run, said = job.run, job.node.checkpoint
+    mirror = Mirror(said.mirror, job.checkpoints, run.console.notice) if said.mirror and run.main else None
+    return Saver(job.checkpoints, run.console.notice, run.peers, said.background, mirror)
+
+
+def _save(
+    job: Job, built: Built, steps: Steps, metrics: Lines, saver: Saver, progress: Progress, scheduled: bool
+) -> None:
+    samples = Lines(job.run.scratch / "samples.jsonl")
     if scheduled:  # before the checkpoint, which remembers how long the file is with this line in it
         metrics.add({"event": "save", "step": progress.step, "path": f"checkpoints/step-{progress.step}"})
-    metrics.sync()
-    samples.sync()
     facts = {
         "step": progress.step,
         "progress": asdict(progress),
@@ -256,12 +312,8 @@ def _save(job: Job, built: Built, steps: Steps, metrics: Lines, progress: Progre
         "samples_bytes": samples.size(),
     }
     learned = job.loss.state() if isinstance(job.loss, Adaptive) else {}
-    held: Any = {**steps.state(), **learned}
-    with job.run.peers.alone("save"):
-        if job.run.main:
-            state.save(job.checkpoints, progress.step, held, facts)
-            state.prune(job.checkpoints, node.checkpoint.keep, progress.best_step)
-    job.run.peers.barrier("save")
+    keep = Keep(job.node.checkpoint.keep, progress.best_step, first=(metrics.sync, samples.sync))
+    saver.save(progress.step, {**steps.state(), **learned}, facts, keep)
 
 
 def _show(job: Job, line: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from llmkit.core.config import Conflict
 from llmkit.core.errors import RecipeError
 from llmkit.parallel.node import Zero
+from llmkit.train.optim import ELEMENTWISE
 from llmkit.train.schedule import Constant
 
 if TYPE_CHECKING:
@@ -24,6 +25,12 @@ def contradictions(node: Training) -> Iterator[Conflict]:
         yield Conflict("precision", what, "use bf16_mixed, or adapter: none", "adapter.kind")
     if node.memory.optimizer_in_backward:
         yield from _in_backward(node)
+    if node.parallel.cuts or node.parallel.tensor > 1:
+        yield from _cut(node)
+    if node.parallel.tensor > 1:
+        yield from _split(node)
+    if node.parallel.context > 1:
+        yield from _context(node)
     if isinstance(node.parallel.strategy, Zero):
         yield from _zero(node, node.parallel.strategy)
 
@@ -33,7 +40,10 @@ def _zero(node: Training, strategy: Zero) -> Iterator[Conflict]:
     other = "parallel.strategy.kind"
     if not node.optim.elementwise:
         what = f"zero updates flat parts of tensors, and {node.optim.kind} looks at whole ones"
-        yield Conflict("optim.kind", what, "use adamw or sgd, or parallel.strategy=fsdp", other)
+        yield Conflict("optim.kind", what, "use adamw, sgd or lion, or parallel.strategy=ddp", other)
+    elif node.optim.constant:
+        what = f"{node.optim.kind} evaluates other weights than it trains, and zero holds one kind"
+        yield Conflict("optim.kind", what, "use adamw, sgd or lion, or parallel.strategy=fsdp", other)
     if node.types_name == "fp8":
         what = "fp8 was never tried with zero"
         yield Conflict("precision", what, "use bf16_mixed", other)
@@ -50,6 +60,33 @@ def _zero(node: Training, strategy: Zero) -> Iterator[Conflict]:
     except RecipeError as cause:
         for problem in cause.problems:
             yield Conflict("parallel.strategy.config", problem.what, problem.fix)
+
+
+def _split(node: Training) -> Iterator[Conflict]:
+    """Each rank holds a part of every linear, and computes with it."""
+    lever = "parallel.tensor"
+    if (odd := node.adapter.unsplit()) is not None:
+        yield Conflict(f"adapter.{odd[0]}", odd[1], odd[2], lever)
+    if node.quant.kind != "none":
+        what = "weights are quantised in blocks of whole matrices, and each rank holds a part"
+        yield Conflict("quant.kind", what, "set quant=none, or parallel.tensor=1", lever)
+    if node.types_name == "fp8":
+        what = "fp8 scales whole matrices, and each rank holds a part"
+        yield Conflict("precision", what, "use bf16_mixed, or parallel.tensor=1", lever)
+
+
+def _cut(node: Training) -> Iterator[Conflict]:
+    """Each rank holds a part of every parameter."""
+    lever = "parallel.strategy" if node.parallel.cuts else "parallel.tensor"
+    if not node.optim.elementwise:
+        what = f"{node.optim.kind} needs whole matrices or blocks of them, and each rank holds a part"
+        yield Conflict("optim.kind", what, f"use one of {', '.join(ELEMENTWISE)}, or ddp", lever)
+    if node.memory.optimizer_in_backward:
+        what = "gradients are summed over ranks when a layer's are all there, and it applies each before"
+        yield Conflict("memory.optimizer_in_backward", what, "set memory.optimizer_in_backward=false", lever)
+    if node.parallel.cuts and node.quant.kind == "bnb_int8":
+        what = "the scales of 8-bit weights belong to whole matrices, and each rank holds a part"
+        yield Conflict("quant.kind", what, "use quant=bnb_nf4 or none, or ddp", lever)
 
 
 def _in_backward(node: Training) -> Iterator[Conflict]:
@@ -70,3 +107,16 @@ def _in_backward(node: Training) -> Iterator[Conflict]:
     elif isinstance(node.micro_batch, int) and node.micro_batch < node.batch.rows:
         what = f"{node.batch.rows} rows a step in micro-batches of {node.micro_batch} add up their gradients"
         yield Conflict("micro_batch", what, "set micro_batch=batch.rows, or auto", lever)
+
+
+def _context(node: Training) -> Iterator[Conflict]:
+    """Rows that several ranks hold are dealt by their segments."""
+    key, count = "parallel.context", node.parallel.context
+    if node.data.max_length < 2 * count:
+        what = f"rows of at most {node.data.max_length} tokens are too short for {count} ranks"
+        yield Conflict(
+            key, what, f"use {node.data.max_length // 2} or fewer, or a longer max_length", "data.max_length"
+        )
+    if node.adapter.limits.packing:
+        what = f"the ranks hold parts of one row: {node.adapter.limits.packing}"
+        yield Conflict(key, what, "set parallel.context=1", "adapter.kind")

@@ -59,7 +59,8 @@ def _samples(job: Job, seen: Subject, step: int) -> None:
         return
     sampling = Sampling(max_tokens=job.node.evaluate.max_tokens)
     with job.run.stop.at_once("before samples"), seen.autocast():
-        made = seen.generator.generate(seen.model, seen.tokenizer, [q.ids for q in questions], sampling)
+        given = [q.ids for q in questions]
+        made = seen.scored.inside(lambda: seen.generator.generate(seen.model, seen.tokenizer, given, sampling))
     lines = Lines(job.run.scratch / "samples.jsonl")
     for question, completion in zip(questions, made, strict=True):
         row = question.row

@@ -118,6 +118,13 @@ class Checkpointing:
     best: str | None = None
     """A metric of the evaluations, such as valid.loss or, of a classifier, valid.f1: the run's result is then the best
     checkpoint, not the last. Which way is better is known of each."""
+    background: bool = True
+    """The loop waits for a copy of its tensors alone; they are hashed and written beside the next steps. It costs the
+    memory of that copy: on a CPU, as much again as what is trained with its optimizer's state."""
+    mirror: str | None = None
+    """An address that fsspec knows (`s3://bucket/runs`, or a folder): each checkpoint is copied below it, to
+    `NAME/step-N` for the NAME of `out`, and goes from there when it goes from here. A run whose `out` has no
+    checkpoint yet goes on from the newest one there."""
 
     def problems(self) -> Iterator[Conflict]:
         """Two ways to say when."""
@@ -133,3 +140,6 @@ class Guard:
     whose loss is not finite meets the same policy: it stops the run, or counts for nothing."""
     spike: float = setting(default=10.0, least=0.0)
     """A loss above this many medians of the last 100 steps meets the same policy; 0 turns it off."""
+    checksum: int = setting(default=0, least=0)
+    """Every so many steps, and before each checkpoint, ranks that hold copies of parameters and optimizer state compare
+    them bit by bit; one that differs is named and the run ends, to go on from the last checkpoint. 0 turns it off."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from llmkit.core.config import config, setting
 from llmkit.core.errors import ModelError
@@ -195,6 +195,7 @@ class Lion(LionFamily):
     """Lion (arXiv:2302.06675): the sign of an interpolated momentum, by bitsandbytes; wants a rate below AdamW's."""
 
     built: ClassVar[str] = "Lion"
+    elementwise: ClassVar[bool] = True
     kind: Literal["lion"] = "lion"
 
     def moments(self, inner: int, outer: int, width: int) -> float:
@@ -219,6 +220,7 @@ class ScheduleFree(AdamFamily):
     """Schedule-free AdamW (arXiv:2405.15682): evaluations and the result take averaged weights at a constant rate."""
 
     constant: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
     carried: ClassVar[tuple[str, ...]] = ("k", "weight_sum", "lr_max")
     kind: Literal["schedule_free"] = "schedule_free"
     lr: float = setting(default=5e-4, above=0.0)
@@ -313,3 +315,6 @@ def _schedulefree() -> Any:
 
 
 Optim = AdamW | AdamW8bit | PagedAdamW8bit | Sgd | Muon | Adafactor | Lion | Lion8bit | ScheduleFree | Galore | Apollo
+
+ELEMENTWISE = tuple(kind.kind for kind in get_args(Optim) if kind.elementwise)
+"""Optimizers whose parameters may be cut anywhere."""

@@ -67,7 +67,7 @@ class Optimizing(ABC):
     device: ClassVar[str] = ""
     """The only kind of device that it runs on."""
     elementwise: ClassVar[bool] = False
-    """A number's update depends on that number's gradients alone, not on its tensor: it may be made on any part."""
+    """What it does to a number depends on that number's gradients alone: parameters may be cut anywhere."""
     carried: ClassVar[tuple[str, ...]] = ()
     """What it keeps in its parameter groups between steps."""
     shaping: ClassVar[tuple[str, ...]] = ("kind",)

@@ -1,0 +1,217 @@
+"""The ranks that hold a model together, around a strategy's own: gradients, their norm, checkpoints and the result."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from llmkit.core.errors import ModelError
+from llmkit.core.peers import Peers
+from llmkit.core.sliced import Slice, whole
+from llmkit.parallel.collect import block, collected, local, put
+from llmkit.parallel.ddp import alike
+from llmkit.parallel.grid import Grid
+from llmkit.parallel.regions import AFTER
+from llmkit.parallel.steps import Parts, Steps
+from llmkit.parallel.team import Sums, Team
+from llmkit.parallel.tensor import Layout, Place, cut
+
+
+class Held:
+    """A strategy's team (`inner`), each of whose parameters is a part of the model's, or whole on all ranks here."""
+
+    def __init__(self, layout: Layout, given: Parts, model: nn.Module, peers: Peers) -> None:
+        self.layout, self.group, self.peers = layout, layout.place.group, peers
+        self.inner: Team
+        self.params: Mapping[str, nn.Parameter]
+        made = {id(tensor): one for tensor, one in (*layout.cuts, *layout.low)}
+        partial, low = ({id(t) for t in some} for some in (layout.partial, [tensor for tensor, _ in layout.low]))
+        self.cuts = {name: made[id(p)] for name, p in given.params.items() if id(p) in made}
+        self.partial = [name for name, p in given.params.items() if id(p) in partial]
+        tensors = dict(_tensors(model))
+        self.places = {name: made[id(t)] for name, t in tensors.items() if id(t) in made}
+        """The same by the names that tensors have in the model, trained or not."""
+        self.factors = {name for name, t in tensors.items() if id(t) in low}
+        self.sharing = _sharing(layout.place, {span.share for one in self.cuts.values() for span in one.spans})
+
+    def over(self, steps: Steps) -> Steps:
+        """Steps of the strategy that has its own team, with this one around it."""
+        self.inner, self.params, steps.team = steps.team, steps.params, self
+        return steps
+
+    def around(self, index: int, turns: int) -> AbstractContextManager[Any]:
+        """As the strategy does."""
+        return self.inner.around(index, turns)
+
+    def after(self, index: int, turns: int) -> None:
+        """Of what is whole and was used in part, and of what lies on several ranks, the gradients are summed."""
+        self.inner.after(index, turns)
+        if index + 1 < turns:
+            return
+        grads = {name: p.grad for name, p in self.params.items() if p.grad is not None}
+        _sum([grads[name] for name in self.partial if name in grads], self.group)
+        for share, group in self.sharing.items():
+            mine = [name for name, one in self.cuts.items() if name in grads and one.share in (share, 0)]
+            _sum([view for name in mine for view in self._shared(name, grads[name], share)], group)
+
+    def _shared(self, name: str, grad: Tensor, share: int) -> list[Tensor]:
+        """What of a gradient lies on `share` ranks."""
+        one = self.cuts[name]
+        return [grad] if one.share else [view for span, view in one.views(grad) if span.share == share]
+
+    def totals(self, own: Sums) -> dict[str, tuple[float, ...]]:
+        """As the strategy does: all ranks here say the same."""
+        return self.inner.totals(own)
+
+    def norm(self, params: Mapping[str, nn.Parameter]) -> float:
+        """Parts are summed over the ranks here, what lies on several of them once; what is whole counts once."""
+        squares = 0.0
+        for share in sorted({one.share for one in self.cuts.values()}):
+            mine = {n: p for n, p in params.items() if n in self.cuts and self.cuts[n].share == share}
+            squares += self.inner.norm(mine) ** 2 / share if share else sum(map(self._mixed, mine, mine.values()))
+        device = next(iter(params.values())).device
+        total = torch.tensor(squares, dtype=torch.float64, device=device)
+        dist.all_reduce(total, group=self.group)
+        rest = self.inner.norm({name: p for name, p in params.items() if name not in self.cuts})
+        return math.hypot(rest, math.sqrt(float(total)))
+
+    def _mixed(self, name: str, p: nn.Parameter) -> float:
+        views = self.cuts[name].views(p.grad) if p.grad is not None else ()
+        return sum(float(view.norm()) ** 2 / span.share for span, view in views)
+
+    def part(self, name: str, like: Tensor, value: Tensor) -> Tensor | Slice:
+        """This rank's block; of what is made of several parts, the whole on the main rank."""
+        inner, one = self.inner.part(name, like, value), self.cuts.get(name)
+        if one is None or value.shape != like.shape or not value.dim():
+            return inner
+        pieces = one.pieces(whole(inner))
+        if len(pieces) == 1:
+            return pieces[0]
+        found = dict(collected({str(k): piece for k, piece in enumerate(pieces)}, self.peers))
+        made = one.joined([found[str(k)] for k in range(len(pieces))]) if found else value.new_empty((0,) * value.dim())
+        return Slice(made, one.shape, (0,) * value.dim())
+
+    def own(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
+        """This rank's part of a whole tensor."""
+        one = self.cuts.get(name)
+        return self.inner.own(name, like, whole if one is None or tuple(whole.shape) != one.shape else one.of(whole))
+
+    def assemble(self, model: nn.Module, peers: Peers) -> None:
+        """From the parts of all ranks, in the host's memory: all of a model's, and of an adapter its own."""
+        for hook in self.layout.hooks:
+            hook.remove()
+        adapted = hasattr(model, "peft_config")
+        held = {n: t for n, t in _tensors(model) if n in self.places or isinstance(t, DTensor)}
+        held = {n: t for n, t in held.items() if not adapted or t.requires_grad or n in self.factors}
+        blocks = {
+            n: Slice(local(t), *block(t)) if isinstance(t, DTensor) else whole(t.detach()) for n, t in held.items()
+        }
+        pieces = {n: self.places[n].pieces(one) if n in self.places else [one] for n, one in blocks.items()}
+        parts = {f"{n}@{k}": piece for n, some in pieces.items() for k, piece in enumerate(some)}
+        found: dict[str, list[Tensor]] = {}
+        for key, tensor in collected(parts, peers):
+            name = key.rpartition("@")[0]
+            found.setdefault(name, []).append(tensor)
+            if len(found[name]) == len(pieces[name]):
+                some = found.pop(name)
+                put(model, held[name], self.places[name].joined(some) if name in self.places else some[0])
+        for module, inner in self.layout.biases:
+            bias = getattr(module, AFTER)
+            delattr(module, AFTER)
+            inner.bias = bias
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _sum(tensors: list[Tensor], group: Any) -> None:
+    """Each is summed over the ranks of a group, in place, all of one type in one message."""
+    kinds = {tensor.dtype: [one for one in tensors if one.dtype == tensor.dtype] for tensor in tensors}
+    for some in kinds.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in some])
+        dist.all_reduce(flat, group=group)
+        for tensor, total in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
+            tensor.copy_(total.view(tensor.shape))
+
+
+def _sharing(place: Place, shares: set[int]) -> dict[int, Any]:
+    """The groups of neighbours that hold the same spans, by how many they are."""
+    ranks, found = dist.get_process_group_ranks(place.group), {}
+    for share in sorted(shares - {1}):
+        first = place.index // share * share
+        found[share] = dist.new_group(ranks[first : first + share], use_local_synchronization=True)
+    return found
+
+
+def stepper(parts: Parts, grid: Grid, strategy: Callable[[Parts, Grid], Steps]) -> Steps:
+    """Steps of a strategy over what of the model lies on each rank of the axis `tensor`.
+
+    Raises:
+        ModelError: transformers has no plan for the model, or what is left of it does not give what the whole gives.
+    """
+    place = Place(grid.degrees.place(grid.rank)["tensor"], grid.degrees.tensor, grid.group("tensor"))
+    base, scored = cast(Any, parts.base), cast(Any, parts.scored)
+    if scored.model is not base:
+        alike(parts.params, place.group)
+    before = _logits(base)
+    layout = cut(base, parts.plan, place)
+    if not layout.cuts:
+        why = "; ".join(sorted(set(layout.whole.values()))) or "transformers has no plan for it"
+        what = f"{type(base).__name__} cannot be cut for tensor {place.count}: {why}"
+        raise ModelError(what, fix="set parallel.tensor=1", key="parallel.tensor")
+    _check_same(base, before, _logits(base), place.count)
+    parts.say(_told(layout))
+    team = Held(layout, parts, scored.model, grid.peers)
+    _check_blocks(team, grid)
+    return team.over(strategy(parts, grid))
+
+
+def _told(layout: Layout) -> str:
+    """How much of the model's cut weights lies here, and what is whole where it might be cut."""
+    here, all_ = (
+        sum(math.prod(size) for size in sizes)
+        for sizes in zip(*((c.held, c.shape) for _, c in layout.cuts), strict=True)
+    )
+    kept = {re.sub(r"\d+", "*", path): why for path, why in layout.whole.items()}
+    said = [f"{here:,} of {all_:,} weights of layers are on each of {layout.place.count} ranks"]
+    return ", ".join(said + [f"{path} whole on all ({why})" for path, why in kept.items()])
+
+
+def _check_blocks(team: Held, grid: Grid) -> None:
+    """Raises:
+    ModelError: a gradient of which ranks share some rows is to be cut again, row by row.
+    """
+    mixed = [name for name, one in team.cuts.items() if not one.share]
+    if mixed and grid.degrees.shard > 1:
+        what = f"fsdp cuts {mixed[0]}, of whose rows each rank shares only the key-value heads with others"
+        fix = "lower parallel.tensor to the number of key-value heads, or set parallel.strategy=ddp"
+        raise ModelError(what, fix=fix, key="parallel.tensor")
+
+
+def _logits(base: Any) -> Tensor:
+    """What a model says of a few tokens."""
+    training = base.training
+    base.eval()
+    tokens = torch.arange(1, 9, device=next(base.parameters()).device)[None]
+    with torch.no_grad():
+        made: Tensor = base(input_ids=tokens % int(base.config.get_text_config().vocab_size), use_cache=False).logits
+    base.train(training)
+    return made.float()
+
+
+def _check_same(base: Any, before: Tensor, after: Tensor, count: int) -> None:
+    close = 1e-4 if next(base.parameters()).dtype == torch.float32 else 5e-2
+    gap = float((after - before).norm() / before.norm())
+    if not gap <= close:
+        what = f"{type(base).__name__} cut for tensor {count} gives other logits than whole (off by {gap:.2g})"
+        raise ModelError(what, fix="set parallel.tensor=1", key="parallel.tensor")
