@@ -152,12 +152,15 @@ def _contradictions(said: Mapping[str, Any], wanted: Wanted) -> Iterator[tuple[s
         yield "bf16 in stage 1 is another optimizer of DeepSpeed's", "set parallel.strategy.stage=2, or drop bf16"
     zero = said.get("zero_optimization", {})
     if (stage := zero.get("stage", wanted.stage)) != wanted.stage:
-        yield f"stage {stage}, and parallel.strategy.stage is {wanted.stage}", f"set parallel.strategy.stage={stage}"
+        yield (
+            f"zero_optimization.stage is {stage}, and parallel.strategy.stage is {wanted.stage}",
+            f"set parallel.strategy.stage={stage}",
+        )
     for key, place in _places(wanted).items():
         theirs = (zero.get(key) or {}).get("device", "none")
         if theirs != place:
             ours = f"parallel.strategy.offload.{'optimizer' if key == 'offload_optimizer' else 'params'}"
-            yield f"{key}.device is {theirs}, and {ours} is {place}", f"set {ours}={theirs}"
+            yield f"zero_optimization.{key}.device is {theirs}, and {ours} is {place}", f"set {ours}={theirs}"
     for key in said:
         if key not in READ and key not in OURS:
             yield f"{key} is nothing that llmkit leaves to DeepSpeed", f"drop {key}"

@@ -94,13 +94,17 @@ def test_families(family, adapter, rows, tmp_path):
         {"memory": {"recompute": "full"}},
         {"adapter": FULL, "memory": {"recompute": "full"}},
         {"adapter": FULL, "precision": "bf16_mixed"},
+        {"adapter": FULL, "precision": "bf16"},
         {"adapter": FULL, "precision": "fp16_mixed"},
         {"adapter": LORA | {"init": "pissa"}},
+        {"adapter": LORA, "quant": {"kind": "bnb_nf4"}},
+        {"adapter": FULL, "loss": {"label_smoothing": 0.1}},
+        {"adapter": FULL, "optim": {"kind": "lion", "lr": 1e-3}},
     ],
-    ids=["recompute-lora", "recompute-full", "bf16_mixed", "fp16_mixed", "pissa"],
+    ids=["recompute-lora", "recompute-full", "bf16_mixed", "bf16", "fp16_mixed", "pissa", "nf4", "smooth", "lion"],
 )
 def test_ways(stage, more, tiny, rows, tmp_path):
-    tol = 1e-5 if "precision" not in more else 2e-2  # 16-bit products of rows that lie otherwise
+    tol = 1e-5 if "precision" not in more else 3e-2  # 16-bit products of rows that lie otherwise
     same(2, tiny, rows, tmp_path, zero(tmp_path, stage), tol, **more)
 
 
