@@ -7,7 +7,7 @@ from math import prod
 
 from llmkit.adapters.limits import virtual_tokens
 from llmkit.build.precision import Types, types
-from llmkit.core.errors import ModelError, ResourceError
+from llmkit.core.errors import ModelError, RecipeError, ResourceError
 from llmkit.core.memory import available
 from llmkit.core.ranks import Ranks
 from llmkit.core.shape import Cost, Shape
@@ -16,6 +16,8 @@ from llmkit.models.logps_trained import CHUNK_BYTES
 from llmkit.models.node import ModelRef, NoQuant
 from llmkit.models.outline import stored
 from llmkit.models.resolve import Resolved, resolve
+from llmkit.models.safe import read_json
+from llmkit.parallel.fits import check_tensor
 from llmkit.parallel.node import Auto, Fsdp
 from llmkit.plan.account import DORA, DROPPED, FUSED, HALF, HALF_LORA, MIXED, QUANTISED, Choice, Held, Kept, choose
 from llmkit.plan.shares import shares
@@ -45,7 +47,10 @@ def sizes(node: Training, resolved: Resolved, device: str, ranks: Ranks = Ranks(
 
     Raises:
         ResourceError: it cannot fit.
+        RecipeError: the model cannot be dealt out to `parallel.tensor` ranks.
     """
+    if node.parallel.tensor > 1:
+        check_tensor(read_json(resolved.folder / "config.json"), node.parallel.tensor)
     shape = stored(resolved.folder)
     free = available(device) // (ranks.here if device == "cpu" else 1)  # ranks of a host share its memory
     choice = chosen(node, shape, device, free, ranks.world)
@@ -68,10 +73,13 @@ def strategies(node: Training, world: int) -> list[Training]:
     parallel = node.parallel
     kind = parallel.resolve(world)
     first = replace(node, parallel=replace(parallel, strategy=kind))
-    if not isinstance(parallel.strategy, Auto) or world == 1 or kind.kind != "ddp":
+    settled = not isinstance(parallel.strategy, Auto) or node.deterministic
+    if settled or world == 1 or kind.kind != "ddp":
         return [first]
-    cut = replace(node, parallel=replace(parallel, strategy=Fsdp(), replicate="auto"))
-    return [first, *([] if any(cut.problems()) else [cut])]
+    try:
+        return [first, replace(node, parallel=replace(parallel, strategy=Fsdp(), replicate="auto"))]
+    except RecipeError:  # what the recipe asks for cannot be cut
+        return [first]
 
 
 def _chosen(node: Training, shape: Shape, device: str, free: int, world: int) -> Choice:
@@ -85,6 +93,8 @@ def _chosen(node: Training, shape: Shape, device: str, free: int, world: int) ->
     cut = shares(node.parallel.resolve(world), degrees)
     held = held_by(node, shape, device)
     length = node.data.max_length + virtual_tokens(node.adapter)
+    if node.parallel.shards(world, node.deterministic):  # the same sizes for any number of ranks
+        share = max(1, node.batch.rows // node.parallel.virtual)
     most = share if node.batch.tokens is None else None
     made = choose(shape, held, length, free, device, rows, wanted, most, cut)
     return replace(made, strategy=node.parallel.resolve(world).kind)
@@ -95,6 +105,7 @@ def held_by(node: Training, shape: Shape, device: str) -> Held:
     kinds, cost, frozen = types(node.types_name, device), node.adapter.cost(shape), node.adapter.frozen_base
     short = 2.0 if kinds.half else 4.0
     plain = short if kinds.params == "bf16" or (kinds.mixed and frozen and device == "cuda") else 4.0
+    trained = 4.0 if frozen else plain  # what torch's optimizers hold is of the type of the weights
     early = node.memory.optimizer_in_backward
     largest = max(map(prod, shape.tensors.values()), default=0)
     return Held(
@@ -102,7 +113,8 @@ def held_by(node: Training, shape: Shape, device: str) -> Held:
         plain_bytes=plain,
         kept=_kept(node, cost, kinds),
         cost=cost,
-        moment_bytes=_moments(node, shape, cost),
+        moment_bytes=min(_moments(node, shape, cost), 2 * trained),
+        trained_bytes=trained,
         recompute=0,
         head_bytes=_head(cost.head, device),
         head_gradient=4 * shape.vocab * shape.hidden if cost.head else 0,
