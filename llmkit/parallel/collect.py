@@ -70,11 +70,15 @@ def make_whole(model: nn.Module, peers: Any) -> None:
     }
     parts = {name: Slice(local(p), *block(p)) for name, p in held.items()}
     for name, tensor in collected(parts, peers):
-        _replace(model, held[name], nn.Parameter(tensor, held[name].requires_grad))
+        put(model, held[name], tensor)
 
 
-def _replace(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
-    """Wherever it is: tied weights stay tied."""
+def put(model: nn.Module, old: Any, value: Tensor) -> None:
+    """Gives a parameter or buffer another value, wherever it is: tied weights stay tied."""
+    if not isinstance(old, DTensor):
+        old.data = value
+        return
+    new = nn.Parameter(value, old.requires_grad)
     for module in model.modules():
         for name in [name for name, p in module.named_parameters(recurse=False, remove_duplicate=False) if p is old]:
             setattr(module, name, new)

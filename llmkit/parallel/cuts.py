@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmkit.core.sliced import Slice
+
 
 @dataclass(frozen=True)
 class Span:
@@ -68,11 +70,6 @@ class Cut:
         return self._with(sum(span.length for span in self.spans))
 
     @property
-    def even(self) -> bool:
-        """Whether every rank holds as much."""
-        return len({sum(span.length for span in spans) for spans in self.dealt}) == 1
-
-    @property
     def share(self) -> int:
         """On how many ranks each span lies; 0 where that differs from span to span."""
         shares = {span.share for spans in self.dealt for span in spans}
@@ -82,20 +79,32 @@ class Cut:
         """This rank's part of a whole tensor, in memory of its own."""
         return torch.cat([whole.narrow(self.dim, span.start, span.length) for span in self.spans], self.dim)
 
-    def views(self, part: Tensor, index: int | None = None) -> Iterator[tuple[Span, Tensor]]:
-        """Each span of a rank (this one) with its place in what lies there."""
+    def views(self, held: Tensor) -> Iterator[tuple[Span, Tensor]]:
+        """Each span with its place in what lies here."""
         at = 0
-        for span in self.dealt[self.index if index is None else index]:
-            yield span, part.narrow(self.dim, at, span.length)
+        for span in self.spans:
+            yield span, held.narrow(self.dim, at, span.length)
             at += span.length
 
-    def whole(self, parts: Sequence[Tensor]) -> Tensor:
-        """The whole of what lies on all ranks."""
-        made = parts[0].new_empty(self.shape)
-        for index, part in enumerate(parts):
-            for span, view in self.views(part, index):
-                made.narrow(self.dim, span.start, span.length).copy_(view)
+    def pieces(self, block: Slice) -> list[Slice]:
+        """What a block of that which lies here is of each part of the whole; the parts, end to end along `dim`, are the
+        whole. Of most tensors there is one."""
+        made, at, first = [], 0, block.start[self.dim]
+        length = block.tensor.shape[self.dim]
+        for k, span in enumerate(self.spans):
+            low, high = min(spans[k].start for spans in self.dealt), max(spans[k].end for spans in self.dealt)
+            begin = max(first, at)
+            many = max(0, min(first + length, at + span.length) - begin)
+            start = list(block.start)
+            start[self.dim] = span.start - low + begin - at if many else 0
+            tensor = block.tensor.narrow(self.dim, begin - first if many else 0, many)
+            made.append(Slice(tensor, self._with(high - low), tuple(start)))
+            at += span.length
         return made
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """The whole of its parts."""
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts), self.dim)
 
     def _with(self, length: int) -> tuple[int, ...]:
         return (*self.shape[: self.dim], length, *self.shape[self.dim + 1 :])

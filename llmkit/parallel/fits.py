@@ -9,6 +9,7 @@ from llmkit.core.errors import RecipeError
 
 HEADS = ("num_attention_heads", "n_head", "num_heads")
 KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout")
 INNER = ("intermediate_size", "moe_intermediate_size", "ffn_dim", "n_inner")
 
 
@@ -20,6 +21,9 @@ def check_tensor(config: Mapping[str, Any], tensor: int) -> None:
         RecipeError: they cannot; it names the numbers that fit.
     """
     text = config.get("text_config") or config
+    if odd := next((f"{key} {text[key]}" for key in DROPOUT if text.get(key)), ""):
+        what = f"the model's {odd} draws for heads that lie on other ranks, which would all draw the same"
+        raise RecipeError(what, fix="set parallel.tensor=1", key="parallel.tensor")
     heads, keys = _first(text, HEADS), _first(text, KEYS)
     inner = {key: text[key] for key in INNER if _whole(text.get(key))}
     if not heads or _fits(tensor, heads, keys, inner):
@@ -27,12 +31,13 @@ def check_tensor(config: Mapping[str, Any], tensor: int) -> None:
     fit = [n for n in range(1, heads + 1) if _fits(n, heads, keys, inner)]
     said = [f"{heads} heads", f"{keys} key-value heads" if keys and keys != heads else ""]
     said += [f"{key} {value}" for key, value in inner.items()]
-    what = ", ".join(filter(None, said))
-    raise RecipeError(
-        f"{tensor} ranks cannot share {what} of {config.get('model_type', 'the model')} evenly",
-        fix=f"use {' or '.join([', '.join(map(str, fit[:-1])), str(fit[-1])] if len(fit) > 1 else map(str, fit))}",
-        key="parallel.tensor",
-    )
+    what = f"{tensor} ranks cannot share {', '.join(filter(None, said))} of {text.get('model_type', 'it')} evenly"
+    raise RecipeError(what, fix=f"use {_listed(fit)}", key="parallel.tensor")
+
+
+def _listed(numbers: list[int]) -> str:
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def _fits(n: int, heads: int, keys: int, inner: Mapping[str, int]) -> bool:

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from llmkit.core.remake import carried
 
+AFTER = "bias_after"
+"""The name of a bias that is added to a sum, once."""
+
 
 class _Enter(torch.autograd.Function):
     @staticmethod
@@ -57,5 +60,11 @@ def enter(module: nn.Module, group: Any) -> Any:
 
 
 def leave(module: nn.Module, group: Any) -> Any:
-    """From now on the output of `module`, a tensor, is the sum of those of all ranks. Gives the hook."""
-    return module.register_forward_hook(lambda _, __, out: cast(Any, _Leave).apply(out, group))
+    """From now on the output of `module`, a tensor, is the sum of those of all ranks, and its bias `AFTER`, if it has
+    one. Gives the hook."""
+
+    def hook(module: nn.Module, _: Any, out: Tensor) -> Tensor:
+        total, bias = cast(Tensor, cast(Any, _Leave).apply(out, group)), getattr(module, AFTER, None)
+        return total if bias is None else total + bias.to(total.dtype)
+
+    return module.register_forward_hook(hook)

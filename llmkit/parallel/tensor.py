@@ -16,8 +16,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from llmkit.parallel.cuts import Cut, Dealt, Span, deal, joined
-from llmkit.parallel.regions import enter, leave
+from llmkit.parallel.cuts import Cut, Dealt, deal, joined
+from llmkit.parallel.regions import AFTER, enter, leave
 
 FIRST, LAST, WHOLE = "first", "last", "whole"
 STYLES = {
@@ -58,6 +58,8 @@ class Layout:
     whole: dict[str, str] = field(default_factory=dict)
     """Regions of the plan that every rank computes whole, and why."""
     hooks: list[Any] = field(default_factory=list)
+    biases: list[tuple[nn.Module, nn.Module]] = field(default_factory=list)
+    """Modules that add, as `AFTER`, the bias of a linear inside of them when the parts are summed."""
 
     def cut(self, owner: nn.Module, key: str, dim: int, dealt: Dealt, low: bool = False) -> None:
         """Keeps this rank's part of a parameter or buffer in place of the whole."""
@@ -207,7 +209,7 @@ def _apply(layout: Layout, parent: nn.Module, parts: list[Part]) -> None:
     if all(isinstance(getattr(parent, part.key), Tensor) for part in parts):
         layout.hooks.append(leave(parent, place.group))
     known = {id(tensor) for tensor, _ in (*layout.cuts, *layout.low)}
-    layout.partial += [p for p in parent.parameters() if id(p) not in known]
+    layout.partial += [p for n, p in parent.named_parameters() if id(p) not in known and not n.endswith(AFTER)]
 
 
 def _narrow(parent: nn.Module, width: int, part: Part) -> None:
@@ -253,7 +255,7 @@ def _first(layout: Layout, module: Any, dealt: Dealt) -> None:
 
 
 def _last(layout: Layout, module: Any, dealt: Dealt) -> None:
-    """Cuts a linear by its inputs, and with it A of its LoRA; the bias is added by the first rank."""
+    """Cuts a linear by its inputs, and with it A of its LoRA; the bias is added when the parts are summed."""
     inner = getattr(module, "base_layer", module)
     layout.cut(inner, "weight", 1, dealt)
     for down in _low(module, "lora_A"):
@@ -261,11 +263,9 @@ def _last(layout: Layout, module: Any, dealt: Dealt) -> None:
     for linear in (module, inner, *_low(module, "lora_A")):
         linear.in_features = inner.weight.shape[1]
     if (bias := inner.bias) is not None:
-        spans: Dealt = ((Span(0, len(bias)),), *[()] * (layout.place.count - 1))
-        layout.cuts.append((bias, Cut(tuple(bias.shape), 0, spans, layout.place.index)))
-        if layout.place.index:
-            bias.requires_grad_(False)
-            bias.data.zero_()
+        inner.bias = None
+        module.register_parameter(AFTER, bias)
+        layout.biases.append((module, inner))
 
 
 def _low(module: Any, name: str) -> Iterator[Any]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from llmkit.core.errors import ModelError
-from llmkit.core.sliced import Slice
-from llmkit.parallel.cuts import Cut
+from llmkit.core.peers import Peers
+from llmkit.core.sliced import Slice, whole
+from llmkit.parallel.collect import block, collected, local, put
+from llmkit.parallel.ddp import alike
 from llmkit.parallel.grid import Grid
+from llmkit.parallel.regions import AFTER
 from llmkit.parallel.steps import Parts, Steps
 from llmkit.parallel.team import Sums, Team
 from llmkit.parallel.tensor import Layout, Place, cut
@@ -24,22 +28,24 @@ from llmkit.parallel.tensor import Layout, Place, cut
 class Held:
     """A strategy's team (`inner`), each of whose parameters is a part of the model's, or whole on all ranks here."""
 
-    def __init__(
-        self,
-        inner: Team,
-        layout: Layout,
-        params: Mapping[str, nn.Parameter],
-        names: Mapping[str, int],
-        adapted: bool,
-    ):
-        self.inner, self.layout, self.params, self.group = inner, layout, params, layout.place.group
-        self.adapted = adapted
-        """Only the adapter is exported."""
-        by_id = {id(tensor): made for tensor, made in (*layout.cuts, *layout.low)}
-        self.cuts: dict[str, Cut] = {name: by_id[key] for name, key in names.items() if key in by_id}
-        partial = {id(tensor) for tensor in layout.partial}
-        self.partial = [name for name, key in names.items() if key in partial and name in params]
+    def __init__(self, layout: Layout, given: Parts, model: nn.Module, peers: Peers) -> None:
+        self.layout, self.group, self.peers = layout, layout.place.group, peers
+        self.inner: Team
+        self.params: Mapping[str, nn.Parameter]
+        made = {id(tensor): one for tensor, one in (*layout.cuts, *layout.low)}
+        partial, low = ({id(t) for t in some} for some in (layout.partial, [tensor for tensor, _ in layout.low]))
+        self.cuts = {name: made[id(p)] for name, p in given.params.items() if id(p) in made}
+        self.partial = [name for name, p in given.params.items() if id(p) in partial]
+        tensors = dict(_tensors(model))
+        self.places = {name: made[id(t)] for name, t in tensors.items() if id(t) in made}
+        """The same by the names that tensors have in the model, trained or not."""
+        self.factors = {name for name, t in tensors.items() if id(t) in low}
         self.sharing = _sharing(layout.place, {span.share for one in self.cuts.values() for span in one.spans})
+
+    def over(self, steps: Steps) -> Steps:
+        """Steps of the strategy that has its own team, with this one around it."""
+        self.inner, self.params, steps.team = steps.team, steps.params, self
+        return steps
 
     def around(self, index: int, turns: int) -> AbstractContextManager[Any]:
         """As the strategy does."""
@@ -50,15 +56,16 @@ class Held:
         self.inner.after(index, turns)
         if index + 1 < turns:
             return
-        _sum([_local(p.grad) for p in map(self.params.__getitem__, self.partial) if p.grad is not None], self.group)
-        shared: dict[int, list[Tensor]] = {}
-        for name, one in self.cuts.items():
-            grad = self.params[name].grad if name in self.params else None
-            for span, view in one.views(_local(grad)) if grad is not None and one.share != 1 else ():
-                shared.setdefault(span.share, []).append(view)
-        for share, views in sorted(shared.items()):
-            if share > 1:
-                _sum(views, self.sharing[share])
+        grads = {name: p.grad for name, p in self.params.items() if p.grad is not None}
+        _sum([grads[name] for name in self.partial if name in grads], self.group)
+        for share, group in self.sharing.items():
+            mine = [name for name, one in self.cuts.items() if name in grads and one.share in (share, 0)]
+            _sum([view for name in mine for view in self._shared(name, grads[name], share)], group)
+
+    def _shared(self, name: str, grad: Tensor, share: int) -> list[Tensor]:
+        """What of a gradient lies on `share` ranks."""
+        one = self.cuts[name]
+        return [grad] if one.share else [view for span, view in one.views(grad) if span.share == share]
 
     def totals(self, own: Sums) -> dict[str, tuple[float, ...]]:
         """As the strategy does: all ranks here say the same."""
@@ -73,60 +80,68 @@ class Held:
         device = next(iter(params.values())).device
         total = torch.tensor(squares, dtype=torch.float64, device=device)
         dist.all_reduce(total, group=self.group)
-        whole = self.inner.norm({name: p for name, p in params.items() if name not in self.cuts})
-        return math.hypot(whole, math.sqrt(float(total)))
+        rest = self.inner.norm({name: p for name, p in params.items() if name not in self.cuts})
+        return math.hypot(rest, math.sqrt(float(total)))
 
     def _mixed(self, name: str, p: nn.Parameter) -> float:
         views = self.cuts[name].views(p.grad) if p.grad is not None else ()
         return sum(float(view.norm()) ** 2 / span.share for span, view in views)
 
     def part(self, name: str, like: Tensor, value: Tensor) -> Tensor | Slice:
-        """The whole, put together by the ranks here."""
-        one = self.cuts.get(name)
-        if one is None or value.shape != one.held or not one.even:
-            return self.inner.part(name, like, value)
-        parts = [torch.empty_like(value, memory_format=torch.contiguous_format) for _ in one.dealt]
-        dist.all_gather(parts, value.contiguous(), group=self.group)
-        return one.whole(parts)
+        """This rank's block; of what is made of several parts, the whole on the main rank."""
+        inner, one = self.inner.part(name, like, value), self.cuts.get(name)
+        if one is None or value.shape != like.shape or not value.dim():
+            return inner
+        pieces = one.pieces(whole(inner))
+        if len(pieces) == 1:
+            return pieces[0]
+        found = dict(collected({str(k): piece for k, piece in enumerate(pieces)}, self.peers))
+        made = one.joined([found[str(k)] for k in range(len(pieces))]) if found else value.new_empty((0,) * value.dim())
+        return Slice(made, one.shape, (0,) * value.dim())
 
     def own(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
         """This rank's part of a whole tensor."""
         one = self.cuts.get(name)
-        return self.inner.own(name, like, whole if one is None or whole.shape != one.shape else one.of(whole))
+        return self.inner.own(name, like, whole if one is None or tuple(whole.shape) != one.shape else one.of(whole))
 
-    def assemble(self) -> None:
-        """The model is whole again on the first rank here, as it is exported."""
-        self.inner.assemble()
+    def assemble(self, model: nn.Module, peers: Peers) -> None:
+        """From the parts of all ranks, in the host's memory: all of a model's, and of an adapter its own."""
         for hook in self.layout.hooks:
             hook.remove()
-        for tensor, one in (*self.layout.low, *(() if self.adapted else self.layout.cuts)):
-            if one.even:
-                _assemble(tensor, one, self.layout.place)
+        adapted = hasattr(model, "peft_config")
+        held = {n: t for n, t in _tensors(model) if n in self.places or isinstance(t, DTensor)}
+        held = {n: t for n, t in held.items() if not adapted or t.requires_grad or n in self.factors}
+        blocks = {
+            n: Slice(local(t), *block(t)) if isinstance(t, DTensor) else whole(t.detach()) for n, t in held.items()
+        }
+        pieces = {n: self.places[n].pieces(one) if n in self.places else [one] for n, one in blocks.items()}
+        parts = {f"{n}@{k}": piece for n, some in pieces.items() for k, piece in enumerate(some)}
+        found: dict[str, list[Tensor]] = {}
+        for key, tensor in collected(parts, peers):
+            name = key.rpartition("@")[0]
+            found.setdefault(name, []).append(tensor)
+            if len(found[name]) == len(pieces[name]):
+                some = found.pop(name)
+                put(model, held[name], self.places[name].joined(some) if name in self.places else some[0])
+        for module, inner in self.layout.biases:
+            bias = getattr(module, AFTER)
+            delattr(module, AFTER)
+            inner.bias = bias
 
 
-def _assemble(tensor: Tensor, cut: Cut, place: Place) -> None:
-    """In the memory of the host, where the device is another: it may have no room for the whole."""
-    first, part = dist.get_global_rank(place.group, 0), tensor.detach().contiguous()
-    rooms = [torch.empty_like(part) for _ in cut.dealt] if place.index == 0 else None
-    dist.gather(part, rooms, dst=first, group=place.group)
-    if rooms is not None:
-        tensor.data = cut.whole([room.cpu() for room in rooms])
-
-
-def _local(grad: Tensor) -> Tensor:
-    """What of a gradient lies in this process."""
-    inner: Callable[[], Tensor] | None = getattr(grad, "to_local", None)
-    return grad if inner is None else inner()
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def _sum(tensors: list[Tensor], group: Any) -> None:
-    """Each is summed over the ranks of a group, in place, all in one message."""
-    if not tensors:
-        return
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(flat, group=group)
-    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(total.view(tensor.shape))
+    """Each is summed over the ranks of a group, in place, all of one type in one message."""
+    kinds = {tensor.dtype: [one for one in tensors if one.dtype == tensor.dtype] for tensor in tensors}
+    for some in kinds.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in some])
+        dist.all_reduce(flat, group=group)
+        for tensor, total in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
+            tensor.copy_(total.view(tensor.shape))
 
 
 def _sharing(place: Place, shares: set[int]) -> dict[int, Any]:
@@ -145,7 +160,9 @@ def stepper(parts: Parts, grid: Grid, strategy: Callable[[Parts, Grid], Steps]) 
         ModelError: transformers has no plan for the model, or what is left of it does not give what the whole gives.
     """
     place = Place(grid.degrees.place(grid.rank)["tensor"], grid.degrees.tensor, grid.group("tensor"))
-    base: Any = parts.base
+    base, scored = cast(Any, parts.base), cast(Any, parts.scored)
+    if scored.model is not base:
+        alike(parts.params, place.group)
     before = _logits(base)
     layout = cut(base, parts.plan, place)
     if not layout.cuts:
@@ -153,11 +170,32 @@ def stepper(parts: Parts, grid: Grid, strategy: Callable[[Parts, Grid], Steps]) 
         what = f"{type(base).__name__} cannot be cut for tensor {place.count}: {why}"
         raise ModelError(what, fix="set parallel.tensor=1", key="parallel.tensor")
     _check_same(base, before, _logits(base), place.count)
-    names = {name: id(p) for name, p in parts.params.items()}
-    kept = {name: p for name, p in parts.params.items() if p.requires_grad}
-    steps = strategy(replace(parts, params=kept), grid)
-    steps.team = Held(steps.team, layout, steps.params, names, adapted=getattr(parts.scored, "model", base) is not base)
-    return steps
+    parts.say(_told(layout))
+    team = Held(layout, parts, scored.model, grid.peers)
+    _check_blocks(team, grid)
+    return team.over(strategy(parts, grid))
+
+
+def _told(layout: Layout) -> str:
+    """How much of the model's cut weights lies here, and what is whole where it might be cut."""
+    here, all_ = (
+        sum(math.prod(size) for size in sizes)
+        for sizes in zip(*((c.held, c.shape) for _, c in layout.cuts), strict=True)
+    )
+    kept = {re.sub(r"\d+", "*", path): why for path, why in layout.whole.items()}
+    said = [f"{here:,} of {all_:,} weights of layers are on each of {layout.place.count} ranks"]
+    return ", ".join(said + [f"{path} whole on all ({why})" for path, why in kept.items()])
+
+
+def _check_blocks(team: Held, grid: Grid) -> None:
+    """Raises:
+    ModelError: a gradient of which ranks share some rows is to be cut again, row by row.
+    """
+    mixed = [name for name, one in team.cuts.items() if not one.share]
+    if mixed and grid.degrees.shard > 1:
+        what = f"fsdp cuts {mixed[0]}, of whose rows each rank shares only the key-value heads with others"
+        fix = "lower parallel.tensor to the number of key-value heads, or set parallel.strategy=ddp"
+        raise ModelError(what, fix=fix, key="parallel.tensor")
 
 
 def _logits(base: Any) -> Tensor:

@@ -47,7 +47,7 @@ def finish(job: Job, built: Built, steps: Steps, progress: Progress) -> Artifact
     labels = built.loaded.head.labels if built.loaded.head is not None else ()
     steps.settle()
     _conclude(job, built, steps)
-    steps.assemble()
+    steps.assemble(built.model, run.peers)
     if not run.main:
         return Artifact(run.folder)
     node.adapter.finish(built.model)

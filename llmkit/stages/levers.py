@@ -23,7 +23,7 @@ def contradictions(node: Training) -> Iterator[Conflict]:
         yield Conflict("precision", what, "use bf16_mixed, or adapter: none", "adapter.kind")
     if node.memory.optimizer_in_backward:
         yield from _in_backward(node)
-    if node.parallel.cuts:
+    if node.parallel.cuts or node.parallel.tensor > 1:
         yield from _cut(node)
     if node.parallel.tensor > 1:
         yield from _split(node)
@@ -31,22 +31,8 @@ def contradictions(node: Training) -> Iterator[Conflict]:
         yield from _context(node)
 
 
-def _cut(node: Training) -> Iterator[Conflict]:
-    """Each rank holds a part of every parameter."""
-    if not node.optim.elementwise:
-        what = f"{node.optim.kind} needs whole matrices or blocks of them, and each rank holds a part"
-        yield Conflict("optim.kind", what, f"use one of {', '.join(ELEMENTWISE)}, or ddp", "parallel.strategy")
-    if node.memory.optimizer_in_backward:
-        what = "gradients are summed over ranks when a layer's are all there, and it applies each before"
-        fix = "set memory.optimizer_in_backward=false"
-        yield Conflict("memory.optimizer_in_backward", what, fix, "parallel.strategy")
-    if node.quant.kind == "bnb_int8":
-        what = "the scales of 8-bit weights belong to whole matrices, and each rank holds a part"
-        yield Conflict("quant.kind", what, "use quant=bnb_nf4 or none, or ddp", "parallel.strategy")
-
-
 def _split(node: Training) -> Iterator[Conflict]:
-    """Each rank holds a part of every linear."""
+    """Each rank holds a part of every linear, and computes with it."""
     lever = "parallel.tensor"
     if (odd := node.adapter.unsplit()) is not None:
         yield Conflict(f"adapter.{odd[0]}", odd[1], odd[2], lever)
@@ -56,9 +42,20 @@ def _split(node: Training) -> Iterator[Conflict]:
     if node.types_name == "fp8":
         what = "fp8 scales whole matrices, and each rank holds a part"
         yield Conflict("precision", what, "use bf16_mixed, or parallel.tensor=1", lever)
+
+
+def _cut(node: Training) -> Iterator[Conflict]:
+    """Each rank holds a part of every parameter."""
+    lever = "parallel.strategy" if node.parallel.cuts else "parallel.tensor"
+    if not node.optim.elementwise:
+        what = f"{node.optim.kind} needs whole matrices or blocks of them, and each rank holds a part"
+        yield Conflict("optim.kind", what, f"use one of {', '.join(ELEMENTWISE)}, or ddp", lever)
     if node.memory.optimizer_in_backward:
-        what = "gradients are summed over ranks when all are there, and it applies each before"
+        what = "gradients are summed over ranks when a layer's are all there, and it applies each before"
         yield Conflict("memory.optimizer_in_backward", what, "set memory.optimizer_in_backward=false", lever)
+    if node.parallel.cuts and node.quant.kind == "bnb_int8":
+        what = "the scales of 8-bit weights belong to whole matrices, and each rank holds a part"
+        yield Conflict("quant.kind", what, "use quant=bnb_nf4 or none, or ddp", lever)
 
 
 def _in_backward(node: Training) -> Iterator[Conflict]:

@@ -1,6 +1,7 @@
 """A model cut over ranks gives what the whole one gives."""
 
 import hashlib
+import shutil
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import transformers as hf
 
 from llmkit import run
 from llmkit.core.errors import RecipeError
+from llmkit.core.files import write_json
 from llmkit.core.ranks import ranks
 from llmkit.losses.node import CrossEntropy
 from llmkit.models.heads import Scored
@@ -23,16 +25,17 @@ from tests.distributed import QUIET, ended, equal, launched, lines, sft, togethe
 
 FULL = {"kind": "none"}
 LORA = {"kind": "lora", "rank": 4}
+ADAMW = {"kind": "adamw", "lr": 1e-3, "eps": 1e-3}
 KINDS = pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
 
 
-def both(world, model, rows, tmp_path, tensor=None, **more):
+def both(world, model, rows, tmp_path, split=None, **more):
     """The folders of a run cut over ranks, and of one process."""
 
     def make(out, **parallel):
         return sft(model, rows, out, **(more | parallel))
 
-    split = {"tensor": tensor or world}
+    split = split or {"tensor": world}
     cut = trained(world, lambda out: make(out, parallel=split), tmp_path, "cut")
     return cut, trained(1, make, tmp_path, "whole")
 
@@ -96,8 +99,26 @@ def test_families_equal_one_process(family, world, adapter, rows, tmp_path):
 
 
 @KINDS
-def test_replicas_of_cut_models(adapter, tiny, rows, tmp_path):
-    equal(*both(4, tiny, rows, tmp_path, tensor=2, adapter=adapter))
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_over_replicas_and_shards(strategy, adapter, tiny, rows, tmp_path):
+    equal(*both(4, tiny, rows, tmp_path, {"tensor": 2, "strategy": strategy}, adapter=adapter))
+
+
+@pytest.mark.slow
+@KINDS
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_families_over_shards(family, adapter, rows, tmp_path):
+    optim = {"kind": "sgd", "lr": 0.1, "momentum": 0.0}
+    split = {"tensor": 2, "strategy": "fsdp"}
+    equal(*both(4, folder(family), rows, tmp_path, split, adapter=adapter, optim=optim))
+
+
+def test_shared_heads_over_shards(tmp_path, rows):
+    """One key-value head on both ranks of a group, cut again by fsdp."""
+    make_model(num_key_value_heads=1).save_pretrained(tmp_path / "one")
+    make_tokenizer().save_pretrained(tmp_path / "one")
+    split = {"tensor": 2, "strategy": "fsdp"}
+    equal(*both(4, tmp_path / "one", rows, tmp_path, split, adapter=FULL))
 
 
 BIASED = {
@@ -143,34 +164,30 @@ def test_recompute_and_evaluation(tiny, rows, tmp_path):
     assert (split / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
 
 
+GOING = [({"tensor": 2}, {}), ({}, {"tensor": 2}), ({"tensor": 4}, {"tensor": 2})]
+
+
 @KINDS
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("first", "then"), GOING, ids=["2-1", "1-2", "4-2"])
 def test_going_on_with_other_ranks(first, then, adapter, tiny, rows, tmp_path):
-    def make(out, tensor, steps):
-        optim = {"kind": "adamw", "lr": 1e-3}
-        split = {"parallel": {"tensor": tensor}} if tensor > 1 else {}
-        return sft(tiny, rows, out, adapter=adapter, optim=optim, steps=steps, checkpoint={"every": 2}, **split)
+    """From the checkpoint of a run that was cut otherwise: the same weights in the end."""
 
-    def go(world, out, steps):
+    def go(split, folder):
+        more = {"parallel": split} if split else {}
+        stage = sft(tiny, rows, folder, adapter=adapter, optim=ADAMW, steps=4, checkpoint={"every": 2}, **more)
+        world = split.get("tensor", 1)
         if world == 1:
-            run(make(out, world, steps), console=QUIET)
+            run(stage, console=QUIET)
         else:
-            together(world, lambda rank: run(make(out, world, steps), console=QUIET), tmp_path)
+            together(world, lambda rank: run(stage, console=QUIET), tmp_path)
 
-    go(1, tmp_path / "straight", 4)
-    for name, tensor in (("parts", first), ("again", then)):
-        codes = {}
-        codes[name] = tensor
-    stopped = tmp_path / "stopped"
-    go(first, stopped, 4)
-    for path in stopped.glob("checkpoints/step-4*"):
-        for file in path.iterdir():
-            file.unlink()
-        path.rmdir()
-    for leftover in ("manifest.json", "status.json"):
-        (stopped / leftover).unlink()
-    go(then, stopped, 4)
-    equal(stopped, tmp_path / "straight", tol=1e-4)
+    go({}, tmp_path / "straight")
+    go(first, tmp_path / "stopped")
+    for path in (tmp_path / "stopped" / "checkpoints" / "step-4", tmp_path / "stopped" / "model"):
+        shutil.rmtree(path)
+    write_json(tmp_path / "stopped" / "status.json", {"state": "stopped", "step": 2})
+    go(then, tmp_path / "stopped")
+    equal(tmp_path / "stopped", tmp_path / "straight")
 
 
 def test_what_is_whole_stays_equal_on_all_ranks(tmp_path):
