@@ -35,7 +35,7 @@ class Account:
     communication: int
     """What is gathered of other ranks, and what is on its way to them."""
     early: int = 0
-    """Gradients of the micro-batches before, which are there in the forward already."""
+    """Gradients that are there in the forward already: of the micro-batches before, or as buckets that stay."""
     exported: int = 0
     """Copies that the writing of the result makes."""
     loaded: int = 0
@@ -184,7 +184,7 @@ def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Ac
         working=int(again + working),
         communication=int(_communication(shape, held, tokens / cut.context, cut)),
         loaded=int(whole),
-        early=int(gradients) if held.turns > 1 and "gradients" not in cut.away else 0,
+        early=int(gradients) if (held.turns > 1 or cut.bucket) and "gradients" not in cut.away else 0,
         exported=int(
             held.exports * (4 * cost.trained if cost.trained < shape.params else shape.params * held.plain_bytes)
         ),

@@ -38,6 +38,7 @@ def test_every_strategy_has_its_shares():
 def test_replicas_hold_all_and_shards_their_part():
     one, copy, part = of(Single()), of(Ddp(), replicate=8), of(Fsdp(), shard=8)
     assert copy.weights == one.weights and copy.optimizer == one.optimizer and copy.communication > 0
+    assert copy.early == copy.gradients and one.early == 0  # buckets stay
     assert part.weights * 8 == pytest.approx(one.weights, rel=1e-6) and part.optimizer * 8 == one.optimizer
     assert part.gradients * 8 == one.gradients and part.activations == one.activations
     assert of(Fsdp(), replicate=2, shard=4).weights == 2 * part.weights
