@@ -63,14 +63,18 @@ def show(recipe: str, overrides: Sequence[str], as_json: bool, schema: bool) -> 
     if not recipe:
         raise RecipeError("show needs a recipe", fix="give a file, or --schema")
     from llmkit.recipe.load import load_recipe
-    from llmkit.recipe.show import resolved, values
+    from llmkit.recipe.show import deepspeed, resolved, values
 
     loaded = load_recipe(recipe, overrides)
+    zero = deepspeed(loaded)
     if not as_json:
         sys.stdout.write(resolved(loaded))
+        for name, config in zero.items():
+            text = json.dumps(config, indent=2).replace("\n", "\n# ")
+            out(f"# DeepSpeed configuration{f' of stage {name}' if name else ''}:\n# {text}")
         return
     origins = {key: str(origin) for key, origin in loaded.origins.items() if key}
-    out(json.dumps({"recipe": values(loaded), "origins": origins}))
+    out(json.dumps({"recipe": values(loaded), "origins": origins} | ({"deepspeed": zero} if zero else {})))
 
 
 def evaluate(target: str, overrides: Sequence[str], tasks: str, to: str) -> None:

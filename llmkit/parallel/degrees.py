@@ -99,6 +99,8 @@ def degrees(
         RecipeError: they do not divide the ranks, or the strategy has no use for one of them.
     """
     inner = context * tensor * pipeline
+    if strategy == "zero":
+        _check_zero((*_said(context, tensor, pipeline), ("replicate", replicate or 1)))
     if world % inner:
         said = ", ".join(f"{n} {d}" for n, d in _said(context, tensor, pipeline) if d > 1)
         more = inner * max(1, world // inner)
@@ -135,6 +137,14 @@ def degrees(
             key="parallel.replicate" if replicate > 1 else "parallel.shard",
         )
     return Degrees(pipeline, replicate, shard, context, tensor)
+
+
+def _check_zero(said: tuple[tuple[str, int], ...]) -> None:
+    """DeepSpeed's ranks share one model among all of them."""
+    for name, degree in said:
+        if degree > 1:
+            what = f"zero shares one model among all ranks, and {name} is {degree}"
+            raise RecipeError(what, fix=f"set parallel.{name}=1, or parallel.strategy=fsdp", key=f"parallel.{name}")
 
 
 def _said(context: int, tensor: int, pipeline: int) -> tuple[tuple[str, int], ...]:

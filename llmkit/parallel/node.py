@@ -127,6 +127,17 @@ class Zero:
         wanted = Wanted(self.stage, off.optimizer, off.params, off.path, precision)
         return generated(wanted) if self.config is None else given(self.config, wanted)
 
+    def ready(self, device: str) -> None:
+        """Sees to it that DeepSpeed is there, and what it needs for a disk.
+
+        Raises:
+            ModelError: DeepSpeed is not installed.
+            ResourceError: it cannot reach a disk in the background.
+        """
+        from llmkit.parallel.zero_engine import check
+
+        check(device, "nvme" in (self.offload.optimizer, self.offload.params))
+
     def stepper(self, parts: Parts, grid: Grid | None) -> Steps:
         """Parts of a model in training -> what makes its steps."""
         from llmkit.parallel.zero import stepper

@@ -59,9 +59,9 @@ class Shards:
             self.held.micro_step_id = -1
         if self.away != "none":
             self.held.reset_cpu_buffers()
-            for flat in self.flats:
-                if flat.grad is not None:
-                    flat.grad.zero_()
+        for flat in self.flats if self.away == "cpu" else ():
+            if flat.grad is not None:
+                flat.grad.zero_()
 
     def pairs(self) -> Iterator[tuple[Tensor, nn.Parameter]]:
         """Each parameter, with the buffer that a part of it lies in."""

@@ -39,6 +39,11 @@ class Zeroed(Steps):
         self.factor = 1.0
         """Of the gradients, before the optimizer reads them."""
         inner.parts[0].register_step_pre_hook(self._scaled)
+        if parts.ways.compute is not None:
+            parts.scored.register_forward_pre_hook(self._enter, prepend=True)
+            parts.scored.register_forward_hook(self._leave, always_call=True)
+        self.inside: list[AbstractContextManager[Any]] = []
+        """The autocasts that are entered."""
         self.engine: Any = deepspeed.initialize(
             model=parts.scored, optimizer=inner.parts[0], config=config, dist_init_required=False
         )[0]
@@ -54,6 +59,20 @@ class Zeroed(Steps):
     def grad_norm(self) -> float:
         """The norm of all gradients together."""
         return super().grad_norm() * self.factor
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """As `Steps`, and a weight's copy in 16 bits goes when the weight goes."""
+        if self.ways.compute is None:
+            return nullcontext()
+        return torch.autocast(self.engine.device.type, dtype=self.ways.compute, cache_enabled=False)
+
+    def _enter(self, *_: Any) -> None:
+        """DeepSpeed switches off an autocast that is around its forward pass."""
+        self.inside.append(self.autocast())
+        self.inside[-1].__enter__()
+
+    def _leave(self, *_: Any) -> None:
+        self.inside.pop().__exit__(None, None, None)
 
     def _scale(self, factor: float) -> None:
         self.factor *= factor
@@ -79,8 +98,11 @@ class Zeroed(Steps):
 
     def assemble(self, model: nn.Module, peers: Peers) -> None:
         """The trained weights come whole to the main rank, from where updates were made; DeepSpeed is done."""
+        import deepspeed
+
         whole = [(p, self.shards.whole(p, flat, None)) for flat, p in self.shards.pairs()]
         self.engine.destroy()
+        deepspeed.comm.destroy_process_group(self.shards.group)  # a later stage's engine makes its own
         for p, tensor in whole:
             if isinstance(tensor, Tensor):
                 p.data = tensor

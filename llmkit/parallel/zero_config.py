@@ -148,6 +148,8 @@ def _contradictions(said: Mapping[str, Any], wanted: Wanted) -> Iterator[tuple[s
     if _on(said.get("bf16")) and wanted.precision not in ("bf16", "bf16_mixed", "auto"):
         what = f"bf16 is enabled, and the recipe's precision is {wanted.precision}"
         yield what, "set precision=bf16_mixed, or drop bf16"
+    elif _on(said.get("bf16")) and wanted.stage == 1 and wanted.precision != "bf16":
+        yield "bf16 in stage 1 is another optimizer of DeepSpeed's", "set parallel.strategy.stage=2, or drop bf16"
     zero = said.get("zero_optimization", {})
     if (stage := zero.get("stage", wanted.stage)) != wanted.stage:
         yield f"stage {stage}, and parallel.strategy.stage is {wanted.stage}", f"set parallel.strategy.stage={stage}"

@@ -4,9 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib.util import find_spec
 from typing import Any
 
-from llmkit.core.errors import ModelError
+from llmkit.core.errors import ModelError, ResourceError
+
+
+def check(device: str, disk: bool) -> None:
+    """Sees to it, before any heavy work, that DeepSpeed is there, and what it needs for a `disk`.
+
+    Raises:
+        ModelError: it is not installed.
+        ResourceError: it cannot reach a disk in the background.
+    """
+    if find_spec("deepspeed") is None:
+        fix = "pip install llmkit[deepspeed]"
+        raise ModelError("zero needs the package deepspeed", fix=fix, key="parallel.strategy")
+    if not disk:
+        return
+    builder = imported(device).accelerator.get_accelerator().create_op_builder("AsyncIOBuilder")
+    if builder is None or not builder.is_compatible(verbose=False):
+        raise ResourceError(
+            "nvme needs DeepSpeed's async_io, which is compiled against libaio, and that is not here",
+            fix="install libaio-dev and a C++ compiler, or set cpu",
+            key="parallel.strategy.offload",
+        )
 
 
 def imported(device: str) -> Any:

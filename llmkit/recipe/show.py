@@ -13,8 +13,10 @@ from typing import Any
 from llmkit.core.convert import under
 from llmkit.core.errors import LlmkitError
 from llmkit.core.scalars import AMBIGUOUS, Origin
+from llmkit.parallel.node import Zero
 from llmkit.recipe.load import Recipe, plain
 from llmkit.recipe.pipeline import ENV
+from llmkit.stages.training import Training
 
 SHORTEST = 4
 """Letters of a value that is hidden in errors: a shorter one is no secret, and would be found in every other word."""
@@ -41,6 +43,16 @@ def values(recipe: Recipe) -> dict[str, Any]:
         own.pop("out")  # follows from the folder of the pipeline
         stages.append({"name": name, **own})
     return {"out": _shown(str(recipe.out), "out", recipe.origins), "stages": stages}
+
+
+def deepspeed(recipe: Recipe) -> dict[str, Any]:
+    """The DeepSpeed configuration of each stage whose strategy is zero, by the stage's name."""
+    found = {name: node for name, node in recipe.stages if isinstance(node, Training)}
+    return {
+        name: node.parallel.strategy.settings(node.types_name)
+        for name, node in found.items()
+        if isinstance(node.parallel.strategy, Zero)
+    }
 
 
 def stage_values(recipe: Recipe, name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from llmkit.checkpoint.mirror import opened
 from llmkit.core.errors import LlmkitError, ModelError, Problem, ResourceError
 from llmkit.models.here import config_here
 from llmkit.parallel.fits import check_tensor
+from llmkit.parallel.node import Zero
 from llmkit.stages.training import Training
 
 
@@ -23,7 +24,7 @@ def check_needs(node: Training, device: str) -> None:
         ModelError: a package is missing.
     """
     found: list[LlmkitError] = []
-    for check in (_optimizer, _offload, _attention, _precision, _tensor, _mirror):
+    for check in (_optimizer, _offload, _attention, _precision, _tensor, _mirror, _strategy):
         try:
             check(node, device)
         except LlmkitError as cause:
@@ -42,6 +43,11 @@ def _optimizer(node: Training, device: str) -> None:
             key="optim.kind",
         )
     node.optim.ready()
+
+
+def _strategy(node: Training, device: str) -> None:
+    if isinstance(node.parallel.strategy, Zero):
+        node.parallel.strategy.ready(device)
 
 
 def _offload(node: Training, device: str) -> None:
