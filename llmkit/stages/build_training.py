@@ -210,6 +210,7 @@ def _fit(job: Job, built: Built, steps: Steps, start: Progress) -> Progress:
             asked_to_stop=run.stop.asked,
             measure=partial(measure, job.shape, run.device, job.types.half, node.adapter.frozen_base),
             show=partial(_show, job),
+            elapsed=run.peers.share,
         )
         try:
             return fit(steps, job.loss, plan, hooks, start)
