@@ -225,6 +225,7 @@ def _fit(job: Job, built: Built, steps: Steps, start: Progress, attempts: Attemp
             measure=partial(measure, job.shape, run.device, job.types.half, node.adapter.frozen_base),
             show=partial(_show, job),
             phase=run.peers.phase,
+            elapsed=run.peers.share,
         )
         try:
             done = fit(steps, job.loss, plan, hooks, start)
