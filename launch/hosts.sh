@@ -182,7 +182,14 @@ launch() {
         exit
     fi
     before=$(status) || [[ -n $before ]] || exit 2 # it says itself what is wrong with the recipe
-    if [[ -n $hostfile ]]; then everywhere || code=$?; else here || code=$?; fi
+    if [[ -n $hostfile ]]; then
+        everywhere || code=$?
+    else
+        LLMKIT_EXIT_FILE=$(mktemp -u) && export LLMKIT_EXIT_FILE # the first rank that fails leaves its status there
+        here || code=$?
+        if ((code)) && [[ -f $LLMKIT_EXIT_FILE ]]; then code=$(<"$LLMKIT_EXIT_FILE"); fi
+        rm -f "$LLMKIT_EXIT_FILE"
+    fi
     after=$(status) || told=$?
     # a launcher says 1 of every fault, and 0 of a clean stop: the run's own status is the truth, unless it is an older one
     ((code)) && [[ $after == "$before" ]] && exit "$code"
