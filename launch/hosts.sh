@@ -121,7 +121,7 @@ here() {
         shown "${launcher[@]}"
         return
     fi
-    "${launcher[@]}" </dev/null &
+    setsid "${launcher[@]}" </dev/null & # away from the terminal, whose Ctrl-C is for us to pass on
     local child=$! code=0 tether=''
     trap 'ask_to_stop $child' TERM INT HUP
     if [[ -n ${LLMKIT_TETHERED-} ]]; then
@@ -166,7 +166,7 @@ everywhere() {
     for ((i = 0; i < nodes; i++)); do
         part="cd $(printf %q "$PWD") && env $(environment) PYTHON=$(printf %q "$PYTHON") LLMKIT_TETHERED=1 "
         part+="bash $(printf '%q ' "$(realpath "$0")" --node-rank "$i" --master "$master" "${given[@]}" "${run[@]}")"
-        "${SSH[@]}" "${hosts[i]}" "$part" <"$hold" 9>&- &
+        setsid "${SSH[@]}" "${hosts[i]}" "$part" <"$hold" 9>&- &
         pids+=($!)
     done
     rm -f "$hold"

@@ -35,7 +35,8 @@ def start(tiny, rows, tmp_path):
     yield started
     for process in left:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.terminate()  # it passes that on to the ranks, which are in sessions of their own
+            process.wait(60)
 
 
 def finished(process, tmp_path, code=0):
@@ -118,6 +119,20 @@ def test_over_two_hosts_it_stops_when_asked_and_goes_on(engine, start, hosts, ti
     finished(start(*command, steps=20, **env), tmp_path)
     equal(tmp_path / "out", reference(tiny, rows, tmp_path, 20))
     assert [line["step"] for line in lines(tmp_path / "out")] == list(range(1, 21))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_on_one_host_it_stops_when_asked_and_goes_on(number, start, tiny, rows, tmp_path):
+    command = [PYTHON, "-m", "llmkit", "launch", "r.yaml", "--gpus", "2"]
+    process = start(*command, steps=20)
+    until(tmp_path, 3, process)
+    process.send_signal(number)
+    finished(process, tmp_path, 75)
+    assert "stopped by SIGTERM" in read_status(tmp_path / "out")["why"]
+    finished(start(*command, steps=20), tmp_path)
+    equal(tmp_path / "out", reference(tiny, rows, tmp_path, 20))
 
 
 @pytest.mark.slow
