@@ -31,6 +31,13 @@ def flush() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone: Python must not try again at its end
 
 
+def leave(code: int) -> None:
+    """The exit status of the first rank that fails goes where our scripts look for it: torchrun turns all into 1."""
+    if code and (path := os.environ.get("LLMKIT_EXIT_FILE")):
+        with contextlib.suppress(OSError):
+            os.write(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), str(code).encode())
+
+
 def own_fault(debug: bool, kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:
     """What nobody foresaw is one line too; Python then exits 1."""
     if debug:
