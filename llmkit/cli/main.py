@@ -264,6 +264,7 @@ def main() -> NoReturn:
     sys.excepthook = partial(_own_fault, debug)
     code = _guarded(words, debug)
     _flush()
+    _at_once(code)
     sys.exit(code)
 
 
@@ -317,6 +318,14 @@ def _own_fault(debug: bool, kind: type[BaseException], fault: BaseException, tra
     _say(
         [Problem(f"llmkit met a fault of its own ({kind.__name__}: {why})", "run again with --debug and report it")], 1
     )
+    _at_once(1)
+
+
+def _at_once(code: int) -> None:
+    """One of several ranks ends here: a collective that others have left could keep the interpreter from its end."""
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        _flush()
+        os._exit(code)
 
 
 def _status(returned: Any) -> int:

@@ -145,6 +145,7 @@ def joined(ranks: Ranks, device: str, patience: float, interface: str, facts: Ma
             raise other from cause
         raise
     finally:
+        watch.end()
         if before is None:
             os.environ.pop(GLOO, None)
 

@@ -28,7 +28,7 @@ from typing import IO
 
 from torch.distributed.distributed_c10d import Store
 
-from llmkit.core.errors import LlmkitError, PeerError, without_logins
+from llmkit.core.errors import LlmkitError, PeerError, Stopped, without_logins
 from llmkit.core.ranks import Ranks, exit_status
 from llmkit.parallel.judge import AGAIN, Verdict
 from llmkit.parallel.posts import Hub, Post, Spoke
@@ -68,7 +68,7 @@ class Watch:
         """Somebody is to blame, and all that this thread says of it is said."""
         self._raised: LlmkitError | None = None
         """What it gave the main thread to end by."""
-        self._leaving, self._last_words = threading.Event(), threading.Lock()
+        self._leaving, self._left, self._last_words = threading.Event(), threading.Event(), threading.Lock()
         self._todo, (self._wake, self._bell) = SimpleQueue[Callable[[], None]](), socket.socketpair()
         self._bell.setblocking(False)
         watch = weakref.ref(self)
@@ -125,6 +125,10 @@ class Watch:
             self._ask(self.post.leave)
             self._thread.join(ENDING)
 
+    def end(self) -> None:
+        """The main thread has left the group, well or by an error: it needs nobody to end it any more."""
+        self._left.set()
+
     def _blamed(self) -> LlmkitError | None:
         """The verdict's error, where it comes soon and is not about this rank itself; the main thread ends now."""
         self.known.wait(ENDING)
@@ -154,8 +158,7 @@ class Watch:
         last = told = time.monotonic()
         self.post.beat(last)
         while True:
-            sockets = [*self.post.sockets(), self._bell]
-            select.select(sockets, [], [], max(0.0, min(0.2, told + beat - last)))
+            self._listen(max(0.0, told + beat - last))
             time.sleep(TURN)
             now = time.monotonic()
             if now - last > GAP:
@@ -172,6 +175,14 @@ class Watch:
             if self.post.over:
                 break
         self.post.close()
+
+    def _listen(self, seconds: float) -> None:
+        """Until something comes, or it is time for a beat."""
+        poll = select.poll()
+        for each in (*self.post.sockets(), self._bell):
+            if each.fileno() >= 0:
+                poll.register(each, select.POLLIN)
+        poll.poll(1000 * min(0.2, seconds))
 
     def _do(self) -> None:
         with suppress(OSError):
@@ -194,8 +205,8 @@ class Watch:
                     if self.close is not None and not self.post.orphan:
                         self.close(found.error())
                     self._exit(found)
-        time.sleep(ENDING * (4 if mine else 1))
-        self._exit(found)
+        if not self._left.wait(ENDING * (4 if mine else 1)):
+            self._exit(found)
 
     def _speak(self, found: Verdict) -> None:
         """One of those that are left says it; for a main rank that cannot, it leaves the status too."""
@@ -210,7 +221,7 @@ class Watch:
 
     def _show_stacks(self, found: Verdict) -> None:
         """Of this rank; and of one that hangs here, which cannot do it by itself."""
-        if self.log is not None:
+        if self.log is not None and found.code != Stopped.code:
             with suppress(OSError, ValueError):
                 self.log.write(f"watch: {found.lines[0]}\n".encode())
                 self.log.flush()
@@ -265,6 +276,8 @@ def _is_lost(cause: BaseException | None) -> bool:
 
 def _own(cause: BaseException) -> str:
     """What nobody foresaw, in a line."""
+    if isinstance(cause, KeyboardInterrupt):
+        return f"was interrupted; fix: {AGAIN}"
     why = next(iter(str(cause).strip().splitlines()), "")
     return without_logins(
         f"met a fault of its own ({type(cause).__name__}: {why}); fix: run again with --debug and report it"
