@@ -257,7 +257,9 @@ class Spoke:
         self.line.say({"fault": code, "lines": lines})
 
     def end(self, found: Verdict) -> None:
-        """Who needs to know knows."""
+        """A main rank that was only silent hears why the others are gone, if it ever goes on."""
+        if self.orphan:
+            self.line.say({"fault": found.code, "lines": found.lines})
 
     def leave(self) -> None:
         """It needs nobody any more."""

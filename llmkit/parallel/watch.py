@@ -71,10 +71,8 @@ class Watch:
         self._leaving, self._left, self._last_words = threading.Event(), threading.Event(), threading.Lock()
         self._todo, (self._wake, self._bell) = SimpleQueue[Callable[[], None]](), socket.socketpair()
         self._bell.setblocking(False)
-        watch = weakref.ref(self)
-        os.register_at_fork(
-            after_in_child=lambda: _forked(watch)
-        )  # or a fork would keep up the connection of a dead rank
+        watch = weakref.ref(self)  # a fork would keep up the connection of a rank that died
+        os.register_at_fork(after_in_child=lambda: _forked(watch))
         faulthandler.register(STACKS, 2, all_threads=True)
         where.heard = post.moved
         self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
@@ -115,7 +113,7 @@ class Watch:
         if (found := self._blamed()) is not None:
             return found
         why = next(iter(str(cause).splitlines()), "")
-        own = self._raised = PeerError(f"{self.ranks.name} lost its peers ({why:.160})", fix=AGAIN)
+        own = self._raised = PeerError(f"the ranks have lost each other ({why:.160})", fix=AGAIN)
         self._ask(lambda: self.post.fault(own.code, (str(own),), time.monotonic()))
         return self._blamed() or own
 
@@ -195,16 +193,20 @@ class Watch:
         """Everyone knows; the main thread ends, or the process does."""
         self.post.end(found)
         mine = found.rank == self.ranks.rank and not found.hangs
-        if not mine:
-            self._speak(found)
-            self._show_stacks(found)
-        self.known.set()
+        try:
+            if not mine:
+                self._speak(found)
+                self._show_stacks(found)
+        finally:
+            self.known.set()
         if not self._leaving.wait(MOMENT):
             with self._last_words:
                 if not self._leaving.is_set():
-                    if self.close is not None and not self.post.orphan:
-                        self.close(found.error())
-                    self._exit(found)
+                    try:
+                        if self.close is not None and self.ranks.main:
+                            self.close(found.error())
+                    finally:
+                        self._exit(found)
         if not self._left.wait(ENDING * (4 if mine else 1)):
             self._exit(found)
 
@@ -214,7 +216,10 @@ class Watch:
         if before < 0:
             return
         time.sleep(min(3.0, 0.3 * before))
-        left = self.close(found.error()) if self.post.orphan and self.close is not None else None
+        left = None
+        if self.post.orphan and self.close is not None:
+            with suppress(OSError, LlmkitError):  # a disk that refuses; the line is said anyway
+                left = self.close(found.error())
         if left or (left is None and before == 0):
             with suppress(OSError):  # not by Python's own stream: the main thread may hold it
                 os.write(2, "".join(f"llmkit: error: {line}\n" for line in map(str, found.error().problems)).encode())
@@ -231,10 +236,18 @@ class Watch:
                 os.kill(found.pid, STACKS)
 
     def _exit(self, found: Verdict) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):
-                stream.flush()
+        flushing = threading.Thread(
+            target=_flush, daemon=True
+        )  # the main thread may hold the streams, and never let go
+        flushing.start()
+        flushing.join(1.0)
         os._exit(exit_status(found.code))
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
 
 
 def watching(ranks: Ranks, place: Store, address: str, patience: float) -> Watch:
