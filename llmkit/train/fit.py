@@ -187,6 +187,7 @@ def _one_step(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, before: Pr
             loss.update(sums)
     else:
         stepper.drop()
+    hooks.phase("log", step)
     line = _line(plan, data, step, mean, norm, factor, applied)
     line |= {name: float(top) / float(bottom) for name, (top, bottom) in sums.extras.items()}
     seconds = time.monotonic() - began
