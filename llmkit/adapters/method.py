@@ -58,6 +58,12 @@ class Method:
         """Why it cannot be trained over a base that is held as `quant`: (its own key, what is wrong, the way out)."""
         return None
 
+    def unsplit(self) -> tuple[str, str, str] | None:
+        """Why it cannot be trained where each rank holds a part of every linear (`parallel.tensor`): (its own key, what
+        is wrong, the way out)."""
+        what = f"no part of {getattr(self, 'kind', 'it')} can be learned from a part of a linear"
+        return "kind", what, "use adapter: {kind: lora} or none, or set parallel.tensor=1"
+
     def rate(self, name: str) -> float:
         """The factor on the learning rate of the trained parameter `name`."""
         return 1.0

@@ -60,6 +60,10 @@ class NoAdapter(Method):
         what = f"a base held as {quant} is frozen, and adapter none trains its weights"
         return None if quant == "none" else ("kind", what, "use adapter: {kind: lora}, or drop quant")
 
+    def unsplit(self) -> tuple[str, str, str] | None:
+        """Weights are cut as they are."""
+        return None
+
 
 @config
 class Lora(Method):
@@ -155,6 +159,19 @@ class Lora(Method):
         what = f"loftq starts from what bnb_nf4 loses of the weights, and quant is {quant}"
         wrong = self.init == "loftq" and quant != "bnb_nf4"
         return ("init", what, "set quant: bnb_nf4, or use init: default") if wrong else None
+
+    def unsplit(self) -> tuple[str, str, str] | None:
+        """A and B are cut with their linear; what reads whole rows or draws at random is not."""
+        odd = {
+            "dora": (self.dora, "its magnitudes are of whole rows, and a rank holds parts of them"),
+            "dropout": (
+                self.dropout > 0,
+                "ranks that hold a layer together would all draw the same of their own parts",
+            ),
+            "parameters": (bool(self.parameters), "factors of experts are not cut"),
+        }
+        fix = "leave it out, or set parallel.tensor=1"
+        return next(((key, what, fix) for key, (held, what) in odd.items() if held), None)
 
     def rate(self, name: str) -> float:
         """LoRA+: B learns faster."""

@@ -132,7 +132,9 @@ def parts(
         in_backward,
         Offload(built.model.parameters(), Pinned()) if offload else None,
     )
-    return Parts(built.scored, built.trained, optimizer, ways, layers(built.loaded.model))
+    base = built.loaded.model
+    plan = dict(base._tp_plan or {})
+    return Parts(built.scored, built.trained, optimizer, ways, layers=layers(base), base=base, plan=plan)
 
 
 def layers(model: nn.Module) -> tuple[nn.Module, ...]:

@@ -28,6 +28,13 @@ def remakable(made: Tensor, make: Callable[..., Tensor], *sources: Tensor) -> Te
     return made
 
 
+def carried(x: Tensor, same: Tensor) -> Tensor:
+    """`same`, a view of all of `x`, with the way to make `x` again, if there is one."""
+    if (known := getattr(x, "_llmkit_way", None)) is not None and known.version == x._version:
+        same._llmkit_way = Way(known.make, known.sources, same._version)  # type: ignore[attr-defined]
+    return same
+
+
 def way_to(x: Tensor) -> Way:
     """How an operation gets `x` in its backward pass: by making it again, or by keeping it."""
     known = cast("Way | None", getattr(x, "_llmkit_way", None))

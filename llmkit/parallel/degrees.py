@@ -49,6 +49,41 @@ class Degrees:
         return place["replicate"] * self.shard + place["shard"]
 
 
+@dataclass(frozen=True)
+class Deal:
+    """Which of `count` equal shares of a step's micro-batches a rank computes, in this order."""
+
+    shares: tuple[int, ...]
+    count: int
+
+
+def deal(degrees: Degrees, rank: int, virtual: int = 0) -> Deal:
+    """A share for each rank that sees other rows; with `virtual` shards, as many neighbouring ones for each of them."""
+    index = degrees.data_index(rank)
+    if not virtual:
+        return Deal((index,), degrees.data)
+    each = virtual // degrees.data
+    return Deal(tuple(range(index * each, (index + 1) * each)), virtual)
+
+
+def check_virtual(degrees: Degrees, virtual: int) -> None:
+    """Sees to it that `virtual` shards can be dealt out evenly, in halves of halves.
+
+    Raises:
+        RecipeError: they cannot; it names the numbers of ranks that fit.
+    """
+    if virtual & (virtual - 1):
+        fix = f"use a power of two, such as {1 << virtual.bit_length()}"
+        raise RecipeError(f"{virtual} is no power of two", fix=fix, key="parallel.virtual")
+    if virtual % degrees.data:
+        fit = [1 << bit for bit in range(virtual.bit_length())]
+        raise RecipeError(
+            f"{degrees.data} ranks do not divide the {virtual} virtual shards of a deterministic run",
+            fix=f"use {', '.join(map(str, fit))} ranks, raise parallel.virtual, or set deterministic=false",
+            key="parallel.virtual",
+        )
+
+
 def degrees(
     world: int,
     strategy: str,
@@ -73,10 +108,10 @@ def degrees(
             key=f"parallel.{next(n for n, d in _said(context, tensor, pipeline) if d > 1)}",
         )
     left = world // inner
-    if strategy == "single" and world > 1:
+    if strategy == "single" and left > 1:
         raise RecipeError(
-            f"single is one process, and there are {world} ranks",
-            fix="set parallel.strategy=auto, ddp, fsdp or zero, or run one process",
+            f"single is one replica, and there are ranks for {left}",
+            fix=f"set parallel.strategy=auto, ddp, fsdp or zero, or run {inner} rank{'s' if inner > 1 else ''}",
             key="parallel.strategy",
         )
     if strategy in ("ddp", "single"):

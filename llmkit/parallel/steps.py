@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -66,6 +66,8 @@ class Ways:
     """What the forward keeps waits on the host."""
     device: str = ""
     """Where it computes; where the parameters lie, if nothing is said."""
+    split: Callable[[Batch], Batch] | None = None
+    """Of a micro-batch whose rows several ranks hold, this rank's part."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,14 @@ class Parts:
     optimizer: Callable[[Mapping[str, nn.Parameter]], Optimizers]
     """Over the parameters as the strategy holds them."""
     ways: Ways = Ways()
+    virtual: int = 0
+    """Shards of a step whose gradients are added up in one fixed order, whatever the number of ranks; 0 for none."""
     layers: tuple[nn.Module, ...] = ()
     """The layers of the model, from the first to the last: what is gathered and given up together."""
+    base: nn.Module | None = None
+    """The model of transformers, inside of its adapter."""
+    plan: Mapping[str, str] = field(default_factory=dict)
+    """How transformers cuts it for tensor parallelism: globs over modules and parameters -> names of styles."""
 
 
 class Steps:
@@ -137,6 +145,8 @@ class Steps:
             if index and self.ways.in_backward:
                 what = "the step takes more than one micro-batch, and memory.optimizer_in_backward updates after each"
                 raise ResourceError(what, fix="raise micro_batch, or lower batch.rows", key="micro_batch")
+            if self.ways.split is not None:
+                batch = self.ways.split(batch)
             with self.team.around(index, turns):
                 with self._keeping(), self.autocast():
                     scores = self.scored(batch) if needs == PLAIN else self.scored(batch, needs)
@@ -151,6 +161,10 @@ class Steps:
             self._scale(1 / scaler.scale)
         total, seen = whole.get("", (0.0, 0.0))
         return LossSum(torch.tensor(total, dtype=torch.float64), torch.tensor(seen, dtype=torch.float64), extras)
+
+    def assemble(self) -> None:
+        """When all is trained and measured: the weights are whole again on the main rank, as they are exported."""
+        self.team.assemble()
 
     def _keeping(self) -> AbstractContextManager[Any]:
         return self.ways.offload.keeping() if self.ways.offload else nullcontext()

@@ -41,6 +41,10 @@ class Team(Protocol):
         """This rank's part of a whole tensor, as `like` holds it."""
         ...
 
+    def assemble(self) -> None:
+        """The model's own weights are whole again on the main rank: nothing is trained any more."""
+        ...
+
 
 class Solo:
     """One process, with nobody to share with."""
@@ -67,6 +71,9 @@ class Solo:
     def own(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
         """All of it."""
         return whole
+
+    def assemble(self) -> None:
+        """They are."""
 
 
 def norm(params: Iterable[nn.Parameter]) -> float:

@@ -14,7 +14,6 @@ from llmkit.core.artifact import Artifact, publish
 from llmkit.core.memory import out_of_memory_named
 from llmkit.data.prepare import template_digest
 from llmkit.models.export import export
-from llmkit.parallel.collect import make_whole
 from llmkit.parallel.steps import Steps
 from llmkit.plan.account import RECOMPUTE
 from llmkit.stages.job import Job
@@ -42,13 +41,12 @@ def finish(job: Job, built: Built, steps: Steps, progress: Progress) -> Artifact
         what = f"no better {node.checkpoint.best} in {progress.stale} evaluations"
         run.console.notice(f"stopped early at step {progress.step} of {job.steps}: {what}")
     if progress.best_step not in (None, progress.step):
-        steps.load(state.load(job.checkpoints / f"step-{progress.best_step}")[0])
+        steps.load(state.load(job.checkpoints / f"step-{progress.best_step}", run.peers)[0])
         run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
     labels = built.loaded.head.labels if built.loaded.head is not None else ()
     steps.settle()
     _conclude(job, built, steps)
-    if run.ranks.world > 1:
-        make_whole(built.model, run.peers)
+    steps.assemble()
     if not run.main:
         return Artifact(run.folder)
     node.adapter.finish(built.model)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
 from llmkit.build import float8
+from llmkit.checkpoint.mirror import opened
 from llmkit.core.errors import LlmkitError, ModelError, Problem, ResourceError
+from llmkit.models.here import config_here
+from llmkit.parallel.fits import check_tensor
 from llmkit.stages.training import Training
 
 
@@ -19,7 +23,7 @@ def check_needs(node: Training, device: str) -> None:
         ModelError: a package is missing.
     """
     found: list[LlmkitError] = []
-    for check in (_optimizer, _offload, _attention, _precision):
+    for check in (_optimizer, _offload, _attention, _precision, _tensor, _mirror):
         try:
             check(node, device)
         except LlmkitError as cause:
@@ -56,6 +60,17 @@ def _attention(node: Training, device: str) -> None:
     if kind == "flash" and find_spec("flash_attn") is None:
         fix = "pip install flash-attn, or set model.attention=auto"
         raise ModelError("flash needs the package flash-attn", fix=fix, key="model.attention")
+
+
+def _tensor(node: Training, _: str) -> None:
+    """Of a model that is here already; of another it is asked when it has come."""
+    if node.parallel.tensor > 1 and (said := config_here(node.model)) is not None:
+        check_tensor(said, node.parallel.tensor)
+
+
+def _mirror(node: Training, device: str) -> None:
+    if node.checkpoint.mirror is not None:
+        opened(node.checkpoint.mirror, Path(node.out) / "checkpoints")
 
 
 def _precision(node: Training, device: str) -> None:

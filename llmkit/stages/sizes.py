@@ -15,6 +15,7 @@ from llmkit.models.logps_trained import CHUNK_BYTES
 from llmkit.models.node import ModelRef, NoQuant
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.safe import check_folder, read_json
+from llmkit.parallel.fits import check_tensor
 from llmkit.plan.account import DORA, DROPPED, FUSED, HALF, HALF_LORA, QUANTISED, Choice, Held, Kept, choose
 from llmkit.stages.training import Training
 
@@ -39,10 +40,14 @@ def sizes(node: Training, resolved: Resolved, device: str) -> tuple[Shape, Choic
 
     Raises:
         ResourceError: it cannot fit.
+        RecipeError: the model cannot be dealt out to `parallel.tensor` ranks.
     """
     headers = check_folder(resolved.folder)
     tensors = {name: item["shape"] for header in headers.values() for name, item in header.items()}
-    shape = Shape.read(read_json(resolved.folder / "config.json"), tensors)
+    said = read_json(resolved.folder / "config.json")
+    shape = Shape.read(said, tensors)
+    if node.parallel.tensor > 1:
+        check_tensor(said, node.parallel.tensor)
     kinds = types(node.types_name, device)
     rows = node.micro_batch if isinstance(node.micro_batch, int) else None
     if node.memory.optimizer_in_backward:
@@ -54,8 +59,10 @@ def sizes(node: Training, resolved: Resolved, device: str) -> tuple[Shape, Choic
     if node.memory.optimizer_in_backward:
         largest = max(prod(size) for size in tensors.values())
         held = replace(held, gradients=min(largest, held.cost.trained))
-    length = node.data.max_length + virtual_tokens(node.adapter)
+    length = -(-node.data.max_length // node.parallel.context) + virtual_tokens(node.adapter)
     most = node.batch.rows if node.batch.tokens is None else None
+    if most and node.deterministic:  # the same sizes for any number of ranks
+        most = max(1, most // node.parallel.virtual)
     choice = choose(shape, held, length, free, device, rows, wanted, most)
     if not choice.fits:
         need, there = choice.account.total / 2**20, free / 2**20

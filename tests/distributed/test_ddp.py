@@ -1,7 +1,12 @@
 """Replicas give what one process gives."""
 
-import pytest
+from dataclasses import replace
 
+import pytest
+import torch
+
+from llmkit import run
+from llmkit.core.errors import RecipeError
 from tests.distributed import equal, lines, sft, trained, weights
 
 FULL = {"kind": "none"}
@@ -33,7 +38,34 @@ def test_more_ranks_than_rows(tiny, rows, tmp_path):
 
 
 def test_what_differs_is_seen(tiny, rows, tmp_path):
-    one, other = (trained(1, lambda out: sft(tiny, rows, out, seed=seed), tmp_path / str(seed), "s") for seed in (0, 1))
+    one, other = (
+        trained(1, lambda out, seed=seed: sft(tiny, rows, out, seed=seed), tmp_path / str(seed), "s") for seed in (0, 1)
+    )
     with pytest.raises(AssertionError):
         equal(one, other)
     assert weights(one)
+
+
+@pytest.mark.parametrize("adapter", [LORA | {"dropout": 0.1}, FULL], ids=["lora", "full"])
+def test_a_deterministic_run_has_the_same_bits_on_any_number_of_ranks(adapter, tiny, rows, tmp_path):
+    def make(out):
+        optim = {"kind": "adamw", "lr": 1e-2}
+        return sft(tiny, rows, out, adapter=adapter, deterministic=True, optim=optim, parallel={"virtual": 4})
+
+    alone, *several = (trained(n, make, tmp_path, "bits") for n in (1, 2, 4))
+    for folder in several:
+        assert lines(folder) == lines(alone)
+        ours, theirs = weights(folder), weights(alone)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    other = trained(1, lambda out: replace(make(out), deterministic=False), tmp_path, "other")
+    assert not all(torch.equal(a, b) for a, b in zip(weights(other).values(), weights(alone).values(), strict=True))
+
+
+def test_ranks_that_do_not_divide_the_shards_are_told_before_any_group_forms(tiny, rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(
+        RecipeError, match="parallel.virtual: 3 ranks .* 8 virtual shards .*; fix: use 1, 2, 4, 8 ranks"
+    ):
+        run(sft(tiny, rows, tmp_path / "out", deterministic=True))
+    assert not (tmp_path / "out").exists()

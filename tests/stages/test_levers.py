@@ -12,6 +12,7 @@ from llmkit.checkpoint import state
 from llmkit.core.errors import LlmkitError, ModelError, RecipeError, ResourceError
 from llmkit.core.run import Grants
 from llmkit.parallel.scaler import Scaler
+from llmkit.parallel.steps import Steps
 from llmkit.stages.needs import check_needs
 from tests.faults import TIMINGS, go, in_child, killed_after, sft, whole
 
@@ -118,8 +119,8 @@ def test_a_forced_overflow_skips_a_step_halves_the_factor_and_goes_on(tiny, rows
 
 def test_t1_an_overflow_streak_stops_with_the_lever(tiny, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "Scaler", lambda: Scaler(1.0))
-    real = training.Steps.grad_norm
-    monkeypatch.setattr(training.Steps, "grad_norm", lambda self: real(self) * math.inf)
+    real = Steps.grad_norm
+    monkeypatch.setattr(Steps, "grad_norm", lambda self: real(self) * math.inf)
     with pytest.raises(ResourceError, match="precision: gradients overflow in fp16.*set precision=bf16_mixed"):
         go(node(tiny, rows, tmp_path / "run", precision="fp16_mixed", guard={"nonfinite": "skip"}))
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))

@@ -95,7 +95,7 @@ class Fake:
     def __init__(self, losses, norms=None):
         self.losses, self.norms, self.applied, self.now = losses, norms or [1.0] * len(losses), [], 0
 
-    def accumulate(self, batches, loss, count):
+    def accumulate(self, batches, loss, count, turns=1):
         list(batches)
         self.now += 1
         return LossSum(torch.tensor(self.losses[self.now - 1] * count), torch.tensor(count))

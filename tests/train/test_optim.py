@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.parallel.test_single import NODES, Tiny, stepped, stepper
 from torch import nn
 
 from llmkit.core.errors import RecipeError
 from llmkit.train.low_rank import GROWTH, LowRank
 from llmkit.train.optim import AdamW, Apollo, Galore, Muon, ScheduleFree
 from llmkit.train.optimizing import below, rated
+from tests.parallel.test_steps import NODES, Tiny, stepped, stepper
 
 
 def shapes(*names):
@@ -76,7 +76,7 @@ def test_decay_takes_matrices_alone_and_rates_are_those_of_the_groups(name):
 def test_it_learns(name):
     steps = stepper(NODES[name])
     batch = torch.arange(15).reshape(3, 5)
-    from tests.parallel.test_single import loss
+    from tests.parallel.test_steps import loss
 
     def now():
         with torch.no_grad(), steps.averaged():

@@ -1,0 +1,48 @@
+"""Whether a model can be dealt out to ranks, from its `config.json` alone: before any process group is formed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.core.errors import RecipeError
+
+HEADS = ("num_attention_heads", "n_head", "num_heads")
+KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+INNER = ("intermediate_size", "moe_intermediate_size", "ffn_dim", "n_inner")
+
+
+def check_tensor(config: Mapping[str, Any], tensor: int) -> None:
+    """Sees to it that heads and inner units can be dealt out to `tensor` ranks: query heads evenly, key-value heads
+    evenly or each to as many ranks.
+
+    Raises:
+        RecipeError: they cannot; it names the numbers that fit.
+    """
+    text = config.get("text_config") or config
+    heads, keys = _first(text, HEADS), _first(text, KEYS)
+    inner = {key: text[key] for key in INNER if _whole(text.get(key))}
+    if not heads or _fits(tensor, heads, keys, inner):
+        return
+    fit = [n for n in range(1, heads + 1) if _fits(n, heads, keys, inner)]
+    said = [f"{heads} heads", f"{keys} key-value heads" if keys and keys != heads else ""]
+    said += [f"{key} {value}" for key, value in inner.items()]
+    what = ", ".join(filter(None, said))
+    raise RecipeError(
+        f"{tensor} ranks cannot share {what} of {config.get('model_type', 'the model')} evenly",
+        fix=f"use {' or '.join([', '.join(map(str, fit[:-1])), str(fit[-1])] if len(fit) > 1 else map(str, fit))}",
+        key="parallel.tensor",
+    )
+
+
+def _fits(n: int, heads: int, keys: int, inner: Mapping[str, int]) -> bool:
+    shared = not keys or keys % n == 0 or n % keys == 0
+    return heads % n == 0 and shared and all(size % n == 0 for size in inner.values())
+
+
+def _first(text: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    return next((int(text[name]) for name in names if _whole(text.get(name))), 0)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
