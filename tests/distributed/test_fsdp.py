@@ -74,6 +74,13 @@ def test_where_weights_lie(more, tiny, rows, tmp_path):
     same(2, tiny, rows, tmp_path, {"strategy": {"kind": "fsdp", **more}}, adapter=FULL)
 
 
+@pytest.mark.parametrize(
+    ("world", "adapter"), [(4, FULL), slow(2, FULL), slow(4, LORA)], ids=["4-full", "2-full", "4-lora"]
+)
+def test_rows_split_over_ranks(world, adapter, tiny, rows, tmp_path):
+    same(world, tiny, rows, tmp_path, FSDP | {"context": 2}, adapter=adapter)
+
+
 @pytest.mark.parametrize("adapter", [FULL, slow(LORA)], ids=["full", "lora"])
 @pytest.mark.parametrize("parallel", [FSDP, slow(HYBRID)], ids=["fsdp", "hybrid"])
 def test_mixed_types(parallel, adapter, tiny, rows, tmp_path):
@@ -110,9 +117,10 @@ def test_optimizers_that_need_whole_matrices_are_refused(optim, tiny, rows, tmp_
     [
         ({"memory": {"optimizer_in_backward": True}, "optim": {"kind": "sgd", "clip": 0}}, "applies each before"),
         ({"quant": {"kind": "bnb_int8"}}, "scales of 8-bit weights"),
+        ({"parallel": FSDP | {"tensor": 2}}, "is not cut again"),
         ({"parallel": {"strategy": "fsdp", "shard": 3}}, "shard 3 is 3, and there are 1 ranks"),
     ],
-    ids=["in backward", "int8", "ranks"],
+    ids=["in backward", "int8", "tensor", "ranks"],
 )
 def test_misfits_are_told_before_ranks_join(more, said, tiny, rows, tmp_path):
     with pytest.raises(RecipeError, match=said):
