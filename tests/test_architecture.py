@@ -18,6 +18,7 @@ LIGHT = [
     *(f"llmkit.recipe.{p.stem}" for p in (ROOT / "llmkit/recipe").glob("*.py") if p.stem != "__init__"),
     "llmkit.cli.main",
     "llmkit.cli.recipes",
+    *(f"llmkit.{name}" for name in ("cli.launch", "cli.status", "launch.commands", "launch.job", "launch.kubernetes")),
     *(
         f"llmkit.core.{p.stem}"
         for p in (ROOT / "llmkit/core").glob("*.py")

@@ -42,9 +42,10 @@ def wheel(tmp_path_factory):
 @pytest.mark.timeout(600)
 def test_the_wheel_holds_every_source_and_recipe_and_nothing_else(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
-    files = [path for top in ("llmkit", "kernels", "recipes") for path in (ROOT / top).rglob("*.*") if path.is_file()]
+    tops = ("llmkit", "kernels", "recipes", "launch")
+    files = [path for top in tops for path in (ROOT / top).rglob("*") if path.is_file()]
     ours = [str(path.relative_to(ROOT)) for path in files if path.suffix != ".pyc"]
-    wanted = {re.sub("^recipes/", "llmkit/_shipped/recipes/", name.removeprefix("kernels/")) for name in ours}
+    wanted = {re.sub("^(recipes|launch)/", r"llmkit/_shipped/\1/", name.removeprefix("kernels/")) for name in ours}
     assert {name for name in held if ".dist-info/" not in name} == wanted
     assert {Path(name).suffix for name in wanted} >= {".py", ".cpp", ".h", ".yaml", ".json"}
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llmkit.core.errors import Problem, RecipeError
+from llmkit.core.files import sha256
 from llmkit.core.folder import differences
 from llmkit.core.wording import cut
 
@@ -24,6 +26,15 @@ def packages() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def code() -> dict[str, str]:
+    """The beginning of the sha256 of each of our own files: what ranks run must be one thing."""
+    ours = Path(__file__).parents[1]
+    kernels = importlib.util.find_spec("llmkit_kernels")
+    roots = [ours, *map(Path, (kernels.submodule_search_locations or ()) if kernels is not None else ())]
+    files = [(root, path) for root in roots for kind in ("*.py", "*.cpp") for path in root.rglob(kind)]
+    return {str(path.relative_to(root.parent)): sha256(path)[:12] for root, path in sorted(files)}
 
 
 def processor() -> str:

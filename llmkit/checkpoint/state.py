@@ -1,120 +1,164 @@
 """Checkpoints: named tensors and JSON, published whole or not at all, verified when read.
 
-`checkpoints/step-N/` holds `tensors.safetensors`, `state.json` (the loop's own facts) and `manifest.json` (the sha256
-of both, and of every tensor its global shape and the slice that this file holds). It is written under another name and
-renamed: a reader sees a whole checkpoint or none. Nothing in it can run code.
+`checkpoints/step-N/` holds `tensors-R-of-W.safetensors` of each rank R of the W that wrote it, `state.json` (the loop's
+own facts) and `manifest.json`: the sha256 of all of them and, of every tensor, its type, its global shape and the
+blocks that it lies in, each with the rank whose file has it. All is written under another name and renamed: a reader
+sees a whole checkpoint or none, and any number of ranks can read it. Nothing in it can run code. What the first format
+wrote, one file `tensors.safetensors`, is still read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from llmkit.checkpoint import tensors as files
-from llmkit.core.errors import LlmkitError, ModelError, ResourceError
-from llmkit.core.files import DISK, Disk, as_json, ensure, publish, refused
+from llmkit.checkpoint.agree import agree
+from llmkit.checkpoint.deal import deal, layout
+from llmkit.checkpoint.draft import Draft, clean, token
+from llmkit.checkpoint.held import Held
+from llmkit.checkpoint.manifest import NAME, STATE, Manifest, unpack
+from llmkit.checkpoint.tensors import header
+from llmkit.core.errors import LlmkitError, ModelError
+from llmkit.core.files import DISK, Disk, as_json, refused, sha256
 from llmkit.core.folder import steps as steps
+from llmkit.core.peers import Alone, Peers
+from llmkit.core.ranks import Ranks
+from llmkit.core.sliced import State, whole
 
-FORMAT = 1
 LATER = ".later-step-"
 FIX = "delete its folder: the one before is used then"
+ALONE = Alone()
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], disk: Disk = DISK) -> Path:
-    """Publishes `folder/step-N`.
+def save(folder: Path, step: int, tensors: State, meta: Mapping[str, Any], disk: Disk = DISK) -> Path:
+    """Publishes `folder/step-N`, by one process and before it returns; `Saver` is for many, and beside their work.
 
     Raises:
         ResourceError: the disk refuses; older checkpoints are untouched.
     """
-    final, aside = folder / f"step-{step}", folder / f".tmp-step-{step}-{os.getpid()}"
-    needed = files.size(tensors)
-    state = (as_json(meta, indent=1) + "\n").encode()
+    text = facts_text(meta)
+    draft = Draft(folder, step, deal([layout(tensors)]), token=token(), disk=disk)
     try:
-        clean(folder, disk)
-        ensure(folder, disk)
-        _room(folder, needed)
-        disk.make(aside)
-        digests = {"tensors.safetensors": files.write(aside / "tensors.safetensors", tensors, disk)}
-        disk.write(aside / "state.json", [state])
-        digests["state.json"] = hashlib.sha256(state).hexdigest()
-        disk.write(aside / "manifest.json", [_manifest(step, tensors, digests)])
-        disk.sync(aside)
-        publish(aside, final, disk)
-    except OSError as cause:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise refused(cause, "saving", final, needed) from cause
-    return final
+        draft.begin()
+        held = {name: whole(tensor).tensor for name, tensor in tensors.items() if draft.tensors[name].blocks}
+        digest = draft.write(0, held)
+        return draft.publish({"tensors-0-of-1.safetensors": digest}, text)
+    except LlmkitError:
+        draft.drop()
+        raise
 
 
-def _room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ResourceError(
-            f"a checkpoint needs {needed / 2**20:.0f} MiB and {folder} has {free / 2**20:.0f} MiB",
-            fix="free some space, or set out to another disk",
-            key="out",
-        )
+def facts_text(meta: Mapping[str, Any]) -> bytes:
+    """The bytes of `state.json`."""
+    return (as_json(meta, indent=1) + "\n").encode()
 
 
-def _manifest(step: int, tensors: Mapping[str, Tensor], digests: Mapping[str, str]) -> bytes:
-    held = {
-        name: {"shape": list(tensor.shape), "slice": [[0, length] for length in tensor.shape]}
-        for name, tensor in tensors.items()
-    }
-    manifest = {"format": FORMAT, "step": step, "rank": 0, "world": 1, "files": digests, "tensors": held}
-    return (json.dumps(manifest) + "\n").encode()
+Found = tuple[Held, dict[str, Any]]
 
 
-def clean(folder: Path, disk: Disk = DISK) -> None:
-    """Takes away what a save that died left behind; an older checkpoint moved aside by it comes back."""
-    for left in folder.glob(".old-step-*"):
-        name = folder / left.name.removeprefix(".old-")
-        if name.exists():
-            disk.remove(left)
-        else:
-            disk.rename(left, name)
-    for left in folder.glob(".tmp-*"):
-        disk.remove(left)
-
-
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, facts) of one checkpoint.
+def load(path: Path, peers: Peers = ALONE) -> Found:
+    """(tensors, facts) of one checkpoint, called by every rank: each reads a share of the files through and compares
+    their digests, and all go on or none does. Tensors are read when they are asked for.
 
     Raises:
-        ModelError: a file is missing, damaged, of another step, or says what no save of ours says.
+        ModelError: a file is missing, damaged, of another step or of other ranks, or says what no save of ours says.
     """
+    found: Found | None = None
+    fault: LlmkitError | None = None
     try:
-        return _load(path)
+        found = _sound(path, peers.ranks)
+    except ModelError as cause:
+        fault = cause
+    agree(peers, fault)
+    if found is None:
+        raise ModelError("was not read", fix=FIX, file=str(path))
+    return found
+
+
+def _sound(path: Path, ranks: Ranks) -> Found:
+    try:
+        return _load(path, ranks)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as cause:
         if "allocate memory" in str(cause):
             raise
         raise ModelError(f"says what no save of ours says ({cause!r:.120})", fix=FIX, file=str(path)) from cause
 
 
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    manifest = _json(path / "manifest.json")
-    if manifest.get("format") != FORMAT or set(manifest.get("files", {})) != {"tensors.safetensors", "state.json"}:
-        raise ModelError("is no checkpoint of this version", fix=FIX, file=str(path / "manifest.json"))
-    raw = _bytes(path / "state.json")
-    if hashlib.sha256(raw).hexdigest() != manifest["files"]["state.json"]:
-        raise ModelError("is damaged: its sha256 is not the manifest's", fix=FIX, file=str(path / "state.json"))
+def _load(path: Path, ranks: Ranks) -> Found:
+    manifest = _manifest(path)
+    raw = _bytes(path / STATE)
+    if hashlib.sha256(raw).hexdigest() != manifest.files[STATE]:
+        raise ModelError("is damaged: its sha256 is not the manifest's", fix=FIX, file=str(path / STATE))
     meta = json.loads(raw)
     named = path.name.removeprefix("step-")
-    if {str(manifest["step"]), str(meta.get("step", manifest["step"]))} != {named}:
+    if {str(manifest.step), str(meta.get("step", manifest.step))} != {named}:
         raise ModelError(
-            f"mixes steps: the folder is step {named}, its manifest step {manifest['step']}", fix=FIX, file=str(path)
+            f"mixes steps: the folder is step {named}, its manifest step {manifest.step}", fix=FIX, file=str(path)
         )
-    tensors = files.read(path / "tensors.safetensors", manifest["files"]["tensors.safetensors"])
-    if manifest != json.loads(_manifest(manifest["step"], tensors, manifest["files"])):  # it has no digest of its own
-        raise ModelError("is damaged: it tells of other tensors or ranks", fix=FIX, file=str(path / "manifest.json"))
-    return tensors, meta
+    others = {one.name for one in path.glob("tensors*.safetensors")} - set(manifest.parts)
+    if others:
+        what = f"mixes saves: {min(others)} is none of the {len(manifest.parts)} files that its manifest names"
+        raise ModelError(what, fix=FIX, file=str(path))
+    for rank in range(ranks.rank, len(manifest.parts), ranks.world):
+        _verify(path, manifest, rank)
+    return Held(path, manifest), meta
+
+
+def _manifest(path: Path) -> Manifest:
+    try:
+        said = json.loads(_bytes(path / NAME))
+    except ValueError as cause:
+        raise ModelError("is damaged: it is not JSON", fix=FIX, file=str(path / NAME)) from cause
+    try:
+        found = unpack(said if isinstance(said, dict) else {})
+    except ValueError as cause:
+        raise ModelError(f"is damaged: {cause}", fix=FIX, file=str(path / NAME)) from cause
+    if found is None:
+        raise ModelError("is no checkpoint of this version", fix=FIX, file=str(path / NAME))
+    return found
+
+
+def _verify(path: Path, manifest: Manifest, rank: int) -> None:
+    """Sees to it that the file of a rank is the one that the manifest names, and holds what it says."""
+    file = path / manifest.parts[rank]
+    try:
+        same = sha256(file) == manifest.files[file.name]
+    except OSError as cause:
+        raise ModelError(f"cannot be read ({cause.strerror})", fix=FIX, file=str(file)) from cause
+    _unmixed(file, manifest, rank, same)
+    if not same:
+        raise ModelError("is damaged: its sha256 is not the manifest's", fix=FIX, file=str(file))
+    entries = header(file)[1]
+    if manifest.format == 1:
+        said: Any = {name: one.shape for name, one in manifest.tensors.items()}
+        found: Any = {name: one.shape for name, one in entries.items()}
+    else:
+        parts = ((name, one, block) for name, one in manifest.tensors.items() for block in one.blocks)
+        said = {name: (one.dtype, block.shape) for name, one, block in parts if block.rank == rank}
+        found = {name: (one.dtype, one.shape) for name, one in entries.items()}
+    if said != found:
+        raise ModelError("is damaged: it tells of other tensors than its files", fix=FIX, file=str(path / NAME))
+
+
+def _unmixed(file: Path, manifest: Manifest, rank: int, same: bool) -> None:
+    """Names a sound file of another save: a file says itself of which step and which rank it is."""
+    if manifest.format == 1:
+        return
+    try:
+        notes = header(file)[0]
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        if same:
+            raise
+        return  # damaged, and said to be so
+    meant = {"step": str(manifest.step), "rank": str(rank), "world": str(len(manifest.parts))}
+    found = {key: notes.get(key, "?") for key in meant}
+    if found != meant:
+        what = "mixes saves: it is rank {rank}'s part of {world} of step {step}".format(**found)
+        what += ", and its checkpoint has rank {rank}'s of {world} of step {step} there".format(**meant)
+        raise ModelError(what, fix=FIX, file=str(file))
 
 
 def _bytes(path: Path) -> bytes:
@@ -124,27 +168,23 @@ def _bytes(path: Path) -> bytes:
         raise ModelError(f"cannot be read ({cause.strerror})", fix=FIX, file=str(path)) from cause
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        said = json.loads(_bytes(path))
-    except ValueError as cause:
-        raise ModelError("is damaged: it is not JSON", fix=FIX, file=str(path)) from cause
-    return said if isinstance(said, dict) else {}
-
-
-def newest(folder: Path, notice: Callable[[str], None]) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
+def newest(
+    folder: Path, notice: Callable[[str], None], peers: Peers = ALONE
+) -> tuple[Path, Held, dict[str, Any]] | None:
     """The newest checkpoint that is whole: (folder, tensors, facts). Each damaged one on the way gets one notice.
+    Called by every rank.
 
     Raises:
         ModelError: there are checkpoints, and none is whole.
     """
-    if not folder.is_dir():
-        return None
-    clean(folder)
+    there: list[int] = []
+    if peers.ranks.main and folder.is_dir():
+        clean(folder)
+        there = steps(folder)
     last: LlmkitError | None = None
-    for step in steps(folder):
+    for step in peers.share(there):
         try:
-            return folder / f"step-{step}", *load(folder / f"step-{step}")
+            return folder / f"step-{step}", *load(folder / f"step-{step}", peers)
         except ModelError as cause:
             notice(f"passing over a checkpoint: {cause.problems[0]}")
             last = cause
@@ -171,8 +211,9 @@ def set_aside(folder: Path, step: int, disk: Disk = DISK) -> list[int]:
     return later
 
 
-def prune(folder: Path, keep: int, best: int | None, disk: Disk = DISK) -> None:
-    """Removes all but the newest `keep` checkpoints and the best one, oldest first, and those that were set aside.
+def prune(folder: Path, keep: int, best: int | None, disk: Disk = DISK, spare: Collection[int] = ()) -> None:
+    """Removes all but the newest `keep` checkpoints, the best one and those of `spare`, oldest first, and those that
+    were set aside.
 
     Raises:
         ResourceError: the disk refuses.
@@ -183,7 +224,7 @@ def prune(folder: Path, keep: int, best: int | None, disk: Disk = DISK) -> None:
         except OSError as cause:
             raise refused(cause, "removing", hidden) from cause
     for step in reversed(steps(folder)[keep:]):
-        if step == best:
+        if step == best or step in spare:
             continue
         path = folder / f"step-{step}"
         gone = folder / f".tmp-gone-{step}"

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from llmkit.core.errors import ModelError
 from llmkit.core.files import DISK, Disk
 
 DTYPES = {
@@ -32,15 +32,27 @@ DTYPES = {
 }
 TYPES = {name: dtype for dtype, name in DTYPES.items()}
 PIECE = 1 << 24
+NOTES = "__metadata__"
+MOST = 1 << 28
+"""Bytes of a header."""
 
 
-def size(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of the data."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of a file: `begin` is the byte of the file where its data begins."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], disk: Disk = DISK) -> str:
-    """Writes a file and gives its sha256. Tensors that share memory are written apart.
+def size(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor's data."""
+    return math.prod(shape) * TYPES[dtype].itemsize
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], disk: Disk = DISK, notes: Mapping[str, str] | None = None) -> str:
+    """Writes a file and gives its sha256; `notes` go into its header. Tensors that share memory are written apart.
 
     Raises:
         OSError: the disk refuses.
@@ -48,7 +60,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], disk: Disk = DISK) -> str:
     digest = hashlib.sha256()
 
     def hashed() -> Iterator[bytes | memoryview]:
-        for part in _parts(tensors):
+        for part in _parts(tensors, notes or {}):
             digest.update(part)
             yield part
 
@@ -56,8 +68,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], disk: Disk = DISK) -> str:
     return digest.hexdigest()
 
 
-def _parts(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _parts(tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    header: dict[str, object] = {NOTES: {"format": "pt", **notes}}
     start = 0
     for name, tensor in tensors.items():
         end = start + tensor.numel() * tensor.element_size()
@@ -72,31 +84,30 @@ def _parts(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
             yield memoryview(piece.numpy())
 
 
-def read(path: Path, expected: str) -> dict[str, Tensor]:
-    """The tensors of a file whose sha256 is `expected`.
+def header(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
+    """(notes, entries) of a file, whose data must lie end to end and end where it ends.
 
     Raises:
-        ModelError: the file is missing or is not that one.
+        OSError: it cannot be read.
+        ValueError, TypeError, LookupError: it is no file of ours.
     """
-    try:
-        raw = np.fromfile(path, dtype=np.uint8)
-    except OSError as cause:
-        raise ModelError(f"cannot be read ({cause.strerror})", fix="use another checkpoint", file=str(path)) from cause
-    if hashlib.sha256(raw.data).hexdigest() != expected:
-        raise ModelError("is damaged: its sha256 is not the manifest's", fix="use another checkpoint", file=str(path))
-    length = int.from_bytes(raw[:8].tobytes(), "little")
-    header = json.loads(raw[8 : 8 + length].tobytes())
-    header.pop("__metadata__", None)
-    body = torch.from_numpy(raw)[8 + length :]
-    return {
-        name: _aligned(body[item["data_offsets"][0] : item["data_offsets"][1]], TYPES[item["dtype"]]).view(
-            item["shape"]
-        )
-        for name, item in header.items()
-    }
-
-
-def _aligned(data: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bytes as a type; a slice that does not start on the type's boundary is copied."""
-    wide = torch.empty((), dtype=dtype).element_size()
-    return (data if data.storage_offset() % wide == 0 else data.clone()).view(dtype)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(MOST, path.stat().st_size - 8):
+            raise ValueError(f"a header of {length} bytes")
+        said = json.loads(file.read(length))
+    notes = {str(key): str(value) for key, value in said.pop(NOTES, {}).items()}
+    found: dict[str, Entry] = {}
+    at = 8 + length
+    for name, item in sorted(said.items(), key=lambda pair: (pair[1]["data_offsets"][0], pair[1]["data_offsets"][1])):
+        shape = tuple(item["shape"])
+        if not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"{name} of shape {item['shape']}")
+        end = at + size(item["dtype"], shape)
+        if [at - 8 - length, end - 8 - length] != item["data_offsets"]:
+            raise ValueError(f"{name} at {item['data_offsets']}")
+        found[name] = Entry(item["dtype"], shape, at)
+        at = end
+    if at != path.stat().st_size:
+        raise ValueError(f"{path.stat().st_size - at} bytes behind the data")
+    return notes, found

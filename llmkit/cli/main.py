@@ -5,19 +5,18 @@ A verb's heavy half is imported when it is called: `llmkit --help` and a broken 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import sys
 import traceback
 from functools import partial
-from types import TracebackType
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from llmkit import __version__
+from llmkit.cli.streams import flush, open_streams, own_fault, returned, say
 from llmkit.core.errors import LlmkitError, Problem, RecipeError
+from llmkit.core.ranks import exit_status
 
 app = typer.Typer(
     name="llmkit",
@@ -29,8 +28,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-LAUNCHED = ("TORCHELASTIC_RUN_ID", "LOCAL_RANK")
-"""Set by torchrun, deepspeed and accelerate, which restart what does not exit 0: the truth is in `status.json`."""
 USAGE: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 """What the command line's own parser raises, whichever package holds its class."""
 
@@ -94,6 +91,50 @@ def show(
     from llmkit.cli.recipes import show as verb
 
     verb(recipe, overrides or [], json, schema)
+
+
+@app.command()
+def launch(
+    recipe: Annotated[str, typer.Argument(help="A recipe file.")],
+    overrides: Overrides = None,
+    engine: Annotated[str, typer.Option(help="torchrun, deepspeed, slurm or kubernetes.")] = "torchrun",
+    nodes: Annotated[int, typer.Option(min=1, help="Hosts.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="Ranks a host, one for each GPU.")] = 1,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Ranks compute on CPUs: ask for no GPU.")] = False,
+    hostfile: Annotated[str, typer.Option(help="One host a line, such as: node1 slots=8.")] = "",
+    node_rank: Annotated[int | None, typer.Option(help="Start this host's part alone, the N-th from 0.")] = None,
+    master: Annotated[str, typer.Option(help="Where the first host is reached.")] = "",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the rendezvous.")] = 29500,
+    interface: Annotated[str, typer.Option(help="The network interface that ranks use, such as ib0.")] = "",
+    restarts: Annotated[int | None, typer.Option(min=0, help="How often ranks are started again.")] = None,
+    name: Annotated[str, typer.Option(help="Of the job; the recipe's without it.")] = "",
+    time: Annotated[str, typer.Option(help="Slurm's time limit, such as 12:00:00.")] = "",
+    option: Annotated[list[str] | None, typer.Option(help="Handed on to sbatch, such as --partition=gpu.")] = None,
+    image: Annotated[str, typer.Option(help="The container's image.")] = "llmkit:latest",
+    claim: Annotated[str, typer.Option(help="The volume claim that is mounted at /work.")] = "llmkit",
+    kind: Annotated[str, typer.Option(help="Of the manifest: job, pytorchjob or trainjob.")] = "job",
+    show: Annotated[bool, typer.Option("--print", help="Show the command or the manifest; start nothing.")] = False,
+) -> None:
+    """Run a recipe on many devices by a launcher, or show how."""
+    from llmkit.cli.launch import launch as verb
+    from llmkit.launch.job import Job
+
+    where = {"hostfile": hostfile, "node_rank": node_rank, "master": master, "port": port, "interface": interface}
+    asked = {"name": name, "time": time, "options": tuple(option or ()), "image": image, "claim": claim, "kind": kind}
+    words = tuple(overrides or ())
+    verb(Job(recipe, words, nodes, gpus, cpu, restarts=restarts, **where, **asked), engine, show)  # type: ignore[arg-type]
+
+
+@app.command()
+def status(
+    target: Annotated[str, typer.Argument(help="A recipe file, or the folder of a run or of a pipeline.")],
+    overrides: Overrides = None,
+    json: Json = False,
+) -> int:
+    """Say what became of a run; exit as it did: 0 done, 75 stopped, its own status if it failed."""
+    from llmkit.cli.status import status as verb
+
+    return verb(target, overrides or [], json)
 
 
 @app.command()
@@ -243,11 +284,35 @@ def quickstart(out: Annotated[str, typer.Option(help="The run's folder.")] = "ru
 
 
 @app.command()
+def prove(
+    what: Annotated[str, typer.Argument(help="recipe.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe file of one stage.")],
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(min=1, help="The most ranks of this machine that are tried.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each way.")] = 2,
+    json: Json = False,
+) -> int:
+    """Run a few steps cut up in several ways (micro-batches, accumulation, ranks) and compare; 6 if they differ."""
+    from llmkit.cli.prove import recipe as verb
+
+    if what != "recipe":
+        raise RecipeError(f"{what} cannot be proved yet", fix="use llmkit prove recipe RECIPE")
+    return verb(recipe, overrides or [], ranks, steps, json)
+
+
+@app.command()
 def doctor(
     json: Json = False,
     support: Annotated[bool, typer.Option("--support", help="Print what each model family supports.")] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Measure all ranks; start it by a launcher.")] = False,
+    disk: Annotated[str, typer.Option(help="With --cluster: the folder whose disk is measured.")] = ".",
 ) -> None:
-    """Report versions, devices, and which fast rows are live and why; or what each model family supports."""
+    """Report versions, devices, and which fast rows are live and why; what families support; or how a cluster does."""
+    if cluster:
+        from llmkit.cli.cluster import cluster as measure
+
+        measure(disk, json)
+        return
     from llmkit.cli.setup import doctor as verb
     from llmkit.cli.setup import support as table
 
@@ -260,76 +325,33 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     words = [w for w in sys.argv[1:] if not w.startswith(("--local_rank=", "--local-rank="))]
     debug = "--debug" in words
-    _open_streams()
+    open_streams()
     words = [w for w in words if w != "--debug"]
-    sys.excepthook = partial(_own_fault, debug)
+    sys.excepthook = partial(own_fault, debug)
     code = _guarded(words, debug)
-    _flush()
+    flush()
     sys.exit(code)
-
-
-def _open_streams() -> None:
-    """Standard streams that were closed before we began lead nowhere: a file of ours must not get their numbers."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
-    sys.stdout = sys.stdout or os.fdopen(1, "w")
-    sys.stderr = sys.stderr or os.fdopen(2, "w")
-
-
-def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone: Python must not try again at its end
 
 
 def _guarded(words: list[str], debug: bool) -> int:
     try:
         # not app(words): that puts typer's own hook in the place of ours
-        code = _status(typer.main.get_command(app)(words, standalone_mode=False))
-        return _say([INTERRUPTED], 75) if code == 130 else code  # the parser's own word for Ctrl-C
+        code = returned(typer.main.get_command(app)(words, standalone_mode=False))
+        return say([INTERRUPTED], 75) if code == 130 else code  # the parser's own word for Ctrl-C
     except USAGE as usage:
         if type(usage).__name__ == "NoArgsIsHelpError":
             usage.show()
             return 2
         context = getattr(usage, "ctx", None)
         verb = f"{context.info_name} " if context is not None and context.parent is not None else ""
-        return _say([Problem(usage.format_message().rstrip("."), f"see llmkit {verb}--help")], 2)
+        return say([Problem(usage.format_message().rstrip("."), f"see llmkit {verb}--help")], 2)
     except (typer.Abort, KeyboardInterrupt):
-        return _say([INTERRUPTED], 75)
+        return say([INTERRUPTED], 75)
     except LlmkitError as error:
         if debug:
             traceback.print_exc()
-        code = _say(error.problems, error.code)
-        return 0 if code == 75 and any(name in os.environ for name in LAUNCHED) else code
+        return exit_status(say(error.problems if error.speaks is not False else (), error.code, error.speaks))
     except SystemExit as done:
         if isinstance(done.__context__, BrokenPipeError):
             return 0  # the reader has gone: nothing more to say to it
         raise
-
-
-def _own_fault(debug: bool, kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:
-    """What nobody foresaw is one line too; Python then exits 1."""
-    if debug:
-        traceback.print_exception(kind, fault, trace)
-    why = next(iter(str(fault).strip().splitlines()), "")
-    _say(
-        [Problem(f"llmkit met a fault of its own ({kind.__name__}: {why})", "run again with --debug and report it")], 1
-    )
-
-
-def _status(returned: Any) -> int:
-    return returned if isinstance(returned, int) else 0
-
-
-def _say(problems: Any, code: int) -> int:
-    """One line a problem, on standard error; under a launcher only rank 0 speaks."""
-    if os.environ.get("RANK", "0") == "0":
-        with contextlib.suppress(OSError, ValueError):
-            for problem in problems:
-                sys.stderr.write(f"llmkit: error: {problem}\n")
-            sys.stderr.flush()
-    return code

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmkit.core.errors import RecipeError
+from llmkit.core.ranks import ranks
 from llmkit.core.run import Grants
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def _execute(recipe: Recipe, resume: str = "auto", grants: Grants | None = None)
     if resume not in ("auto", "never") and not (Path(resume) / "manifest.json").is_file():
         raise RecipeError(f"--resume {resume} is no checkpoint", fix="use auto, never, or a checkpoint's folder")
     artifact = execute(recipe, resume=resume, grants=grants or Grants())
-    out(str(artifact.folder))
+    if ranks().main:
+        out(str(artifact.folder))
 
 
 def check(recipe: str, overrides: Sequence[str], show: int) -> None:

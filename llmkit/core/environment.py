@@ -15,6 +15,8 @@ LIBRARIES = (
     "accelerate",
     "datasets",
     "fsspec",
+    "deepspeed",
+    "DeepSpeed",
     "py.warnings",
 )
 """The loggers of those whose chatter is for a run's log and not for the screen."""

@@ -29,6 +29,8 @@ class LlmkitError(Exception):
     """The base of all errors that a user can cause; `problems` holds at least one; `code` is the exit status."""
 
     code: ClassVar[int] = 1
+    speaks: bool | None = None
+    """Whether this process prints it; None: where it is the main one; False: it is printed already."""
 
     def __init__(
         self,

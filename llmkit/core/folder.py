@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from llmkit.core.console import Console
-from llmkit.core.errors import RecipeError
+from llmkit.core.errors import LlmkitError, RecipeError
 from llmkit.core.files import DISK, ensure, refused, write_atomic, write_json
 
 NOTES = {"recipe.yaml", "resolved.yaml", "status.json", "run.log", "lint.json", ".trackers.json", ".lock", "ranks"}
@@ -97,6 +97,28 @@ def claim(folder: Path, resume: str, console: Console) -> Claim:
     _clean(folder)
     _take(lock, folder, before, console)
     return Claim(folder, lock, before, frozenset(there), made)
+
+
+def inherit(folder: Path, cause: LlmkitError) -> bool:
+    """Leaves the status of a run whose process died and could not; says whether it was there to be left.
+
+    A process that lives holds the folder: nobody else writes then.
+    """
+    for _ in range(20):  # forks of the one that died keep its lock for a moment
+        try:
+            with (folder / ".lock").open("a+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if read_status(folder).get("state") != "running":
+                    return False
+                saved = steps(folder / "checkpoints")[:1]
+                said = {"state": "failed", "step": saved[0] if saved else 0, "exit_code": cause.code}
+                write_json(folder / "status.json", said | {"why": str(cause).splitlines()[0]})
+                return True
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            time.sleep(0.1)
+    return False
 
 
 def _take(lock: IO[str], folder: Path, before: Mapping[str, Any], console: Console) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol
 
+from llmkit.core.errors import LlmkitError
 from llmkit.core.ranks import Ranks
 
 
@@ -40,6 +43,14 @@ class Peers(Protocol):
         """Around work of this rank that the others wait for: a fault in it ends them too, and is told."""
         ...
 
+    def at_work(self, folder: Path) -> AbstractContextManager[None]:
+        """Around a stage, whose log lies in `folder`: a fault of this rank is told to the others, theirs end it."""
+        ...
+
+    def closing(self, how: Callable[[LlmkitError], bool] | None) -> None:
+        """What leaves a stage's status when the others end this process; it says whether there was one to leave."""
+        ...
+
 
 class Alone:
     """A run of one process."""
@@ -67,3 +78,10 @@ class Alone:
     def alone(self, where: str) -> AbstractContextManager[None]:
         """Nobody waits."""
         return nullcontext()
+
+    def at_work(self, folder: Path) -> AbstractContextManager[None]:
+        """Nobody to tell."""
+        return nullcontext()
+
+    def closing(self, how: Callable[[LlmkitError], bool] | None) -> None:
+        """Nobody ends this process."""

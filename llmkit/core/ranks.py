@@ -7,7 +7,15 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llmkit.core.errors import RecipeError
+from llmkit.core.errors import RecipeError, Stopped
+
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "LOCAL_RANK")
+"""Set by torchrun, deepspeed and accelerate, which restart what does not exit 0: the truth is in `status.json`."""
+
+
+def exit_status(code: int) -> int:
+    """What a process exits with: a launcher takes a clean stop for a failure."""
+    return 0 if code == Stopped.code and any(name in os.environ for name in LAUNCHED) else code
 
 
 @dataclass(frozen=True)
@@ -25,9 +33,14 @@ class Ranks:
         return self.rank == 0
 
     @property
+    def pid(self) -> int:
+        """This process."""
+        return os.getpid()
+
+    @property
     def name(self) -> str:
         """As errors name it: the rank, its host and its process."""
-        return f"rank {self.rank} ({platform.node()}, pid {os.getpid()})"
+        return f"rank {self.rank} ({platform.node()}, pid {self.pid})"
 
 
 def ranks(environment: Mapping[str, str] = os.environ) -> Ranks:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,68 @@ class Tree:
     """Shared prefixes with branches: a segment's `parent` is the index of an earlier segment of the same row, or -1."""
 
     segments: tuple[Segment, ...]
+
+
+class Exchange(Protocol):
+    """The N ranks that hold parts of one row, seen from one of them. All of them make the same calls in one order."""
+
+    @property
+    def index(self) -> int:
+        """Which of them this is."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """N."""
+        ...
+
+    def swap(self, chunks: Tensor) -> Tensor:
+        """(N, ...): chunk i goes to rank i. Gives, of that shape, what each has for this one, in the ranks' order."""
+        ...
+
+    def shift(self, tensors: Sequence[Tensor], by: int) -> Callable[[], list[Tensor]]:
+        """Begins to send to the rank `by` places on, round the ring; the call that it gives waits for what comes from
+        the rank as far before."""
+        ...
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Tensors of one shape, of all of them in their order."""
+        ...
+
+
+Stretch = tuple[int, int]
+"""Tokens [start, end) of a row."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One rank's part of a packed row that several hold: its own stretches lie end to end in (1, T / N).
+
+    Equal only to itself: what follows from it is made once for all layers.
+    """
+
+    whole: Packed
+    """Of all the row."""
+    held: tuple[tuple[Stretch, ...], ...]
+    """What each rank holds, in order, equally long together; all of it together is the row."""
+    method: Literal["ulysses", "ring"]
+    exchange: Exchange
+
+    @property
+    def mine(self) -> tuple[Stretch, ...]:
+        """What this rank holds."""
+        return self.held[self.exchange.index]
+
+    @property
+    def tokens(self) -> int:
+        """T, with what fills the row up."""
+        return max(end for part in self.held for _, end in part)
+
+    def cut(self, row: Tensor) -> Tensor:
+        """This rank's part of (1, T, ...)."""
+        import torch
+
+        return torch.cat([row[:, start:end] for start, end in self.mine], 1)
 
 
 @dataclass(frozen=True)
@@ -77,7 +140,7 @@ class Batch:
     positions: Tensor
     labels: Tensor
     weights: Tensor
-    attend: Packed | Tree | None
+    attend: Packed | Tree | Split | None
     """None where the model cannot take a context: then rows are padded on the right and `lengths` tells how far."""
     ids: tuple[int, ...]
     lengths: tuple[int, ...] = ()

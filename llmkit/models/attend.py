@@ -17,12 +17,13 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from llmkit.core.errors import ModelError
-from llmkit.core.types import Packed, Paged, Segment, Span, Tree
-from llmkit.models import compiled, varlen
+from llmkit.core.types import Packed, Paged, Segment, Span, Split, Tree
+from llmkit.models import compiled, ulysses, varlen
 from llmkit.models.pieces import Kind, Piece, Rule, eager, scored, sdpa
+from llmkit.models.ring import ring
 from llmkit.models.rotary import turn_by_sequence
 
-Context = Packed | Tree | Paged
+Context = Packed | Tree | Paged | Split
 
 KINDS: dict[str, Kind] = {
     "sdpa": sdpa,
@@ -120,6 +121,13 @@ def attention(kind: Kind) -> Callable[..., tuple[Tensor, None]]:
             return out, None
         if attend is None:
             return _uncontexted(query, key, value, attention_mask, rule, kind).transpose(1, 2).contiguous(), None
+        if isinstance(attend, Split):
+            if attend.method == "ring":
+                return ring(query, key, value, attend, rule), None
+            q, k, v, sinks = ulysses.by_heads(query, key, value, s_aux, attend)
+            whole: Any = {"sliding_window": sliding_window, "softcap": softcap, "s_aux": sinks, "attend": attend.whole}
+            out, _ = run(module, q, k, v, None, scaling, dropout, **whole, **others)
+            return ulysses.by_tokens(out, attend), None
         if kind is compiled.pieces and isinstance(attend, Packed) and compiled.suits(query, key, value, rule):
             return compiled.packed(query, key, value, attend, rule), None
         if isinstance(attend, Paged):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmkit.core.types import Batch
+from llmkit.core.types import Batch, Packed, Split, Tree
 
 
 class Noise:
@@ -22,32 +22,47 @@ class Noise:
     def __init__(self, embedding: nn.Module, alpha: float) -> None:
         self.alpha = alpha
         self.sizes: Tensor | None = None
+        self.split: Split | None = None
         embedding.register_forward_hook(self._add)
 
     @contextmanager
     def over(self, batch: Batch) -> Iterator[None]:
         """While it lasts, what is embedded are this batch's tokens."""
-        self.sizes = lengths(batch)
+        self.sizes, self.split = lengths(batch), batch.attend if isinstance(batch.attend, Split) else None
         try:
             yield
         finally:
-            self.sizes = None
+            self.sizes = self.split = None
 
     def _add(self, module: nn.Module, args: Any, out: Tensor) -> Tensor | None:
         if self.sizes is None:
             return None
         most = self.alpha / (self.sizes * out.shape[2]).sqrt()
-        drawn = torch.rand(out.shape, device=out.device, dtype=torch.float32).mul_(2).sub_(1)
+        drawn = self._drawn(out).mul_(2).sub_(1)
         return out + drawn.mul_(most.nan_to_num(posinf=0.0)[..., None]).to(out.dtype)
+
+    def _drawn(self, out: Tensor) -> Tensor:
+        """From [0, 1), in the shape of `out`; of a row that several ranks hold, what one process draws there."""
+        if self.split is None:
+            return torch.rand(out.shape, device=out.device, dtype=torch.float32)
+        shape = 1, self.split.tokens, out.shape[2]
+        return self.split.cut(torch.rand(shape, device=out.device, dtype=torch.float32))
 
 
 def lengths(batch: Batch) -> Tensor:
     """The length of each token's own sequence, (B, T) in fp32; 0 for padding."""
+    if isinstance(batch.attend, Split):
+        whole = torch.zeros(1, batch.attend.tokens, device=batch.tokens.device)
+        return batch.attend.cut(_filled(batch.attend.whole, whole))
     sizes = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
     if batch.attend is None:
         for row, length in enumerate(batch.lengths):
             sizes[row, :length] = length
         return sizes
-    for segment in batch.attend.segments:
+    return _filled(batch.attend, sizes)
+
+
+def _filled(context: Packed | Tree, sizes: Tensor) -> Tensor:
+    for segment in context.segments:
         sizes[segment.row, segment.start : segment.end] = segment.end - segment.start
     return sizes

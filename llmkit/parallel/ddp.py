@@ -1,4 +1,4 @@
-"""Replicas that see different rows and sum their gradients (torch's DistributedDataParallel)."""
+"""Replicas that see different tokens and sum their gradients (torch's DistributedDataParallel)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from llmkit.core.errors import RecipeError
-from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
 from llmkit.parallel.grid import Grid
 from llmkit.parallel.steps import Parts, Steps
@@ -22,14 +21,23 @@ from llmkit.parallel.tree import Tree
 class Replicas:
     """The team of one replica: gradients are summed, for each already carries the global count."""
 
-    def __init__(self, scored: nn.Module, params: Mapping[str, nn.Parameter], group: Any, say: Callable[[Any], Any]):
+    def __init__(
+        self,
+        scored: nn.Module,
+        params: Mapping[str, nn.Parameter],
+        group: Any,
+        say: Callable[[Any], Any],
+        phase: Callable[[str], None],
+    ):
         self.say = say
-        """A JSON value of this rank -> those of all ranks that see different rows."""
+        """A JSON value of this rank -> those of all ranks that see different tokens."""
         alike(params, group)
         self.wrapped = DistributedDataParallel(
             scored, process_group=group, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-        self.wrapped.register_comm_hook(group, lambda group, bucket: _sum(group, bucket))  # torch reads annotations
+        self.wrapped.register_comm_hook(
+            phase, lambda phase, bucket: _sum(group, phase, bucket)
+        )  # torch reads annotations
 
     def around(self, index: int, turns: int) -> AbstractContextManager[Any]:
         """Only the last micro-batch's backward pass sums gradients."""
@@ -54,7 +62,7 @@ class Replicas:
         """All of it."""
         return whole
 
-    def assemble(self, model: nn.Module, peers: Peers) -> None:
+    def assemble(self) -> None:
         """They are whole on every rank."""
 
 
@@ -75,9 +83,9 @@ def stepper(parts: Parts, grid: Grid | None) -> Steps:
             alike(parts.params, group)
             tree = Tree(parts.params, parts.virtual // grid.degrees.data, group, grid.data())
         return Steps(parts.scored, parts.params, optimizer, parts.ways, tree)
-    if grid is None or grid.degrees.replicate == 1:
+    if grid is None or grid.degrees.replicate * grid.degrees.context == 1:
         return Steps(parts.scored, parts.params, optimizer, parts.ways)
-    team = Replicas(parts.scored, parts.params, grid.group("replicate"), grid.data())
+    team = Replicas(parts.scored, parts.params, grid.group("replicate", "context"), grid.data(), grid.peers.phase)
     return Steps(team.wrapped, parts.params, optimizer, parts.ways, team)
 
 
@@ -87,6 +95,7 @@ def alike(params: Mapping[str, nn.Parameter], group: Any) -> None:
         dist.broadcast(p.data, dist.get_global_rank(group, 0), group=group)
 
 
-def _sum(group: Any, bucket: Any) -> Any:
+def _sum(group: Any, phase: Callable[[str], None], bucket: Any) -> Any:
+    phase("reduce")
     work: Any = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
     return work.get_future().then(lambda done: done.value()[0])

@@ -27,7 +27,6 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from llmkit.core.errors import ModelError
-from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
 from llmkit.parallel.collect import block, local, make_whole
 from llmkit.parallel.grid import Grid
@@ -47,7 +46,7 @@ class Shards:
     def __init__(self, scored: nn.Module, held: Mapping[str, DTensor], grid: Grid) -> None:
         self.scored, self.held = cast(Any, scored), dict(held)
         """The parameters that are trained, as they lie on the ranks."""
-        self.say, self.shards = grid.data(), grid.degrees.shard
+        self.say, self.shards, self.peers = grid.data(), grid.degrees.shard, grid.peers
         self.blocks = {name: block(p) for name, p in self.held.items()}
         self.own_params = {name: nn.Parameter(local(p)) for name, p in self.held.items()}
         """This rank's blocks, in the same memory: what the optimizer updates."""
@@ -89,9 +88,9 @@ class Shards:
             return whole
         return whole[tuple(slice(a, a + n) for a, n in zip(start, like.shape, strict=True))]
 
-    def assemble(self, model: nn.Module, peers: Peers) -> None:
-        """From the blocks of all ranks."""
-        make_whole(model, peers)
+    def assemble(self) -> None:
+        """The model's own weights are whole again on the main rank."""
+        make_whole(self.scored.model, self.peers)
 
 
 def stepper(node: Fsdp, parts: Parts, grid: Grid | None) -> Steps:

@@ -33,12 +33,12 @@ class Grid:
         return self.mesh[axes]._flatten("_".join(axes)).get_group()
 
     def data(self) -> Callable[[Any], list[Any]]:
-        """A JSON value of this rank -> those of the ranks that see other rows and are else where this one is."""
+        """A JSON value of this rank -> those of the ranks that see other tokens and are else where this one is."""
         mine = self.degrees.place(self.rank)
         alike = [
             rank
             for rank in range(self.degrees.world)
-            if all(self.degrees.place(rank)[axis] == mine[axis] for axis in ("pipeline", "context", "tensor"))
+            if all(self.degrees.place(rank)[axis] == mine[axis] for axis in ("pipeline", "tensor"))
         ]
 
         def gather(value: Any) -> list[Any]:

@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
+import faulthandler
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
+from torch.nn import functional
 
 from llmkit.core.errors import LlmkitError, PeerError
+from llmkit.core.folder import differences
 from llmkit.core.peers import Peers
 from llmkit.core.ranks import Ranks
+from llmkit.core.runlog import NAME
+from llmkit.core.wording import cut
+from llmkit.parallel.rendezvous import GLOO, bound, store
+from llmkit.parallel.watch import STACKS, Watch, watching
 
-PATIENCE = timedelta(minutes=30)
-"""How long a collective waits by itself; who watches the ranks ends it much earlier."""
+EVER = timedelta(days=30)
+"""How long a collective waits by itself: the watch ends it much earlier."""
 
 
 class Group:
-    """Implements `Peers` over torch.distributed."""
+    """Implements `Peers` over torch.distributed, with a watch beside it."""
 
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
-        self.host = dist.new_group(backend="gloo", timeout=PATIENCE)
+    def __init__(self, ranks: Ranks, watch: Watch) -> None:
+        self.ranks, self.watch = ranks, watch
+        self.host = dist.new_group(backend="gloo", timeout=EVER)
         """Of every rank, for small values that lie in the host's memory."""
 
     def gather(self, value: Any) -> list[Any]:
         """The JSON values of all ranks: no pickle travels."""
         raw = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.ranks.world)]
-        dist.all_gather(sizes, torch.tensor([len(raw)]), group=self.host)
+        self._wait(lambda: dist.all_gather(sizes, torch.tensor([len(raw)]), group=self.host, async_op=True))
         most = int(max(sizes))
-        rooms = [torch.empty(most, dtype=torch.uint8) for _ in sizes]
-        dist.all_gather(rooms, torch.nn.functional.pad(raw, (0, most - len(raw))), group=self.host)
+        rooms, own = [torch.empty(most, dtype=torch.uint8) for _ in sizes], functional.pad(raw, (0, most - len(raw)))
+        self._wait(lambda: dist.all_gather(rooms, own, group=self.host, async_op=True))
         return [json.loads(room[: int(size)].numpy().tobytes()) for room, size in zip(rooms, sizes, strict=True)]
 
     def share(self, value: Any) -> Any:
@@ -45,62 +55,135 @@ class Group:
     def barrier(self, where: str) -> None:
         """Every rank is there when this returns."""
         self.phase(where)
-        dist.barrier(group=self.host)
+        self.any("")
 
     def any(self, why: str) -> str:
         """The first reason that a rank gives, or nothing: the same on all of them."""
         flag = torch.tensor([int(bool(why))])
-        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.host)
+        self._wait(lambda: dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.host, async_op=True))
         return next(filter(None, self.gather(why))) if int(flag) else ""
 
+    def _wait(self, collective: Callable[[], Any]) -> None:
+        """Does a collective; a signal's handler runs while it waits, and who is to blame ends it.
+
+        Raises:
+            LlmkitError: a rank is to blame.
+        """
+        where, pause = self.watch.where, 2e-5
+        self.watch.check()
+        where.count, where.waiting = where.count + 1, True
+        try:
+            work = collective()
+            while not work.is_completed():
+                self.watch.check()
+                time.sleep(pause)
+                pause = min(2e-3, pause * 1.5)
+            work.wait()
+        except RuntimeError as cause:
+            raise self.watch.lost(cause) from cause
+        finally:
+            where.waiting = False
+
     def phase(self, name: str, step: int = 0) -> None:
-        """Nobody watches yet."""
+        """Where this rank is now; step 0 is the one that it was in."""
+        self.watch.where.tell(name, step)
 
     @contextmanager
     def alone(self, where: str) -> Iterator[None]:
         """Around work that the others wait for."""
         self.phase(where)
-        yield
+        self.watch.where.alone = True
+        try:
+            yield
+        finally:
+            self.watch.where.alone = False
+
+    @contextmanager
+    def at_work(self, folder: Path) -> Iterator[None]:
+        """Around a stage: a fault of this rank is told to the others, theirs end it; stacks go to `folder`'s log."""
+        with (folder / NAME).open("ab") as log, self._stacks(log):
+            try:
+                yield
+            except BaseException as cause:
+                if (other := self.watch.tell(cause)) is not None:
+                    raise other from cause
+                raise
+
+    @contextmanager
+    def _stacks(self, log: IO[bytes]) -> Iterator[None]:
+        self.watch.log = log
+        faulthandler.register(STACKS, log, all_threads=True)
+        try:
+            yield
+        finally:
+            faulthandler.register(STACKS, 2, all_threads=True)
+            self.watch.log = None
+
+    def closing(self, how: Callable[[LlmkitError], bool] | None) -> None:
+        """What leaves the status of a stage where the main thread cannot."""
+        self.watch.close = how
 
 
 @contextmanager
-def joined(ranks: Ranks, device: str) -> Iterator[Group]:
-    """The group of all ranks, until the end.
+def joined(
+    ranks: Ranks, device: str, patience: float = 600.0, interface: str = "auto", facts: Mapping[str, Any] = {}
+) -> Iterator[Group]:
+    """The group of all ranks, until the end; `facts` are what they must share.
 
     Raises:
-        PeerError: they do not come together.
+        PeerError: they do not come together within `patience` seconds, or differ.
     """
+    address, named = bound(interface)
+    place = store(ranks, address, patience)
+    before = os.environ.get(GLOO)
+    if named:
+        os.environ[GLOO] = named
+    watch = watching(ranks, place, address, patience)
+    try:
+        yield from _grouped(ranks, device, place, watch, patience, facts)
+        watch.leave()
+    except BaseException as cause:
+        if (other := watch.tell(cause)) is not None:
+            raise other from cause
+        raise
+    finally:
+        if before is None:
+            os.environ.pop(GLOO, None)
+
+
+def _grouped(
+    ranks: Ranks, device: str, place: Any, watch: Watch, patience: float, facts: Mapping[str, Any]
+) -> Iterator[Group]:
+    watch.gather()
     backend = f"cpu:gloo,cuda:{'nccl' if device == 'cuda' else 'gloo'}" if device == "cuda" else "gloo"
     if device == "cuda":
         torch.cuda.set_device(ranks.local)
-    try:
-        dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.world, timeout=PATIENCE)
-    except (RuntimeError, ValueError) as cause:
-        where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-        what = f"{ranks.name} cannot join the {ranks.world} ranks at {where} ({str(cause).splitlines()[0]:.200})"
-        raise PeerError(what, fix="start all ranks by one launcher") from cause
-    group = Group(ranks)
-    try:
-        yield group
-    except LlmkitError:
-        raise
-    finally:
-        dist.destroy_process_group()
+    limit = timedelta(seconds=patience)
+    dist.init_process_group(backend, store=place, rank=ranks.rank, world_size=ranks.world, timeout=limit)
+    group = Group(ranks, watch)
+    agreed(group, facts)
+    yield group
+    dist.destroy_process_group()  # after a fault others have left it, and it cannot be ended in good order
 
 
-def agreed(peers: Peers, value: Any, what: str) -> None:
+def agreed(peers: Peers, value: Mapping[str, Any], what: str = "") -> None:
     """Sees to it that all ranks say the same of `what`.
 
     Raises:
-        PeerError: some do not; it names the first that differs, and both values.
+        PeerError: some do not; it names the first that differs, in what, and both values.
     """
+    mark = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    if len(set(peers.gather(mark))) == 1:
+        return
     said = peers.gather([peers.ranks.name, value])
     for name, other in said[1:]:
-        if other != said[0][1]:
-            raise PeerError(
-                f"{name} has {what} {other}, and {said[0][0]} has {said[0][1]}",
-                fix="give every rank the same code, recipe and data",
-            )
+        for key, ours, theirs in differences(said[0][1], other):
+            told = f"{name} has {what}{key} {_short(theirs)}, and {said[0][0]} has {_short(ours)}"
+            raise PeerError(told, fix="give every rank the same code, recipe and data")
+
+
+def _short(value: Any) -> str:
+    return "none" if value is None else cut(str(value), 80)
 
 
 def lead(peers: Peers, first: bool) -> AbstractContextManager[None]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from llmkit.core.config import Later, config, setting
+from llmkit.core.config import Conflict, Duration, config, setting
 from llmkit.parallel.degrees import Deal, Degrees, check_virtual, deal, degrees
+from llmkit.parallel.zero_config import Wanted, generated, given
 
 if TYPE_CHECKING:
     from llmkit.core.ranks import Ranks
@@ -68,7 +70,71 @@ class Fsdp:
         return stepper(self, parts, grid)
 
 
-Strategy = Annotated[Auto | Single | Ddp | Fsdp, Later(("zero",))]
+Place = Literal["none", "cpu", "nvme"]
+"""Where a part of the state waits: on the device, in the host's memory, or on a disk."""
+
+
+@config
+class Offload:
+    """What waits elsewhere than on the device."""
+
+    optimizer: Place = "none"
+    """The optimizer's state and its update."""
+    params: Place = "none"
+    """The weights; stage 3 alone."""
+    path: str | None = None
+    """A folder on a fast local disk, for `nvme`."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """A disk without a folder, or the other way round."""
+        disks = [key for key in ("optimizer", "params") if getattr(self, key) == "nvme"]
+        if disks and self.path is None:
+            yield Conflict("path", f"{disks[0]} goes to a disk, and no folder is named", "give path", disks[0])
+        if self.path is not None and not disks:
+            yield Conflict("path", "nothing goes to a disk", "set optimizer: nvme, or drop path")
+
+
+@config
+class Zero:
+    """DeepSpeed's ZeRO (arXiv:1910.02054): ranks share the optimizer's state, the gradients too, or the weights too.
+
+    Its configuration is made from the recipe, and `llmkit show` prints it. Runs on one process as well, for offload."""
+
+    kind: Literal["zero"] = "zero"
+    stage: int = setting(default=3, least=1, most=3)
+    """1 shares the optimizer's state, 2 the gradients too, 3 the weights too."""
+    offload: Offload = Offload()
+    config: str | None = None
+    """A DeepSpeed configuration in JSON, in place of the one that is made: what it says must go with the recipe, which
+    alone says batch, clipping, optimizer, schedule and precision. `auto` in it stands for what the recipe says."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """What contradicts what."""
+        if self.stage < 3 and self.offload.params != "none":
+            what = f"stage {self.stage} keeps whole weights on every rank"
+            yield Conflict("offload.params", what, "set stage: 3", "stage")
+        if self.stage < 3 and self.offload.optimizer == "nvme":
+            what = f"stage {self.stage} has no optimizer on a disk"
+            yield Conflict("offload.optimizer", what, "set stage: 3, or offload.optimizer: cpu", "stage")
+
+    def settings(self, precision: str) -> dict[str, Any]:
+        """The DeepSpeed configuration for weights and products of a precision.
+
+        Raises:
+            RecipeError: the file of `config` cannot be read, or contradicts the recipe.
+        """
+        off = self.offload
+        wanted = Wanted(self.stage, off.optimizer, off.params, off.path, precision)
+        return generated(wanted) if self.config is None else given(self.config, wanted)
+
+    def stepper(self, parts: Parts, grid: Grid | None) -> Steps:
+        """Parts of a model in training -> what makes its steps."""
+        from llmkit.parallel.zero import stepper
+
+        return stepper(parts, grid, self)
+
+
+Strategy = Auto | Single | Ddp | Fsdp | Zero
 
 
 @config
@@ -84,17 +150,26 @@ class Parallel:
     tensor: int = setting(default=1, least=1)
     """Ranks that hold each layer together: its heads and inner units are dealt out to them, and all see the same
     rows. It must divide the model's heads, and divide its key-value heads or be a multiple of them."""
-    context: int = setting(default=1, later=True)
+    context: int = setting(default=1, least=1)
+    """Ranks that share every row: each holds a part of its tokens, and attention alone talks."""
+    context_method: Literal["auto", "ulysses", "ring"] = "auto"
+    """`ulysses` deals attention's heads out, `ring` sends keys and values round; `auto` is `ulysses` where `context`
+    divides the heads, else `ring`."""
     pipeline: int = setting(default=1, later=True)
     expert: int = setting(default=1, later=True)
+    patience: Duration = setting(default=600.0, above=0)
+    """How long ranks wait for each other to come; and for one that, outside of a step, neither moves nor computes."""
+    interface: str = "auto"
+    """The network interface that ranks listen at; `auto` is the one on the way to the main rank (`MASTER_ADDR`)."""
 
     virtual: int = setting(default=8, least=1)
     """With `deterministic`, the fixed shards of a step, a power of two: a run of any number of ranks that divides it
-    gives the same bits under `single` and `ddp`."""
+    gives the same bits under `single` and `ddp`, without other degrees."""
 
     def shards(self, world: int, deterministic: bool) -> int:
         """Virtual shards of a run, or 0 where it has none."""
-        return self.virtual if deterministic and self.resolve(world).kind in ("single", "ddp") else 0
+        alone = self.tensor * self.context * self.pipeline == 1 and self.resolve(world).kind in ("single", "ddp")
+        return self.virtual if deterministic and alone else 0
 
     def deal(self, ranks: Ranks, deterministic: bool) -> Deal:
         """Which part of each step this rank computes."""
@@ -120,7 +195,7 @@ class Parallel:
         shard = None if self.shard == "auto" else self.shard
         return degrees(world, self.resolve(world).kind, replicate, shard, self.context, self.tensor, self.pipeline)
 
-    def resolve(self, world: int) -> Single | Ddp | Fsdp:
+    def resolve(self, world: int) -> Single | Ddp | Fsdp | Zero:
         """The strategy itself, where it is `auto`."""
         if not isinstance(self.strategy, Auto):
             return self.strategy
@@ -147,12 +222,12 @@ class Parallel:
 
         return stepper(parts, grid, strategy)
 
-    def join(self, ranks: Ranks, device: str) -> AbstractContextManager[Group]:
-        """The group of all ranks, until the end.
+    def join(self, ranks: Ranks, device: str, facts: Mapping[str, Any]) -> AbstractContextManager[Group]:
+        """The group of all ranks, until the end; `facts` are what they must share.
 
         Raises:
-            PeerError: they do not come together.
+            PeerError: they do not come together, or differ.
         """
         from llmkit.parallel.group import joined
 
-        return joined(ranks, device)
+        return joined(ranks, device, self.patience, self.interface, facts)

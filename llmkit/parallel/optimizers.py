@@ -74,8 +74,8 @@ class Optimizers:
         made: dict[str, Tensor] = {}
         for name, p in params.items():
             part, group = self.home[id(p)]
-            made |= _named(name, part.state.get(p, {}))
-            made |= _named(f"{name}/group", {key: group[key] for key in self.carried})
+            made |= named(name, part.state.get(p, {}))
+            made |= named(f"{name}/group", {key: group[key] for key in self.carried})
         return made
 
     def load(self, params: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
@@ -87,14 +87,15 @@ class Optimizers:
         for name, p in params.items():
             part, group = self.home[id(p)]
             mine = held.get(name, {})
-            group.update({k[6:].partition(":")[0]: _plain(k, v) for k, v in mine.items() if k.startswith("group/")})
-            state = {k.partition(":")[0]: _put(part, k, v, p) for k, v in mine.items() if not k.startswith("group/")}
+            group.update({k[6:].partition(":")[0]: plain(k, v) for k, v in mine.items() if k.startswith("group/")})
+            state = {k.partition(":")[0]: put(part, k, v, p) for k, v in mine.items() if not k.startswith("group/")}
             part.state.pop(p, None)
             if state:
                 part.state[p] = state
 
 
-def _named(name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+def named(name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """`NAME/KEY` for tensors and `NAME/KEY:TYPE` for plain numbers; not copied."""
     made = {}
     for key, value in state.items():
         if isinstance(value, Tensor):
@@ -107,14 +108,15 @@ def _named(name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
     return made
 
 
-def _plain(key: str, value: Tensor) -> Any:
+def plain(key: str, value: Tensor) -> Any:
+    """The plain number that was named `KEY:TYPE`."""
     return PLAIN[key.partition(":")[2]](value.item())
 
 
-def _put(part: Optimizer, key: str, value: Tensor, p: nn.Parameter) -> Any:
+def put(part: Optimizer, key: str, value: Tensor, p: Tensor) -> Any:
     """A state entry as the optimizer keeps it: a count of steps lies beside the parameter where the device reads it."""
     if ":" in key:
-        return _plain(key, value)
+        return plain(key, value)
     if key == "step" and not (part.defaults.get("fused") or part.defaults.get("capturable")):
         return value.to("cpu", copy=True)
     return value.to(p.device, copy=True)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from llmkit.core.errors import ResourceError
-from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
 from llmkit.core.types import Batch, LossSum, Needs
 from llmkit.parallel.offload import Offload
@@ -67,6 +66,8 @@ class Ways:
     """What the forward keeps waits on the host."""
     device: str = ""
     """Where it computes; where the parameters lie, if nothing is said."""
+    split: Callable[[Batch], Batch] | None = None
+    """Of a micro-batch whose rows several ranks hold, this rank's part."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ class Steps:
             if index and self.ways.in_backward:
                 what = "the step takes more than one micro-batch, and memory.optimizer_in_backward updates after each"
                 raise ResourceError(what, fix="raise micro_batch, or lower batch.rows", key="micro_batch")
+            if self.ways.split is not None:
+                batch = self.ways.split(batch)
             with self.team.around(index, turns):
                 with self._keeping(), self.autocast():
                     scores = self.scored(batch) if needs == PLAIN else self.scored(batch, needs)
@@ -161,10 +164,10 @@ class Steps:
         total, seen = whole.get("", (0.0, 0.0))
         return LossSum(torch.tensor(total, dtype=torch.float64), torch.tensor(seen, dtype=torch.float64), extras)
 
-    def assemble(self, model: nn.Module, peers: Peers) -> None:
+    def assemble(self) -> None:
         """When all is trained and measured: the model's weights are whole on the main rank, as they are exported.
         Nothing runs the model after it."""
-        self.team.assemble(model, peers)
+        self.team.assemble()
 
     def _keeping(self) -> AbstractContextManager[Any]:
         return self.ways.offload.keeping() if self.ways.offload else nullcontext()

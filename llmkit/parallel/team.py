@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
 
 Sums = Mapping[str, tuple[float, ...]]
@@ -42,7 +41,7 @@ class Team(Protocol):
         """This rank's part of a whole tensor, as `like` holds it."""
         ...
 
-    def assemble(self, model: nn.Module, peers: Peers) -> None:
+    def assemble(self) -> None:
         """Makes the model's weights whole on the main rank, as they are exported; nothing runs it after that."""
         ...
 
@@ -73,7 +72,7 @@ class Solo:
         """All of it."""
         return whole
 
-    def assemble(self, model: nn.Module, peers: Peers) -> None:
+    def assemble(self) -> None:
         """They are."""
 
 

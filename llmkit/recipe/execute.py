@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llmkit.checkpoint.identity import code, packages
 from llmkit.core.artifact import Artifact
 from llmkit.core.console import Console
 from llmkit.core.environment import prepare
 from llmkit.core.errors import LlmkitError, Problem, RecipeError, Stopped
 from llmkit.core.files import full_disk_named
-from llmkit.core.folder import Claim, claim, differences, read_status, steps, write_recipe
+from llmkit.core.folder import Claim, claim, differences, inherit, read_status, steps, write_recipe
 from llmkit.core.memory import device, out_of_memory_named
 from llmkit.core.peers import Alone, Peers
 from llmkit.core.ranks import Ranks, ranks
@@ -46,12 +47,14 @@ def run(recipe: Any, *, resume: str = "auto", grants: Grants | None = None, cons
     console, grants = console or Console(mute=not mine.main), grants or Grants()
     _check_resume(whole, resume)
     _stay_offline(whole)
-    parallel = _check_ranks(whole, mine)
+    parallel = check_ranks(whole, mine)
     _check_device(whole)
     artifact: Artifact | None = None
     with ExitStack() as stack:
-        peers: Peers = stack.enter_context(parallel.join(mine, device())) if parallel is not None else Alone()
-        stop = stack.enter_context(Stop())
+        stop, peers = stack.enter_context(Stop()), Alone()  # type: Stop, Peers
+        if parallel is not None:
+            with stop.at_once("before training"):
+                peers = stack.enter_context(parallel.join(mine, device(), _shared(whole, resume, grants)))
         for name, node in whole.stages:
             given = Around(_resume_of(name, node, resume), grants, console, stop, peers)
             artifact = _stage(whole, name, node, given)
@@ -71,7 +74,7 @@ class Around:
     peers: Peers
 
 
-def _check_ranks(recipe: Recipe, mine: Ranks) -> Parallel | None:
+def check_ranks(recipe: Recipe, mine: Ranks) -> Parallel | None:
     """What joins the ranks, where there are several: the first stage that trains says how.
 
     Raises:
@@ -87,6 +90,13 @@ def _check_ranks(recipe: Recipe, mine: Ranks) -> Parallel | None:
             problem = cause.problems[0]
             raise RecipeError(problems=[_changed(recipe, name, problem.key, problem.what, problem.fix)]) from None
     return found[0][1].parallel if mine.world > 1 else None
+
+
+def _shared(recipe: Recipe, resume: str, grants: Grants) -> dict[str, Any]:
+    """What all ranks must have alike."""
+    stages = {name: {**stage_values(recipe, name), "env": environment(recipe, name)} for name, _ in recipe.stages}
+    told = {"resume": resume, **asdict(grants), "accept": list(grants.accept)}
+    return {"recipe": stages.get("", stages), "--": told, "packages": packages(), "code": code()}
 
 
 def _check_device(recipe: Recipe) -> None:
@@ -141,9 +151,11 @@ def _lead(recipe: Recipe, name: str, node: Any, around: Around, held: Claim) -> 
         if name:
             remember(recipe.out, recipe.stages)
         held.status("running", held.before.get("step", 0), pid=os.getpid())
+        around.peers.closing(partial(_failed, recipe, held))
         made = _run(recipe, name, node, around)
         read = inputs(node)  # before the work: what comes later is not what it was made from
         artifact = _work(recipe, node, made)
+        around.peers.closing(None)
         said: dict[str, Any] = {"digest": digest(node), "inputs": read, "environment": made.environment}
         held.status("done", artifact.manifest.get("step", 0), **said)
     except BaseException as cause:
@@ -180,7 +192,9 @@ def _follow(recipe: Recipe, name: str, node: Any, around: Around) -> Artifact:
     if isinstance(node, Training):
         run = _run(recipe, name, node, around)
         run.scratch.mkdir(parents=True, exist_ok=True)
+        around.peers.closing(partial(inherit, run.folder))
         _work(recipe, node, run)
+        around.peers.closing(None)
     around.peers.barrier("exit")
     return Artifact(Path(node.out))
 
@@ -189,6 +203,7 @@ def _work(recipe: Recipe, node: Any, made: Run) -> Artifact:
     """The stage's own part, with what the libraries say kept, secrets hidden and faults named."""
     with (
         run_log(made.scratch, partial(hide_environment, recipe)),
+        made.peers.at_work(made.scratch),
         environment_hidden(recipe),
         full_disk_named(made.folder),
         out_of_memory_named(made.device, KNOB),
@@ -247,17 +262,18 @@ def _changed(recipe: Recipe, name: str, key: str, what: str, fix: str) -> Proble
     return Problem(what, fix, origin.file, origin.line, origin.column, key)
 
 
-def _failed(recipe: Recipe, held: Claim, cause: BaseException) -> None:
-    """Leaves the status; of an error that came before anything was done, nothing."""
+def _failed(recipe: Recipe, held: Claim, cause: BaseException) -> bool:
+    """Leaves the status, and says so; of an error that came before anything was done, nothing."""
     whole = held.folder == recipe.out or recipe.out in held.made  # what earlier stages did stays, and its page
     early = isinstance(cause, LlmkitError) and not isinstance(cause, Stopped)
     if whole and early and held.forget([recipe.out / NAME]):
-        return
+        return False
     stopped = isinstance(cause, Stopped | KeyboardInterrupt)
     code = 75 if stopped else cause.code if isinstance(cause, LlmkitError) else 1
     why = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
     saved = steps(held.folder / "checkpoints")[:1]
     held.status("stopped" if stopped else "failed", saved[0] if saved else 0, code, why)
+    return True
 
 
 def _threads() -> int:

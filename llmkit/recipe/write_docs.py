@@ -1,12 +1,16 @@
-"""Writes what is generated: from the dataclasses one page per recipe kind and the JSON schema, and the table of support
-from what was measured."""
+"""Writes what is generated: from the dataclasses one page per recipe kind and the JSON schema, from what was measured
+the table of support, and manifests for Kubernetes."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import yaml
+
 from llmkit.core.elsewhere import NAMES
+from llmkit.launch import kubernetes
+from llmkit.launch.job import Job
 from llmkit.models import support
 from llmkit.recipe.describe import markdown
 from llmkit.recipe.kinds import KINDS
@@ -24,7 +28,21 @@ def pages() -> dict[Path, str]:
     made[ROOT / "docs" / "support.md"] = support.page()
     elsewhere = ROOT / "docs" / "from-elsewhere.md"
     made[elsewhere] = elsewhere.read_text("utf-8").partition(MARK)[0] + MARK + _elsewhere()
+    made |= _manifests()
     return made | {ROOT / "recipes" / "schema.json": json.dumps(schema(), indent=1) + "\n"}
+
+
+def _manifests() -> dict[Path, str]:
+    """What `llmkit launch --engine kubernetes --print` says of 2 nodes with 8 GPUs, for those who edit by hand."""
+    made = {}
+    for kind in kubernetes.KINDS:
+        head = (
+            f"# llmkit launch recipe.yaml --engine kubernetes --kind {kind} --nodes 2 --gpus 8 --print\n"
+            "# Put in: the image, the claim that holds the recipe, its data and its out, the recipe, nodes and GPUs.\n"
+        )
+        text = yaml.safe_dump_all(kubernetes.manifests(Job("recipe.yaml", (), 2, 8, kind=kind)), sort_keys=False)
+        made[ROOT / "launch" / "kubernetes" / f"{kind}.yaml"] = head + text
+    return made
 
 
 def _shown(kind: str) -> str:

@@ -14,9 +14,11 @@ from llmkit_kernels import memory
 
 from llmkit.adapters.limits import virtual_tokens
 from llmkit.build import float8
+from llmkit.build.context import by_context
 from llmkit.build.precision import Types, types
 from llmkit.build.training import Built, build, how, parts
-from llmkit.checkpoint import state
+from llmkit.checkpoint.mirror import Mirror
+from llmkit.checkpoint.saver import Keep, Saver
 from llmkit.core.artifact import Artifact
 from llmkit.core.errors import DataError
 from llmkit.core.memory import keep_freed_memory, out_of_memory_named
@@ -29,7 +31,6 @@ from llmkit.data.node import FirstFit, NoPacking, Packing
 from llmkit.data.prepare import Prepared
 from llmkit.models.load import DTYPES, read_tokenizer
 from llmkit.models.positions import check_length
-from llmkit.parallel.collect import collected
 from llmkit.parallel.grid import grid
 from llmkit.parallel.group import agreed, lead
 from llmkit.parallel.steps import Adaptive, Steps
@@ -54,10 +55,11 @@ def train(node: Training, run: Run) -> Artifact:
     torch.set_num_threads(run.threads)
     torch.use_deterministic_algorithms(node.deterministic, warn_only=False)
     with out_of_memory_named(run.device, KNOB):
+        run.peers.phase("data")
         first = run.ranks.local == 0  # of each host: it fills the cache
         with run.stop.at_once("before training"), lead(run.peers, first):
             job = read(node, run)
-        agreed(run.peers, {key: facts(job)[key] for key in ("data", "packages")}, "other data or packages: ")
+        agreed(run.peers, facts(job))
         found = find(job)
         with told(found):
             job = pinned(job, found)
@@ -177,6 +179,7 @@ def _built(job: Job) -> tuple[Built, Steps]:
     world = job.run.ranks.world
     given = replace(given, virtual=node.parallel.shards(world, node.deterministic), say=job.run.console.notice)
     ranks = grid(node.parallel.degrees(world), job.run.device, job.run.peers) if world > 1 else None
+    given = by_context(given, made.loaded, node.parallel.context_method, ranks)
     steps = node.parallel.stepper(given, ranks)
     return replace(made, trained=steps.params), steps
 
@@ -203,15 +206,16 @@ def _fit(job: Job, built: Built, steps: Steps, start: Progress) -> Progress:
         bool(node.larger_better(node.checkpoint.best or "")),
     )
     run.console.start("training", job.steps, start.step)
-    with _loggers(job, start.step) as log, run.stop.together(run.peers):
+    with _loggers(job, start.step) as log, run.stop.together(run.peers), _saver(job) as saver:
         hooks = Hooks(
             data=partial(_step_data, job, built.loaded.support.packed),
             log=partial(_log, job, metrics, log),
             evaluate=partial(measured, job, built, steps) if job.valid is not None else None,
-            save=partial(_save, job, built, steps, metrics),
+            save=partial(_save, job, built, steps, metrics, saver),
             asked_to_stop=run.stop.asked,
             measure=partial(measure, job.shape, run.device, job.types.half, node.adapter.frozen_base),
             show=partial(_show, job),
+            phase=run.peers.phase,
         )
         try:
             return fit(steps, job.loss, plan, hooks, start)
@@ -246,12 +250,18 @@ def _step_data(job: Job, contexts: bool, index: int) -> StepData:
     return StepData(drawn.epoch, drawn.ids, batches, tokens, supervised, count, numbers, places)
 
 
-def _save(job: Job, built: Built, steps: Steps, metrics: Lines, progress: Progress, scheduled: bool) -> None:
-    node, samples = job.node, Lines(job.run.scratch / "samples.jsonl")
+def _saver(job: Job) -> Saver:
+    run, said = job.run, job.node.checkpoint
+    mirror = Mirror(said.mirror, job.checkpoints, run.console.notice) if said.mirror and run.main else None
+    return Saver(job.checkpoints, run.console.notice, run.peers, said.background, mirror)
+
+
+def _save(
+    job: Job, built: Built, steps: Steps, metrics: Lines, saver: Saver, progress: Progress, scheduled: bool
+) -> None:
+    samples = Lines(job.run.scratch / "samples.jsonl")
     if scheduled:  # before the checkpoint, which remembers how long the file is with this line in it
         metrics.add({"event": "save", "step": progress.step, "path": f"checkpoints/step-{progress.step}"})
-    metrics.sync()
-    samples.sync()
     facts = {
         "step": progress.step,
         "progress": asdict(progress),
@@ -263,12 +273,8 @@ def _save(job: Job, built: Built, steps: Steps, metrics: Lines, progress: Progre
         "samples_bytes": samples.size(),
     }
     learned = job.loss.state() if isinstance(job.loss, Adaptive) else {}
-    held: Any = dict(collected(steps.state(), job.run.peers)) | learned
-    with job.run.peers.alone("save"):
-        if job.run.main:
-            state.save(job.checkpoints, progress.step, held, facts)
-            state.prune(job.checkpoints, node.checkpoint.keep, progress.best_step)
-    job.run.peers.barrier("save")
+    keep = Keep(job.node.checkpoint.keep, progress.best_step, first=(metrics.sync, samples.sync))
+    saver.save(progress.step, {**steps.state(), **learned}, facts, keep)
 
 
 def _show(job: Job, line: dict[str, Any]) -> None:

@@ -41,12 +41,12 @@ def finish(job: Job, built: Built, steps: Steps, progress: Progress) -> Artifact
         what = f"no better {node.checkpoint.best} in {progress.stale} evaluations"
         run.console.notice(f"stopped early at step {progress.step} of {job.steps}: {what}")
     if progress.best_step not in (None, progress.step):
-        steps.load(state.load(job.checkpoints / f"step-{progress.best_step}")[0])
+        steps.load(state.load(job.checkpoints / f"step-{progress.best_step}", run.peers)[0])
         run.console.notice(f"the result is step {progress.best_step}, the best by {node.checkpoint.best}")
     labels = built.loaded.head.labels if built.loaded.head is not None else ()
     steps.settle()
     _conclude(job, built, steps)
-    steps.assemble(built.model, run.peers)
+    steps.assemble()
     if not run.main:
         return Artifact(run.folder)
     node.adapter.finish(built.model)

@@ -27,6 +27,8 @@ def contradictions(node: Training) -> Iterator[Conflict]:
         yield from _cut(node)
     if node.parallel.tensor > 1:
         yield from _split(node)
+    if node.parallel.context > 1:
+        yield from _context(node)
 
 
 def _split(node: Training) -> Iterator[Conflict]:
@@ -40,6 +42,12 @@ def _split(node: Training) -> Iterator[Conflict]:
     if node.types_name == "fp8":
         what = "fp8 scales whole matrices, and each rank holds a part"
         yield Conflict("precision", what, "use bf16_mixed, or parallel.tensor=1", lever)
+    if node.parallel.strategy.kind == "zero":
+        what = "DeepSpeed cuts a model that is whole on every rank"
+        yield Conflict("parallel.strategy", what, "set parallel.strategy=fsdp, or parallel.tensor=1", lever)
+    if node.parallel.context > 1:
+        what = "attention's heads are dealt out to ranks already"
+        yield Conflict("parallel.context", what, "keep one of the two", lever)
 
 
 def _cut(node: Training) -> Iterator[Conflict]:
@@ -51,6 +59,9 @@ def _cut(node: Training) -> Iterator[Conflict]:
     if node.memory.optimizer_in_backward:
         what = "gradients are summed over ranks when a layer's are all there, and it applies each before"
         yield Conflict("memory.optimizer_in_backward", what, "set memory.optimizer_in_backward=false", lever)
+    if node.quant.kind == "bnb_int8" and node.parallel.cuts:
+        what = "the scales of 8-bit weights belong to whole matrices, and each rank holds a part"
+        yield Conflict("quant.kind", what, "use quant=bnb_nf4 or none, or ddp", lever)
 
 
 def _in_backward(node: Training) -> Iterator[Conflict]:
@@ -71,3 +82,16 @@ def _in_backward(node: Training) -> Iterator[Conflict]:
     elif isinstance(node.micro_batch, int) and node.micro_batch < node.batch.rows:
         what = f"{node.batch.rows} rows a step in micro-batches of {node.micro_batch} add up their gradients"
         yield Conflict("micro_batch", what, "set micro_batch=batch.rows, or auto", lever)
+
+
+def _context(node: Training) -> Iterator[Conflict]:
+    """Rows that several ranks hold are dealt by their segments."""
+    key, count = "parallel.context", node.parallel.context
+    if node.data.max_length < 2 * count:
+        what = f"rows of at most {node.data.max_length} tokens are too short for {count} ranks"
+        yield Conflict(
+            key, what, f"use {node.data.max_length // 2} or fewer, or a longer max_length", "data.max_length"
+        )
+    if node.adapter.limits.packing:
+        what = f"the ranks hold parts of one row: {node.adapter.limits.packing}"
+        yield Conflict(key, what, "set parallel.context=1", "adapter.kind")

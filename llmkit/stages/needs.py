@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
 from llmkit.build import float8
+from llmkit.checkpoint.mirror import opened
 from llmkit.core.errors import LlmkitError, ModelError, Problem, ResourceError
 from llmkit.models.here import config_here
 from llmkit.parallel.fits import check_tensor
@@ -21,7 +23,7 @@ def check_needs(node: Training, device: str) -> None:
         ModelError: a package is missing.
     """
     found: list[LlmkitError] = []
-    for check in (_optimizer, _offload, _attention, _precision, _tensor):
+    for check in (_optimizer, _offload, _attention, _precision, _tensor, _mirror):
         try:
             check(node, device)
         except LlmkitError as cause:
@@ -64,6 +66,11 @@ def _tensor(node: Training, _: str) -> None:
     """Of a model that is here already; of another it is asked when it has come."""
     if node.parallel.tensor > 1 and (said := config_here(node.model)) is not None:
         check_tensor(said, node.parallel.tensor)
+
+
+def _mirror(node: Training, device: str) -> None:
+    if node.checkpoint.mirror is not None:
+        opened(node.checkpoint.mirror, Path(node.out) / "checkpoints")
 
 
 def _precision(node: Training, device: str) -> None:

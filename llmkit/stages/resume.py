@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,26 +12,46 @@ import torch
 from llmkit_kernels.table import rows
 
 from llmkit.build.training import Built
-from llmkit.checkpoint import state
+from llmkit.checkpoint import mirror, state
+from llmkit.checkpoint.agree import agree
+from llmkit.checkpoint.held import Held
 from llmkit.checkpoint.identity import compare, packages, processor
-from llmkit.core.errors import ModelError
+from llmkit.core.errors import LlmkitError, ModelError
 from llmkit.core.metrics import Lines
 from llmkit.parallel.steps import Adaptive, Steps
 from llmkit.stages.job import Job
 from llmkit.train.fit import Progress
 from llmkit.train.guard import Watch
 
-Found = tuple[Path, dict[str, torch.Tensor], dict[str, Any]]
+Found = tuple[Path, Held, dict[str, Any]]
+NO_MATTER = ("background", "mirror")
+"""What of `checkpoint` changes nothing of a result."""
 
 
 def find(job: Job) -> Found | None:
-    """Where to go on from: the checkpoint that was named, else the newest whole one."""
+    """Where to go on from: the checkpoint that was named, else the newest whole one, here or in the mirror."""
     if job.run.resume == "auto":
-        return state.newest(job.checkpoints, job.run.console.notice)
+        _bring(job)
+        return state.newest(job.checkpoints, job.run.console.notice, job.run.peers)
     if job.run.resume == "never":
         return None
     path = Path(job.run.resume)
-    return (path, *state.load(path))
+    return (path, *state.load(path, job.run.peers))
+
+
+def _bring(job: Job) -> None:
+    """Where there is no checkpoint here, brings the mirror's newest.
+
+    Raises:
+        ResourceError: it cannot be read: to begin anew beside it may be wrong.
+    """
+    url, fault = job.node.checkpoint.mirror, None
+    if url and job.run.main and not state.steps(job.checkpoints):
+        try:
+            mirror.fetch(url, job.checkpoints, job.run.console.notice, lambda facts: facts["progress"]["best_step"])
+        except LlmkitError as cause:
+            fault = cause
+    agree(job.run.peers, fault)
 
 
 def pinned(job: Job, found: Found | None) -> Job:
@@ -74,7 +94,7 @@ def identity(job: Job, attention: str) -> dict[str, Any]:
     """What a resumed run must share with the one that it continues."""
     return {
         **facts(job),
-        "recipe": {k: v for k, v in job.run.values.items() if k not in ("out", "parallel")},
+        "recipe": _lasting(job.run.values),
         "environment": job.run.environment,
         "model": job.resolved.facts(),
         "files": {**job.train.files, **(job.valid.files if job.valid is not None else {})},
@@ -84,6 +104,12 @@ def identity(job: Job, attention: str) -> dict[str, Any]:
         "device": job.run.device,
         "processor": processor() if job.run.device == "cpu" else torch.cuda.get_device_name(),
     }
+
+
+def _lasting(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe without what may change from one start of a run to the next."""
+    found = {k: v for k, v in values.items() if k not in ("out", "parallel")}
+    return found | {"checkpoint": {k: v for k, v in found["checkpoint"].items() if k not in NO_MATTER}}
 
 
 def resume(job: Job, built: Built, steps: Steps, found: Found | None) -> Progress:
@@ -103,13 +129,13 @@ def resume(job: Job, built: Built, steps: Steps, found: Found | None) -> Progres
     before: Any = facts["identity"]["recipe"]["optim"]
     now: Any = job.run.values["optim"]
     if any(before.get(key) != now.get(key) for key in job.node.optim.shaping):  # accepted above
-        tensors = {key: value for key, value in tensors.items() if not key.startswith("optim/")}
+        tensors = tensors.without("optim/")
         job.run.console.notice("another optimizer: its state begins anew")
     steps.load(tensors)
     job.feed.begin(facts["feed"])
     if isinstance(job.loss, Adaptive):
         own = {key: value.shape for key, value in job.loss.state().items()}
-        if {key: tensors[key].shape for key in own if key in tensors} == own:
+        if {key: tensors.shape(key) for key in own if key in tensors} == own:
             job.loss.load(tensors)
         else:  # accepted above: another loss, or other groups of rows
             job.run.console.notice("another loss: its state begins anew")

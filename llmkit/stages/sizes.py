@@ -59,7 +59,7 @@ def sizes(node: Training, resolved: Resolved, device: str) -> tuple[Shape, Choic
     if node.memory.optimizer_in_backward:
         largest = max(prod(size) for size in tensors.values())
         held = replace(held, gradients=min(largest, held.cost.trained))
-    length = node.data.max_length + virtual_tokens(node.adapter)
+    length = -(-node.data.max_length // node.parallel.context) + virtual_tokens(node.adapter)
     most = node.batch.rows if node.batch.tokens is None else None
     if most and node.deterministic:  # the same sizes for any number of ranks
         most = max(1, most // node.parallel.virtual)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from llmkit.core.errors import DataError, LlmkitError, Stopped
 from llmkit.core.seed import reseed
 from llmkit.core.types import Batch, LossSum
-from llmkit.parallel.steps import Adaptive, Loss
+from llmkit.parallel.steps import PLAIN, Adaptive, Loss
 from llmkit.train.guard import Watch, judge_evaluation, named
 from llmkit.train.node import Checkpointing, Evaluating, Guard
 from llmkit.train.schedule import Schedule
@@ -117,6 +117,23 @@ class Hooks:
     measure: Callable[[StepData, float], dict[str, float]]
     """Step data and seconds -> the machine's own figures (tokens per second, mfu, peak memory)."""
     show: Callable[[dict[str, Any]], None]
+    phase: Callable[[str, int], None] = lambda name, step: None
+    """Name and step, 1-based: where the loop is now."""
+    verify: Callable[[int], None] = lambda step: None
+    """A step is done: what other ranks hold is compared, where that is due."""
+
+
+class Told:
+    """A loss that says when a forward pass is over."""
+
+    def __init__(self, loss: Loss, done: Callable[[], None]) -> None:
+        self.loss, self.done, self.needs = loss, done, getattr(loss, "needs", PLAIN)
+
+    def __call__(self, scores: Any, batch: Batch, /) -> LossSum:
+        """The loss itself."""
+        made = self.loss(scores, batch)
+        self.done()
+        return made
 
 
 def fit(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, start: Progress) -> Progress:
@@ -132,6 +149,7 @@ def fit(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, start: Progress)
             progress = _evaluated(progress, plan, hooks)
         if progress.step and progress.saved != progress.step and _save_due(plan, progress, time.monotonic() - saved_at):
             progress, saved_at = replace(progress, saved=progress.step), time.monotonic()
+            hooks.phase("save", progress.step)
             hooks.save(progress, True)
         if _ended(plan, progress):
             return progress
@@ -139,17 +157,20 @@ def fit(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, start: Progress)
             progress = _one_step(stepper, loss, plan, hooks, progress)
         except Stopped:
             stepper.drop()
+            hooks.phase("save", progress.step)
             hooks.save(progress, False)
             raise
 
 
 def _one_step(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, before: Progress) -> Progress:
     began, step = time.monotonic(), before.step + 1
+    hooks.phase("data", step)
     data, factor = hooks.data(before.step), plan.schedule(step, plan.steps)
     stepper.rate(factor)
     if isinstance(loss, Adaptive):
         loss.begin(data.ids)
-    sums = stepper.accumulate(_seeded(data, plan.seed, step, hooks), loss, data.count, len(data.batches))
+    told = Told(loss, lambda: hooks.phase("backward", step))
+    sums = stepper.accumulate(_seeded(data, plan.seed, step, hooks), told, data.count, len(data.batches))
     mean, norm = float(sums.total) / data.count, stepper.grad_norm()
     if math.isfinite(mean) and not math.isfinite(norm) and stepper.overflowed():  # no fault of the samples
         applied, watch = False, before.watch
@@ -167,6 +188,7 @@ def _one_step(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, before: Pr
     line |= {"seconds": seconds, **hooks.measure(data, seconds)}
     hooks.log(line)
     hooks.show(line)
+    hooks.verify(step)
     return replace(before, step=step, watch=watch, skipped=before.skipped + (not applied))
 
 
@@ -175,6 +197,7 @@ def _seeded(data: StepData, seed: int, step: int, hooks: Hooks) -> Iterator[Batc
     for index, batch in zip(data.numbers or range(len(data.batches)), data.batches, strict=True):
         if why := hooks.asked_to_stop():
             raise Stopped(f"{why} in step {step}", fix="run the same command again to go on")
+        hooks.phase("forward", step)
         reseed(seed, step, index)
         yield batch
 
@@ -223,6 +246,7 @@ def _evaluated(progress: Progress, plan: Plan, hooks: Hooks) -> Progress:
     step = progress.step
     if hooks.evaluate is None:
         return replace(progress, evaluated=step)
+    hooks.phase("evaluate", step)
     try:
         figures = hooks.evaluate(step)
     except Exception as cause:

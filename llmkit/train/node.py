@@ -118,6 +118,13 @@ class Checkpointing:
     best: str | None = None
     """A metric of the evaluations, such as valid.loss or, of a classifier, valid.f1: the run's result is then the best
     checkpoint, not the last. Which way is better is known of each."""
+    background: bool = True
+    """The loop waits for a copy of its tensors alone; they are hashed and written beside the next steps. It costs the
+    memory of that copy: on a CPU, as much again as what is trained with its optimizer's state."""
+    mirror: str | None = None
+    """An address that fsspec knows (`s3://bucket/runs`, or a folder): each checkpoint is copied below it, to
+    `NAME/step-N` for the NAME of `out`, and goes from there when it goes from here. A run whose `out` has no
+    checkpoint yet goes on from the newest one there."""
 
     def problems(self) -> Iterator[Conflict]:
         """Two ways to say when."""

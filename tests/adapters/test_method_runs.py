@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from llmkit import Evaluate, Merge
-from llmkit.checkpoint import state
+from llmkit.checkpoint import draft
 from llmkit.core.errors import ModelError
 from llmkit.core.run import Grants
 from llmkit.inference.generate import generate
@@ -43,14 +43,14 @@ def node(name, tiny, rows, out):
 
 def killed_after_two(made):
     """A run that dies once its second step is saved."""
-    own = state.save
+    own = draft.publish
 
-    def save(folder, step, tensors, facts):
-        own(folder, step, tensors, facts)
-        if step == 2:
+    def publish(aside, final, disk):
+        own(aside, final, disk)
+        if final.name == "step-2":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    state.save = save
+    draft.publish = publish
     return made
 
 

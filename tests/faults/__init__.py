@@ -45,17 +45,23 @@ def whole(tiny, folder):
 
 
 def killed_after(step, work):
-    """Does `work`, and dies in the step after `step`, which is one with a checkpoint."""
+    """Does `work`, and dies in the step after `step`, which is one with a checkpoint: it is published by then."""
     from llmkit.stages import build_training
 
-    show = build_training._show
+    show, saver, made = build_training._show, build_training._saver, []
+
+    def noted(job):
+        made.append(saver(job))
+        return made[-1]
 
     def shown(job, line):
         show(job, line)
         if line["event"] == "train" and line["step"] == step + 1:
+            if made[-1].pending is not None:
+                made[-1].pending.all.exception()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    build_training._show = shown
+    build_training._show, build_training._saver = shown, noted
     work()
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from llmkit.checkpoint import state
+from llmkit.checkpoint.manifest import seal
 from llmkit.core.console import Console
 from llmkit.core.errors import ModelError, RecipeError, ResourceError
 from llmkit.core.files import Disk
@@ -173,11 +174,11 @@ def sealed(path, facts=None, header=None):
         (path / "state.json").write_bytes(raw)
     if header is not None:
         raw = json.dumps(header).encode()
-        (path / "tensors.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(64))
+        (path / "tensors-0-of-1.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(64))
     said = json.loads((path / "manifest.json").read_text())
     for name in said["files"]:
         said["files"][name] = hashlib.sha256((path / name).read_bytes()).hexdigest()
-    (path / "manifest.json").write_text(json.dumps(said))
+    (path / "manifest.json").write_bytes(seal(said))
 
 
 HEADERS = {
@@ -206,7 +207,7 @@ def test_c16_a_hostile_header_under_a_sound_digest_is_a_damaged_file(name, tmp_p
 @pytest.mark.parametrize(
     ("name", "raw"),
     [(name, raw) for name in ("manifest.json", "state.json") for raw in (b"[" * 100_000, b"null", b"[]", b"7")]
-    + [("manifest.json", b'{"format": 1, "files": 7}'), ("manifest.json", b'{"format": 1, "files": ["a"]}')],
+    + [("manifest.json", b'{"format": %d, "files": %s}' % (n, f)) for n in (1, 2) for f in (b"7", b'["a"]')],
     ids=lambda value: str(value)[:40],
 )
 def test_c16_hostile_json_is_a_damaged_file(name, raw, tmp_path):
@@ -240,7 +241,7 @@ def test_c16_hostile_facts_are_named_and_nothing_is_trained(change, tiny, world,
 
 
 def test_c5_a_named_checkpoint_that_is_damaged_is_refused_and_not_replaced(tiny, world, half):
-    path = half / "checkpoints" / "step-4" / "tensors.safetensors"
+    path = half / "checkpoints" / "step-4" / "tensors-0-of-1.safetensors"
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 import llmkit
 from llmkit import Evaluate, Merge
 from llmkit.build import training
-from llmkit.checkpoint import state
+from llmkit.checkpoint import draft, state
 from llmkit.cli.main import _guarded, main
 from llmkit.core.artifact import Artifact
 from llmkit.core.errors import DataError, ModelError, ResourceError
@@ -99,7 +99,7 @@ def poison(monkeypatch):
 
 
 def held(out, step):
-    return load_file(out / "checkpoints" / f"step-{step}" / "tensors.safetensors")
+    return load_file(out / "checkpoints" / f"step-{step}" / "tensors-0-of-1.safetensors")
 
 
 def same(a, b):
@@ -249,10 +249,10 @@ PHASES = {
     "a step": (stage, "_step_data", 4, 75, 3),
     "an evaluation": (evals, "losses", 2, 75, 3),
     "samples": (measured, "_samples", 2, 75, 3),
-    "a save": (state, "publish", 1, 75, 2),
+    "a save": (draft, "publish", 1, 75, 2),
     "rotation": (state, "prune", 2, 75, 4),
     "the last evaluation": (evals, "losses", 3, 75, 6),
-    "the last save": (state, "publish", 3, 0, 6),
+    "the last save": (draft, "publish", 3, 0, 6),
     "export": (finished, "export", 1, 0, 6),
     "manifest": (finished, "publish", 1, 0, 6),
 }

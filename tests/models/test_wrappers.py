@@ -192,7 +192,7 @@ def test_what_text_never_reaches_is_neither_trained_nor_lost(made, rows, tmp_pat
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert same == {name for name in before if "language_model." not in name}
     trained(made("Gemma3"), rows, tmp_path / "lora", {"kind": "lora", "rank": 2})
-    kept = load_file(tmp_path / "lora" / "checkpoints" / "step-2" / "tensors.safetensors")
+    kept = load_file(tmp_path / "lora" / "checkpoints" / "step-2" / "tensors-0-of-1.safetensors")
     assert kept and all("language_model." in name for name in kept)
 
 

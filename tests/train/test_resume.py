@@ -266,7 +266,7 @@ def test_c5_a_damaged_checkpoint_is_passed_over_with_a_notice(tiny, world, capfd
     os.kill(pid, signal.SIGKILL)
     finish(pid)
     newest = max((out / "checkpoints").glob("step-*"), key=lambda p: int(p.name[5:]))
-    target = newest / "tensors.safetensors"
+    target = newest / "tensors-0-of-1.safetensors"
     raw = bytearray(target.read_bytes())
     raw[len(raw) // 2] ^= 1
     target.write_bytes(raw)

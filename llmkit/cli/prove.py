@@ -1,0 +1,176 @@
+"""`llmkit prove recipe`: the same steps, cut up in other ways, must come to the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llmkit.cli.recipes import out
+from llmkit.core.console import Console
+from llmkit.core.errors import PeerError, RecipeError
+from llmkit.stages.training import Training
+
+TOLERANCE = {"fp32": 1e-5}
+"""Relative, of losses and gradient norms; in 16 bits a sum's order is worth `LOOSE`."""
+LOOSE = 2e-2
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to cut up a step."""
+
+    ranks: int
+    micro_batch: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a way came to, and how far it is from the first one."""
+
+    ranks: int
+    micro_batch: int
+    losses: tuple[float, ...]
+    grad_norms: tuple[float, ...]
+    gap: float
+    """The largest relative difference of a loss or a gradient norm."""
+    weights: float
+    """The largest difference of a trained weight, relative to the largest of its tensor."""
+
+
+def recipe(path: str, overrides: Sequence[str], ranks: int, steps: int, as_json: bool) -> int:
+    """Runs `steps` steps in each way and compares; 0 if all agree.
+
+    Raises:
+        RecipeError: the recipe is not one stage that trains.
+        PeerError: a way does not run at all.
+    """
+    from llmkit.recipe.load import load_recipe
+
+    loaded = load_recipe(path, overrides)
+    node = loaded.stages[0][1]
+    if len(loaded.stages) > 1 or not isinstance(node, Training):
+        raise RecipeError("one stage that trains is what can be proved", fix="give its recipe", file=path)
+    tolerance = TOLERANCE.get(_precision(node), LOOSE)
+    console, found = Console(), list[Seen]()
+    with tempfile.TemporaryDirectory(prefix="llmkit-prove-") as folder:
+        first: Path | None = None
+        chosen = ways(node, ranks)
+        for way in console.track(chosen, "proving", len(chosen)):
+            made = _run(path, [*overrides, *_short(node, steps)], way, Path(folder))
+            found.append(_seen(way, made, first or made))
+            first = first or made
+    agreed = all(seen.gap <= tolerance for seen in found)
+    if as_json:
+        out(json.dumps({"tolerance": tolerance, "agreed": agreed, "ways": [asdict(seen) for seen in found]}))
+    else:
+        out("\n".join(_table(found, tolerance)))
+    return 0 if agreed else PeerError.code
+
+
+def ways(node: Training, ranks: int) -> list[Way]:
+    """The ways that are compared: the largest micro-batch on one process first, then smaller ones and more ranks."""
+    most = max(1, min(4, node.batch.rows if node.batch.tokens is None else 4))
+    sizes = sorted({most, max(1, most // 2), 1}, reverse=True)
+    worlds = [n for n in (2, 4, 8) if n <= ranks]
+    made = [Way(1, size) for size in sizes] + [Way(n, size) for n in worlds for size in {sizes[0], 1}]
+    if node.parallel.tensor * node.parallel.context * node.parallel.pipeline > 1:
+        made = [Way(n, size) for n in worlds for size in sizes if _fits(node, n)]
+    return made
+
+
+def _fits(node: Training, world: int) -> bool:
+    try:
+        node.parallel.check(world, node.deterministic)
+    except RecipeError:
+        return False
+    return True
+
+
+def _precision(node: Training) -> str:
+    from llmkit.build.precision import types
+    from llmkit.core.memory import device
+
+    return types(node.types_name, device()).name
+
+
+def _short(node: Training, steps: int) -> list[str]:
+    """Overrides that leave the step as it is and make the run short; without dropout, whose noise is not the same."""
+    said = ["epochs=null", f"steps={steps}", "push=null", "log=[]"]
+    if node.data.sources("valid"):
+        said += ["evaluate.rows=1", "evaluate.samples=0"]
+    return said + (["adapter.dropout=0"] if getattr(node.adapter, "dropout", 0.0) else [])
+
+
+def _run(path: str, overrides: Sequence[str], way: Way, folder: Path) -> Path:
+    """The folder of a run.
+
+    Raises:
+        PeerError: it failed; with what it said.
+    """
+    made, said = folder / f"{way.ranks}-{way.micro_batch}", folder / "said.txt"
+    command = [sys.executable, "-m", "llmkit", "run", path, *overrides]
+    command += [f"micro_batch={way.micro_batch}", f"out={made}"]
+    with said.open("w") as heard:
+        begun = [
+            subprocess.Popen(command, env=place, stdout=subprocess.DEVNULL, stderr=heard)
+            for place in environments(way.ranks)
+        ]
+        codes = [process.wait() for process in begun]
+    if any(codes):
+        lines = [line for line in said.read_text().splitlines() if "error:" in line]
+        why = (lines or ["it said nothing"])[0].partition("error: ")[2] or lines[:1]
+        what = f"{way.ranks} ranks with a micro-batch of {way.micro_batch} do not run: {why}"
+        raise PeerError(what, fix="see to it that the recipe runs that way")
+    return made
+
+
+def environments(world: int) -> Iterator[dict[str, str]]:
+    """What a launcher would tell each of `world` ranks on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for rank in range(world):
+        said = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        yield os.environ | {key: str(value) for key, value in said.items()} | (place if world > 1 else {})
+
+
+def _seen(way: Way, made: Path, first: Path) -> Seen:
+    ours, theirs = _figures(made), _figures(first)
+    pairs = [pair for key in ours for pair in zip(ours[key], theirs[key], strict=True)]
+    gap = max(abs(a - b) / max(abs(b), 1e-12) for a, b in pairs)
+    return Seen(way.ranks, way.micro_batch, ours["loss"], ours["grad_norm"], gap, _weights(made, first))
+
+
+def _figures(folder: Path) -> dict[str, tuple[float, ...]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["event"] == "train"]
+    return {key: tuple(float(line[key]) for line in steps) for key in ("loss", "grad_norm")}
+
+
+def _weights(made: Path, first: Path) -> float:
+    from safetensors.torch import load_file
+
+    ours, theirs = (
+        {f.name: load_file(f) for f in (folder / "model").glob("*.safetensors")} for folder in (made, first)
+    )
+    pairs = [(ours[file][name].float(), tensor.float()) for file in theirs for name, tensor in theirs[file].items()]
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in pairs)
+
+
+def _table(found: Sequence[Seen], tolerance: float) -> Iterator[str]:
+    yield f"{'ranks':>5} {'micro-batch':>11}  {'losses':<24} {'gradient norms':<24} {'gap':>9} {'weights':>9}"
+    for seen in found:
+        losses, norms = (", ".join(f"{x:.6f}" for x in numbers) for numbers in (seen.losses, seen.grad_norms))
+        figures = f"{losses:<24} {norms:<24} {seen.gap:9.1e} {seen.weights:9.1e}"
+        yield f"{seen.ranks:5} {seen.micro_batch:11}  {figures}" + ("" if seen.gap <= tolerance else "  too far")
+    worst = max(seen.gap for seen in found)
+    word = "agree" if worst <= tolerance else "do not agree"
+    yield f"{len(found)} ways to cut up a step {word}: {worst:.1e} at most, {tolerance:.0e} allowed"

