@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -243,6 +244,8 @@ def _bring(store: Any, place: str, folder: Path, step: int, disk: Disk = DISK) -
         raise ModelError(f"lacks a file ({cause})", fix="remove it there", file=place) from cause
     except OSError as cause:
         raise refused(cause, "copying to", folder / f"step-{step}") from cause
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _hashed(file: Any, found: Any) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ from llmkit.adapters.limits import virtual_tokens
 from llmkit.core.environment import prepare as quiet_libraries
 from llmkit.core.errors import DataError
 from llmkit.core.memory import available, device
+from llmkit.core.ranks import ranks
 from llmkit.data.findings import Finding
 from llmkit.data.held_out import FirstRows, Readable
 from llmkit.data.prepare import Prepared, prepare
@@ -83,9 +84,9 @@ def _training(title: str, node: Training, show: int) -> None:
                 _tokens(made, tokenizer, show)
     if sets:
         _lint(title, node, sets, served(resolved, node.model, tokenizer))
-    _, choice = sizes(node, resolved, where)
-    parts = ", ".join(f"{part} {size / 2**20:.0f}" for part, size in vars(choice.account).items())
-    total, free = choice.account.total / 2**20, available(where) / 2**20
+    _, choice = sizes(node, resolved, where, ranks())
+    parts = ", ".join(f"{part} {size / 2**20:.0f}" for part, size in choice.account.parts.items() if size)
+    total, free = choice.account.peak / 2**20, available(where) / 2**20
     recompute = f" with {RECOMPUTE[choice.recompute]} recompute" if choice.recompute else ""
     _say(f"{title}memory: about {total:.0f} of {free:.0f} MiB at {choice.rows} rows a forward{recompute} ({parts})")
 

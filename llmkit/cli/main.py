@@ -81,6 +81,20 @@ def check(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe file.")],
+    overrides: Overrides = None,
+    device: Annotated[str, typer.Option(help="A device by name, such as h100-80gb; this machine's without it.")] = "",
+    ranks: Annotated[int, typer.Option(min=0, help="Devices that the run has; those of the launcher at 0.")] = 0,
+    json: Json = False,
+) -> None:
+    """Say what a recipe needs in memory and time on each rank, without running it."""
+    from llmkit.cli.planning import plan as verb
+
+    verb(recipe, overrides or [], device, ranks, json)
+
+
+@app.command()
 def show(
     recipe: Annotated[str, typer.Argument(help="A recipe file.")] = "",
     overrides: Overrides = None,

@@ -99,10 +99,10 @@ def claim(folder: Path, resume: str, console: Console) -> Claim:
     return Claim(folder, lock, before, frozenset(there), made)
 
 
-def inherit(folder: Path, cause: LlmkitError) -> bool:
+def inherit(folder: Path, cause: LlmkitError) -> bool | None:
     """Leaves the status of a run whose process died and could not; says whether it was there to be left.
 
-    A process that lives holds the folder: nobody else writes then.
+    None where a process that lives holds the folder: nobody else writes then.
     """
     for _ in range(20):  # forks of the one that died keep its lock for a moment
         try:
@@ -115,10 +115,10 @@ def inherit(folder: Path, cause: LlmkitError) -> bool:
                 write_json(folder / "status.json", said | {"why": str(cause).splitlines()[0]})
                 return True
         except FileNotFoundError:
-            return False
+            return None
         except BlockingIOError:
             time.sleep(0.1)
-    return False
+    return None
 
 
 def _take(lock: IO[str], folder: Path, before: Mapping[str, Any], console: Console) -> None:

@@ -47,7 +47,7 @@ class Peers(Protocol):
         """Around a stage, whose log lies in `folder`: a fault of this rank is told to the others, theirs end it."""
         ...
 
-    def closing(self, how: Callable[[LlmkitError], bool] | None) -> None:
+    def closing(self, how: Callable[[LlmkitError], bool | None] | None) -> None:
         """What leaves a stage's status when the others end this process; it says whether there was one to leave."""
         ...
 
@@ -83,5 +83,5 @@ class Alone:
         """Nobody to tell."""
         return nullcontext()
 
-    def closing(self, how: Callable[[LlmkitError], bool] | None) -> None:
+    def closing(self, how: Callable[[LlmkitError], bool | None] | None) -> None:
         """Nobody ends this process."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from llmkit.core.errors import RecipeError
+from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
 from llmkit.parallel.grid import Grid
 from llmkit.parallel.steps import Parts, Steps
@@ -62,7 +63,7 @@ class Replicas:
         """All of it."""
         return whole
 
-    def assemble(self) -> None:
+    def assemble(self, model: nn.Module, peers: Peers) -> None:
         """They are whole on every rank."""
 
 

@@ -16,6 +16,7 @@ from math import hypot
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -27,6 +28,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from llmkit.core.errors import ModelError
+from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
 from llmkit.parallel.collect import block, local, make_whole
 from llmkit.parallel.grid import Grid
@@ -43,13 +45,22 @@ OTHER = "use parallel.strategy=ddp"
 class Shards:
     """The team of ranks that hold a copy of the model together, and of their copies: gradients are summed."""
 
-    def __init__(self, scored: nn.Module, held: Mapping[str, DTensor], grid: Grid) -> None:
-        self.scored, self.held = cast(Any, scored), dict(held)
-        """The parameters that are trained, as they lie on the ranks."""
-        self.say, self.shards, self.peers = grid.data(), grid.degrees.shard, grid.peers
-        self.blocks = {name: block(p) for name, p in self.held.items()}
-        self.own_params = {name: nn.Parameter(local(p)) for name, p in self.held.items()}
-        """This rank's blocks, in the same memory: what the optimizer updates."""
+    def __init__(self, scored: nn.Module, held: Mapping[str, nn.Parameter], grid: Grid) -> None:
+        self.scored, self.say, self.shards = cast(Any, scored), grid.data(), grid.degrees.shard
+        self.peers = grid.peers
+        self.cut = {name: cast(DTensor, p) for name, p in held.items() if isinstance(p, DTensor)}
+        """The trained parameters that lie on several ranks."""
+        self.whole = {name: p for name, p in held.items() if name not in self.cut}
+        """Those that every rank holds."""
+        self.all = grid.group("replicate", "shard") if self.whole else None
+        self.blocks = {name: block(p) for name, p in self.cut.items()}
+        blocks = {name: nn.Parameter(local(p)) for name, p in self.cut.items()}
+        self.params = {name: blocks.get(name, p) for name, p in held.items()}
+        """What the optimizer updates: this rank's blocks, in the memory of the parameters."""
+        if grid.degrees.replicate > 1:
+            copies = grid.group("replicate")
+            for p in blocks.values():  # adapters begin at random; the rest is read from the same files
+                dist.broadcast(p.data, dist.get_global_rank(copies, 0), group=copies)
 
     def around(self, index: int, turns: int) -> AbstractContextManager[Any]:
         """Blocks of gradients are summed after every micro-batch, so that no rank keeps whole ones; those of copies
@@ -61,11 +72,16 @@ class Shards:
         """After the last micro-batch the optimizer gets its blocks of the gradients."""
         if index + 1 < turns:
             return
-        with torch.no_grad():
-            for name, p in self.held.items():
-                grad = cast("DTensor | None", p.grad)
-                self.own_params[name].grad = None if grad is None else local(grad)
-                p.grad = None
+        for name, p in self.cut.items():
+            grad = cast("DTensor | None", p.grad)
+            self.params[name].grad = None if grad is None else local(grad)
+            p.grad = None
+        if self.whole:
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.whole.values()]
+            flat = torch.cat([grad.flatten() for grad in grads])
+            dist.all_reduce(flat, group=self.all)
+            for one, part in zip(self.whole.values(), flat.split([grad.numel() for grad in grads]), strict=True):
+                one.grad = part.view_as(one)
 
     def totals(self, own: Sums) -> dict[str, tuple[float, ...]]:
         """Summed over the ranks that saw different rows, in their order."""
@@ -73,28 +89,28 @@ class Shards:
 
     def norm(self, params: Mapping[str, nn.Parameter]) -> float:
         """Of the blocks of one copy: all copies have the same gradients, and all ranks the same number."""
-        return hypot(*self.say(norm(params.values()))[: self.shards])
+        own = norm(p for name, p in params.items() if name in self.cut)
+        return hypot(*self.say(own)[: self.shards], norm(self.whole.values()))
 
     def part(self, name: str, like: Tensor, value: Tensor) -> Tensor | Slice:
         """A block, or what has another shape than the parameter: a count of steps, which all ranks share."""
-        if value.shape != like.shape or not value.dim():
-            return value
-        return Slice(value, *self.blocks[name])
+        cut = name in self.cut and value.dim() and value.shape == like.shape
+        return Slice(value, *self.blocks[name]) if cut else value
 
     def own(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
         """This rank's block of what has the parameter's shape."""
-        shape, start = self.blocks[name]
+        shape, start = self.blocks.get(name, ((), ()))
         if tuple(whole.shape) != shape:
             return whole
         return whole[tuple(slice(a, a + n) for a, n in zip(start, like.shape, strict=True))]
 
-    def assemble(self) -> None:
-        """The model's own weights are whole again on the main rank."""
-        make_whole(self.scored.model, self.peers)
+    def assemble(self, model: nn.Module, peers: Peers) -> None:
+        """From the blocks of all ranks."""
+        make_whole(model, peers)
 
 
 def stepper(node: Fsdp, parts: Parts, grid: Grid | None) -> Steps:
-    """Steps of ranks that share parameters; `parts` is used up.
+    """Steps of ranks that share parameters; the memory of `parts` is given up.
 
     Raises:
         ModelError: what the model is made of cannot be cut.
@@ -103,17 +119,27 @@ def stepper(node: Fsdp, parts: Parts, grid: Grid | None) -> Steps:
         return Steps(parts.scored, parts.params, parts.optimizer(parts.params), parts.ways)
     names = {id(p): name for name, p in parts.scored.named_parameters()}
     places = {name: names[id(p)] for name, p in parts.params.items()}
-    shard(node, parts.scored, parts.layers, grid)
+    shard(node, parts.scored, parts.layers, grid, cast_to(parts))
     there = dict(parts.scored.named_parameters())
-    team = Shards(parts.scored, {name: cast(DTensor, there[place]) for name, place in places.items()}, grid)
+    team = Shards(parts.scored, {name: there[place] for name, place in places.items()}, grid)
     ways = replace(parts.ways, device=grid.mesh.device_type)
     if ways.offload is not None:
         ways = replace(ways, offload=Offload(tuple(there.values()), ways.offload.host))
-    return Steps(parts.scored, team.own_params, parts.optimizer(team.own_params), ways, team)
+    return Steps(parts.scored, team.params, parts.optimizer(team.params), ways, team)
 
 
-def shard(node: Fsdp, scored: nn.Module, layers: Sequence[nn.Module], grid: Grid) -> None:
+def cast_to(parts: Parts) -> torch.dtype | None:
+    """The type that layers are gathered in, where that is not their own: that of their products under autocast, which
+    casts each weight to it anyway. Only of layers that are trained whole: adapters compute with weights themselves."""
+    held = [p for layer in parts.layers for p in layer.parameters()]
+    return parts.ways.compute if all(p.requires_grad and p.dtype == torch.float32 for p in held) else None
+
+
+def shard(
+    node: Fsdp, scored: nn.Module, layers: Sequence[nn.Module], grid: Grid, kind: torch.dtype | None = None
+) -> None:
     """Cuts a model, layer by layer: the memory of a layer's whole weights is given up before the next one is cut.
+    Layers gathered in another type (`kind`) leave their norms to every rank: those compute in their own.
 
     Raises:
         ModelError: a parameter cannot be cut, or not together with the others of its group.
@@ -121,20 +147,23 @@ def shard(node: Fsdp, scored: nn.Module, layers: Sequence[nn.Module], grid: Grid
     axes = ("replicate", "shard") if grid.degrees.replicate > 1 else ("shard",)
     options: dict[str, Any] = {
         "mesh": grid.mesh[axes],
-        "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False),
         "offload_policy": CPUOffloadPolicy(torch.cuda.is_available()) if node.offload == "cpu" else OffloadPolicy(),
     }
-    shared = _shared(scored, layers)
+    inner, outer = (MixedPrecisionPolicy(to, torch.float32, cast_forward_inputs=False) for to in (kind, None))
+    kept = {p for layer in layers for p in _vectors(layer)} if kind is not None else set()
+    left = kept | _shared(scored, layers)
     for layer in layers:
-        with _cut(scored, [p for p in layer.parameters() if p not in shared]):
-            _summing(fully_shard(layer, reshard_after_forward=node.reshard, ignored_params=shared, **options))
-    with _cut(scored, [p for p in scored.parameters() if not isinstance(p, DTensor)]):
-        _summing(fully_shard(scored, **options))
+        with _cut(scored, [p for p in layer.parameters() if p not in left]):
+            _summing(
+                fully_shard(layer, reshard_after_forward=node.reshard, ignored_params=left, mp_policy=inner, **options)
+            )
+    with _cut(scored, [p for p in scored.parameters() if not isinstance(p, DTensor) and p not in kept]):
+        _summing(fully_shard(scored, mp_policy=outer, **options))
     for name in FORWARDS:
         if hasattr(scored, name):
             register_fsdp_forward_method(scored, name)
             setattr(scored, name, _then_reshard(scored, getattr(scored, name)))
-    scored.register_forward_hook(lambda module, given, out: _reshard(module))
+    scored.register_forward_hook(lambda module, given, out: _reshard_without_backward(module))
 
 
 def _summing(group: Any) -> None:
@@ -143,6 +172,14 @@ def _summing(group: Any) -> None:
     group.set_force_sum_reduction_for_comms(True)
     if hasattr(group, "set_reduce_scatter_unused_params"):  # since torch 2.13
         group.set_reduce_scatter_unused_params(True, recurse=False)
+
+
+def _vectors(layer: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters of modules that have vectors alone: norms."""
+    for module in layer.modules():
+        held = list(module.parameters(recurse=False))
+        if all(p.dim() == 1 for p in held):
+            yield from held
 
 
 def _shared(scored: nn.Module, layers: Sequence[nn.Module]) -> set[nn.Parameter]:
@@ -192,13 +229,13 @@ def _then_reshard(scored: nn.Module, method: Callable[..., Any]) -> Callable[...
     @wraps(method)
     def run(*args: Any, **kwargs: Any) -> Any:
         made = method(*args, **kwargs)
-        _reshard(scored)
+        cast(Any, scored).reshard()
         return made
 
     return run
 
 
-def _reshard(scored: nn.Module) -> None:
+def _reshard_without_backward(scored: nn.Module) -> None:
     """Without a backward pass nobody gives up what lies outside of layers, and it would be old after the next step."""
     if not torch.is_grad_enabled():
         cast(Any, scored).reshard()

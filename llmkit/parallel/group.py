@@ -119,7 +119,7 @@ class Group:
             faulthandler.register(STACKS, 2, all_threads=True)
             self.watch.log = None
 
-    def closing(self, how: Callable[[LlmkitError], bool] | None) -> None:
+    def closing(self, how: Callable[[LlmkitError], bool | None] | None) -> None:
         """What leaves the status of a stage where the main thread cannot."""
         self.watch.close = how
 

@@ -91,6 +91,11 @@ class Seen:
             said = {**said, "cpu": self.last.get("cpu", 0.0)}  # little by little is life too
         self.last = said
 
+    def moved(self, place: dict[str, Any], now: float) -> None:
+        """It says that it is elsewhere."""
+        self.heard = self.changed = self.lively = now
+        self.last = {**self.last, **place}
+
     def forgive(self, now: float) -> None:
         """The reader itself was stopped: what it did not hear counts for nothing."""
         self.heard = self.changed = self.lively = now

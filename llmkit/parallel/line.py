@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,15 +20,16 @@ class Line:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket, self.lost = made, False
         self._heard, self._unsent = b"", b""
+        self._saying = threading.Lock()  # the main thread says its phases itself
 
     def say(self, value: Any) -> None:
         """Sends a value, now or when there is room; what a deaf other end has no room for is left out."""
-        if len(self._unsent) < MOST:
-            self._unsent += json.dumps(value).encode() + b"\n"
-        self.flush()
+        with self._saying:
+            if len(self._unsent) < MOST:
+                self._unsent += json.dumps(value).encode() + b"\n"
+            self._flush()
 
-    def flush(self) -> None:
-        """Sends what there is room for."""
+    def _flush(self) -> None:
         try:
             while self._unsent and not self.lost:
                 self._unsent = self._unsent[self.socket.send(self._unsent) :]

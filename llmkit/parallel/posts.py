@@ -16,6 +16,9 @@ from llmkit.parallel.where import Where
 STRANGER = 10.0
 """Seconds that a connection may take to say who it is."""
 
+NEAR = 32
+"""Ranks that tell every change of phase at once; of more, what they tell in their beats is enough."""
+
 
 class Post(Protocol):
     """What the thread of a rank keeps."""
@@ -37,6 +40,10 @@ class Post(Protocol):
 
     def beat(self, now: float) -> None:
         """Says where this rank is."""
+        ...
+
+    def moved(self) -> None:
+        """Says, at once, that this rank is elsewhere; called by the main thread."""
         ...
 
     def fault(self, code: int, lines: tuple[str, ...], now: float) -> None:
@@ -99,7 +106,8 @@ class Hub:
             for said in line.hear():
                 self._heard(self.seen[rank], said, now)
             self.seen[rank].lost |= line.lost
-        self.me.beat(self.where.said(), now)
+        if self.where.count != self.me.last["count"]:
+            self.me.moved(self.where.place, now)
         if self.leaving:
             return None
         if not self.complete and now - self.began > self.patience:
@@ -141,6 +149,8 @@ class Hub:
     def _heard(self, one: Seen, said: dict[str, Any], now: float) -> None:
         if "beat" in said:
             one.beat(said["beat"], now)
+        if "at" in said:
+            one.moved(said["at"], now)
         if "fault" in said:
             self.faults.append(Fault(one.rank, said["fault"], tuple(said["lines"]), now))
             one.gone = True
@@ -154,8 +164,14 @@ class Hub:
 
     def beat(self, now: float) -> None:
         """Says where this rank is, and who is left."""
+        self.me.beat(self.where.said(), now)
         here = [rank for rank, one in self.seen.items() if not (one.gone or one.lost)]
-        self._tell({"beat": self.where.said(), "here": here})
+        self._tell({"beat": self.me.last, "here": here})
+
+    def moved(self) -> None:
+        """Says, at once, that this rank is elsewhere; called by the main thread."""
+        if self.complete and self.world <= NEAR:
+            self._tell({"at": self.where.place})
 
     def fault(self, code: int, lines: tuple[str, ...], now: float) -> None:
         """This rank ends by a fault, and tells the others when it is judged."""
@@ -211,6 +227,8 @@ class Spoke:
             if "beat" in said:
                 self.main.beat(said["beat"], now)
                 self.here = said["here"]
+            if "at" in said:
+                self.main.moved(said["at"], now)
             if "end" in said:
                 self.told = Verdict.heard(said["end"])
         if self.told is not None or self.over:
@@ -222,6 +240,11 @@ class Spoke:
     def beat(self, now: float) -> None:
         """Says where this rank is."""
         self.line.say({"beat": self.where.said()})
+
+    def moved(self) -> None:
+        """Says, at once, that this rank is elsewhere; called by the main thread."""
+        if len(self.here) <= NEAR:
+            self.line.say({"at": self.where.place})
 
     def fault(self, code: int, lines: tuple[str, ...], now: float) -> None:
         """This rank ends by a fault, and tells the main one."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llmkit.core.errors import ResourceError
+from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
 from llmkit.core.types import Batch, LossSum, Needs
 from llmkit.parallel.offload import Offload
@@ -164,10 +165,10 @@ class Steps:
         total, seen = whole.get("", (0.0, 0.0))
         return LossSum(torch.tensor(total, dtype=torch.float64), torch.tensor(seen, dtype=torch.float64), extras)
 
-    def assemble(self) -> None:
+    def assemble(self, model: nn.Module, peers: Peers) -> None:
         """When all is trained and measured: the model's weights are whole on the main rank, as they are exported.
         Nothing runs the model after it."""
-        self.team.assemble()
+        self.team.assemble(model, peers)
 
     def _keeping(self) -> AbstractContextManager[Any]:
         return self.ways.offload.keeping() if self.ways.offload else nullcontext()

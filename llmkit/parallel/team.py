@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
 
 Sums = Mapping[str, tuple[float, ...]]
@@ -41,7 +42,7 @@ class Team(Protocol):
         """This rank's part of a whole tensor, as `like` holds it."""
         ...
 
-    def assemble(self) -> None:
+    def assemble(self, model: nn.Module, peers: Peers) -> None:
         """Makes the model's weights whole on the main rank, as they are exported; nothing runs it after that."""
         ...
 
@@ -72,7 +73,7 @@ class Solo:
         """All of it."""
         return whole
 
-    def assemble(self) -> None:
+    def assemble(self, model: nn.Module, peers: Peers) -> None:
         """They are."""
 
 

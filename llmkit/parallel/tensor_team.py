@@ -29,7 +29,7 @@ class Held:
     """A strategy's team (`inner`), each of whose parameters is a part of the model's, or whole on all ranks here."""
 
     def __init__(self, layout: Layout, given: Parts, model: nn.Module, peers: Peers) -> None:
-        self.layout, self.group, self.model, self.peers = layout, layout.place.group, model, peers
+        self.layout, self.group, self.peers = layout, layout.place.group, peers
         self.inner: Team
         self.params: Mapping[str, nn.Parameter]
         made = {id(tensor): one for tensor, one in (*layout.cuts, *layout.low)}
@@ -104,11 +104,10 @@ class Held:
         one = self.cuts.get(name)
         return self.inner.own(name, like, whole if one is None or tuple(whole.shape) != one.shape else one.of(whole))
 
-    def assemble(self) -> None:
+    def assemble(self, model: nn.Module, peers: Peers) -> None:
         """From the parts of all ranks, in the host's memory: all of a model's, and of an adapter its own."""
         for hook in self.layout.hooks:
             hook.remove()
-        model = self.model
         adapted = hasattr(model, "peft_config")
         held = {n: t for n, t in _tensors(model) if n in self.places or isinstance(t, DTensor)}
         held = {n: t for n, t in held.items() if not adapted or t.requires_grad or n in self.factors}
@@ -118,7 +117,7 @@ class Held:
         pieces = {n: self.places[n].pieces(one) if n in self.places else [one] for n, one in blocks.items()}
         parts = {f"{n}@{k}": piece for n, some in pieces.items() for k, piece in enumerate(some)}
         found: dict[str, list[Tensor]] = {}
-        for key, tensor in collected(parts, self.peers):
+        for key, tensor in collected(parts, peers):
             name = key.rpartition("@")[0]
             found.setdefault(name, []).append(tensor)
             if len(found[name]) == len(pieces[name]):

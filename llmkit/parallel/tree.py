@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
 from llmkit.parallel.team import Sums, norm, summed
 
@@ -105,8 +106,8 @@ class Tree:
         """All of it."""
         return whole
 
-    def assemble(self) -> None:
-        """They are whole on every rank."""
+    def assemble(self, model: nn.Module, peers: Peers) -> None:
+        """Every rank has all of it."""
 
 
 def _buckets(grads: list[Tensor]) -> list[list[Tensor]]:

@@ -39,6 +39,8 @@ KEY = "watch"
 """Of the store: where the main rank listens."""
 BEAT = 0.5
 """Seconds between signs of life; longer where there are hundreds of ranks, which all tell one."""
+TURN = 0.02
+"""Seconds between looks at what has come: phases change more often than it matters."""
 GAP = 2.0
 """Seconds late that show that this process itself was stopped."""
 MOMENT = 1.0
@@ -49,7 +51,7 @@ STACKS = signal.SIGUSR2
 """Writes the stacks of a process into its run log, also where Python itself stands still."""
 LOST = re.compile(r"gloo|NCCL|ProcessGroup|TCPStore|onnection (closed|reset|refused)|Broken pipe|DistNetworkError")
 
-Close = Callable[[LlmkitError], bool]
+Close = Callable[[LlmkitError], bool | None]
 
 
 class Watch:
@@ -58,7 +60,8 @@ class Watch:
     def __init__(self, ranks: Ranks, where: Where, post: Post) -> None:
         self.ranks, self.where, self.post = ranks, where, post
         self.close: Close | None = None
-        """Leaves the status for the main thread, if that cannot; says whether it was there to be left."""
+        """Leaves the status for the main thread, if that cannot; says whether it was there to be left, None where a
+        process that lives holds it."""
         self.log: IO[bytes] | None = None
         self.found: Verdict | None = None
         self.known = threading.Event()
@@ -73,6 +76,7 @@ class Watch:
             after_in_child=lambda: _forked(watch)
         )  # or a fork would keep up the connection of a dead rank
         faulthandler.register(STACKS, 2, all_threads=True)
+        where.heard = post.moved
         self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
         self._thread.start()
 
@@ -152,6 +156,7 @@ class Watch:
         while True:
             sockets = [*self.post.sockets(), self._bell]
             select.select(sockets, [], [], max(0.0, min(0.2, told + beat - last)))
+            time.sleep(TURN)
             now = time.monotonic()
             if now - last > GAP:
                 self.post.forgive(now)
@@ -198,8 +203,8 @@ class Watch:
         if before < 0:
             return
         time.sleep(min(3.0, 0.3 * before))
-        left = self.close(found.error()) if self.post.orphan and self.close is not None else False
-        if before == 0 or left:
+        left = self.close(found.error()) if self.post.orphan and self.close is not None else None
+        if left or (left is None and before == 0):
             with suppress(OSError):  # not by Python's own stream: the main thread may hold it
                 os.write(2, "".join(f"llmkit: error: {line}\n" for line in map(str, found.error().problems)).encode())
 

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from types import FrameType
@@ -28,6 +29,8 @@ class Where:
         """For the others, in a collective."""
         self.alone = False
         """At work that the others wait for."""
+        self.heard: Callable[[], None] = lambda: None
+        """Tells the others at once that it has moved."""
         self._took: deque[float] = deque(maxlen=101)
         self._began = 0.0
         self._main = threading.main_thread()
@@ -42,6 +45,7 @@ class Where:
             self._began = now
         self.phase, self.step = phase, step
         self.count += 1
+        self.heard()
 
     @property
     def median(self) -> float | None:
@@ -49,10 +53,14 @@ class Where:
         took = list(self._took)
         return median(took) if took else None
 
+    @property
+    def place(self) -> dict[str, Any]:
+        """The part of it that changes many times a step."""
+        return {name: getattr(self, name) for name in ("phase", "step", "count", "waiting", "alone")}
+
     def said(self) -> dict[str, Any]:
         """All of it, as a JSON object."""
-        known = {name: getattr(self, name) for name in ("phase", "step", "count", "waiting", "alone")}
-        return known | {"cpu": self._cpu(), "stack": stack(sys._current_frames().get(self._main.ident or 0))}
+        return self.place | {"cpu": self._cpu(), "stack": stack(sys._current_frames().get(self._main.ident or 0))}
 
     def _cpu(self) -> float:
         """Seconds of a processor that the main thread has used."""

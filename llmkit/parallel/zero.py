@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
 from llmkit.core.types import Batch, LossSum
 from llmkit.parallel.grid import Grid
@@ -76,7 +77,7 @@ class Zeroed(Steps):
         if (scaler := self.ways.scaler) and "scaler/scale" in tensors:
             scaler.scale, scaler.good = float(tensors["scaler/scale"]), int(tensors["scaler/good"])
 
-    def assemble(self) -> None:
+    def assemble(self, model: nn.Module, peers: Peers) -> None:
         """The trained weights come whole to the main rank, from where updates were made; DeepSpeed is done."""
         whole = [(p, self.shards.whole(p, flat, None)) for flat, p in self.shards.pairs()]
         self.engine.destroy()
@@ -109,7 +110,7 @@ class Sharers:
         self.say = grid.data() if grid is not None else lambda own: [own]
         """A JSON value of this rank -> those of all."""
 
-    def assemble(self) -> None:
+    def assemble(self, model: nn.Module, peers: Peers) -> None:
         """Done by the stepper, which ends DeepSpeed first."""
 
     def around(self, index: int, turns: int) -> AbstractContextManager[Any]:

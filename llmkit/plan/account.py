@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from llmkit.core.shape import Cost, Shape
+from llmkit.plan.shares import ALONE, Shares
 
 FORWARD_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Tokens of one forward that keep the device busy: more of them cost memory and gain little."""
@@ -17,20 +18,76 @@ LINEARS = 7
 
 @dataclass(frozen=True)
 class Account:
-    """Bytes by part."""
+    """Bytes of one rank, by part."""
 
+    base: int
+    """What libraries take for themselves."""
     weights: int
     gradients: int
+    """All that a rank holds of them, at the end of the backward pass."""
     optimizer: int
     activations: int
     """What the forward keeps for the backward."""
+    logits: int
+    """What the head has beside them, at the end of the forward."""
     working: int
-    """What comes and goes: the head's in the forward, or that of one layer's backward, whichever is more."""
+    """What one layer's backward takes, with what it makes again."""
+    communication: int
+    """What is gathered of other ranks, and what is on its way to them."""
+    early: int = 0
+    """Gradients of the micro-batches before, which are there in the forward already."""
+    exported: int = 0
+    """Copies that the writing of the result makes."""
+    loaded: int = 0
+    """Weights as they are read, before they are cut."""
+
+    @property
+    def load(self) -> int:
+        """The peak of loading: each rank reads the whole model."""
+        return self.base + self.loaded
+
+    @property
+    def held(self) -> int:
+        """What is there all the time."""
+        return self.base + self.weights + self.optimizer + self.communication
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.working
+        """The peak of a step: when the forward ends, or when the backward does."""
+        forward = self.early + self.activations + max(self.logits, self.working)
+        return self.held + max(forward, self.gradients + self.working)
+
+    @property
+    def save(self) -> int:
+        """The peak of a checkpoint and of the writing of the result: their tensors are written in pieces."""
+        return self.held - self.communication + self.exported
+
+    @property
+    def resume(self) -> int:
+        """The peak of going on from a checkpoint, which is read whole beside what it is put into."""
+        return self.held - self.communication + self.optimizer + self.exported
+
+    @property
+    def peak(self) -> int:
+        """The largest of a run that is not resumed."""
+        return max(self.total, self.save)
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The parts of the step's peak: they add up to `total`."""
+        there = self.early + self.activations + max(self.logits, self.working)
+        ends = there < self.gradients + self.working
+        head = not ends and self.logits >= self.working
+        return {
+            "base": self.base,
+            "weights": self.weights,
+            "gradients": self.gradients if ends else self.early,
+            "optimizer": self.optimizer,
+            "activations": 0 if ends else self.activations,
+            "logits": self.logits if head else 0,
+            "working": 0 if head else self.working,
+            "communication": self.communication,
+        }
 
 
 @dataclass(frozen=True)
@@ -41,9 +98,14 @@ class Kept:
     inner: int
     keys: int
 
-    def bytes(self, shape: Shape) -> int:
-        """Bytes of a token in a layer."""
-        return self.hidden * shape.hidden + self.inner * shape.intermediate + self.keys * shape.keys
+    def bytes(self, shape: Shape, cut: Shares = ALONE) -> float:
+        """Bytes of a token in a layer; norms of queries and keys (`q_norm`) keep both once more."""
+        normed = 4 if any("q_norm" in name for name in shape.tensors) else 0
+        hidden, inner = (
+            (self.hidden + normed) * shape.hidden / cut.between,
+            self.inner * shape.intermediate / cut.tensor,
+        )
+        return hidden + inner + (self.keys + normed) * shape.keys / cut.tensor
 
 
 # counted by hooks on what autograd saves (tests/plan/test_account.py); 4 bytes a number, 2 in 16 bits
@@ -53,11 +115,13 @@ QUANTISED = Kept(4 * 6, 4 * 4, 4 * 2)
 """peft's LoRA over a quantised base, in fp32."""
 DROPPED = Kept(4 * 15, 4 * 4, 4 * 2)
 """peft's LoRA with dropout: each linear has an input of its own."""
-DORA = Kept(4 * 15, 4 * 6, 4 * 6)
+DORA = Kept(4 * 14, 4 * 7, 4 * 8)
 """peft's DoRA: what the base gave and what it is scaled with too."""
-HALF = Kept(2 * 12, 2 * 3, 2 * 2)
-"""16 bits, by autocast or of the parameters, with norms in fp32."""
-HALF_LORA = Kept(2 * 6 + 4 * 6, 2 * 2 + 4, 2 * 2)
+HALF = Kept(2 * 14, 2 * 2, 2 * 4)
+"""Parameters of 16 bits, with norms in fp32."""
+MIXED = Kept(2 * 14, 2 * 3, 2 * 4)
+"""16 bits by autocast, with norms in fp32."""
+HALF_LORA = Kept(2 * 8 + 4 * 6, 2 * 2 + 4, 2 * 4)
 """Parameters of 16 bits under adapters of 32: each linear's input is kept in 32."""
 
 
@@ -77,30 +141,79 @@ class Held:
     recompute: int
     """Every so many layers make their activations again; 0 for none."""
     head_bytes: int
-    """What the head needs beside the hidden states."""
+    """What the head needs beside the hidden states, at most: blocks of logits."""
+    head_gradient: int = 0
+    """Of the head's weight, where it is trained: it is made in the forward, and scaled into another in the backward."""
     gradients: int | None = None
     """Gradients that are there at once; all of them by default."""
     offload: bool = False
     """What the forward keeps waits on the host."""
+    short: float = 4.0
+    """Bytes of a weight that is gathered, and of a number that ranks exchange in a layer."""
+    copies: float = 0.0
+    """Bytes that autocast's copy of each weight in a product takes until the backward pass."""
+    base: int = 0
+    turns: int = 1
+    """Micro-batches of a step, on a rank."""
+    exports: bool = False
+    """The result is written from the memory that is counted: the host is the device."""
 
 
-def account(shape: Shape, held: Held, tokens: int) -> Account:
-    """The peak of one forward and backward over `tokens` tokens."""
-    cost = held.cost
-    low = 4 * LINEARS * cost.low  # what an adapter's first half gave
-    layer = (held.kept.bytes(shape) + low) * tokens
-    hidden, inner = 4 * shape.hidden * tokens, 4 * shape.intermediate * tokens
-    again = -(-shape.layers // held.recompute) if held.recompute else 0
-    layers = again * hidden + (shape.layers - again) * layer + (layer if again else 0)
-    layers = min(layers, layer + hidden) if held.offload else layers
+def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Account:
+    """The peak of one forward and backward over `tokens` tokens, on one rank."""
+    cost, cut = held.cost, shares
+    inside = (shape.params - shape.embedded) / (cut.tensor * cut.pipeline)
+    trained = cost.trained / (cut.tensor * cut.pipeline)
+    at_once = trained if held.gradients is None else min(trained, held.gradients)
+    gradients = 4 * at_once / (1 if cut.whole_gradients else cut.gradients)
+    copies = 0.0 if cut.gathered else held.copies * (inside + shape.embedded / 2)  # of the head, not of embeddings
+    whole = (shape.params - shape.embedded) * held.weight_bytes + shape.embedded * held.plain_bytes
+    weights = (inside * held.weight_bytes + shape.embedded * held.plain_bytes + 4 * cost.more) / cut.weights
+    optimizer = trained * held.moment_bytes / cut.optimizer
+    kept, again, working = _activations(shape, held, tokens / cut.context, cut)
+    blocks = min(held.head_bytes, int(8 * shape.vocab * tokens / cut.context))
     return Account(
-        weights=int((shape.params - shape.embedded) * held.weight_bytes + shape.embedded * held.plain_bytes)
-        + 4 * cost.more,
-        gradients=4 * (cost.trained if held.gradients is None else held.gradients),
-        optimizer=int(cost.trained * held.moment_bytes),
-        activations=layers + 2 * hidden,  # and the head's input with its gradient
-        working=max(held.head_bytes, 2 * hidden + 3 * inner),
+        base=held.base,
+        weights=int(copies) + (0 if "weights" in cut.away else int(weights)),
+        gradients=0 if "gradients" in cut.away else int(gradients),
+        optimizer=0 if "optimizer" in cut.away else int(optimizer),
+        activations=int(kept),
+        logits=max(2 * held.head_gradient, held.head_gradient + blocks),
+        working=int(again + working),
+        communication=int(_communication(shape, held, tokens / cut.context, cut)),
+        loaded=int(whole),
+        early=int(gradients) if held.turns > 1 and "gradients" not in cut.away else 0,
+        exported=int(
+            held.exports * (4 * cost.trained if cost.trained < shape.params else shape.params * held.plain_bytes)
+        ),
     )
+
+
+def _activations(shape: Shape, held: Held, tokens: float, cut: Shares) -> tuple[float, float, float]:
+    """Bytes that all layers keep; that one makes again; and that its backward takes beside."""
+    layers = shape.layers / cut.pipeline
+    low = 4 * LINEARS * held.cost.low  # what an adapter's first half gave
+    layer = (held.kept.bytes(shape, cut) + low) * tokens
+    hidden, inner = 4 * shape.hidden * tokens / cut.between, 4 * shape.intermediate * tokens / cut.tensor
+    stored = hidden * (1 if held.short == 4 else 0.5)  # the input of a layer that makes its activations again
+    recomputed = -(-layers // held.recompute) if held.recompute else 0
+    kept = recomputed * stored + (layers - recomputed) * layer
+    kept = min(kept, layer + hidden) if held.offload else kept
+    return kept + 2 * hidden, layer if recomputed else 0.0, 2 * hidden + 3 * inner  # 2: the head's input, its gradient
+
+
+def _communication(shape: Shape, held: Held, tokens: float, cut: Shares) -> float:
+    """Layers, embeddings and head that are gathered, their whole gradients, and buckets."""
+    deep = (shape.params - shape.embedded) / max(1, shape.layers) / cut.tensor
+    trains = held.cost.trained >= shape.params
+    whole = min(cut.gathered, shape.layers)
+    some = min(2, whole) * held.cost.trained / max(1, shape.layers)
+    grads = 4 * (min(2, whole) * deep + shape.embedded if trains else some)
+    inside, outside = min(held.weight_bytes, held.short), min(held.plain_bytes, held.short)
+    gathered = whole * deep * inside + shape.embedded * outside + grads if whole else 0.0
+    ring = 2 * 2 * shape.keys * held.short * tokens if cut.context > 1 else 0.0  # keys and values, one pair on its way
+    way = min(cut.elements, held.cost.trained) * held.short
+    return gathered + ring + way + min(cut.bucket, 4.0 * held.cost.trained)
 
 
 @dataclass(frozen=True)
@@ -112,6 +225,8 @@ class Choice:
     """Every so many layers; 0 for none."""
     account: Account
     fits: bool
+    strategy: str = ""
+    """What `parallel.strategy` came to."""
 
 
 def choose(
@@ -123,20 +238,22 @@ def choose(
     rows: int | None,
     recompute: int | None,
     most: int | None = None,
+    shares: Shares = ALONE,
 ) -> Choice:
     """Rows per forward and recompute, each as asked or, where `None`, the largest and cheapest that fit; a step has
-    `most` rows."""
+    `most` rows on a rank."""
     full = max(1, FORWARD_TOKENS[device] // max_length)
     wanted = rows or min(full, most or full)
     tries = [recompute] if recompute is not None else list(RECOMPUTE)
+
+    def made(count: int, again: int) -> Choice:
+        turns = -(-most // count) if most else 2
+        whole = account(shape, replace(held, recompute=again, turns=turns), count * max_length, shares)
+        return Choice(count, again, whole, whole.peak <= HEADROOM * available)
+
     for again in tries:
         for count in [wanted] if rows else range(wanted, 0, -1):
-            choice = _choice(shape, held, max_length, available, count, again)
+            choice = made(count, again)
             if choice.fits:
                 return choice
-    return _choice(shape, held, max_length, available, rows or 1, tries[-1])
-
-
-def _choice(shape: Shape, held: Held, max_length: int, available: int, rows: int, recompute: int) -> Choice:
-    made = account(shape, replace(held, recompute=recompute), rows * max_length)
-    return Choice(rows, recompute, made, made.total <= HEADROOM * available)
+    return made(rows or 1, tries[-1])

@@ -20,7 +20,7 @@ from llmkit.build.training import Built, build, how, parts
 from llmkit.checkpoint.mirror import Mirror
 from llmkit.checkpoint.saver import Keep, Saver
 from llmkit.core.artifact import Artifact
-from llmkit.core.errors import DataError
+from llmkit.core.errors import DataError, Stopped
 from llmkit.core.memory import keep_freed_memory, out_of_memory_named
 from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
@@ -31,12 +31,16 @@ from llmkit.data.node import FirstFit, NoPacking, Packing
 from llmkit.data.prepare import Prepared
 from llmkit.models.load import DTYPES, read_tokenizer
 from llmkit.models.positions import check_length
+from llmkit.parallel.alike import compare
+from llmkit.parallel.degrees import Deal
 from llmkit.parallel.grid import grid
 from llmkit.parallel.group import agreed, lead
 from llmkit.parallel.steps import Adaptive, Steps
 from llmkit.plan.account import RECOMPUTE, Choice
+from llmkit.stages.attempts import Attempts
 from llmkit.stages.finished import finish
 from llmkit.stages.job import Job
+from llmkit.stages.levelled import levelled
 from llmkit.stages.lint_table import brief, keep, linted, served
 from llmkit.stages.measured import measured
 from llmkit.stages.quarantine import Quarantine
@@ -60,7 +64,11 @@ def train(node: Training, run: Run) -> Artifact:
         with run.stop.at_once("before training"), lead(run.peers, first):
             job = read(node, run)
         agreed(run.peers, facts(job))
+        job = levelled(job)
         found = find(job)
+        attempts = Attempts(run.folder) if run.main and run.ranks.world > 1 else None
+        if attempts is not None:
+            attempts.begin()
         with told(found):
             job = pinned(job, found)
         with run.stop.at_once("before training"):
@@ -70,7 +78,7 @@ def train(node: Training, run: Run) -> Artifact:
         run.stop.check("before training")
         if run.device == "cpu":
             _settle(built, _largest(job))
-        progress = _fit(job, built, steps, progress)
+        progress = _fit(job, built, steps, progress, attempts)
         run.peers.phase("exit", progress.step)
         return finish(job, built, steps, progress)
 
@@ -92,7 +100,7 @@ def _largest(job: Job) -> int:
     if not len(lengths) or job.node.batch.tokens:  # of a stream, no length is known
         lengths = np.array([most])
     account = job.choice.account
-    return int((account.activations + account.working) * min(1.0, lengths.sum() / most))
+    return int((account.activations + max(account.logits, account.working)) * min(1.0, lengths.sum() / most))
 
 
 def read(node: Training, run: Run) -> Job:
@@ -119,7 +127,7 @@ def read(node: Training, run: Run) -> Job:
         run.console.notice(notice)
     steps = node.steps or (node.epochs or 1) * feed.steps_per_epoch
     kinds = types(node.types_name, run.device)
-    shape, choice = sizes(node, resolved, run.device)
+    shape, choice = sizes(node, resolved, run.device, run.ranks)
     run.console.notice(_summary(data, valid, choice, kinds, steps))
     return Job(node, run, resolved, kinds, data, valid, choice, steps, feed, shape, node.objective(data))
 
@@ -146,7 +154,7 @@ def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Type
         kinds.name,
         f"{choice.rows} rows a forward",
         f"{RECOMPUTE[choice.recompute]} recompute" if choice.recompute else "",
-        f"about {choice.account.total / 2**20:.0f} MiB",
+        f"about {choice.account.peak / 2**20:.0f} MiB",
     ]
     dropped = [f"{reason} {n}" for reason, n in data.counts.items() if ":" in reason and n]
     return ", ".join(filter(None, [*parts, *dropped]))
@@ -185,11 +193,11 @@ def _built(job: Job) -> tuple[Built, Steps]:
 
 
 def _first(job: Job, contexts: bool) -> Iterator[Batch]:
-    """The training data from its beginning, whatever step the run goes on from."""
-    return (batch for index in range(job.steps) for batch in _step_data(job, contexts, index).batches)
+    """The training data from its beginning, whatever step the run goes on from: on every rank all of it."""
+    return (batch for index in range(job.steps) for batch in _step_data(job, contexts, index, whole=True).batches)
 
 
-def _fit(job: Job, built: Built, steps: Steps, start: Progress) -> Progress:
+def _fit(job: Job, built: Built, steps: Steps, start: Progress, attempts: Attempts | None) -> Progress:
     node, run = job.node, job.run
     metrics = Lines(run.scratch / "metrics.jsonl")
     built.model.train()
@@ -208,19 +216,49 @@ def _fit(job: Job, built: Built, steps: Steps, start: Progress) -> Progress:
     run.console.start("training", job.steps, start.step)
     with _loggers(job, start.step) as log, run.stop.together(run.peers), _saver(job) as saver:
         hooks = Hooks(
-            data=partial(_step_data, job, built.loaded.support.packed),
+            data=partial(_entered, job, built.loaded.support.packed, attempts),
             log=partial(_log, job, metrics, log),
             evaluate=partial(measured, job, built, steps) if job.valid is not None else None,
             save=partial(_save, job, built, steps, metrics, saver),
+            verify=partial(_verify, job, built, steps),
             asked_to_stop=run.stop.asked,
             measure=partial(measure, job.shape, run.device, job.types.half, node.adapter.frozen_base),
             show=partial(_show, job),
             phase=run.peers.phase,
         )
         try:
-            return fit(steps, job.loss, plan, hooks, start)
+            done = fit(steps, job.loss, plan, hooks, start)
+        except Stopped:
+            _forget(attempts)
+            raise
         finally:
             run.console.end()
+    _forget(attempts)
+    return done
+
+
+def _forget(attempts: Attempts | None) -> None:
+    if attempts is not None:
+        attempts.end()
+
+
+def _entered(job: Job, contexts: bool, attempts: Attempts | None, index: int) -> StepData:
+    data = _step_data(job, contexts, index)
+    if attempts is not None:
+        attempts.enter(index + 1, data)
+    return data
+
+
+def _verify(job: Job, built: Built, steps: Steps, step: int, due: bool) -> None:
+    """What other ranks hold copies of is compared, where it is due."""
+    every, world = job.node.guard.checksum, job.run.ranks.world
+    if not every or world == 1 or not (due or step % every == 0):
+        return
+    held, spread = dict(steps.state()), job.node.parallel.degrees(world)
+    if spread.replicate == world:  # else the frozen ones are cut too
+        frozen = ((name, p) for name, p in built.model.named_parameters() if not p.requires_grad)
+        held |= {f"frozen/{name}": p.detach() for name, p in frozen}
+    compare(job.run.peers, held, step)
 
 
 def _log(job: Job, metrics: Lines, more: Any, line: dict[str, Any]) -> None:
@@ -231,11 +269,12 @@ def _log(job: Job, metrics: Lines, more: Any, line: dict[str, Any]) -> None:
     more(line)
 
 
-def _step_data(job: Job, contexts: bool, index: int) -> StepData:
+def _step_data(job: Job, contexts: bool, index: int, whole: bool = False) -> StepData:
+    """What one step sees of its data: this rank's share, or that with its number among so many."""
     node, drawn = job.node, job.feed.step(index)
     data, rows = drawn.data, drawn.rows
     packing: Packing = node.data.packing if contexts else NoPacking()
-    dealt = node.parallel.deal(job.run.ranks, node.deterministic)
+    dealt = Deal((0,), 1) if whole else node.parallel.deal(job.run.ranks, node.deterministic)
     make = partial(micro_batches, data, rows, packing, node.data.max_length, job.choice.rows, contexts, job.run.device)
     shares = [make(share, dealt.count) for share in dealt.shares]
     numbers = [

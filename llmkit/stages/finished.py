@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from llmkit_kernels import memory
 from llmkit_kernels.table import rows
 
 from llmkit.build.training import Built
@@ -46,11 +47,12 @@ def finish(job: Job, built: Built, steps: Steps, progress: Progress) -> Artifact
     labels = built.loaded.head.labels if built.loaded.head is not None else ()
     steps.settle()
     _conclude(job, built, steps)
-    steps.assemble()
+    steps.assemble(built.model, run.peers)
     if not run.main:
         return Artifact(run.folder)
     node.adapter.finish(built.model)
     rope, folder = node.model.rope, run.folder / "model"
+    memory.trim()  # what steps took is free by now, and the writing of weights copies them
     export(built.model, built.loaded.tokenizer, folder, job.resolved, node.quant, rope, labels)
     if rope is not None and hasattr(built.model, "peft_config"):
         run.console.notice("the base of the adapter is scaled, which peft alone does not know: merge it for use there")

@@ -46,7 +46,7 @@ def _split(node: Training) -> Iterator[Conflict]:
         what = "DeepSpeed cuts a model that is whole on every rank"
         yield Conflict("parallel.strategy", what, "set parallel.strategy=fsdp, or parallel.tensor=1", lever)
     if node.parallel.context > 1:
-        what = "attention's heads are dealt out to ranks already"
+        what = "heads and rows would both be dealt out, and no test holds the two together"
         yield Conflict("parallel.context", what, "keep one of the two", lever)
 
 
@@ -59,7 +59,7 @@ def _cut(node: Training) -> Iterator[Conflict]:
     if node.memory.optimizer_in_backward:
         what = "gradients are summed over ranks when a layer's are all there, and it applies each before"
         yield Conflict("memory.optimizer_in_backward", what, "set memory.optimizer_in_backward=false", lever)
-    if node.quant.kind == "bnb_int8" and node.parallel.cuts:
+    if node.parallel.cuts and node.quant.kind == "bnb_int8":
         what = "the scales of 8-bit weights belong to whole matrices, and each rank holds a part"
         yield Conflict("quant.kind", what, "use quant=bnb_nf4 or none, or ddp", lever)
 

@@ -9,16 +9,23 @@ from llmkit.adapters.limits import virtual_tokens
 from llmkit.build.precision import Types, types
 from llmkit.core.errors import ModelError, ResourceError
 from llmkit.core.memory import available
+from llmkit.core.ranks import Ranks
 from llmkit.core.shape import Cost, Shape
 from llmkit.models.logps import BLOCK
 from llmkit.models.logps_trained import CHUNK_BYTES
 from llmkit.models.node import ModelRef, NoQuant
+from llmkit.models.outline import stored
 from llmkit.models.resolve import Resolved, resolve
-from llmkit.models.safe import check_folder, read_json
+from llmkit.models.safe import read_json
 from llmkit.parallel.fits import check_tensor
-from llmkit.plan.account import DORA, DROPPED, FUSED, HALF, HALF_LORA, QUANTISED, Choice, Held, Kept, choose
+from llmkit.parallel.node import Auto, Fsdp
+from llmkit.plan.account import DORA, DROPPED, FUSED, HALF, HALF_LORA, MIXED, QUANTISED, Choice, Held, Kept, choose
+from llmkit.plan.shares import shares
 from llmkit.stages.training import Training
 
+BASE = {"cpu": 96 << 20, "cuda": 1 << 30}
+"""Bytes that libraries take with the first step: code and buffers (benchmarks/plan_grid.py); on
+a GPU the context and the libraries of products and collectives."""
 KNOB = "lower micro_batch or data.max_length, or set memory.recompute=full"
 
 
@@ -35,56 +42,83 @@ def whole_model(ref: ModelRef) -> Resolved:
     return resolved
 
 
-def sizes(node: Training, resolved: Resolved, device: str) -> tuple[Shape, Choice]:
-    """The memory account of a stage, and what `auto` comes to.
+def sizes(node: Training, resolved: Resolved, device: str, ranks: Ranks = Ranks()) -> tuple[Shape, Choice]:
+    """The memory account of a stage on one of `ranks`, and what `auto` comes to.
 
     Raises:
         ResourceError: it cannot fit.
         RecipeError: the model cannot be dealt out to `parallel.tensor` ranks.
     """
-    headers = check_folder(resolved.folder)
-    tensors = {name: item["shape"] for header in headers.values() for name, item in header.items()}
-    said = read_json(resolved.folder / "config.json")
-    shape = Shape.read(said, tensors)
     if node.parallel.tensor > 1:
-        check_tensor(said, node.parallel.tensor)
-    kinds = types(node.types_name, device)
-    rows = node.micro_batch if isinstance(node.micro_batch, int) else None
-    if node.memory.optimizer_in_backward:
-        rows = rows or node.batch.rows  # a step is one micro-batch
-    wanted = {"auto": None, "none": 0, "selective": 2, "full": 1}[node.memory.recompute]
-    if node.adapter.limits.recompute:
-        wanted = 0
-    free, held = available(device), _held(node, shape, kinds, device)
-    if node.memory.optimizer_in_backward:
-        largest = max(prod(size) for size in tensors.values())
-        held = replace(held, gradients=min(largest, held.cost.trained))
-    length = -(-node.data.max_length // node.parallel.context) + virtual_tokens(node.adapter)
-    most = node.batch.rows if node.batch.tokens is None else None
-    if most and node.deterministic:  # the same sizes for any number of ranks
-        most = max(1, most // node.parallel.virtual)
-    choice = choose(shape, held, length, free, device, rows, wanted, most)
+        check_tensor(read_json(resolved.folder / "config.json"), node.parallel.tensor)
+    shape = stored(resolved.folder)
+    free = available(device) // (ranks.here if device == "cpu" else 1)  # ranks of a host share its memory
+    choice = chosen(node, shape, device, free, ranks.world)
     if not choice.fits:
-        need, there = choice.account.total / 2**20, free / 2**20
-        raise ResourceError(
-            f"training needs about {need:.0f} MiB, {there:.0f} MiB are free", fix=KNOB, key="micro_batch"
-        )
+        need, there = choice.account.peak / 2**20, free / 2**20
+        where = f" on each of {ranks.world} ranks" if ranks.world > 1 else ""
+        what = f"training needs about {need:.0f} MiB{where}, {there:.0f} MiB are free"
+        raise ResourceError(what, fix=KNOB, key="micro_batch")
     return shape, choice
 
 
-def _held(node: Training, shape: Shape, kinds: Types, device: str) -> Held:
-    cost = node.adapter.cost(shape)
-    plain = 2.0 if kinds.params == "bf16" else 4.0
-    copies = 2.0 if kinds.mixed and device == "cpu" else 0.0  # autocast keeps what it made of fp32 weights
+def chosen(node: Training, shape: Shape, device: str, free: int, world: int) -> Choice:
+    """What `auto` comes to on one of `world` ranks, of which each has `free` bytes."""
+    first, *others = [_chosen(tried, shape, device, free, world) for tried in strategies(node, world)]
+    return next((choice for choice in (first, *others) if choice.fits), first)
+
+
+def strategies(node: Training, world: int) -> list[Training]:
+    """The stage with each strategy that `auto` may come to: copies where they fit, else parts."""
+    parallel = node.parallel
+    kind = parallel.resolve(world)
+    first = replace(node, parallel=replace(parallel, strategy=kind))
+    if not isinstance(parallel.strategy, Auto) or world == 1 or kind.kind != "ddp":
+        return [first]
+    cut = replace(node, parallel=replace(parallel, strategy=Fsdp(), replicate="auto"))
+    return [first, *([] if any(cut.problems()) else [cut])]
+
+
+def _chosen(node: Training, shape: Shape, device: str, free: int, world: int) -> Choice:
+    degrees, rows = node.parallel.degrees(world), node.micro_batch if isinstance(node.micro_batch, int) else None
+    share = -(-node.batch.rows // degrees.data)
+    if node.memory.optimizer_in_backward:
+        rows = rows or share  # a step is one micro-batch
+    wanted = {"auto": None, "none": 0, "selective": 2, "full": 1}[node.memory.recompute]
+    if node.adapter.limits.recompute:
+        wanted = 0
+    cut = shares(node.parallel.resolve(world), degrees)
+    held = held_by(node, shape, device)
+    length = node.data.max_length + virtual_tokens(node.adapter)
+    most = share if node.batch.tokens is None else None
+    if most and node.parallel.shards(world, node.deterministic):  # the same sizes for any number of ranks
+        most = max(1, node.batch.rows // node.parallel.virtual)
+    made = choose(shape, held, length, free, device, rows, wanted, most, cut)
+    return replace(made, strategy=node.parallel.resolve(world).kind)
+
+
+def held_by(node: Training, shape: Shape, device: str) -> Held:
+    """How a run holds things."""
+    kinds, cost, frozen = types(node.types_name, device), node.adapter.cost(shape), node.adapter.frozen_base
+    short = 2.0 if kinds.half else 4.0
+    plain = short if kinds.params == "bf16" or (kinds.mixed and frozen and device == "cuda") else 4.0
+    early = node.memory.optimizer_in_backward
+    largest = max(map(prod, shape.tensors.values()), default=0)
     return Held(
-        weight_bytes=(node.quant.weight_bytes or plain) + copies,
+        weight_bytes=node.quant.weight_bytes or plain,
         plain_bytes=plain,
         kept=_kept(node, cost, kinds),
         cost=cost,
         moment_bytes=_moments(node, shape, cost),
         recompute=0,
-        head_bytes=_head(shape, cost.head, device),
+        head_bytes=_head(cost.head, device),
+        head_gradient=4 * shape.vocab * shape.hidden if cost.head else 0,
+        gradients=min(largest, cost.trained) if early else None,
         offload=node.memory.offload_activations,
+        short=short,
+        copies=short if kinds.mixed and plain == 4.0 and not node.quant.weight_bytes else 0.0,
+        base=BASE[device],
+        exports=device == "cpu",
     )
 
 
@@ -103,15 +137,17 @@ def _kept(node: Training, cost: Cost, kinds: Types) -> Kept:
         size = 3 if kinds.half else 4  # some of it is in 16 bits, some is not
         return Kept(size * hidden, size * (inner if plain else inner + 1), size * keys)
     if kinds.half:
-        return HALF_LORA if node.adapter.frozen_base and not kinds.mixed else HALF
+        if kinds.mixed:
+            return MIXED
+        return HALF_LORA if node.adapter.frozen_base else HALF
     if cost.keeps != "shared":
         return {"scaled": DORA, "input": DROPPED}[cost.keeps]
     return FUSED if plain else QUANTISED
 
 
-def _head(shape: Shape, trained: bool, device: str) -> int:
-    """A block of logits with its chances; of a trained head a chunk, and twice the gradient of its weight."""
-    if not trained:
-        positions, words = BLOCK[device]
-        return 2 * 4 * positions * words
-    return 2 * CHUNK_BYTES[device] + 2 * 4 * shape.vocab * shape.hidden
+def _head(trained: bool, device: str) -> int:
+    """A block of logits with its chances; of a trained head a chunk."""
+    if trained:
+        return CHUNK_BYTES[device]
+    positions, words = BLOCK[device]
+    return 2 * 4 * positions * words

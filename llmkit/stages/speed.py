@@ -6,6 +6,7 @@ import torch
 
 from llmkit.core.memory import peak
 from llmkit.core.shape import Shape
+from llmkit.plan.devices import recognised
 from llmkit.train.fit import StepData
 
 
@@ -24,8 +25,5 @@ def measure(shape: Shape, device: str, half: bool, adapted: bool, data: StepData
 
 def _peak_flops(device: str, half: bool) -> float:
     """Of the devices whose data sheets we know, dense; elsewhere 0: unknown."""
-    if device != "cuda":
-        return 0.0
-    name = torch.cuda.get_device_name()
-    known = {"H100": (989e12, 67e12), "H200": (989e12, 67e12), "A100": (312e12, 19.5e12)}
-    return next((peaks[0 if half else 1] for key, peaks in known.items() if key in name), 0.0)
+    found = recognised(torch.cuda.get_device_name()) if device == "cuda" else None
+    return 0.0 if found is None else found.half if half else found.single

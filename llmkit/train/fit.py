@@ -119,8 +119,8 @@ class Hooks:
     show: Callable[[dict[str, Any]], None]
     phase: Callable[[str, int], None] = lambda name, step: None
     """Name and step, 1-based: where the loop is now."""
-    verify: Callable[[int], None] = lambda step: None
-    """A step is done: what other ranks hold is compared, where that is due."""
+    verify: Callable[[int, bool], None] = lambda step, due: None
+    """A step is done: what other ranks hold is compared, where that is due; before a checkpoint it is."""
 
 
 class Told:
@@ -149,6 +149,7 @@ def fit(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, start: Progress)
             progress = _evaluated(progress, plan, hooks)
         if progress.step and progress.saved != progress.step and _save_due(plan, progress, time.monotonic() - saved_at):
             progress, saved_at = replace(progress, saved=progress.step), time.monotonic()
+            hooks.verify(progress.step, True)
             hooks.phase("save", progress.step)
             hooks.save(progress, True)
         if _ended(plan, progress):
@@ -188,7 +189,7 @@ def _one_step(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, before: Pr
     line |= {"seconds": seconds, **hooks.measure(data, seconds)}
     hooks.log(line)
     hooks.show(line)
-    hooks.verify(step)
+    hooks.verify(step, False)
     return replace(before, step=step, watch=watch, skipped=before.skipped + (not applied))
 
 

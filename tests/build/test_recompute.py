@@ -3,18 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from llmkit.losses.token import CrossEntropy
 
 from llmkit.adapters.node import Lora, NoAdapter
 from llmkit.build.precision import types
 from llmkit.build.training import build, how
 from llmkit.core.seed import reseed
+from llmkit.core.shape import Cost, Shape
 from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit
 from llmkit.data.prepare import Prepared
+from llmkit.losses.node import CrossEntropy
 from llmkit.models.node import ModelRef, Nf4, NoQuant
 from llmkit.models.resolve import resolve
-from llmkit.plan.account import FUSED, Held, Shape, account, choose
+from llmkit.plan.account import FUSED, Held, account, choose
 from tests.conftest import make_tokenizer
 from tests.train.test_fit import family
 
@@ -75,7 +76,7 @@ def test_gradients_are_equal_with_dropout_on_and_less_is_kept(name, way, folders
 
 
 SHAPE = Shape(135_000_000, 30, 576, 1536, 49152, linears=305_280, keys=192, embedded=28_311_552)
-FULL = Held(4, 4, FUSED, trained=SHAPE.params, rank=0, moment_bytes=8, recompute=0, head_bytes=16 << 20)
+FULL = Held(4, 4, FUSED, Cost(SHAPE.params, head=True), moment_bytes=8, recompute=0, head_bytes=16 << 20)
 
 
 def accounted(**more):
@@ -85,14 +86,14 @@ def accounted(**more):
 def test_the_account_puts_selective_between_and_knows_the_other_levers():
     kept = [accounted(recompute=every).activations for every in (0, 2, 1)]
     assert kept[0] > 1.7 * kept[1] and kept[1] > 1.7 * kept[2]
-    early, away = accounted(gradients=SHAPE.embedded), accounted(offload=True)
-    assert early.gradients == 4 * SHAPE.embedded and early.total < accounted().total - 4 * 10**8
+    early, away = accounted(recompute=1, gradients=SHAPE.embedded), accounted(offload=True)
+    assert early.gradients == 4 * SHAPE.embedded and early.total < accounted(recompute=1).total - 2 * 10**8
     assert away.activations < kept[2] and away.weights == accounted().weights
 
 
 def test_auto_takes_selective_before_full():
     def chosen(free):
-        return choose(SHAPE, FULL, 4096, int(free), "cpu", 1, None)
+        return choose(SHAPE, FULL, 4096, int(free), "cpu", 1, None, 1)
 
     sizes = [accounted(recompute=every).total / 0.84 for every in (0, 2, 1)]
     assert [chosen(size).recompute for size in sizes] == [0, 2, 1]

@@ -68,10 +68,10 @@ def ended(pids, seconds=60.0):
     return [codes[pid] for pid in pids]
 
 
-def together(world, work, tmp_path):
+def together(world, work, tmp_path, seconds=60.0):
     """Does `work(rank)` on `world` ranks, all of which must end well."""
     said = tmp_path / "said.txt"
-    codes = ended(launched(world, work, said))
+    codes = ended(launched(world, work, said), seconds)
     assert codes == [0] * world, f"{codes}: {said.read_text()[-4000:]}"
 
 
@@ -92,13 +92,13 @@ def sft(model, rows, out, **more):
     return Sft(**(options | more))
 
 
-def trained(world, make, tmp_path, name):
+def trained(world, make, tmp_path, name, seconds=60.0):
     """The folder of `make(out)` run on `world` ranks."""
     folder = tmp_path / f"{name}-{world}"
     if world == 1:
         run(make(folder), console=QUIET)
     else:
-        together(world, lambda rank: run(make(folder), console=QUIET), tmp_path)
+        together(world, lambda rank: run(make(folder), console=QUIET), tmp_path, seconds)
     return folder
 
 

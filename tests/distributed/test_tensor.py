@@ -257,13 +257,16 @@ REFUSED = [
     ({"adapter": {"kind": "ia3"}}, "adapter.kind"),
     ({"quant": {"kind": "bnb_nf4"}}, "quant.kind"),
     ({"adapter": FULL, "memory": {"optimizer_in_backward": True}, "micro_batch": 12}, "memory.optimizer_in_backward"),
+    ({"parallel": {"strategy": "zero"}}, "parallel.strategy"),
+    ({"parallel": {"context": 2}}, "parallel.context"),
+    ({"optim": {"kind": "muon"}}, "optim.kind"),
 ]
 
 
 @pytest.mark.parametrize(("more", "key"), REFUSED, ids=[key for _, key in REFUSED])
 def test_what_cannot_be_cut_is_refused(more, key, tiny, rows, tmp_path):
     with pytest.raises(RecipeError, match="parallel.tensor") as refused:
-        sft(tiny, rows, tmp_path / "out", **(more | {"parallel": {"tensor": 2}}))
+        sft(tiny, rows, tmp_path / "out", **(more | {"parallel": more.get("parallel", {}) | {"tensor": 2}}))
     assert any(problem.key == key for problem in refused.value.problems), refused.value
     optim = {"kind": "sgd", "lr": 0.5, "momentum": 0.0, "clip": 0.0}
     sft(tiny, rows, tmp_path / "out", **({"optim": optim} | more))  # the control

@@ -13,7 +13,7 @@ from llmkit.data.node import FirstFit
 from llmkit.data.prepare import Prepared
 from llmkit.models.resolve import resolve
 from llmkit.plan.account import FUSED, Held, account, choose
-from llmkit.stages.sizes import _held, sizes
+from llmkit.stages.sizes import held_by, sizes
 from tests.conftest import make_model, make_tokenizer
 
 SHAPE = Shape(135_000_000, 30, 576, 1536, 49152, linears=305_280, keys=192, embedded=28_311_552)
@@ -28,7 +28,7 @@ def test_a_shape_is_read_from_a_configuration_and_headers():
 
 def test_parts_add_up_and_recompute_trades_activations():
     plain = account(SHAPE, LORA, 512)
-    assert plain.total == sum(vars(plain).values())
+    assert plain.total == sum(plain.parts.values())
     again = account(SHAPE, Held(**{**vars(LORA), "recompute": True}), 512)
     assert again.activations < plain.activations / 4 and again.weights == plain.weights
     assert account(SHAPE, LORA, 1024).activations == 2 * plain.activations
@@ -38,7 +38,7 @@ def test_auto_takes_the_largest_that_fits_then_recompute_then_says_no():
     wide = choose(SHAPE, LORA, 128, 64 << 30, "cpu", None, None)
     assert wide.fits and wide.rows == 8 and not wide.recompute
     need = account(SHAPE, LORA, 128).total
-    tight = choose(SHAPE, LORA, 128, int(need / 0.84), "cpu", None, None)
+    tight = choose(SHAPE, LORA, 128, int(need / 0.84), "cpu", None, None, 1)
     assert tight.fits and tight.rows == 1 and not tight.recompute
     tighter = choose(SHAPE, LORA, 512, int(account(SHAPE, LORA, 512).total * 0.9), "cpu", None, None)
     assert tighter.fits and tighter.recompute
@@ -108,7 +108,7 @@ def test_what_a_forward_keeps_is_what_the_account_says(way, wide):
     data = {"train": [], "packing": "none" if "tuning" in way else "first_fit"}
     node = Sft(model=str(wide), data=data, out="x", **more)
     shape, _ = sizes(node, resolve(node.model), "cpu")
-    held = _held(node, shape, types(node.precision, "cpu"), "cpu")
+    held = held_by(node, shape, "cpu")
     told = account(shape, held, 512).activations - account(shape, held, 256).activations
     kept = saved(node, 512) - saved(node, 256)  # what does not grow with the tokens is no activation
     assert 0.8 * kept <= told <= 1.25 * kept, (told, kept)

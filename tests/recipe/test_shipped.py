@@ -10,6 +10,7 @@ import pytest
 from llmkit import run
 from llmkit.core.console import Console
 from llmkit.data.node import Docstrings, Jsonl
+from llmkit.parallel.node import Parallel
 from llmkit.recipe.load import load_recipe
 from llmkit.recipe.shipped import recipes
 from llmkit.stages.evaluate import Evaluate
@@ -99,7 +100,7 @@ def small(node, model, out):
         evaluate = dataclasses.replace(evaluate, samples=min(1, evaluate.samples), max_tokens=2)
     name = dataclasses.replace(node.model, name=str(model))
     batch = dataclasses.replace(node.batch, rows=4)
-    more = {"evaluate": evaluate, "epochs": None, "steps": 3, "out": str(out)}
+    more = {"evaluate": evaluate, "parallel": Parallel(), "epochs": None, "steps": 3, "out": str(out)}
     if getattr(node.adapter, "train", ()):  # a tiny model has two layers
         more["adapter"] = dataclasses.replace(node.adapter, train=("*.layers.1.*", "model.norm.weight"))
     return dataclasses.replace(node, model=name, data=data, batch=batch, **more)

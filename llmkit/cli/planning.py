@@ -1,0 +1,60 @@
+"""The verb `plan`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from llmkit.cli.recipes import out
+from llmkit.core.environment import prepare
+from llmkit.core.errors import RecipeError
+from llmkit.core.memory import available
+from llmkit.core.memory import device as here
+from llmkit.core.ranks import ranks as launched
+from llmkit.models.alias import is_remote
+from llmkit.models.outline import PUBLIC
+from llmkit.plan.devices import named
+from llmkit.recipe.load import load_recipe
+from llmkit.stages.changes import changes
+from llmkit.stages.planned import Planned, planned, shape_of
+from llmkit.stages.training import Training
+
+
+def plan(recipe: str, overrides: Sequence[str], device: str, world: int, as_json: bool) -> None:
+    """Prints the plan of each stage that trains.
+
+    Raises:
+        LlmkitError: the recipe is not sound, or nothing in it is trained.
+    """
+    loaded = load_recipe(recipe, overrides)
+    stages = [(name, node) for name, node in loaded.stages if isinstance(node, Training)]
+    if not stages:
+        raise RecipeError("nothing here is trained", fix="give a recipe with a stage that trains")
+    where = named(device).name if device else here()
+    world = world or launched().world
+    free = 0 if device else available(where) // (world if where == "cpu" else 1)
+    prepare(remote=any(is_remote(node.model.name) and node.model.name not in PUBLIC for _, node in stages))
+    made = {name: _stage(name, node, where, world, free) for name, node in stages}
+    if as_json:
+        out(json.dumps(made.get("", made)))
+
+
+def _stage(name: str, node: Training, where: str, world: int, free: int) -> dict[str, Any]:
+    shape = shape_of(node)
+    made = planned(node, where, world, free, shape)
+    found = [] if made.choice.fits else changes(node, where, world, made.free, shape)
+    title = f"{name}: " if name else ""
+    for line in made.lines():
+        out(f"{title}{line}")
+    if not made.choice.fits:
+        _tell(made, title, found)
+    told = [{"set": one.keys, "cost": one.cost, "peak": one.peak} for one in found]
+    return made.values() | ({} if made.choice.fits else {"changes": told})
+
+
+def _tell(made: Planned, title: str, found: Sequence[Any]) -> None:
+    if not found:
+        out(f"{title}no one or two changes make it fit: take a smaller model, or more devices")
+    for one in found:
+        out(f"{title}would fit with {one.keys}: {one.peak / 2**30:.2f} GiB; cost: {one.cost}")

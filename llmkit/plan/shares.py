@@ -1,0 +1,86 @@
+"""What of a run lies on one rank, by strategy and degrees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.parallel.degrees import Degrees
+
+BUCKET = 25 << 20
+"""Bytes of gradients that replicas sum at a time (torch's `bucket_cap_mb`)."""
+ELEMENTS = 5e8
+"""Parameters that ZeRO gathers, and reduces, at a time (`reduce_bucket_size`)."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Into how many parts each thing is cut, of which a rank has one."""
+
+    weights: int = 1
+    gradients: int = 1
+    optimizer: int = 1
+    tensor: int = 1
+    """Parts of what is inside a layer, its weights too."""
+    between: int = 1
+    """Parts of what lies between the products of a layer: as many as `tensor` where its norms are spread too."""
+    context: int = 1
+    """Parts of a row's tokens."""
+    pipeline: int = 1
+    """Parts of the layers."""
+    gathered: int = 0
+    """Layers that are whole at one time, of those that are cut."""
+    bucket: float = 0.0
+    """Bytes that are on their way at most; 0 for none."""
+    elements: float = 0.0
+    """Parameters that are on their way at most, in the size of a gradient each."""
+    away: tuple[str, ...] = ()
+    """What waits on the host: weights, gradients, optimizer."""
+    whole_gradients: bool = False
+    """Gradients are cut only after the last micro-batch."""
+
+
+ALONE = Shares()
+
+
+def shares(strategy: Any, degrees: Degrees) -> Shares:
+    """What a strategy (a node of `parallel`) and its degrees leave on a rank."""
+    inner: dict[str, Any] = {"tensor": degrees.tensor, "context": degrees.context, "pipeline": degrees.pipeline}
+    return _WAYS[strategy.kind](strategy, degrees, inner)
+
+
+def _replica(strategy: Any, degrees: Degrees, inner: dict[str, Any]) -> Shares:
+    return Shares(**inner, bucket=BUCKET if degrees.data > 1 else 0.0)
+
+
+def _fsdp(strategy: Any, degrees: Degrees, inner: dict[str, Any]) -> Shares:
+    """Each layer is gathered while the one before it computes, and given up after it; or all stay."""
+    n = degrees.shard
+    away = ("weights", "gradients", "optimizer") if strategy.offload == "cpu" else ()
+    return Shares(n, n, n, **inner, gathered=(2 if strategy.reshard else 1000) if n > 1 else 0, away=away)
+
+
+def _zero(strategy: Any, degrees: Degrees, inner: dict[str, Any]) -> Shares:
+    """Stage 1 cuts the optimizer's state, 2 the gradients too, 3 the weights too."""
+    n, stage = degrees.shard, strategy.stage
+    places = {"optimizer": strategy.offload.optimizer, "weights": strategy.offload.params}
+    away = [part for part, where in places.items() if where != "none"]
+    away += ["gradients"] if "optimizer" in away and stage > 1 else []
+    return Shares(
+        n if stage > 2 else 1,
+        n if stage > 1 else 1,
+        n,
+        **inner,
+        gathered=2 if stage > 2 and n > 1 else 0,
+        elements=ELEMENTS if n > 1 else 0.0,
+        away=tuple(away),
+    )
+
+
+_WAYS: dict[str, Callable[[Any, Degrees, dict[str, Any]], Shares]] = {
+    "single": _replica,
+    "ddp": _replica,
+    "fsdp": _fsdp,
+    "zero": _zero,
+}

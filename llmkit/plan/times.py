@@ -1,0 +1,150 @@
+"""How long a step takes, and what is sent in it: from stated formulas and a device's data sheet.
+
+With P parameters in products (embeddings apart, the head counted), L layers of width H, rows of S tokens:
+
+    products    2 P forward; backward 2 P for the inputs, and 2 P' for the P' that are trained; recomputed 2 P again
+    attention   2 L H S forward (causal: half of a full square), backward 2.5 times that
+    elementwise (64 H + 10 I) bytes a token and layer forward, twice that backward: norms, rotations, gates, residuals
+    sent        ddp: gradients all-reduced, 2 (n - 1) / n of them a step
+                fsdp, zero 3: weights gathered twice and gradients scattered once a micro-batch, (n - 1) / n each
+                tensor: 4 all-reduces of the hidden states a layer; context: keys and values around the ring, twice
+    step        products and attention at EFFICIENCY of the peak, elementwise at BANDWIDTH of the memory's; of what is
+                sent, what exceeds OVERLAP of that time waits; then the optimizer, which reads and writes what it holds
+
+MFU counts 6 P + 12 L H S a token, whatever is frozen or made again (arXiv:2204.02311, appendix B).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmkit.core.shape import Shape
+from llmkit.parallel.degrees import Degrees
+from llmkit.plan.account import Held
+from llmkit.plan.devices import Device
+from llmkit.plan.shares import Shares
+
+EFFICIENCY = 0.60
+"""Share of the peak that products reach; fixed on three published runs (benchmarks/plan_published.py)."""
+BANDWIDTH = 0.80
+"""Share of the memory's rate that elementwise work reaches."""
+WIRE = 0.75
+"""Share of a link's rate that a collective reaches."""
+OVERLAP = 0.9
+"""Share of the time of products behind which sending hides."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of one optimizer step."""
+
+    compute: float
+    """Seconds of products, attention and elementwise work."""
+    waiting: float
+    """Seconds for what is sent and not hidden."""
+    update: float
+    """Seconds of the optimizer."""
+    sent: float
+    """Bytes that a rank sends."""
+    tokens: float
+    """Of all ranks."""
+    mfu: float
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.compute + self.waiting + self.update
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second of all ranks."""
+        return self.tokens / self.seconds
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a rank does in a step."""
+
+    tokens: int
+    """Of a micro-batch, before any cut of rows."""
+    length: int
+    """Of a sequence."""
+    turns: int
+    """Micro-batches."""
+
+
+def times(shape: Shape, held: Held, cut: Shares, degrees: Degrees, device: Device, work: Work) -> Times:
+    """What a step takes on a device of a known data sheet."""
+    local = work.tokens * work.turns / cut.context  # tokens that a rank computes, in its part of the model
+    part = cut.tensor * cut.pipeline
+    peak = EFFICIENCY * (device.half if held.short == 2 else device.single)
+    products, attention = _operations(shape, held, work.length)
+    elementwise = _elementwise(shape, held) / (BANDWIDTH * device.bandwidth)
+    compute = local / part * ((products + attention) / peak + elementwise)
+    compute += work.turns * _unpacked(shape, held, cut) / (BANDWIDTH * device.bandwidth)
+    data, inner = _sent(shape, held, cut, degrees, work)
+    between = min(device.link, device.network * device.here)  # a ring leaves a host by the networks of all its devices
+    outer = between if degrees.world > device.here else device.link
+    inside = device.link if part * cut.context <= device.here else between
+    seconds = data / (WIRE * outer) + inner / (WIRE * inside)
+    waiting = max(0.0, seconds - OVERLAP * compute)
+    state = held.cost.trained * (8 + 2 * held.moment_bytes) / cut.optimizer / part
+    update = state / (BANDWIDTH * (device.bandwidth if "optimizer" not in cut.away else HOST))
+    whole = degrees.data * work.tokens * work.turns
+    model = 6 * (shape.params - _looked_up(shape)) + 12 * shape.layers * shape.hidden * work.length
+    seconds = compute + waiting + update
+    top = device.half if held.short == 2 else device.single
+    return Times(compute, waiting, update, data + inner, whole, model * whole / seconds / (top * degrees.world))
+
+
+HOST = 50e9
+"""Bytes a second at which a host's processor updates what was offloaded to it; its rank's share."""
+
+
+def _looked_up(shape: Shape) -> int:
+    """Parameters of the embeddings, which are looked up and in no product; a tied head multiplies with them."""
+    head = shape.vocab * shape.hidden
+    return max(0, shape.embedded - head)
+
+
+def _operations(shape: Shape, held: Held, length: int) -> tuple[float, float]:
+    """Operations a token in products and in attention."""
+    used = shape.params - _looked_up(shape)
+    trained = min(1.0, held.cost.trained / shape.params)
+    again = 1 / held.recompute if held.recompute else 0.0
+    attention = 2 * shape.layers * shape.hidden * length
+    return 2 * used * (2 + trained + again) + 4 * held.cost.trained * (trained < 1), attention * (3.5 + again)
+
+
+def _elementwise(shape: Shape, held: Held) -> float:
+    """Bytes a token that are read and written beside products."""
+    again = 1 / held.recompute if held.recompute else 0.0
+    size = held.short / 2
+    return shape.layers * (64 * shape.hidden + 10 * shape.intermediate) * (3 + again) * size + 30 * shape.vocab
+
+
+def _unpacked(shape: Shape, held: Held, cut: Shares) -> float:
+    """Bytes of a micro-batch that a quantised base, or autocast's copies, take to be read and written in 16 bits."""
+    inside = (shape.params - shape.embedded) / (cut.tensor * cut.pipeline)
+    return inside * (held.weight_bytes + 2 * held.short) * 2 if held.weight_bytes < 2 else 0.0
+
+
+def _sent(shape: Shape, held: Held, cut: Shares, degrees: Degrees, work: Work) -> tuple[float, float]:
+    """Bytes a rank sends in a step to ranks that see other rows, and to those that it holds layers or rows with."""
+    part = cut.tensor * cut.pipeline
+    trained = held.cost.trained / part
+    copies, n = degrees.data, degrees.shard
+    if cut.gathered:
+        weights = (
+            (shape.params - shape.embedded) * min(held.weight_bytes, held.short) + shape.embedded * held.short
+        ) / part
+        data = work.turns * (n - 1) / n * (2 * weights + 4 * trained)
+        data += 2 * (degrees.replicate - 1) / degrees.replicate * 4 * trained / n
+    else:
+        data = 2 * (copies - 1) / copies * 4 * trained
+    tokens = work.tokens * work.turns / cut.context
+    t, c = cut.tensor, cut.context
+    hidden = shape.layers / cut.pipeline * tokens * shape.hidden * held.short
+    inner = 4 * 2 * (t - 1) / t * hidden
+    inner += 2 * (c - 1) * shape.layers / cut.pipeline * tokens * 2 * shape.keys / t * held.short
+    return data, inner

@@ -1,0 +1,146 @@
+"""What a training stage needs and how long it takes, on this machine or another, without running it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from typing import Any
+
+from llmkit.adapters.limits import virtual_tokens
+from llmkit.core.shape import Shape
+from llmkit.models.outline import outline, stored
+from llmkit.parallel.degrees import Degrees
+from llmkit.plan.account import HEADROOM, RECOMPUTE, Choice, account
+from llmkit.plan.devices import DEVICES, Device
+from llmkit.plan.shares import shares
+from llmkit.plan.times import Times, Work, times
+from llmkit.stages.sizes import chosen, held_by, strategies, whole_model
+from llmkit.stages.training import Training
+
+GIB = 2**30
+MOST = 1 << 14
+"""Rows of a micro-batch that nobody asks for."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan of one stage."""
+
+    where: str
+    """The device."""
+    ranks: int
+    degrees: Degrees
+    free: int
+    """Bytes that each rank has."""
+    choice: Choice
+    turns: int
+    """Micro-batches of a step, on a rank."""
+    largest: int
+    """Rows of the largest micro-batch that fits; 0 where none does."""
+    times: Times | None
+    """Where the device's speed is known."""
+
+    @property
+    def peaks(self) -> dict[str, int]:
+        """Bytes at most: while the model is read, of a step, of saving and of going on."""
+        made = self.choice.account
+        return {"load": made.load, "step": made.total, "save": made.save, "resume": made.resume}
+
+    def values(self) -> dict[str, Any]:
+        """For JSON: bytes and seconds."""
+        made = self.choice
+        found: dict[str, Any] = {
+            "device": self.where,
+            "ranks": self.ranks,
+            "degrees": {k: v for k, v in asdict(self.degrees).items() if v > 1},
+            "strategy": made.strategy,
+            "micro_batch": made.rows,
+            "micro_batches": self.turns,
+            "recompute": RECOMPUTE[made.recompute],
+            "fits": made.fits,
+            "available": self.free,
+            "usable": int(HEADROOM * self.free),
+            "parts": made.account.parts,
+            "peaks": self.peaks,
+            "largest_micro_batch": self.largest,
+        }
+        if self.times is not None:
+            found |= {"step_seconds": self.times.seconds, "tokens_per_second": self.times.rate, "mfu": self.times.mfu}
+            found["sent_bytes"] = self.times.sent
+        return found
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        made = self.choice
+        degrees = ", ".join(f"{k} {v}" for k, v in asdict(self.degrees).items() if v > 1)
+        where = f"{self.ranks} x {self.where}" if self.ranks > 1 else self.where
+        yield f"{where}: {made.strategy}{f' ({degrees})' if degrees else ''}"
+        again = f", {RECOMPUTE[made.recompute]} recompute" if made.recompute else ""
+        yield f"micro-batch {made.rows} x {self.turns} a step on each rank{again}"
+        parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in made.account.parts.items() if size)
+        verdict = "fits" if made.fits else "does not fit"
+        peak = f"{made.account.peak / GIB:.2f} of {self.free / GIB:.2f} GiB"
+        yield f"memory of a rank: {peak}, {verdict} ({HEADROOM:.0%} is used at most)"
+        yield f"  {parts}"
+        yield "  peaks: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in self.peaks.items())
+        if self.choice.account.load > self.free:
+            yield "  each rank reads the whole model before it is cut: that does not fit on its device"
+        yield f"largest micro-batch that fits: {self.largest}" if self.largest else "no micro-batch fits"
+        if self.times is not None:
+            spent = self.times
+            yield (
+                f"step {spent.seconds:.2f} s (compute {spent.compute:.2f}, waiting {spent.waiting:.2f}, update "
+                f"{spent.update:.2f}), {spent.rate:,.0f} tokens/s, MFU {spent.mfu:.0%}, "
+                f"{spent.sent / GIB:.2f} GiB sent a rank"
+            )
+
+
+def shape_of(node: Training) -> Shape:
+    """The shape of a stage's model; of public ones that are in the table nothing is fetched.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    return outline(node.model) or stored(whole_model(node.model).folder)
+
+
+def planned(node: Training, where: str, ranks: int, free: int = 0, shape: Shape | None = None) -> Planned:
+    """A plan for each of `ranks` ranks on a device by name, or on `cpu` or `cuda` with `free` bytes for each.
+
+    Raises:
+        RecipeError: the degrees do not go with so many ranks.
+        ModelError: the model cannot be had.
+    """
+    device = DEVICES.get(where)
+    kind, free = ("cuda", device.memory) if device is not None else (where, free)
+    shape = shape or shape_of(node)
+    choice = chosen(node, shape, kind, free, ranks)
+    made = next(each for each in strategies(node, ranks) if each.parallel.resolve(ranks).kind == choice.strategy)
+    degrees = made.parallel.degrees(ranks)
+    turns = ceil(node.batch.rows / degrees.data / choice.rows)
+    largest = _largest(made, shape, kind, free, ranks, choice)
+    spent = None if device is None else _times(made, shape, device, ranks, choice, turns)
+    return Planned(where, ranks, degrees, free, choice, turns, largest, spent)
+
+
+def _largest(node: Training, shape: Shape, kind: str, free: int, ranks: int, choice: Choice) -> int:
+    held = replace(held_by(node, shape, kind), recompute=choice.recompute, turns=2)
+    cut = shares(node.parallel.resolve(ranks), node.parallel.degrees(ranks))
+    length = node.data.max_length + virtual_tokens(node.adapter)
+
+    def fits(rows: int) -> bool:
+        return account(shape, held, rows * length, cut).peak <= HEADROOM * free
+
+    low, high = 0, MOST
+    while low < high:  # fits(low) holds, or low is 0
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _times(node: Training, shape: Shape, device: Device, ranks: int, choice: Choice, turns: int) -> Times:
+    held = replace(held_by(node, shape, "cuda"), recompute=choice.recompute)
+    degrees = node.parallel.degrees(ranks)
+    work = Work(choice.rows * node.data.max_length, node.data.max_length, turns)
+    return times(shape, held, shares(node.parallel.resolve(ranks), degrees), degrees, device, work)

@@ -1,0 +1,247 @@
+"""The watch alone: ranks that join, take fake steps and meet a fault; no model."""
+
+import json
+import os
+import signal
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from llmkit.core.errors import DataError, PeerError
+from llmkit.core.ranks import ranks
+from llmkit.core.stop import Stop
+from llmkit.parallel.group import agreed, joined
+from llmkit.parallel.judge import QUIET, SLACK, Fault, Seen, hung, verdict
+from tests.distributed import ended, launched
+
+BAR = 10.0
+
+
+class Ring:
+    """Ranks that go from phase to phase, with a fault of one of them."""
+
+    def __init__(self, folder):
+        self.folder, self.said, self.struck = folder, folder / "said.txt", folder / "struck"
+
+    def strike(self, what):
+        self.struck.write_text(str(time.monotonic()))
+        what()
+
+    def run(self, world, fault, steps=200, patience=60.0, before=lambda rank: None, facts=lambda rank: {}):
+        def work(rank):
+            before(rank)
+            with ExitStack() as stack:
+                stop = stack.enter_context(Stop())
+                with stop.at_once("before training"):
+                    group = stack.enter_context(joined(ranks(), "cpu", patience, "auto", facts(rank)))
+                group.closing(lambda cause: self.close(rank))
+                scratch = self.folder / str(rank)
+                scratch.mkdir()
+                with stop.at_once("before training"), group.at_work(scratch):
+                    for step in range(1, steps):
+                        for phase in ("data", "forward", "backward", "step"):
+                            group.phase(phase, step)
+                            fault(rank, phase, step)
+                            group.any("")
+                        time.sleep(0.01)
+
+        pids = launched(world, work, self.said)
+        codes = ended(pids, 250.0)
+        since = time.monotonic() - float(self.struck.read_text()) if self.struck.exists() else None
+        return codes, since, pids
+
+    def close(self, rank):
+        """One of them leaves the status."""
+        try:
+            (self.folder / "closed").open("x").write(str(rank))
+        except FileExistsError:
+            return False
+        return True
+
+    @property
+    def errors(self):
+        return [line for line in self.said.read_text().splitlines() if line.startswith("llmkit: error:")]
+
+
+@pytest.fixture
+def ring(tmp_path):
+    return Ring(tmp_path)
+
+
+def at(ring, who, what, phase="forward", step=5):
+    """A fault of rank `who`, once."""
+    return lambda rank, where, now: (
+        ring.strike(what) if (rank, where, now) == (who, phase, step) and not ring.struck.exists() else None
+    )
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_without_a_fault_all_end_well(ring):
+    codes, _, _ = ring.run(3, lambda rank, phase, step: None, steps=10)
+    assert codes == [0, 0, 0] and not ring.errors
+
+
+def test_x1_a_killed_rank_is_named(ring):
+    codes, seconds, pids = ring.run(3, at(ring, 1, kill))
+    assert codes == [6, -9, 6] and seconds < BAR
+    (line,) = ring.errors
+    assert line.startswith("llmkit: error: rank 1 (") and f"pid {pids[1]}) died in forward, step 5; fix: run" in line
+
+
+def test_x5_without_the_main_rank_the_lowest_that_is_left_speaks(ring):
+    codes, seconds, _ = ring.run(3, at(ring, 0, kill))
+    assert codes == [-9, 6, 6] and seconds < BAR
+    (line,) = ring.errors
+    assert "rank 0 (" in line and "died in forward, step 5" in line
+    assert (ring.folder / "closed").read_text() in "12"
+
+
+def test_x2_a_stopped_rank_is_named(ring):
+    fault = at(ring, 1, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+    def waking(rank, phase, step):  # what is stopped cannot end: somebody lets it go on when the others are gone
+        if rank == 1 and (phase, step) == ("forward", 5) and not ring.struck.exists():
+            pid = os.getpid()
+            if os.fork() == 0:
+                time.sleep(3 * SLACK)
+                os.kill(pid, signal.SIGCONT)
+                os._exit(0)
+        fault(rank, phase, step)
+
+    codes, _, _ = ring.run(2, waking)
+    assert codes == [6, 6]
+    (line,) = ring.errors
+    assert (
+        "rank 1 (" in line and "no sign of life" in line and "in forward, step 5" in line and "test_watch.py:" in line
+    )
+
+
+def test_x2_a_rank_that_hangs_is_named_with_its_place_and_all_stacks_are_kept(ring):
+    codes, seconds, _ = ring.run(2, at(ring, 1, lambda: time.sleep(100)))
+    assert codes == [6, 6] and SLACK < seconds < SLACK + BAR
+    (line,) = ring.errors
+    assert "rank 1 (" in line and "has not moved" in line and "in forward, step 5, last seen at" in line
+    for rank in (0, 1):
+        assert "most recent call first" in (ring.folder / str(rank) / "run.log").read_text()
+
+
+def test_a_fault_of_one_rank_is_that_of_all(ring):
+    def fail():
+        raise DataError("is no row", fix="mend it", file="rows.jsonl", line=3)
+
+    codes, seconds, _ = ring.run(3, at(ring, 2, fail))
+    assert codes == [3, 3, 3] and seconds < BAR
+    (line,) = ring.errors
+    assert "error: rank 2 (" in line and line.endswith("): rows.jsonl:3: is no row; fix: mend it")
+
+
+def test_the_main_ranks_own_fault_is_told_by_itself(ring):
+    def fail():
+        raise DataError("is no row")
+
+    codes, _, _ = ring.run(2, at(ring, 0, fail))
+    assert codes == [3, 3] and not ring.errors and "is no row" in ring.said.read_text()
+
+
+def test_t4_a_signal_to_one_rank_stops_all(ring):
+    codes, seconds, _ = ring.run(3, at(ring, 1, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert seconds < BAR and set(codes) <= {0, 75}
+    (line,) = ring.errors
+    assert "rank 1 (" in line and "stopped by SIGTERM" in line
+
+
+def test_t4_a_death_outweighs_the_launchers_signal(ring):
+    """torchrun ends the others of a rank that died by SIGTERM."""
+
+    def fault(rank, phase, step):
+        if (phase, step) == ("forward", 5):
+            if rank == 1:
+                ring.strike(kill)
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    codes, seconds, _ = ring.run(2, fault)
+    assert codes == [6, -9] and seconds < BAR and "rank 1" in ring.errors[0]
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_x4_a_rank_that_never_comes(ring, missing):
+    codes, _, _ = ring.run(
+        2, lambda *_: None, patience=2.0, before=lambda rank: os._exit(7) if rank == missing else None
+    )
+    assert sorted(codes) == [6, 7]
+    said = ring.said.read_text()
+    assert "1 did not come in 2 s" in said if missing else "cannot join the 2 ranks" in said
+
+
+def test_x7_ranks_that_differ_do_not_begin(ring):
+    def facts(rank):
+        return {"recipe": {"optim": {"lr": 0.1 * (rank + 1)}}, "code": {"a.py": "1"}}
+
+    codes, _, _ = ring.run(3, lambda *_: None, facts=facts)
+    assert codes == [6, 6, 6]
+    assert "rank 1 (" in ring.said.read_text() and "has recipe.optim.lr 0.2, and rank 0 (" in ring.said.read_text()
+
+
+def test_nothing_listens_beyond_the_given_interface(ring):
+    def fault(rank, phase, step):
+        if rank == 0 and step == 2:
+            import psutil
+
+            found = {c.laddr.ip for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN}
+            (ring.folder / "listening").write_text(json.dumps(sorted(found)))
+
+    assert ring.run(2, fault, steps=4)[0] == [0, 0]
+    assert json.loads((ring.folder / "listening").read_text()) == ["127.0.0.1"]
+
+
+# the judgement itself, on made-up times
+
+
+def seen(rank=1, **more):
+    one = Seen(rank, f"rank {rank}", "host", 1, 0.0, 0.0, 0.0)
+    one.last |= {"phase": "forward", "step": 3, "count": 1, "waiting": False, "stack": ["a.py:1 f"], **more}
+    return one
+
+
+def test_silence_is_long_by_the_median_of_a_step():
+    ranks = {0: seen(0), 1: seen()}
+    assert verdict(ranks, (), 3 * 2.0 + SLACK, 2.0) is None
+    ranks[0].heard = 99.0
+    assert "rank 1 has given no sign of life for 12 s in forward, step 3" in verdict(ranks, (), 12.0, 2.0).lines[0]
+    assert verdict({1: seen()}, (), QUIET - 1, None) is None and verdict({1: seen()}, (), QUIET + 1, None)
+
+
+def test_a_fault_is_held_back_for_a_moment_in_which_a_death_outweighs_a_stop():
+    ranks = {0: seen(0), 1: seen(1), 2: seen(2)}
+    stop = Fault(1, 75, ("stopped",), 1.0)
+    assert verdict(ranks, [stop], 1.1, None) is None
+    assert verdict(ranks, [stop], 2.0, None).code == 75
+    ranks[2].lost = True
+    assert verdict(ranks, [stop], 1.1, None).code == 6
+    assert verdict(ranks, [stop, Fault(1, 3, ("no row",), 1.0)], 2.0, None).code == 3
+
+
+def test_a_long_write_is_no_hang_while_it_gets_on():
+    writing, waiting = seen(0, phase="save", alone=True), seen(1, phase="save", waiting=True)
+    assert hung({0: writing, 1: waiting}, 99.0, 0.1, 100.0) is None
+    writing.beat({**writing.last, "cpu": 50.0, "stack": ["a.py:1 f"]}, 99.0)
+    assert hung({0: writing, 1: waiting}, 150.0, 0.1, 100.0) is None
+    assert "rank 0 has not moved" in hung({0: writing, 1: waiting}, 200.0, 0.1, 100.0).lines[0]
+    assert hung({0: writing}, 200.0, 0.1, 100.0) is None  # nobody waits
+
+
+def test_agreed_names_the_key():
+    class Two:
+        ranks = ranks({})
+
+        def gather(self, value):
+            other = json.loads(json.dumps(value).replace("aaa", "bbb"))
+            return [value, other if isinstance(value, list) else "other"]
+
+    with pytest.raises(PeerError, match="has code.fit.py bbb, and"):
+        agreed(Two(), {"code": {"fit.py": "aaa"}, "packages": {}})

@@ -1,0 +1,59 @@
+"""What lies on a rank: by strategy and degrees."""
+
+from types import SimpleNamespace
+from typing import get_args
+
+import pytest
+
+from llmkit.core.shape import Cost, Shape
+from llmkit.models.outline import PUBLIC, tensors
+from llmkit.parallel.degrees import Degrees
+from llmkit.parallel.node import Auto, Ddp, Fsdp, Single, Strategy
+from llmkit.plan.account import MIXED, Held, account
+from llmkit.plan.shares import _WAYS, shares
+
+CONFIG = PUBLIC["meta-llama/Llama-3.1-8B"]
+SHAPE = Shape.read(CONFIG, tensors(CONFIG))
+FULL = Held(4, 4, MIXED, Cost(SHAPE.params, head=True), moment_bytes=8, recompute=1, head_bytes=1 << 28, short=2)
+
+
+def zero(stage, optimizer="none", params="none"):
+    return SimpleNamespace(kind="zero", stage=stage, offload=SimpleNamespace(optimizer=optimizer, params=params))
+
+
+def of(strategy, **degrees):
+    return account(SHAPE, FULL, 8192, shares(strategy, Degrees(**degrees)))
+
+
+def test_the_table_of_public_shapes_knows_how_many_parameters_there_are():
+    big = PUBLIC["meta-llama/Llama-3.1-70B"]
+    assert SHAPE.params == 8_030_261_248 and Shape.read(big, tensors(big)).params == 70_553_706_496
+
+
+def test_every_strategy_has_its_shares():
+    union = get_args(get_args(Strategy)[0])
+    assert {kind.kind for kind in union if kind is not Auto} <= _WAYS.keys()
+
+
+def test_replicas_hold_all_and_shards_their_part():
+    one, copy, part = of(Single()), of(Ddp(), replicate=8), of(Fsdp(), shard=8)
+    assert copy.weights == one.weights and copy.optimizer == one.optimizer and copy.communication > 0
+    assert part.weights * 8 == pytest.approx(one.weights, rel=1e-6) and part.optimizer * 8 == one.optimizer
+    assert part.gradients * 8 == one.gradients and part.activations == one.activations
+    assert of(Fsdp(), replicate=2, shard=4).weights == 2 * part.weights
+
+
+def test_zero_cuts_more_by_stage_and_moves_away():
+    stages = [of(zero(stage), shard=8) for stage in (1, 2, 3)]
+    whole, cut = of(Single()), of(Fsdp(), shard=8)
+    assert [s.optimizer for s in stages] == [cut.optimizer] * 3
+    assert [s.gradients for s in stages] == [whole.gradients, cut.gradients, cut.gradients]
+    assert [s.weights for s in stages] == [whole.weights, whole.weights, cut.weights]
+    away = of(zero(3, "cpu", "cpu"), shard=8)
+    assert away.optimizer == away.weights == away.gradients == 0 and away.activations == whole.activations
+
+
+def test_tensor_and_context_cut_what_is_in_a_layer_and_a_row():
+    plain, tensor, context = of(Single()), of(Single(), tensor=2), of(Single(), context=2)
+    assert tensor.weights < 0.6 * plain.weights and tensor.working < plain.working
+    assert context.weights == plain.weights and context.activations * 2 == plain.activations

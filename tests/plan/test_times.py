@@ -1,0 +1,50 @@
+"""How long a step takes: proportions that the formulas must keep, and devices by name."""
+
+from dataclasses import replace
+
+import pytest
+
+from llmkit.core.errors import RecipeError
+from llmkit.parallel.degrees import Degrees
+from llmkit.parallel.node import Ddp, Fsdp, Single
+from llmkit.plan.devices import DEVICES, named, recognised
+from llmkit.plan.shares import shares
+from llmkit.plan.times import Work, times
+from tests.plan.test_shares import FULL, SHAPE
+
+H100 = DEVICES["h100-80gb"]
+
+
+def spent(strategy, degrees=Degrees(), held=FULL, device=H100, turns=1, length=8192):
+    return times(SHAPE, held, shares(strategy, degrees), degrees, device, Work(8192, length, turns))
+
+
+def test_recompute_costs_a_forward_and_a_frozen_base_saves_a_third():
+    plain = spent(Single(), held=replace(FULL, recompute=0))
+    again = spent(Single())
+    assert 1.25 < again.compute / plain.compute < 1.4
+    assert again.mfu < plain.mfu < 1
+    lora = spent(Single(), held=replace(FULL, recompute=0, cost=replace(FULL.cost, trained=40_000_000)))
+    assert 0.6 < lora.compute / plain.compute < 0.8
+
+
+def test_what_is_sent_is_what_the_collectives_send():
+    ddp, fsdp = spent(Ddp(), Degrees(replicate=8)), spent(Fsdp(), Degrees(shard=8))
+    assert ddp.sent == 2 * 7 / 8 * 4 * SHAPE.params
+    assert fsdp.sent == pytest.approx(7 / 8 * (2 * 2 + 4) * SHAPE.params, rel=1e-6)
+    twice = spent(Fsdp(), Degrees(shard=8), turns=2)
+    assert twice.sent == 2 * fsdp.sent and spent(Ddp(), Degrees(replicate=8), turns=2).sent == ddp.sent
+
+
+def test_a_slow_network_makes_a_step_wait():
+    slow = replace(H100, network=1e9)
+    assert spent(Fsdp(), Degrees(shard=16), device=slow).waiting > 0 == spent(Fsdp(), Degrees(shard=16)).waiting
+
+
+def test_devices_by_name():
+    assert recognised("NVIDIA H100 80GB HBM3") is H100
+    assert recognised("NVIDIA H200").name == "h200-141gb" and recognised("NVIDIA L40S").name == "l40s-48gb"
+    assert recognised("NVIDIA A100-SXM4-80GB").name == "a100-80gb"
+    assert recognised("NVIDIA A100-SXM4-40GB").name == "a100-40gb" and recognised("Tesla V100") is None
+    with pytest.raises(RecipeError, match="did you mean h100-80gb"):
+        named("h100")
