@@ -105,7 +105,7 @@ def whole(make, tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.parametrize("phase", slow(PHASES, ["reduce", "save"]))
+@pytest.mark.parametrize("phase", slow(PHASES, ["reduce"]))
 def test_x1_a_rank_that_is_killed_is_named_and_the_run_goes_on(phase, faults, make, whole):
     early = phase == "start"
     codes, seconds = faults.codes(faults.launch(2, make, lambda rank: faults.at(phase, kill, step=0 if early else 2)))
@@ -202,6 +202,7 @@ def test_x7_another_recipe_on_one_rank(faults, make):
     assert "has recipe.seed 1, and rank 0 (" in faults.said.read_text() and not faults.out.exists()
 
 
+@pytest.mark.slow
 def test_x10_a_step_that_ends_the_run_three_times_is_named(faults, make):
     for _ in range(3):
         faults.struck.unlink(missing_ok=True)
@@ -215,7 +216,8 @@ def test_x10_a_step_that_ends_the_run_three_times_is_named(faults, make):
     assert not (faults.out / ".attempts.json").exists()
 
 
-@pytest.mark.parametrize("world", slow([2, 3], [3]))
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
 def test_x13_a_corrupted_replica_is_named_and_not_saved(world, faults, make, whole):
     def fault(rank):
         def step(self, *given):
