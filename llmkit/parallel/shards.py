@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -69,14 +70,16 @@ class Shards:
             yield from ((flat, p) for _, p in members)
 
     def state(self) -> Iterator[tuple[str, Tensor | Slice]]:
-        """What a checkpoint holds by name, one tensor at a time: whole on one rank, and empty on the others."""
+        """What a checkpoint holds by name, one tensor at a time: whole on one rank, and empty on the others; the ranks
+        take turns."""
+        turns = cycle(range(self.world))
         for flat, members in zip(self.flats, self.members, strict=True):
             kept = self.held.state.get(flat, {})
             for name, p in members:
-                yield f"param/{name}", self.whole(p, flat, None)
+                yield f"param/{name}", self.whole(p, flat, None, next(turns))
                 for key, value in kept.items():
                     if cut(value, flat):
-                        yield f"optim/{name}/{key}", self.whole(p, flat, key)
+                        yield f"optim/{name}/{key}", self.whole(p, flat, key, next(turns))
                     else:
                         yield from ((f"optim/{said}", number) for said, number in named(name, {key: value}).items())
 

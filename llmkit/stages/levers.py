@@ -35,6 +35,33 @@ def contradictions(node: Training) -> Iterator[Conflict]:
         yield from _zero(node, node.parallel.strategy)
 
 
+def _zero(node: Training, strategy: Zero) -> Iterator[Conflict]:
+    """What DeepSpeed cannot be together with, and what a configuration of its own says against the recipe."""
+    other = "parallel.strategy.kind"
+    if not node.optim.elementwise:
+        what = f"zero updates flat parts of tensors, and {node.optim.kind} looks at whole ones"
+        yield Conflict("optim.kind", what, "use adamw, sgd or lion, or parallel.strategy=ddp", other)
+    elif node.optim.constant:
+        what = f"{node.optim.kind} evaluates other weights than it trains, and zero holds one kind"
+        yield Conflict("optim.kind", what, "use adamw, sgd or lion, or parallel.strategy=fsdp", other)
+    if node.types_name == "fp8":
+        what = "fp8 was never tried with zero"
+        yield Conflict("precision", what, "use bf16_mixed", other)
+    if node.memory.optimizer_in_backward:
+        what = "zero applies all gradients at once"
+        yield Conflict("memory.optimizer_in_backward", what, "set it to false", other)
+    if node.memory.offload_activations and strategy.stage == 3:
+        what = "what the forward keeps holds weights that stage 3 gives back"
+        yield Conflict(
+            "memory.offload_activations", what, "set memory.recompute=full instead", "parallel.strategy.stage"
+        )
+    try:
+        strategy.settings(node.types_name)
+    except RecipeError as cause:
+        for problem in cause.problems:
+            yield Conflict("parallel.strategy.config", problem.what, problem.fix)
+
+
 def _split(node: Training) -> Iterator[Conflict]:
     """Each rank holds a part of every linear, and computes with it."""
     lever = "parallel.tensor"
@@ -66,30 +93,6 @@ def _cut(node: Training) -> Iterator[Conflict]:
     if node.parallel.cuts and node.quant.kind == "bnb_int8":
         what = "the scales of 8-bit weights belong to whole matrices, and each rank holds a part"
         yield Conflict("quant.kind", what, "use quant=bnb_nf4 or none, or ddp", lever)
-
-
-def _zero(node: Training, strategy: Zero) -> Iterator[Conflict]:
-    """What DeepSpeed cannot be together with, and what a configuration of its own says against the recipe."""
-    other = "parallel.strategy.kind"
-    if not node.optim.elementwise:
-        what = f"zero updates flat parts of tensors, and {node.optim.kind} looks at whole ones"
-        yield Conflict("optim.kind", what, "use adamw or sgd, or parallel.strategy=fsdp", other)
-    if node.types_name == "fp8":
-        what = "fp8 was never tried with zero"
-        yield Conflict("precision", what, "use bf16_mixed", other)
-    if node.memory.optimizer_in_backward:
-        what = "zero applies all gradients at once"
-        yield Conflict("memory.optimizer_in_backward", what, "set it to false", other)
-    if node.memory.offload_activations and strategy.stage == 3:
-        what = "what the forward keeps holds weights that stage 3 gives back"
-        yield Conflict(
-            "memory.offload_activations", what, "set memory.recompute=full instead", "parallel.strategy.stage"
-        )
-    try:
-        strategy.settings(node.types_name)
-    except RecipeError as cause:
-        for problem in cause.problems:
-            yield Conflict("parallel.strategy.config", problem.what, problem.fix)
 
 
 def _in_backward(node: Training) -> Iterator[Conflict]:

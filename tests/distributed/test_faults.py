@@ -236,7 +236,7 @@ def test_x13_a_corrupted_replica_is_named_and_not_saved(world, faults, make, who
     assert ("rank 1 (" in why.partition("holds")[0]) or world == 2
     assert faults.status["step"] == 1
     assert ended(faults.launch(2, make, guard={"checksum": 1}), 250.0) == [0, 0]  # the control
-    equal(faults.out, whole)
+    equal(faults.out, whole, 1e-5 if world == 2 else 1e-4)  # the first step was summed in another order
 
 
 def command(driver, out, folder, make, **more):

@@ -117,10 +117,9 @@ def test_optimizers_that_need_whole_matrices_are_refused(optim, tiny, rows, tmp_
     [
         ({"memory": {"optimizer_in_backward": True}, "optim": {"kind": "sgd", "clip": 0}}, "applies each before"),
         ({"quant": {"kind": "bnb_int8"}}, "scales of 8-bit weights"),
-        ({"parallel": FSDP | {"tensor": 2}}, "is not cut again"),
         ({"parallel": {"strategy": "fsdp", "shard": 3}}, "shard 3 is 3, and there are 1 ranks"),
     ],
-    ids=["in backward", "int8", "tensor", "ranks"],
+    ids=["in backward", "int8", "ranks"],
 )
 def test_misfits_are_told_before_ranks_join(more, said, tiny, rows, tmp_path):
     with pytest.raises(RecipeError, match=said):
