@@ -152,7 +152,9 @@ def one(text):
 
 def measure(row, work):
     """Bytes: the peak of a row's run, of several ranks the largest."""
-    told, ranks, port = json.dumps(recipe(row, work)), row[NAMES.index("ranks")], 20000 + os.getpid() % 20000
+    from tests.distributed import free_port
+
+    told, ranks, port = json.dumps(recipe(row, work)), row[NAMES.index("ranks")], free_port()
     made = []
     for rank in range(ranks):
         env = dict(os.environ)

@@ -121,7 +121,7 @@ here() {
         shown "${launcher[@]}"
         return
     fi
-    "${launcher[@]}" </dev/null &
+    setsid "${launcher[@]}" </dev/null & # away from the terminal, whose Ctrl-C is for us to pass on
     local child=$! code=0 tether=''
     trap 'ask_to_stop $child' TERM INT HUP
     if [[ -n ${LLMKIT_TETHERED-} ]]; then
@@ -166,7 +166,7 @@ everywhere() {
     for ((i = 0; i < nodes; i++)); do
         part="cd $(printf %q "$PWD") && env $(environment) PYTHON=$(printf %q "$PYTHON") LLMKIT_TETHERED=1 "
         part+="bash $(printf '%q ' "$(realpath "$0")" --node-rank "$i" --master "$master" "${given[@]}" "${run[@]}")"
-        "${SSH[@]}" "${hosts[i]}" "$part" <"$hold" 9>&- &
+        setsid "${SSH[@]}" "${hosts[i]}" "$part" <"$hold" 9>&- &
         pids+=($!)
     done
     rm -f "$hold"
@@ -182,7 +182,14 @@ launch() {
         exit
     fi
     before=$(status) || [[ -n $before ]] || exit 2 # it says itself what is wrong with the recipe
-    if [[ -n $hostfile ]]; then everywhere || code=$?; else here || code=$?; fi
+    if [[ -n $hostfile ]]; then
+        everywhere || code=$?
+    else
+        LLMKIT_EXIT_FILE=$(mktemp -u) && export LLMKIT_EXIT_FILE # the first rank that fails leaves its status there
+        here || code=$?
+        if ((code)) && [[ -f $LLMKIT_EXIT_FILE ]]; then code=$(<"$LLMKIT_EXIT_FILE"); fi
+        rm -f "$LLMKIT_EXIT_FILE"
+    fi
     after=$(status) || told=$?
     # a launcher says 1 of every fault, and 0 of a clean stop: the run's own status is the truth, unless it is an older one
     ((code)) && [[ $after == "$before" ]] && exit "$code"

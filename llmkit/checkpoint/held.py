@@ -36,6 +36,9 @@ class Held(Mapping[str, Tensor]):
         shape = self.names[name].shape
         return self.part(name, (0,) * len(shape), shape)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.names  # a Mapping's own would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 

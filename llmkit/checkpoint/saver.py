@@ -92,6 +92,7 @@ class Saver:
         self.dealt: dict[str, Whole] = {}
 
     def __enter__(self) -> Saver:
+        self.worker.submit(int)  # the thread is there before memory may be short
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:

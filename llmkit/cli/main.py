@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from llmkit import __version__
-from llmkit.cli.streams import flush, open_streams, own_fault, returned, say
+from llmkit.cli.streams import at_once, flush, leave, open_streams, own_fault, returned, say
 from llmkit.core.errors import LlmkitError, Problem, RecipeError
 from llmkit.core.ranks import exit_status
 
@@ -344,6 +344,8 @@ def main() -> NoReturn:
     sys.excepthook = partial(own_fault, debug)
     code = _guarded(words, debug)
     flush()
+    leave(code)
+    at_once(code)
     sys.exit(code)
 
 

@@ -31,12 +31,27 @@ def flush() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone: Python must not try again at its end
 
 
+def leave(code: int) -> None:
+    """The exit status of the first rank that fails goes where our scripts look for it: torchrun turns all into 1."""
+    if code and (path := os.environ.get("LLMKIT_EXIT_FILE")):
+        with contextlib.suppress(OSError):
+            os.write(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), str(code).encode())
+
+
+def at_once(code: int) -> None:
+    """One of several ranks ends here: a collective that others have left could keep the interpreter from its end."""
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        flush()
+        os._exit(code)
+
+
 def own_fault(debug: bool, kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:
     """What nobody foresaw is one line too; Python then exits 1."""
     if debug:
         traceback.print_exception(kind, fault, trace)
     why = next(iter(str(fault).strip().splitlines()), "")
     say([Problem(f"llmkit met a fault of its own ({kind.__name__}: {why})", "run again with --debug and report it")], 1)
+    at_once(1)
 
 
 def returned(value: Any) -> int:

@@ -36,7 +36,8 @@ class Peers(Protocol):
         ...
 
     def phase(self, name: str, step: int = 0) -> None:
-        """Tells those who watch where this rank is now: start, data, forward, reduce, step, save, evaluate, exit."""
+        """Tells those who watch where this rank is now: start, data, forward, backward, reduce,
+        step, log, save, evaluate, exit."""
         ...
 
     def alone(self, where: str) -> AbstractContextManager[None]:

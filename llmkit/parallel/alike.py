@@ -23,18 +23,23 @@ def compare(peers: Peers, held: Mapping[str, Tensor | Slice], step: int) -> None
     Raises:
         PeerError: some do not; it names the rank that differs from most, and a tensor.
     """
-    said = peers.gather([peers.ranks.name, {_key(name, value): _mark(value) for name, value in held.items()}])
-    if (found := odd([marks for _, marks in said])) is None:
+    said = peers.gather([peers.ranks.name, marks(held)])
+    if (found := odd([own for _, own in said])) is None:
         return
     ranks, others, key = found
     who, whom = (" and ".join(said[rank][0] for rank in some) for some in (ranks, others[:1]))
     raise PeerError(f"after step {step} {who} holds other values than {whom} in {key}", fix=AGAIN)
 
 
+def marks(held: Mapping[str, Tensor | Slice]) -> dict[str, int]:
+    """A number for the bits of each tensor, by its name and, of a part, its place."""
+    return {_key(name, value): _mark(value) for name, value in held.items()}
+
+
 def odd(said: Sequence[Mapping[str, int]]) -> tuple[list[int], list[int], str] | None:
     """Of marks by key, a rank each: ranks that differ from most that have the key, the others, and the key."""
-    for key in dict.fromkeys(key for marks in said for key in marks):
-        holders = {rank: marks[key] for rank, marks in enumerate(said) if key in marks}
+    for key in dict.fromkeys(key for own in said for key in own):
+        holders = {rank: own[key] for rank, own in enumerate(said) if key in own}
         most = Counter(holders.values()).most_common(1)[0][0]
         if differs := [rank for rank, mark in holders.items() if mark != most]:
             return differs, [rank for rank in holders if rank not in differs], key

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     MixedPrecisionPolicy,
@@ -46,13 +47,13 @@ class Shards:
     """The team of ranks that hold a copy of the model together, and of their copies: gradients are summed."""
 
     def __init__(self, scored: nn.Module, held: Mapping[str, nn.Parameter], grid: Grid) -> None:
-        self.scored, self.say, self.shards = cast(Any, scored), grid.data(), grid.degrees.shard
-        self.peers = grid.peers
+        self.scored, self.say, self.peers = cast(Any, scored), grid.data(), grid.peers
+        self.shards = grid.degrees.shard * grid.degrees.context
         self.cut = {name: cast(DTensor, p) for name, p in held.items() if isinstance(p, DTensor)}
         """The trained parameters that lie on several ranks."""
         self.whole = {name: p for name, p in held.items() if name not in self.cut}
         """Those that every rank holds."""
-        self.all = grid.group("replicate", "shard") if self.whole else None
+        self.all = grid.group("replicate", "shard", "context") if self.whole else None
         self.blocks = {name: block(p) for name, p in self.cut.items()}
         blocks = {name: nn.Parameter(local(p)) for name, p in self.cut.items()}
         self.params = {name: blocks.get(name, p) for name, p in held.items()}
@@ -89,8 +90,8 @@ class Shards:
 
     def norm(self, params: Mapping[str, nn.Parameter]) -> float:
         """Of the blocks of one copy: all copies have the same gradients, and all ranks the same number."""
-        own = norm(p for name, p in params.items() if name in self.cut)
-        return hypot(*self.say(own)[: self.shards], norm(self.whole.values()))
+        said = self.say(norm(p for name, p in params.items() if name in self.cut))
+        return hypot(*said[: self.shards], norm(p for name, p in params.items() if name in self.whole))
 
     def part(self, name: str, like: Tensor, value: Tensor) -> Tensor | Slice:
         """A block, or what has another shape than the parameter: a count of steps, which all ranks share."""
@@ -99,14 +100,23 @@ class Shards:
 
     def own(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
         """This rank's block of what has the parameter's shape."""
-        shape, start = self.blocks.get(name, ((), ()))
-        if tuple(whole.shape) != shape:
+        if name not in self.cut or tuple(whole.shape) != self.blocks[name][0]:
             return whole
+        start = self.blocks[name][1]
         return whole[tuple(slice(a, a + n) for a, n in zip(start, like.shape, strict=True))]
 
     def assemble(self, model: nn.Module, peers: Peers) -> None:
         """From the blocks of all ranks."""
         make_whole(model, peers)
+
+
+def _mesh(grid: Grid) -> DeviceMesh:
+    """What parameters are cut over: ranks that split rows hold them together too; and over what they are copied."""
+    inner = "shard"
+    if grid.degrees.context > 1:
+        grid.group("shard", "context")
+        inner = "shard_context"
+    return grid.mesh["replicate", inner] if grid.degrees.replicate > 1 else grid.mesh[inner]
 
 
 def stepper(node: Fsdp, parts: Parts, grid: Grid | None) -> Steps:
@@ -144,9 +154,8 @@ def shard(
     Raises:
         ModelError: a parameter cannot be cut, or not together with the others of its group.
     """
-    axes = ("replicate", "shard") if grid.degrees.replicate > 1 else ("shard",)
     options: dict[str, Any] = {
-        "mesh": grid.mesh[axes],
+        "mesh": _mesh(grid),
         "offload_policy": CPUOffloadPolicy(torch.cuda.is_available()) if node.offload == "cpu" else OffloadPolicy(),
     }
     inner, outer = (MixedPrecisionPolicy(to, torch.float32, cast_forward_inputs=False) for to in (kind, None))

@@ -147,6 +147,7 @@ def joined(
             raise other from cause
         raise
     finally:
+        watch.end()
         if before is None:
             os.environ.pop(GLOO, None)
 

@@ -25,6 +25,8 @@ QUIET = 30.0
 """Seconds that a rank may be silent before a step is known to last how long."""
 GRACE = 0.4
 """Seconds in which a fault of a rank is outweighed by a death, or by the main rank's own."""
+HEARD = 4.0
+"""Seconds since a rank said something in which it counts as one that lives."""
 CPU = 0.02
 """Seconds of a processor that show life."""
 ERRORS: dict[int, type[LlmkitError]] = {
@@ -163,6 +165,8 @@ def hung(seen: Mapping[int, Seen], now: float, median: float | None, patience: f
     stays in one place and uses no processor.
     """
     here = [one for one in seen.values() if not one.gone]
+    if any(now - one.heard > HEARD for one in here):
+        return None  # who is silent is another matter
     waiting = [one for one in here if one.last.get("waiting") or one.last["phase"] == "reduce"]
     if not waiting:
         return None

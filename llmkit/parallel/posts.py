@@ -109,6 +109,7 @@ class Hub:
         if self.where.count != self.me.last["count"]:
             self.me.moved(self.where.place, now)
         if self.leaving:
+            self.over = self._alone()
             return None
         if not self.complete and now - self.began > self.patience:
             missing = ", ".join(str(rank) for rank in range(self.world) if rank not in self.seen)
@@ -125,11 +126,14 @@ class Hub:
             pass
         left = []
         for line, since in self.strangers:
-            said = next(line.hear(), None)
-            if said is None and not line.lost and now - since < STRANGER:
+            said = list(line.hear())
+            if not said and not line.lost and now - since < STRANGER:
                 left.append((line, since))
-            elif not self._welcome(line, said, now):
+            elif not said or not self._welcome(line, said[0], now):
                 line.close()
+            else:
+                for more in said[1:]:
+                    self._heard(self.seen[said[0]["rank"]], more, now)
         self.strangers = left
 
     def _welcome(self, line: Line, said: Any, now: float) -> bool:
@@ -156,7 +160,9 @@ class Hub:
             one.gone = True
         if "bye" in said:
             one.gone = True
-        self.over = self.leaving and all(other.gone or other.lost for other in self.seen.values() if other.rank)
+
+    def _alone(self) -> bool:
+        return all(one.gone or one.lost for one in self.seen.values() if one.rank)
 
     def _tell(self, value: Any) -> None:
         for line in self.lines.values():
@@ -185,7 +191,7 @@ class Hub:
     def leave(self) -> None:
         """It stays until the others have left."""
         self.leaving = True
-        self.over = all(one.gone or one.lost for one in self.seen.values() if one.rank)
+        self.over = self._alone()
 
     def forgive(self, now: float) -> None:
         """This process was stopped itself: what it did not hear counts for nothing."""
@@ -251,7 +257,9 @@ class Spoke:
         self.line.say({"fault": code, "lines": lines})
 
     def end(self, found: Verdict) -> None:
-        """Who needs to know knows."""
+        """A main rank that was only silent hears why the others are gone, if it ever goes on."""
+        if self.orphan:
+            self.line.say({"fault": found.code, "lines": found.lines})
 
     def leave(self) -> None:
         """It needs nobody any more."""

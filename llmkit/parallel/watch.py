@@ -28,7 +28,7 @@ from typing import IO
 
 from torch.distributed.distributed_c10d import Store
 
-from llmkit.core.errors import LlmkitError, PeerError, without_logins
+from llmkit.core.errors import LlmkitError, PeerError, Stopped, without_logins
 from llmkit.core.ranks import Ranks, exit_status
 from llmkit.parallel.judge import AGAIN, Verdict
 from llmkit.parallel.posts import Hub, Post, Spoke
@@ -68,13 +68,11 @@ class Watch:
         """Somebody is to blame, and all that this thread says of it is said."""
         self._raised: LlmkitError | None = None
         """What it gave the main thread to end by."""
-        self._leaving, self._last_words = threading.Event(), threading.Lock()
+        self._leaving, self._left, self._last_words = threading.Event(), threading.Event(), threading.Lock()
         self._todo, (self._wake, self._bell) = SimpleQueue[Callable[[], None]](), socket.socketpair()
         self._bell.setblocking(False)
-        watch = weakref.ref(self)
-        os.register_at_fork(
-            after_in_child=lambda: _forked(watch)
-        )  # or a fork would keep up the connection of a dead rank
+        watch = weakref.ref(self)  # a fork would keep up the connection of a rank that died
+        os.register_at_fork(after_in_child=lambda: _forked(watch))
         faulthandler.register(STACKS, 2, all_threads=True)
         where.heard = post.moved
         self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
@@ -115,7 +113,7 @@ class Watch:
         if (found := self._blamed()) is not None:
             return found
         why = next(iter(str(cause).splitlines()), "")
-        own = self._raised = PeerError(f"{self.ranks.name} lost its peers ({why:.160})", fix=AGAIN)
+        own = self._raised = PeerError(f"the ranks have lost each other ({why:.160})", fix=AGAIN)
         self._ask(lambda: self.post.fault(own.code, (str(own),), time.monotonic()))
         return self._blamed() or own
 
@@ -124,6 +122,10 @@ class Watch:
         if not self.known.is_set():
             self._ask(self.post.leave)
             self._thread.join(ENDING)
+
+    def end(self) -> None:
+        """The main thread has left the group, well or by an error: it needs nobody to end it any more."""
+        self._left.set()
 
     def _blamed(self) -> LlmkitError | None:
         """The verdict's error, where it comes soon and is not about this rank itself; the main thread ends now."""
@@ -154,8 +156,7 @@ class Watch:
         last = told = time.monotonic()
         self.post.beat(last)
         while True:
-            sockets = [*self.post.sockets(), self._bell]
-            select.select(sockets, [], [], max(0.0, min(0.2, told + beat - last)))
+            self._listen(max(0.0, told + beat - last))
             time.sleep(TURN)
             now = time.monotonic()
             if now - last > GAP:
@@ -173,6 +174,14 @@ class Watch:
                 break
         self.post.close()
 
+    def _listen(self, seconds: float) -> None:
+        """Until something comes, or it is time for a beat."""
+        poll = select.poll()
+        for each in (*self.post.sockets(), self._bell):
+            if each.fileno() >= 0:
+                poll.register(each, select.POLLIN)
+        poll.poll(1000 * min(0.2, seconds))
+
     def _do(self) -> None:
         with suppress(OSError):
             self._bell.recv(4096)
@@ -184,18 +193,22 @@ class Watch:
         """Everyone knows; the main thread ends, or the process does."""
         self.post.end(found)
         mine = found.rank == self.ranks.rank and not found.hangs
-        if not mine:
-            self._speak(found)
-            self._show_stacks(found)
-        self.known.set()
+        try:
+            if not mine:
+                self._speak(found)
+                self._show_stacks(found)
+        finally:
+            self.known.set()
         if not self._leaving.wait(MOMENT):
             with self._last_words:
                 if not self._leaving.is_set():
-                    if self.close is not None and not self.post.orphan:
-                        self.close(found.error())
-                    self._exit(found)
-        time.sleep(ENDING * (4 if mine else 1))
-        self._exit(found)
+                    try:
+                        if self.close is not None and self.ranks.main:
+                            self.close(found.error())
+                    finally:
+                        self._exit(found)
+        if not self._left.wait(ENDING * (4 if mine else 1)):
+            self._exit(found)
 
     def _speak(self, found: Verdict) -> None:
         """One of those that are left says it; for a main rank that cannot, it leaves the status too."""
@@ -203,14 +216,17 @@ class Watch:
         if before < 0:
             return
         time.sleep(min(3.0, 0.3 * before))
-        left = self.close(found.error()) if self.post.orphan and self.close is not None else None
+        left = None
+        if self.post.orphan and self.close is not None:
+            with suppress(OSError, LlmkitError):  # a disk that refuses; the line is said anyway
+                left = self.close(found.error())
         if left or (left is None and before == 0):
             with suppress(OSError):  # not by Python's own stream: the main thread may hold it
                 os.write(2, "".join(f"llmkit: error: {line}\n" for line in map(str, found.error().problems)).encode())
 
     def _show_stacks(self, found: Verdict) -> None:
         """Of this rank; and of one that hangs here, which cannot do it by itself."""
-        if self.log is not None:
+        if self.log is not None and found.code != Stopped.code:
             with suppress(OSError, ValueError):
                 self.log.write(f"watch: {found.lines[0]}\n".encode())
                 self.log.flush()
@@ -220,10 +236,18 @@ class Watch:
                 os.kill(found.pid, STACKS)
 
     def _exit(self, found: Verdict) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):
-                stream.flush()
+        flushing = threading.Thread(
+            target=_flush, daemon=True
+        )  # the main thread may hold the streams, and never let go
+        flushing.start()
+        flushing.join(1.0)
         os._exit(exit_status(found.code))
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
 
 
 def watching(ranks: Ranks, place: Store, address: str, patience: float) -> Watch:
@@ -265,6 +289,8 @@ def _is_lost(cause: BaseException | None) -> bool:
 
 def _own(cause: BaseException) -> str:
     """What nobody foresaw, in a line."""
+    if isinstance(cause, KeyboardInterrupt):
+        return f"was interrupted; fix: {AGAIN}"
     why = next(iter(str(cause).strip().splitlines()), "")
     return without_logins(
         f"met a fault of its own ({type(cause).__name__}: {why}); fix: run again with --debug and report it"

@@ -35,7 +35,7 @@ class Account:
     communication: int
     """What is gathered of other ranks, and what is on its way to them."""
     early: int = 0
-    """Gradients of the micro-batches before, which are there in the forward already."""
+    """Gradients that are there in the forward already: of the micro-batches before, or as buckets that stay."""
     exported: int = 0
     """Copies that the writing of the result makes."""
     loaded: int = 0
@@ -152,6 +152,8 @@ class Held:
     """Bytes of a weight that is gathered, and of a number that ranks exchange in a layer."""
     copies: float = 0.0
     """Bytes that autocast's copy of each weight in a product takes until the backward pass."""
+    trained_bytes: float = 4.0
+    """Of each weight that is trained, and of its gradient."""
     base: int = 0
     turns: int = 1
     """Micro-batches of a step, on a rank."""
@@ -165,11 +167,11 @@ def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Ac
     inside = (shape.params - shape.embedded) / (cut.tensor * cut.pipeline)
     trained = cost.trained / (cut.tensor * cut.pipeline)
     at_once = trained if held.gradients is None else min(trained, held.gradients)
-    gradients = 4 * at_once / (1 if cut.whole_gradients else cut.gradients)
+    gradients = held.trained_bytes * at_once / (1 if cut.whole_gradients else cut.gradients)
     copies = 0.0 if cut.gathered else held.copies * (inside + shape.embedded / 2)  # of the head, not of embeddings
     whole = (shape.params - shape.embedded) * held.weight_bytes + shape.embedded * held.plain_bytes
     weights = (inside * held.weight_bytes + shape.embedded * held.plain_bytes + 4 * cost.more) / cut.weights
-    optimizer = trained * held.moment_bytes / cut.optimizer
+    optimizer = trained * (held.moment_bytes + cut.master) / cut.optimizer
     kept, again, working = _activations(shape, held, tokens / cut.context, cut)
     blocks = min(held.head_bytes, int(8 * shape.vocab * tokens / cut.context))
     return Account(
@@ -182,7 +184,7 @@ def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Ac
         working=int(again + working),
         communication=int(_communication(shape, held, tokens / cut.context, cut)),
         loaded=int(whole),
-        early=int(gradients) if held.turns > 1 and "gradients" not in cut.away else 0,
+        early=int(gradients) if (held.turns > 1 or cut.bucket) and "gradients" not in cut.away else 0,
         exported=int(
             held.exports * (4 * cost.trained if cost.trained < shape.params else shape.params * held.plain_bytes)
         ),
@@ -207,12 +209,14 @@ def _communication(shape: Shape, held: Held, tokens: float, cut: Shares) -> floa
     deep = (shape.params - shape.embedded) / max(1, shape.layers) / cut.tensor
     trains = held.cost.trained >= shape.params
     whole = min(cut.gathered, shape.layers)
+    if cut.live:
+        whole = min(shape.layers, int(cut.live / deep))
     some = min(2, whole) * held.cost.trained / max(1, shape.layers)
     grads = 4 * (min(2, whole) * deep + shape.embedded if trains else some)
     inside, outside = min(held.weight_bytes, held.short), min(held.plain_bytes, held.short)
     gathered = whole * deep * inside + shape.embedded * outside + grads if whole else 0.0
     ring = 2 * 2 * shape.keys * held.short * tokens if cut.context > 1 else 0.0  # keys and values, one pair on its way
-    way = min(cut.elements, held.cost.trained) * held.short
+    way = min(cut.elements, held.cost.trained) * held.trained_bytes
     return gathered + ring + way + min(cut.bucket, 4.0 * held.cost.trained)
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.parallel.degrees import Degrees
+from llmkit.parallel.zero_config import BUCKET as ELEMENTS
+from llmkit.parallel.zero_config import LIVE
 
 BUCKET = 25 << 20
 """Bytes of gradients that replicas sum at a time (torch's `bucket_cap_mb`)."""
-ELEMENTS = 5e8
-"""Parameters that ZeRO gathers, and reduces, at a time (`reduce_bucket_size`)."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Shares:
     """Bytes that are on their way at most; 0 for none."""
     elements: float = 0.0
     """Parameters that are on their way at most, in the size of a gradient each."""
+    live: float = 0.0
+    """Parameters that are whole at one time at most, where that is said so and not in layers."""
+    master: float = 0.0
+    """Bytes of a copy of each trained weight beside the optimizer's state."""
     away: tuple[str, ...] = ()
     """What waits on the host: weights, gradients, optimizer."""
     whole_gradients: bool = False
@@ -74,6 +78,8 @@ def _zero(strategy: Any, degrees: Degrees, inner: dict[str, Any]) -> Shares:
         **inner,
         gathered=2 if stage > 2 and n > 1 else 0,
         elements=ELEMENTS if n > 1 else 0.0,
+        live=LIVE if stage > 2 and n > 1 else 0.0,
+        master=4.0,
         away=tuple(away),
     )
 

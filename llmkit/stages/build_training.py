@@ -52,6 +52,8 @@ from llmkit.train.fit import Hooks, Plan, Progress, StepData, fit
 from llmkit.train.logs import Log1
 from llmkit.train.optimizing import matched
 
+ALL = Deal((0,), 1)
+
 
 def train(node: Training, run: Run) -> Artifact:
     """Trains a stage, or goes on with one that was interrupted."""
@@ -194,7 +196,7 @@ def _built(job: Job) -> tuple[Built, Steps]:
 
 def _first(job: Job, contexts: bool) -> Iterator[Batch]:
     """The training data from its beginning, whatever step the run goes on from: on every rank all of it."""
-    return (batch for index in range(job.steps) for batch in _step_data(job, contexts, index, whole=True).batches)
+    return (batch for index in range(job.steps) for batch in _step_data(job, contexts, index, ALL).batches)
 
 
 def _fit(job: Job, built: Built, steps: Steps, start: Progress, attempts: Attempts | None) -> Progress:
@@ -225,6 +227,7 @@ def _fit(job: Job, built: Built, steps: Steps, start: Progress, attempts: Attemp
             measure=partial(measure, job.shape, run.device, job.types.half, node.adapter.frozen_base),
             show=partial(_show, job),
             phase=run.peers.phase,
+            elapsed=run.peers.share,
         )
         try:
             done = fit(steps, job.loss, plan, hooks, start)
@@ -269,12 +272,12 @@ def _log(job: Job, metrics: Lines, more: Any, line: dict[str, Any]) -> None:
     more(line)
 
 
-def _step_data(job: Job, contexts: bool, index: int, whole: bool = False) -> StepData:
-    """What one step sees of its data: this rank's share, or that with its number among so many."""
+def _step_data(job: Job, contexts: bool, index: int, dealt: Deal | None = None) -> StepData:
+    """What one step sees of its data: this rank's shares, or those that are dealt."""
     node, drawn = job.node, job.feed.step(index)
     data, rows = drawn.data, drawn.rows
     packing: Packing = node.data.packing if contexts else NoPacking()
-    dealt = Deal((0,), 1) if whole else node.parallel.deal(job.run.ranks, node.deterministic)
+    dealt = dealt or node.parallel.deal(job.run.ranks, node.deterministic)
     make = partial(micro_batches, data, rows, packing, node.data.max_length, job.choice.rows, contexts, job.run.device)
     shares = [make(share, dealt.count) for share in dealt.shares]
     numbers = [

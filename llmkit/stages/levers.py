@@ -73,6 +73,12 @@ def _split(node: Training) -> Iterator[Conflict]:
     if node.types_name == "fp8":
         what = "fp8 scales whole matrices, and each rank holds a part"
         yield Conflict("precision", what, "use bf16_mixed, or parallel.tensor=1", lever)
+    if node.parallel.strategy.kind == "zero":
+        what = "DeepSpeed cuts a model that is whole on every rank"
+        yield Conflict("parallel.strategy", what, "set parallel.strategy=fsdp, or parallel.tensor=1", lever)
+    if node.parallel.context > 1:
+        what = "heads and rows would both be dealt out, and no test holds the two together"
+        yield Conflict("parallel.context", what, "keep one of the two", lever)
 
 
 def _cut(node: Training) -> Iterator[Conflict]:

@@ -24,7 +24,7 @@ def check_needs(node: Training, device: str) -> None:
         ModelError: a package is missing.
     """
     found: list[LlmkitError] = []
-    for check in (_optimizer, _offload, _attention, _precision, _tensor, _strategy, _mirror):
+    for check in (_optimizer, _offload, _attention, _precision, _tensor, _mirror, _strategy):
         try:
             check(node, device)
         except LlmkitError as cause:

@@ -7,7 +7,7 @@ from math import prod
 
 from llmkit.adapters.limits import virtual_tokens
 from llmkit.build.precision import Types, types
-from llmkit.core.errors import ModelError, ResourceError
+from llmkit.core.errors import ModelError, RecipeError, ResourceError
 from llmkit.core.memory import available
 from llmkit.core.ranks import Ranks
 from llmkit.core.shape import Cost, Shape
@@ -73,10 +73,13 @@ def strategies(node: Training, world: int) -> list[Training]:
     parallel = node.parallel
     kind = parallel.resolve(world)
     first = replace(node, parallel=replace(parallel, strategy=kind))
-    if not isinstance(parallel.strategy, Auto) or world == 1 or kind.kind != "ddp":
+    settled = not isinstance(parallel.strategy, Auto) or node.deterministic
+    if settled or world == 1 or kind.kind != "ddp":
         return [first]
-    cut = replace(node, parallel=replace(parallel, strategy=Fsdp(), replicate="auto"))
-    return [first, *([] if any(cut.problems()) else [cut])]
+    try:
+        return [first, replace(node, parallel=replace(parallel, strategy=Fsdp(), replicate="auto"))]
+    except RecipeError:  # what the recipe asks for cannot be cut
+        return [first]
 
 
 def _chosen(node: Training, shape: Shape, device: str, free: int, world: int) -> Choice:
@@ -90,6 +93,8 @@ def _chosen(node: Training, shape: Shape, device: str, free: int, world: int) ->
     cut = shares(node.parallel.resolve(world), degrees)
     held = held_by(node, shape, device)
     length = node.data.max_length + virtual_tokens(node.adapter)
+    if node.parallel.shards(world, node.deterministic):  # the same sizes for any number of ranks
+        share = max(1, node.batch.rows // node.parallel.virtual)
     most = share if node.batch.tokens is None else None
     if most and node.parallel.shards(world, node.deterministic):  # the same sizes for any number of ranks
         most = max(1, node.batch.rows // node.parallel.virtual)
@@ -102,6 +107,7 @@ def held_by(node: Training, shape: Shape, device: str) -> Held:
     kinds, cost, frozen = types(node.types_name, device), node.adapter.cost(shape), node.adapter.frozen_base
     short = 2.0 if kinds.half else 4.0
     plain = short if kinds.params == "bf16" or (kinds.mixed and frozen and device == "cuda") else 4.0
+    trained = 4.0 if frozen else plain  # what torch's optimizers hold is of the type of the weights
     early = node.memory.optimizer_in_backward
     largest = max(map(prod, shape.tensors.values()), default=0)
     return Held(
@@ -109,7 +115,8 @@ def held_by(node: Training, shape: Shape, device: str) -> Held:
         plain_bytes=plain,
         kept=_kept(node, cost, kinds),
         cost=cost,
-        moment_bytes=_moments(node, shape, cost),
+        moment_bytes=min(_moments(node, shape, cost), 2 * trained),
+        trained_bytes=trained,
         recompute=0,
         head_bytes=_head(cost.head, device),
         head_gradient=4 * shape.vocab * shape.hidden if cost.head else 0,

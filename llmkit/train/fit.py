@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 from llmkit.core.errors import DataError, LlmkitError, Stopped
@@ -121,6 +122,8 @@ class Hooks:
     """Name and step, 1-based: where the loop is now."""
     verify: Callable[[int, bool], None] = lambda step, due: None
     """A step is done: what other ranks hold is compared, where that is due; before a checkpoint it is."""
+    elapsed: Callable[[float], float] = float
+    """Seconds by this rank's clock -> those that all ranks go by."""
 
 
 class Told:
@@ -147,7 +150,8 @@ def fit(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, start: Progress)
     while True:
         if _evaluation_due(plan, progress.step) and progress.evaluated != progress.step:
             progress = _evaluated(progress, plan, hooks)
-        if progress.step and progress.saved != progress.step and _save_due(plan, progress, time.monotonic() - saved_at):
+        since = partial(_since, hooks, saved_at)
+        if progress.step and progress.saved != progress.step and _save_due(plan, progress, since):
             progress, saved_at = replace(progress, saved=progress.step), time.monotonic()
             hooks.verify(progress.step, True)
             hooks.phase("save", progress.step)
@@ -183,6 +187,7 @@ def _one_step(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, before: Pr
             loss.update(sums)
     else:
         stepper.drop()
+    hooks.phase("log", step)
     line = _line(plan, data, step, mean, norm, factor, applied)
     line |= {name: float(top) / float(bottom) for name, (top, bottom) in sums.extras.items()}
     seconds = time.monotonic() - began
@@ -275,7 +280,11 @@ def _compared(progress: Progress, plan: Plan, value: float) -> Progress:
     return replace(after, best=value, best_step=progress.step) if better else after
 
 
-def _save_due(plan: Plan, progress: Progress, since: float) -> bool:
+def _since(hooks: Hooks, then: float) -> float:
+    return hooks.elapsed(time.monotonic() - then)
+
+
+def _save_due(plan: Plan, progress: Progress, since: Callable[[], float]) -> bool:
     every, step = plan.checkpoint.every, progress.step
     if _ended(plan, progress) or progress.best_step == step:
         return True
@@ -283,4 +292,4 @@ def _save_due(plan: Plan, progress: Progress, since: float) -> bool:
         return _crossed(step, plan.checkpoint.per_epoch, plan.steps_per_epoch)
     if isinstance(every, int):
         return step % every == 0
-    return every is not None and since >= every
+    return every is not None and since() >= every

@@ -17,7 +17,7 @@ from llmkit.parallel.steps import Steps
 from llmkit.recipe.load import Recipe
 from llmkit.recipe.show import resolved
 from llmkit.stages import build_training
-from tests.distributed import QUIET, ended, equal, free_port, launched, lines, sft, trained
+from tests.distributed import QUIET, ended, equal, free_port, launched, lines, sft
 
 PHASES = ["start", "data", "forward", "backward", "reduce", "step", "evaluate", "save", "exit"]
 BAR = 10.0
@@ -43,15 +43,14 @@ class Faults:
 
         def told(group, name, at=0):
             real(group, name, at)
-            if (
-                (name, group.ranks.rank) == (phase, rank)
-                and group.watch.where.step >= step
-                and not self.struck.exists()
-            ):
+            here = (name, group.ranks.rank) == (phase, rank) and group.watch.where.step >= step
+            if here and not done:
+                done.append(name)
                 self.struck.write_text(str(time.monotonic()))
                 what()
 
-        real, Group.phase = Group.phase, lambda *given: told(*given)
+        done, real = [], Group.phase
+        Group.phase = lambda *given: told(*given)
 
     def launch(self, world, make, fault=lambda rank: None, **more):
         def work(rank):
@@ -98,10 +97,15 @@ def make(tiny, tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(make, tmp_path_factory):
     """The control: the same run without a fault."""
-    return trained(2, make, tmp_path_factory.mktemp("whole"), "whole")
+    folder = tmp_path_factory.mktemp("whole")
+    assert ended(launched(2, lambda rank: run(make(folder / "run"), console=QUIET), folder / "said.txt"), 280.0) == [
+        0,
+        0,
+    ]
+    return folder / "run"
 
 
-@pytest.mark.parametrize("phase", slow(PHASES, ["reduce", "save"]))
+@pytest.mark.parametrize("phase", slow(PHASES, ["reduce"]))
 def test_x1_a_rank_that_is_killed_is_named_and_the_run_goes_on(phase, faults, make, whole):
     early = phase == "start"
     codes, seconds = faults.codes(faults.launch(2, make, lambda rank: faults.at(phase, kill, step=0 if early else 2)))
@@ -158,8 +162,6 @@ def test_t4_a_signal_stops_all_ranks_at_one_place(phase, who, faults, make, whol
     early = phase == "start"
 
     def fault(rank):
-        if who == "all":
-            faults.struck.unlink(missing_ok=True)
         faults.at(phase, stopping(signal.SIGTERM, 2), rank=1 if who == "one" else rank, step=0 if early else 2)
 
     codes, seconds = faults.codes(faults.launch(2, make, fault))
@@ -200,6 +202,7 @@ def test_x7_another_recipe_on_one_rank(faults, make):
     assert "has recipe.seed 1, and rank 0 (" in faults.said.read_text() and not faults.out.exists()
 
 
+@pytest.mark.slow
 def test_x10_a_step_that_ends_the_run_three_times_is_named(faults, make):
     for _ in range(3):
         faults.struck.unlink(missing_ok=True)
@@ -213,7 +216,8 @@ def test_x10_a_step_that_ends_the_run_three_times_is_named(faults, make):
     assert not (faults.out / ".attempts.json").exists()
 
 
-@pytest.mark.parametrize("world", slow([2, 3], [3]))
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
 def test_x13_a_corrupted_replica_is_named_and_not_saved(world, faults, make, whole):
     def fault(rank):
         def step(self, *given):
@@ -232,7 +236,7 @@ def test_x13_a_corrupted_replica_is_named_and_not_saved(world, faults, make, who
     assert ("rank 1 (" in why.partition("holds")[0]) or world == 2
     assert faults.status["step"] == 1
     assert ended(faults.launch(2, make, guard={"checksum": 1}), 250.0) == [0, 0]  # the control
-    equal(faults.out, whole)
+    equal(faults.out, whole, 1e-5 if world == 2 else 1e-4)  # the first step was summed in another order
 
 
 def command(driver, out, folder, make, **more):

@@ -74,6 +74,13 @@ def test_where_weights_lie(more, tiny, rows, tmp_path):
     same(2, tiny, rows, tmp_path, {"strategy": {"kind": "fsdp", **more}}, adapter=FULL)
 
 
+@pytest.mark.parametrize(
+    ("world", "adapter"), [(4, FULL), slow(2, FULL), slow(4, LORA)], ids=["4-full", "2-full", "4-lora"]
+)
+def test_rows_split_over_ranks(world, adapter, tiny, rows, tmp_path):
+    same(world, tiny, rows, tmp_path, FSDP | {"context": 2}, adapter=adapter)
+
+
 @pytest.mark.parametrize("adapter", [FULL, slow(LORA)], ids=["full", "lora"])
 @pytest.mark.parametrize("parallel", [FSDP, slow(HYBRID)], ids=["fsdp", "hybrid"])
 def test_mixed_types(parallel, adapter, tiny, rows, tmp_path):

@@ -21,19 +21,26 @@ PYTHON = Path(sys.executable)
 
 @pytest.fixture
 def start(tiny, rows, tmp_path):
-    """Starts a launcher in a folder with a recipe; `--no-python` and such are its own."""
+    """Starts a launcher in a folder with a recipe; what is left of it at the end is ended."""
+    left = []
 
     def started(*command, steps=3, **env):
         (tmp_path / "r.yaml").write_text(RECIPE.format(model=tiny, rows=rows, steps=steps))
         env = {**os.environ, "PYTHON": str(PYTHON), **env}
         said = (tmp_path / "said.txt").open("w")
-        return subprocess.Popen([str(word) for word in command], cwd=tmp_path, env=env, stdout=said, stderr=said)
+        how = {"cwd": tmp_path, "env": env, "stdout": said, "stderr": said, "start_new_session": True}
+        left.append(subprocess.Popen([str(word) for word in command], **how))
+        return left[-1]
 
-    return started
+    yield started
+    for process in left:
+        if process.poll() is None:
+            process.terminate()  # it passes that on to the ranks, which are in sessions of their own
+            process.wait(60)
 
 
 def finished(process, tmp_path, code=0):
-    assert process.wait(240) == code, (tmp_path / "said.txt").read_text()[-4000:]
+    assert process.wait(300) == code, (tmp_path / "said.txt").read_text()[-4000:]
 
 
 def reference(tiny, rows, tmp_path, steps=3):
@@ -42,7 +49,7 @@ def reference(tiny, rows, tmp_path, steps=3):
 
 def until(tmp_path, seen, process):
     """Waits for so many lines of metrics."""
-    path, end = tmp_path / "out" / "metrics.jsonl", time.monotonic() + 120
+    path, end = tmp_path / "out" / "metrics.jsonl", time.monotonic() + 300
     while not (path.exists() and len(path.read_text().splitlines()) >= seen):
         assert process.poll() is None and time.monotonic() < end, (tmp_path / "said.txt").read_text()[-4000:]
         time.sleep(0.01)
@@ -57,6 +64,7 @@ def test_torchrun_by_launch(start, tiny, rows, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_torchrun_itself(start, tiny, rows, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     finished(start(PYTHON, *torchrun, "-m", "llmkit", "run", "r.yaml"), tmp_path)
@@ -64,6 +72,7 @@ def test_torchrun_itself(start, tiny, rows, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_accelerate(start, tiny, rows, tmp_path):
     # of CPUs too: its `--cpu` starts one process, or wants mpirun
     how = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
@@ -74,6 +83,7 @@ def test_accelerate(start, tiny, rows, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 def test_deepspeed_by_its_script(start, tiny, rows, tmp_path):
     words = ["--gpus", "2", "--port", free_port(), "--interface", "lo", "r.yaml"]
@@ -93,6 +103,7 @@ def hosts(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("engine", ["torchrun", "deepspeed"])
 def test_over_two_hosts_it_stops_when_asked_and_goes_on(engine, start, hosts, tiny, rows, tmp_path):
     if find_spec(engine.replace("torchrun", "torch")) is None:
@@ -111,11 +122,27 @@ def test_over_two_hosts_it_stops_when_asked_and_goes_on(engine, start, hosts, ti
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_on_one_host_it_stops_when_asked_and_goes_on(number, start, tiny, rows, tmp_path):
+    command = [PYTHON, "-m", "llmkit", "launch", "r.yaml", "--gpus", "2"]
+    process = start(*command, steps=20)
+    until(tmp_path, 3, process)
+    process.send_signal(number)
+    finished(process, tmp_path, 75)
+    assert "stopped by SIGTERM" in read_status(tmp_path / "out")["why"]
+    finished(start(*command, steps=20), tmp_path)
+    equal(tmp_path / "out", reference(tiny, rows, tmp_path, 20))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_exit_status_is_the_runs_own(start, tmp_path):
     process = start(
         PYTHON, "-m", "llmkit", "launch", "r.yaml", "--gpus", "2", "data.max_length=2", "data.overflow=error"
     )
-    finished(process, tmp_path, 1)  # nothing was begun: the launcher's own
+    finished(process, tmp_path, 3)  # torchrun says 1
+    assert "ChildFailedError" in (tmp_path / "said.txt").read_text() and not (tmp_path / "out" / "status.json").exists()
     (tmp_path / "said.txt").unlink()
     process = start("bash", folder("launch") / "torchrun.sh", "--gpus", "2", "--doctor")
     finished(process, tmp_path)

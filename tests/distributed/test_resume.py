@@ -37,7 +37,7 @@ def noted(ledger, stop_after=0):
 
     def step_data(job, contexts, index):
         found = data(job, contexts, index)
-        ids = sorted(i for batch in found.batches for i in batch.ids)
+        ids = sorted(i for batch in found.batches if batch.weights.any() for i in batch.ids)
         with ledger(job.run.ranks.rank).open("a") as file:
             file.write(json.dumps([index + 1, ids]) + "\n")
         return found

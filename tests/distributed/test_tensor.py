@@ -29,6 +29,18 @@ ADAMW = {"kind": "adamw", "lr": 1e-3, "eps": 1e-3}
 KINDS = pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
 
 
+SLOW = pytest.mark.slow
+
+
+def some(*cases, slow):
+    """Parameters of a test, those that run with the fast ones first."""
+    made = [pytest.param(*case, marks=mark) for group, mark in ((cases, ()), (slow, SLOW)) for case in group]
+    names = {str(LORA): "lora", str(FULL): "full"}
+    return [
+        pytest.param(*m.values, marks=m.marks, id="-".join(names.get(str(v), str(v)) for v in m.values)) for m in made
+    ]
+
+
 def both(world, model, rows, tmp_path, split=None, **more):
     """The folders of a run cut over ranks, and of one process."""
 
@@ -58,7 +70,7 @@ def layer(model, path):
     return model.get_submodule(f"model.layers.0.{path}")
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=SLOW), 4])
 def test_logits_equal_the_whole_model(world, tmp_path):
     """Of every family; with 4 ranks there are fewer key-value heads than ranks."""
     wholes = {family: opened(folder(family)).model for family in FAMILIES}
@@ -81,8 +93,7 @@ def test_logits_equal_the_whole_model(world, tmp_path):
     together(world, work, tmp_path)
 
 
-@KINDS
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize(("world", "adapter"), some((2, LORA), (4, FULL), slow=[(2, FULL), (4, LORA)]))
 def test_training_equals_one_process(world, adapter, tiny, rows, tmp_path):
     split, whole = both(world, tiny, rows, tmp_path, adapter=adapter)
     equal(split, whole)
@@ -98,8 +109,9 @@ def test_families_equal_one_process(family, world, adapter, rows, tmp_path):
     equal(*both(world, folder(family), rows, tmp_path, adapter=adapter, optim=optim))
 
 
-@KINDS
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    ("strategy", "adapter"), some(("ddp", LORA), ("fsdp", FULL), slow=[("ddp", FULL), ("fsdp", LORA)])
+)
 def test_over_replicas_and_shards(strategy, adapter, tiny, rows, tmp_path):
     equal(*both(4, tiny, rows, tmp_path, {"tensor": 2, "strategy": strategy}, adapter=adapter))
 
@@ -164,24 +176,22 @@ def test_recompute_and_evaluation(tiny, rows, tmp_path):
     assert (split / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
 
 
-GOING = [({"tensor": 2}, {}), ({}, {"tensor": 2}), ({"tensor": 4}, {"tensor": 2})]
-
-
-@KINDS
-@pytest.mark.parametrize(("first", "then"), GOING, ids=["2-1", "1-2", "4-2"])
+@pytest.mark.parametrize(
+    ("first", "then", "adapter"),
+    some((2, 1, FULL), (1, 2, LORA), slow=[(2, 1, LORA), (1, 2, FULL), (4, 2, FULL), (4, 2, LORA)]),
+)
 def test_going_on_with_other_ranks(first, then, adapter, tiny, rows, tmp_path):
     """From the checkpoint of a run that was cut otherwise: the same weights in the end."""
 
-    def go(split, folder):
-        more = {"parallel": split} if split else {}
+    def go(world, folder):
+        more = {"parallel": {"tensor": world}} if world > 1 else {}
         stage = sft(tiny, rows, folder, adapter=adapter, optim=ADAMW, steps=4, checkpoint={"every": 2}, **more)
-        world = split.get("tensor", 1)
         if world == 1:
             run(stage, console=QUIET)
         else:
             together(world, lambda rank: run(stage, console=QUIET), tmp_path)
 
-    go({}, tmp_path / "straight")
+    go(1, tmp_path / "straight")
     go(first, tmp_path / "stopped")
     for path in (tmp_path / "stopped" / "checkpoints" / "step-4", tmp_path / "stopped" / "model"):
         shutil.rmtree(path)
@@ -247,13 +257,16 @@ REFUSED = [
     ({"adapter": {"kind": "ia3"}}, "adapter.kind"),
     ({"quant": {"kind": "bnb_nf4"}}, "quant.kind"),
     ({"adapter": FULL, "memory": {"optimizer_in_backward": True}, "micro_batch": 12}, "memory.optimizer_in_backward"),
+    ({"parallel": {"strategy": "zero"}}, "parallel.strategy"),
+    ({"parallel": {"context": 2}}, "parallel.context"),
+    ({"optim": {"kind": "muon"}}, "optim.kind"),
 ]
 
 
 @pytest.mark.parametrize(("more", "key"), REFUSED, ids=[key for _, key in REFUSED])
 def test_what_cannot_be_cut_is_refused(more, key, tiny, rows, tmp_path):
     with pytest.raises(RecipeError, match="parallel.tensor") as refused:
-        sft(tiny, rows, tmp_path / "out", **(more | {"parallel": {"tensor": 2}}))
+        sft(tiny, rows, tmp_path / "out", **(more | {"parallel": more.get("parallel", {}) | {"tensor": 2}}))
     assert any(problem.key == key for problem in refused.value.problems), refused.value
     optim = {"kind": "sgd", "lr": 0.5, "momentum": 0.0, "clip": 0.0}
     sft(tiny, rows, tmp_path / "out", **({"optim": optim} | more))  # the control

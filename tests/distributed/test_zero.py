@@ -213,7 +213,7 @@ def test_a_configuration_that_contradicts_the_recipe(said, ours, tiny, rows, tmp
     with pytest.raises(RecipeError) as found:
         sft(tiny, rows, tmp_path / "run", parallel={"strategy": strategy}, precision="fp32")
     assert "parallel.strategy.config" in str(found.value)
-    assert next(iter(said)) in str(found.value) and ours in str(found.value)
+    assert ours in str(found.value)
     path.write_text(json.dumps(dict.fromkeys(said, "auto")))
     sft(tiny, rows, tmp_path / "run", parallel={"strategy": strategy}, precision="fp32")  # the control
 

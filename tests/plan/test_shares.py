@@ -38,6 +38,7 @@ def test_every_strategy_has_its_shares():
 def test_replicas_hold_all_and_shards_their_part():
     one, copy, part = of(Single()), of(Ddp(), replicate=8), of(Fsdp(), shard=8)
     assert copy.weights == one.weights and copy.optimizer == one.optimizer and copy.communication > 0
+    assert copy.early == copy.gradients and one.early == 0  # buckets stay
     assert part.weights * 8 == pytest.approx(one.weights, rel=1e-6) and part.optimizer * 8 == one.optimizer
     assert part.gradients * 8 == one.gradients and part.activations == one.activations
     assert of(Fsdp(), replicate=2, shard=4).weights == 2 * part.weights
@@ -46,7 +47,7 @@ def test_replicas_hold_all_and_shards_their_part():
 def test_zero_cuts_more_by_stage_and_moves_away():
     stages = [of(zero(stage), shard=8) for stage in (1, 2, 3)]
     whole, cut = of(Single()), of(Fsdp(), shard=8)
-    assert [s.optimizer for s in stages] == [cut.optimizer] * 3
+    assert [s.optimizer for s in stages] == [cut.optimizer * 12 // 8] * 3  # and a copy of the weights in fp32
     assert [s.gradients for s in stages] == [whole.gradients, cut.gradients, cut.gradients]
     assert [s.weights for s in stages] == [whole.weights, whole.weights, cut.weights]
     away = of(zero(3, "cpu", "cpu"), shard=8)

@@ -1,4 +1,4 @@
-"""Recipes for clusters carry their plan in their header. `python -m tests.recipe.test_cluster` writes them anew."""
+"""Recipes for clusters carry their plan in their header: `python -m tests.recipe.test_cluster_recipes` writes it."""
 
 import re
 from pathlib import Path
