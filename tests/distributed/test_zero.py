@@ -83,7 +83,8 @@ def test_more_ranks_and_places(world, case, tiny, rows, tmp_path):
 @pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "mixtral", "qwen3_moe"])
 def test_families(family, adapter, rows, tmp_path):
-    same(2, folder(family), rows, tmp_path, zero(tmp_path, 3), adapter=adapter)
+    optim = {"kind": "sgd", "lr": 0.1, "momentum": 0.0}  # LoRA from its zero start is steep at a larger rate
+    same(2, folder(family), rows, tmp_path, zero(tmp_path, 3), adapter=adapter, optim=optim)
 
 
 @pytest.mark.slow
