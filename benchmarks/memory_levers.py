@@ -10,6 +10,7 @@ the first step left out). One step is one micro-batch everywhere and clipping is
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -93,6 +94,7 @@ def once(folder, name, more, options, rows):
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-2000:]}")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    shutil.rmtree(out)  # a hundred checkpoints would fill the disk
     train = [line for line in lines if line["event"] == "train"]
     speed = sum(line["tokens"] for line in train[1:]) / sum(line["seconds"] for line in train[1:])
     return speed, train[-1]["peak_memory_bytes"]
