@@ -28,6 +28,7 @@ LIGHT = [
     "llmkit.build.precision",
     "llmkit.data.source_nodes",
     "llmkit.models.alias",
+    "llmkit.models.kinds",
     "llmkit.models.safe",
     "llmkit.models.resolve",
     "llmkit.models.rope",

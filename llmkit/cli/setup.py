@@ -6,12 +6,12 @@ import difflib
 import json
 import shutil
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 from llmkit.core.environment import prepare
 from llmkit.core.errors import RecipeError
 from llmkit.models import support as table
+from llmkit.models.kinds import missing
 from llmkit.recipe import shipped
 
 
@@ -62,8 +62,7 @@ def doctor(as_json: bool) -> None:
     from llmkit.core.matmul import row
     from llmkit.core.memory import available
 
-    cuda = "live" if torch.cuda.is_available() else "not live: needs a CUDA device"
-    flash = cuda if find_spec("flash_attn") or cuda != "live" else "not live: needs the package flash-attn"
+    lacks = {kind: missing(kind, torch.cuda.is_available()) for kind in ("flash", "flex", "sdpa", "eager")}
     facts = {
         "packages": packages(),
         "python": sys.version.split()[0],
@@ -76,10 +75,7 @@ def doctor(as_json: bool) -> None:
         "rows": {
             "linear": row(),
             **{f"kernel {name}": how for name, how in compiled_rows().items()},
-            "attention flash": flash,
-            "attention flex": cuda,
-            "attention sdpa": "live",
-            "attention eager": "live",
+            **{f"attention {kind}": f"not live: {why}" if why else "live" for kind, why in lacks.items()},
         },
     }
     if as_json:

@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 from llmkit.core.errors import ModelError
 from llmkit.core.types import Batch, Needs, Scores
-from llmkit.models.attend import NO_MASK
 from llmkit.models.logits import Shape
 from llmkit.models.logps import BLOCK, chosen_logps
 from llmkit.models.logps_rows import row_logps, trained_rows
@@ -68,7 +67,7 @@ class Headed(nn.Module):
     def _hidden(self, batch: Batch) -> Tensor:
         if virtual_tokens(self.model):
             return hidden(self.model, self.causal[0].base_model, batch)
-        context: dict[str, Any] = {"attend": batch.attend, "attention_mask": NO_MASK.to(batch.tokens.device)}
+        context: dict[str, Any] = {"attend": batch.attend}
         if batch.attend is None:
             context = {"attention_mask": whole(batch)}
         decoder = self.causal[0].base_model

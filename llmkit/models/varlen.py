@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from importlib.util import find_spec
 from itertools import accumulate
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from llmkit.core.errors import ModelError
+from llmkit.models.kinds import missing
 from llmkit.models.pieces import Piece, Rule
 
 BLOCK = 128
@@ -22,10 +22,8 @@ BLOCK = 128
 def flash_lacks(model: Any, half: bool) -> str:
     """What keeps flash-attn from running this model, or nothing."""
     config = model.config.get_text_config()
-    if not torch.cuda.is_available():
-        return "needs a CUDA device"
-    if find_spec("flash_attn") is None:
-        return "needs the package flash-attn"
+    if why := missing("flash", torch.cuda.is_available()):
+        return why
     if not half:
         return "computes in 16 bits only"
     if any(name.endswith("sinks") for name, _ in model.named_parameters()):
@@ -35,8 +33,8 @@ def flash_lacks(model: Any, half: bool) -> str:
 
 def flex_lacks(model: Any, half: bool) -> str:
     """What keeps flex attention from running this model, or nothing; uncompiled (on CPU) it would score T x T."""
-    if not torch.cuda.is_available():
-        return "needs a CUDA device"
+    if why := missing("flex", torch.cuda.is_available()):
+        return why
     dropout = getattr(model.config.get_text_config(), "attention_dropout", 0.0)
     return "knows no attention dropout" if dropout else ""
 

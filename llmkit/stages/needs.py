@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from llmkit.build import float8
 from llmkit.checkpoint.mirror import opened
 from llmkit.core.errors import LlmkitError, ModelError, Problem, ResourceError
 from llmkit.models.here import config_here
+from llmkit.models.kinds import missing
 from llmkit.parallel.fits import check_tensor
 from llmkit.parallel.node import Zero
 from llmkit.stages.training import Training
@@ -61,11 +61,13 @@ def _offload(node: Training, device: str) -> None:
 
 def _attention(node: Training, device: str) -> None:
     kind = node.model.attention
-    if kind in ("flash", "flex") and device == "cpu":
-        raise ModelError(f"{kind} needs a CUDA device", fix="set model.attention=auto", key="model.attention")
-    if kind == "flash" and find_spec("flash_attn") is None:
-        fix = "pip install flash-attn, or set model.attention=auto"
-        raise ModelError("flash needs the package flash-attn", fix=fix, key="model.attention")
+    if why := missing(kind, device == "cuda"):
+        fix = "set model.attention=auto"
+        raise ModelError(
+            f"{kind} {why}",
+            fix=f"pip install flash-attn, or {fix}" if device == "cuda" else fix,
+            key="model.attention",
+        )
 
 
 def _tensor(node: Training, _: str) -> None:

@@ -176,9 +176,15 @@ class LionFamily(Optimizing):
     """Lion (arXiv:2302.06675), by bitsandbytes: `built` is its class there."""
 
     built: ClassVar[str] = ""
+    held: ClassVar[float] = 4.0
+    """Bytes of a number's momentum, with the scales of blocks."""
     lr: float = setting(default=3e-5, above=0.0)
     beta1: float = setting(default=0.9, least=0.0, below=1.0)
     beta2: float = setting(default=0.99, least=0.0, below=1.0)
+
+    def moments(self, inner: int, outer: int, width: int) -> float:
+        """The momentum."""
+        return self.held * (inner + outer)
 
     def ready(self) -> None:
         """Bitsandbytes is there."""
@@ -198,21 +204,14 @@ class Lion(LionFamily):
     elementwise: ClassVar[bool] = True
     kind: Literal["lion"] = "lion"
 
-    def moments(self, inner: int, outer: int, width: int) -> float:
-        """The momentum."""
-        return 4.0 * (inner + outer)
-
 
 @config
 class Lion8bit(LionFamily):
     """Lion whose momentum is held in 8-bit blocks, by bitsandbytes; small tensors stay 32-bit."""
 
     built: ClassVar[str] = "Lion8bit"
+    held: ClassVar[float] = 1.05
     kind: Literal["lion_8bit"] = "lion_8bit"
-
-    def moments(self, inner: int, outer: int, width: int) -> float:
-        """A byte, and the scales of blocks."""
-        return 1.05 * (inner + outer)
 
 
 @config

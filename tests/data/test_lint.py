@@ -1,7 +1,6 @@
 """Lint: every seeded defect is found at its line, and nothing in clean data."""
 
 import copy
-import json
 
 import pytest
 
@@ -12,45 +11,11 @@ from llmkit.data.node import Data, Jsonl
 from llmkit.data.prepare import prepare
 from llmkit.data.render import Renderer
 from llmkit.stages.lint_table import lines, linted
-from tests.conftest import CHATML, make_tokenizer
 from tests.data import clean
-from tests.data.test_messages import JSON
-from tests.data.test_render import BEHIND, MARKED
+from tests.data.conftest import write
 
 AT = 17
 """The line of the seeded defect."""
-
-
-def write(path, rows):
-    text = "".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
-    path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    return Jsonl(path=str(path))
-
-
-@pytest.fixture(scope="module")
-def tokenizers():
-    made = {}
-
-    def get(template=JSON):
-        return made.setdefault(template, make_tokenizer(template))
-
-    return get
-
-
-@pytest.fixture
-def lint(tmp_path, tokenizers):
-    """Findings of rows, by name."""
-
-    def run(rows, valid=(), template=JSON, **how):
-        train = (write(tmp_path / "train.jsonl", rows),)
-        beside = (write(tmp_path / "valid.jsonl", valid),) if valid else ()
-        data = Data(train=train, valid=beside, **({"max_length": 4096} | how))
-        aside = (lambda bad: None) if how.get("on_bad_row") == "quarantine" else None
-        made = [prepare(s, data, tokenizers(template), aside=aside) for s in (train, beside) if s]
-        found = linted(data, *made) if beside else linted(data, made[0], None)
-        return {finding.name: finding for finding in found["data.train"]}
-
-    return run
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -241,60 +206,6 @@ def test_a_broken_line_that_is_set_aside(lint):
     rows = clean.rows("chat")
     rows[AT - 1] = '{"messages": ['
     assert [p.line for p in lint(rows, on_bad_row="quarantine")["broken"].places] == [AT]
-
-
-OTHERWISE = CHATML.replace("<|im_start|>assistant\n' }}{% endif", "<|im_start|>assistant: ' }}{% endif")
-TEMPLATES = {
-    "untrained end": BEHIND.replace("END", "'</turn>\n'"),
-    "doubled bos": "{{ bos_token }}" + CHATML,
-    "generation prompt": MARKED.replace("<|im_start|>' }}{% endif", "<|im_start|>: ' }}{% endif"),
-}
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_faults_of_a_template_show_in_its_rows(name, lint):
-    found = lint(clean.rows("chat", 20), template=TEMPLATES[name])
-    assert name in found and found[name].level == "warn" and found[name].places[0].line == 1
-    assert name not in lint(clean.rows("chat", 20), template=CHATML)
-
-
-def test_a_generation_prompt_that_refuses_the_rows(lint):
-    found = lint(clean.rows("completion") + clean.rows("chat"), template=OTHERWISE, bad_share=1.0)
-    assert found["generation prompt"].count == 40 and found["generation prompt"].places[0].line == 41
-
-
-def test_a_template_that_is_not_the_model_s_own_is_told(tiny, tmp_path):
-    from llmkit.models.load import read_tokenizer
-    from llmkit.models.node import ModelRef
-    from llmkit.models.resolve import resolve
-    from llmkit.stages.lint_table import served
-
-    resolved = resolve(ModelRef(name=str(tiny)))
-    for text, count in ((CHATML, 0), (TEMPLATES["doubled bos"], 1)):
-        path = tmp_path / "template.jinja"
-        path.write_text(text)
-        ref = ModelRef(name=str(tiny), template=str(path))
-        found = served(resolved, ref, read_tokenizer(resolved, ref))
-        assert len(found) == count and all(f.name == "template" for f in found)
-    assert served(resolved, ModelRef(name=str(tiny)), None) == ()
-
-
-REWRITING = """{% for m in messages %}<|im_start|>{{ m.role }}
-{{ m.content if loop.last else m.content.split('</think>')[-1] }}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
-
-
-def test_a_row_of_several_examples_counts_once(lint):
-    turns = [
-        ("user", "a &amp; b"),
-        ("assistant", "<think>x</think>so"),
-        ("user", "c"),
-        ("assistant", "<think>y</think>no"),
-    ]
-    row = {"messages": [{"role": role, "content": said} for role, said in turns]}
-    found = lint([row, *clean.rows("chat", 30)], template=REWRITING)
-    assert found["html entities"].count == 1 and len(found["html entities"].places) == 1
 
 
 def test_a_thought_that_the_prompt_begins_is_closed_by_the_completion(lint):
