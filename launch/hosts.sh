@@ -126,7 +126,8 @@ here() {
     trap 'ask_to_stop $child' TERM INT HUP
     if [[ -n ${LLMKIT_TETHERED-} ]]; then
         exec 3<&0
-        { cat <&3 >/dev/null && kill -TERM $$; } &
+        # holds neither stream: ssh waits for all that write to them, and this outlives us until it closes our input
+        { cat <&3 && kill -TERM $$; } >/dev/null 2>&1 &
         tether=$!
     fi
     await "$child" || code=$?

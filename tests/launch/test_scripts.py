@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,27 @@ def test_what_a_script_cannot_do_is_one_line(words, said):
     done = script("torchrun.sh", *words)
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
     assert done.stderr.startswith("llmkit: error: ") and "; fix: " in done.stderr
+
+
+def stand_in(path, text):
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_part_that_ends_lets_the_session_end_whose_input_is_still_open(tmp_path):
+    python = stand_in(tmp_path / "python", "echo told; exit 3")
+    command = ["bash", folder("launch") / "torchrun.sh", "--gpus", "1", "r.yaml"]
+    env = {**os.environ, "PYTHON": str(python), "LLMKIT_TETHERED": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, env=env, **pipes) as part:
+        reader = threading.Thread(target=lambda: said.append(part.stdout.read()))
+        said = []
+        reader.start()
+        reader.join(30)
+        part.stdin.close()
+        assert said == [b"told\n"], "something held the session's streams"
+    assert part.returncode == 3
 
 
 def test_too_few_hosts_and_an_interface_that_is_not_there_are_told(tmp_path):
