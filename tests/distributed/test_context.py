@@ -1,5 +1,7 @@
 """Ranks that hold parts of a row give what one process gives."""
 
+import json
+
 import pytest
 
 from tests.adapters.properties import folder
@@ -19,6 +21,17 @@ def compared(model, rows, tmp_path, world, parallel, **more):
 @pytest.mark.parametrize("method", ["ulysses", "ring"])
 def test_parts_equal_one_process(method, adapter, tiny, rows, tmp_path):
     compared(tiny, rows, tmp_path, 2, adapter=adapter, parallel={"context": 2, "context_method": method})
+
+
+@pytest.mark.parametrize("method", ["ulysses", "ring"])
+def test_a_part_without_a_trained_token_under_an_adapter_on_the_head(method, tiny, tmp_path):
+    rows = tmp_path / "late.jsonl"
+    with rows.open("w") as file:
+        for i in range(24):  # one to a row of 64 tokens, which ends with the answer
+            file.write(json.dumps({"prompt": "hello world " * 12 + str(i), "completion": f" dog {i}"}) + "\n")
+    adapter = LORA | {"targets": ["lm_head", "q_proj"]}
+    parallel = {"context": 2, "context_method": method}
+    compared(tiny, rows, tmp_path, 2, parallel, adapter=adapter, batch={"rows": 3})
 
 
 @pytest.mark.slow
