@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from llmkit.core.errors import ModelError
 from llmkit.models.load import Loaded
-from llmkit.models.rotary import moving
 from llmkit.parallel.context import Method, splitter
 from llmkit.parallel.grid import Grid
 from llmkit.parallel.steps import Parts
@@ -54,6 +53,4 @@ def _lacks(loaded: Loaded) -> str:
     config = loaded.model.config.get_text_config()
     if not loaded.support.packed:
         return loaded.support.reason
-    if kind := moving(loaded.model):
-        return f"RoPE `{kind}` turns by the length of a sequence, and a rank sees a part of it"
     return "attention dropout would be drawn anew by every rank" if getattr(config, "attention_dropout", 0.0) else ""

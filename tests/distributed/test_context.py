@@ -10,7 +10,7 @@ from tests.distributed import equal, lines, sft, trained
 FULL, LORA = {"kind": "none"}, {"kind": "lora", "rank": 4}
 
 
-def compared(model, rows, tmp_path, world, parallel, **more):
+def compared(model, rows, tmp_path, /, world, parallel, **more):
     alone = trained(1, lambda out: sft(model, rows, out, **more), tmp_path, "run")
     several = trained(world, lambda out: sft(model, rows, out, parallel=parallel, **more), tmp_path, "run")
     equal(several, alone)
@@ -32,6 +32,23 @@ def test_a_part_without_a_trained_token_under_an_adapter_on_the_head(method, tin
     adapter = LORA | {"targets": ["lm_head", "q_proj"]}
     parallel = {"context": 2, "context_method": method}
     compared(tiny, rows, tmp_path, 2, parallel, adapter=adapter, batch={"rows": 3})
+
+
+LONG = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.5, 2.5, 4.0, 8.0]}
+
+
+@pytest.mark.parametrize(
+    ("rope", "method"),
+    [
+        ({"kind": "dynamic"}, "ring"),
+        pytest.param({"kind": "dynamic"}, "ulysses", marks=pytest.mark.slow),
+        pytest.param({"kind": "longrope", **LONG}, "ring", marks=pytest.mark.slow),
+    ],
+    ids=["dynamic-ring", "dynamic-ulysses", "longrope-ring"],
+)
+def test_rotations_that_follow_the_length(rope, method, tiny, rows, tmp_path):
+    model = {"name": str(tiny), "rope": {"factor": 8.0, "original_max_position_embeddings": 32, **rope}}
+    compared(tiny, rows, tmp_path, 2, {"context": 2, "context_method": method}, model=model)
 
 
 @pytest.mark.slow
