@@ -4,8 +4,13 @@ import json
 
 import pytest
 
+from llmkit import run
+from llmkit.build.context import chosen
+from llmkit.core.errors import RecipeError
+from llmkit.parallel.fits import check_context
 from tests.adapters.properties import folder
-from tests.distributed import equal, lines, sft, trained
+from tests.conftest import make_model, make_tokenizer
+from tests.distributed import QUIET, ended, equal, launched, lines, sft, trained
 
 FULL, LORA = {"kind": "none"}, {"kind": "lora", "rank": 4}
 
@@ -70,3 +75,49 @@ def test_families(adapter, world, method, family, rows, tmp_path):
 def test_replicas_of_parts(micro_batch, method, family, rows, tmp_path):
     parallel = {"strategy": "ddp", "context": 2, "replicate": 2, "context_method": method}
     compared(folder(family), rows, tmp_path, 4, parallel, adapter=FULL, micro_batch=micro_batch)
+
+
+def test_heads_that_do_not_divide_are_refused_before_any_group(tmp_path, rows):
+    """3 heads by 2: every rank ends by itself, with the numbers that fit; a ring takes them."""
+    made = make_model(num_attention_heads=3, num_key_value_heads=3, hidden_size=24)
+    made.save_pretrained(tmp_path / "three")
+    make_tokenizer().save_pretrained(tmp_path / "three")
+    said, out = tmp_path / "said.txt", tmp_path / "out"
+    stage = sft(tmp_path / "three", rows, out, parallel={"context": 2, "context_method": "ulysses"})
+    assert ended(launched(2, lambda rank: run(stage, console=QUIET), said), 30) == [2, 2]
+    assert "parallel.context: ulysses deals heads out, and 2 ranks cannot share 3 of llama evenly" in said.read_text()
+    assert "use 1 or 3, or set parallel.context_method=ring or auto" in said.read_text()
+    assert not out.exists()
+    compared(tmp_path / "three", rows, tmp_path, 2, {"context": 2})
+    asked = [chosen(made.config, "auto", 2), chosen(made.config, "auto", 3), chosen(made.config, "ring", 3)]
+    assert asked == ["ring", "ulysses", "ring"]
+    with pytest.raises(RecipeError):
+        chosen(made.config, "ulysses", 2)
+
+
+def test_numbers_that_fit():
+    check_context({"num_attention_heads": 8, "num_key_value_heads": 1}, "ulysses", 4, 2)
+    check_context({"num_attention_heads": 8}, "ring", 3)
+    for config, context, tensor, fix in (
+        ({"num_attention_heads": 8}, 4, 4, "use 1 or 2, or"),
+        ({"text_config": {"num_attention_heads": 9}}, 2, 1, "use 1, 3 or 9, or"),
+        ({"num_attention_heads": 8, "attention_dropout": 0.1}, 2, 1, "set parallel.context=1"),
+    ):
+        with pytest.raises(RecipeError, match=fix):
+            check_context(config, "ulysses", context, tensor)
+
+
+SHORT = {"data": {"max_length": 6}}
+VIRTUAL = {"adapter": {"kind": "prompt_tuning"}, "data": {"max_length": 64, "packing": "none"}}
+
+
+@pytest.mark.parametrize(
+    ("count", "more", "what"),
+    [(4, SHORT, "too short for 4 ranks"), (2, VIRTUAL, "the ranks hold parts of one row")],
+    ids=["short", "virtual"],
+)
+def test_misfits_are_told(count, more, what, tiny, rows, tmp_path):
+    more = {**more, "data": {**more["data"], "train": [{"kind": "jsonl", "path": str(rows)}]}}
+    with pytest.raises(RecipeError, match=what):
+        sft(tiny, rows, tmp_path / "run", parallel={"context": count}, **more)
+    sft(tiny, rows, tmp_path / "run", parallel={"context": 1}, **more)  # the control
