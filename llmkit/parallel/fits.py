@@ -21,7 +21,7 @@ def check_tensor(config: Mapping[str, Any], tensor: int) -> None:
         RecipeError: they cannot; it names the numbers that fit.
     """
     text = config.get("text_config") or config
-    if odd := next((f"{key} {text[key]}" for key in DROPOUT if text.get(key)), ""):
+    if odd := _dropout(text):
         what = f"the model's {odd} draws for heads that lie on other ranks, which would all draw the same"
         raise RecipeError(what, fix="set parallel.tensor=1", key="parallel.tensor")
     heads, keys = _first(text, HEADS), _first(text, KEYS)
@@ -33,6 +33,30 @@ def check_tensor(config: Mapping[str, Any], tensor: int) -> None:
     said += [f"{key} {value}" for key, value in inner.items()]
     what = f"{tensor} ranks cannot share {', '.join(filter(None, said))} of {text.get('model_type', 'it')} evenly"
     raise RecipeError(what, fix=f"use {_listed(fit)}", key="parallel.tensor")
+
+
+def check_context(config: Mapping[str, Any], method: str, context: int, tensor: int = 1) -> None:
+    """Sees to it that attention can go over rows that `context` ranks hold: `ulysses` deals out the query heads that
+    are left on each of `tensor` ranks. Key-value heads are repeated where they do not divide, and a ring takes any.
+
+    Raises:
+        RecipeError: it cannot; it names the numbers that fit.
+    """
+    text = config.get("text_config") or config
+    if odd := _dropout(text):
+        what = f"the model's {odd} would be drawn anew by each rank that holds a part of a row"
+        raise RecipeError(what, fix="set parallel.context=1", key="parallel.context")
+    heads = _first(text, HEADS) // tensor
+    if method != "ulysses" or heads % context == 0:
+        return
+    fit = _listed([n for n in range(1, heads + 1) if heads % n == 0])
+    what = f"ulysses deals heads out, and {context} ranks cannot share {heads} of {text.get('model_type', 'it')} evenly"
+    raise RecipeError(what, fix=f"use {fit}, or set parallel.context_method=ring or auto", key="parallel.context")
+
+
+def _dropout(text: Mapping[str, Any]) -> str:
+    """The dropout of attention that a configuration asks for, or nothing."""
+    return next((f"{key} {text[key]}" for key in DROPOUT if text.get(key)), "")
 
 
 def _listed(numbers: list[int]) -> str:
