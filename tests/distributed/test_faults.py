@@ -35,8 +35,9 @@ def kill():
 class Faults:
     """Ranks with a fault put in: where Group.phase is told a phase and a step, a rank does something."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, record):
         self.said, self.struck, self.out = folder / "said.txt", folder / "struck", folder / "run"
+        self.record = record
 
     def at(self, phase, what, rank=1, step=2):
         """Makes the fault, in a child."""
@@ -63,7 +64,9 @@ class Faults:
         """Exit codes, after proof that the fault took effect; and how long the others took to end."""
         codes = ended(pids, seconds)
         assert self.struck.exists(), "the fault never came"
-        return codes, time.monotonic() - float(self.struck.read_text())
+        seconds = time.monotonic() - float(self.struck.read_text())
+        self.record("seconds", f"{seconds:.2f}")
+        return codes, seconds
 
     @property
     def errors(self):
@@ -75,8 +78,8 @@ class Faults:
 
 
 @pytest.fixture
-def faults(tmp_path):
-    return Faults(tmp_path)
+def faults(tmp_path, record_property):
+    return Faults(tmp_path, record_property)
 
 
 @pytest.fixture(scope="module")
