@@ -133,8 +133,10 @@ def parts(
         Offload(built.model.parameters(), Pinned()) if offload else None,
     )
     base = built.loaded.model
-    plan = dict(base._tp_plan or {})
-    return Parts(built.scored, built.trained, optimizer, ways, layers=layers(base), base=base, plan=plan)
+    plan, experts = dict(base._tp_plan or {}), dict(base._ep_plan or {})
+    return Parts(
+        built.scored, built.trained, optimizer, ways, layers=layers(base), base=base, plan=plan, experts=experts
+    )
 
 
 def layers(model: nn.Module) -> tuple[nn.Module, ...]:

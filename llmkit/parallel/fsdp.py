@@ -47,7 +47,7 @@ class Shards:
     """The team of ranks that hold a copy of the model together, and of their copies: gradients are summed."""
 
     def __init__(self, scored: nn.Module, held: Mapping[str, nn.Parameter], grid: Grid) -> None:
-        self.scored, self.say, self.peers = cast(Any, scored), grid.data(), grid.peers
+        self.scored, self.say, self.peers = cast(Any, scored), grid.data("expert"), grid.peers
         self.shards = grid.degrees.shard * grid.degrees.context
         self.cut = {name: cast(DTensor, p) for name, p in held.items() if isinstance(p, DTensor)}
         """The trained parameters that lie on several ranks."""

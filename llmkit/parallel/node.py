@@ -167,7 +167,9 @@ class Parallel:
     """`ulysses` deals attention's heads out, `ring` sends keys and values round; `auto` is `ulysses` where `context`
     divides the heads, else `ring`."""
     pipeline: int = setting(default=1, later=True)
-    expert: int = setting(default=1, later=True)
+    expert: int = setting(default=1, least=1)
+    """Ranks that share the experts of a mixture model: each holds as many of every layer's, sees rows of its own, and
+    sends their tokens to the experts that the router chose. It must divide the number of experts."""
     patience: Duration = setting(default=600.0, above=0)
     """How long ranks wait for each other to come; and for one that, outside of a step, neither moves nor computes."""
     interface: str = "auto"
@@ -179,7 +181,10 @@ class Parallel:
 
     def shards(self, world: int, deterministic: bool) -> int:
         """Virtual shards of a run, or 0 where it has none."""
-        alone = self.tensor * self.context * self.pipeline == 1 and self.resolve(world).kind in ("single", "ddp")
+        alone = self.tensor * self.context * self.pipeline * self.expert == 1 and self.resolve(world).kind in (
+            "single",
+            "ddp",
+        )
         return self.virtual if deterministic and alone else 0
 
     def deal(self, ranks: Ranks, deterministic: bool) -> Deal:
@@ -204,7 +209,8 @@ class Parallel:
         """
         replicate = None if self.replicate == "auto" else self.replicate
         shard = None if self.shard == "auto" else self.shard
-        return degrees(world, self.resolve(world).kind, replicate, shard, self.context, self.tensor, self.pipeline)
+        inner = (self.context, self.tensor, self.pipeline, self.expert)
+        return degrees(world, self.resolve(world).kind, replicate, shard, *inner)
 
     def resolve(self, world: int) -> Single | Ddp | Fsdp | Zero:
         """The strategy itself, where it is `auto`."""
@@ -224,11 +230,15 @@ class Parallel:
         """Parts of a model in training -> what makes its steps.
 
         Raises:
-            ModelError: the model cannot be cut as `tensor` asks for.
+            ModelError: the model cannot be cut as `tensor` or `expert` asks for.
         """
         strategy = self.resolve(1 if grid is None else grid.degrees.world).stepper
-        if grid is None or grid.degrees.tensor == 1:
+        if grid is None or grid.degrees.tensor * grid.degrees.expert == 1:
             return strategy(parts, grid)
+        if grid.degrees.expert > 1:
+            from llmkit.parallel.expert_team import stepper as by_experts
+
+            return by_experts(parts, grid, strategy)
         from llmkit.parallel.tensor_team import stepper
 
         return stepper(parts, grid, strategy)

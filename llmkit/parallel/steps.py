@@ -90,6 +90,8 @@ class Parts:
     """The model of transformers, inside of its adapter."""
     plan: Mapping[str, str] = field(default_factory=dict)
     """How transformers cuts it for tensor parallelism: globs over modules and parameters -> names of styles."""
+    experts: Mapping[str, str] = field(default_factory=dict)
+    """The same for expert parallelism."""
     say: Callable[[str], None] = lambda _: None
     """Tells the user what was decided, in one line."""
 

@@ -163,20 +163,20 @@ def stepper(parts: Parts, grid: Grid, strategy: Callable[[Parts, Grid], Steps]) 
     base, scored = cast(Any, parts.base), cast(Any, parts.scored)
     if scored.model is not base:
         alike(parts.params, place.group)
-    before = _logits(base)
+    before = logits(base)
     layout = cut(base, parts.plan, place)
     if not layout.cuts:
         why = "; ".join(sorted(set(layout.whole.values()))) or "transformers has no plan for it"
         what = f"{type(base).__name__} cannot be cut for tensor {place.count}: {why}"
         raise ModelError(what, fix="set parallel.tensor=1", key="parallel.tensor")
-    _check_same(base, before, _logits(base), place.count)
-    parts.say(_told(layout))
+    check_same(base, before, logits(base), f"tensor {place.count}", "parallel.tensor")
+    parts.say(told(layout))
     team = Held(layout, parts, scored.model, grid.peers)
     _check_blocks(team, grid)
     return team.over(strategy(parts, grid))
 
 
-def _told(layout: Layout) -> str:
+def told(layout: Layout) -> str:
     """How much of the model's cut weights lies here, and what is whole where it might be cut."""
     here, all_ = (
         sum(math.prod(size) for size in sizes)
@@ -198,7 +198,7 @@ def _check_blocks(team: Held, grid: Grid) -> None:
         raise ModelError(what, fix=fix, key="parallel.tensor")
 
 
-def _logits(base: Any) -> Tensor:
+def logits(base: Any) -> Tensor:
     """What a model says of a few tokens."""
     training = base.training
     base.eval()
@@ -209,9 +209,12 @@ def _logits(base: Any) -> Tensor:
     return made.float()
 
 
-def _check_same(base: Any, before: Tensor, after: Tensor, count: int) -> None:
+def check_same(base: Any, before: Tensor, after: Tensor, why: str, key: str) -> None:
+    """Raises:
+    ModelError: a model that was cut says something else than before.
+    """
     close = 1e-4 if next(base.parameters()).dtype == torch.float32 else 5e-2
     gap = float((after - before).norm() / before.norm())
     if not gap <= close:
-        what = f"{type(base).__name__} cut for tensor {count} gives other logits than whole (off by {gap:.2g})"
-        raise ModelError(what, fix="set parallel.tensor=1", key="parallel.tensor")
+        what = f"{type(base).__name__} cut for {why} gives other logits than whole (off by {gap:.2g})"
+        raise ModelError(what, fix=f"set {key}=1", key=key)

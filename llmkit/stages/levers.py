@@ -25,10 +25,12 @@ def contradictions(node: Training) -> Iterator[Conflict]:
         yield Conflict("precision", what, "use bf16_mixed, or adapter: none", "adapter.kind")
     if node.memory.optimizer_in_backward:
         yield from _in_backward(node)
-    if node.parallel.cuts or node.parallel.tensor > 1:
+    if node.parallel.cuts or node.parallel.tensor > 1 or node.parallel.expert > 1:
         yield from _cut(node)
     if node.parallel.tensor > 1:
         yield from _split(node)
+    if node.parallel.expert > 1:
+        yield from _experts(node)
     if node.parallel.context > 1:
         yield from _context(node)
     if isinstance(node.parallel.strategy, Zero):
@@ -81,9 +83,27 @@ def _split(node: Training) -> Iterator[Conflict]:
         yield Conflict("parallel.context", what, "keep one of the two", lever)
 
 
+def _experts(node: Training) -> Iterator[Conflict]:
+    """Each rank holds a part of the experts, and sees rows of its own."""
+    lever = "parallel.expert"
+    if node.parallel.tensor > 1:
+        what = "experts would be cut by their number and by their width"
+        yield Conflict("parallel.tensor", what, "keep one of the two", lever)
+    if node.parallel.strategy.kind == "zero":
+        what = "DeepSpeed shares a model that is the same on every rank"
+        yield Conflict("parallel.strategy", what, "use ddp, or set parallel.expert=1", lever)
+    if node.quant.kind != "none":
+        what = "no test holds experts on several ranks together with a quantised base"
+        yield Conflict("quant.kind", what, "set quant=none, or parallel.expert=1", lever)
+    if node.types_name == "fp8":
+        what = "no test holds experts on several ranks together with fp8"
+        yield Conflict("precision", what, "use bf16_mixed, or parallel.expert=1", lever)
+
+
 def _cut(node: Training) -> Iterator[Conflict]:
-    """Each rank holds a part of every parameter."""
-    lever = "parallel.strategy" if node.parallel.cuts else "parallel.tensor"
+    """Each rank holds a part of every parameter, or of some."""
+    inner = "parallel.tensor" if node.parallel.tensor > 1 else "parallel.expert"
+    lever = "parallel.strategy" if node.parallel.cuts else inner
     if not node.optim.elementwise:
         what = f"{node.optim.kind} needs whole matrices or blocks of them, and each rank holds a part"
         yield Conflict("optim.kind", what, f"use one of {', '.join(ELEMENTWISE)}, or ddp", lever)
