@@ -224,7 +224,7 @@ def _fit(job: Job, built: Built, steps: Steps, start: Progress, attempts: Attemp
             save=partial(_save, job, built, steps, metrics, saver),
             verify=partial(_verify, job, built, steps),
             asked_to_stop=run.stop.asked,
-            measure=partial(measure, job.shape, run.device, job.types.half, node.adapter.frozen_base),
+            measure=partial(measure, job.shape, run.device, job.types.half, node.adapter.frozen_base, run.ranks.world),
             show=partial(_show, job),
             phase=run.peers.phase,
             elapsed=run.peers.share,

@@ -96,8 +96,6 @@ def _chosen(node: Training, shape: Shape, device: str, free: int, world: int) ->
     if node.parallel.shards(world, node.deterministic):  # the same sizes for any number of ranks
         share = max(1, node.batch.rows // node.parallel.virtual)
     most = share if node.batch.tokens is None else None
-    if most and node.parallel.shards(world, node.deterministic):  # the same sizes for any number of ranks
-        most = max(1, node.batch.rows // node.parallel.virtual)
     made = choose(shape, held, length, free, device, rows, wanted, most, cut)
     return replace(made, strategy=node.parallel.resolve(world).kind)
 
