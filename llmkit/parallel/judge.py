@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -29,6 +30,8 @@ HEARD = 4.0
 """Seconds since a rank said something in which it counts as one that lives."""
 CPU = 0.02
 """Seconds of a processor that show life."""
+COLLECTIVE = re.compile(r"distributed/distributed_c10d\.py:|_fully_shard/_fsdp_(collectives|param_group)\.py:")
+"""The innermost frame of a rank that stands in one of torch's collectives."""
 ERRORS: dict[int, type[LlmkitError]] = {
     kind.code: kind for kind in (RecipeError, DataError, ModelError, ResourceError, PeerError, Stopped)
 }
@@ -109,6 +112,13 @@ class Seen:
         return f"in {self.last['phase']}" + (f", step {step}" if step else "")
 
     @property
+    def waits(self) -> bool:
+        """For the others: it says so, or stands in one of torch's collectives."""
+        stack = self.last["stack"]
+        told = self.last.get("waiting") or self.last["phase"] == "reduce"
+        return bool(told or (stack and COLLECTIVE.match(stack[0])))
+
+    @property
     def place(self) -> str:
         """The innermost frame of its stack."""
         return f", last seen at {self.last['stack'][0]}" if self.last["stack"] else ""
@@ -162,16 +172,17 @@ def hung(seen: Mapping[int, Seen], now: float, median: float | None, patience: f
 
     In the phases of a step, which take equally long in each of them, three steps and some seconds are the limit.
     Elsewhere work may take any time (rows are read, a model is written): there a rank hangs that for `patience` seconds
-    stays in one place and uses no processor.
+    stays in one place and uses no processor. Where all are in a step, none is known to wait (a device's collectives go
+    on behind the process) and none moves for `patience` seconds, it is who is least far.
     """
     here = [one for one in seen.values() if not one.gone]
     if any(now - one.heard > HEARD for one in here):
         return None  # who is silent is another matter
-    waiting = [one for one in here if one.last.get("waiting") or one.last["phase"] == "reduce"]
-    if not waiting:
-        return None
+    waiting = [one for one in here if one.waits]
     stuck = [one for one in here if _over(one, now, median, patience)]
     behind = [one for one in stuck if one not in waiting]
+    if not waiting:
+        return _nobody_moves(here, stuck, now, patience)
     if behind:
         worst = min(behind, key=lambda one: one.changed)
         for_whom = f"while {waiting[0].name} waits {waiting[0].at}"
@@ -181,6 +192,18 @@ def hung(seen: Mapping[int, Seen], now: float, median: float | None, patience: f
         others = ", ".join(f"{one.name} {one.at}" for one in here if one is not worst)
         return worst.verdict(f"waits {worst.at}{worst.place} for others that wait for it: {others}", True)
     return None
+
+
+def _nobody_moves(here: list[Seen], stuck: list[Seen], now: float, patience: float) -> Verdict | None:
+    """Who is least far in a step in which none of them gets on."""
+    if len(here) < 2 or len(stuck) < len(here) or any(one.last["phase"] not in STEP for one in here):
+        return None
+    if any(now - one.changed <= patience for one in here):
+        return None
+    worst = min(here, key=lambda one: (one.last["step"], STEP.index(one.last["phase"]), one.last["count"]))
+    others = ", ".join(f"{one.name} {one.at}" for one in here if one is not worst)
+    what = f"has not moved for {now - worst.changed:.0f} s {worst.at}{worst.place}, and neither have {others}"
+    return worst.verdict(what, True)
 
 
 def _over(one: Seen, now: float, median: float | None, patience: float) -> bool:

@@ -242,6 +242,37 @@ def test_a_long_write_is_no_hang_while_it_gets_on():
     assert judged(200.0, writing) is None  # nobody waits
 
 
+def judged(now, *ranks):
+    """Of ranks that all said where they are a moment ago; a step takes 0.1 s, and patience is 100."""
+    for one in ranks:
+        one.heard = now
+    found = hung(dict(enumerate(ranks)), now, 0.1, 100.0)
+    return found and found.lines[0]
+
+
+GATHERS = ["distributed/distributed_c10d.py:4288 all_gather_single", "_fully_shard/_fsdp_collectives.py:1 f"]
+WAITS = ["_fully_shard/_fsdp_collectives.py:300 foreach_all_gather", "torch/x.py:1 f"]
+
+
+@pytest.mark.parametrize("stack", [GATHERS, WAITS])
+def test_who_stands_in_a_collective_of_a_layer_waits(stack):
+    """Under strategies whose ranks need each other in the midst of a pass, both say forward."""
+    assert "rank 1 has not moved" in judged(9.0, seen(0, stack=stack), seen(1))
+    assert judged(9.0, seen(0), seen(1)) is None  # the control
+
+
+def test_where_nobody_is_known_to_wait_the_last_is_named_after_a_long_time():
+    ranks = seen(0, phase="backward"), seen(1), seen(2, phase="backward")
+    assert judged(99.0, *ranks) is None
+    assert (
+        "rank 1 has not moved for 101 s in forward, step 3, last seen at a.py:1 f, and neither have rank 0 in back"
+        in (judged(101.0, *ranks))
+    )
+    ranks[2].changed = 50.0
+    assert judged(101.0, *ranks) is None
+    assert judged(500.0, seen(0, phase="data"), seen(1)) is None
+
+
 def test_agreed_names_the_key():
     class Two:
         ranks = ranks({})
