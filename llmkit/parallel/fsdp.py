@@ -41,6 +41,23 @@ from llmkit.parallel.team import Sums, norm, summed
 FORWARDS = ("inside", "likeliest")
 """Methods of the scored module that read weights, beside its forward."""
 OTHER = "use parallel.strategy=ddp"
+SCATTER: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # its name until torch 2.12
+
+
+class Reducing:
+    """The sums of gradients, told to those who watch before each begins (torch's interface `ReduceScatter`)."""
+
+    def __init__(self, phase: Callable[[str], None]) -> None:
+        self.phase = phase
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Room for a message."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False) -> Any:
+        """This rank's block of a layer's sum."""
+        self.phase("reduce")
+        return SCATTER(output_tensor, input_tensor, op, group, async_op)
 
 
 class Shards:
@@ -163,11 +180,12 @@ def shard(
     left = kept | _shared(scored, layers)
     for layer in layers:
         with _cut(scored, [p for p in layer.parameters() if p not in left]):
-            _summing(
-                fully_shard(layer, reshard_after_forward=node.reshard, ignored_params=left, mp_policy=inner, **options)
+            cut = fully_shard(
+                layer, reshard_after_forward=node.reshard, ignored_params=left, mp_policy=inner, **options
             )
+            _summing(cut, grid.peers.phase)
     with _cut(scored, [p for p in scored.parameters() if not isinstance(p, DTensor) and p not in kept]):
-        _summing(fully_shard(scored, mp_policy=outer, **options))
+        _summing(fully_shard(scored, mp_policy=outer, **options), grid.peers.phase)
     for name in FORWARDS:
         if hasattr(scored, name):
             register_fsdp_forward_method(scored, name)
@@ -175,8 +193,9 @@ def shard(
     scored.register_forward_hook(lambda module, given, out: _reshard_without_backward(module))
 
 
-def _summing(group: Any) -> None:
+def _summing(group: Any, phase: Callable[[str], None]) -> None:
     """Gradients are summed, and as often as the other ranks', whatever a rank's rows have used."""
+    group.set_custom_reduce_scatter(Reducing(phase))
     group.set_gradient_divide_factor(1.0)
     group.set_force_sum_reduction_for_comms(True)
     if hasattr(group, "set_reduce_scatter_unused_params"):  # since torch 2.13

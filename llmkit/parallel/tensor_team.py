@@ -54,6 +54,7 @@ class Held:
     def after(self, index: int, turns: int) -> None:
         """Of what is whole and was used in part, and of what lies on several ranks, the gradients are summed."""
         self.inner.after(index, turns)
+        self.peers.phase("reduce")  # on a device the host is here long before the layers' sums are made
         if index + 1 < turns:
             return
         grads = {name: p.grad for name, p in self.params.items() if p.grad is not None}

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from llmkit.core.peers import Peers
+from llmkit.core.peers import Alone, Peers
 from llmkit.core.sliced import Slice
 from llmkit.core.types import Batch, LossSum
 from llmkit.parallel.grid import Grid
@@ -49,6 +49,8 @@ class Zeroed(Steps):
         )[0]
         self.shards = Shards(self.engine, parts.params)
         team = Sharers(self.engine, self.shards, grid)
+        for p in parts.params.values():
+            p.register_post_accumulate_grad_hook(team.summing)
         super().__init__(self.engine, parts.params, Driven(inner, self.engine, self.shards), parts.ways, team)
 
     def accumulate(self, batches: Iterable[Batch], loss: Loss, count: float, turns: int = 1) -> LossSum:
@@ -131,6 +133,9 @@ class Sharers:
         self.engine, self.shards = engine, shards
         self.say = grid.data() if grid is not None else lambda own: [own]
         """A JSON value of this rank -> those of all."""
+        self.peers: Peers = grid.peers if grid is not None else Alone()
+        self.told = False
+        """That gradients of this micro-batch are being summed."""
 
     def assemble(self, model: nn.Module, peers: Peers) -> None:
         """Done by the stepper, which ends DeepSpeed first."""
@@ -138,7 +143,14 @@ class Sharers:
     def around(self, index: int, turns: int) -> AbstractContextManager[Any]:
         """Says to DeepSpeed which micro-batch is the last."""
         self.engine.set_gradient_accumulation_boundary(index + 1 == turns)
+        self.told = False
         return nullcontext()
+
+    def summing(self, _: Tensor) -> None:
+        """A gradient is there: DeepSpeed sums it with the next ones that come."""
+        if not self.told:
+            self.told = True
+            self.peers.phase("reduce")
 
     def after(self, index: int, turns: int) -> None:
         """Done in the backward pass."""

@@ -42,6 +42,38 @@ def test_x1_a_rank_that_is_killed_is_named_and_the_run_goes_on(phase, faults, ma
     assert lines(faults.out) == lines(whole)
 
 
+SHARED = {
+    "fsdp": {"strategy": "fsdp"},
+    "zero": {"strategy": "zero"},
+    "tensor": {"tensor": 2},
+    "context": {"context": 2},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(SHARED)[:3])
+def test_x1_every_strategy_says_when_it_sums_gradients(kind, faults, make, whole):
+    more = {"parallel": SHARED[kind]}
+    codes, seconds = faults.codes(faults.launch(2, make, lambda rank: faults.at("reduce", kill), **more))
+    assert codes == [6, -signal.SIGKILL] and seconds < BAR
+    assert "rank 1 (" in faults.errors[0] and " died in reduce, step " in faults.errors[0]
+    assert ended(faults.launch(2, make, **more), 250.0) == [0, 0]
+    equal(faults.out, whole, 1e-4)  # LoRA from its zero start, at a steep rate
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+@pytest.mark.parametrize("kind", SHARED)
+def test_x2_a_rank_that_hangs_where_ranks_need_each_other_in_every_layer(kind, phase, faults, make):
+    def fault(rank):
+        faults.at(phase, lambda: time.sleep(300), step=3)
+
+    codes, seconds = faults.codes(faults.launch(2, make, fault, parallel=SHARED[kind]))
+    assert codes == [6, 6] and seconds < 3 * BAR
+    (line,) = faults.errors
+    assert "rank 1 (" in line and f" in {phase}, step 3, last seen at distributed/test_faults.py:" in line
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["forward", "reduce", "save", "exit"])
 def test_x5_without_the_main_rank_the_others_end_and_leave_its_status(phase, faults, make, whole):
