@@ -163,13 +163,16 @@ def stepper(parts: Parts, grid: Grid, strategy: Callable[[Parts, Grid], Steps]) 
     base, scored = cast(Any, parts.base), cast(Any, parts.scored)
     if scored.model is not base:
         alike(parts.params, place.group)
-    before = _logits(base)
-    layout = cut(base, parts.plan, place)
+    with parts.deferred.running():
+        before = _logits(base)
+    layout = cut(base, parts.plan, place, parts.deferred)
     if not layout.cuts:
         why = "; ".join(sorted(set(layout.whole.values()))) or "transformers has no plan for it"
         what = f"{type(base).__name__} cannot be cut for tensor {place.count}: {why}"
         raise ModelError(what, fix="set parallel.tensor=1", key="parallel.tensor")
-    _check_same(base, before, _logits(base), place.count)
+    with parts.deferred.running():
+        after = _logits(base)
+    _check_same(base, before, after, place.count)
     parts.say(_told(layout))
     team = Held(layout, parts, scored.model, grid.peers)
     _check_blocks(team, grid)
