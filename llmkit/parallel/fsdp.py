@@ -28,6 +28,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from llmkit.core.deferred import Deferred
 from llmkit.core.errors import ModelError
 from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
@@ -143,10 +144,11 @@ def stepper(node: Fsdp, parts: Parts, grid: Grid | None) -> Steps:
         ModelError: what the model is made of cannot be cut.
     """
     if grid is None:
+        parts.deferred.fill(parts.scored)
         return Steps(parts.scored, parts.params, parts.optimizer(parts.params), parts.ways)
     names = {id(p): name for name, p in parts.scored.named_parameters()}
     places = {name: names[id(p)] for name, p in parts.params.items()}
-    shard(node, parts.scored, parts.layers, grid, cast_to(parts))
+    shard(node, parts.scored, parts.layers, grid, cast_to(parts), parts.deferred)
     there = dict(parts.scored.named_parameters())
     team = Shards(parts.scored, {name: there[place] for name, place in places.items()}, grid)
     ways = replace(parts.ways, device=grid.mesh.device_type)
@@ -163,9 +165,14 @@ def cast_to(parts: Parts) -> torch.dtype | None:
 
 
 def shard(
-    node: Fsdp, scored: nn.Module, layers: Sequence[nn.Module], grid: Grid, kind: torch.dtype | None = None
+    node: Fsdp,
+    scored: nn.Module,
+    layers: Sequence[nn.Module],
+    grid: Grid,
+    kind: torch.dtype | None = None,
+    deferred: Deferred = Deferred(),
 ) -> None:
-    """Cuts a model, layer by layer: the memory of a layer's whole weights is given up before the next one is cut.
+    """Cuts a model, layer by layer: a layer is read, and the memory of its whole weights given up before the next one.
     Layers gathered in another type (`kind`) leave their norms to every rank: those compute in their own.
 
     Raises:
@@ -179,11 +186,13 @@ def shard(
     kept = {p for layer in layers for p in _vectors(layer)} if kind is not None else set()
     left = kept | _shared(scored, layers)
     for layer in layers:
+        deferred.fill(layer)
         with _cut(scored, [p for p in layer.parameters() if p not in left]):
             cut = fully_shard(
                 layer, reshard_after_forward=node.reshard, ignored_params=left, mp_policy=inner, **options
             )
             _summing(cut, grid.peers.phase)
+    deferred.fill(scored)
     with _cut(scored, [p for p in scored.parameters() if not isinstance(p, DTensor) and p not in kept]):
         _summing(fully_shard(scored, mp_policy=outer, **options), grid.peers.phase)
     for name in FORWARDS:

@@ -226,6 +226,12 @@ class Parallel:
         sharded = self.shard != "auto" and self.shard > 1
         return isinstance(self.strategy, Fsdp) or (isinstance(self.strategy, Auto) and sharded)
 
+    def cut(self, world: int) -> bool:
+        """Whether no rank of `world` holds the whole model."""
+        kind, made = self.resolve(world), self.degrees(world)
+        shared = isinstance(kind, Fsdp) or (isinstance(kind, Zero) and kind.stage == 3)
+        return made.tensor > 1 or (shared and made.shard * made.context > 1)
+
     def stepper(self, parts: Parts, grid: Grid | None) -> Steps:
         """Parts of a model in training -> what makes its steps.
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from llmkit.core.deferred import Deferred
 from llmkit.core.errors import ResourceError
 from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
@@ -94,6 +95,8 @@ class Parts:
     """The same for expert parallelism."""
     say: Callable[[str], None] = lambda _: None
     """Tells the user what was decided, in one line."""
+    deferred: Deferred = field(default_factory=Deferred)
+    """Weights that are still in their files: a strategy reads each layer when it cuts it, or all of them (`fill`)."""
 
 
 class Steps:

@@ -44,6 +44,7 @@ class Zeroed(Steps):
             parts.scored.register_forward_hook(self._leave, always_call=True)
         self.inside: list[AbstractContextManager[Any]] = []
         """The autocasts that are entered."""
+        _read(parts, config)
         self.engine: Any = deepspeed.initialize(
             model=parts.scored, optimizer=inner.parts[0], config=config, dist_init_required=False
         )[0]
@@ -186,6 +187,22 @@ def stepper(parts: Parts, grid: Grid | None, node: Zero) -> Steps:
         dist.init_process_group("nccl" if device == "cuda" else "gloo", store=alone, rank=0, world_size=1)
     trained = sum(p.numel() for p in parts.params.values())
     return Zeroed(parts, grid, _fitted(node.settings(_precision(parts)), trained, device))
+
+
+def _read(parts: Parts, config: dict[str, Any]) -> None:
+    """Reads what is still in the files: where weights are shared, a layer is dealt out before the next one is read.
+    DeepSpeed moves no model to the device of which a part is dealt out already."""
+    import deepspeed
+
+    held, zero = parts.deferred, config["zero_optimization"]
+    place = zero.get("offload_param", {}).get("device", "none")
+    mixed = len({p.dtype for p in parts.scored.parameters()}) > 1  # which DeepSpeed makes one, of a whole model
+    for layer in parts.layers if held and zero["stage"] == 3 and place != "nvme" and not mixed else ():
+        held.fill(layer)
+        kind = next(layer.parameters()).dtype
+        options = {} if place == "none" else {"remote_device": place, "pin_memory": zero["offload_param"]["pin_memory"]}
+        deepspeed.zero.Init(module=layer, config_dict_or_path=config, dtype=kind, **options)
+    held.fill(parts.scored)
 
 
 def _precision(parts: Parts) -> str:

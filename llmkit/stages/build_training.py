@@ -165,13 +165,16 @@ def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Type
 def _built(job: Job) -> tuple[Built, Steps]:
     node, grants = job.node, job.run.grants
     held = how(job.run.device, job.types, node.quant, node.adapter, grants.code, grants.nonfinite)
-    held = replace(held, head=node.head(job.train))
-    say = job.run.console.notice
+    cut = node.parallel.cut(job.run.ranks.world)
+    blind = node.adapter.blind() and job.types.compute != "fp8"
+    held, say = replace(held, head=node.head(job.train), deferred=cut and blind), job.run.console.notice
     made = build(job.resolved, node.model, held, node.adapter, job.choice.recompute, node.seed, say)
     if isinstance(node.data.packing, FirstFit) and not made.loaded.support.packed:
         raise DataError(made.loaded.support.reason, fix="set data.packing=none", key="data.packing")
     if len(job.train.breaks) and not made.loaded.support.packed:
         raise DataError(made.loaded.support.reason, fix="set documents=joined", key="documents")
+    if cut:
+        say(made.loaded.deferred.say)
     job.run.console.notice(
         f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
     )
