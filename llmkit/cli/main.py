@@ -143,12 +143,13 @@ def launch(
 def status(
     target: Annotated[str, typer.Argument(help="A recipe file, or the folder of a run or of a pipeline.")],
     overrides: Overrides = None,
+    profile: Annotated[int, typer.Option(min=0, help="Ask the run for a trace of its next N steps.")] = 0,
     json: Json = False,
 ) -> int:
     """Say what became of a run; exit as it did: 0 done, 75 stopped, its own status if it failed."""
     from llmkit.cli.status import status as verb
 
-    return verb(target, overrides or [], json)
+    return verb(target, overrides or [], json, profile)
 
 
 @app.command()
