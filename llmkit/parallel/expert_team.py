@@ -44,7 +44,7 @@ def stepper(parts: Parts, grid: Grid, strategy: Callable[[Parts, Grid], Steps]) 
     before = logits(base)
     layout = cut(base, parts.experts, place)
     if not layout.cuts:
-        why = "; ".join(sorted(set(layout.whole.values()))) or "transformers has no plan for experts of it"
+        why = "; ".join(sorted(set(layout.whole.values()))) or "transformers plans for no experts of it"
         what = f"{type(base).__name__} cannot be cut for expert {place.count}: {why}"
         raise ModelError(what, fix="set parallel.expert=1", key="parallel.expert")
     check_same(base, before, logits(base), f"expert {place.count}", "parallel.expert")
