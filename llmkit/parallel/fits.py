@@ -9,6 +9,7 @@ from llmkit.core.errors import RecipeError
 
 HEADS = ("num_attention_heads", "n_head", "num_heads")
 KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 INNER = ("intermediate_size", "moe_intermediate_size", "ffn_dim", "n_inner")
@@ -78,6 +79,19 @@ def check_experts(config: Mapping[str, Any], expert: int, planned: bool | None) 
         fit = [n for n in range(1, number + 1) if number % n == 0]
         what = f"{expert} ranks cannot share the {number} experts of {kind} evenly"
         raise RecipeError(what, fix=f"use {_listed(fit)}", key="parallel.expert")
+
+
+def check_pipeline(config: Mapping[str, Any], stages: int) -> None:
+    """Sees to it that there is a layer for each of `stages` ranks.
+
+    Raises:
+        RecipeError: there is not.
+    """
+    text = config.get("text_config") or config
+    layers = _first(text, LAYERS)
+    if layers and layers < stages:
+        what = f"{stages} stages cannot share the {layers} layers of {text.get('model_type', 'it')}"
+        raise RecipeError(what, fix=f"use at most {layers}", key="parallel.pipeline")
 
 
 def _listed(numbers: list[int]) -> str:
