@@ -166,7 +166,9 @@ class Parallel:
     context_method: Literal["auto", "ulysses", "ring"] = "auto"
     """`ulysses` deals attention's heads out, `ring` sends keys and values round; `auto` is `ulysses` where `context`
     divides the heads, else `ring`."""
-    pipeline: int = setting(default=1, later=True)
+    pipeline: int = setting(default=1, least=1)
+    """Ranks that hold a model's layers one after the other, a stage each; micro-batches go through them (1F1B). Beside
+    it go copies alone (`replicate`)."""
     expert: int = setting(default=1, least=1)
     """Ranks that share the experts of a mixture model: each holds as many of every layer's, sees rows of its own, and
     sends their tokens to the experts that the router chose. It must divide the number of experts."""
@@ -226,12 +228,22 @@ class Parallel:
         sharded = self.shard != "auto" and self.shard > 1
         return isinstance(self.strategy, Fsdp) or (isinstance(self.strategy, Auto) and sharded)
 
+    def cut(self, world: int) -> bool:
+        """Whether no rank of `world` holds the whole model."""
+        kind, made = self.resolve(world), self.degrees(world)
+        shared = isinstance(kind, Fsdp) or (isinstance(kind, Zero) and kind.stage == 3)
+        return made.tensor > 1 or (shared and made.shard * made.context > 1)
+
     def stepper(self, parts: Parts, grid: Grid | None) -> Steps:
         """Parts of a model in training -> what makes its steps.
 
         Raises:
-            ModelError: the model cannot be cut as `tensor` or `expert` asks for.
+            ModelError: the model cannot be cut as `tensor`, `pipeline` or `expert` asks for.
         """
+        if grid is not None and grid.degrees.pipeline > 1:
+            from llmkit.parallel.pipeline_team import stepper as staged
+
+            return staged(parts, grid)
         strategy = self.resolve(1 if grid is None else grid.degrees.world).stepper
         if grid is None or grid.degrees.tensor * grid.degrees.expert == 1:
             return strategy(parts, grid)

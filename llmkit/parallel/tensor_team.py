@@ -54,6 +54,7 @@ class Held:
     def after(self, index: int, turns: int) -> None:
         """Of what is whole and was used in part, and of what lies on several ranks, the gradients are summed."""
         self.inner.after(index, turns)
+        self.peers.phase("reduce")  # on a device the host is here long before the layers' sums are made
         if index + 1 < turns:
             return
         grads = {name: p.grad for name, p in self.params.items() if p.grad is not None}
@@ -181,13 +182,16 @@ def stepper(parts: Parts, grid: Grid, strategy: Callable[[Parts, Grid], Steps]) 
     base, scored = cast(Any, parts.base), cast(Any, parts.scored)
     if scored.model is not base:
         alike(parts.params, place.group)
-    before = logits(base)
-    layout = cut(base, parts.plan, place)
+    with parts.deferred.running():
+        before = logits(base)
+    layout = cut(base, parts.plan, place, parts.deferred)
     if not layout.cuts:
         why = "; ".join(sorted(set(layout.whole.values()))) or "transformers has no plan for it"
         what = f"{type(base).__name__} cannot be cut for tensor {place.count}: {why}"
         raise ModelError(what, fix="set parallel.tensor=1", key="parallel.tensor")
-    check_same(base, before, logits(base), f"tensor {place.count}", "parallel.tensor")
+    with parts.deferred.running():
+        after = logits(base)
+    check_same(base, before, after, f"tensor {place.count}", "parallel.tensor")
     parts.say(told(layout))
     team = Held(layout, parts, scored.model, grid.peers)
     _check_blocks(team, grid)

@@ -133,8 +133,8 @@ def _unpacked(shape: Shape, held: Held, cut: Shares) -> float:
 def _sent(shape: Shape, held: Held, cut: Shares, degrees: Degrees, work: Work) -> tuple[float, float]:
     """Bytes a rank sends in a step to ranks that see other rows, and to those that it holds layers or rows with."""
     part, learned = cut.tensor * cut.pipeline, trained(shape, held.cost, cut)
-    e, n = cut.expert, degrees.shard
-    copies = degrees.data // e
+    e, n = cut.expert, cut.optimizer
+    copies = degrees.data * degrees.context // e
     if cut.gathered:
         weights = inside(shape, cut) * min(held.weight_bytes, held.short) + shape.embedded * held.short / part
         data = work.turns * (n - 1) / n * (2 * weights + 4 * learned)

@@ -52,6 +52,15 @@ def test_tokens_go_to_experts_and_gradients_of_all_else_to_every_rank():
     assert sent(Ddp(), replicate=2) == 2 * 1 / 2 * 4 * shape.params
 
 
+def test_ranks_that_share_rows_sum_their_gradients_too():
+    inner = spent(Single(), Degrees(context=4)).sent - spent(Single(), Degrees()).sent
+    assert inner > 0 and spent(Ddp(), Degrees(replicate=2, context=4)).sent == pytest.approx(
+        inner - 2 * 3 / 4 * 4 * SHAPE.params + spent(Ddp(), Degrees(replicate=8)).sent
+    )
+    grown = spent(Fsdp(), Degrees(shard=1, context=8)).sent - spent(Fsdp(), Degrees(shard=8)).sent
+    assert grown > 0  # keys and values alone
+
+
 def test_a_slow_network_makes_a_step_wait():
     slow = replace(H100, network=1e9)
     assert spent(Fsdp(), Degrees(shard=16), device=slow).waiting > 0 == spent(Fsdp(), Degrees(shard=16)).waiting
