@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -135,10 +135,28 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
+BUCKET = 25 << 20
+"""Bytes of small tensors that are summed in one message at most."""
+
+
+def buckets(tensors: Sequence[Tensor], most: int = BUCKET) -> Iterator[list[Tensor]]:
+    """Tensors of one type, `most` bytes of them together; a larger one is alone."""
+    for kind in dict.fromkeys(tensor.dtype for tensor in tensors):
+        made: list[Tensor] = []
+        for tensor in (one for one in tensors if one.dtype == kind):
+            if made and sum(one.nbytes for one in made) + tensor.nbytes > most:
+                yield made
+                made = []
+            made.append(tensor)
+        yield made
+
+
 def _sum(tensors: list[Tensor], group: Any) -> None:
-    """Each is summed over the ranks of a group, in place, all of one type in one message."""
-    kinds = {tensor.dtype: [one for one in tensors if one.dtype == tensor.dtype] for tensor in tensors}
-    for some in kinds.values():
+    """Each is summed over the ranks of a group, in place; a large one, and small ones together, in one message."""
+    for some in buckets(tensors):
+        if len(some) == 1 and some[0].is_contiguous():
+            dist.all_reduce(some[0], group=group)
+            continue
         flat = torch.cat([tensor.reshape(-1) for tensor in some])
         dist.all_reduce(flat, group=group)
         for tensor, total in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
