@@ -13,13 +13,19 @@ from tests.conftest import make_model, make_tokenizer
 from tests.distributed import QUIET, ended, equal, launched, lines, sft, trained
 
 FULL, LORA = {"kind": "none"}, {"kind": "lora", "rank": 4}
+ALONE = {}
+"""The folders of runs of one process, by what they were asked for."""
 
 
 def compared(model, rows, tmp_path, /, world, parallel, **more):
-    alone = trained(1, lambda out: sft(model, rows, out, **more), tmp_path, "run")
-    several = trained(world, lambda out: sft(model, rows, out, parallel=parallel, **more), tmp_path, "run")
-    equal(several, alone)
-    assert lines(alone)[0]["loss"] != lines(alone)[2]["loss"]  # the control: it learns
+    """Compares a run on several ranks with that of one process; gives the folder of the first."""
+    key = repr((str(model), rows.read_text(), more))
+    if key not in ALONE:
+        ALONE[key] = trained(1, lambda out: sft(model, rows, out, **more), tmp_path, "run")
+    several = trained(world, lambda out: sft(model, rows, out, parallel=parallel, **more), tmp_path, "run", 240.0)
+    equal(several, ALONE[key])
+    assert lines(several)[0]["loss"] != lines(several)[2]["loss"]  # the control: it learns
+    return several
 
 
 @pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
@@ -57,24 +63,15 @@ def test_rotations_that_follow_the_length(rope, method, tiny, rows, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "gemma2", "mixtral", "qwen3_moe"])
-@pytest.mark.parametrize("method", ["ulysses", "ring"])
-@pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
-def test_families(adapter, world, method, family, rows, tmp_path):
-    parallel = {"context": world, "context_method": method}
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("method", ["ulysses", "ring"])
+def test_other_strategies(method, strategy, adapter, rows, tmp_path):
+    """Whole runs of a family with windows; `test_context_compositions.py` has the other families and ways."""
+    parallel = {"strategy": strategy, "context": 2, "context_method": method}
     # at a rate of 0.5 Gemma's third step multiplies what the order of sums changes, also in one process
     optim = {"kind": "sgd", "lr": 0.05, "momentum": 0.0}
-    compared(folder(family), rows, tmp_path, world, parallel, adapter=adapter, optim=optim)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral"])
-@pytest.mark.parametrize("method", ["ulysses", "ring"])
-@pytest.mark.parametrize("micro_batch", [1, 3])
-def test_replicas_of_parts(micro_batch, method, family, rows, tmp_path):
-    parallel = {"strategy": "ddp", "context": 2, "replicate": 2, "context_method": method}
-    compared(folder(family), rows, tmp_path, 4, parallel, adapter=FULL, micro_batch=micro_batch)
+    compared(folder("gemma3"), rows, tmp_path, 4, parallel, adapter=adapter, optim=optim)
 
 
 def test_heads_that_do_not_divide_are_refused_before_any_group(tmp_path, rows):
