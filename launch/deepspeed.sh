@@ -12,7 +12,10 @@
 node_command() {
     ((nodes == 1)) || [[ -n $master && -n $node ]] || fail "$nodes nodes need a hostfile, or --node-rank and --master; fix: give --hostfile"
     ((restarts == 0)) || fail "deepspeed starts no ranks again; fix: use torchrun for --restarts"
-    local i slots="${TMPDIR:-/tmp}/llmkit-hosts-$nodes-$gpus"
+    local i slots
+    slots=$(mktemp "${TMPDIR:-/tmp}/llmkit-hosts-XXXXXX") # of one run and one user
+    # shellcheck disable=SC2064 # this one
+    [[ -n $show ]] || trap "rm -f $(printf %q "$slots")" EXIT
     for ((i = 0; i < nodes; i++)); do echo "node-$i slots=$gpus"; done >"$slots"
     launcher=("$PYTHON" -m deepspeed.launcher.runner --hostfile "$slots" --no_ssh --node_rank "${node:-0}")
     launcher+=(--master_addr "${master:-127.0.0.1}" --master_port "$port" --module llmkit "${work[@]}")

@@ -14,12 +14,13 @@
 #   --doctor          in place of a run: llmkit doctor --cluster, with the words that follow, such as --disk FOLDER
 #   --print           show the command of each host, and start nothing
 #
-# The environment: PYTHON (python), and SSH (ssh -o BatchMode=yes), which reaches a host.
+# The environment: PYTHON (python), and SSH (ssh -o BatchMode=yes), which reaches a host. Other hosts get what concerns
+# Python, CUDA, NCCL, gloo and caches, and no tokens or keys: log in to the Hub there (hf auth login).
 set -euo pipefail
 
 PYTHON=${PYTHON:-python}
 read -ra SSH <<<"${SSH:-ssh -o BatchMode=yes}"
-nodes=1 gpus=1 hostfile='' node='' master='' port=29500 interface='' restarts=0 show='' doctor='' given=() run=() work=()
+nodes=1 gpus=1 hostfile='' node='' master='' port=29500 interface='' restarts=0 show='' doctor='' given=() run=() work=() stage=()
 
 fail() {
     printf 'llmkit: error: %s\n' "$1" >&2
@@ -43,10 +44,18 @@ options() {
         *) break ;;
         esac
         [[ -n ${2-} ]] || fail "$1 has no value; fix: give one"
+        case $1 in --nodes | --gpus | --port | --restarts | --node-rank)
+            [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] || fail "$1 $2 is no number; fix: give one"
+            ;;
+        esac
         case $1 in --nodes | --gpus | --port | --restarts | --interface) given+=("$1" "$2") ;; esac
         shift 2
     done
-    run=("$@") work=(run "$@")
+    run=("$@") work=(run "$@") stage=("${@:1:1}")
+    local word
+    for word in "${@:2}"; do # not what `run` alone knows, such as --accept KEY
+        [[ $word == -* || $word != *=* ]] || stage+=("$word")
+    done
     [[ -z $doctor ]] || work=(doctor --cluster "$@")
     ((${#run[@]})) || [[ -n $doctor ]] || fail "no recipe is named; fix: $(basename "$0") [options] RECIPE [key=value ...]"
 }
@@ -69,7 +78,7 @@ bind() {
 }
 
 # Where the run stands, in one line of JSON; its exit status is the run's own.
-status() { "$PYTHON" -m llmkit status "${run[@]}" --json; }
+status() { "$PYTHON" -m llmkit status "${stage[@]}" --json; }
 
 # SIGTERM to the ranks below a process. Not to the launchers: torchrun kills ranks that take more than 30 s to save,
 # deepspeed kills them at once.
@@ -126,19 +135,22 @@ here() {
     trap 'ask_to_stop $child' TERM INT HUP
     if [[ -n ${LLMKIT_TETHERED-} ]]; then
         exec 3<&0
-        { cat <&3 >/dev/null && kill -TERM $$; } &
+        # holds neither stream: ssh waits for all that write to them, and this outlives us until it closes our input
+        { cat <&3 && kill -TERM $$; } >/dev/null 2>&1 &
         tether=$!
     fi
     await "$child" || code=$?
+    trap '' TERM INT HUP # there is nobody left to ask, and how it ended is yet to be said
     [[ -z $tether ]] || kill "$tether" 2>/dev/null || true
     return "$code"
 }
 
-# What the hosts need to know of our environment.
+# What the hosts need to know of our environment; no secrets, for a command line can be read by all who are on a host.
 environment() {
     local name
     for name in $(compgen -e); do
         case $name in
+        *TOKEN* | *SECRET* | *PASSWORD* | *_KEY) ;;
         PYTHON | PYTHONPATH | PATH | LD_LIBRARY_PATH | CUDA_* | DS_* | GLOO_* | HF_* | LLMKIT_* | NCCL_* | OMP_* | TORCH_* | TP_*)
             printf '%q ' "$name=${!name}"
             ;;

@@ -24,8 +24,13 @@ PYTHON=${PYTHON:-python}
 job=${SLURM_JOB_ID:?fix: start it by sbatch}
 (($#)) || [[ -n ${DOCTOR-} ]] || { echo "llmkit: error: no recipe is named; fix: sbatch slurm.sh RECIPE [key=value ...]" >&2 && exit 2; }
 
+stage=("${@:1:1}")
+for word in "${@:2}"; do # not what `run` alone knows, such as --accept KEY
+    [[ $word == -* || $word != *=* ]] || stage+=("$word")
+done
+
 # Where the run stands, in one line of JSON; its exit status is the run's own.
-status() { "$PYTHON" -m llmkit status "$@" --json; }
+status() { "$PYTHON" -m llmkit status "${stage[@]}" --json; }
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 if [[ -n ${INTERFACE-} ]]; then
@@ -55,7 +60,7 @@ limit=''
 # Not `kill` to srun, which turns SIGTERM into SIGKILL of its tasks; without --batch it is for the steps alone.
 trap 'limit=1; scancel --signal=TERM "$job"' USR1
 
-before=$(status "$@") || [[ -n $before ]] || exit 2 # it says itself what is wrong with the recipe
+before=$(status) || [[ -n $before ]] || exit 2 # it says itself what is wrong with the recipe
 srun --kill-on-bad-exit=1 --export=ALL bash -c "$task" rank "$PYTHON" -m llmkit run "$@" &
 step=$! code=0
 while :; do
@@ -65,7 +70,7 @@ while :; do
 done
 
 told=0
-after=$(status "$@") || told=$?
+after=$(status) || told=$?
 # a launcher does not pass every exit status on: the run's own status is the truth, unless it is an older one
 [[ $after != "$before" ]] || told=$code
 echo "job $job, start ${SLURM_RESTART_COUNT:-0}: $after (exit status $told, srun's $code)"

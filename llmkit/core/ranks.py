@@ -15,7 +15,9 @@ LAUNCHED = ("TORCHELASTIC_RUN_ID", "LOCAL_RANK")
 
 def exit_status(code: int) -> int:
     """What a process exits with: a launcher takes a clean stop for a failure."""
-    return 0 if code == Stopped.code and any(name in os.environ for name in LAUNCHED) else code
+    # DeepSpeed reads LOCAL_RANK, which is set for it where no launcher is (parallel/zero_engine.py)
+    launched = "WORLD_SIZE" in os.environ and any(name in os.environ for name in LAUNCHED)
+    return 0 if code == Stopped.code and launched else code
 
 
 @dataclass(frozen=True)

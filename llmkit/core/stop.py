@@ -74,13 +74,15 @@ class Stop:
 
     def asked(self) -> str:
         """Why the run should stop, or nothing; the same on all ranks that must agree."""
-        if self.agree is not None:
-            self.why = self.agree(self.why)
-        return self.why
+        if self.agree is None:
+            return self.why
+        agreed = self.agree(self.why)
+        self.why = agreed or self.why  # a signal that came meanwhile is said the next time
+        return agreed
 
     def check(self, where: str) -> None:
         """Raises:
         Stopped: someone asked.
         """
-        if self.asked():
-            raise Stopped(f"{self.why} {where}", fix="run the same command again to go on")
+        if why := self.asked():
+            raise Stopped(f"{why} {where}", fix="run the same command again to go on")

@@ -9,7 +9,9 @@ from llmkit.core.errors import RecipeError
 
 HEADS = ("num_attention_heads", "n_head", "num_heads")
 KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 INNER = ("intermediate_size", "moe_intermediate_size", "ffn_dim", "n_inner")
 
 
@@ -57,6 +59,39 @@ def check_context(config: Mapping[str, Any], method: str, context: int, tensor: 
 def _dropout(text: Mapping[str, Any]) -> str:
     """The dropout of attention that a configuration asks for, or nothing."""
     return next((f"{key} {text[key]}" for key in DROPOUT if text.get(key)), "")
+
+
+def check_experts(config: Mapping[str, Any], expert: int, planned: bool | None) -> None:
+    """Sees to it that a model's experts can be dealt out to `expert` ranks evenly; `planned` is whether transformers
+    says how, None where that is not known yet.
+
+    Raises:
+        RecipeError: they cannot; it names the numbers that fit.
+    """
+    text = config.get("text_config") or config
+    kind, number = text.get("model_type", "it"), _first(text, EXPERTS)
+    if number <= 1 and not planned:
+        raise RecipeError(f"{kind} has no experts to share", fix="set parallel.expert=1", key="parallel.expert")
+    if planned is False:
+        what = f"transformers has no plan for the experts of {kind} on several ranks"
+        raise RecipeError(what, fix="set parallel.expert=1", key="parallel.expert")
+    if number % expert:
+        fit = [n for n in range(1, number + 1) if number % n == 0]
+        what = f"{expert} ranks cannot share the {number} experts of {kind} evenly"
+        raise RecipeError(what, fix=f"use {_listed(fit)}", key="parallel.expert")
+
+
+def check_pipeline(config: Mapping[str, Any], stages: int) -> None:
+    """Sees to it that there is a layer for each of `stages` ranks.
+
+    Raises:
+        RecipeError: there is not.
+    """
+    text = config.get("text_config") or config
+    layers = _first(text, LAYERS)
+    if layers and layers < stages:
+        what = f"{stages} stages cannot share the {layers} layers of {text.get('model_type', 'it')}"
+        raise RecipeError(what, fix=f"use at most {layers}", key="parallel.pipeline")
 
 
 def _listed(numbers: list[int]) -> str:

@@ -122,7 +122,7 @@ class Hub:
         try:
             while True:
                 self.strangers.append((Line(self.listening.accept()[0]), now))
-        except BlockingIOError:
+        except OSError:  # nobody is there; or one who left at once; or there is no room for one more
             pass
         left = []
         for line, since in self.strangers:

@@ -54,6 +54,7 @@ class Held:
     def after(self, index: int, turns: int) -> None:
         """Of what is whole and was used in part, and of what lies on several ranks, the gradients are summed."""
         self.inner.after(index, turns)
+        self.peers.phase("reduce")  # on a device the host is here long before the layers' sums are made
         if index + 1 < turns:
             return
         grads = {name: p.grad for name, p in self.params.items() if p.grad is not None}
@@ -163,21 +164,24 @@ def stepper(parts: Parts, grid: Grid, strategy: Callable[[Parts, Grid], Steps]) 
     base, scored = cast(Any, parts.base), cast(Any, parts.scored)
     if scored.model is not base:
         alike(parts.params, place.group)
-    before = _logits(base)
-    layout = cut(base, parts.plan, place)
+    with parts.deferred.running():
+        before = logits(base)
+    layout = cut(base, parts.plan, place, parts.deferred)
     if not layout.cuts:
         why = "; ".join(sorted(set(layout.whole.values()))) or "transformers has no plan for it"
         what = f"{type(base).__name__} cannot be cut for tensor {place.count}: {why}"
         raise ModelError(what, fix="set parallel.tensor=1", key="parallel.tensor")
-    _check_same(base, before, _logits(base), place.count)
-    parts.say(_told(layout))
+    with parts.deferred.running():
+        after = logits(base)
+    check_same(base, before, after, f"tensor {place.count}", "parallel.tensor")
+    parts.say(told(layout))
     team = Held(layout, parts, scored.model, grid.peers)
     steps = strategy(parts, grid)
     _check_blocks(team, scored, grid)
     return team.over(steps)
 
 
-def _told(layout: Layout) -> str:
+def told(layout: Layout) -> str:
     """How much of the model's cut weights lies here, and what is whole where it might be cut."""
     here, all_ = (
         sum(math.prod(size) for size in sizes)
@@ -200,7 +204,7 @@ def _check_blocks(team: Held, scored: nn.Module, grid: Grid) -> None:
         raise ModelError(what, fix=fix, key="parallel.tensor")
 
 
-def _logits(base: Any) -> Tensor:
+def logits(base: Any) -> Tensor:
     """What a model says of a few tokens."""
     training = base.training
     base.eval()
@@ -211,9 +215,12 @@ def _logits(base: Any) -> Tensor:
     return made.float()
 
 
-def _check_same(base: Any, before: Tensor, after: Tensor, count: int) -> None:
+def check_same(base: Any, before: Tensor, after: Tensor, why: str, key: str) -> None:
+    """Raises:
+    ModelError: a model that was cut says something else than before.
+    """
     close = 1e-4 if next(base.parameters()).dtype == torch.float32 else 5e-2
     gap = float((after - before).norm() / before.norm())
     if not gap <= close:
-        what = f"{type(base).__name__} cut for tensor {count} gives other logits than whole (off by {gap:.2g})"
-        raise ModelError(what, fix="set parallel.tensor=1", key="parallel.tensor")
+        what = f"{type(base).__name__} cut for {why} gives other logits than whole (off by {gap:.2g})"
+        raise ModelError(what, fix=f"set {key}=1", key=key)

@@ -55,12 +55,13 @@ def shares(strategy: Any, degrees: Degrees) -> Shares:
 
 
 def _replica(strategy: Any, degrees: Degrees, inner: dict[str, Any]) -> Shares:
-    return Shares(**inner, bucket=BUCKET if degrees.data > 1 else 0.0)
+    return Shares(**inner, bucket=BUCKET if degrees.data * degrees.context > 1 else 0.0)
 
 
 def _fsdp(strategy: Any, degrees: Degrees, inner: dict[str, Any]) -> Shares:
-    """Each layer is gathered while the one before it computes, and given up after it; or all stay."""
-    n = degrees.shard
+    """Each layer is gathered while the one before it computes, and given up after it; or all stay. Ranks that share
+    rows hold parameters together too."""
+    n = degrees.shard * degrees.context
     away = ("weights", "gradients", "optimizer") if strategy.offload == "cpu" else ()
     return Shares(n, n, n, **inner, gathered=(2 if strategy.reshard else 1000) if n > 1 else 0, away=away)
 

@@ -133,7 +133,7 @@ def _sent(shape: Shape, held: Held, cut: Shares, degrees: Degrees, work: Work) -
     """Bytes a rank sends in a step to ranks that see other rows, and to those that it holds layers or rows with."""
     part = cut.tensor * cut.pipeline
     trained = held.cost.trained / part
-    copies, n = degrees.data, degrees.shard
+    copies, n = degrees.data * degrees.context, cut.optimizer
     if cut.gathered:
         weights = (
             (shape.params - shape.embedded) * min(held.weight_bytes, held.short) + shape.embedded * held.short

@@ -10,12 +10,14 @@ from llmkit.plan.devices import recognised
 from llmkit.train.fit import StepData
 
 
-def measure(shape: Shape, device: str, half: bool, adapted: bool, data: StepData, seconds: float) -> dict[str, float]:
-    """Tokens a second without padding; the share of the device's peak is told where the peak is known."""
+def measure(
+    shape: Shape, device: str, half: bool, adapted: bool, ranks: int, data: StepData, seconds: float
+) -> dict[str, float]:
+    """Tokens a second of all ranks, without padding; the share of their devices' peak is told where it is known."""
     speed = data.tokens / max(seconds, 1e-9)
     share = 2 / 3 if adapted else 1.0
     flops = 6 * share * shape.params * speed
-    top = _peak_flops(device, half)
+    top = ranks * _peak_flops(device, half)
     return {
         "tokens_per_second": speed,
         "mfu": flops / top if top else 0.0,

@@ -14,7 +14,7 @@ from llmkit import Sft, run
 from llmkit.core.console import Console
 from llmkit.core.errors import LlmkitError
 
-TIMINGS = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
+TIMINGS = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes", "bubble")
 QUIET = Console(quiet=True, mute=True)
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,10 @@ def test_deepspeed_is_told_the_ranks_by_a_file_of_its_own(tmp_path):
     words = ["--print", "--nodes", "2", "--gpus", "3", "--node-rank", "1", "--master", "10.0.0.1", "r.yaml"]
     done = script("deepspeed.sh", *words, TMPDIR=str(tmp_path))
     assert "--node_rank 1 --master_addr 10.0.0.1 --master_port 29500 --module llmkit run r.yaml" in done.stdout
-    assert (tmp_path / "llmkit-hosts-2-3").read_text() == "node-0 slots=3\nnode-1 slots=3\n"
+    (slots,) = tmp_path.glob("llmkit-hosts-*")
+    assert f"--hostfile {slots} " in done.stdout and slots.read_text() == "node-0 slots=3\nnode-1 slots=3\n"
+    done = script("deepspeed.sh", "r.yaml", TMPDIR=str(tmp_path), PYTHON="true", LLMKIT_TETHERED="1")
+    assert done.returncode == 0 and list(tmp_path.iterdir()) == [slots]  # of a run that has ended none is left
 
 
 @pytest.mark.parametrize(
@@ -58,6 +62,8 @@ def test_deepspeed_is_told_the_ranks_by_a_file_of_its_own(tmp_path):
     [
         ([], "no recipe is named"),
         (["--nodes"], "--nodes has no value"),
+        (["--nodes", "two", "r.yaml"], "--nodes two is no number"),
+        (["--gpus", "08", "r.yaml"], "--gpus 08 is no number"),
         (["--bogus", "1", "r.yaml"], "--bogus is no option"),
         (["--print", "--nodes", "2", "r.yaml"], "2 nodes need a hostfile"),
     ],
@@ -66,6 +72,46 @@ def test_what_a_script_cannot_do_is_one_line(words, said):
     done = script("torchrun.sh", *words)
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
     assert done.stderr.startswith("llmkit: error: ") and "; fix: " in done.stderr
+
+
+def stand_in(path, text):
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_hosts_are_told_no_secret(tmp_path):
+    ssh = stand_in(tmp_path / "ssh", f'echo "$*" >>{tmp_path}/told')
+    (tmp_path / "hosts").write_text("a\n")
+    python = stand_in(tmp_path / "python", "echo '{}'")
+    known = {"HF_TOKEN": "canary-1", "LLMKIT_API_KEY": "canary-2", "HF_HOME": "/models", "SSH": str(ssh)}
+    script("torchrun.sh", "--hostfile", tmp_path / "hosts", "r.yaml", PYTHON=str(python), **known)
+    told = (tmp_path / "told").read_text()
+    assert "HF_HOME=/models" in told and "canary" not in told
+
+
+def test_what_only_run_knows_is_not_asked_of_the_status(tmp_path):
+    python = stand_in(tmp_path / "python", f"echo \"$*\" >>{tmp_path}/told; echo '{{}}'")
+    words = ["r.yaml", "seed=1", "--accept", "threads", "--allow-code", "stages.a.steps=2"]
+    assert script("torchrun.sh", *words, PYTHON=str(python)).returncode == 0
+    before, run, after = (tmp_path / "told").read_text().splitlines()
+    assert before == after == "-m llmkit status r.yaml seed=1 stages.a.steps=2 --json"
+    assert run.endswith("-m llmkit run " + " ".join(words))
+
+
+def test_a_part_that_ends_lets_the_session_end_whose_input_is_still_open(tmp_path):
+    python = stand_in(tmp_path / "python", "echo told; exit 3")
+    command = ["bash", folder("launch") / "torchrun.sh", "--gpus", "1", "r.yaml"]
+    env = {**os.environ, "PYTHON": str(python), "LLMKIT_TETHERED": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, env=env, **pipes) as part:
+        reader = threading.Thread(target=lambda: said.append(part.stdout.read()))
+        said = []
+        reader.start()
+        reader.join(30)
+        part.stdin.close()
+        assert said == [b"told\n"], "something held the session's streams"
+    assert part.returncode == 3
 
 
 def test_too_few_hosts_and_an_interface_that_is_not_there_are_told(tmp_path):

@@ -58,3 +58,10 @@ def test_tensor_and_context_cut_what_is_in_a_layer_and_a_row():
     plain, tensor, context = of(Single()), of(Single(), tensor=2), of(Single(), context=2)
     assert tensor.weights < 0.6 * plain.weights and tensor.working < plain.working
     assert context.weights == plain.weights and context.activations * 2 == plain.activations
+    assert context.communication > plain.communication  # keys and values, and buckets of gradients
+
+
+def test_ranks_that_share_rows_hold_parameters_together_under_fsdp():
+    shared, shards = of(Fsdp(), shard=2, context=4), of(Fsdp(), shard=8)
+    assert (shared.weights, shared.gradients, shared.optimizer) == (shards.weights, shards.gradients, shards.optimizer)
+    assert of(Fsdp(), shard=1, context=8).weights == shards.weights

@@ -36,6 +36,15 @@ def test_what_is_sent_is_what_the_collectives_send():
     assert twice.sent == 2 * fsdp.sent and spent(Ddp(), Degrees(replicate=8), turns=2).sent == ddp.sent
 
 
+def test_ranks_that_share_rows_sum_their_gradients_too():
+    inner = spent(Single(), Degrees(context=4)).sent - spent(Single(), Degrees()).sent
+    assert inner > 0 and spent(Ddp(), Degrees(replicate=2, context=4)).sent == pytest.approx(
+        inner - 2 * 3 / 4 * 4 * SHAPE.params + spent(Ddp(), Degrees(replicate=8)).sent
+    )
+    grown = spent(Fsdp(), Degrees(shard=1, context=8)).sent - spent(Fsdp(), Degrees(shard=8)).sent
+    assert grown > 0  # keys and values alone
+
+
 def test_a_slow_network_makes_a_step_wait():
     slow = replace(H100, network=1e9)
     assert spent(Fsdp(), Degrees(shard=16), device=slow).waiting > 0 == spent(Fsdp(), Degrees(shard=16)).waiting
