@@ -25,14 +25,15 @@ def whole():
 
 
 def run(model, batch, factors):
+    trained = [p for p in model.parameters() if p.requires_grad]
     out = model(input_ids=batch.tokens, position_ids=batch.positions, attend=batch.attend).logits
-    grads = torch.autograd.grad((out * factors).sum(), list(model.parameters()), allow_unused=True)
+    grads = torch.autograd.grad((out * factors).sum(), trained, allow_unused=True)
     return out.detach(), grads
 
 
 def compared(model, count, method):
     """How far parts are from the row: logits, and the worst gradient."""
-    install(model, "sdpa")
+    install(model.eval(), "sdpa")  # the router of Phi-3.5-MoE draws in training
     batch = whole()
     ends = [s.end for s in batch.attend.segments]
     with Doubled():
