@@ -194,8 +194,9 @@ def stepper(parts: Parts, grid: Grid, strategy: Callable[[Parts, Grid], Steps]) 
     check_same(base, before, after, f"tensor {place.count}", "parallel.tensor")
     parts.say(told(layout))
     team = Held(layout, parts, scored.model, grid.peers)
-    _check_blocks(team, grid)
-    return team.over(strategy(parts, grid))
+    steps = strategy(parts, grid)
+    _check_blocks(team, scored, grid)
+    return team.over(steps)
 
 
 def told(layout: Layout) -> str:
@@ -209,12 +210,13 @@ def told(layout: Layout) -> str:
     return ", ".join(said + [f"{path} whole on all ({why})" for path, why in kept.items()])
 
 
-def _check_blocks(team: Held, grid: Grid) -> None:
+def _check_blocks(team: Held, scored: nn.Module, grid: Grid) -> None:
     """Raises:
-    ModelError: a gradient of which ranks share some rows is to be cut again, row by row.
+    ModelError: a gradient of which ranks share some rows is cut again, row by row.
     """
     mixed = [name for name, one in team.cuts.items() if not one.share]
-    if mixed and grid.degrees.shard > 1:
+    several = grid.degrees.shard * grid.degrees.context > 1
+    if mixed and several and any(isinstance(p, DTensor) for p in scored.parameters()):
         what = f"fsdp cuts {mixed[0]}, of whose rows each rank shares only the key-value heads with others"
         fix = "lower parallel.tensor to the number of key-value heads, or set parallel.strategy=ddp"
         raise ModelError(what, fix=fix, key="parallel.tensor")
