@@ -10,6 +10,8 @@ from llmkit.plan.shares import ALONE, Shares
 FORWARD_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Tokens of one forward that keep the device busy: more of them cost memory and gain little."""
 HEADROOM = 0.85
+FILLED = 4
+"""Micro-batches a stage that `auto` leaves a pipeline, so that each is idle for less than a fifth of a step."""
 RECOMPUTE = {0: "none", 2: "selective", 1: "full"}
 """Every so many layers make their activations again; cheapest first."""
 LINEARS = 7
@@ -164,13 +166,17 @@ class Held:
 def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Account:
     """The peak of one forward and backward over `tokens` tokens, on one rank."""
     cost, cut = held.cost, shares
-    inside = (shape.params - shape.embedded) / (cut.tensor * cut.pipeline)
-    trained = cost.trained / (cut.tensor * cut.pipeline)
+    stage = cut.stage(shape)
+    inside = (shape.params - shape.embedded) / cut.tensor * stage
+    outside = shape.embedded if cut.pipeline == 1 else min(shape.embedded, shape.vocab * shape.hidden)
+    trained = cost.trained / cut.tensor * stage
+    if cut.pipeline > 1 and cost.trained >= shape.params:
+        trained = inside + outside
     at_once = trained if held.gradients is None else min(trained, held.gradients)
     gradients = held.trained_bytes * at_once / (1 if cut.whole_gradients else cut.gradients)
     copies = 0.0 if cut.gathered else held.copies * (inside + shape.embedded / 2)  # of the head, not of embeddings
     whole = (shape.params - shape.embedded) * held.weight_bytes + shape.embedded * held.plain_bytes
-    weights = (inside * held.weight_bytes + shape.embedded * held.plain_bytes + 4 * cost.more) / cut.weights
+    weights = (inside * held.weight_bytes + outside * held.plain_bytes + 4 * cost.more) / cut.weights
     optimizer = trained * (held.moment_bytes + cut.master) / cut.optimizer
     kept, again, working = _activations(shape, held, tokens / cut.context, cut)
     blocks = min(held.head_bytes, int(8 * shape.vocab * tokens / cut.context))
@@ -193,7 +199,7 @@ def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Ac
 
 def _activations(shape: Shape, held: Held, tokens: float, cut: Shares) -> tuple[float, float, float]:
     """Bytes that all layers keep; that one makes again; and that its backward takes beside."""
-    layers = shape.layers / cut.pipeline
+    layers = shape.layers * cut.stage(shape)
     low = 4 * LINEARS * held.cost.low  # what an adapter's first half gave
     layer = (held.kept.bytes(shape, cut) + low) * tokens
     hidden, inner = 4 * shape.hidden * tokens / cut.between, 4 * shape.intermediate * tokens / cut.tensor
@@ -201,6 +207,7 @@ def _activations(shape: Shape, held: Held, tokens: float, cut: Shares) -> tuple[
     recomputed = -(-layers // held.recompute) if held.recompute else 0
     kept = recomputed * stored + (layers - recomputed) * layer
     kept = min(kept, layer + hidden) if held.offload else kept
+    kept *= min(cut.pipeline, held.turns)  # the first stage is as many micro-batches ahead of the last
     return kept + 2 * hidden, layer if recomputed else 0.0, 2 * hidden + 3 * inner  # 2: the head's input, its gradient
 
 
@@ -247,6 +254,8 @@ def choose(
     """Rows per forward and recompute, each as asked or, where `None`, the largest and cheapest that fit; a step has
     `most` rows on a rank."""
     full = max(1, FORWARD_TOKENS[device] // max_length)
+    if shares.pipeline > 1 and most:
+        full = max(1, min(full, most // (FILLED * shares.pipeline)))
     wanted = rows or min(full, most or full)
     tries = [recompute] if recompute is not None else list(RECOMPUTE)
 

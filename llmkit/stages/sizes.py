@@ -17,7 +17,7 @@ from llmkit.models.node import ModelRef, NoQuant
 from llmkit.models.outline import stored
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.safe import read_json
-from llmkit.parallel.fits import check_pipeline, check_tensor
+from llmkit.parallel.fits import check_tensor
 from llmkit.parallel.node import Auto, Fsdp
 from llmkit.plan.account import DORA, DROPPED, FUSED, HALF, HALF_LORA, MIXED, QUANTISED, Choice, Held, Kept, choose
 from llmkit.plan.shares import shares
@@ -51,8 +51,6 @@ def sizes(node: Training, resolved: Resolved, device: str, ranks: Ranks = Ranks(
     """
     if node.parallel.tensor > 1:
         check_tensor(read_json(resolved.folder / "config.json"), node.parallel.tensor)
-    if node.parallel.pipeline > 1:
-        check_pipeline(read_json(resolved.folder / "config.json"), node.parallel.pipeline)
     shape = stored(resolved.folder)
     free = available(device) // (ranks.here if device == "cpu" else 1)  # ranks of a host share its memory
     choice = chosen(node, shape, device, free, ranks.world)

@@ -1,5 +1,6 @@
 """What lies on a rank: by strategy and degrees."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import get_args
 
@@ -9,7 +10,7 @@ from llmkit.core.shape import Cost, Shape
 from llmkit.models.outline import PUBLIC, tensors
 from llmkit.parallel.degrees import Degrees
 from llmkit.parallel.node import Auto, Ddp, Fsdp, Single, Strategy
-from llmkit.plan.account import MIXED, Held, account
+from llmkit.plan.account import MIXED, Held, account, choose
 from llmkit.plan.shares import _WAYS, shares
 
 CONFIG = PUBLIC["meta-llama/Llama-3.1-8B"]
@@ -58,3 +59,21 @@ def test_tensor_and_context_cut_what_is_in_a_layer_and_a_row():
     plain, tensor, context = of(Single()), of(Single(), tensor=2), of(Single(), context=2)
     assert tensor.weights < 0.6 * plain.weights and tensor.working < plain.working
     assert context.weights == plain.weights and context.activations * 2 == plain.activations
+
+
+def test_a_stage_has_its_layers_and_as_many_micro_batches_as_it_is_ahead():
+    """Llama 8B has 32 layers of 218 M and a head of 525 M: of 4 stages the last has two layers less than others."""
+    cut = shares(Ddp(), Degrees(pipeline=4))
+    assert cut.stage(SHAPE) == 9 / 32
+    plain, one = of(Ddp()), of(Ddp(), pipeline=4)
+    assert one.weights < 0.4 * plain.weights and one.optimizer < 0.4 * plain.optimizer
+    several = account(SHAPE, replace(FULL, turns=8), 8192, cut)
+    assert several.activations == pytest.approx(4 * one.activations, rel=0.02)
+    assert pytest.approx(several.activations / plain.activations, rel=0.1) == 4 * 9 / 32
+
+
+def test_auto_leaves_a_pipeline_enough_micro_batches():
+    free = 1 << 40
+    alone = choose(SHAPE, FULL, 512, free, "cuda", None, 1, 64, shares(Ddp(), Degrees()))
+    staged = choose(SHAPE, FULL, 512, free, "cuda", None, 1, 64, shares(Ddp(), Degrees(pipeline=4)))
+    assert (alone.rows, staged.rows) == (16, 4)
