@@ -128,7 +128,7 @@ def test_recompute_noise_and_evaluation(tiny, rows, tmp_path):
 def test_in_sixteen_bits(precision, tiny, rows, tmp_path):
     """What stages send is of the type that the whole model has between its layers, so that it is the same sum."""
     staged, whole = both(2, tiny, rows, tmp_path, adapter=FULL, optim=SGD, precision=precision)
-    equal(staged, whole, tol=1e-3)
+    equal(staged, whole, tol=1e-2 if precision == "bf16" else 1e-3)  # norms are in 16 bits there
 
 
 @pytest.mark.slow
