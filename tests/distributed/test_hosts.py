@@ -14,6 +14,7 @@ from llmkit.parallel.judge import QUIET
 from llmkit.recipe.load import Recipe
 from llmkit.recipe.show import resolved
 from tests.distributed import equal, lines, sft, trained
+from tests.distributed.test_listening import listening
 
 ADDRESSES = ("10.231.77.1", "10.231.77.2")
 PORT = "29731"
@@ -66,6 +67,11 @@ class Hosts:
         limits = ["netem", "loss", "100%"] if what == "add" else []
         words = ["tc", "-n", self.names[1], "qdisc", what, "dev", self.links[1], "root", *limits]
         subprocess.run(words, check=True, capture_output=True, text=True)
+
+    def listening(self, side):
+        """Where anything on a host listens: there is nothing there but a rank."""
+        words = ["ip", "netns", "exec", self.names[side], "cat", "/proc/net/tcp", "/proc/net/tcp6"]
+        return listening(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
     def start(self, recipe, driver, said):
         """A rank on each host."""
@@ -136,10 +142,16 @@ def world(tiny, rows, tmp_path):
     return tmp_path / "recipe.yaml", tmp_path / "driver.py", trained(2, make, tmp_path, "whole")
 
 
-def test_two_hosts_train_as_one(hosts, world, tmp_path):
+def test_two_hosts_train_as_one_and_listen_at_their_link_alone(hosts, world, tmp_path):
     recipe, driver, whole = world
-    assert codes(hosts.start(recipe, driver, tmp_path), 250) == [0, 0], (tmp_path / "said-0.txt").read_text()
+    ranks = hosts.start(recipe, driver, tmp_path)
+    while not (tmp_path / "mark").exists():
+        assert all(rank.poll() is None for rank in ranks), (tmp_path / "said-0.txt").read_text()
+        time.sleep(0.02)
+    found = [hosts.listening(side) for side in (0, 1)]
+    assert codes(ranks, 250) == [0, 0], (tmp_path / "said-0.txt").read_text()
     equal(tmp_path / "run", whole, 0.0)
+    assert found == [{address} for address in ADDRESSES]
 
 
 @pytest.mark.timeout(900)
