@@ -160,6 +160,7 @@ Group.phase = phase
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM"])
 def test_torchrun_restarts_a_run_that_died_and_no_run_that_was_stopped(number, faults, make, whole, tmp_path):
     driver = tmp_path / "driver.py"
@@ -168,7 +169,7 @@ def test_torchrun_restarts_a_run_that_died_and_no_run_that_was_stopped(number, f
     )
     words = command(driver, faults.out, tmp_path, make)
     done = subprocess.run(
-        words, capture_output=True, text=True, timeout=280, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        words, capture_output=True, text=True, timeout=800, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0 and faults.struck.exists(), done.stderr[-3000:]
     if number == "SIGTERM":
