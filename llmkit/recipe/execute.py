@@ -16,7 +16,7 @@ from llmkit.core.console import Console
 from llmkit.core.environment import prepare
 from llmkit.core.errors import LlmkitError, Problem, RecipeError, Stopped
 from llmkit.core.files import full_disk_named
-from llmkit.core.folder import Claim, claim, differences, inherit, read_status, steps, write_recipe
+from llmkit.core.folder import Claim, claim, differences, inherit, read_status, shared, steps, write_recipe
 from llmkit.core.memory import device, out_of_memory_named
 from llmkit.core.peers import Alone, Peers
 from llmkit.core.ranks import Ranks, ranks
@@ -191,7 +191,9 @@ def _follow(recipe: Recipe, name: str, node: Any, around: Around) -> Artifact:
     """A stage on a rank that writes nothing of what the run leaves."""
     if isinstance(node, Training):
         run = _run(recipe, name, node, around)
-        run.scratch.mkdir(parents=True, exist_ok=True)
+        shared(run.folder, run.ranks.name)
+        with full_disk_named(run.scratch):
+            run.scratch.mkdir(parents=True, exist_ok=True)
         around.peers.closing(partial(inherit, run.folder))
         _work(recipe, node, run)
         around.peers.closing(None)
