@@ -15,7 +15,7 @@ from llmkit.core.artifact import Artifact
 from llmkit.core.console import Console
 from llmkit.core.environment import prepare
 from llmkit.core.errors import LlmkitError, Problem, RecipeError, Stopped
-from llmkit.core.files import full_disk_named
+from llmkit.core.files import full_disk_named, refused
 from llmkit.core.folder import Claim, claim, differences, inherit, read_status, shared, steps, write_recipe
 from llmkit.core.memory import device, out_of_memory_named
 from llmkit.core.peers import Alone, Peers
@@ -192,8 +192,10 @@ def _follow(recipe: Recipe, name: str, node: Any, around: Around) -> Artifact:
     if isinstance(node, Training):
         run = _run(recipe, name, node, around)
         shared(run.folder, run.ranks.name)
-        with full_disk_named(run.scratch):
+        try:
             run.scratch.mkdir(parents=True, exist_ok=True)
+        except OSError as cause:
+            raise refused(cause, "making", run.scratch) from cause
         around.peers.closing(partial(inherit, run.folder))
         _work(recipe, node, run)
         around.peers.closing(None)
