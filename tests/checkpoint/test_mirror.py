@@ -190,9 +190,8 @@ def test_a_run_that_begins_anew_takes_no_other_runs_place(tiny, world, folder, t
     with pytest.raises(RecipeError, match="checkpoint.mirror: .*store has checkpoints of a run called mine; fix: name"):
         go(node, resume="never")
     assert names(store / "mine") == ["step-9"]
-    go(
-        sft(tiny, world[0], tmp_path / "other" / "new", checkpoint={"mirror": str(store)}), resume="never"
-    )  # the control
+    control = sft(tiny, world[0], tmp_path / "other" / "new", checkpoint={"mirror": str(store)})
+    go(control, resume="never")
     assert names(store / "mine") == ["step-9"] and names(store / "new")
 
 
