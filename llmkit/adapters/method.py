@@ -64,6 +64,10 @@ class Method:
         what = f"no part of {getattr(self, 'kind', 'it')} can be learned from a part of a linear"
         return "kind", what, "use adapter: {kind: lora} or none, or set parallel.tensor=1"
 
+    def blind(self) -> bool:
+        """Whether it is put on its model without a look at the weights of layers, which need not be read before."""
+        return False
+
     def rate(self, name: str) -> float:
         """The factor on the learning rate of the trained parameter `name`."""
         return 1.0

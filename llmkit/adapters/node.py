@@ -60,6 +60,10 @@ class NoAdapter(Method):
         what = f"a base held as {quant} is frozen, and adapter none trains its weights"
         return None if quant == "none" else ("kind", what, "use adapter: {kind: lora}, or drop quant")
 
+    def blind(self) -> bool:
+        """Weights stay what they are."""
+        return True
+
     def unsplit(self) -> tuple[str, str, str] | None:
         """Weights are cut as they are."""
         return None
@@ -159,6 +163,10 @@ class Lora(Method):
         what = f"loftq starts from what bnb_nf4 loses of the weights, and quant is {quant}"
         wrong = self.init == "loftq" and quant != "bnb_nf4"
         return ("init", what, "set quant: bnb_nf4, or use init: default") if wrong else None
+
+    def blind(self) -> bool:
+        """Factors that start at random and at 0 need no weight of a linear; copies of modules do."""
+        return self.init == "default" and not (self.dora or self.modules_to_save or self.parameters)
 
     def unsplit(self) -> tuple[str, str, str] | None:
         """A and B are cut with their linear; what reads whole rows or draws at random is not."""

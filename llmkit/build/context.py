@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from llmkit.core.errors import ModelError
 from llmkit.models.load import Loaded
-from llmkit.models.rotary import moving
 from llmkit.parallel.context import Method, splitter
+from llmkit.parallel.fits import check_context
 from llmkit.parallel.grid import Grid
 from llmkit.parallel.steps import Parts
 
@@ -18,11 +18,12 @@ def by_context(parts: Parts, loaded: Loaded, asked: Literal["auto", "ulysses", "
 
     Raises:
         ModelError: the model cannot be trained on parts of rows.
+        RecipeError: its attention cannot be dealt as asked.
     """
     if grid is None or grid.degrees.context == 1:
         return parts
-    if why := _lacks(loaded):
-        raise ModelError(why, fix="set parallel.context=1", key="parallel.context")
+    if not loaded.support.packed:
+        raise ModelError(loaded.support.reason, fix="set parallel.context=1", key="parallel.context")
     method = chosen(loaded.model.config, asked, grid.degrees.context, grid.degrees.tensor)
     return replace(parts, ways=replace(parts.ways, split=splitter(grid, method)))
 
@@ -31,16 +32,14 @@ def chosen(config: Any, asked: Literal["auto", "ulysses", "ring"], context: int,
     """The method: `auto` deals heads out where they divide.
 
     Raises:
-        ModelError: heads that do not divide were to be dealt.
+        RecipeError: heads that do not divide were to be dealt, or attention has dropout.
     """
-    odd = next((n for n in _heads(config) if n % (context * tensor)), 0)
-    if asked == "ulysses" and odd:
-        raise ModelError(
-            f"ulysses deals {odd} attention heads to {context * tensor} ranks, which do not divide them",
-            fix="set parallel.context_method=ring",
-            key="parallel.context_method",
-        )
-    return asked if asked != "auto" else "ring" if odd else "ulysses"
+    heads, said = _heads(config), config.get_text_config().to_dict()
+    for n in heads:
+        check_context({**said, "num_attention_heads": n}, asked, context, tensor)
+    if asked == "auto":
+        return "ring" if any(n % (context * tensor) for n in heads) else "ulysses"
+    return asked
 
 
 def _heads(config: Any) -> list[int]:
@@ -48,12 +47,3 @@ def _heads(config: Any) -> list[int]:
     text = config.get_text_config()
     several = getattr(text, "is_heterogeneous", False)
     return [int(part.num_attention_heads) for part in (text.per_layer_config if several else [text])]
-
-
-def _lacks(loaded: Loaded) -> str:
-    config = loaded.model.config.get_text_config()
-    if not loaded.support.packed:
-        return loaded.support.reason
-    if kind := moving(loaded.model):
-        return f"RoPE `{kind}` turns by the length of a sequence, and a rank sees a part of it"
-    return "attention dropout would be drawn anew by every rank" if getattr(config, "attention_dropout", 0.0) else ""

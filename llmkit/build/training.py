@@ -15,6 +15,7 @@ from llmkit.build.precision import Types
 from llmkit.core.errors import ModelError
 from llmkit.models.classified import Classified, check_classes, head_name
 from llmkit.models.heads import Headed, Scored, check_head
+from llmkit.models.layers import layers
 from llmkit.models.load import DTYPES, How, Loaded, load
 from llmkit.models.node import ModelRef, Quant
 from llmkit.models.resolve import Resolved
@@ -60,7 +61,8 @@ def build(
     if loaded.head is not None and how.head is None:
         what = f"{ref.name} is a {loaded.head.task} classifier, not a language model"
         raise ModelError(what, fix="give its language model, or use kind: classify", key="model")
-    beside = _checked(loaded)
+    with loaded.deferred.running():
+        beside = _checked(loaded)
     torch.manual_seed(seed)  # adapters begin at random
     around = Around((*towers(loaded.model), *beside), loaded.tokenizer, loaded.added, Stored(resolved.folder), notice)
     model = adapter.attach(loaded.model, around)
@@ -133,20 +135,18 @@ def parts(
         Offload(built.model.parameters(), Pinned()) if offload else None,
     )
     base = built.loaded.model
-    plan = dict(base._tp_plan or {})
-    return Parts(built.scored, built.trained, optimizer, ways, layers=layers(base), base=base, plan=plan)
-
-
-def layers(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The layers of a model, from the first to the last: the longest list of modules of one class that lies in no other
-    such list, as experts do."""
-    lists = {
-        name: tuple(m)
-        for name, m in model.named_modules()
-        if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1
-    }
-    outer = [held for name, held in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
-    return max(outer, key=len, default=())
+    plan, experts = dict(base._tp_plan or {}), dict(base._ep_plan or {})
+    return Parts(
+        built.scored,
+        built.trained,
+        optimizer,
+        ways,
+        layers=layers(base),
+        base=base,
+        plan=plan,
+        experts=experts,
+        deferred=built.loaded.deferred,
+    )
 
 
 def how(device: str, types: Types, quant: Quant, adapter: Adapter, code: bool, nonfinite: bool) -> How:

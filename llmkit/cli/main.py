@@ -143,12 +143,13 @@ def launch(
 def status(
     target: Annotated[str, typer.Argument(help="A recipe file, or the folder of a run or of a pipeline.")],
     overrides: Overrides = None,
+    profile: Annotated[int, typer.Option(min=0, help="Ask the run for a trace of its next N steps.")] = 0,
     json: Json = False,
 ) -> int:
     """Say what became of a run; exit as it did: 0 done, 75 stopped, its own status if it failed."""
     from llmkit.cli.status import status as verb
 
-    return verb(target, overrides or [], json)
+    return verb(target, overrides or [], json, profile)
 
 
 @app.command()
@@ -299,19 +300,30 @@ def quickstart(out: Annotated[str, typer.Option(help="The run's folder.")] = "ru
 
 @app.command()
 def prove(
-    what: Annotated[str, typer.Argument(help="recipe.")],
-    recipe: Annotated[str, typer.Argument(help="A recipe file of one stage.")],
-    overrides: Overrides = None,
-    ranks: Annotated[int, typer.Option(min=1, help="The most ranks of this machine that are tried.")] = 2,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each way.")] = 2,
+    what: Annotated[str, typer.Argument(help="recipe or cluster.")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help=OVERRIDES)] = None,
+    ranks: Annotated[int, typer.Option(min=0, help="The most ranks of this machine; 2, or all its GPUs, at 0.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Of `recipe`: optimizer steps of each way.")] = 2,
+    recipe: Annotated[str, typer.Option("--recipe", help="Of `cluster`: a recipe in place of a tiny one.")] = "",
+    to: Annotated[str, typer.Option("--out", help="Of `cluster`: the JSON file that it leaves.")] = "cluster.json",
+    only: Annotated[str, typer.Option(help="Of `cluster`: names of parts, with commas.")] = "",
     json: Json = False,
 ) -> int:
-    """Run a few steps cut up in several ways (micro-batches, accumulation, ranks) and compare; 6 if they differ."""
+    """Run a few steps of a recipe cut up in several ways and compare (exit 6 if they differ); or prove a cluster."""
+    given = list(words or ())
+    if not recipe and given and "=" not in given[0]:
+        recipe, given = given[0], given[1:]
+    if what == "cluster":
+        from llmkit.cli.acceptance.verb import cluster
+
+        return cluster(recipe, given, ranks, to, only, json)
+    if what != "recipe":
+        raise RecipeError(f"{what} cannot be proved yet", fix="use llmkit prove recipe RECIPE, or prove cluster")
+    if not recipe:
+        raise RecipeError("no recipe is named", fix="use llmkit prove recipe RECIPE")
     from llmkit.cli.prove import recipe as verb
 
-    if what != "recipe":
-        raise RecipeError(f"{what} cannot be proved yet", fix="use llmkit prove recipe RECIPE")
-    return verb(recipe, overrides or [], ranks, steps, json)
+    return verb(recipe, given, ranks or 2, steps, json)
 
 
 @app.command()

@@ -58,7 +58,7 @@ def recipe(path: str, overrides: Sequence[str], ranks: int, steps: int, as_json:
     node = loaded.stages[0][1]
     if len(loaded.stages) > 1 or not isinstance(node, Training):
         raise RecipeError("one stage that trains is what can be proved", fix="give its recipe", file=path)
-    tolerance = TOLERANCE.get(_precision(node), LOOSE)
+    tolerance = TOLERANCE.get(precision(node), LOOSE)
     console, found = Console(), list[Seen]()
     with tempfile.TemporaryDirectory(prefix="llmkit-prove-") as folder:
         first: Path | None = None
@@ -67,7 +67,7 @@ def recipe(path: str, overrides: Sequence[str], ranks: int, steps: int, as_json:
             what = f"up to {ranks} ranks there are {len(chosen)} ways to cut up a step, and two are compared"
             raise RecipeError(what, fix="give --ranks 4 or 8", file=path, key="parallel")
         for way in console.track(chosen, "proving", len(chosen)):
-            made = _run(path, [*overrides, *_short(node, steps)], way, Path(folder))
+            made = _run(path, [*overrides, *short(node, steps)], way, Path(folder))
             found.append(_seen(way, made, first or made))
             first = first or made
     agreed = all(seen.gap <= tolerance for seen in found)
@@ -98,16 +98,17 @@ def _fits(node: Training, world: int) -> bool:
     return True
 
 
-def _precision(node: Training) -> str:
+def precision(node: Training) -> str:
+    """The name of a stage's precision on this machine."""
     from llmkit.build.precision import types
     from llmkit.core.memory import device
 
     return types(node.types_name, device()).name
 
 
-def _short(node: Training, steps: int) -> list[str]:
+def short(node: Training, steps: int | None) -> list[str]:
     """Overrides that leave the step as it is and make the run short; without dropout, whose noise is not the same."""
-    said = ["epochs=null", f"steps={steps}", "push=null", "log=[]"]
+    said = ["epochs=null", "push=null", "log=[]", *([f"steps={steps}"] if steps else [])]
     if node.data.sources("valid"):
         said += ["evaluate.rows=1", "evaluate.samples=0"]
     return said + (["adapter.dropout=0"] if getattr(node.adapter, "dropout", 0.0) else [])
@@ -148,10 +149,16 @@ def environments(world: int) -> Iterator[dict[str, str]]:
 
 
 def _seen(way: Way, made: Path, first: Path) -> Seen:
+    ours = _figures(made)
+    return Seen(way.ranks, way.micro_batch, ours["loss"], ours["grad_norm"], *apart(made, first))
+
+
+def apart(made: Path, first: Path) -> tuple[float, float]:
+    """The largest relative difference of losses and gradient norms of two runs, and of their trained weights."""
     ours, theirs = _figures(made), _figures(first)
     pairs = [pair for key in ours for pair in zip(ours[key], theirs[key], strict=True)]
     gap = max(abs(a - b) / max(abs(b), 1e-12) if isfinite(a) and isfinite(b) else inf for a, b in pairs)
-    return Seen(way.ranks, way.micro_batch, ours["loss"], ours["grad_norm"], gap, _weights(made, first))
+    return gap, _weights(made, first)
 
 
 def _figures(folder: Path) -> dict[str, tuple[float, ...]]:

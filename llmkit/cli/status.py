@@ -15,19 +15,33 @@ DIED = 6
 """Of a run that says `running` and that no process holds: its main rank is gone without a word."""
 
 
-def status(target: str, overrides: Sequence[str], as_json: bool) -> int:
+def status(target: str, overrides: Sequence[str], as_json: bool, trace: int = 0) -> int:
     """Prints the state of a recipe's run or of a folder's; the exit status is the run's own.
 
+    With `trace` the run is asked for a trace of so many steps; the exit status says then whether it could be asked.
+
     Raises:
-        RecipeError: the recipe is broken.
+        RecipeError: the recipe is broken, or a trace is wanted of a run that does not run.
     """
     found = state(_folders(target, overrides))
+    if trace:
+        _ask(found, trace)
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
     else:
         why = f": {found['why']}" if found["why"] else ""
         sys.stdout.write(f"{found['folder']}: {found['state']} at step {found['step']}{why}\n")
-    return int(found["exit_code"])
+    return 0 if trace else int(found["exit_code"])
+
+
+def _ask(found: dict[str, Any], steps: int) -> None:
+    from llmkit.stages.profiled import FOLDER, ask
+
+    if not found["alive"]:
+        what = f"{found['folder']} is {found['state']}: no process runs that could make a trace"
+        raise RecipeError(what, fix="start it, then ask")
+    ask(Path(found["folder"]), steps)
+    sys.stderr.write(f"llmkit: asked for a trace of {steps} steps, in {found['folder']}/{FOLDER}\n")
 
 
 def _folders(target: str, overrides: Sequence[str]) -> list[Path]:

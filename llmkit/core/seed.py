@@ -13,12 +13,16 @@ def mixed(*parts: int) -> int:
 
 def reseed(seed: int, step: int, micro_batch: int) -> None:
     """Sets every generator of this process for one micro-batch."""
+    seeded(mixed(seed, step, micro_batch))
+
+
+def seeded(number: int) -> None:
+    """Sets every generator of this process."""
     import random
 
     import numpy
     import torch
 
-    number = mixed(seed, step, micro_batch)
     random.seed(number)
     numpy.random.seed(number % 2**32)
     torch.manual_seed(number)

@@ -21,7 +21,7 @@ from llmkit.core.types import Packed, Paged, Segment, Span, Split, Tree
 from llmkit.models import compiled, ulysses, varlen
 from llmkit.models.pieces import Kind, Piece, Rule, eager, scored, sdpa
 from llmkit.models.ring import ring
-from llmkit.models.rotary import turn_by_sequence
+from llmkit.models.rotary import tell_lengths, turn_by_sequence, turns_by_sequence
 
 Context = Packed | Tree | Paged | Split
 
@@ -70,6 +70,8 @@ def install(model: Any, kind: str, half: bool = False) -> str:
     model.set_attn_implementation(NAMES[kind])
     if _beside_context not in model.base_model._forward_pre_hooks.values():
         model.base_model.register_forward_pre_hook(_beside_context, with_kwargs=True)
+        if turns_by_sequence(model):
+            model.base_model.register_forward_pre_hook(tell_lengths, with_kwargs=True)
     return kind
 
 

@@ -132,9 +132,8 @@ class Scored(Headed):
             return (picked, torch.logsumexp(logits, 1), logps[:, : self.words].mean(1)) if spread else (picked,)
 
         chunks = zip(hidden.split(rows), labels.split(rows), strict=True)
-        parts = [checkpoint(run, h, y, use_reentrant=False) for h, y in chunks] if len(labels) else []
-        if not parts:
-            return [hidden.new_zeros(0, dtype=torch.float32) for _ in range(3 if spread else 1)]
+        # also of no positions: other ranks wait for this one's backward pass, and for the gradients of all parameters
+        parts = [checkpoint(run, h, y, use_reentrant=False) for h, y in chunks]
         return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from llmkit.core.deferred import Deferred
 from llmkit.core.errors import ModelError
 from llmkit.core.memory import is_out_of_memory
 from llmkit.models import safe
@@ -25,6 +26,7 @@ from llmkit.models.resolve import Resolved, head_of
 from llmkit.models.rope import RopeScaling
 from llmkit.models.scaled import check_turned, scaled_config, stretch
 from llmkit.models.tokens import add, added, widen
+from llmkit.models.unread import settled, unread
 from llmkit.models.virtual import supported
 from llmkit.models.wrappers import check_causal, check_whole, name_inner
 
@@ -48,6 +50,8 @@ class Loaded:
     """What it tells apart, if it is a classifier."""
     fresh: tuple[str, ...] = ()
     """Modules that no file had weights for: a new head's."""
+    deferred: Deferred = field(default_factory=Deferred)
+    """Its weights that are still in their files."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class How:
     """The 16 bits that it computes in, if it does."""
     head: Head | None = None
     """The classification head that it is to have; left out, the one that its files hold, if any."""
+    deferred: bool = False
+    """Its layers are to be cut over ranks: they are not read before that, where that can be."""
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -82,23 +88,24 @@ def load(resolved: Resolved, ref: ModelRef, how: How, own: Readers | None = None
     with quiet():
         rope = ref.rope or resolved.rope
         tokenizer = read_tokenizer(resolved, ref, how.allow_code)
-        model, fresh = _base(base, how, head, tokenizer, rope)
+        model, fresh, deferred = _base(base, how, head, tokenizer, rope)
         new = added(tokenizer, ref)
         if new or resolved.base is not None:
             widen(model, tokenizer, new)
         kind = install(model, ref.attention, how.half)
-        support = probe(model)
-        if how.quant != NoQuant() and not support.packed:  # which has not run it
-            check_runs(model)
-        if not getattr(model, "is_quantized", False):
-            fuse(model)
+        with deferred.running():
+            support = probe(model)
+            if how.quant != NoQuant() and not support.packed:  # which has not run it
+                check_runs(model)
+            if not getattr(model, "is_quantized", False):
+                fuse(model)
         if resolved.base is not None:
             model = adapted(model, resolved.folder, own)
             support = supported(support, model)
         model.eval()
         if rope is not None:
             stretch(tokenizer, model, rope)
-    return Loaded(model, tokenizer, kind, support, resolved, new, head, tuple(sorted(fresh)))
+    return Loaded(model, tokenizer, kind, support, resolved, new, head, tuple(sorted(fresh)), deferred)
 
 
 def _check_torch() -> None:
@@ -112,7 +119,7 @@ def _check_torch() -> None:
 
 def _base(
     base: Resolved, how: How, head: Head | None, tokenizer: Any, rope: RopeScaling | None = None
-) -> tuple[Any, set[str]]:
+) -> tuple[Any, set[str], Deferred]:
     from transformers import AutoModelForCausalLM
 
     said = safe.read_json(base.folder / "config.json")
@@ -140,11 +147,33 @@ def _base(
         kind = _classifier(base, head, config, tokenizer)
         if bits is not None:
             bits.llm_int8_skip_modules = list(HEADS)
+    model, told, deferred = _read(kind, base, config, how, headers, options)
+    fresh: set[str] = set()
+    if head is not None and head_of(base) is None:
+        told, fresh = without_head(told, model)
+        begin(model, fresh, head.seed)
+    check_whole(told, hasattr(config, "text_config"), base.name)
+    name_inner(model)
+    if rope is not None:
+        check_turned(model, rope)
+    if bits is None:
+        return settled(model, deferred, how.device), fresh, deferred
+    settle(model)
+    return model, fresh, deferred
+
+
+def _read(
+    kind: Any, base: Resolved, config: Any, how: How, headers: dict[str, safe.Header], options: dict[str, Any]
+) -> tuple[Any, Any, Deferred]:
+    """A model on the host, what transformers tells of it, and what of its weights is still in the files."""
+    dtype = DTYPES[how.dtype]
     try:
+        if how.deferred and not options and (made := unread(kind, base.folder, config, dtype, headers)):
+            return made
         model, told = kind.from_pretrained(
             base.folder,
             config=config,
-            dtype=DTYPES[how.dtype],
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=how.allow_code,
             ignore_mismatched_sizes=True,  # told by name below
@@ -158,18 +187,7 @@ def _base(
         raise ModelError(
             f"{base.name} cannot be loaded: {why}", fix="use a causal LM of transformers", key="model"
         ) from cause
-    fresh: set[str] = set()
-    if head is not None and head_of(base) is None:
-        told, fresh = without_head(told, model)
-        begin(model, fresh, head.seed)
-    check_whole(told, hasattr(config, "text_config"), base.name)
-    name_inner(model)
-    if rope is not None:
-        check_turned(model, rope)
-    if bits is None:
-        return model.to(how.device), fresh
-    settle(model)
-    return model, fresh
+    return model, told, Deferred()
 
 
 def _classifier(base: Resolved, head: Head, config: Any, tokenizer: Any) -> Any:

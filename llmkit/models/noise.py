@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmkit.core.types import Batch, Packed, Split, Tree
+from llmkit.core.types import Batch, Split
+from llmkit.models.lengths import lengths
 
 
 class Noise:
@@ -47,22 +48,3 @@ class Noise:
             return torch.rand(out.shape, device=out.device, dtype=torch.float32)
         shape = 1, self.split.tokens, out.shape[2]
         return self.split.cut(torch.rand(shape, device=out.device, dtype=torch.float32))
-
-
-def lengths(batch: Batch) -> Tensor:
-    """The length of each token's own sequence, (B, T) in fp32; 0 for padding."""
-    if isinstance(batch.attend, Split):
-        whole = torch.zeros(1, batch.attend.tokens, device=batch.tokens.device)
-        return batch.attend.cut(_filled(batch.attend.whole, whole))
-    sizes = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
-    if batch.attend is None:
-        for row, length in enumerate(batch.lengths):
-            sizes[row, :length] = length
-        return sizes
-    return _filled(batch.attend, sizes)
-
-
-def _filled(context: Packed | Tree, sizes: Tensor) -> Tensor:
-    for segment in context.segments:
-        sizes[segment.row, segment.start : segment.end] = segment.end - segment.start
-    return sizes

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llmkit.core.recast import recast
+from llmkit.core.types import Split
+from llmkit.models.lengths import sequence_lengths, split_lengths
 
 MOVING = ("dynamic", "longrope")
 """The kinds of RoPE whose frequencies depend on a length."""
@@ -28,6 +30,15 @@ def turn_by_sequence(model: nn.Module) -> None:
                 made = recast(child, Turning)
                 made.raw = inspect.unwrap(type(child).forward)
                 setattr(parent, name, made)
+
+
+def tell_lengths(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    """Before a forward of a model that has rotations of ours: what a rank holds of a row does not show how long its
+    sequences are."""
+    split = kwargs.get("attend")
+    told = split_lengths(split, kwargs["position_ids"].device) if isinstance(split, Split) else None
+    for rotary in (part for part in module.modules() if isinstance(part, Turning)):
+        rotary.told = told
 
 
 def moving(model: Any) -> str:
@@ -60,6 +71,8 @@ class Turning(nn.Module):
     A sequence is a run of positions that each follow the one before: packed and padded rows are cut where that ends.
     """
 
+    told: Tensor | None = None
+    """Of a row that several ranks hold: the length of each token's whole sequence, (1, T / N)."""
     raw: Callable[..., tuple[Tensor, Tensor]]
     """The forward of the family, without what changes its frequencies."""
     config: Any
@@ -68,7 +81,7 @@ class Turning(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, Tensor]:
         """Cosines and sines (B, T, D) of positions (B, T)."""
-        lengths = sequence_lengths(position_ids)
+        lengths = sequence_lengths(position_ids) if self.told is None else self.told
         if self.kind(layer_type) == "longrope":  # one table above the trained length, whatever the length
             lengths = lengths.clamp(max=self.trained(layer_type) + 1)
         found = lengths.clamp(min=self.trained(layer_type)).unique().tolist()
@@ -113,13 +126,3 @@ class Turning(nn.Module):
             if not (end <= trained or start == end or (kind == "longrope" and start > trained)):
                 return False
         return True
-
-
-def sequence_lengths(positions: Tensor) -> Tensor:
-    """Of each place in (B, T), the length of its sequence: the last position of its run, plus one."""
-    begins = torch.ones_like(positions, dtype=torch.bool)
-    begins[:, 1:] = positions[:, 1:] != positions[:, :-1] + 1
-    starts = begins.flatten().nonzero()[:, 0]
-    last = torch.cat([starts[1:] - 1, starts.new_tensor([positions.numel() - 1])])
-    run = begins.flatten().cumsum(0) - 1
-    return (positions.flatten()[last] + 1)[run].view_as(positions)

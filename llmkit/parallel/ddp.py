@@ -73,6 +73,7 @@ def stepper(parts: Parts, grid: Grid | None) -> Steps:
     Raises:
         RecipeError: parameters are to be updated in the backward pass, before their gradients are summed.
     """
+    parts.deferred.fill(parts.scored)
     optimizer = parts.optimizer(parts.params)
     if parts.ways.in_backward and (grid is not None or parts.virtual):
         what = "a gradient is summed when all of it is there, and memory.optimizer_in_backward applies it before"

@@ -7,7 +7,7 @@ from math import prod
 
 from llmkit.core.errors import RecipeError
 
-AXES = ("pipeline", "replicate", "shard", "context", "tensor")
+AXES = ("pipeline", "replicate", "shard", "expert", "context", "tensor")
 """From the slowest to the fastest: ranks that are next to each other share what is costliest to move."""
 
 
@@ -20,6 +20,7 @@ class Degrees:
     shard: int = 1
     context: int = 1
     tensor: int = 1
+    expert: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -34,7 +35,7 @@ class Degrees:
     @property
     def data(self) -> int:
         """Ranks that see different rows."""
-        return self.replicate * self.shard
+        return self.replicate * self.shard * self.expert
 
     def place(self, rank: int) -> dict[str, int]:
         """Where a rank stands on each axis."""
@@ -46,7 +47,7 @@ class Degrees:
     def data_index(self, rank: int) -> int:
         """Which share of the rows a rank sees."""
         place = self.place(rank)
-        return place["replicate"] * self.shard + place["shard"]
+        return (place["replicate"] * self.shard + place["shard"]) * self.expert + place["expert"]
 
 
 @dataclass(frozen=True)
@@ -92,22 +93,24 @@ def degrees(
     context: int = 1,
     tensor: int = 1,
     pipeline: int = 1,
+    expert: int = 1,
 ) -> Degrees:
     """The degrees of a run of `world` ranks; None is what is left.
 
     Raises:
         RecipeError: they do not divide the ranks, or the strategy has no use for one of them.
     """
-    inner = context * tensor * pipeline
+    inner = context * tensor * pipeline * expert
+    said_of = _said(context, tensor, pipeline, expert)
     if strategy == "zero":
-        _check_zero((*_said(context, tensor, pipeline), ("replicate", replicate or 1)))
+        _check_zero((*said_of, ("replicate", replicate or 1)))
     if world % inner:
-        said = ", ".join(f"{n} {d}" for n, d in _said(context, tensor, pipeline) if d > 1)
+        said = ", ".join(f"{n} {d}" for n, d in said_of if d > 1)
         more = inner * max(1, world // inner)
         raise RecipeError(
             f"{said} takes ranks in groups of {inner}, and there are {world}",
             fix=f"use {more} ranks, or degrees whose product divides {world}: {_divisors(world)}",
-            key=f"parallel.{next(n for n, d in _said(context, tensor, pipeline) if d > 1)}",
+            key=f"parallel.{next(n for n, d in said_of if d > 1)}",
         )
     left = world // inner
     if strategy == "single" and left > 1:
@@ -136,7 +139,7 @@ def degrees(
             fix=f"use numbers whose product is {left}: {_divisors(left)}",
             key="parallel.replicate" if replicate > 1 else "parallel.shard",
         )
-    return Degrees(pipeline, replicate, shard, context, tensor)
+    return Degrees(pipeline, replicate, shard, context, tensor, expert)
 
 
 def _check_zero(said: tuple[tuple[str, int], ...]) -> None:
@@ -147,8 +150,8 @@ def _check_zero(said: tuple[tuple[str, int], ...]) -> None:
             raise RecipeError(what, fix=f"set parallel.{name}=1, or parallel.strategy=fsdp", key=f"parallel.{name}")
 
 
-def _said(context: int, tensor: int, pipeline: int) -> tuple[tuple[str, int], ...]:
-    return (("tensor", tensor), ("context", context), ("pipeline", pipeline))
+def _said(context: int, tensor: int, pipeline: int, expert: int) -> tuple[tuple[str, int], ...]:
+    return (("tensor", tensor), ("context", context), ("pipeline", pipeline), ("expert", expert))
 
 
 def _divisors(n: int) -> str:

@@ -9,7 +9,9 @@ from llmkit.core.errors import RecipeError
 
 HEADS = ("num_attention_heads", "n_head", "num_heads")
 KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 INNER = ("intermediate_size", "moe_intermediate_size", "ffn_dim", "n_inner")
 
 
@@ -21,7 +23,7 @@ def check_tensor(config: Mapping[str, Any], tensor: int) -> None:
         RecipeError: they cannot; it names the numbers that fit.
     """
     text = config.get("text_config") or config
-    if odd := next((f"{key} {text[key]}" for key in DROPOUT if text.get(key)), ""):
+    if odd := _dropout(text):
         what = f"the model's {odd} draws for heads that lie on other ranks, which would all draw the same"
         raise RecipeError(what, fix="set parallel.tensor=1", key="parallel.tensor")
     heads, keys = _first(text, HEADS), _first(text, KEYS)
@@ -33,6 +35,63 @@ def check_tensor(config: Mapping[str, Any], tensor: int) -> None:
     said += [f"{key} {value}" for key, value in inner.items()]
     what = f"{tensor} ranks cannot share {', '.join(filter(None, said))} of {text.get('model_type', 'it')} evenly"
     raise RecipeError(what, fix=f"use {_listed(fit)}", key="parallel.tensor")
+
+
+def check_context(config: Mapping[str, Any], method: str, context: int, tensor: int = 1) -> None:
+    """Sees to it that attention can go over rows that `context` ranks hold: `ulysses` deals out the query heads that
+    are left on each of `tensor` ranks. Key-value heads are repeated where they do not divide, and a ring takes any.
+
+    Raises:
+        RecipeError: it cannot; it names the numbers that fit.
+    """
+    text = config.get("text_config") or config
+    if odd := _dropout(text):
+        what = f"the model's {odd} would be drawn anew by each rank that holds a part of a row"
+        raise RecipeError(what, fix="set parallel.context=1", key="parallel.context")
+    heads = _first(text, HEADS) // tensor
+    if method != "ulysses" or heads % context == 0:
+        return
+    fit = _listed([n for n in range(1, heads + 1) if heads % n == 0])
+    what = f"ulysses deals heads out, and {context} ranks cannot share {heads} of {text.get('model_type', 'it')} evenly"
+    raise RecipeError(what, fix=f"use {fit}, or set parallel.context_method=ring or auto", key="parallel.context")
+
+
+def _dropout(text: Mapping[str, Any]) -> str:
+    """The dropout of attention that a configuration asks for, or nothing."""
+    return next((f"{key} {text[key]}" for key in DROPOUT if text.get(key)), "")
+
+
+def check_experts(config: Mapping[str, Any], expert: int, planned: bool | None) -> None:
+    """Sees to it that a model's experts can be dealt out to `expert` ranks evenly; `planned` is whether transformers
+    says how, None where that is not known yet.
+
+    Raises:
+        RecipeError: they cannot; it names the numbers that fit.
+    """
+    text = config.get("text_config") or config
+    kind, number = text.get("model_type", "it"), _first(text, EXPERTS)
+    if number <= 1 and not planned:
+        raise RecipeError(f"{kind} has no experts to share", fix="set parallel.expert=1", key="parallel.expert")
+    if planned is False:
+        what = f"transformers has no plan for the experts of {kind} on several ranks"
+        raise RecipeError(what, fix="set parallel.expert=1", key="parallel.expert")
+    if number % expert:
+        fit = [n for n in range(1, number + 1) if number % n == 0]
+        what = f"{expert} ranks cannot share the {number} experts of {kind} evenly"
+        raise RecipeError(what, fix=f"use {_listed(fit)}", key="parallel.expert")
+
+
+def check_pipeline(config: Mapping[str, Any], stages: int) -> None:
+    """Sees to it that there is a layer for each of `stages` ranks.
+
+    Raises:
+        RecipeError: there is not.
+    """
+    text = config.get("text_config") or config
+    layers = _first(text, LAYERS)
+    if layers and layers < stages:
+        what = f"{stages} stages cannot share the {layers} layers of {text.get('model_type', 'it')}"
+        raise RecipeError(what, fix=f"use at most {layers}", key="parallel.pipeline")
 
 
 def _listed(numbers: list[int]) -> str:

@@ -28,6 +28,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from llmkit.core.deferred import Deferred
 from llmkit.core.errors import ModelError
 from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
@@ -41,13 +42,30 @@ from llmkit.parallel.team import Sums, norm, summed
 FORWARDS = ("inside", "likeliest")
 """Methods of the scored module that read weights, beside its forward."""
 OTHER = "use parallel.strategy=ddp"
+SCATTER: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # its name until torch 2.12
+
+
+class Reducing:
+    """The sums of gradients, told to those who watch before each begins (torch's interface `ReduceScatter`)."""
+
+    def __init__(self, phase: Callable[[str], None]) -> None:
+        self.phase = phase
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Room for a message."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False) -> Any:
+        """This rank's block of a layer's sum."""
+        self.phase("reduce")
+        return SCATTER(output_tensor, input_tensor, op, group, async_op)
 
 
 class Shards:
     """The team of ranks that hold a copy of the model together, and of their copies: gradients are summed."""
 
     def __init__(self, scored: nn.Module, held: Mapping[str, nn.Parameter], grid: Grid) -> None:
-        self.scored, self.say, self.peers = cast(Any, scored), grid.data(), grid.peers
+        self.scored, self.say, self.peers = cast(Any, scored), grid.data("expert"), grid.peers
         self.shards = grid.degrees.shard * grid.degrees.context
         self.cut = {name: cast(DTensor, p) for name, p in held.items() if isinstance(p, DTensor)}
         """The trained parameters that lie on several ranks."""
@@ -126,10 +144,11 @@ def stepper(node: Fsdp, parts: Parts, grid: Grid | None) -> Steps:
         ModelError: what the model is made of cannot be cut.
     """
     if grid is None:
+        parts.deferred.fill(parts.scored)
         return Steps(parts.scored, parts.params, parts.optimizer(parts.params), parts.ways)
     names = {id(p): name for name, p in parts.scored.named_parameters()}
     places = {name: names[id(p)] for name, p in parts.params.items()}
-    shard(node, parts.scored, parts.layers, grid, cast_to(parts))
+    shard(node, parts.scored, parts.layers, grid, cast_to(parts), parts.deferred)
     there = dict(parts.scored.named_parameters())
     team = Shards(parts.scored, {name: there[place] for name, place in places.items()}, grid)
     ways = replace(parts.ways, device=grid.mesh.device_type)
@@ -146,9 +165,14 @@ def cast_to(parts: Parts) -> torch.dtype | None:
 
 
 def shard(
-    node: Fsdp, scored: nn.Module, layers: Sequence[nn.Module], grid: Grid, kind: torch.dtype | None = None
+    node: Fsdp,
+    scored: nn.Module,
+    layers: Sequence[nn.Module],
+    grid: Grid,
+    kind: torch.dtype | None = None,
+    deferred: Deferred = Deferred(),
 ) -> None:
-    """Cuts a model, layer by layer: the memory of a layer's whole weights is given up before the next one is cut.
+    """Cuts a model, layer by layer: a layer is read, and the memory of its whole weights given up before the next one.
     Layers gathered in another type (`kind`) leave their norms to every rank: those compute in their own.
 
     Raises:
@@ -162,12 +186,15 @@ def shard(
     kept = {p for layer in layers for p in _vectors(layer)} if kind is not None else set()
     left = kept | _shared(scored, layers)
     for layer in layers:
+        deferred.fill(layer)
         with _cut(scored, [p for p in layer.parameters() if p not in left]):
-            _summing(
-                fully_shard(layer, reshard_after_forward=node.reshard, ignored_params=left, mp_policy=inner, **options)
+            cut = fully_shard(
+                layer, reshard_after_forward=node.reshard, ignored_params=left, mp_policy=inner, **options
             )
+            _summing(cut, grid.peers.phase)
+    deferred.fill(scored)
     with _cut(scored, [p for p in scored.parameters() if not isinstance(p, DTensor) and p not in kept]):
-        _summing(fully_shard(scored, mp_policy=outer, **options))
+        _summing(fully_shard(scored, mp_policy=outer, **options), grid.peers.phase)
     for name in FORWARDS:
         if hasattr(scored, name):
             register_fsdp_forward_method(scored, name)
@@ -175,8 +202,9 @@ def shard(
     scored.register_forward_hook(lambda module, given, out: _reshard_without_backward(module))
 
 
-def _summing(group: Any) -> None:
+def _summing(group: Any, phase: Callable[[str], None]) -> None:
     """Gradients are summed, and as often as the other ranks', whatever a rank's rows have used."""
+    group.set_custom_reduce_scatter(Reducing(phase))
     group.set_gradient_divide_factor(1.0)
     group.set_force_sum_reduction_for_comms(True)
     if hasattr(group, "set_reduce_scatter_unused_params"):  # since torch 2.13

@@ -32,13 +32,14 @@ class Grid:
             return self.mesh[axes[0]].get_group()
         return self.mesh[axes]._flatten("_".join(axes)).get_group()
 
-    def data(self) -> Callable[[Any], list[Any]]:
-        """A JSON value of this rank -> those of the ranks that see other tokens and are else where this one is."""
+    def data(self, *also: str) -> Callable[[Any], list[Any]]:
+        """A JSON value of this rank -> those of the ranks that see other tokens and are else where this one is, and
+        so along the axes `also`."""
         mine = self.degrees.place(self.rank)
         alike = [
             rank
             for rank in range(self.degrees.world)
-            if all(self.degrees.place(rank)[axis] == mine[axis] for axis in ("pipeline", "tensor"))
+            if all(self.degrees.place(rank)[axis] == mine[axis] for axis in ("pipeline", "tensor", *also))
         ]
 
         def gather(value: Any) -> list[Any]:

@@ -87,7 +87,8 @@ class Seen:
         self.heard = now
         if any(said[key] != self.last.get(key) for key in ("phase", "step", "count")):
             self.changed = self.lively = now
-        if said["cpu"] - self.last.get("cpu", 0.0) > CPU or said["stack"] != self.last["stack"]:
+        used = said["cpu"] - self.last.get("cpu", 0.0)
+        if used > CPU or said["stack"] != self.last["stack"] or said.get("busy"):
             self.lively = now
         else:
             said = {**said, "cpu": self.last.get("cpu", 0.0)}  # little by little is life too
@@ -107,6 +108,16 @@ class Seen:
         """Its phase and step."""
         step = self.last["step"]
         return f"in {self.last['phase']}" + (f", step {step}" if step else "")
+
+    @property
+    def in_step(self) -> bool:
+        """It is where every step takes about as long."""
+        return self.last["phase"] in STEP and not self.last.get("alone")
+
+    @property
+    def waits(self) -> bool:
+        """For the others, as far as one can see."""
+        return bool(self.last.get("waiting") or self.last.get("inside") or self.last["phase"] == "reduce")
 
     @property
     def place(self) -> str:
@@ -158,32 +169,41 @@ def verdict(seen: Mapping[int, Seen], faults: Iterable[Fault], now: float, media
 
 
 def hung(seen: Mapping[int, Seen], now: float, median: float | None, patience: float) -> Verdict | None:
-    """Who lives and does not get on while others wait.
+    """Who lives and does not get on while others wait, or which of them is behind where none gets on.
 
     In the phases of a step, which take equally long in each of them, three steps and some seconds are the limit.
-    Elsewhere work may take any time (rows are read, a model is written): there a rank hangs that for `patience` seconds
-    stays in one place and uses no processor.
+    Elsewhere work may take any time (rows are read, a model is written): there a rank hangs that stays in one place and
+    uses no processor or disk, three times as long as that phase took before and `QUIET`, or for `patience` seconds.
     """
     here = [one for one in seen.values() if not one.gone]
     if any(now - one.heard > HEARD for one in here):
         return None  # who is silent is another matter
-    waiting = [one for one in here if one.last.get("waiting") or one.last["phase"] == "reduce"]
-    if not waiting:
-        return None
+    waiting = [one for one in here if one.waits]
     stuck = [one for one in here if _over(one, now, median, patience)]
     behind = [one for one in stuck if one not in waiting]
-    if behind:
+    if waiting and behind:
         worst = min(behind, key=lambda one: one.changed)
         for_whom = f"while {waiting[0].name} waits {waiting[0].at}"
         return worst.verdict(f"has not moved for {now - worst.changed:.0f} s {worst.at}{worst.place}, {for_whom}", True)
-    if len(waiting) == len(here) and len(stuck) == len(here):
-        worst = min(here, key=lambda one: (one.last["step"], one.last["count"]))
-        others = ", ".join(f"{one.name} {one.at}" for one in here if one is not worst)
+    if len(stuck) < len(here) or len(here) == 1:
+        return None
+    worst = min(here, key=lambda one: (one.last["step"], one.last["count"]))
+    others = ", ".join(f"{one.name} {one.at}" for one in here if one is not worst)
+    if waiting:
         return worst.verdict(f"waits {worst.at}{worst.place} for others that wait for it: {others}", True)
+    if all(now - one.lively > _limit(one, median, patience) for one in here):
+        what = f"has not moved for {now - worst.changed:.0f} s {worst.at}{worst.place}, nor have the others: {others}"
+        return worst.verdict(what, True)
     return None
 
 
 def _over(one: Seen, now: float, median: float | None, patience: float) -> bool:
-    if one.last["phase"] in STEP and not one.last.get("alone") and median is not None:
-        return now - one.changed > 3 * median + SLACK
-    return now - one.lively > patience
+    since = one.changed if one.in_step and median is not None else one.lively
+    return now - since > _limit(one, median, patience)
+
+
+def _limit(one: Seen, median: float | None, patience: float) -> float:
+    if one.in_step and median is not None:
+        return 3 * median + SLACK
+    usual = one.last.get("usual")
+    return patience if usual is None else min(patience, 3 * usual + QUIET)

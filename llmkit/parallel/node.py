@@ -166,8 +166,12 @@ class Parallel:
     context_method: Literal["auto", "ulysses", "ring"] = "auto"
     """`ulysses` deals attention's heads out, `ring` sends keys and values round; `auto` is `ulysses` where `context`
     divides the heads, else `ring`."""
-    pipeline: int = setting(default=1, later=True)
-    expert: int = setting(default=1, later=True)
+    pipeline: int = setting(default=1, least=1)
+    """Ranks that hold a model's layers one after the other, a stage each; micro-batches go through them (1F1B). Beside
+    it go copies alone (`replicate`)."""
+    expert: int = setting(default=1, least=1)
+    """Ranks that share the experts of a mixture model: each holds as many of every layer's, sees rows of its own, and
+    sends their tokens to the experts that the router chose. It must divide the number of experts."""
     patience: Duration = setting(default=600.0, above=0)
     """How long ranks wait for each other to come; and for one that, outside of a step, neither moves nor computes."""
     interface: str = "auto"
@@ -179,7 +183,10 @@ class Parallel:
 
     def shards(self, world: int, deterministic: bool) -> int:
         """Virtual shards of a run, or 0 where it has none."""
-        alone = self.tensor * self.context * self.pipeline == 1 and self.resolve(world).kind in ("single", "ddp")
+        alone = self.tensor * self.context * self.pipeline * self.expert == 1 and self.resolve(world).kind in (
+            "single",
+            "ddp",
+        )
         return self.virtual if deterministic and alone else 0
 
     def deal(self, ranks: Ranks, deterministic: bool) -> Deal:
@@ -204,7 +211,8 @@ class Parallel:
         """
         replicate = None if self.replicate == "auto" else self.replicate
         shard = None if self.shard == "auto" else self.shard
-        return degrees(world, self.resolve(world).kind, replicate, shard, self.context, self.tensor, self.pipeline)
+        inner = (self.context, self.tensor, self.pipeline, self.expert)
+        return degrees(world, self.resolve(world).kind, replicate, shard, *inner)
 
     def resolve(self, world: int) -> Single | Ddp | Fsdp | Zero:
         """The strategy itself, where it is `auto`."""
@@ -220,15 +228,29 @@ class Parallel:
         sharded = self.shard != "auto" and self.shard > 1
         return isinstance(self.strategy, Fsdp) or (isinstance(self.strategy, Auto) and sharded)
 
+    def cut(self, world: int) -> bool:
+        """Whether no rank of `world` holds the whole model."""
+        kind, made = self.resolve(world), self.degrees(world)
+        shared = isinstance(kind, Fsdp) or (isinstance(kind, Zero) and kind.stage == 3)
+        return made.tensor > 1 or (shared and made.shard * made.context > 1)
+
     def stepper(self, parts: Parts, grid: Grid | None) -> Steps:
         """Parts of a model in training -> what makes its steps.
 
         Raises:
-            ModelError: the model cannot be cut as `tensor` asks for.
+            ModelError: the model cannot be cut as `tensor`, `pipeline` or `expert` asks for.
         """
+        if grid is not None and grid.degrees.pipeline > 1:
+            from llmkit.parallel.pipeline_team import stepper as staged
+
+            return staged(parts, grid)
         strategy = self.resolve(1 if grid is None else grid.degrees.world).stepper
-        if grid is None or grid.degrees.tensor == 1:
+        if grid is None or grid.degrees.tensor * grid.degrees.expert == 1:
             return strategy(parts, grid)
+        if grid.degrees.expert > 1:
+            from llmkit.parallel.expert_team import stepper as by_experts
+
+            return by_experts(parts, grid, strategy)
         from llmkit.parallel.tensor_team import stepper
 
         return stepper(parts, grid, strategy)

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from llmkit.core.deferred import Deferred
 from llmkit.core.errors import ResourceError
 from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice
@@ -79,8 +80,8 @@ class Parts:
     """The model with its head: all that reads weights happens in its forward."""
     params: Mapping[str, nn.Parameter]
     """Those that are trained."""
-    optimizer: Callable[[Mapping[str, nn.Parameter]], Optimizers]
-    """Over the parameters as the strategy holds them."""
+    optimizer: Callable[..., Optimizers]
+    """Over the parameters as the strategy holds them, by name; `among` all that are trained, where those are not."""
     ways: Ways = Ways()
     virtual: int = 0
     """Shards of a step whose gradients are added up in one fixed order, whatever the number of ranks; 0 for none."""
@@ -90,8 +91,12 @@ class Parts:
     """The model of transformers, inside of its adapter."""
     plan: Mapping[str, str] = field(default_factory=dict)
     """How transformers cuts it for tensor parallelism: globs over modules and parameters -> names of styles."""
+    experts: Mapping[str, str] = field(default_factory=dict)
+    """The same for expert parallelism."""
     say: Callable[[str], None] = lambda _: None
     """Tells the user what was decided, in one line."""
+    deferred: Deferred = field(default_factory=Deferred)
+    """Weights that are still in their files: a strategy reads each layer when it cuts it, or all of them (`fill`)."""
 
 
 class Steps:
@@ -117,10 +122,7 @@ class Steps:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The compute precision: mixed, or that of the parameters."""
-        if self.ways.compute is None:
-            return nullcontext()
-        device = self.ways.device or next(iter(self.params.values())).device.type
-        return torch.autocast(device, dtype=self.ways.compute)
+        return autocast(self.ways, self.params)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the weights are those that an evaluation and the result see."""
@@ -157,7 +159,11 @@ class Steps:
                 (part.total / count * (scaler.scale if scaler else 1.0)).backward()
             self.team.after(index, turns)
             own = summed([own, numbers(part)])
-        whole = self.team.totals(own)
+        return self.sums(own)
+
+    def sums(self, own: Sums) -> LossSum:
+        """The sums of all ranks, after the last micro-batch: the gradients are then those of the loss itself."""
+        scaler, whole = self.ways.scaler, self.team.totals(own)
         extras = {name: (torch.tensor(a), torch.tensor(b)) for name, (a, b) in whole.items() if name}
         if scaler:
             extras["loss_scale"] = (torch.tensor(scaler.scale), torch.ones(()))
@@ -231,11 +237,18 @@ class Steps:
                 p.copy_(self.team.own(name, p, tensors[f"param/{name}"]))
         mine = {}
         for key in (key.removeprefix("optim/") for key in tensors if key.startswith("optim/")):
-            name = key.partition("/")[0]
-            mine[key] = self.team.own(name, self.params[name], tensors[f"optim/{key}"])
+            if (name := key.partition("/")[0]) in self.params:  # others are of other stages
+                mine[key] = self.team.own(name, self.params[name], tensors[f"optim/{key}"])
         self.optimizer.load(self.params, mine)
         if (scaler := self.ways.scaler) and "scaler/scale" in tensors:
             scaler.scale, scaler.good = float(tensors["scaler/scale"]), int(tensors["scaler/good"])
+
+
+def autocast(ways: Ways, params: Mapping[str, nn.Parameter]) -> AbstractContextManager[Any]:
+    """The compute precision of a model: mixed, or that of its parameters."""
+    if ways.compute is None:
+        return nullcontext()
+    return torch.autocast(ways.device or next(iter(params.values())).device.type, dtype=ways.compute)
 
 
 def numbers(part: LossSum) -> Sums:

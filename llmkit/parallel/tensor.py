@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from llmkit.core.deferred import Deferred
 from llmkit.parallel.cuts import Cut, Dealt, deal, joined
 from llmkit.parallel.regions import AFTER, enter, leave
 
@@ -49,6 +50,8 @@ class Layout:
     """How a model lies on the ranks: what is cut, and what is whole and knows a part of its gradient."""
 
     place: Place
+    deferred: Deferred = field(default_factory=Deferred)
+    """Weights that are still in their files."""
     cuts: list[tuple[Tensor, Cut]] = field(default_factory=list)
     """Weights of the model."""
     low: list[tuple[Tensor, Cut]] = field(default_factory=list)
@@ -65,17 +68,18 @@ class Layout:
         """Keeps this rank's part of a parameter or buffer in place of the whole."""
         held = getattr(owner, key)
         made = Cut(tuple(held.shape), dim, dealt, self.place.index)
-        held.data = made.of(held.data)
+        if not self.deferred.change(held, made.of, made.held):
+            held.data = made.of(held.data)
         (self.low if low else self.cuts).append((held, made))
 
 
-def cut(base: nn.Module, plan: Mapping[str, str], place: Place) -> Layout:
+def cut(base: nn.Module, plan: Mapping[str, str], place: Place, deferred: Deferred = Deferred()) -> Layout:
     """Leaves of a loaded model of transformers, perhaps with LoRA on it, what `place` holds; `plan` is from globs over
     its modules and parameters to transformers' names of styles. Depends on these alone.
 
     A region that has anything which the plan does not speak of, or whose parts cannot be dealt out, stays whole.
     """
-    layout = Layout(place)
+    layout = Layout(place, deferred)
     for path, children in _regions(base, plan).items():
         parent = base.get_submodule(path)
         found = _planned(parent, children, place.count)

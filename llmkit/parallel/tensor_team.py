@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -54,18 +54,23 @@ class Held:
     def after(self, index: int, turns: int) -> None:
         """Of what is whole and was used in part, and of what lies on several ranks, the gradients are summed."""
         self.inner.after(index, turns)
+        self.peers.phase("reduce")  # on a device the host is here long before the layers' sums are made
         if index + 1 < turns:
             return
         grads = {name: p.grad for name, p in self.params.items() if p.grad is not None}
         _sum([grads[name] for name in self.partial if name in grads], self.group)
         for share, group in self.sharing.items():
-            mine = [name for name, one in self.cuts.items() if name in grads and one.share in (share, 0)]
-            _sum([view for name in mine for view in self._shared(name, grads[name], share)], group)
+            _sum([view for name in self.cuts if name in grads for view in self._shared(name, share)], group)
 
-    def _shared(self, name: str, grad: Tensor, share: int) -> list[Tensor]:
-        """What of a gradient lies on `share` ranks."""
-        one = self.cuts[name]
-        return [grad] if one.share else [view for span, view in one.views(grad) if span.share == share]
+    def _shared(self, name: str, share: int) -> list[Tensor]:
+        """What of a gradient lies on `share` ranks: of rows of q, k and v in one, those of some."""
+        one, p = self.cuts[name], self.params[name]
+        if p.grad is None or share not in one.shares:
+            return []
+        if one.share:
+            return [p.grad]
+        block = whole(self.inner.part(name, p, p.grad))
+        return [view for span, _, view in one.within(block) if span.share == share]
 
     def totals(self, own: Sums) -> dict[str, tuple[float, ...]]:
         """As the strategy does: all ranks here say the same."""
@@ -74,18 +79,14 @@ class Held:
     def norm(self, params: Mapping[str, nn.Parameter]) -> float:
         """Parts are summed over the ranks here, what lies on several of them once; what is whole counts once."""
         squares = 0.0
-        for share in sorted({one.share for one in self.cuts.values()}):
-            mine = {n: p for n, p in params.items() if n in self.cuts and self.cuts[n].share == share}
-            squares += self.inner.norm(mine) ** 2 / share if share else sum(map(self._mixed, mine, mine.values()))
+        for share in sorted({share for one in self.cuts.values() for share in one.shares}):
+            mine = {name: _of(self._shared(name, share)) for name in params if name in self.cuts}
+            squares += self.inner.norm(mine) ** 2 / share
         device = next(iter(params.values())).device
         total = torch.tensor(squares, dtype=torch.float64, device=device)
         dist.all_reduce(total, group=self.group)
         rest = self.inner.norm({name: p for name, p in params.items() if name not in self.cuts})
         return math.hypot(rest, math.sqrt(float(total)))
-
-    def _mixed(self, name: str, p: nn.Parameter) -> float:
-        views = self.cuts[name].views(p.grad) if p.grad is not None else ()
-        return sum(float(view.norm()) ** 2 / span.share for span, view in views)
 
     def part(self, name: str, like: Tensor, value: Tensor) -> Tensor | Slice:
         """This rank's block; of what is made of several parts, the whole on the main rank."""
@@ -134,10 +135,37 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
+BUCKET = 25 << 20
+"""Bytes of small tensors that are summed in one message at most."""
+
+
+def buckets(tensors: Sequence[Tensor], most: int = BUCKET) -> Iterator[list[Tensor]]:
+    """Tensors of one type, `most` bytes of them together; a larger one is alone."""
+    for kind in dict.fromkeys(tensor.dtype for tensor in tensors):
+        made: list[Tensor] = []
+        for tensor in (one for one in tensors if one.dtype == kind):
+            if made and sum(one.nbytes for one in made) + tensor.nbytes > most:
+                yield made
+                made = []
+            made.append(tensor)
+        yield made
+
+
+def _of(grads: list[Tensor]) -> nn.Parameter:
+    """A parameter with these parts of a gradient, as far as its norm goes."""
+    made = nn.Parameter(torch.empty(0))
+    if grads:
+        made.data = grads[0] if len(grads) == 1 else torch.cat(grads)
+        made.grad = made.data
+    return made
+
+
 def _sum(tensors: list[Tensor], group: Any) -> None:
-    """Each is summed over the ranks of a group, in place, all of one type in one message."""
-    kinds = {tensor.dtype: [one for one in tensors if one.dtype == tensor.dtype] for tensor in tensors}
-    for some in kinds.values():
+    """Each is summed over the ranks of a group, in place; a large one, and small ones together, in one message."""
+    for some in buckets(tensors):
+        if len(some) == 1 and some[0].is_contiguous():
+            dist.all_reduce(some[0], group=group)
+            continue
         flat = torch.cat([tensor.reshape(-1) for tensor in some])
         dist.all_reduce(flat, group=group)
         for tensor, total in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
@@ -163,20 +191,21 @@ def stepper(parts: Parts, grid: Grid, strategy: Callable[[Parts, Grid], Steps]) 
     base, scored = cast(Any, parts.base), cast(Any, parts.scored)
     if scored.model is not base:
         alike(parts.params, place.group)
-    before = _logits(base)
-    layout = cut(base, parts.plan, place)
+    with parts.deferred.running():
+        before = logits(base)
+    layout = cut(base, parts.plan, place, parts.deferred)
     if not layout.cuts:
         why = "; ".join(sorted(set(layout.whole.values()))) or "transformers has no plan for it"
         what = f"{type(base).__name__} cannot be cut for tensor {place.count}: {why}"
         raise ModelError(what, fix="set parallel.tensor=1", key="parallel.tensor")
-    _check_same(base, before, _logits(base), place.count)
-    parts.say(_told(layout))
-    team = Held(layout, parts, scored.model, grid.peers)
-    _check_blocks(team, grid)
-    return team.over(strategy(parts, grid))
+    with parts.deferred.running():
+        after = logits(base)
+    check_same(base, before, after, f"tensor {place.count}", "parallel.tensor")
+    parts.say(told(layout))
+    return Held(layout, parts, scored.model, grid.peers).over(strategy(parts, grid))
 
 
-def _told(layout: Layout) -> str:
+def told(layout: Layout) -> str:
     """How much of the model's cut weights lies here, and what is whole where it might be cut."""
     here, all_ = (
         sum(math.prod(size) for size in sizes)
@@ -187,18 +216,7 @@ def _told(layout: Layout) -> str:
     return ", ".join(said + [f"{path} whole on all ({why})" for path, why in kept.items()])
 
 
-def _check_blocks(team: Held, grid: Grid) -> None:
-    """Raises:
-    ModelError: a gradient of which ranks share some rows is to be cut again, row by row.
-    """
-    mixed = [name for name, one in team.cuts.items() if not one.share]
-    if mixed and grid.degrees.shard > 1:
-        what = f"fsdp cuts {mixed[0]}, of whose rows each rank shares only the key-value heads with others"
-        fix = "lower parallel.tensor to the number of key-value heads, or set parallel.strategy=ddp"
-        raise ModelError(what, fix=fix, key="parallel.tensor")
-
-
-def _logits(base: Any) -> Tensor:
+def logits(base: Any) -> Tensor:
     """What a model says of a few tokens."""
     training = base.training
     base.eval()
@@ -209,9 +227,12 @@ def _logits(base: Any) -> Tensor:
     return made.float()
 
 
-def _check_same(base: Any, before: Tensor, after: Tensor, count: int) -> None:
+def check_same(base: Any, before: Tensor, after: Tensor, why: str, key: str) -> None:
+    """Raises:
+    ModelError: a model that was cut says something else than before.
+    """
     close = 1e-4 if next(base.parameters()).dtype == torch.float32 else 5e-2
     gap = float((after - before).norm() / before.norm())
     if not gap <= close:
-        what = f"{type(base).__name__} cut for tensor {count} gives other logits than whole (off by {gap:.2g})"
-        raise ModelError(what, fix="set parallel.tensor=1", key="parallel.tensor")
+        what = f"{type(base).__name__} cut for {why} gives other logits than whole (off by {gap:.2g})"
+        raise ModelError(what, fix=f"set {key}=1", key=key)

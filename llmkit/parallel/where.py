@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from types import FrameType
@@ -14,8 +16,14 @@ from typing import Any
 
 STEP = ("forward", "backward", "reduce", "step")
 """Phases that take about as long in every step."""
+AGAIN = ("evaluate", "save", "log")
+"""Phases outside of a step that come again and again, and take about as long as they did."""
 DEPTH = 24
 """Frames of a stack that are told, innermost first."""
+BUSY = 0.2
+"""Of a processor, what the threads beside the main one use where they are at work and do not only look around."""
+LIBRARY, TALK = re.compile(r"/(torch|deepspeed)/"), re.compile(r"/torch/(distributed|nn/parallel)/|/deepspeed/comm/")
+"""Files of the libraries that talk with other ranks, and those of them that do it."""
 
 
 class Where:
@@ -33,6 +41,9 @@ class Where:
         """Tells the others at once that it has moved."""
         self._took: deque[float] = deque(maxlen=101)
         self._began = 0.0
+        self._entered, self._longest = time.monotonic(), dict[str, float]()
+        self._before = (time.monotonic(), 0.0)
+        """When the other threads' use of processors was read last, and what it was."""
         self._main = threading.main_thread()
 
     def tell(self, phase: str, step: int = 0) -> None:
@@ -43,6 +54,10 @@ class Where:
             self._began = 0.0
         if phase == "data" and step:
             self._began = now
+        if (phase, step) != (self.phase, self.step):
+            if self.phase in AGAIN:
+                self._longest[self.phase] = max(now - self._entered, self._longest.get(self.phase, 0.0))
+            self._entered = now
         self.phase, self.step = phase, step
         self.count += 1
         self.heard()
@@ -59,8 +74,16 @@ class Where:
         return {name: getattr(self, name) for name in ("phase", "step", "count", "waiting", "alone")}
 
     def said(self) -> dict[str, Any]:
-        """All of it, as a JSON object."""
-        return self.place | {"cpu": self._cpu(), "stack": stack(sys._current_frames().get(self._main.ident or 0))}
+        """All of it, as a JSON object; called by the thread that tells it."""
+        frame = sys._current_frames().get(self._main.ident or 0)
+        own = self._cpu()
+        return self.place | {
+            "cpu": own,
+            "busy": self._busy(own),
+            "usual": self._longest.get(self.phase),
+            "inside": talks(frame),
+            "stack": stack(frame),
+        }
 
     def _cpu(self) -> float:
         """Seconds of a processor that the main thread has used."""
@@ -68,6 +91,31 @@ class Where:
             return time.clock_gettime(time.pthread_getcpuclockid(self._main.ident or 0))
         except OSError:
             return 0.0
+
+    def _busy(self, own: float) -> bool:
+        """Whether other threads than the main one and the caller's are at work, or any waits for a disk."""
+        (then, before), now = self._before, time.monotonic()
+        used = time.process_time() - time.thread_time() - own
+        self._before = (now, used)
+        return used - before > BUSY * (now - then) or on_disk()
+
+
+def on_disk() -> bool:
+    """Whether a thread of this process waits in a way that nothing can interrupt: for a disk (Linux, proc(5))."""
+    for file in Path("/proc/self/task").glob("*/stat"):
+        with suppress(OSError):  # it has ended
+            if file.read_text().rpartition(")")[2].split()[0] == "D":
+                return True
+    return False
+
+
+def talks(frame: FrameType | None) -> bool:
+    """Whether a stack ends in a library's talk with other ranks: it waits for them, or nearly."""
+    while frame is not None and LIBRARY.search(frame.f_code.co_filename):
+        if TALK.search(frame.f_code.co_filename):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def stack(frame: FrameType | None) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from llmkit.core.peers import Peers
+from llmkit.core.peers import Alone, Peers
 from llmkit.core.sliced import Slice
 from llmkit.core.types import Batch, LossSum
 from llmkit.parallel.grid import Grid
@@ -44,11 +44,14 @@ class Zeroed(Steps):
             parts.scored.register_forward_hook(self._leave, always_call=True)
         self.inside: list[AbstractContextManager[Any]] = []
         """The autocasts that are entered."""
+        _read(parts, config)
         self.engine: Any = deepspeed.initialize(
             model=parts.scored, optimizer=inner.parts[0], config=config, dist_init_required=False
         )[0]
         self.shards = Shards(self.engine, parts.params)
         team = Sharers(self.engine, self.shards, grid)
+        for p in parts.params.values():
+            p.register_post_accumulate_grad_hook(team.summing)
         super().__init__(self.engine, parts.params, Driven(inner, self.engine, self.shards), parts.ways, team)
 
     def accumulate(self, batches: Iterable[Batch], loss: Loss, count: float, turns: int = 1) -> LossSum:
@@ -131,6 +134,9 @@ class Sharers:
         self.engine, self.shards = engine, shards
         self.say = grid.data() if grid is not None else lambda own: [own]
         """A JSON value of this rank -> those of all."""
+        self.peers: Peers = grid.peers if grid is not None else Alone()
+        self.told = False
+        """That gradients of this micro-batch are being summed."""
 
     def assemble(self, model: nn.Module, peers: Peers) -> None:
         """Done by the stepper, which ends DeepSpeed first."""
@@ -138,7 +144,14 @@ class Sharers:
     def around(self, index: int, turns: int) -> AbstractContextManager[Any]:
         """Says to DeepSpeed which micro-batch is the last."""
         self.engine.set_gradient_accumulation_boundary(index + 1 == turns)
+        self.told = False
         return nullcontext()
+
+    def summing(self, _: Tensor) -> None:
+        """A gradient is there: DeepSpeed sums it with the next ones that come."""
+        if not self.told:
+            self.told = True
+            self.peers.phase("reduce")
 
     def after(self, index: int, turns: int) -> None:
         """Done in the backward pass."""
@@ -174,6 +187,22 @@ def stepper(parts: Parts, grid: Grid | None, node: Zero) -> Steps:
         dist.init_process_group("nccl" if device == "cuda" else "gloo", store=alone, rank=0, world_size=1)
     trained = sum(p.numel() for p in parts.params.values())
     return Zeroed(parts, grid, _fitted(node.settings(_precision(parts)), trained, device))
+
+
+def _read(parts: Parts, config: dict[str, Any]) -> None:
+    """Reads what is still in the files: where weights are shared, a layer is dealt out before the next one is read.
+    DeepSpeed moves no model to the device of which a part is dealt out already."""
+    import deepspeed
+
+    held, zero = parts.deferred, config["zero_optimization"]
+    place = zero.get("offload_param", {}).get("device", "none")
+    mixed = len({p.dtype for p in parts.scored.parameters()}) > 1  # which DeepSpeed makes one, of a whole model
+    for layer in parts.layers if held and zero["stage"] == 3 and place != "nvme" and not mixed else ():
+        held.fill(layer)
+        kind = next(layer.parameters()).dtype
+        options = {} if place == "none" else {"remote_device": place, "pin_memory": zero["offload_param"]["pin_memory"]}
+        deepspeed.zero.Init(module=layer, config_dict_or_path=config, dtype=kind, **options)
+    held.fill(parts.scored)
 
 
 def _precision(parts: Parts) -> str:

@@ -29,6 +29,8 @@ class Shares:
     """Parts of a row's tokens."""
     pipeline: int = 1
     """Parts of the layers."""
+    expert: int = 1
+    """Parts of the experts of each layer."""
     gathered: int = 0
     """Layers that are whole at one time, of those that are cut."""
     bucket: float = 0.0
@@ -51,6 +53,7 @@ ALONE = Shares()
 def shares(strategy: Any, degrees: Degrees) -> Shares:
     """What a strategy (a node of `parallel`) and its degrees leave on a rank."""
     inner: dict[str, Any] = {"tensor": degrees.tensor, "context": degrees.context, "pipeline": degrees.pipeline}
+    inner["expert"] = degrees.expert
     return _WAYS[strategy.kind](strategy, degrees, inner)
 
 

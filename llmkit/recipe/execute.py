@@ -198,8 +198,8 @@ def _follow(recipe: Recipe, name: str, node: Any, around: Around) -> Artifact:
             raise refused(cause, "making", run.scratch) from cause
         around.peers.closing(partial(inherit, run.folder))
         _work(recipe, node, run)
-        around.peers.closing(None)
-    around.peers.barrier("exit")
+    around.peers.barrier("exit")  # until then the main rank may die, and leave its status to who is left
+    around.peers.closing(None)
     return Artifact(Path(node.out))
 
 

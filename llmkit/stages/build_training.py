@@ -43,6 +43,7 @@ from llmkit.stages.job import Job
 from llmkit.stages.levelled import levelled
 from llmkit.stages.lint_table import brief, keep, linted, served
 from llmkit.stages.measured import measured
+from llmkit.stages.pulse import Pulse
 from llmkit.stages.quarantine import Quarantine
 from llmkit.stages.resume import facts, find, identity, pinned, resume, told
 from llmkit.stages.sizes import KNOB, sizes, whole_model
@@ -165,13 +166,16 @@ def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Type
 def _built(job: Job) -> tuple[Built, Steps]:
     node, grants = job.node, job.run.grants
     held = how(job.run.device, job.types, node.quant, node.adapter, grants.code, grants.nonfinite)
-    held = replace(held, head=node.head(job.train))
-    say = job.run.console.notice
+    cut = node.parallel.cut(job.run.ranks.world)
+    blind = node.adapter.blind() and job.types.compute != "fp8"
+    held, say = replace(held, head=node.head(job.train), deferred=cut and blind), job.run.console.notice
     made = build(job.resolved, node.model, held, node.adapter, job.choice.recompute, node.seed, say)
     if isinstance(node.data.packing, FirstFit) and not made.loaded.support.packed:
         raise DataError(made.loaded.support.reason, fix="set data.packing=none", key="data.packing")
     if len(job.train.breaks) and not made.loaded.support.packed:
         raise DataError(made.loaded.support.reason, fix="set documents=joined", key="documents")
+    if cut:
+        say(made.loaded.deferred.say)
     job.run.console.notice(
         f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
     )
@@ -215,18 +219,19 @@ def _fit(job: Job, built: Built, steps: Steps, start: Progress, attempts: Attemp
         node.checkpoint,
         bool(node.larger_better(node.checkpoint.best or "")),
     )
+    pulse = Pulse(run, metrics.add)
     run.console.start("training", job.steps, start.step)
     with _loggers(job, start.step) as log, run.stop.together(run.peers), _saver(job) as saver:
         hooks = Hooks(
             data=partial(_entered, job, built.loaded.support.packed, attempts),
-            log=partial(_log, job, metrics, log),
+            log=partial(_log, job, metrics, log, pulse),
             evaluate=partial(measured, job, built, steps) if job.valid is not None else None,
             save=partial(_save, job, built, steps, metrics, saver),
             verify=partial(_verify, job, built, steps),
             asked_to_stop=run.stop.asked,
             measure=partial(measure, job.shape, run.device, job.types.half, node.adapter.frozen_base, run.ranks.world),
             show=partial(_show, job),
-            phase=run.peers.phase,
+            phase=pulse.phase,
             elapsed=run.peers.share,
         )
         try:
@@ -236,6 +241,7 @@ def _fit(job: Job, built: Built, steps: Steps, start: Progress, attempts: Attemp
             raise
         finally:
             run.console.end()
+            pulse.end()
     _forget(attempts)
     return done
 
@@ -264,12 +270,14 @@ def _verify(job: Job, built: Built, steps: Steps, step: int, due: bool) -> None:
     compare(job.run.peers, held, step)
 
 
-def _log(job: Job, metrics: Lines, more: Any, line: dict[str, Any]) -> None:
+def _log(job: Job, metrics: Lines, more: Any, pulse: Pulse, line: dict[str, Any]) -> None:
     if counts := job.feed.counts() if line["event"] == "train" else {}:
         unusable = sum(n for reason, n in counts.items() if reason.startswith(("unusable", "quarantined")))
         line |= {"rows_read": counts.get("rows", 0), "rows_unusable": unusable}
     metrics.add(line)
     more(line)
+    if line["event"] == "train":
+        pulse.stepped(line["step"], line["seconds"])
 
 
 def _step_data(job: Job, contexts: bool, index: int, dealt: Deal | None = None) -> StepData:

@@ -25,12 +25,16 @@ def contradictions(node: Training) -> Iterator[Conflict]:
         yield Conflict("precision", what, "use bf16_mixed, or adapter: none", "adapter.kind")
     if node.memory.optimizer_in_backward:
         yield from _in_backward(node)
-    if node.parallel.cuts or node.parallel.tensor > 1:
+    if node.parallel.cuts or node.parallel.tensor > 1 or node.parallel.expert > 1:
         yield from _cut(node)
     if node.parallel.tensor > 1:
         yield from _split(node)
+    if node.parallel.expert > 1:
+        yield from _experts(node)
     if node.parallel.context > 1:
         yield from _context(node)
+    if node.parallel.pipeline > 1:
+        yield from _piped(node)
     if isinstance(node.parallel.strategy, Zero):
         yield from _zero(node, node.parallel.strategy)
 
@@ -76,14 +80,29 @@ def _split(node: Training) -> Iterator[Conflict]:
     if node.parallel.strategy.kind == "zero":
         what = "DeepSpeed cuts a model that is whole on every rank"
         yield Conflict("parallel.strategy", what, "set parallel.strategy=fsdp, or parallel.tensor=1", lever)
-    if node.parallel.context > 1:
-        what = "heads and rows would both be dealt out, and no test holds the two together"
-        yield Conflict("parallel.context", what, "keep one of the two", lever)
+
+
+def _experts(node: Training) -> Iterator[Conflict]:
+    """Each rank holds a part of the experts, and sees rows of its own."""
+    lever = "parallel.expert"
+    if node.parallel.tensor > 1:
+        what = "experts would be cut by their number and by their width"
+        yield Conflict("parallel.tensor", what, "keep one of the two", lever)
+    if node.parallel.strategy.kind == "zero":
+        what = "DeepSpeed shares a model that is the same on every rank"
+        yield Conflict("parallel.strategy", what, "use ddp, or set parallel.expert=1", lever)
+    if node.quant.kind != "none":
+        what = "no test holds experts on several ranks together with a quantised base"
+        yield Conflict("quant.kind", what, "set quant=none, or parallel.expert=1", lever)
+    if node.types_name == "fp8":
+        what = "no test holds experts on several ranks together with fp8"
+        yield Conflict("precision", what, "use bf16_mixed, or parallel.expert=1", lever)
 
 
 def _cut(node: Training) -> Iterator[Conflict]:
-    """Each rank holds a part of every parameter."""
-    lever = "parallel.strategy" if node.parallel.cuts else "parallel.tensor"
+    """Each rank holds a part of every parameter, or of some."""
+    inner = "parallel.tensor" if node.parallel.tensor > 1 else "parallel.expert"
+    lever = "parallel.strategy" if node.parallel.cuts else inner
     if not node.optim.elementwise:
         what = f"{node.optim.kind} needs whole matrices or blocks of them, and each rank holds a part"
         yield Conflict("optim.kind", what, f"use one of {', '.join(ELEMENTWISE)}, or ddp", lever)
@@ -113,6 +132,34 @@ def _in_backward(node: Training) -> Iterator[Conflict]:
     elif isinstance(node.micro_batch, int) and node.micro_batch < node.batch.rows:
         what = f"{node.batch.rows} rows a step in micro-batches of {node.micro_batch} add up their gradients"
         yield Conflict("micro_batch", what, "set micro_batch=batch.rows, or auto", lever)
+
+
+def _piped(node: Training) -> Iterator[Conflict]:
+    """Each rank holds some layers, whole, and calls them in turn with the others."""
+    lever, parallel = "parallel.pipeline", node.parallel
+    if parallel.cuts or parallel.strategy.kind == "zero":
+        what = "each rank holds whole layers, and beside a pipeline there are copies of it alone"
+        yield Conflict("parallel.strategy", what, "set parallel.strategy=ddp, or parallel.pipeline=1", lever)
+    for key in (key for key in ("tensor", "context") if getattr(parallel, key) > 1):
+        what = "no test holds it together with a pipeline"
+        yield Conflict(f"parallel.{key}", what, f"set parallel.{key}=1, or parallel.pipeline=1", lever)
+    if node.memory.optimizer_in_backward:
+        what = "gradients are summed when all micro-batches have been through, and it applies each before"
+        yield Conflict("memory.optimizer_in_backward", what, "set memory.optimizer_in_backward=false", lever)
+    if node.adapter.limits.packing:
+        what = f"stages after the first see no tokens: {node.adapter.limits.packing}"
+        yield Conflict("adapter.kind", what, "use lora or none, or parallel.pipeline=1", lever)
+    for key in (key for key in ("add_tokens", "add_special_tokens") if getattr(node.model, key)):
+        what = "its rows are trained beside embeddings and head, which lie in two stages"
+        yield Conflict(f"model.{key}", what, "set parallel.pipeline=1", lever)
+    if node.quant.kind != "none":
+        what = "the memory of a quantised layer cannot be given up by the ranks that have no use for it"
+        yield Conflict("quant.kind", what, "set quant=none, or parallel.pipeline=1", lever)
+    if node.types_name == "fp8":
+        yield Conflict("precision", "fp8 was never tried in stages", "use bf16_mixed", lever)
+    if node.kind != "classify" and node.data.sources("valid") and node.evaluate.samples:
+        what = "text is written by a whole model, and each rank holds a stage"
+        yield Conflict("evaluate.samples", what, "set evaluate.samples=0, and generate from the result", lever)
 
 
 def _context(node: Training) -> Iterator[Conflict]:

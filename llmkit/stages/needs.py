@@ -11,8 +11,8 @@ from llmkit.checkpoint.mirror import opened
 from llmkit.core.errors import LlmkitError, ModelError, Problem, ResourceError
 from llmkit.models.here import config_here
 from llmkit.models.kinds import missing
-from llmkit.parallel.fits import check_tensor
 from llmkit.parallel.node import Zero
+from llmkit.stages.degrees import check_degrees
 from llmkit.stages.training import Training
 
 
@@ -24,7 +24,7 @@ def check_needs(node: Training, device: str) -> None:
         ModelError: a package is missing.
     """
     found: list[LlmkitError] = []
-    for check in (_optimizer, _offload, _attention, _precision, _tensor, _mirror, _strategy):
+    for check in (_optimizer, _offload, _attention, _precision, _degrees, _mirror, _strategy):
         try:
             check(node, device)
         except LlmkitError as cause:
@@ -70,10 +70,10 @@ def _attention(node: Training, device: str) -> None:
         )
 
 
-def _tensor(node: Training, _: str) -> None:
+def _degrees(node: Training, _: str) -> None:
     """Of a model that is here already; of another it is asked when it has come."""
-    if node.parallel.tensor > 1 and (said := config_here(node.model)) is not None:
-        check_tensor(said, node.parallel.tensor)
+    if (said := config_here(node.model)) is not None:
+        check_degrees(said, node.parallel)
 
 
 def _mirror(node: Training, device: str) -> None:

@@ -17,10 +17,10 @@ from llmkit.models.node import ModelRef, NoQuant
 from llmkit.models.outline import stored
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.safe import read_json
-from llmkit.parallel.fits import check_tensor
 from llmkit.parallel.node import Auto, Fsdp
 from llmkit.plan.account import DORA, DROPPED, FUSED, HALF, HALF_LORA, MIXED, QUANTISED, Choice, Held, Kept, choose
 from llmkit.plan.shares import shares
+from llmkit.stages.degrees import check_degrees
 from llmkit.stages.training import Training
 
 BASE = {"cpu": 96 << 20, "cuda": 1 << 30}
@@ -47,10 +47,9 @@ def sizes(node: Training, resolved: Resolved, device: str, ranks: Ranks = Ranks(
 
     Raises:
         ResourceError: it cannot fit.
-        RecipeError: the model cannot be dealt out to `parallel.tensor` ranks.
+        RecipeError: the model's heads, layers or experts do not go with the degrees of `parallel`.
     """
-    if node.parallel.tensor > 1:
-        check_tensor(read_json(resolved.folder / "config.json"), node.parallel.tensor)
+    check_degrees(read_json(resolved.folder / "config.json"), node.parallel)
     shape = stored(resolved.folder)
     free = available(device) // (ranks.here if device == "cpu" else 1)  # ranks of a host share its memory
     choice = chosen(node, shape, device, free, ranks.world)

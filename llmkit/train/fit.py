@@ -176,6 +176,7 @@ def _one_step(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, before: Pr
         loss.begin(data.ids)
     told = Told(loss, lambda: hooks.phase("backward", step))
     sums = stepper.accumulate(_seeded(data, plan.seed, step, hooks), told, data.count, len(data.batches))
+    hooks.phase("step", step)
     mean, norm = float(sums.total) / data.count, stepper.grad_norm()
     if math.isfinite(mean) and not math.isfinite(norm) and stepper.overflowed():  # no fault of the samples
         applied, watch = False, before.watch

@@ -100,32 +100,41 @@ class Optimizing(ABC):
         """The optimizers over all parameters of `groups`; each parameter in exactly one."""
 
     def build(
-        self, params: Mapping[str, nn.Parameter], factors: Mapping[str, float] = NO_FACTORS, apart: bool = False
+        self,
+        params: Mapping[str, nn.Parameter],
+        factors: Mapping[str, float] = NO_FACTORS,
+        apart: bool = False,
+        among: Mapping[str, nn.Parameter] | None = None,
     ) -> Optimizers:
         """The optimizer over named parameters, whose rates are multiplied by `factors` where it names them.
 
-        `apart`: each parameter can be updated alone.
+        `apart`: each parameter can be updated alone. `among`: all parameters of the run, where `params` are some.
 
         Raises:
             RecipeError: a group matches no parameter.
         """
         from llmkit.parallel.optimizers import Optimizers
 
-        groups = rated(self, params, factors)
+        groups = rated(self, params, factors, among)
         if apart:
             groups = [replace(group, params={name: p}) for group in groups for name, p in group.params.items()]
             return Optimizers([part for group in groups for part in self.make([group])], self.carried)
         return Optimizers(self.make(groups), self.carried)
 
 
-def rated(node: Optimizing, params: Mapping[str, nn.Parameter], factors: Mapping[str, float]) -> list[Rated]:
-    """The parameters by rate and decay.
+def rated(
+    node: Optimizing,
+    params: Mapping[str, nn.Parameter],
+    factors: Mapping[str, float],
+    among: Mapping[str, nn.Parameter] | None = None,
+) -> list[Rated]:
+    """The parameters by rate and decay; those of the whole run are `among`.
 
     Raises:
         RecipeError: a group of the recipe, or `layer_decay`, matches no parameter.
     """
-    matched(node, params)
-    depths = below(params) if node.layer_decay < 1 else {}
+    matched(node, among or params)
+    depths = below(among or params) if node.layer_decay < 1 else {}
     made: dict[tuple[float, float], dict[str, nn.Parameter]] = {}
     for name, p in params.items():
         lr, decay = node.lr, node.weight_decay if p.ndim > 1 else 0.0

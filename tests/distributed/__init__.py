@@ -14,7 +14,7 @@ from llmkit import Sft, run
 from llmkit.core.console import Console
 from llmkit.core.errors import LlmkitError
 
-TIMINGS = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
+TIMINGS = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes", "bubble")
 QUIET = Console(quiet=True, mute=True)
 
 
@@ -75,7 +75,7 @@ def together(world, work, tmp_path, seconds=60.0):
     assert codes == [0] * world, f"{codes}: {said.read_text()[-4000:]}"
 
 
-def sft(model, rows, out, **more):
+def sft(model, rows, out, /, **more):
     """A stage of 3 steps, packed and accumulated; plain SGD, whose weights say what the gradients were."""
     source = [{"kind": "jsonl", "path": str(rows)}]
     options = {

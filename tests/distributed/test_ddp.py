@@ -37,6 +37,20 @@ def test_more_ranks_than_rows(tiny, rows, tmp_path):
     equal(*(trained(n, make, tmp_path, "few") for n in (3, 1)))
 
 
+@pytest.mark.parametrize("loss", [{}, {"label_smoothing": 0.1, "z_loss": 1e-3}], ids=["plain", "spread"])
+def test_a_rank_without_rows_under_an_adapter_on_the_head(loss, tiny, rows, tmp_path):
+    """Its backward pass goes through the head all the same: the others wait for those gradients."""
+
+    def make(out):
+        data = {"train": [{"kind": "jsonl", "path": str(rows)}], "packing": {"kind": "none"}}
+        adapter = LORA | {"targets": ["lm_head", "q_proj"]}
+        return sft(
+            tiny, rows, out, batch={"rows": 2}, data=data, adapter=adapter, loss={"kind": "cross_entropy", **loss}
+        )
+
+    equal(*(trained(n, make, tmp_path, "few") for n in (3, 1)))
+
+
 def test_what_differs_is_seen(tiny, rows, tmp_path):
     one, other = (
         trained(1, lambda out, seed=seed: sft(tiny, rows, out, seed=seed), tmp_path / str(seed), "s") for seed in (0, 1)

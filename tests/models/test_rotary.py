@@ -15,8 +15,9 @@ from llmkit.inference.node import Sampling
 from llmkit.models.attend import install
 from llmkit.models.compare import Case, Doubled, contexted, exact, off, packed_case
 from llmkit.models.families import FAMILIES, tiny
+from llmkit.models.lengths import sequence_lengths
 from llmkit.models.rope import Dynamic, LongRope, RopeScaling
-from llmkit.models.rotary import Turning, sequence_lengths, turns_by_sequence
+from llmkit.models.rotary import Turning, turns_by_sequence
 
 DYNAMIC = Dynamic(factor=4, original_max_position_embeddings=5)
 """Of the packed case's sequences of 11, 1 and 7 tokens two are longer than the trained length."""

@@ -8,7 +8,7 @@ import torch
 
 from llmkit.core.types import Batch, Packed, Segment, Split
 from llmkit.models.attend import KINDS, attention
-from llmkit.models.noise import lengths
+from llmkit.models.lengths import lengths
 from llmkit.models.ring import plan
 from llmkit.parallel.context import deal, split
 

@@ -16,6 +16,7 @@ from llmkit.core.stop import Stop
 from llmkit.parallel.alike import marks, odd
 from llmkit.parallel.group import agreed, joined
 from llmkit.parallel.judge import QUIET, SLACK, Fault, Seen, hung, verdict
+from llmkit.parallel.where import talks
 from tests.distributed import ended, launched
 
 BAR = 10.0
@@ -240,6 +241,50 @@ def test_a_long_write_is_no_hang_while_it_gets_on():
     assert judged(150.0, writing, waiting) is None
     assert "rank 0 has not moved" in judged(200.0, writing, waiting).lines[0]
     assert judged(200.0, writing) is None  # nobody waits
+
+
+def test_of_ranks_that_all_stand_still_the_one_that_does_not_talk_is_named():
+    inside, asleep = seen(0, inside=True), seen(1)
+    for one in (inside, asleep):
+        one.heard = 9.0
+    assert hung({0: inside, 1: asleep}, 9.0, 2.0, 100.0) is None  # three steps and some seconds are not over
+    for one in (inside, asleep):
+        one.heard = 12.0
+    assert "rank 1 has not moved for 12 s" in hung({0: inside, 1: asleep}, 12.0, 2.0, 100.0).lines[0]
+    inside.last["inside"] = False
+    inside.last["count"] = 9
+    assert "rank 1 has not moved for 12 s" in (said := hung({0: inside, 1: asleep}, 12.0, 2.0, 100.0).lines[0])
+    assert "nor have the others: rank 0 in forward, step 3" in said
+    inside.lively = 11.0  # it computes: a step may once be longer
+    assert hung({0: inside, 1: asleep}, 12.0, 2.0, 100.0) is None
+
+
+def test_a_phase_that_was_there_before_may_take_three_times_as_long_and_some_seconds():
+    def judged(now, **more):
+        evaluating, waiting = seen(0, phase="evaluate", **more), seen(1, phase="evaluate", waiting=True)
+        evaluating.heard = waiting.heard = now
+        return hung({0: evaluating, 1: waiting}, now, 0.1, 600.0)
+
+    assert judged(500.0) is None and judged(3 * 10.0 + QUIET - 1, usual=10.0) is None
+    assert "rank 0 has not moved for 61 s in evaluate" in judged(3 * 10.0 + QUIET + 1, usual=10.0).lines[0]
+    reading = seen(phase="evaluate", cpu=1.0)
+    reading.beat({**reading.last, "busy": True}, 50.0)  # threads beside the main one, or a disk
+    assert reading.lively == 50.0 and reading.changed == 0.0
+
+
+def test_a_stack_in_a_librarys_talk_is_told_from_one_in_its_work():
+    def frame(*files):
+        made = None
+        for file in reversed(files):
+            code = type("Code", (), {"co_filename": file})
+            made = type("Frame", (), {"f_code": code, "f_back": made})
+        return made
+
+    assert talks(frame("/x/torch/nn/parallel/distributed.py", "/x/torch/nn/modules/module.py", "/y/steps.py"))
+    assert talks(frame("/x/torch/utils/_contextlib.py", "/x/torch/distributed/fsdp/a.py", "/y/steps.py"))
+    assert talks(frame("/x/deepspeed/comm/torch.py", "/y/steps.py"))
+    assert not talks(frame("/x/torch/nn/modules/linear.py", "/y/llama.py", "/x/torch/nn/parallel/distributed.py"))
+    assert not talks(frame("/y/steps.py")) and not talks(None)
 
 
 def test_agreed_names_the_key():

@@ -10,7 +10,7 @@ from llmkit.parallel.node import Ddp, Fsdp, Single
 from llmkit.plan.devices import DEVICES, named, recognised
 from llmkit.plan.shares import shares
 from llmkit.plan.times import Work, times
-from tests.plan.test_shares import FULL, SHAPE
+from tests.plan.test_shares import FULL, MIXED_SHAPE, SHAPE
 
 H100 = DEVICES["h100-80gb"]
 
@@ -34,6 +34,22 @@ def test_what_is_sent_is_what_the_collectives_send():
     assert fsdp.sent == pytest.approx(7 / 8 * (2 * 2 + 4) * SHAPE.params, rel=1e-6)
     twice = spent(Fsdp(), Degrees(shard=8), turns=2)
     assert twice.sent == 2 * fsdp.sent and spent(Ddp(), Degrees(replicate=8), turns=2).sent == ddp.sent
+
+
+def test_tokens_go_to_experts_and_gradients_of_all_else_to_every_rank():
+    shape = MIXED_SHAPE
+    held = replace(FULL, cost=replace(FULL.cost, trained=shape.params), recompute=0)
+
+    def sent(strategy, **spread):
+        degrees = Degrees(**spread)
+        return times(shape, held, shares(strategy, degrees), degrees, H100, Work(256, 128, 3)).sent
+
+    dense, rows = shape.params - shape.experts, 3 * 256 * 2 * 64 * 2  # tokens, experts, hidden, bytes
+    tokens = 4 * 1 / 2 * 2 * rows  # there and back in 2 layers, forward and backward
+    assert sent(Ddp(), expert=2) == 2 * 1 / 2 * 4 * dense + tokens
+    copies = 2 * 1 / 2 * 4 * (dense + shape.experts / 2)
+    assert sent(Ddp(), expert=2, replicate=2) == copies + sent(Ddp(), expert=2)
+    assert sent(Ddp(), replicate=2) == 2 * 1 / 2 * 4 * shape.params
 
 
 def test_ranks_that_share_rows_sum_their_gradients_too():

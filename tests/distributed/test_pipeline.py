@@ -1,0 +1,207 @@
+"""A model whose layers lie on several ranks gives what the whole one gives."""
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import transformers as hf
+
+from llmkit import run
+from llmkit.core.errors import RecipeError
+from llmkit.core.files import write_json
+from tests.adapters.properties import folder
+from tests.conftest import make_model, make_tokenizer
+from tests.distributed import QUIET, ended, equal, launched, lines, sft, together, trained
+
+FULL = {"kind": "none"}
+LORA = {"kind": "lora", "rank": 4}
+SLOW = pytest.mark.slow
+SGD = {"kind": "sgd", "lr": 0.1, "momentum": 0.0}
+ADAMW = {"kind": "adamw", "lr": 1e-3, "eps": 1e-3}
+KINDS = pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
+
+
+def both(world, model, rows, tmp_path, split=None, **more):
+    """The folders of a run in stages, and of one process."""
+
+    def make(out, **parallel):
+        return sft(model, rows, out, **(more | parallel))
+
+    split = split or {"pipeline": world}
+    staged = trained(world, lambda out: make(out, parallel=split), tmp_path, "staged")
+    return staged, trained(1, make, tmp_path, "whole")
+
+
+@pytest.fixture(scope="session")
+def deep(tmp_path_factory):
+    """Six layers, tied embeddings: do not write into it."""
+    made = tmp_path_factory.mktemp("deep") / "model"
+    make_model(num_hidden_layers=6).save_pretrained(made)
+    make_tokenizer().save_pretrained(made)
+    return made
+
+
+@KINDS
+def test_training_equals_one_process(adapter, tiny, rows, tmp_path):
+    staged, whole = both(2, tiny, rows, tmp_path, adapter=adapter)
+    equal(staged, whole)
+    assert lines(whole)[0]["loss"] != lines(whole)[2]["loss"]  # the control: it learns
+
+
+def test_four_stages_with_a_weight_in_the_first_and_the_last(deep, rows, tmp_path):
+    assert hf.AutoConfig.from_pretrained(deep).tie_word_embeddings
+    equal(*both(4, deep, rows, tmp_path, adapter=FULL, optim=SGD))
+
+
+@pytest.mark.slow
+@KINDS
+@pytest.mark.parametrize("world", [3, 4])
+def test_more_stages(world, adapter, deep, rows, tmp_path):
+    equal(*both(world, deep, rows, tmp_path, adapter=adapter, optim=SGD))
+
+
+def test_two_copies_of_two_stages(tiny, rows, tmp_path):
+    equal(*both(4, tiny, rows, tmp_path, {"pipeline": 2, "strategy": "ddp"}, adapter=LORA, optim=SGD))
+
+
+@pytest.mark.slow
+def test_two_copies_of_two_stages_learn_all_weights(deep, rows, tmp_path):
+    equal(*both(4, deep, rows, tmp_path, {"pipeline": 2}, adapter=FULL, optim=SGD))
+
+
+@pytest.mark.slow
+@KINDS
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "phi3", "mixtral", "qwen3_moe"])
+def test_families_equal_one_process(family, adapter, rows, tmp_path):
+    equal(*both(2, folder(family), rows, tmp_path, adapter=adapter, optim=SGD))
+
+
+STARTS = [{"init": "pissa"}, {"lora_fa": True}, {"rslora": True, "lora_plus": 4.0}, {"dora": True}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", STARTS, ids=["pissa", "lora_fa", "lora_plus", "dora"])
+def test_kinds_of_lora(more, tiny, rows, tmp_path):
+    equal(*both(2, tiny, rows, tmp_path, adapter=LORA | more, optim=SGD))
+
+
+OTHERS = [{"kind": "ia3"}, {"kind": "vera", "rank": 4}, {"kind": "bottleneck"}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", OTHERS, ids=[each["kind"] for each in OTHERS])
+def test_other_methods(adapter, tiny, rows, tmp_path):
+    equal(*both(2, tiny, rows, tmp_path, adapter=adapter, optim=SGD))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["muon", "adafactor", "schedule_free", "lion"])
+def test_optimizers_of_whole_matrices(kind, deep, rows, tmp_path):
+    """Rates by layer and by group too: a stage knows what the others hold."""
+    optim = {"kind": kind, "lr": 1e-4, "layer_decay": 0.9, "groups": [{"match": "*layers.0.*", "factor": 0.5}]}
+    equal(*both(2, deep, rows, tmp_path, adapter=FULL, optim=optim), tol=1e-4)
+
+
+def test_recompute_noise_and_evaluation(tiny, rows, tmp_path):
+    """Evaluations go through the stages; what the metrics say is what one process says."""
+    data = {"train": [{"kind": "jsonl", "path": str(rows)}], "max_length": 64, "packing": {"kind": "none"}}
+    data["valid"] = data["train"]
+    more = {"memory": {"recompute": "full"}, "data": data, "evaluate": {"every": 2, "samples": 0}, "neftune": 5.0}
+    staged, whole = both(2, tiny, rows, tmp_path, **more)
+    equal(staged, whole)
+    measured, expected = lines(staged, "evaluate"), lines(whole, "evaluate")
+    assert len(measured) == len(expected) > 0
+    for ours, theirs in zip(measured, expected, strict=True):
+        assert abs(ours["valid.loss"] - theirs["valid.loss"]) < 1e-5 * theirs["valid.loss"]
+
+
+def test_all_ranks_log_the_same_and_say_how_long_they_are_idle(tiny, rows, tmp_path):
+    staged = trained(2, lambda out: sft(tiny, rows, out, parallel={"pipeline": 2}), tmp_path, "staged")
+    first, second = ((path / "metrics.jsonl").read_text().splitlines() for path in (staged, staged / "ranks" / "1"))
+    assert len(first) == len(second) > 0
+    said = [line for line in first if '"bubble"' in line]
+    assert len(said) == 3
+    assert lines(staged) == lines(staged / "ranks" / "1")
+
+
+@pytest.mark.parametrize(
+    ("path", "adapter"),
+    [
+        ([2, 1, 2], LORA),
+        pytest.param([2, 1, 2], FULL, marks=SLOW),
+        pytest.param([1, 4, 2], FULL, marks=SLOW),
+        pytest.param([4, 2, 1], LORA, marks=SLOW),
+    ],
+)
+def test_going_on_with_other_stages(path, adapter, deep, rows, tmp_path):
+    """From the checkpoint of a run that was dealt otherwise, twice: the same weights in the end."""
+
+    def go(world, folder):
+        more = {"parallel": {"pipeline": world}} if world > 1 else {}
+        stage = sft(
+            deep, rows, folder, adapter=adapter, optim=ADAMW, steps=3, checkpoint={"every": 1, "keep": 9}, **more
+        )
+        if world == 1:
+            run(stage, console=QUIET)
+        else:
+            together(world, lambda rank: run(stage, console=QUIET), tmp_path)
+
+    go(1, tmp_path / "straight")
+    out = tmp_path / "stopped"
+    for done, world in enumerate(path):
+        go(world, out)
+        if done < 2:  # as if it had ended after so many steps
+            for step in range(done + 2, 4):
+                shutil.rmtree(out / "checkpoints" / f"step-{step}")
+            shutil.rmtree(out / "model")
+            write_json(out / "status.json", {"state": "stopped", "step": done + 1})
+    equal(out, tmp_path / "straight")
+
+
+def test_more_stages_than_layers_are_refused_before_any_model_is_loaded(tiny, rows, tmp_path):
+    layers = hf.AutoConfig.from_pretrained(tiny).num_hidden_layers
+    said, out = tmp_path / "said.txt", tmp_path / "out"
+    stage = sft(tiny, rows, out, parallel={"pipeline": layers + 1})
+    assert ended(launched(layers + 1, lambda rank: run(stage, console=QUIET), said), 30) == [2] * (layers + 1)
+    assert f"{layers + 1} stages cannot share the {layers} layers" in said.read_text()
+    assert f"use at most {layers}" in said.read_text()
+
+
+DATA = {"train": [{"kind": "jsonl", "path": "a"}], "valid": [{"kind": "jsonl", "path": "a"}]}
+REFUSED = [
+    ({"adapter": {"kind": "prompt_tuning"}, "data": DATA | {"packing": "none"}}, "adapter.kind"),
+    ({"quant": {"kind": "bnb_nf4"}}, "quant.kind"),
+    ({"adapter": FULL, "memory": {"optimizer_in_backward": True}, "micro_batch": 12}, "memory.optimizer_in_backward"),
+    ({"parallel": {"strategy": "zero"}}, "parallel.strategy"),
+    ({"parallel": {"strategy": "fsdp"}}, "parallel.strategy"),
+    ({"parallel": {"tensor": 2}}, "parallel.tensor"),
+    ({"parallel": {"context": 2}}, "parallel.context"),
+    ({"data": DATA}, "evaluate.samples"),
+]
+
+
+@pytest.mark.parametrize(("more", "key"), REFUSED, ids=[key for _, key in REFUSED])
+def test_what_cannot_run_in_stages_is_refused(more, key, tiny, rows, tmp_path):
+    optim = {"kind": "sgd", "lr": 0.5, "momentum": 0.0, "clip": 0.0}
+    given = {"optim": optim, "evaluate": {"samples": 0} if key != "evaluate.samples" else {}} | more
+    with pytest.raises(RecipeError, match=r"parallel\.pipeline") as refused:
+        sft(tiny, rows, tmp_path / "out", **(given | {"parallel": more.get("parallel", {}) | {"pipeline": 2}}))
+    assert any(problem.key == key for problem in refused.value.problems), refused.value
+    sft(tiny, rows, tmp_path / "out", **given)  # the control
+
+
+def test_a_stage_that_dies_is_named(tiny, rows, tmp_path):
+    said = tmp_path / "said.txt"
+    stage = sft(tiny, rows, tmp_path / "out", parallel={"pipeline": 2}, steps=2000, micro_batch=1)
+    pids = launched(2, lambda rank: run(stage, console=QUIET), said)
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    until = time.monotonic() + 40
+    while time.monotonic() < until and not (metrics.is_file() and metrics.read_text().count("\n") > 2):
+        time.sleep(0.05)
+    os.kill(pids[1], signal.SIGKILL)
+    began = time.monotonic()
+    assert ended(pids, 20) == [6, -9]
+    assert time.monotonic() - began < 10
+    assert "died in" in said.read_text()
