@@ -125,6 +125,8 @@ def identity(job: Job, attention: str) -> dict[str, Any]:
 def _lasting(values: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe without what may change from one start of a run to the next."""
     found = {k: v for k, v in values.items() if k not in ("out", "parallel")}
+    if values["deterministic"]:  # its bits are those of these shards
+        found["parallel"] = {"virtual": values["parallel"]["virtual"]}
     return found | {"checkpoint": {k: v for k, v in found["checkpoint"].items() if k not in NO_MATTER}}
 
 
