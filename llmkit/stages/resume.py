@@ -139,7 +139,9 @@ def resume(job: Job, built: Built, steps: Steps, found: Found | None) -> Progres
         job.feed.begin({})  # an adapter may have drawn from it for its start
         return Progress()
     path, tensors, facts = found
-    for changed in compare(facts["identity"], identity(job, built.loaded.attention), job.run.grants.accept):
+    other = job.run.ranks.world != len(tensors.manifest.parts)
+    accepted = (*job.run.grants.accept, *(("threads",) if other else ()))  # launchers give each rank its share of them
+    for changed in compare(facts["identity"], identity(job, built.loaded.attention), accepted):
         job.run.console.notice(f"going on with a change: {changed}")
     said = dict(facts["progress"])
     watch = Watch(tuple(said["watch"]["losses"]), said["watch"]["streak"])
