@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from llmkit import run
+from llmkit import Classify, run
 from llmkit.build.context import chosen
 from llmkit.core.errors import RecipeError
 from llmkit.core.files import write_json
@@ -128,6 +128,28 @@ def test_what_else_a_recipe_asks_for(method, more, tiny, rows, tmp_path):
     if "data" in options:
         options["data"] = options["data"] | {"train": [{"kind": "jsonl", "path": str(rows)}]}
     compared(tiny, rows, tmp_path, 4, {"context": 4, "context_method": method}, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ulysses", "ring"])
+def test_classes_of_texts_whose_ends_lie_on_one_rank_each(method, tiny, tmp_path):
+    """A loss that asks which examples it sees gets those that are scored here."""
+    texts = tmp_path / "texts.jsonl"
+    with texts.open("w") as file:
+        for i in range(24):
+            label, group = ("dog", "fox")[i % 2], ("long", "short")[i % 3 == 0]
+            file.write(json.dumps({"text": "the quick " * (1 + i % 7) + label, "label": label, "group": group}) + "\n")
+
+    def make(out, **more):
+        source = [{"kind": "jsonl", "path": str(texts)}]
+        optim, loss = {"kind": "sgd", "lr": 0.1, "momentum": 0.0}, {"kind": "group_dro", "step": 0.1}
+        options = {"model": str(tiny), "adapter": LORA, "optim": optim, "loss": loss, "steps": 3, "micro_batch": 1}
+        data = {"train": source, "max_length": 64}
+        return Classify(data=data, batch={"rows": 12}, out=str(out), **options, **more)
+
+    parallel = {"context": 2, "context_method": method}
+    alone = trained(1, make, tmp_path, "run")
+    equal(trained(2, lambda out: make(out, parallel=parallel), tmp_path, "run"), alone)
 
 
 def test_heads_that_do_not_divide_are_refused_before_any_group(tmp_path, rows):
