@@ -36,7 +36,7 @@ def test_parts_equal_one_process(method, adapter, tiny, rows, tmp_path):
     compared(tiny, rows, tmp_path, 2, adapter=adapter, parallel={"context": 2, "context_method": method})
 
 
-@pytest.mark.parametrize("method", ["ulysses", "ring"])
+@pytest.mark.parametrize("method", [pytest.param("ulysses", marks=pytest.mark.slow), "ring"])
 def test_a_part_without_a_trained_token_under_an_adapter_on_the_head(method, tiny, tmp_path):
     rows = tmp_path / "late.jsonl"
     with rows.open("w") as file:
