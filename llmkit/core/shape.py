@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
 
+CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
+"""What families call the number of experts that a token goes through."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -25,6 +28,18 @@ class Shape:
     """Parameters of embeddings and head: they are never quantised."""
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """The shape of each weight, by its name in the files; a linear's is (out, in)."""
+    chosen: int = 0
+    """Of a mixture model, the experts that a token goes through in a layer."""
+
+    @property
+    def experts(self) -> int:
+        """Parameters of experts; those of routers and of experts that every token goes through are none."""
+        return sum(prod(shape) for name, shape in self.tensors.items() if ".experts." in name)
+
+    @property
+    def mixed(self) -> int:
+        """Layers that have experts."""
+        return len({name.partition(".experts.")[0] for name in self.tensors if ".experts." in name})
 
     @staticmethod
     def read(config: Mapping[str, Any], tensors: Mapping[str, list[int]]) -> Shape:
@@ -46,6 +61,7 @@ class Shape:
             groups * width,
             sum(sizes[name] for name in embedded),
             {name: tuple(shape) for name, shape in tensors.items()},
+            next((int(text[key]) for key in CHOSEN if text.get(key)), 0),
         )
 
 

@@ -10,6 +10,8 @@ from llmkit.plan.shares import ALONE, Shares
 FORWARD_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Tokens of one forward that keep the device busy: more of them cost memory and gain little."""
 HEADROOM = 0.85
+FILLED = 4
+"""Micro-batches a stage that `auto` leaves a pipeline, so that each is idle for less than a fifth of a step."""
 RECOMPUTE = {0: "none", 2: "selective", 1: "full"}
 """Every so many layers make their activations again; cheapest first."""
 LINEARS = 7
@@ -161,17 +163,37 @@ class Held:
     """The result is written from the memory that is counted: the host is the device."""
 
 
+def inside(shape: Shape, cut: Shares) -> float:
+    """Parameters of layers in a rank's part of the model, before a strategy cuts them once more."""
+    elsewhere = shape.experts * (1 - 1 / cut.expert) if cut.expert > 1 else 0
+    return (shape.params - shape.embedded - elsewhere) / cut.tensor * cut.stage(shape)
+
+
+def outside(shape: Shape, cut: Shares) -> int:
+    """Parameters of embeddings and head on a rank; of several stages the first has the ones, the last the other."""
+    return shape.embedded if cut.pipeline == 1 else min(shape.embedded, shape.vocab * shape.hidden)
+
+
+def trained(shape: Shape, cost: Cost, cut: Shares) -> float:
+    """Those of them that are trained, and all others that are. Of a model that is not trained whole, what belongs to
+    experts is counted as if it lay on every rank: at most it is so much."""
+    whole = cost.trained >= shape.params
+    if cut.pipeline > 1 and whole:
+        return inside(shape, cut) + outside(shape, cut)
+    elsewhere = shape.experts * (1 - 1 / cut.expert) if cut.expert > 1 and whole else 0
+    return (cost.trained - elsewhere) / cut.tensor * cut.stage(shape)
+
+
 def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Account:
     """The peak of one forward and backward over `tokens` tokens, on one rank."""
     cost, cut = held.cost, shares
-    inside = (shape.params - shape.embedded) / (cut.tensor * cut.pipeline)
-    trained = cost.trained / (cut.tensor * cut.pipeline)
-    at_once = trained if held.gradients is None else min(trained, held.gradients)
+    here, learned = inside(shape, cut), trained(shape, cost, cut)
+    at_once = learned if held.gradients is None else min(learned, held.gradients)
     gradients = held.trained_bytes * at_once / (1 if cut.whole_gradients else cut.gradients)
-    copies = 0.0 if cut.gathered else held.copies * (inside + shape.embedded / 2)  # of the head, not of embeddings
+    copies = 0.0 if cut.gathered else held.copies * (here + shape.embedded / 2)  # of the head, not of embeddings
     whole = (shape.params - shape.embedded) * held.weight_bytes + shape.embedded * held.plain_bytes
-    weights = (inside * held.weight_bytes + shape.embedded * held.plain_bytes + 4 * cost.more) / cut.weights
-    optimizer = trained * (held.moment_bytes + cut.master) / cut.optimizer
+    weights = (here * held.weight_bytes + outside(shape, cut) * held.plain_bytes + 4 * cost.more) / cut.weights
+    optimizer = learned * (held.moment_bytes + cut.master) / cut.optimizer
     kept, again, working = _activations(shape, held, tokens / cut.context, cut)
     blocks = min(held.head_bytes, int(8 * shape.vocab * tokens / cut.context))
     return Account(
@@ -193,7 +215,7 @@ def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Ac
 
 def _activations(shape: Shape, held: Held, tokens: float, cut: Shares) -> tuple[float, float, float]:
     """Bytes that all layers keep; that one makes again; and that its backward takes beside."""
-    layers = shape.layers / cut.pipeline
+    layers = shape.layers * cut.stage(shape)
     low = 4 * LINEARS * held.cost.low  # what an adapter's first half gave
     layer = (held.kept.bytes(shape, cut) + low) * tokens
     hidden, inner = 4 * shape.hidden * tokens / cut.between, 4 * shape.intermediate * tokens / cut.tensor
@@ -201,21 +223,23 @@ def _activations(shape: Shape, held: Held, tokens: float, cut: Shares) -> tuple[
     recomputed = -(-layers // held.recompute) if held.recompute else 0
     kept = recomputed * stored + (layers - recomputed) * layer
     kept = min(kept, layer + hidden) if held.offload else kept
+    kept *= min(cut.pipeline, held.turns)  # the first stage is as many micro-batches ahead of the last
     return kept + 2 * hidden, layer if recomputed else 0.0, 2 * hidden + 3 * inner  # 2: the head's input, its gradient
 
 
 def _communication(shape: Shape, held: Held, tokens: float, cut: Shares) -> float:
-    """Layers, embeddings and head that are gathered, their whole gradients, and buckets."""
-    deep = (shape.params - shape.embedded) / max(1, shape.layers) / cut.tensor
+    """Layers, embeddings and head that are gathered, their whole gradients, buckets, tokens on the way to experts."""
+    deep = inside(shape, cut) / cut.stage(shape) / max(1, shape.layers)
     trains = held.cost.trained >= shape.params
     whole = min(cut.gathered, shape.layers)
     if cut.live:
         whole = min(shape.layers, int(cut.live / deep))
     some = min(2, whole) * held.cost.trained / max(1, shape.layers)
     grads = 4 * (min(2, whole) * deep + shape.embedded if trains else some)
-    inside, outside = min(held.weight_bytes, held.short), min(held.plain_bytes, held.short)
-    gathered = whole * deep * inside + shape.embedded * outside + grads if whole else 0.0
+    within, outside = min(held.weight_bytes, held.short), min(held.plain_bytes, held.short)
+    gathered = whole * deep * within + shape.embedded * outside + grads if whole else 0.0
     ring = 2 * 2 * shape.keys * held.short * tokens if cut.context > 1 else 0.0  # keys and values, one pair on its way
+    ring += 2 * shape.chosen * shape.hidden * 4 * tokens if cut.expert > 1 else 0.0  # given and taken
     way = min(cut.elements, held.cost.trained) * held.trained_bytes
     return gathered + ring + way + min(cut.bucket, 4.0 * held.cost.trained)
 
@@ -247,6 +271,8 @@ def choose(
     """Rows per forward and recompute, each as asked or, where `None`, the largest and cheapest that fit; a step has
     `most` rows on a rank."""
     full = max(1, FORWARD_TOKENS[device] // max_length)
+    if shares.pipeline > 1 and most:
+        full = max(1, min(full, most // (FILLED * shares.pipeline)))
     wanted = rows or min(full, most or full)
     tries = [recompute] if recompute is not None else list(RECOMPUTE)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+from llmkit.core.shape import Shape
 from llmkit.parallel.degrees import Degrees
+from llmkit.parallel.fits import stages_of
 from llmkit.parallel.zero_config import BUCKET as ELEMENTS
 from llmkit.parallel.zero_config import LIVE
 
@@ -29,6 +32,8 @@ class Shares:
     """Parts of a row's tokens."""
     pipeline: int = 1
     """Parts of the layers."""
+    expert: int = 1
+    """Parts of the experts of each layer."""
     gathered: int = 0
     """Layers that are whole at one time, of those that are cut."""
     bucket: float = 0.0
@@ -44,6 +49,23 @@ class Shares:
     whole_gradients: bool = False
     """Gradients are cut only after the last micro-batch."""
 
+    def stage(self, shape: Shape) -> float:
+        """The share of the layers in the stage that has most of them.
+
+        Raises:
+            RecipeError: there are more stages than layers.
+        """
+        if self.pipeline == 1 or not shape.layers:
+            return 1.0
+        each = (shape.params - shape.embedded) // shape.layers
+        return _stage(shape.layers, each, shape.vocab * shape.hidden, self.pipeline)
+
+
+@cache
+def _stage(layers: int, each: int, tail: int, stages: int) -> float:
+    homes = stages_of([each] * layers, tail, stages)
+    return max(map(homes.count, range(stages))) / layers
+
 
 ALONE = Shares()
 
@@ -51,6 +73,7 @@ ALONE = Shares()
 def shares(strategy: Any, degrees: Degrees) -> Shares:
     """What a strategy (a node of `parallel`) and its degrees leave on a rank."""
     inner: dict[str, Any] = {"tensor": degrees.tensor, "context": degrees.context, "pipeline": degrees.pipeline}
+    inner["expert"] = degrees.expert
     return _WAYS[strategy.kind](strategy, degrees, inner)
 
 

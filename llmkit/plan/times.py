@@ -8,6 +8,10 @@ With P parameters in products (embeddings apart, the head counted), L layers of 
     sent        ddp: gradients all-reduced, 2 (n - 1) / n of them a step
                 fsdp, zero 3: weights gathered twice and gradients scattered once a micro-batch, (n - 1) / n each
                 tensor: 4 all-reduces of the hidden states a layer; context: keys and values around the ring, twice
+                expert: 4 exchanges of the hidden states a layer of experts, for each expert that a token goes through,
+                (n - 1) / n each, and 2 more where it is recomputed; gradients of all but experts all-reduced
+                pipeline: hidden states ahead and their gradients back, once a micro-batch each
+    pipeline    of p stages over m micro-batches, each is idle for (p - 1) / (m + p - 1) of a step
     step        products and attention at EFFICIENCY of the peak, elementwise at BANDWIDTH of the memory's; of what is
                 sent, what exceeds OVERLAP of that time waits; then the optimizer, which reads and writes what it holds
 
@@ -20,7 +24,7 @@ from dataclasses import dataclass
 
 from llmkit.core.shape import Shape
 from llmkit.parallel.degrees import Degrees
-from llmkit.plan.account import Held
+from llmkit.plan.account import Held, inside, trained
 from llmkit.plan.devices import Device
 from llmkit.plan.shares import Shares
 
@@ -39,7 +43,7 @@ class Times:
     """Of one optimizer step."""
 
     compute: float
-    """Seconds of products, attention and elementwise work."""
+    """Seconds of products, attention and elementwise work, with those in which a stage is idle."""
     waiting: float
     """Seconds for what is sent and not hidden."""
     update: float
@@ -76,19 +80,20 @@ class Work:
 def times(shape: Shape, held: Held, cut: Shares, degrees: Degrees, device: Device, work: Work) -> Times:
     """What a step takes on a device of a known data sheet."""
     local = work.tokens * work.turns / cut.context  # tokens that a rank computes, in its part of the model
-    part = cut.tensor * cut.pipeline
+    part = cut.tensor / cut.stage(shape)
     peak = EFFICIENCY * (device.half if held.short == 2 else device.single)
     products, attention = _operations(shape, held, work.length)
     elementwise = _elementwise(shape, held) / (BANDWIDTH * device.bandwidth)
     compute = local / part * ((products + attention) / peak + elementwise)
     compute += work.turns * _unpacked(shape, held, cut) / (BANDWIDTH * device.bandwidth)
+    compute *= 1 + (cut.pipeline - 1) / work.turns
     data, inner = _sent(shape, held, cut, degrees, work)
     between = min(device.link, device.network * device.here)  # a ring leaves a host by the networks of all its devices
     outer = between if degrees.world > device.here else device.link
-    inside = device.link if part * cut.context <= device.here else between
-    seconds = data / (WIRE * outer) + inner / (WIRE * inside)
+    near = device.link if cut.tensor * cut.pipeline * cut.context * cut.expert <= device.here else between
+    seconds = data / (WIRE * outer) + inner / (WIRE * near)
     waiting = max(0.0, seconds - OVERLAP * compute)
-    state = held.cost.trained * (8 + 2 * held.moment_bytes) / cut.optimizer / part
+    state = trained(shape, held.cost, cut) * (8 + 2 * held.moment_bytes) / cut.optimizer
     update = state / (BANDWIDTH * (device.bandwidth if "optimizer" not in cut.away else HOST))
     whole = degrees.data * work.tokens * work.turns
     model = 6 * (shape.params - _looked_up(shape)) + 12 * shape.layers * shape.hidden * work.length
@@ -125,26 +130,28 @@ def _elementwise(shape: Shape, held: Held) -> float:
 
 def _unpacked(shape: Shape, held: Held, cut: Shares) -> float:
     """Bytes of a micro-batch that a quantised base, or autocast's copies, take to be read and written in 16 bits."""
-    inside = (shape.params - shape.embedded) / (cut.tensor * cut.pipeline)
-    return inside * (held.weight_bytes + 2 * held.short) * 2 if held.weight_bytes < 2 else 0.0
+    return inside(shape, cut) * (held.weight_bytes + 2 * held.short) * 2 if held.weight_bytes < 2 else 0.0
 
 
 def _sent(shape: Shape, held: Held, cut: Shares, degrees: Degrees, work: Work) -> tuple[float, float]:
     """Bytes a rank sends in a step to ranks that see other rows, and to those that it holds layers or rows with."""
-    part = cut.tensor * cut.pipeline
-    trained = held.cost.trained / part
-    copies, n = degrees.data * degrees.context, cut.optimizer
+    part, learned = cut.tensor * cut.pipeline, trained(shape, held.cost, cut)
+    e, n = cut.expert, cut.optimizer
+    copies = degrees.data * degrees.context // e
     if cut.gathered:
-        weights = (
-            (shape.params - shape.embedded) * min(held.weight_bytes, held.short) + shape.embedded * held.short
-        ) / part
-        data = work.turns * (n - 1) / n * (2 * weights + 4 * trained)
-        data += 2 * (degrees.replicate - 1) / degrees.replicate * 4 * trained / n
+        weights = inside(shape, cut) * min(held.weight_bytes, held.short) + shape.embedded * held.short / part
+        data = work.turns * (n - 1) / n * (2 * weights + 4 * learned)
+        data += 2 * (degrees.replicate - 1) / degrees.replicate * 4 * learned / n
     else:
-        data = 2 * (copies - 1) / copies * 4 * trained
+        data = 2 * (copies - 1) / copies * 4 * learned
+    own = shape.experts / e if held.cost.trained >= shape.params else 0  # their gradients are whole on their rank
+    data += 2 * (e - 1) / e * 4 * (learned - own) / (n if cut.gathered else 1)
     tokens = work.tokens * work.turns / cut.context
     t, c = cut.tensor, cut.context
     hidden = shape.layers / cut.pipeline * tokens * shape.hidden * held.short
     inner = 4 * 2 * (t - 1) / t * hidden
     inner += 2 * (c - 1) * shape.layers / cut.pipeline * tokens * 2 * shape.keys / t * held.short
+    ways = 4 + 2 * (held.recompute == 1)
+    inner += ways * (e - 1) / e * shape.mixed / cut.pipeline * tokens * shape.chosen * shape.hidden * held.short
+    inner += 2 * (cut.pipeline > 1) * tokens * shape.hidden * held.short
     return data, inner

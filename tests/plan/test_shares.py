@@ -1,5 +1,6 @@
 """What lies on a rank: by strategy and degrees."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import get_args
 
@@ -9,7 +10,7 @@ from llmkit.core.shape import Cost, Shape
 from llmkit.models.outline import PUBLIC, tensors
 from llmkit.parallel.degrees import Degrees
 from llmkit.parallel.node import Auto, Ddp, Fsdp, Single, Strategy
-from llmkit.plan.account import MIXED, Held, account
+from llmkit.plan.account import MIXED, Held, account, choose
 from llmkit.plan.shares import _WAYS, shares
 
 CONFIG = PUBLIC["meta-llama/Llama-3.1-8B"]
@@ -65,3 +66,48 @@ def test_ranks_that_share_rows_hold_parameters_together_under_fsdp():
     shared, shards = of(Fsdp(), shard=2, context=4), of(Fsdp(), shard=8)
     assert (shared.weights, shared.gradients, shared.optimizer) == (shards.weights, shards.gradients, shards.optimizer)
     assert of(Fsdp(), shard=1, context=8).weights == shards.weights
+
+
+MIXTURE = {"model_type": "mixtral", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128}
+MIXTURE |= {"num_attention_heads": 4, "vocab_size": 512, "num_experts_per_tok": 2, "num_local_experts": 8}
+WEIGHTS = {"model.embed_tokens.weight": [512, 64], "lm_head.weight": [512, 64]}
+for _layer in (f"model.layers.{k}." for k in range(2)):
+    WEIGHTS |= {f"{_layer}self_attn.{name}_proj.weight": [64, 64] for name in "qkvo"}
+    WEIGHTS[f"{_layer}block_sparse_moe.gate.weight"] = [8, 64]
+    for _one in (f"{_layer}block_sparse_moe.experts.{e}." for e in range(8)):
+        WEIGHTS |= {f"{_one}w1.weight": [128, 64], f"{_one}w2.weight": [64, 128], f"{_one}w3.weight": [128, 64]}
+MIXED_SHAPE = Shape.read(MIXTURE, WEIGHTS)
+
+
+def test_experts_lie_on_their_ranks_and_all_else_on_every_one():
+    shape, cost = MIXED_SHAPE, Cost(MIXED_SHAPE.params, head=True)
+    held = Held(4, 4, MIXED, cost, moment_bytes=8, recompute=1, head_bytes=0)
+    assert (shape.experts, shape.mixed, shape.chosen) == (2 * 8 * 3 * 64 * 128, 2, 2)
+    one, two = (account(shape, held, 256, shares(Ddp(), Degrees(expert=n))) for n in (1, 2))
+    assert one.weights - two.weights == 4 * shape.experts // 2
+    assert one.optimizer - two.optimizer == 8 * shape.experts // 2
+    assert one.gradients - two.gradients == 4 * shape.experts // 2
+    assert two.loaded == one.loaded and two.activations == one.activations
+    way = 2 * 4 * 2 * 64 * 256  # as many rows given as taken, of two experts for each token
+    assert two.communication - one.communication == 4 * shape.params + way  # and a bucket, larger than this model
+    both = account(shape, held, 256, shares(Fsdp(), Degrees(shard=2, expert=2)))
+    assert both.weights * 2 == two.weights and both.optimizer * 2 == two.optimizer
+
+
+def test_a_stage_has_its_layers_and_as_many_micro_batches_as_it_is_ahead():
+    """Llama 8B has 32 layers of 218 M and a head of 525 M: of 4 stages the last has two layers less than others."""
+    cut = shares(Ddp(), Degrees(pipeline=4))
+    assert cut.stage(SHAPE) == 9 / 32
+    plain, one = of(Ddp()), of(Ddp(), pipeline=4)
+    assert one.weights < 0.4 * plain.weights and one.optimizer < 0.4 * plain.optimizer
+    several = account(SHAPE, replace(FULL, turns=8), 8192, cut)
+    head = 2 * 4 * SHAPE.hidden * 8192  # its input, and the gradient of that
+    assert several.activations - head == pytest.approx(4 * (one.activations - head))
+    assert several.activations - head == pytest.approx(4 * 9 / 32 * (plain.activations - head))
+
+
+def test_auto_leaves_a_pipeline_enough_micro_batches():
+    free = 1 << 40
+    alone = choose(SHAPE, FULL, 512, free, "cuda", None, 1, 64, shares(Ddp(), Degrees()))
+    staged = choose(SHAPE, FULL, 512, free, "cuda", None, 1, 64, shares(Ddp(), Degrees(pipeline=4)))
+    assert (alone.rows, staged.rows) == (16, 4)

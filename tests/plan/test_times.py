@@ -10,7 +10,7 @@ from llmkit.parallel.node import Ddp, Fsdp, Single
 from llmkit.plan.devices import DEVICES, named, recognised
 from llmkit.plan.shares import shares
 from llmkit.plan.times import Work, times
-from tests.plan.test_shares import FULL, SHAPE
+from tests.plan.test_shares import FULL, MIXED_SHAPE, SHAPE
 
 H100 = DEVICES["h100-80gb"]
 
@@ -36,6 +36,22 @@ def test_what_is_sent_is_what_the_collectives_send():
     assert twice.sent == 2 * fsdp.sent and spent(Ddp(), Degrees(replicate=8), turns=2).sent == ddp.sent
 
 
+def test_tokens_go_to_experts_and_gradients_of_all_else_to_every_rank():
+    shape = MIXED_SHAPE
+    held = replace(FULL, cost=replace(FULL.cost, trained=shape.params), recompute=0)
+
+    def sent(strategy, **spread):
+        degrees = Degrees(**spread)
+        return times(shape, held, shares(strategy, degrees), degrees, H100, Work(256, 128, 3)).sent
+
+    dense, rows = shape.params - shape.experts, 3 * 256 * 2 * 64 * 2  # tokens, experts, hidden, bytes
+    tokens = 4 * 1 / 2 * 2 * rows  # there and back in 2 layers, forward and backward
+    assert sent(Ddp(), expert=2) == 2 * 1 / 2 * 4 * dense + tokens
+    copies = 2 * 1 / 2 * 4 * (dense + shape.experts / 2)
+    assert sent(Ddp(), expert=2, replicate=2) == copies + sent(Ddp(), expert=2)
+    assert sent(Ddp(), replicate=2) == 2 * 1 / 2 * 4 * shape.params
+
+
 def test_ranks_that_share_rows_sum_their_gradients_too():
     inner = spent(Single(), Degrees(context=4)).sent - spent(Single(), Degrees()).sent
     assert inner > 0 and spent(Ddp(), Degrees(replicate=2, context=4)).sent == pytest.approx(
@@ -43,6 +59,15 @@ def test_ranks_that_share_rows_sum_their_gradients_too():
     )
     grown = spent(Fsdp(), Degrees(shard=1, context=8)).sent - spent(Fsdp(), Degrees(shard=8)).sent
     assert grown > 0  # keys and values alone
+
+
+def test_a_pipeline_waits_for_its_first_and_last_micro_batches():
+    """Each of p stages is idle for (p - 1) / (m + p - 1) of a step; what it sends are hidden states and gradients."""
+    few, many = (spent(Ddp(), Degrees(pipeline=4), turns=m) for m in (1, 61))
+    layers = spent(Ddp(), turns=1).compute / few.compute
+    assert 0.8 < layers < 1.05  # one micro-batch goes through all stages as through one device
+    assert many.compute / 61 / few.compute == pytest.approx(64 / 61 / 4, rel=1e-6)
+    assert few.sent == 2 * 8192 * SHAPE.hidden * 2
 
 
 def test_a_slow_network_makes_a_step_wait():
