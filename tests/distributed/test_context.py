@@ -19,13 +19,13 @@ ALONE = {}
 """The folders of runs of one process, by what they were asked for."""
 
 
-def compared(model, rows, tmp_path, /, world, parallel, **more):
+def compared(model, rows, tmp_path, /, world, parallel, tol=1e-5, **more):
     """Compares a run on several ranks with that of one process; gives the folder of the first."""
     key = repr((str(model), rows.read_text(), more))
     if key not in ALONE:
         ALONE[key] = trained(1, lambda out: sft(model, rows, out, **more), tmp_path, "run")
     several = trained(world, lambda out: sft(model, rows, out, parallel=parallel, **more), tmp_path, "run", 240.0)
-    equal(several, ALONE[key])
+    equal(several, ALONE[key], tol)
     assert lines(several)[0]["loss"] != lines(several)[2]["loss"]  # the control: it learns
     return several
 
@@ -116,6 +116,7 @@ MORE = {
     "recompute": {"memory": {"recompute": "full"}},
     "neftune": {"neftune": 5.0},
     "padded": {"data": {"packing": "none", "max_length": 64}},
+    "quantised": {"quant": {"kind": "bnb_nf4"}},
     "smoothing": {"loss": {"kind": "cross_entropy", "label_smoothing": 0.1, "z_loss": 1e-3}},
 }
 
@@ -128,6 +129,15 @@ def test_what_else_a_recipe_asks_for(method, more, tiny, rows, tmp_path):
     if "data" in options:
         options["data"] = options["data"] | {"train": [{"kind": "jsonl", "path": str(rows)}]}
     compared(tiny, rows, tmp_path, 4, {"context": 4, "context_method": method}, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("method", ["ulysses", "ring"])
+def test_mixed_types(method, adapter, tiny, rows, tmp_path):
+    """Products of parts are rounded to 16 bits each: nearer than that they are not."""
+    more = {"adapter": adapter, "precision": "bf16_mixed", "optim": {"kind": "sgd", "lr": 0.1, "momentum": 0.0}}
+    compared(tiny, rows, tmp_path, 2, {"context": 2, "context_method": method}, tol=1e-2, **more)
 
 
 @pytest.mark.slow
