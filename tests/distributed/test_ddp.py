@@ -37,7 +37,11 @@ def test_more_ranks_than_rows(tiny, rows, tmp_path):
     equal(*(trained(n, make, tmp_path, "few") for n in (3, 1)))
 
 
-@pytest.mark.parametrize("loss", [{}, {"label_smoothing": 0.1, "z_loss": 1e-3}], ids=["plain", "spread"])
+@pytest.mark.parametrize(
+    "loss",
+    [{}, pytest.param({"label_smoothing": 0.1, "z_loss": 1e-3}, marks=pytest.mark.slow)],
+    ids=["plain", "spread"],
+)
 def test_a_rank_without_rows_under_an_adapter_on_the_head(loss, tiny, rows, tmp_path):
     """Its backward pass goes through the head all the same: the others wait for those gradients."""
 
