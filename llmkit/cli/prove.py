@@ -80,7 +80,8 @@ def ways(node: Training, ranks: int) -> list[Way]:
     sizes = sorted({most, max(1, most // 2), 1}, reverse=True)
     worlds = [n for n in (2, 4, 8) if n <= ranks]
     made = [Way(1, size) for size in sizes] + [Way(n, size) for n in worlds for size in {sizes[0], 1}]
-    if node.parallel.tensor * node.parallel.context * node.parallel.pipeline > 1:
+    inner = node.parallel
+    if inner.tensor * inner.context * inner.pipeline * inner.expert > 1:
         made = [Way(n, size) for n in worlds for size in sizes if _fits(node, n)]
     return made
 
