@@ -32,7 +32,12 @@ def bound(interface: str, hosts: bool = False) -> tuple[str, str]:
     """
     address, named = _bound(interface)
     host, _ = _main()
-    if hosts and interface == "auto" and ipaddress.ip_address(address).is_loopback and host not in (address, "localhost"):
+    if (
+        hosts
+        and interface == "auto"
+        and ipaddress.ip_address(address).is_loopback
+        and host not in (address, "localhost")
+    ):
         what = f"{host} is {address} here, which no other host reaches"
         fix = "give MASTER_ADDR an address of the main rank's host, or name parallel.interface"
         raise PeerError(what, fix=fix, key="parallel.interface")
