@@ -127,6 +127,9 @@ def launch(
     image: Annotated[str, typer.Option(help="The container's image.")] = "llmkit:latest",
     claim: Annotated[str, typer.Option(help="The volume claim that is mounted at /work.")] = "llmkit",
     kind: Annotated[str, typer.Option(help="Of the manifest: job, pytorchjob or trainjob.")] = "job",
+    resume: Annotated[str, typer.Option(help="As of run.")] = "auto",
+    accept: Annotated[list[str] | None, typer.Option(metavar="KEY", help="As of run.")] = None,
+    allow_code: Code = False,
     show: Annotated[bool, typer.Option("--print", help="Show the command or the manifest; start nothing.")] = False,
 ) -> None:
     """Run a recipe on many devices by a launcher, or show how."""
@@ -135,6 +138,8 @@ def launch(
 
     where = {"hostfile": hostfile, "node_rank": node_rank, "master": master, "port": port, "interface": interface}
     asked = {"name": name, "time": time, "options": tuple(option or ()), "image": image, "claim": claim, "kind": kind}
+    more = [f"--accept={key}" for key in accept or ()] + [f"--resume={resume}"] * (resume != "auto")
+    asked |= {"run": (*more, *("--allow-code",) * allow_code)}
     words = tuple(overrides or ())
     verb(Job(recipe, words, nodes, gpus, cpu, restarts=restarts, **where, **asked), engine, show)  # type: ignore[arg-type]
 

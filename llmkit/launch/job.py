@@ -36,6 +36,8 @@ class Job:
     claim: str = "llmkit"
     """The volume claim that holds the recipe, its data and its `out`."""
     kind: str = "job"
+    run: tuple[str, ...] = ()
+    """Options of `llmkit run`, such as --accept=KEY."""
 
     @property
     def world(self) -> int:
@@ -45,7 +47,7 @@ class Job:
     @property
     def words(self) -> tuple[str, ...]:
         """What follows `llmkit run`."""
-        return (self.recipe, *self.overrides)
+        return (self.recipe, *self.overrides, *self.run)
 
     @property
     def label(self) -> str:

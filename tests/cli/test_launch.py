@@ -23,6 +23,8 @@ def test_commands_and_manifests_are_shown(recipe, call):
     assert code == 0 and said.endswith(
         "-m torch.distributed.run --nproc-per-node 2 --max-restarts 0 --standalone -m llmkit run r.yaml seed=1\n"
     )
+    code, said, _ = call("launch", "r.yaml", "--accept", "optim.lr", "--resume", "never", "--allow-code", "--print")
+    assert code == 0 and said.endswith("llmkit run r.yaml --accept=optim.lr --resume=never --allow-code\n")
     code, said, _ = call("launch", "r.yaml", "--engine", "slurm", "--gpus", "2", "--print", "--option=--qos=x")
     assert code == 0 and said.startswith("sbatch --job-name r ") and " --qos=x " in said
     code, said, _ = call("launch", "r.yaml", "--engine", "kubernetes", "--gpus", "2", "--nodes", "2", "--print")

@@ -18,7 +18,12 @@ SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os
 def script(name, *words, **env):
     command = ["bash", folder("launch") / name, *words]
     env = {**os.environ, "PYTHON": sys.executable, **env}
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    stays, held = os.pipe()  # a standard input that ends asks a host's part to stop
+    try:
+        return subprocess.run(command, env=env, stdin=stays, capture_output=True, text=True, check=False)
+    finally:
+        os.close(stays)
+        os.close(held)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
