@@ -27,8 +27,11 @@ CONTENDERS = {
     "fsdp": (2, {"strategy": FSDP}),
     "fsdp, kept": (2, {"strategy": FSDP | {"reshard": False}}),
     "fsdp, offloaded": (2, {"strategy": FSDP | {"offload": "cpu"}}),
+    "pipeline": (2, {"pipeline": 2}),
     "ddp x 4": (4, {"strategy": {"kind": "ddp"}}),
     "fsdp x 4": (4, {"strategy": FSDP}),
+    "pipeline x 4": (4, {"pipeline": 4}),
+    "pipeline 2 x ddp 2": (4, {"pipeline": 2}),
     "hybrid 2 x 2": (4, {"strategy": FSDP, "replicate": 2, "shard": 2}),
 }
 """Name -> (ranks, the recipe's `parallel`): a new strategy is a line here."""

@@ -14,7 +14,17 @@ from llmkit.core.files import sha256
 from llmkit.core.folder import differences
 from llmkit.core.wording import cut
 
-PACKAGES = ("llmkit", "torch", "transformers", "peft", "tokenizers", "numpy", "bitsandbytes")
+PACKAGES = (
+    "llmkit",
+    "torch",
+    "transformers",
+    "peft",
+    "tokenizers",
+    "numpy",
+    "bitsandbytes",
+    "safetensors",
+    "deepspeed",
+)
 
 
 def packages() -> dict[str, str]:

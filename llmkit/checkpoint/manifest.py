@@ -76,6 +76,8 @@ def unpack(said: Mapping[str, Any]) -> Manifest | None:
         return None
     if said["sha256"] != _digest({key: value for key, value in said.items() if key != "sha256"}):
         raise ValueError("its sha256 is not its own")
+    if said["world"] != len(said["files"]) - 1:  # before so many names are made
+        raise ValueError(f"it tells of {said['world']} ranks and names {len(said['files'])} files")
     parts = tuple(part(rank, said["world"]) for rank in range(said["world"]))
     if set(said["files"]) != {*parts, STATE}:
         raise ValueError(f"it names {sorted(said['files'])}")

@@ -12,11 +12,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import inf, isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmkit.cli.recipes import out
 from llmkit.core.console import Console
 from llmkit.core.errors import PeerError, RecipeError
 from llmkit.stages.training import Training
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TOLERANCE = {"fp32": 1e-5}
 """Relative, of losses and gradient norms; in 16 bits a sum's order is worth `LOOSE`."""
@@ -168,13 +172,23 @@ def _figures(folder: Path) -> dict[str, tuple[float, ...]]:
 
 
 def _weights(made: Path, first: Path) -> float:
+    ours, theirs = _held(made / "model"), _held(first / "model")
+    return max(float((ours[name] - b).abs().max() / b.abs().max().clamp(min=1e-12)) for name, b in theirs.items())
+
+
+def learned(made: Path, first: Path, start: Path) -> float:
+    """The largest difference of a weight of two runs, relative to what the first one changed of its tensor."""
+    ours, theirs, before = _held(made / "model"), _held(first / "model"), _held(start)
+    return max(
+        float((ours[name] - b).abs().max() / (b - before[name]).abs().max().clamp(min=1e-12))
+        for name, b in theirs.items()
+    )
+
+
+def _held(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    ours, theirs = (
-        {f.name: load_file(f) for f in (folder / "model").glob("*.safetensors")} for folder in (made, first)
-    )
-    pairs = [(ours[file][name].float(), tensor.float()) for file in theirs for name, tensor in theirs[file].items()]
-    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in pairs)
+    return {name: tensor.float() for f in folder.glob("*.safetensors") for name, tensor in load_file(f).items()}
 
 
 def _table(found: Sequence[Seen], tolerance: float) -> Iterator[str]:

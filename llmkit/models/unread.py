@@ -8,7 +8,6 @@ mixture, is read at once and waits on the host.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,9 +18,7 @@ from torch import Tensor, nn
 
 from llmkit.core.deferred import Deferred, Entry, stand_in
 from llmkit.models.layers import layers
-from llmkit.models.safe import Header
-
-NUMBERED = re.compile(r"\.\d+(?=\.)")
+from llmkit.models.safe import NUMBERED, Header
 
 
 class Files:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from llmkit.core.deferred import Deferred
 from llmkit.parallel.cuts import deal, joined
 from llmkit.parallel.tensor import Layout, Place
 
@@ -23,10 +24,10 @@ HELD, SENT = "grouped_gemm", "ep_dispatch_experts"
 """transformers' names: a tensor whose first dimension are experts, and the module that is given tokens."""
 
 
-def cut(base: nn.Module, plan: Mapping[str, str], place: Place) -> Layout:
+def cut(base: nn.Module, plan: Mapping[str, str], place: Place, deferred: Deferred = Deferred()) -> Layout:
     """Leaves of a loaded model of transformers, perhaps with LoRA on it, the experts of `place`. What cannot be dealt
     out stays whole."""
-    layout = Layout(place)
+    layout = Layout(place, deferred)
     for path, module in _given(base, plan):
         wrappers, experts = _inside(module)
         keys = [key for key in _held(path, plan) if isinstance(getattr(experts, key, None), Tensor)]

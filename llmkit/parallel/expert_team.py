@@ -41,13 +41,19 @@ def stepper(parts: Parts, grid: Grid, strategy: Callable[[Parts, Grid], Steps]) 
     base, scored = cast(Any, parts.base), cast(Any, parts.scored)
     if scored.model is not base:
         alike(parts.params, place.group)
-    before = logits(base)
-    layout = cut(base, parts.experts, place)
+    with parts.deferred.running():
+        before = logits(base)
+    layout = cut(base, parts.experts, place, parts.deferred)
     if not layout.cuts:
-        why = "; ".join(sorted(set(layout.whole.values()))) or "transformers plans for no experts of it"
+        why = (
+            "; ".join(sorted(set(layout.whole.values())))
+            or "no module of it is called as transformers' plan for experts says"
+        )
         what = f"{type(base).__name__} cannot be cut for expert {place.count}: {why}"
         raise ModelError(what, fix="set parallel.expert=1", key="parallel.expert")
-    check_same(base, before, logits(base), f"expert {place.count}", "parallel.expert")
+    with parts.deferred.running():
+        after = logits(base)
+    check_same(base, before, after, f"expert {place.count}", "parallel.expert")
     parts.say(told(layout))
     made = {id(tensor) for tensor, _ in (*layout.cuts, *layout.low)}
     layout.partial += [p for p in parts.params.values() if id(p) not in made]

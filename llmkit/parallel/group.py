@@ -133,7 +133,7 @@ def joined(
     Raises:
         PeerError: they do not come together within `patience` seconds, or differ.
     """
-    address, named = bound(interface)
+    address, named = bound(interface, ranks.here < ranks.world)
     place = store(ranks, address, patience)
     before = os.environ.get(GLOO)
     if named:

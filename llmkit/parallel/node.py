@@ -183,11 +183,8 @@ class Parallel:
 
     def shards(self, world: int, deterministic: bool) -> int:
         """Virtual shards of a run, or 0 where it has none."""
-        alone = self.tensor * self.context * self.pipeline * self.expert == 1 and self.resolve(world).kind in (
-            "single",
-            "ddp",
-        )
-        return self.virtual if deterministic and alone else 0
+        alone = self.tensor * self.context * self.pipeline * self.expert == 1
+        return self.virtual if deterministic and alone and self.resolve(world).kind in ("single", "ddp") else 0
 
     def deal(self, ranks: Ranks, deterministic: bool) -> Deal:
         """Which part of each step this rank computes."""
@@ -232,7 +229,7 @@ class Parallel:
         """Whether no rank of `world` holds the whole model."""
         kind, made = self.resolve(world), self.degrees(world)
         shared = isinstance(kind, Fsdp) or (isinstance(kind, Zero) and kind.stage == 3)
-        return made.tensor > 1 or (shared and made.shard * made.context > 1)
+        return made.tensor * made.expert > 1 or (shared and made.shard * made.context > 1)
 
     def stepper(self, parts: Parts, grid: Grid | None) -> Steps:
         """Parts of a model in training -> what makes its steps.

@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from llmkit.core.errors import RecipeError
 from llmkit.core.seed import mixed, seeded
 from llmkit.core.sliced import Slice
 from llmkit.core.types import Batch, LossSum
@@ -218,11 +217,7 @@ def stepper(parts: Parts, grid: Grid) -> Steps:
 
     Raises:
         ModelError: the family cannot run in stages, or one would have nothing to learn.
-        RecipeError: parameters are to be updated in the backward pass.
     """
-    if parts.ways.in_backward:
-        what = "a gradient is summed when all of it is there, and memory.optimizer_in_backward applies it before"
-        raise RecipeError(what, fix="set memory.optimizer_in_backward=false", key="memory.optimizer_in_backward")
     scored = cast(Any, parts.scored)
     stages = Stages(cast(nn.Module, parts.base), grid.degrees.pipeline)
     borders = tried(stages, scored, partial(autocast, parts.ways, parts.params))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import socket
@@ -21,13 +22,29 @@ FIX = "start all ranks by one launcher, where they reach each other"
 GLOO = "GLOO_SOCKET_IFNAME"
 
 
-def bound(interface: str) -> tuple[str, str]:
-    """The address of this host that its ranks listen at, and the interface that has it.
+def bound(interface: str, hosts: bool = False) -> tuple[str, str]:
+    """The address of this host that its ranks listen at, and the interface that has it; with `hosts` ranks of other
+    ones are to reach it.
 
     Raises:
-        PeerError: there is no way to the main rank.
+        PeerError: there is no way to the main rank, or none from other hosts.
         RecipeError: there is no such interface.
     """
+    address, named = _bound(interface)
+    host, _ = _main()
+    if (
+        hosts
+        and interface == "auto"
+        and ipaddress.ip_address(address).is_loopback
+        and host not in (address, "localhost")
+    ):
+        what = f"{host} is {address} here, which no other host reaches"
+        fix = "give MASTER_ADDR an address of the main rank's host, or name parallel.interface"
+        raise PeerError(what, fix=fix, key="parallel.interface")
+    return address, named
+
+
+def _bound(interface: str) -> tuple[str, str]:
     host, port = _main()
     named = interface if interface != "auto" else os.environ.get(GLOO, "").split(",")[0]
     known = {

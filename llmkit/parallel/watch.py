@@ -140,8 +140,8 @@ class Watch:
 
     def _error(self) -> LlmkitError:
         self._leave()
-        self._raised = self.found.error() if self.found is not None else PeerError("the watch has ended")
-        self._raised.speaks = False
+        self._raised = self.found.error() if self.found is not None else PeerError("the watch has ended", fix=AGAIN)
+        self._raised.speaks = self.found is None
         return self._raised
 
     def _ask(self, what: Callable[[], None]) -> None:
@@ -152,6 +152,13 @@ class Watch:
     # the thread
 
     def _run(self) -> None:
+        try:
+            self._watch()
+        except BaseException:
+            self.known.set()  # a fault of its own: the main thread waits for no word of it
+            raise
+
+    def _watch(self) -> None:
         beat = BEAT * max(1.0, min(4.0, self.ranks.world / 128))
         last = told = time.monotonic()
         self.post.beat(last)

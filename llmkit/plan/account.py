@@ -41,11 +41,11 @@ class Account:
     exported: int = 0
     """Copies that the writing of the result makes."""
     loaded: int = 0
-    """Weights as they are read, before they are cut."""
+    """Weights at most while they are read: all of them, or a rank's part with a layer, embeddings and head whole."""
 
     @property
     def load(self) -> int:
-        """The peak of loading: each rank reads the whole model."""
+        """The peak of loading."""
         return self.base + self.loaded
 
     @property
@@ -72,7 +72,7 @@ class Account:
     @property
     def peak(self) -> int:
         """The largest of a run that is not resumed."""
-        return max(self.total, self.save)
+        return max(self.total, self.save, self.load)
 
     @property
     def parts(self) -> dict[str, int]:
@@ -159,6 +159,8 @@ class Held:
     base: int = 0
     turns: int = 1
     """Micro-batches of a step, on a rank."""
+    by_layer: bool = True
+    """Of a model that is cut, a layer is cut before the next one is read; else each rank reads all of it first."""
     exports: bool = False
     """The result is written from the memory that is counted: the host is the device."""
 
@@ -191,7 +193,6 @@ def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Ac
     at_once = learned if held.gradients is None else min(learned, held.gradients)
     gradients = held.trained_bytes * at_once / (1 if cut.whole_gradients else cut.gradients)
     copies = 0.0 if cut.gathered else held.copies * (here + shape.embedded / 2)  # of the head, not of embeddings
-    whole = (shape.params - shape.embedded) * held.weight_bytes + shape.embedded * held.plain_bytes
     weights = (here * held.weight_bytes + outside(shape, cut) * held.plain_bytes + 4 * cost.more) / cut.weights
     optimizer = learned * (held.moment_bytes + cut.master) / cut.optimizer
     kept, again, working = _activations(shape, held, tokens / cut.context, cut)
@@ -205,12 +206,23 @@ def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Ac
         logits=max(2 * held.head_gradient, held.head_gradient + blocks),
         working=int(again + working),
         communication=int(_communication(shape, held, tokens / cut.context, cut)),
-        loaded=int(whole),
+        loaded=int(_loaded(shape, held, cut)),
         early=int(gradients) if (held.turns > 1 or cut.bucket) and "gradients" not in cut.away else 0,
         exported=int(
             held.exports * (4 * cost.trained if cost.trained < shape.params else shape.params * held.plain_bytes)
         ),
     )
+
+
+def _loaded(shape: Shape, held: Held, cut: Shares) -> float:
+    """Bytes of weights at most while they are read: of a model that is cut, a layer or embeddings and head are whole
+    beside what is cut already (models/unread.py)."""
+    inside, outside = (shape.params - shape.embedded) * held.weight_bytes, shape.embedded * held.plain_bytes
+    if not held.by_layer or cut.weights * cut.tensor == 1:
+        return inside + outside
+    part = inside / cut.tensor
+    here = 0.0 if "weights" in cut.away else 1 / cut.weights
+    return part * here + outside + max(part / max(1, shape.layers), outside * here if cut.weights > 1 else 0.0)
 
 
 def _activations(shape: Shape, held: Held, tokens: float, cut: Shares) -> tuple[float, float, float]:

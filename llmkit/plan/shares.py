@@ -55,16 +55,25 @@ class Shares:
         Raises:
             RecipeError: there are more stages than layers.
         """
+        return self._largest(shape)[0]
+
+    def slowest(self, shape: Shape) -> float:
+        """The share of the products, the head's among them, of the stage that has most of them."""
+        return self._largest(shape)[1]
+
+    def _largest(self, shape: Shape) -> tuple[float, float]:
         if self.pipeline == 1 or not shape.layers:
-            return 1.0
+            return 1.0, 1.0
         each = (shape.params - shape.embedded) // shape.layers
-        return _stage(shape.layers, each, shape.vocab * shape.hidden, self.pipeline)
+        return _largest(shape.layers, each, shape.vocab * shape.hidden, self.pipeline)
 
 
 @cache
-def _stage(layers: int, each: int, tail: int, stages: int) -> float:
+def _largest(layers: int, each: int, tail: int, stages: int) -> tuple[float, float]:
     homes = stages_of([each] * layers, tail, stages)
-    return max(map(homes.count, range(stages))) / layers
+    counts = [homes.count(stage) for stage in range(stages)]
+    work = [each * count + (tail if stage == stages - 1 else 0) for stage, count in enumerate(counts)]
+    return max(counts) / layers, max(work) / sum(work)
 
 
 ALONE = Shares()

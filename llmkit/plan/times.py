@@ -80,7 +80,7 @@ class Work:
 def times(shape: Shape, held: Held, cut: Shares, degrees: Degrees, device: Device, work: Work) -> Times:
     """What a step takes on a device of a known data sheet."""
     local = work.tokens * work.turns / cut.context  # tokens that a rank computes, in its part of the model
-    part = cut.tensor / cut.stage(shape)
+    part = cut.tensor / cut.slowest(shape)
     peak = EFFICIENCY * (device.half if held.short == 2 else device.single)
     products, attention = _operations(shape, held, work.length)
     elementwise = _elementwise(shape, held) / (BANDWIDTH * device.bandwidth)

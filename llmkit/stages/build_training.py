@@ -233,6 +233,7 @@ def _fit(job: Job, built: Built, steps: Steps, start: Progress, attempts: Attemp
             show=partial(_show, job),
             phase=pulse.phase,
             elapsed=run.peers.share,
+            alone=run.ranks.world == 1,
         )
         try:
             done = fit(steps, job.loss, plan, hooks, start)

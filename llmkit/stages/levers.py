@@ -91,9 +91,6 @@ def _experts(node: Training) -> Iterator[Conflict]:
     if node.parallel.strategy.kind == "zero":
         what = "DeepSpeed shares a model that is the same on every rank"
         yield Conflict("parallel.strategy", what, "use ddp, or set parallel.expert=1", lever)
-    if node.quant.kind != "none":
-        what = "no test holds experts on several ranks together with a quantised base"
-        yield Conflict("quant.kind", what, "set quant=none, or parallel.expert=1", lever)
     if node.types_name == "fp8":
         what = "no test holds experts on several ranks together with fp8"
         yield Conflict("precision", what, "use bf16_mixed, or parallel.expert=1", lever)
@@ -140,7 +137,7 @@ def _piped(node: Training) -> Iterator[Conflict]:
     if parallel.cuts or parallel.strategy.kind == "zero":
         what = "each rank holds whole layers, and beside a pipeline there are copies of it alone"
         yield Conflict("parallel.strategy", what, "set parallel.strategy=ddp, or parallel.pipeline=1", lever)
-    for key in (key for key in ("tensor", "context") if getattr(parallel, key) > 1):
+    for key in (key for key in ("tensor", "context", "expert") if getattr(parallel, key) > 1):
         what = "no test holds it together with a pipeline"
         yield Conflict(f"parallel.{key}", what, f"set parallel.{key}=1, or parallel.pipeline=1", lever)
     if node.memory.optimizer_in_backward:

@@ -52,9 +52,11 @@ def _share(job: Job) -> Share:
 
 
 def measured(job: Job, built: Built, steps: Steps, step: int) -> dict[str, float]:
-    """An evaluation whose lack of memory is called that, and no fault of its rows."""
+    """An evaluation whose lack of memory is called that, and no fault of its rows. What follows from its figures (the
+    best, the end) all ranks must do alike: they go by the main one's, to the bit."""
     with out_of_memory_named(job.run.device, KNOB), steps.averaged():
-        return _evaluate(job, built, steps, step)
+        figures: dict[str, float] = job.run.peers.share(_evaluate(job, built, steps, step))
+        return figures
 
 
 def _evaluate(job: Job, built: Built, steps: Steps, step: int) -> dict[str, float]:

@@ -84,8 +84,8 @@ class Planned:
         yield f"memory of a rank: {peak}, {verdict} ({HEADROOM:.0%} is used at most)"
         yield f"  {parts}"
         yield "  peaks: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in self.peaks.items())
-        if self.choice.account.load > self.free:
-            yield "  each rank reads the whole model before it is cut: that does not fit on its device"
+        if self.choice.account.load > HEADROOM * self.free:
+            yield "  what each rank holds while the model is read does not fit on its device"
         yield f"largest micro-batch that fits: {self.largest}" if self.largest else "no micro-batch fits"
         if self.times is not None:
             spent = self.times

@@ -125,6 +125,8 @@ def identity(job: Job, attention: str) -> dict[str, Any]:
 def _lasting(values: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe without what may change from one start of a run to the next."""
     found = {k: v for k, v in values.items() if k not in ("out", "parallel")}
+    if values["deterministic"]:  # its bits are those of these shards
+        found["parallel"] = {"virtual": values["parallel"]["virtual"]}
     return found | {"checkpoint": {k: v for k, v in found["checkpoint"].items() if k not in NO_MATTER}}
 
 
@@ -137,7 +139,9 @@ def resume(job: Job, built: Built, steps: Steps, found: Found | None) -> Progres
         job.feed.begin({})  # an adapter may have drawn from it for its start
         return Progress()
     path, tensors, facts = found
-    for changed in compare(facts["identity"], identity(job, built.loaded.attention), job.run.grants.accept):
+    other = job.run.ranks.world != len(tensors.manifest.parts)
+    accepted = (*job.run.grants.accept, *(("threads",) if other else ()))  # launchers give each rank its share of them
+    for changed in compare(facts["identity"], identity(job, built.loaded.attention), accepted):
         job.run.console.notice(f"going on with a change: {changed}")
     said = dict(facts["progress"])
     watch = Watch(tuple(said["watch"]["losses"]), said["watch"]["streak"])

@@ -16,9 +16,22 @@ from llmkit.models.logps_trained import CHUNK_BYTES
 from llmkit.models.node import ModelRef, NoQuant
 from llmkit.models.outline import stored
 from llmkit.models.resolve import Resolved, resolve
-from llmkit.models.safe import read_json
+from llmkit.models.safe import NUMBERED, read_json
 from llmkit.parallel.node import Auto, Fsdp
-from llmkit.plan.account import DORA, DROPPED, FUSED, HALF, HALF_LORA, MIXED, QUANTISED, Choice, Held, Kept, choose
+from llmkit.plan.account import (
+    DORA,
+    DROPPED,
+    FUSED,
+    HALF,
+    HALF_LORA,
+    HEADROOM,
+    MIXED,
+    QUANTISED,
+    Choice,
+    Held,
+    Kept,
+    choose,
+)
 from llmkit.plan.shares import shares
 from llmkit.stages.degrees import check_degrees
 from llmkit.stages.training import Training
@@ -27,6 +40,8 @@ BASE = {"cpu": 96 << 20, "cuda": 1 << 30}
 """Bytes that libraries take with the first step: code and buffers (benchmarks/plan_grid.py); on
 a GPU the context and the libraries of products and collectives."""
 KNOB = "lower micro_batch or data.max_length, or set memory.recompute=full"
+
+CUT = "cut it (parallel.strategy=fsdp), with adapter none or a plain lora, which are read a layer at a time"
 
 
 def whole_model(ref: ModelRef) -> Resolved:
@@ -53,6 +68,9 @@ def sizes(node: Training, resolved: Resolved, device: str, ranks: Ranks = Ranks(
     shape = stored(resolved.folder)
     free = available(device) // (ranks.here if device == "cpu" else 1)  # ranks of a host share its memory
     choice = chosen(node, shape, device, free, ranks.world)
+    if not choice.fits and choice.account.load > HEADROOM * free:
+        what = f"reading the model takes about {choice.account.load / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free"
+        raise ResourceError(what, fix=CUT, key="parallel")
     if not choice.fits:
         need, there = choice.account.peak / 2**20, free / 2**20
         where = f" on each of {ranks.world} ranks" if ranks.world > 1 else ""
@@ -122,8 +140,17 @@ def held_by(node: Training, shape: Shape, device: str) -> Held:
         short=short,
         copies=short if kinds.mixed and plain == 4.0 and not node.quant.weight_bytes else 0.0,
         base=BASE[device],
+        by_layer=_by_layer(node, shape, kinds, device),
         exports=device == "cpu",
     )
+
+
+def _by_layer(node: Training, shape: Shape, kinds: Types, device: str) -> bool:
+    """Whether a model that is cut is read by layers (models/unread.py). Experts that are put together of weights of
+    their own wait on the host, which a CPU's ranks compute on."""
+    experts = any(len(NUMBERED.findall(name)) > 1 for name in shape.tensors)
+    plain = isinstance(node.quant, NoQuant) and kinds.compute != "fp8"
+    return plain and node.adapter.blind() and not (experts and device == "cpu")
 
 
 def _moments(node: Training, shape: Shape, cost: Cost) -> float:

@@ -124,6 +124,8 @@ class Hooks:
     """A step is done: what other ranks hold is compared, where that is due; before a checkpoint it is."""
     elapsed: Callable[[float], float] = float
     """Seconds by this rank's clock -> those that all ranks go by."""
+    alone: bool = True
+    """No other rank has to save with this one: an evaluation may fail on one of them alone."""
 
 
 class Told:
@@ -246,7 +248,9 @@ def _crossed(step: int, per_epoch: int, steps_per_epoch: int) -> bool:
 
 
 def _evaluated(progress: Progress, plan: Plan, hooks: Hooks) -> Progress:
-    """The progress after an evaluation: the best value so far is kept; what was trained is saved if it fails.
+    """The progress after an evaluation: the best value so far is kept; what was trained is saved if it fails. Of
+    several ranks it may fail on one, with which the others cannot save: they hear of it, and all go back to the last
+    checkpoint.
 
     What is not finite is never the best, and meets the guard's policy: weights that gave it are not saved by it.
     """
@@ -257,7 +261,7 @@ def _evaluated(progress: Progress, plan: Plan, hooks: Hooks) -> Progress:
     try:
         figures = hooks.evaluate(step)
     except Exception as cause:
-        if step:
+        if step and hooks.alone:
             hooks.save(progress, False)
         if isinstance(cause, LlmkitError):
             raise

@@ -336,3 +336,12 @@ def test_a_rank_that_never_writes_is_not_waited_for_without_end(tmp_path, monkey
     for fault in saved(tmp_path, 2, 1, {1: Silent()}):
         assert isinstance(fault, PeerError) and "step-1 failed: rank 1 has not written its part" in str(fault)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("world", [10**12, -1, 1.5, "2", None])
+def test_a_manifest_that_tells_of_ranks_whose_files_it_does_not_name_is_damaged(world, tmp_path):
+    path = state.save(tmp_path, 1, {"a": torch.zeros(2)}, {"step": 1})
+    said = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_bytes(seal(said | {"world": world}))
+    with pytest.raises(ModelError, match="is damaged: it tells of .* ranks and names 2 files"):
+        state.load(path)

@@ -159,7 +159,7 @@ def test_a_wrong_gradient_is_found(tmp_path, monkeypatch):
     few = {"ddp": {"strategy": "ddp"}, "fsdp": {"strategy": "fsdp"}}
     monkeypatch.setattr(equality, "ways", lambda world: few.items())
     code, said = proved(2, tmp_path, ["equality"], "gradient")
-    assert code == 1 and said["verdict"] == "failed" and failed(said, "equality") == {"ddp", "ddp: weights"}
+    assert code == 1 and said["verdict"] == "failed" and failed(said, "equality") == {"ddp", "ddp: what was learned"}
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import transformers as hf
 
-from llmkit import run
+from llmkit import Classify, run
 from llmkit.core.files import write_json
 from tests.adapters.properties import folder
 from tests.distributed import QUIET, equal, lines, sft, together, trained
@@ -35,7 +35,7 @@ def same(way, model, rows, tmp_path, tol=1e-5, **more):
     """The folders of a run of some ranks and of one process, which are equal."""
     world, parallel = way
     options = {"optim": SGD} | more
-    ours = trained(world, lambda out: sft(model, rows, out, parallel=parallel, **options), tmp_path, "cut")
+    ours = trained(world, lambda out: sft(model, rows, out, parallel=parallel, **options), tmp_path, "cut", 180.0)
     theirs = trained(1, lambda out: sft(model, rows, out, **options), tmp_path, "whole")
     equal(ours, theirs, tol)
     return ours, theirs
@@ -85,8 +85,9 @@ def test_other_grids(way, family, adapter, rows, tmp_path):
     same(way, folder(family), rows, tmp_path, adapter=adapter)
 
 
-@pytest.mark.parametrize("adapter", [slow(LORA), FULL], ids=["lora", "full"])
-@pytest.mark.parametrize("way", [FSDP, slow(DDP), slow((6, FSDP[1]))], ids=["fsdp", "ddp", "fsdp over 3"])
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [LORA, FULL], ids=name)
+@pytest.mark.parametrize("way", [FSDP, DDP, (6, FSDP[1])], ids=["fsdp", "ddp", "fsdp over 3"])
 def test_fused_projections_of_one_shared_head(way, adapter, rows, tmp_path):
     """Of the rows of q, k and v in one, those of q lie on one rank each, and those of k and v on both."""
     model = tiny_of(hf.Phi3Config, tmp_path, num_key_value_heads=1)
@@ -103,6 +104,30 @@ def test_fused_projections_of_one_shared_head(way, adapter, rows, tmp_path):
 @pytest.mark.parametrize("way", [FSDP, DDP], ids=name)
 def test_levers(way, more, adapter, rows, tmp_path):
     same(way, folder("phi3"), rows, tmp_path, adapter=adapter, **more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("init", ["pissa", "eva"])
+@pytest.mark.parametrize("way", [FSDP, DDP], ids=name)
+def test_starts_that_read_the_weights(way, init, tiny, rows, tmp_path):
+    same(way, tiny, rows, tmp_path, adapter=LORA | {"init": init})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [LORA, FULL], ids=name)
+@pytest.mark.parametrize("way", [FSDP, DDP], ids=name)
+def test_a_classifier(way, adapter, tiny, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    texts = [{"text": "the quick fox " * (1 + i % 4) + "abc"[i % 3], "label": "abc"[i % 3]} for i in range(24)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    common = {"model": str(tiny), "data": {"train": source(path), "max_length": 64}, "adapter": adapter, "optim": SGD}
+    common |= {"batch": {"rows": 8}, "micro_batch": 2, "steps": 3}
+
+    def make(out, **more):
+        return Classify(out=str(out), **common, **more)
+
+    ours = trained(way[0], lambda out: make(out, parallel=way[1]), tmp_path, "cut", 180.0)
+    equal(ours, trained(1, make, tmp_path, "whole"))
 
 
 @pytest.mark.slow
@@ -128,8 +153,9 @@ def test_optimizers(way, optim, rows, tmp_path):
     same(way, folder("qwen3"), rows, tmp_path, 1e-4, adapter=FULL, optim=settings)
 
 
-@pytest.mark.parametrize("adapter", [slow(LORA), FULL], ids=["lora", "full"])
-@pytest.mark.parametrize("way", [FSDP, slow(DDP)], ids=["fsdp", "ddp"])
+@pytest.mark.parametrize(
+    ("way", "adapter"), [(FSDP, FULL), slow(FSDP, LORA), slow(DDP, FULL), slow(DDP, LORA)], ids=name
+)
 def test_evaluations_answers_and_the_best_checkpoint(way, adapter, tiny, rows, tmp_path):
     odd = tmp_path / "odd.jsonl"
     odd.write_text("\n".join(json.dumps({"prompt": "hello", "completion": f" zqx {i} jk"}) for i in range(6)) + "\n")
@@ -150,9 +176,13 @@ WAYS = [(FSDP, TENSOR), (FSDP, ALONE), (FSDP, DDP), (FSDP, SHARDS), (FSDP, ZERO)
 WAYS += [(ALONE, FSDP), (DDP, FSDP), (SHARDS, FSDP), (ZERO, FSDP), (FSDP, FSDP), (DDP, SHARDS), (ZERO, DDP)]
 
 
-@pytest.mark.parametrize("family", ["phi3", "qwen3"])
-@pytest.mark.parametrize("adapter", [FULL, slow(LORA)], ids=["full", "lora"])
-@pytest.mark.parametrize(("first", "then"), WAYS, ids=name)
+CASES = [(FSDP, TENSOR, FULL, "phi3")]
+MORE = [(a, b, adapter, family) for a, b in WAYS for adapter in (FULL, LORA) for family in ("phi3", "qwen3")]
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "adapter", "family"), CASES + [slow(*case) for case in MORE if case not in CASES], ids=name
+)
 def test_going_on(first, then, adapter, family, rows, tmp_path):
     optim = {"kind": "adamw", "lr": 1e-3, "eps": 1e-3}
 
@@ -162,7 +192,7 @@ def test_going_on(first, then, adapter, family, rows, tmp_path):
         if way[0] == 1:
             run(stage, console=QUIET)
         else:
-            together(way[0], lambda rank: run(stage, console=QUIET), tmp_path)
+            together(way[0], lambda rank: run(stage, console=QUIET), tmp_path, 180.0)
 
     stopped, straight = tmp_path / "stopped", tmp_path / "straight"
     go(ALONE, straight)

@@ -78,6 +78,26 @@ def test_over_replicas_shards_and_parts_of_rows(split, adapter, rows, tmp_path):
     equal(*both(4, "qwen3_moe", rows, tmp_path, split, adapter=ADAPTERS[adapter]))
 
 
+OTHERS = [
+    {"adapter": LORA | {"dora": True}},
+    {"adapter": LORA | {"dropout": 0.1}},
+    {"adapter": LORA | {"init": "pissa"}},
+    {"adapter": OF_EXPERTS | {"lora_fa": True}},
+    {"adapter": {"kind": "ia3"}},
+    {"adapter": {"kind": "vera"}},
+    {"adapter": LORA, "quant": {"kind": "bnb_nf4"}},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", OTHERS, ids=lambda more: "-".join(str(v) for one in more.values() for v in one.values())
+)
+def test_other_methods(more, rows, tmp_path):
+    """What is not of experts lies whole on every rank, so that any method can train it."""
+    equal(*both(2, "qwen3_moe", rows, tmp_path, **more))
+
+
 @pytest.mark.slow
 def test_recompute_and_evaluation(rows, tmp_path):
     """All ranks go through layers, evaluations and samples in step; padded rows."""
@@ -140,7 +160,7 @@ def test_what_does_not_fit_is_refused_before_any_group(family, world, why, rows,
 REFUSED = [
     ({"parallel": {"tensor": 2}}, "parallel.tensor"),
     ({"parallel": {"strategy": "zero"}}, "parallel.strategy"),
-    ({"quant": {"kind": "bnb_nf4"}}, "quant.kind"),
+    ({"parallel": {"pipeline": 2}}, "parallel.expert"),
     ({"precision": "fp8", "adapter": FULL}, "precision"),
     ({"adapter": FULL, "memory": {"optimizer_in_backward": True}, "micro_batch": 12}, "memory.optimizer_in_backward"),
     ({"optim": {"kind": "muon"}}, "optim.kind"),

@@ -124,6 +124,25 @@ def test_a_fault_of_one_ranks_data_ends_all(faults, make):
 
 
 @pytest.mark.slow
+def test_t7_an_evaluation_that_fails_on_one_rank_is_named(faults, make, whole):
+    def fault(rank):
+        def measured(job, built, steps, step):
+            if rank == 1 and step == 2:
+                faults.struck.write_text(str(time.monotonic()))
+                raise ValueError("no tokens")
+            return real(job, built, steps, step)
+
+        real, build_training.measured = build_training.measured, measured
+
+    codes, seconds = faults.codes(faults.launch(2, make, fault))
+    assert codes == [3, 3] and seconds < BAR
+    (line,) = faults.errors
+    assert "error: rank 1 (" in line and "the evaluation after step 2 failed: no tokens" in line
+    assert ended(faults.launch(2, make), 250.0) == [0, 0]
+    equal(faults.out, whole, 0.0)
+
+
+@pytest.mark.slow
 def test_x7_another_recipe_on_one_rank(faults, make):
     def work(rank):
         run(make(faults.out, seed=rank), console=QUIET)

@@ -155,7 +155,7 @@ def submit(cluster, tiny, rows, tmp_path):
 
 
 def same(tiny, rows, tmp_path, steps=20):
-    equal(tmp_path / "out", trained(2, lambda out: sft(tiny, rows, out, steps=steps), tmp_path, "whole"), 0.0)
+    equal(tmp_path / "out", trained(2, lambda out: sft(tiny, rows, out, steps=steps), tmp_path, "whole", 280.0), 0.0)
     assert [line["step"] for line in lines(tmp_path / "out")] == list(range(1, steps + 1))
 
 
@@ -181,7 +181,7 @@ def test_a_job_whose_rank_was_killed_is_queued_again(submit, tiny, rows, tmp_pat
     found = job.ended()
     assert (found["JobState"], found["Restarts"]) == ("COMPLETED", "1"), job.said
     assert read_status(tmp_path / "out")["state"] == "done"
-    alone = trained(2, lambda out: sft(tiny, rows, out, steps=20, checkpoint={"every": 1}), tmp_path, "whole")
+    alone = trained(2, lambda out: sft(tiny, rows, out, steps=20, checkpoint={"every": 1}), tmp_path, "whole", 280.0)
     equal(tmp_path / "out", alone, 0.0)
 
 

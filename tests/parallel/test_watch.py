@@ -16,6 +16,7 @@ from llmkit.core.stop import Stop
 from llmkit.parallel.alike import marks, odd
 from llmkit.parallel.group import agreed, joined
 from llmkit.parallel.judge import QUIET, SLACK, Fault, Seen, hung, verdict
+from llmkit.parallel.posts import Spoke
 from llmkit.parallel.where import talks, within
 from tests.distributed import ended, launched
 
@@ -168,6 +169,21 @@ def test_t4_a_death_outweighs_the_launchers_signal(ring):
 
     codes, seconds, _ = ring.run(2, fault)
     assert codes == [6, -9] and seconds < BAR and "rank 1" in ring.errors[0]
+
+
+def test_a_watch_that_meets_a_fault_of_its_own_ends_all(ring):
+    def before(rank):
+        def turn(post, now):
+            if rank == 1 and post.where.step > 4 and not ring.struck.exists():
+                ring.strike(lambda: 1 / 0)
+            return real(post, now)
+
+        real, Spoke.turn = Spoke.turn, turn
+
+    codes, seconds, _ = ring.run(2, lambda *_: None, before=before)
+    assert codes == [6, 6] and seconds < BAR
+    said = ring.said.read_text()
+    assert "the watch has ended; fix: run" in said and "rank 1 (" in said
 
 
 @pytest.mark.parametrize("missing", [0, 1])

@@ -124,6 +124,7 @@ def loop(
     every=None,
     start=Progress(),
     checkpoint=Checkpointing(every=2),
+    alone=True,
     **more,
 ):
     lines, saves = [], []
@@ -136,8 +137,24 @@ def loop(
         asked_to_stop=lambda: "",
         measure=lambda data, seconds: {},
         show=lambda line: None,
+        alone=alone,
     )
     return (lambda: fit(stepper, CrossEntropy(), plan, hooks, start)), lines, saves
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_t7_an_evaluation_that_fails_on_one_rank_waits_for_no_other(alone):
+    def evaluate(step):
+        if step:
+            raise ValueError("no memory")
+        return {"valid.loss": 1.0}
+
+    go, _, saves = loop(
+        Fake([1.0] * 4), 4, evaluate=evaluate, every=2, checkpoint=Checkpointing(every=100), alone=alone
+    )
+    with pytest.raises(DataError, match="after step 2 failed: no memory"):
+        go()
+    assert saves == ([(2, False)] if alone else [])  # a save is a meeting of all ranks
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -9,7 +9,7 @@ from pathlib import Path
 from llmkit.cli.acceptance.made import node, words
 from llmkit.cli.acceptance.trials import Kit
 from llmkit.cli.acceptance.verdict import Check, at_most, holds, skipped
-from llmkit.cli.prove import apart, precision
+from llmkit.cli.prove import apart, learned, precision
 from llmkit.core.errors import RecipeError
 from llmkit.core.metrics import Lines
 
@@ -74,10 +74,14 @@ def _misfit(kit: Kit, name: str, world: int, more: list[str]) -> str:
 
 
 def _compared(kit: Kit, name: str, made: str, first: str) -> list[Check]:
-    gap, weights = kit.main(lambda: apart(kit.work / made, kit.work / first))
+    ours, theirs = kit.work / made, kit.work / first
+    gap, weights = kit.main(lambda: apart(ours, theirs))
     found = node(kit, "tiny")
     plain = precision(found) == "fp32"
     checks = [at_most(name, gap, (kit.bars.equal if plain else kit.bars.equal_short).limit, "losses, gradient norms")]
+    if kit.recipe is None:
+        off = kit.main(lambda: learned(ours, theirs, kit.work / "tiny"))
+        return [*checks, at_most(f"{name}: what was learned", off, kit.bars.learned.limit, "of the largest change")]
     if plain and found.optim.kind == "sgd":
         return [*checks, at_most(f"{name}: weights", weights, kit.bars.weights.limit)]
     return [*checks, Check(f"{name}: weights", "skipped", weights, None, "told, and judged under sgd in fp32 alone")]
