@@ -39,6 +39,7 @@ CASES = {
     "fsdp x tensor": (4, FSDP | {"tensor": 2}),
     "ddp x context": (4, {"strategy": "ddp", "context": 2}),
     "fsdp x context": (4, FSDP | {"context": 2}),
+    "tensor x context": (4, {"tensor": 2, "context": 2}),
     "pipeline 2": (2, {"pipeline": 2}),
     "ddp x pipeline": (4, {"strategy": "ddp", "pipeline": 2}),
 }
@@ -47,6 +48,7 @@ MIXTURES = {
     "expert 2": (2, {"expert": 2}),
     "expert 4": (4, {"expert": 4}),
     "ddp x expert": (4, {"strategy": "ddp", "expert": 2}),
+    "expert x context": (4, {"expert": 2, "context": 2}),
 }
 """As `CASES`, of models that have experts."""
 REAL = ("ddp", "fsdp", "zero 3")

@@ -19,7 +19,7 @@ from llmkit.models.adapted import Readers, adapted
 from llmkit.models.attend import install
 from llmkit.models.classified import HEADS, auto_class, begin, name_classes, without_head
 from llmkit.models.fused import fuse
-from llmkit.models.node import Head, ModelRef, NoQuant, Quant
+from llmkit.models.node import Head, ModelRef, Nf4, NoQuant, Quant
 from llmkit.models.probe import Support, probe
 from llmkit.models.quantised import check_runs, settle
 from llmkit.models.resolve import Resolved, head_of
@@ -168,7 +168,8 @@ def _read(
     """A model on the host, what transformers tells of it, and what of its weights is still in the files."""
     dtype = DTYPES[how.dtype]
     try:
-        if how.deferred and not options and (made := unread(kind, base.folder, config, dtype, headers)):
+        deferred = how.deferred and isinstance(how.quant, NoQuant | Nf4)
+        if deferred and (made := unread(kind, base.folder, config, dtype, headers, options)):
             return made
         model, told = kind.from_pretrained(
             base.folder,

@@ -8,7 +8,7 @@ mixture, is read at once and waits on the host.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from llmkit.core.deferred import Deferred, Entry, stand_in
 from llmkit.models.layers import layers
 from llmkit.models.safe import NUMBERED, Header
+
+BLOCK = (1, 64)
+"""Numbers that make a block of a 4-bit weight."""
 
 
 class Files:
@@ -53,51 +56,94 @@ class Piece:
 
 
 def unread(
-    kind: Any, folder: Path, config: Any, dtype: torch.dtype, headers: dict[str, Header]
+    kind: Any, folder: Path, config: Any, dtype: torch.dtype, headers: dict[str, Header], options: Mapping[str, Any]
 ) -> tuple[Any, Any, Deferred] | None:
-    """(model, what transformers tells of its loading, the weights that are not here), on the host; None for a model
-    that changes single weights as it reads them."""
-    files, given = Files(folder, headers), dict[int, tuple[str, Tensor]]()
-
-    def stand(name: str) -> Tensor:
-        made = stand_in(files.shapes[name], dtype)
-        given[made.untyped_storage().data_ptr()] = name, made
-        return made
-
+    """(model, what transformers tells of its loading, the weights that are not here), on the host, or where `options`
+    put what they quantise; None for a model that changes single weights as it reads them."""
+    files = Files(folder, headers)
+    short = NoWeights(files, dtype, bool(options))
     pieces = {
-        name: Piece(partial(stand if files.of_a_layer(name) else files.read, name)) for name in sorted(files.place)
+        name: Piece(partial(short.give if files.of_a_layer(name) else files.read, name)) for name in sorted(files.place)
     }
-    model, told = _made(kind, folder, config, dtype, pieces)
+    model, told = _made(kind, folder, config, dtype, pieces, options)
     there = layers(model)
     inside = {id(p) for layer in there for p in layer.parameters()}
-    found = {id(p): p for p in model.parameters()}
-    entries, met = [], set()
-    for p in found.values():
-        name, _ = given.get(p.untyped_storage().data_ptr(), ("", p))
-        if name and tuple(p.shape) == files.shapes[name]:
-            met.add(name)
-            entries.append(Entry(p, partial(files.read, name)))
-        elif id(p) in inside and p.dim() > 1:
-            entries.append(Entry(p, partial(_same, p.data)))
-    if met != {name for name, _ in given.values()}:
+    entries = short.quantised(model) if options else short.found(model, inside)
+    if entries is None:
         return None
     for entry in entries:
         if id(entry.param) not in inside:
             entry.fill()
     inner = [entry for entry in entries if id(entry.param) in inside]
-    return model, told, Deferred(inner, there, _say(inner, len(met)))
+    return model, told, Deferred(inner, there, f"layers are read as they are cut: {len(inner)} weights")
+
+
+class NoWeights:
+    """What stands for weights, and where each has come to."""
+
+    def __init__(self, files: Files, dtype: torch.dtype, quantised: bool) -> None:
+        self.files, self.dtype, self.small = files, dtype, quantised
+        self.given = dict[str, Tensor]()
+
+    def give(self, name: str) -> Tensor:
+        """Stands for a weight: in its shape, or as little as can be quantised."""
+        made = torch.zeros(BLOCK, dtype=self.dtype) if self.small else stand_in(self.files.shapes[name], self.dtype)
+        self.given[name] = made
+        return made
+
+    def found(self, model: nn.Module, inside: set[int]) -> list[Entry] | None:
+        """Every parameter that a stand-in has become, and those of layers (`inside`) that are put together of several
+        weights; None if a stand-in has become something else."""
+        names = {made.untyped_storage().data_ptr(): name for name, made in self.given.items()}
+        entries, met = [], set()
+        for p in model.parameters():
+            name = names.get(p.untyped_storage().data_ptr(), "")
+            if name and tuple(p.shape) == self.files.shapes[name]:
+                met.add(name)
+                entries.append(Entry(p, partial(self.files.read, name)))
+            elif id(p) in inside and p.dim() > 1:
+                entries.append(Entry(p, partial(_same, p.data)))
+        return entries if met == self.given.keys() else None
+
+    def quantised(self, model: nn.Module) -> list[Entry] | None:
+        """The weights of 4-bit linears, which are quantised as they are read; None if anything else was stood for."""
+        from transformers.pytorch_utils import Conv1D
+
+        modules, entries = dict(model.named_modules()), []
+        for name in self.given:
+            path, _, key = name.rpartition(".")
+            linear: Any = modules.get(path)
+            if type(linear).__name__ != "Linear4bit" or key != "weight" or linear.source_cls is Conv1D:
+                return None
+            if (linear.out_features, linear.in_features) != self.files.shapes[name]:
+                return None
+            empty = partial(_put, linear, linear.weight.data, linear.weight.quant_state)
+            entries.append(
+                Entry(linear.weight, partial(self.files.read, name), partial(_quantise, linear, self.dtype), empty)
+            )
+        return entries
+
+
+def _quantise(linear: Any, dtype: torch.dtype, value: Tensor) -> None:
+    """Gives a 4-bit linear its weight, as transformers does, and leaves the parameter the same one."""
+    held = linear.weight
+    keys = ("blocksize", "compress_statistics", "quant_type", "quant_storage")
+    settings = {key: getattr(held, key) for key in keys}
+    made = type(held)(value.to(held.device, dtype), requires_grad=False, **settings).to(held.device)
+    _put(linear, made.data, made.quant_state)
+
+
+def _put(linear: Any, data: Tensor, state: Any) -> None:
+    linear.weight.data, linear.weight.quant_state, linear.quant_state = data, state, state
 
 
 def _same(held: Tensor) -> Tensor:
     return held
 
 
-def _say(entries: list[Entry], in_files: int) -> str:
-    sizes = [entry.param.numel() * entry.param.element_size() for entry in entries]
-    return f"layers are read as they are cut: {sum(sizes) >> 20} MiB of {len(sizes)} weights"
-
-
-def _made(kind: Any, folder: Path, config: Any, dtype: torch.dtype, pieces: dict[str, Piece]) -> tuple[Any, Any]:
+def _made(
+    kind: Any, folder: Path, config: Any, dtype: torch.dtype, pieces: dict[str, Piece], options: Mapping[str, Any]
+) -> tuple[Any, Any]:
     from transformers import GenerationConfig
 
     with torch.device("meta"):
@@ -110,6 +156,7 @@ def _made(kind: Any, folder: Path, config: Any, dtype: torch.dtype, pieces: dict
         dtype=dtype,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
+        **options,
     )
     model.name_or_path = model.config.name_or_path = str(folder)
     if model.can_generate() and (folder / "generation_config.json").is_file():

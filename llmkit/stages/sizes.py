@@ -13,7 +13,7 @@ from llmkit.core.ranks import Ranks
 from llmkit.core.shape import Cost, Shape
 from llmkit.models.logps import BLOCK
 from llmkit.models.logps_trained import CHUNK_BYTES
-from llmkit.models.node import ModelRef, NoQuant
+from llmkit.models.node import ModelRef, Nf4, NoQuant
 from llmkit.models.outline import stored
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.safe import NUMBERED, read_json
@@ -149,7 +149,7 @@ def _by_layer(node: Training, shape: Shape, kinds: Types, device: str) -> bool:
     """Whether a model that is cut is read by layers (models/unread.py). Experts that are put together of weights of
     their own wait on the host, which a CPU's ranks compute on."""
     experts = any(len(NUMBERED.findall(name)) > 1 for name in shape.tensors)
-    plain = isinstance(node.quant, NoQuant) and kinds.compute != "fp8"
+    plain = isinstance(node.quant, NoQuant | Nf4) and kinds.compute != "fp8"
     return plain and node.adapter.blind() and not (experts and device == "cpu")
 
 

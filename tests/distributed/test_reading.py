@@ -31,13 +31,14 @@ SAID = "layers are read as they are cut"
 ZERO = {"strategy": {"kind": "zero", "stage": 3}}
 CASES = {
     "fsdp": (2, {"strategy": "fsdp"}, "none", "qwen3"),
+    "quantised": (2, {"strategy": "fsdp"}, "nf4", "llama"),
     "hybrid": (4, {"strategy": "fsdp", "replicate": 2, "shard": 2}, "lora", "llama"),
     "tensor": (2, {"tensor": 2}, "lora", "llama"),
     "experts": (2, {"tensor": 2}, "none", "qwen3_moe"),
     "zero": (2, ZERO, "none", "gemma3"),
 }
 
-SLOW = ("hybrid", "experts", "zero")
+SLOW = ("hybrid", "quantised", "experts", "zero")
 
 
 @pytest.fixture(autouse=True)
@@ -61,10 +62,11 @@ class Told(Console):
 @pytest.mark.parametrize("case", ["fsdp", "tensor", *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)])
 def test_the_same_bits_as_read_whole(case, rows, tmp_path, monkeypatch):
     world, parallel, adapter, family = CASES[case]
-    kind = {"none": {"kind": "none"}, "lora": {"kind": "lora", "rank": 4}}[adapter]
+    kind = {"kind": "none"} if adapter == "none" else {"kind": "lora", "rank": 4}
+    quant = {"kind": "bnb_nf4"} if adapter == "nf4" else {"kind": "none"}
 
     def trained(name, told):
-        made = sft(folder(family), rows, tmp_path / name, parallel=parallel, adapter=kind, steps=2)
+        made = sft(folder(family), rows, tmp_path / name, parallel=parallel, adapter=kind, quant=quant, steps=2)
 
         def work(rank):
             console = Told()

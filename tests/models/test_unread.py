@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from llmkit.models.layers import layers
+from llmkit.models.node import Nf4
 from llmkit.models.safe import check_folder
 from llmkit.models.unread import unread
 from tests.adapters.properties import FAMILIES, SHARED_EXPERTS, folder, logits, opened
@@ -48,6 +49,27 @@ def test_all_is_as_read_whole(family, dtype):
     same(ours.model, whole.model)
 
 
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_a_quantised_base_is_as_read_whole(family, double):
+    quant = Nf4(double=double)
+    whole, ours = opened(folder(family), quant=quant).model, opened(folder(family), quant=quant, deferred=True)
+    weights = [p for layer in layers(ours.model) for p in layer.parameters() if p.dim() > 1]
+    assert len(ours.deferred) == len(weights) and all(p.numel() == 32 for p in weights)  # the control
+    with ours.deferred.running():
+        assert torch.equal(logits(ours.model), logits(whole))
+    ours.deferred.fill(ours.model)
+    same(ours.model, whole)
+    for (name, p), other in zip(ours.model.named_parameters(), whole.parameters(), strict=True):
+        if (state := getattr(other, "quant_state", None)) is not None:
+            mine, theirs = p.quant_state.as_dict(), state.as_dict()
+            assert all(
+                torch.equal(torch.as_tensor(mine[k]), torch.as_tensor(v))
+                for k, v in theirs.items()
+                if isinstance(v, torch.Tensor)
+            ), name
+
+
 def test_tied_embeddings_stay_tied():
     ours = opened(folder("llama"), deferred=True).model
     assert ours.lm_head.weight is ours.model.embed_tokens.weight and ours.lm_head.weight.any()
@@ -86,5 +108,5 @@ class Kept(LlamaForCausalLM):
 def test_a_model_that_changes_single_weights_is_read_whole(tiny):
     """The control: transformers' own class is not."""
     config, headers = LlamaConfig.from_pretrained(tiny), check_folder(tiny)
-    assert unread(Kept, tiny, config, torch.bfloat16, headers) is None
-    assert unread(AutoModelForCausalLM, tiny, config, torch.bfloat16, headers) is not None
+    assert unread(Kept, tiny, config, torch.bfloat16, headers, {}) is None
+    assert unread(AutoModelForCausalLM, tiny, config, torch.bfloat16, headers, {}) is not None
