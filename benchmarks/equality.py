@@ -39,8 +39,16 @@ CASES = {
     "fsdp x tensor": (4, FSDP | {"tensor": 2}),
     "ddp x context": (4, {"strategy": "ddp", "context": 2}),
     "fsdp x context": (4, FSDP | {"context": 2}),
+    "pipeline 2": (2, {"pipeline": 2}),
+    "ddp x pipeline": (4, {"strategy": "ddp", "pipeline": 2}),
 }
 """Name -> (ranks, the recipe's `parallel`): a new strategy is a line here."""
+MIXTURES = {
+    "expert 2": (2, {"expert": 2}),
+    "expert 4": (4, {"expert": 4}),
+    "ddp x expert": (4, {"strategy": "ddp", "expert": 2}),
+}
+"""As `CASES`, of models that have experts."""
 REAL = ("ddp", "fsdp", "zero 3")
 METHODS = {"full": {"kind": "none"}, "lora": {"kind": "lora", "rank": 4}}
 FAMILIES = ("llama", "qwen3", "gemma3", "mixtral")
@@ -73,11 +81,11 @@ def measured(family, method, cases, work, rows, real=False):
     seconds = 1800.0 if real else 120.0
     place = work / f"{family}-{method}"
     place.mkdir()
-    alone = trained(1, lambda out: make(out=out), place, "alone")
+    alone = trained(1, make, place, "alone")
     for name, (world, parallel) in cases.items():
         title = name.replace(" ", "-").replace(",", "")
         try:
-            ours = trained(world, lambda out, how=parallel: make(out=out, parallel=how), place, title, seconds)
+            ours = trained(world, lambda out, how=parallel: make(out, parallel=how), place, title, seconds)
             yield name, world, gaps(ours, alone)
         except AssertionError as error:
             yield name, world, str(error).strip().splitlines()[-1][:160]
@@ -90,7 +98,6 @@ def main():
     parser.add_argument("--real", action="store_true", help="The 135M model.")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    cases = {name: case for name, case in CASES.items() if args.only in name and (not args.real or name in REAL)}
     table = ["| strategy | ranks | model | method | loss | gradient norm | weights |", "|---" * 7 + "|"]
     worst, over, said = [0.0, 0.0, 0.0], 0, []
     with tempfile.TemporaryDirectory() as made:
@@ -98,6 +105,9 @@ def main():
         rows = work / "rows.jsonl"
         rows.write_text("".join(json.dumps(row) + "\n" for row in make_rows()))
         for family in ("135M",) if args.real else args.families.split(","):
+            known = CASES | (MIXTURES if "mix" in family or "moe" in family else {})
+            cases = {name: case for name, case in known.items() if args.only in name}
+            cases = {name: case for name, case in cases.items() if not args.real or name in REAL}
             for method in METHODS:
                 for name, world, found in measured(family, method, cases, work, rows, args.real):
                     if isinstance(found, str):

@@ -24,6 +24,8 @@ from llmkit.core.folder import steps
 
 GRACE = 5.0
 """Seconds that a run which was asked to stop waits for its copy."""
+SIGN = 1.0
+"""Seconds between two signs that copies get on."""
 KEY = "checkpoint.mirror"
 
 
@@ -37,6 +39,8 @@ class Mirror:
         self.lock = threading.Lock()
         self.thread: threading.Thread | None = None
         self.wanted, self.ending, self.busy = False, threading.Event(), set[int]()
+        self.pieces = 0
+        """How many were read or written."""
 
     def send(self, step: int) -> None:
         """There is a new checkpoint."""
@@ -52,12 +56,18 @@ class Mirror:
         with self.lock:
             yield set(self.busy)
 
-    def end(self, in_time: bool) -> None:
-        """Waits for the copies; where the run was asked to stop (`in_time`), for `GRACE` seconds at most."""
-        thread = self.thread
+    def end(self, in_time: bool, sign: Callable[[], None] = lambda: None) -> None:
+        """Waits for the copies; where the run was asked to stop (`in_time`), for `GRACE` seconds at most. Says so by
+        `sign` as long as they get on."""
+        thread, seen = self.thread, -1
         if thread is None:
             return
-        thread.join(GRACE if in_time else None)
+        thread.join(GRACE if in_time else SIGN)
+        while thread.is_alive() and not in_time:
+            if self.pieces != seen:
+                seen = self.pieces
+                sign()
+            thread.join(SIGN)
         self.ending.set()
         if thread.is_alive():
             self.say(f"{KEY}: not all checkpoints are copied; the next run does it")
@@ -124,6 +134,7 @@ class Mirror:
         while piece := file.read(PIECE):
             if self.ending.is_set():
                 raise ResourceError("the run ended before all was copied", fix="run it again")
+            self.pieces += 1
             yield piece
 
 
@@ -184,6 +195,16 @@ def _remove(store: Any, place: str) -> None:
     for path in (f"{place}/{NAME}", place):
         with suppress(FileNotFoundError):
             store.rm(path, recursive=path == place)
+
+
+def occupied(url: str, folder: Path) -> bool:
+    """Whether the store has checkpoints of a run by this name.
+
+    Raises:
+        ResourceError: the store cannot be read.
+    """
+    with _told(url):
+        return bool(_there(*opened(url, folder)))
 
 
 def fetch(url: str, folder: Path, say: Callable[[str], None], best: Callable[[Any], int | None]) -> None:

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 from types import TracebackType
@@ -44,6 +46,9 @@ HURRY = 3.0
 """The same when the run is ending by a fault."""
 GLANCE = 0.02
 """Seconds between two looks."""
+SIGN = 1.0
+"""Seconds between two looks of the loop's own thread, which waits for the writing one: it uses no processor, and says
+that it gets on as long as bytes do."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class Saver:
         finally:
             self.worker.shutdown()
             if self.mirror is not None:
-                self.mirror.end(in_time=kind is not None)
+                self.mirror.end(kind is not None, partial(self.peers.phase, "save"))
 
     def save(self, step: int, tensors: State, facts: Mapping[str, Any], keep: Keep) -> None:
         """Begins to publish `step-N`, when the save before is done; what is given may change when this returns.
@@ -138,18 +143,28 @@ class Saver:
         if pending is None:
             return
         try:
-            fault = pending.mine.exception()
+            fault = self._outcome(pending.mine, pending.draft)
             try:
                 agree(self.peers, fault)
             except BaseException:
                 pending.given_up.set()
                 raise
-            agree(self.peers, pending.all.exception())
+            agree(self.peers, self._outcome(pending.all, pending.draft))
         except BaseException:
             pending.all.exception()
             if self.peers.ranks.main:
                 pending.draft.drop()
             raise
+
+    def _outcome(self, writing: Future[Any], draft: Draft) -> BaseException | None:
+        """What went wrong in the thread, when it is done; until then the other ranks hear that this one gets on."""
+        size = 0
+        while not futures.wait([writing], SIGN).done:
+            with suppress(OSError):  # a file of it is gone, or has another name by now
+                if (now := draft.written()) != size:
+                    size = now
+                    self.peers.phase("save", draft.step)
+        return writing.exception()
 
     def _let_go(self) -> None:
         """Ends what is under way where the run ends by a fault: that is the one to raise, and peers may be gone."""

@@ -34,27 +34,22 @@ def cluster(folder: str, as_json: bool) -> None:
         sys.stdout.flush()
     if wrong := [one["what"] for one in found["findings"] if one["disagree"]]:
         more = f" ({len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise PeerError(wrong[0] + more, fix="give every rank the same installation and a synced clock")
+        error = PeerError(wrong[0] + more, fix="give every rank the same installation and a synced clock")
+        error.speaks = mine.main
+        raise error
 
 
 def _facts(kind: str) -> dict[str, str]:
     """What ranks of one run have in common."""
     import torch
 
-    from llmkit.checkpoint.identity import packages, processor
+    from llmkit.checkpoint.identity import code, packages, processor
 
     gpu = torch.cuda.get_device_name() if kind == "cuda" else "none"
     cuda = f"{torch.version.cuda}, nccl {'.'.join(map(str, torch.cuda.nccl.version()))}" if kind == "cuda" else "none"
     here = {"python": sys.version.split()[0], "gpu": gpu, "cuda": cuda, "processor": processor()}
-    return here | {"threads": str(torch.get_num_threads()), "code": _code()} | packages()
-
-
-def _code() -> str:
-    """A digest of llmkit's own sources: a checkout has no version that tells."""
-    top, made = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(top.rglob("*.py")):
-        made.update(str(path.relative_to(top)).encode() + b"\0" + path.read_bytes())
-    return made.hexdigest()[:12]
+    ours = hashlib.sha256(json.dumps(code()).encode()).hexdigest()[:12]  # a checkout has no version that tells
+    return here | {"threads": str(torch.get_num_threads()), "code": ours} | packages()
 
 
 def _text(found: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import inf, isfinite
 from pathlib import Path
 
 from llmkit.cli.recipes import out
@@ -62,6 +63,9 @@ def recipe(path: str, overrides: Sequence[str], ranks: int, steps: int, as_json:
     with tempfile.TemporaryDirectory(prefix="llmkit-prove-") as folder:
         first: Path | None = None
         chosen = ways(node, ranks)
+        if len(chosen) < 2:
+            what = f"up to {ranks} ranks there are {len(chosen)} ways to cut up a step, and two are compared"
+            raise RecipeError(what, fix="give --ranks 4 or 8", file=path, key="parallel")
         for way in console.track(chosen, "proving", len(chosen)):
             made = _run(path, [*overrides, *short(node, steps)], way, Path(folder))
             found.append(_seen(way, made, first or made))
@@ -75,15 +79,15 @@ def recipe(path: str, overrides: Sequence[str], ranks: int, steps: int, as_json:
 
 
 def ways(node: Training, ranks: int) -> list[Way]:
-    """The ways that are compared: the largest micro-batch on one process first, then smaller ones and more ranks."""
+    """The ways that are compared, of those that go with `parallel`: the largest micro-batch on one process first, then
+    smaller ones and more ranks."""
     most = max(1, min(4, node.batch.rows if node.batch.tokens is None else 4))
     sizes = sorted({most, max(1, most // 2), 1}, reverse=True)
     worlds = [n for n in (2, 4, 8) if n <= ranks]
     made = [Way(1, size) for size in sizes] + [Way(n, size) for n in worlds for size in {sizes[0], 1}]
-    inner = node.parallel
-    if inner.tensor * inner.context * inner.pipeline * inner.expert > 1:
-        made = [Way(n, size) for n in worlds for size in sizes if _fits(node, n)]
-    return made
+    if not _fits(node, 1):
+        made = [Way(n, size) for n in worlds for size in sizes]
+    return [way for way in made if _fits(node, way.ranks)]
 
 
 def _fits(node: Training, world: int) -> bool:
@@ -127,7 +131,7 @@ def _run(path: str, overrides: Sequence[str], way: Way, folder: Path) -> Path:
         codes = [process.wait() for process in begun]
     if any(codes):
         lines = [line for line in said.read_text().splitlines() if "error:" in line]
-        why = (lines or ["it said nothing"])[0].partition("error: ")[2] or lines[:1]
+        why = lines[0].partition("error: ")[2] if lines else "it said nothing"
         what = f"{way.ranks} ranks with a micro-batch of {way.micro_batch} do not run: {why}"
         raise PeerError(what, fix="see to it that the recipe runs that way")
     return made
@@ -153,7 +157,8 @@ def apart(made: Path, first: Path) -> tuple[float, float]:
     """The largest relative difference of losses and gradient norms of two runs, and of their trained weights."""
     ours, theirs = _figures(made), _figures(first)
     pairs = [pair for key in ours for pair in zip(ours[key], theirs[key], strict=True)]
-    return max(abs(a - b) / max(abs(b), 1e-12) for a, b in pairs), _weights(made, first)
+    gap = max(abs(a - b) / max(abs(b), 1e-12) if isfinite(a) and isfinite(b) else inf for a, b in pairs)
+    return gap, _weights(made, first)
 
 
 def _figures(folder: Path) -> dict[str, tuple[float, ...]]:

@@ -60,8 +60,10 @@ def returned(value: Any) -> int:
 
 
 def say(problems: Any, code: int, aloud: bool | None = None) -> int:
-    """One line a problem, on standard error; under a launcher only rank 0 speaks, but for what it cannot."""
-    if aloud or os.environ.get("RANK", "0") == "0":
+    """One line a problem, on standard error; under a launcher rank 0 speaks, and on other hosts the first rank of each
+    before they are one group (`aloud` None): what only that host lacks nobody else knows."""
+    first = aloud is None and os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+    if aloud or first or os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError, ValueError):
             for problem in problems:
                 sys.stderr.write(f"llmkit: error: {problem}\n")

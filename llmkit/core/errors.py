@@ -30,7 +30,8 @@ class LlmkitError(Exception):
 
     code: ClassVar[int] = 1
     speaks: bool | None = None
-    """Whether this process prints it; None: where it is the main one; False: it is printed already."""
+    """Whether this process prints it; None: where it is the main one or, before ranks have met, the first of its host;
+    False: it is printed already, or the main one does."""
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from llmkit.core.console import Console
-from llmkit.core.errors import LlmkitError, RecipeError
+from llmkit.core.errors import LlmkitError, RecipeError, ResourceError
 from llmkit.core.files import DISK, ensure, refused, write_atomic, write_json
 
 NOTES = {"recipe.yaml", "resolved.yaml", "status.json", "run.log", "lint.json", ".trackers.json", ".lock", "ranks"}
@@ -97,6 +97,21 @@ def claim(folder: Path, resume: str, console: Console) -> Claim:
     _clean(folder)
     _take(lock, folder, before, console)
     return Claim(folder, lock, before, frozenset(there), made)
+
+
+def shared(folder: Path, name: str, seconds: float = 10.0) -> None:
+    """Sees to it that the folder which the main rank holds is there for rank `name` too; a file system that hosts share
+    may show it late.
+
+    Raises:
+        ResourceError: it is not.
+    """
+    until = time.monotonic() + seconds
+    while not (folder / ".lock").exists():
+        if time.monotonic() > until:
+            what = f"{name} does not see {folder}, which the main rank holds"
+            raise ResourceError(what, fix="put out on a disk that all hosts share", key="out")
+        time.sleep(0.05)
 
 
 def inherit(folder: Path, cause: LlmkitError) -> bool | None:

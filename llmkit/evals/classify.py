@@ -29,16 +29,24 @@ def chances(subject: Subject, rows: Labelled, ids: Sequence[int], capacity: int)
     made: dict[int, tuple[Array, Array]] = {}
     packing: Packing = FirstFit() if subject.packed else NoPacking()
     at_once = max(1, FORWARD_TOKENS // capacity) if subject.packed else 4
+    share, contexts = subject.share, subject.packed
     with at_rest(subject):
-        for batch in micro_batches(rows, ids, packing, capacity, at_once, subject.packed, subject.device):
+        for batch in micro_batches(
+            rows, ids, packing, capacity, at_once, contexts, subject.device, share.index, share.count
+        ):
             subject.check("in evaluation")
             with torch.no_grad(), subject.autocast():
                 logits = subject.scored(batch)
+            if share.count > 1 and not bool(batch.weights.any()):
+                continue  # it was run for those who gather their weights for it
             logps = logits.float().log_softmax(1).cpu().numpy()
             sizes = [int((rows.sample(i)[2] != 0).sum()) for i in batch.ids]
             for i, part in zip(batch.ids, np.split(logps, np.cumsum(sizes)[:-1]), strict=True):
                 _, targets, weights = rows.sample(i)
                 made[i] = targets[weights != 0], part
+    if share.count > 1:
+        told = share.gather([[i, targets.tolist(), part.tolist()] for i, (targets, part) in made.items()])
+        made = {i: (np.array(a, np.int64), np.array(b, np.float32)) for part in told for i, a, b in part}
     return [made[i] for i in ids]
 
 

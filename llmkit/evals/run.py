@@ -30,6 +30,20 @@ FORWARD_TOKENS = 1024
 """Tokens of one evaluation forward, about."""
 
 
+def _alone(value: Any) -> list[Any]:
+    return [value]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of `count` equal parts of an evaluation's forward passes this process makes, and how they meet."""
+
+    index: int = 0
+    count: int = 1
+    gather: Callable[[Any], list[Any]] = _alone
+    """A JSON value of this process -> those of all parts, in their order."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model under evaluation."""
@@ -51,6 +65,7 @@ class Subject:
     seed: int = 0
     tree: bool = False
     """Whether the model takes shared prefixes."""
+    share: Share = Share()
 
 
 @contextmanager
@@ -65,24 +80,32 @@ def at_rest(subject: Subject) -> Iterator[None]:
 
 
 def losses(subject: Subject, prepared: Prepared, ids: Sequence[int], capacity: int) -> tuple[list[float], list[float]]:
-    """(negative log-likelihood, weight) of each example."""
-    sums, weights = dict.fromkeys(ids, 0.0), dict.fromkeys(ids, 0.0)
+    """(negative log-likelihood, weight) of each example: each is computed once, by whoever has it in its share."""
+    sums, weights = dict[int, float](), dict[int, float]()
+    share = subject.share
     packing: Packing = FirstFit() if subject.packed else NoPacking()
     rows = max(1, FORWARD_TOKENS // capacity) if subject.packed else 4
     with at_rest(subject):
-        batches = micro_batches(prepared, ids, packing, capacity, rows, subject.packed, subject.device)
+        batches = micro_batches(
+            prepared, ids, packing, capacity, rows, subject.packed, subject.device, share.index, share.count
+        )
         for batch in batches:
             subject.check("in evaluation")
             with torch.no_grad(), subject.autocast():
                 logps = subject.scored(batch)
             chosen = batch.weights != 0
+            if share.count > 1 and not bool(chosen.any()):
+                continue  # it was run for those who gather their weights for it
             owner = _owners(batch, prepared)[chosen]
             weight = batch.weights[chosen]
             for place, example in enumerate(batch.ids):
                 mine = owner == place
-                sums[example] -= float((logps * weight)[mine].sum(dtype=torch.float64))
-                weights[example] += float(weight[mine].sum(dtype=torch.float64))
-    return [sums[i] for i in ids], [weights[i] for i in ids]
+                sums[example] = -float((logps * weight)[mine].sum(dtype=torch.float64))
+                weights[example] = float(weight[mine].sum(dtype=torch.float64))
+    if share.count > 1:
+        found = [one for part in share.gather([[i, sums[i], weights[i]] for i in sums]) for one in part]
+        sums, weights = {i: nll for i, nll, _ in found}, {i: weight for i, _, weight in found}
+    return [sums.get(i, 0.0) for i in ids], [weights.get(i, 0.0) for i in ids]
 
 
 def _owners(batch: Any, prepared: Prepared) -> torch.Tensor:

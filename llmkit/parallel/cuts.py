@@ -72,34 +72,35 @@ class Cut:
     @property
     def share(self) -> int:
         """On how many ranks each span lies; 0 where that differs from span to span."""
-        shares = {span.share for spans in self.dealt for span in spans}
-        return shares.pop() if len(shares) == 1 else 0
+        return next(iter(self.shares)) if len(self.shares) == 1 else 0
 
     def of(self, whole: Tensor) -> Tensor:
         """This rank's part of a whole tensor, in memory of its own."""
         return torch.cat([whole.narrow(self.dim, span.start, span.length) for span in self.spans], self.dim)
 
-    def views(self, held: Tensor) -> Iterator[tuple[Span, Tensor]]:
-        """Each span with its place in what lies here."""
-        at = 0
+    @property
+    def shares(self) -> set[int]:
+        """On how many ranks its spans lie, of any rank."""
+        return {span.share for spans in self.dealt for span in spans}
+
+    def within(self, block: Slice) -> Iterator[tuple[Span, int, Tensor]]:
+        """Of a block of what lies here: each span, where in it the block begins, and what of it is in the block."""
+        at, first, length = 0, block.start[self.dim], block.tensor.shape[self.dim]
         for span in self.spans:
-            yield span, held.narrow(self.dim, at, span.length)
+            begin = max(first, at)
+            many = max(0, min(first + length, at + span.length) - begin)
+            yield span, begin - at if many else 0, block.tensor.narrow(self.dim, begin - first if many else 0, many)
             at += span.length
 
     def pieces(self, block: Slice) -> list[Slice]:
         """What a block of that which lies here is of each part of the whole; the parts, end to end along `dim`, are the
         whole. Of most tensors there is one."""
-        made, at, first = [], 0, block.start[self.dim]
-        length = block.tensor.shape[self.dim]
-        for k, span in enumerate(self.spans):
+        made = []
+        for k, (span, offset, tensor) in enumerate(self.within(block)):
             low, high = min(spans[k].start for spans in self.dealt), max(spans[k].end for spans in self.dealt)
-            begin = max(first, at)
-            many = max(0, min(first + length, at + span.length) - begin)
             start = list(block.start)
-            start[self.dim] = span.start - low + begin - at if many else 0
-            tensor = block.tensor.narrow(self.dim, begin - first if many else 0, many)
+            start[self.dim] = span.start - low + offset if tensor.shape[self.dim] else 0
             made.append(Slice(tensor, self._with(high - low), tuple(start)))
-            at += span.length
         return made
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:

@@ -1,15 +1,15 @@
-"""Whether a model can be dealt out to ranks, from its `config.json` alone: before any process group is formed."""
+"""Whether a model can be dealt out to ranks, from its sizes alone: before any process group is formed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from llmkit.core.errors import RecipeError
 
 HEADS = ("num_attention_heads", "n_head", "num_heads")
 KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
-LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 INNER = ("intermediate_size", "moe_intermediate_size", "ffn_dim", "n_inner")
@@ -81,17 +81,28 @@ def check_experts(config: Mapping[str, Any], expert: int, planned: bool | None) 
         raise RecipeError(what, fix=f"use {_listed(fit)}", key="parallel.expert")
 
 
-def check_pipeline(config: Mapping[str, Any], stages: int) -> None:
-    """Sees to it that there is a layer for each of `stages` ranks.
+def stages_of(counts: Sequence[int], tail: int, stages: int) -> list[int]:
+    """The stage of each layer, in order and at least one for each, so that the sum of squares of the stages' parameters
+    is the least. `counts` are those of the layers and `tail` those of the head, which the last stage has too; the
+    embeddings, which are looked up, count for nothing.
 
     Raises:
-        RecipeError: there is not.
+        RecipeError: there are more stages than layers.
     """
-    text = config.get("text_config") or config
-    layers = _first(text, LAYERS)
-    if layers and layers < stages:
-        what = f"{stages} stages cannot share the {layers} layers of {text.get('model_type', 'it')}"
-        raise RecipeError(what, fix=f"use at most {layers}", key="parallel.pipeline")
+    if len(counts) < stages:
+        what = f"{stages} stages cannot share {len(counts)} layers"
+        raise RecipeError(what, fix=f"use at most {len(counts)}", key="parallel.pipeline")
+    ends = [0, *accumulate(counts)]
+    nowhere = (float("inf"), list[int]())
+    best: list[tuple[float, list[int]]] = [(0.0, []), *[nowhere] * len(counts)]
+    for stage in range(stages):
+        more = tail if stage == stages - 1 else 0
+        made = [nowhere] * (len(counts) + 1)
+        for end in range(stage + 1, len(counts) + 1):
+            cost, at = min((best[at][0] + float(ends[end] - ends[at] + more) ** 2, at) for at in range(stage, end))
+            made[end] = (cost, [*best[at][1], *[stage] * (end - at)])
+        best = made
+    return best[-1][1]
 
 
 def _listed(numbers: list[int]) -> str:

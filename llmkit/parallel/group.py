@@ -145,6 +145,8 @@ def joined(
     except BaseException as cause:
         if (other := watch.tell(cause)) is not None:
             raise other from cause
+        if isinstance(cause, LlmkitError) and cause.speaks is None:
+            cause.speaks = ranks.main  # all others know of it
         raise
     finally:
         watch.end()
@@ -156,7 +158,7 @@ def _grouped(
     ranks: Ranks, device: str, place: Any, watch: Watch, patience: float, facts: Mapping[str, Any]
 ) -> Iterator[Group]:
     watch.gather()
-    backend = f"cpu:gloo,cuda:{'nccl' if device == 'cuda' else 'gloo'}" if device == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     if device == "cuda":
         torch.cuda.set_device(ranks.local)
     limit = timedelta(seconds=patience)

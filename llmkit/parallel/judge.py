@@ -117,7 +117,7 @@ class Seen:
     @property
     def waits(self) -> bool:
         """For the others, as far as one can see."""
-        return bool(self.last.get("waiting") or self.last.get("inside") or self.last["phase"] == "reduce")
+        return bool(self.last.get("waiting") or self.last.get("inside"))
 
     @property
     def place(self) -> str:
@@ -185,7 +185,7 @@ def hung(seen: Mapping[int, Seen], now: float, median: float | None, patience: f
         worst = min(behind, key=lambda one: one.changed)
         for_whom = f"while {waiting[0].name} waits {waiting[0].at}"
         return worst.verdict(f"has not moved for {now - worst.changed:.0f} s {worst.at}{worst.place}, {for_whom}", True)
-    if len(stuck) < len(here) or len(here) == 1:
+    if len(here) < 2 or len(stuck) < len(here):
         return None
     worst = min(here, key=lambda one: (one.last["step"], one.last["count"]))
     others = ", ".join(f"{one.name} {one.at}" for one in here if one is not worst)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from llmkit.core.errors import ModelError
 from llmkit.core.types import Batch
+from llmkit.parallel.fits import stages_of
 
 FAULTS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What a forward raises that is given other things than it is made for."""
@@ -102,11 +103,9 @@ class Stages:
         layers = list(cast(nn.ModuleList, getattr(self.decoder, held)))
         outside = [(self.base, key) for key, child in self.base.named_children() if child is not self.decoder]
         ends = [(self.decoder, key) for key in after] + outside
-        if len(layers) < self.count:
-            self.refuse(f"its {len(layers)} layers are fewer than {self.count} stages", f"use at most {len(layers)}")
         counts = [sum(p.numel() for p in layer.parameters()) for layer in layers]
         tail = sum(p.numel() for owner, key in ends for p in getattr(owner, key).parameters())
-        homes = deal(counts, tail, self.count)
+        homes = stages_of(counts, tail, self.count)
         units = [Unit(self.decoder, key, getattr(self.decoder, key), 0) for key in before]
         owner = getattr(self.decoder, held)
         units += [Unit(owner, str(i), layer, home) for i, (layer, home) in enumerate(zip(layers, homes, strict=True))]
@@ -145,25 +144,6 @@ class Stages:
         """Raises: ModelError, with the family."""
         what = f"{type(self.base).__name__} cannot run in {self.count} stages: {why}"
         raise ModelError(what, fix=fix, key="parallel.pipeline")
-
-
-def deal(counts: Sequence[int], tail: int, stages: int) -> list[int]:
-    """The stage of each layer, in order and at least one for each: the sum of squares of the stages' parameters is the
-    least. `tail` is what the last one has beside its layers; an embedding, which is looked up, counts for nothing."""
-    ends = [0]
-    for size in counts:
-        ends.append(ends[-1] + size)
-    nowhere = (float("inf"), list[int]())
-    best: list[tuple[float, list[int]]] = [(0.0, []), *[nowhere] * len(counts)]
-    for stage in range(stages):
-        more = tail if stage == stages - 1 else 0
-        made = [nowhere] * (len(counts) + 1)
-        for end in range(stage + 1, len(counts) + 1):
-            tries = ((best[at][0] + float(ends[end] - ends[at] + more) ** 2, at) for at in range(stage, end))
-            cost, at = min(tries)
-            made[end] = (cost, [*best[at][1], *[stage] * (end - at)])
-        best = made
-    return best[-1][1]
 
 
 def tried(stages: Stages, scored: Any, autocast: Any) -> list[Border]:

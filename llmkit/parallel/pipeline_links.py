@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
 from typing import Any
 
 import torch
@@ -12,18 +12,20 @@ from torch import Tensor
 KINDS = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)
 """Types of what the last stage tells the others, by their number."""
 DIMS = 6
+"""Dimensions of it, at most."""
 
 
 class Links:
     """One rank of the group that holds a model's stages, in their order."""
 
-    def __init__(self, group: Any, wait: Callable[[], None]) -> None:
-        self.group, self.wait = group, wait
+    def __init__(self, group: Any) -> None:
+        self.group = group
         self.ranks = dist.get_process_group_ranks(group)
         self.index, self.count = dist.get_rank(group), len(self.ranks)
         self.back_group: Any = dist.new_group(self.ranks, use_local_synchronization=True)
         """Gradients have a group of their own: on a device, what goes one way would wait for what goes the other."""
-        self._sent: list[tuple[Any, Tensor]] = []
+        self._sent: dict[int, deque[tuple[Any, Tensor]]] = {1: deque(), -1: deque()}
+        """What is on its way ahead and back, with the memory that it is sent from."""
 
     @property
     def first(self) -> bool:
@@ -52,20 +54,20 @@ class Links:
         return self._receive(room, 1, self.back_group)
 
     def _send(self, tensor: Tensor, by: int, group: Any) -> None:
-        held = tensor.detach().contiguous()
-        self._sent.append((dist.isend(held, self.ranks[self.index + by], group=group), held))
+        held, sent = tensor.detach().contiguous(), self._sent[by]
+        sent.append((dist.isend(held, self.ranks[self.index + by], group=group), held))
+        while len(sent) > self.count:  # in 1F1B order, the neighbour has it
+            sent.popleft()[0].wait()
 
     def _receive(self, room: Tensor, by: int, group: Any) -> Tensor:
-        work: Any = dist.irecv(room, self.ranks[self.index + by], group=group)
-        self.wait()
-        work.wait()
+        dist.recv(room, self.ranks[self.index + by], group=group)
         return room
 
     def settle(self) -> None:
         """All that was sent has come."""
-        for work, _ in self._sent:
-            work.wait()
-        self._sent.clear()
+        for sent in self._sent.values():
+            while sent:
+                sent.popleft()[0].wait()
 
     def told(self, value: Tensor | None, device: torch.device) -> Tensor:
         """What the last stage says, on all of them; the others give None."""

@@ -174,7 +174,10 @@ class Piped(Steps):
         return Flight(given, part.total / count * scale), numbers(part)
 
     def _backward(self, flight: Flight) -> None:
-        grad = None if self.links.last else self.links.from_next(torch.empty_like(flight.made))
+        grad = None
+        if not self.links.last:
+            self.phase("reduce")
+            grad = self.links.from_next(torch.empty_like(flight.made))
         self.phase("backward")
         if flight.made.requires_grad:  # a row without weights may give a loss that nothing leads to
             torch.autograd.backward(flight.made, grad)
@@ -188,6 +191,7 @@ class Piped(Steps):
             return None
         shape = (*batch.tokens.shape, self.before.width)
         room = torch.empty(shape, dtype=self.before.dtype, device=batch.tokens.device)
+        self.phase("reduce")  # as the watch calls it when a rank waits for others
         return self.links.from_before(room)
 
     def _asked(self, batch: Batch, *more: Any) -> Tensor:
@@ -195,13 +199,17 @@ class Piped(Steps):
         if torch.is_grad_enabled():
             raise ValueError("stages learn through `accumulate`: call the model under torch.no_grad()")
         made: Tensor | None = None
-        with self.stages.begun(self._given(batch)):
+        given = self._given(batch)
+        self.phase("evaluate")
+        with self.stages.begun(given):
             if self.links.last:
                 made = self.own_forward(batch, *more)
             else:
                 self.links.ahead(cast(Any, self.scored).hidden(batch))
+        self.phase("reduce")
         told = self.links.told(made, batch.tokens.device)
         self.links.settle()
+        self.phase("evaluate")
         return told
 
 
@@ -218,7 +226,7 @@ def stepper(parts: Parts, grid: Grid) -> Steps:
     scored = cast(Any, parts.scored)
     stages = Stages(cast(nn.Module, parts.base), grid.degrees.pipeline)
     borders = tried(stages, scored, partial(autocast, parts.ways, parts.params))
-    links = Links(grid.group("pipeline"), lambda: grid.peers.phase("reduce"))
+    links = Links(grid.group("pipeline"))
     team = Row(stages, links, grid, scored.model, parts.params)
     if grid.degrees.replicate > 1:
         alike(team.params, grid.group("replicate"))

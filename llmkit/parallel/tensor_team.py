@@ -60,13 +60,17 @@ class Held:
         grads = {name: p.grad for name, p in self.params.items() if p.grad is not None}
         _sum([grads[name] for name in self.partial if name in grads], self.group)
         for share, group in self.sharing.items():
-            mine = [name for name, one in self.cuts.items() if name in grads and one.share in (share, 0)]
-            _sum([view for name in mine for view in self._shared(name, grads[name], share)], group)
+            _sum([view for name in self.cuts if name in grads for view in self._shared(name, share)], group)
 
-    def _shared(self, name: str, grad: Tensor, share: int) -> list[Tensor]:
-        """What of a gradient lies on `share` ranks."""
-        one = self.cuts[name]
-        return [grad] if one.share else [view for span, view in one.views(grad) if span.share == share]
+    def _shared(self, name: str, share: int) -> list[Tensor]:
+        """What of a gradient lies on `share` ranks: of rows of q, k and v in one, those of some."""
+        one, p = self.cuts[name], self.params[name]
+        if p.grad is None or share not in one.shares:
+            return []
+        if one.share:
+            return [p.grad]
+        block = whole(self.inner.part(name, p, p.grad))
+        return [view for span, _, view in one.within(block) if span.share == share]
 
     def totals(self, own: Sums) -> dict[str, tuple[float, ...]]:
         """As the strategy does: all ranks here say the same."""
@@ -75,18 +79,14 @@ class Held:
     def norm(self, params: Mapping[str, nn.Parameter]) -> float:
         """Parts are summed over the ranks here, what lies on several of them once; what is whole counts once."""
         squares = 0.0
-        for share in sorted({one.share for one in self.cuts.values()}):
-            mine = {n: p for n, p in params.items() if n in self.cuts and self.cuts[n].share == share}
-            squares += self.inner.norm(mine) ** 2 / share if share else sum(map(self._mixed, mine, mine.values()))
+        for share in sorted({share for one in self.cuts.values() for share in one.shares}):
+            mine = {name: _of(self._shared(name, share)) for name in params if name in self.cuts}
+            squares += self.inner.norm(mine) ** 2 / share
         device = next(iter(params.values())).device
         total = torch.tensor(squares, dtype=torch.float64, device=device)
         dist.all_reduce(total, group=self.group)
         rest = self.inner.norm({name: p for name, p in params.items() if name not in self.cuts})
         return math.hypot(rest, math.sqrt(float(total)))
-
-    def _mixed(self, name: str, p: nn.Parameter) -> float:
-        views = self.cuts[name].views(p.grad) if p.grad is not None else ()
-        return sum(float(view.norm()) ** 2 / span.share for span, view in views)
 
     def part(self, name: str, like: Tensor, value: Tensor) -> Tensor | Slice:
         """This rank's block; of what is made of several parts, the whole on the main rank."""
@@ -151,6 +151,15 @@ def buckets(tensors: Sequence[Tensor], most: int = BUCKET) -> Iterator[list[Tens
         yield made
 
 
+def _of(grads: list[Tensor]) -> nn.Parameter:
+    """A parameter with these parts of a gradient, as far as its norm goes."""
+    made = nn.Parameter(torch.empty(0))
+    if grads:
+        made.data = grads[0] if len(grads) == 1 else torch.cat(grads)
+        made.grad = made.data
+    return made
+
+
 def _sum(tensors: list[Tensor], group: Any) -> None:
     """Each is summed over the ranks of a group, in place; a large one, and small ones together, in one message."""
     for some in buckets(tensors):
@@ -193,9 +202,7 @@ def stepper(parts: Parts, grid: Grid, strategy: Callable[[Parts, Grid], Steps]) 
         after = logits(base)
     check_same(base, before, after, f"tensor {place.count}", "parallel.tensor")
     parts.say(told(layout))
-    team = Held(layout, parts, scored.model, grid.peers)
-    _check_blocks(team, grid)
-    return team.over(strategy(parts, grid))
+    return Held(layout, parts, scored.model, grid.peers).over(strategy(parts, grid))
 
 
 def told(layout: Layout) -> str:
@@ -207,17 +214,6 @@ def told(layout: Layout) -> str:
     kept = {re.sub(r"\d+", "*", path): why for path, why in layout.whole.items()}
     said = [f"{here:,} of {all_:,} weights of layers are on each of {layout.place.count} ranks"]
     return ", ".join(said + [f"{path} whole on all ({why})" for path, why in kept.items()])
-
-
-def _check_blocks(team: Held, grid: Grid) -> None:
-    """Raises:
-    ModelError: a gradient of which ranks share some rows is to be cut again, row by row.
-    """
-    mixed = [name for name, one in team.cuts.items() if not one.share]
-    if mixed and grid.degrees.shard > 1:
-        what = f"fsdp cuts {mixed[0]}, of whose rows each rank shares only the key-value heads with others"
-        fix = "lower parallel.tensor to the number of key-value heads, or set parallel.strategy=ddp"
-        raise ModelError(what, fix=fix, key="parallel.tensor")
 
 
 def logits(base: Any) -> Tensor:

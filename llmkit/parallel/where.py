@@ -24,6 +24,8 @@ BUSY = 0.2
 """Of a processor, what the threads beside the main one use where they are at work and do not only look around."""
 LIBRARY, TALK = re.compile(r"/(torch|deepspeed)/"), re.compile(r"/torch/(distributed|nn/parallel)/|/deepspeed/comm/")
 """Files of the libraries that talk with other ranks, and those of them that do it."""
+WITHIN = re.compile(r"/(torch|deepspeed|llmkit)/")
+"""Files of the libraries, and ours."""
 
 
 class Where:
@@ -81,7 +83,7 @@ class Where:
             "cpu": own,
             "busy": self._busy(own),
             "usual": self._longest.get(self.phase),
-            "inside": talks(frame),
+            "inside": talks(frame) or (self.phase == "reduce" and within(frame)),
             "stack": stack(frame),
         }
 
@@ -116,6 +118,11 @@ def talks(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def within(frame: FrameType | None) -> bool:
+    """Whether a stack ends in a library or here: where sums are made, it waits for them there, and nowhere else."""
+    return frame is not None and WITHIN.search(frame.f_code.co_filename) is not None
 
 
 def stack(frame: FrameType | None) -> list[str]:

@@ -44,6 +44,15 @@ READ = (
     "wall_clock_breakdown",
 )
 """What a user's configuration may say beside that."""
+UNTRIED = {
+    "mics_shard_size": -1,
+    "zero_hpz_partition_size": 1,
+    "zero_quantized_weights": False,
+    "zero_quantized_nontrainable_weights": False,
+    "zero_quantized_gradients": False,
+}
+"""Of `zero_optimization`: weights in groups of ranks, or in fewer bits, which `shards.py` would read wrongly; each with
+the value that switches it off."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +101,13 @@ def given(path: str, wanted: Wanted) -> dict[str, Any]:
         said = json.loads(Path(path).expanduser().read_text())
     except OSError as cause:
         raise RecipeError(f"{path} cannot be read ({cause.strerror})", fix="name a JSON file", key=KEY) from cause
-    except ValueError as cause:
+    except (ValueError, RecursionError) as cause:
         raise RecipeError(f"{path} is no JSON ({cause})", fix="mend it", key=KEY) from cause
     if not isinstance(said, dict):
         raise RecipeError(f"{path} is no JSON object", fix="mend it", key=KEY)
     said = _without_auto(said)
+    if odd := _no_objects(said):
+        raise RecipeError(f"{path}: {', '.join(odd)} is no JSON object", fix="mend it", key=KEY)
     found = [Problem(f"{path}: {what}", fix, key=KEY) for what, fix in _contradictions(said, wanted)]
     if found:
         raise RecipeError(problems=found)
@@ -137,6 +148,15 @@ def _without_auto(said: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def _no_objects(said: Mapping[str, Any]) -> list[str]:
+    """The keys of what must be a section, and is something else."""
+    zero = said.get("zero_optimization", {})
+    if not isinstance(zero, Mapping):
+        return ["zero_optimization"]
+    inner = {f"zero_optimization.{key}": zero.get(key) for key in ("offload_optimizer", "offload_param")}
+    return [key for key, value in inner.items() if not isinstance(value, Mapping | None)]
+
+
 def _contradictions(said: Mapping[str, Any], wanted: Wanted) -> Iterator[tuple[str, str]]:
     """(what, fix) of each value that is not the recipe's to leave to another."""
     for key, ours in OURS.items():
@@ -150,7 +170,14 @@ def _contradictions(said: Mapping[str, Any], wanted: Wanted) -> Iterator[tuple[s
         yield what, "set precision=bf16_mixed, or drop bf16"
     elif _on(said.get("bf16")) and wanted.stage == 1 and wanted.precision != "bf16":
         yield "bf16 in stage 1 is another optimizer of DeepSpeed's", "set parallel.strategy.stage=2, or drop bf16"
-    zero = said.get("zero_optimization", {})
+    yield from _odd_zero(said.get("zero_optimization", {}), wanted)
+    for key in said:
+        if key not in READ and key not in OURS:
+            yield f"{key} is nothing that llmkit leaves to DeepSpeed", f"drop {key}"
+
+
+def _odd_zero(zero: Mapping[str, Any], wanted: Wanted) -> Iterator[tuple[str, str]]:
+    """(what, fix) of what `zero_optimization` says against the recipe."""
     if (stage := zero.get("stage", wanted.stage)) != wanted.stage:
         yield (
             f"zero_optimization.stage is {stage}, and parallel.strategy.stage is {wanted.stage}",
@@ -161,9 +188,9 @@ def _contradictions(said: Mapping[str, Any], wanted: Wanted) -> Iterator[tuple[s
         if theirs != place:
             ours = f"parallel.strategy.offload.{'optimizer' if key == 'offload_optimizer' else 'params'}"
             yield f"zero_optimization.{key}.device is {theirs}, and {ours} is {place}", f"set {ours}={theirs}"
-    for key in said:
-        if key not in READ and key not in OURS:
-            yield f"{key} is nothing that llmkit leaves to DeepSpeed", f"drop {key}"
+    for key, off in UNTRIED.items():
+        if zero.get(key, off) != off:
+            yield f"zero_optimization.{key} lays weights out as no checkpoint here knows", f"drop {key}"
 
 
 def _on(section: Any) -> bool:

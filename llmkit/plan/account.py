@@ -10,6 +10,8 @@ from llmkit.plan.shares import ALONE, Shares
 FORWARD_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Tokens of one forward that keep the device busy: more of them cost memory and gain little."""
 HEADROOM = 0.85
+FILLED = 4
+"""Micro-batches a stage that `auto` leaves a pipeline, so that each is idle for less than a fifth of a step."""
 RECOMPUTE = {0: "none", 2: "selective", 1: "full"}
 """Every so many layers make their activations again; cheapest first."""
 LINEARS = 7
@@ -164,15 +166,22 @@ class Held:
 def inside(shape: Shape, cut: Shares) -> float:
     """Parameters of layers in a rank's part of the model, before a strategy cuts them once more."""
     elsewhere = shape.experts * (1 - 1 / cut.expert) if cut.expert > 1 else 0
-    return (shape.params - shape.embedded - elsewhere) / (cut.tensor * cut.pipeline)
+    return (shape.params - shape.embedded - elsewhere) / cut.tensor * cut.stage(shape)
+
+
+def outside(shape: Shape, cut: Shares) -> int:
+    """Parameters of embeddings and head on a rank; of several stages the first has the ones, the last the other."""
+    return shape.embedded if cut.pipeline == 1 else min(shape.embedded, shape.vocab * shape.hidden)
 
 
 def trained(shape: Shape, cost: Cost, cut: Shares) -> float:
     """Those of them that are trained, and all others that are. Of a model that is not trained whole, what belongs to
     experts is counted as if it lay on every rank: at most it is so much."""
-    whole = cut.expert > 1 and cost.trained >= shape.params
-    elsewhere = shape.experts * (1 - 1 / cut.expert) if whole else 0
-    return (cost.trained - elsewhere) / (cut.tensor * cut.pipeline)
+    whole = cost.trained >= shape.params
+    if cut.pipeline > 1 and whole:
+        return inside(shape, cut) + outside(shape, cut)
+    elsewhere = shape.experts * (1 - 1 / cut.expert) if cut.expert > 1 and whole else 0
+    return (cost.trained - elsewhere) / cut.tensor * cut.stage(shape)
 
 
 def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Account:
@@ -183,7 +192,7 @@ def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Ac
     gradients = held.trained_bytes * at_once / (1 if cut.whole_gradients else cut.gradients)
     copies = 0.0 if cut.gathered else held.copies * (here + shape.embedded / 2)  # of the head, not of embeddings
     whole = (shape.params - shape.embedded) * held.weight_bytes + shape.embedded * held.plain_bytes
-    weights = (here * held.weight_bytes + shape.embedded * held.plain_bytes + 4 * cost.more) / cut.weights
+    weights = (here * held.weight_bytes + outside(shape, cut) * held.plain_bytes + 4 * cost.more) / cut.weights
     optimizer = learned * (held.moment_bytes + cut.master) / cut.optimizer
     kept, again, working = _activations(shape, held, tokens / cut.context, cut)
     blocks = min(held.head_bytes, int(8 * shape.vocab * tokens / cut.context))
@@ -206,7 +215,7 @@ def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Ac
 
 def _activations(shape: Shape, held: Held, tokens: float, cut: Shares) -> tuple[float, float, float]:
     """Bytes that all layers keep; that one makes again; and that its backward takes beside."""
-    layers = shape.layers / cut.pipeline
+    layers = shape.layers * cut.stage(shape)
     low = 4 * LINEARS * held.cost.low  # what an adapter's first half gave
     layer = (held.kept.bytes(shape, cut) + low) * tokens
     hidden, inner = 4 * shape.hidden * tokens / cut.between, 4 * shape.intermediate * tokens / cut.tensor
@@ -214,12 +223,13 @@ def _activations(shape: Shape, held: Held, tokens: float, cut: Shares) -> tuple[
     recomputed = -(-layers // held.recompute) if held.recompute else 0
     kept = recomputed * stored + (layers - recomputed) * layer
     kept = min(kept, layer + hidden) if held.offload else kept
+    kept *= min(cut.pipeline, held.turns)  # the first stage is as many micro-batches ahead of the last
     return kept + 2 * hidden, layer if recomputed else 0.0, 2 * hidden + 3 * inner  # 2: the head's input, its gradient
 
 
 def _communication(shape: Shape, held: Held, tokens: float, cut: Shares) -> float:
     """Layers, embeddings and head that are gathered, their whole gradients, buckets, tokens on the way to experts."""
-    deep = inside(shape, cut) * cut.pipeline / max(1, shape.layers)
+    deep = inside(shape, cut) / cut.stage(shape) / max(1, shape.layers)
     trains = held.cost.trained >= shape.params
     whole = min(cut.gathered, shape.layers)
     if cut.live:
@@ -261,6 +271,8 @@ def choose(
     """Rows per forward and recompute, each as asked or, where `None`, the largest and cheapest that fit; a step has
     `most` rows on a rank."""
     full = max(1, FORWARD_TOKENS[device] // max_length)
+    if shares.pipeline > 1 and most:
+        full = max(1, min(full, most // (FILLED * shares.pipeline)))
     wanted = rows or min(full, most or full)
     tries = [recompute] if recompute is not None else list(RECOMPUTE)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+from llmkit.core.shape import Shape
 from llmkit.parallel.degrees import Degrees
+from llmkit.parallel.fits import stages_of
 from llmkit.parallel.zero_config import BUCKET as ELEMENTS
 from llmkit.parallel.zero_config import LIVE
 
@@ -45,6 +48,23 @@ class Shares:
     """What waits on the host: weights, gradients, optimizer."""
     whole_gradients: bool = False
     """Gradients are cut only after the last micro-batch."""
+
+    def stage(self, shape: Shape) -> float:
+        """The share of the layers in the stage that has most of them.
+
+        Raises:
+            RecipeError: there are more stages than layers.
+        """
+        if self.pipeline == 1 or not shape.layers:
+            return 1.0
+        each = (shape.params - shape.embedded) // shape.layers
+        return _stage(shape.layers, each, shape.vocab * shape.hidden, self.pipeline)
+
+
+@cache
+def _stage(layers: int, each: int, tail: int, stages: int) -> float:
+    homes = stages_of([each] * layers, tail, stages)
+    return max(map(homes.count, range(stages))) / layers
 
 
 ALONE = Shares()

@@ -10,6 +10,8 @@ With P parameters in products (embeddings apart, the head counted), L layers of 
                 tensor: 4 all-reduces of the hidden states a layer; context: keys and values around the ring, twice
                 expert: 4 exchanges of the hidden states a layer of experts, for each expert that a token goes through,
                 (n - 1) / n each, and 2 more where it is recomputed; gradients of all but experts all-reduced
+                pipeline: hidden states ahead and their gradients back, once a micro-batch each
+    pipeline    of p stages over m micro-batches, each is idle for (p - 1) / (m + p - 1) of a step
     step        products and attention at EFFICIENCY of the peak, elementwise at BANDWIDTH of the memory's; of what is
                 sent, what exceeds OVERLAP of that time waits; then the optimizer, which reads and writes what it holds
 
@@ -41,7 +43,7 @@ class Times:
     """Of one optimizer step."""
 
     compute: float
-    """Seconds of products, attention and elementwise work."""
+    """Seconds of products, attention and elementwise work, with those in which a stage is idle."""
     waiting: float
     """Seconds for what is sent and not hidden."""
     update: float
@@ -78,16 +80,17 @@ class Work:
 def times(shape: Shape, held: Held, cut: Shares, degrees: Degrees, device: Device, work: Work) -> Times:
     """What a step takes on a device of a known data sheet."""
     local = work.tokens * work.turns / cut.context  # tokens that a rank computes, in its part of the model
-    part = cut.tensor * cut.pipeline
+    part = cut.tensor / cut.stage(shape)
     peak = EFFICIENCY * (device.half if held.short == 2 else device.single)
     products, attention = _operations(shape, held, work.length)
     elementwise = _elementwise(shape, held) / (BANDWIDTH * device.bandwidth)
     compute = local / part * ((products + attention) / peak + elementwise)
     compute += work.turns * _unpacked(shape, held, cut) / (BANDWIDTH * device.bandwidth)
+    compute *= 1 + (cut.pipeline - 1) / work.turns
     data, inner = _sent(shape, held, cut, degrees, work)
     between = min(device.link, device.network * device.here)  # a ring leaves a host by the networks of all its devices
     outer = between if degrees.world > device.here else device.link
-    near = device.link if part * cut.context * cut.expert <= device.here else between
+    near = device.link if cut.tensor * cut.pipeline * cut.context * cut.expert <= device.here else between
     seconds = data / (WIRE * outer) + inner / (WIRE * near)
     waiting = max(0.0, seconds - OVERLAP * compute)
     state = trained(shape, held.cost, cut) * (8 + 2 * held.moment_bytes) / cut.optimizer
@@ -150,4 +153,5 @@ def _sent(shape: Shape, held: Held, cut: Shares, degrees: Degrees, work: Work) -
     inner += 2 * (c - 1) * shape.layers / cut.pipeline * tokens * 2 * shape.keys / t * held.short
     ways = 4 + 2 * (held.recompute == 1)
     inner += ways * (e - 1) / e * shape.mixed / cut.pipeline * tokens * shape.chosen * shape.hidden * held.short
+    inner += 2 * (cut.pipeline > 1) * tokens * shape.hidden * held.short
     return data, inner

@@ -15,8 +15,8 @@ from llmkit.core.artifact import Artifact
 from llmkit.core.console import Console
 from llmkit.core.environment import prepare
 from llmkit.core.errors import LlmkitError, Problem, RecipeError, Stopped
-from llmkit.core.files import full_disk_named
-from llmkit.core.folder import Claim, claim, differences, inherit, read_status, steps, write_recipe
+from llmkit.core.files import full_disk_named, refused
+from llmkit.core.folder import Claim, claim, differences, inherit, read_status, shared, steps, write_recipe
 from llmkit.core.memory import device, out_of_memory_named
 from llmkit.core.peers import Alone, Peers
 from llmkit.core.ranks import Ranks, ranks
@@ -191,7 +191,11 @@ def _follow(recipe: Recipe, name: str, node: Any, around: Around) -> Artifact:
     """A stage on a rank that writes nothing of what the run leaves."""
     if isinstance(node, Training):
         run = _run(recipe, name, node, around)
-        run.scratch.mkdir(parents=True, exist_ok=True)
+        shared(run.folder, run.ranks.name)
+        try:
+            run.scratch.mkdir(parents=True, exist_ok=True)
+        except OSError as cause:
+            raise refused(cause, "making", run.scratch) from cause
         around.peers.closing(partial(inherit, run.folder))
         _work(recipe, node, run)
     around.peers.barrier("exit")  # until then the main rank may die, and leave its status to who is left

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.models.plans import plans_experts
-from llmkit.parallel.fits import check_context, check_experts, check_pipeline, check_tensor
+from llmkit.parallel.fits import check_context, check_experts, check_tensor
 from llmkit.parallel.node import Parallel
 
 
 def check_degrees(config: Mapping[str, Any], spread: Parallel) -> None:
-    """Sees to it that heads, layers and experts of a model's `config.json` can be dealt out to ranks.
+    """Sees to it that heads and experts of a model's `config.json` can be dealt out to ranks.
 
     Raises:
         RecipeError: they cannot; it names the numbers that fit.
@@ -20,7 +20,5 @@ def check_degrees(config: Mapping[str, Any], spread: Parallel) -> None:
         check_tensor(config, spread.tensor)
     if spread.context > 1:
         check_context(config, spread.context_method, spread.context, spread.tensor)
-    if spread.pipeline > 1:
-        check_pipeline(config, spread.pipeline)
     if spread.expert > 1:
         check_experts(config, spread.expert, plans_experts(config))

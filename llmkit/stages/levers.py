@@ -80,9 +80,6 @@ def _split(node: Training) -> Iterator[Conflict]:
     if node.parallel.strategy.kind == "zero":
         what = "DeepSpeed cuts a model that is whole on every rank"
         yield Conflict("parallel.strategy", what, "set parallel.strategy=fsdp, or parallel.tensor=1", lever)
-    if node.parallel.context > 1:
-        what = "heads and rows would both be dealt out, and no test holds the two together"
-        yield Conflict("parallel.context", what, "keep one of the two", lever)
 
 
 def _experts(node: Training) -> Iterator[Conflict]:

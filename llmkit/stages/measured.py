@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llmkit.build.training import Built
 from llmkit.core.errors import DataError
 from llmkit.core.memory import out_of_memory_named
 from llmkit.core.metrics import Lines
 from llmkit.data.order import spread
 from llmkit.data.prompt import asked
-from llmkit.evals.run import Subject
+from llmkit.evals.run import Share, Subject
 from llmkit.inference.node import Sampling, Transformers
 from llmkit.parallel.steps import Steps
 from llmkit.stages.job import Job
@@ -29,7 +31,24 @@ def subject(job: Job, built: Built, steps: Steps) -> Subject:
         autocast=steps.autocast,
         seed=job.node.seed,
         tree=built.loaded.support.tree,
+        share=_share(job),
     )
+
+
+def _share(job: Job) -> Share:
+    """Ranks that train on different rows evaluate different rows too; those that hold a model together, the same."""
+    ranks = job.run.ranks
+    degrees = job.node.parallel.degrees(ranks.world)
+    if degrees.data == 1:
+        return Share()
+    parts = [degrees.data_index(rank) for rank in range(ranks.world)]
+    firsts = [parts.index(part) for part in range(degrees.data)]
+
+    def gather(value: Any) -> list[Any]:
+        told = job.run.peers.gather(value if ranks.rank in firsts else None)
+        return [told[rank] for rank in firsts]
+
+    return Share(parts[ranks.rank], degrees.data, gather)
 
 
 def measured(job: Job, built: Built, steps: Steps, step: int) -> dict[str, float]:

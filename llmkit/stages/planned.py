@@ -125,8 +125,8 @@ def planned(node: Training, where: str, ranks: int, free: int = 0, shape: Shape 
 
 
 def _largest(node: Training, shape: Shape, kind: str, free: int, ranks: int, choice: Choice) -> int:
-    held = replace(held_by(node, shape, kind), recompute=choice.recompute, turns=2)
     cut = shares(node.parallel.resolve(ranks), node.parallel.degrees(ranks))
+    held = replace(held_by(node, shape, kind), recompute=choice.recompute, turns=max(2, cut.pipeline))
     length = node.data.max_length + virtual_tokens(node.adapter)
 
     def fits(rows: int) -> bool:

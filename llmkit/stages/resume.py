@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from llmkit.checkpoint import mirror, state
 from llmkit.checkpoint.agree import agree
 from llmkit.checkpoint.held import Held
 from llmkit.checkpoint.identity import compare, packages, processor
-from llmkit.core.errors import LlmkitError, ModelError
+from llmkit.core.errors import LlmkitError, ModelError, RecipeError, ResourceError, without_logins
 from llmkit.core.metrics import Lines
 from llmkit.parallel.steps import Adaptive, Steps
 from llmkit.stages.job import Job
@@ -34,6 +34,7 @@ def find(job: Job) -> Found | None:
         _bring(job)
         return state.newest(job.checkpoints, job.run.console.notice, job.run.peers)
     if job.run.resume == "never":
+        _vacant(job)
         return None
     path = Path(job.run.resume)
     return (path, *state.load(path, job.run.peers))
@@ -52,6 +53,21 @@ def _bring(job: Job) -> None:
         except LlmkitError as cause:
             fault = cause
     agree(job.run.peers, fault)
+
+
+def _vacant(job: Job) -> None:
+    """Sees to it that a run which begins anew takes the place of no other in the mirror: what is there would go.
+
+    Raises:
+        RecipeError: checkpoints of a run by this name are there.
+    """
+    url, there = job.node.checkpoint.mirror, False
+    if url and job.run.main:
+        with suppress(ResourceError):  # it cannot be read: nothing can be copied there either, which is told then
+            there = mirror.occupied(url, job.checkpoints)
+    if there:
+        what = f"{without_logins(url or '')} has checkpoints of a run called {job.run.folder.absolute().name}"
+        raise RecipeError(what, fix="name another out, or remove them", key="checkpoint.mirror")
 
 
 def pinned(job: Job, found: Found | None) -> Job:
@@ -148,7 +164,7 @@ def resume(job: Job, built: Built, steps: Steps, found: Found | None) -> Progres
 
 def _alone(job: Job, progress: Progress) -> Progress:
     """Where to go on from, with no checkpoint in the way that is not of this course of the run."""
-    notice, kept = job.run.console.notice, state.steps(job.checkpoints)
+    notice, kept = job.run.console.notice, job.run.peers.share(state.steps(job.checkpoints))  # a host may see less
     later = state.set_aside(job.checkpoints, progress.step) if job.run.main else []
     job.run.peers.barrier("resume")
     if later:

@@ -47,7 +47,7 @@ def sizes(node: Training, resolved: Resolved, device: str, ranks: Ranks = Ranks(
 
     Raises:
         ResourceError: it cannot fit.
-        RecipeError: the model's heads, layers or experts do not go with the degrees of `parallel`.
+        RecipeError: the model's heads or experts do not go with the degrees of `parallel`.
     """
     check_degrees(read_json(resolved.folder / "config.json"), node.parallel)
     shape = stored(resolved.folder)

@@ -183,6 +183,18 @@ def test_a_store_that_cannot_be_read_stops_the_beginning_of_a_run_and_never_begi
     go(node, resume="never")  # the way out; copying there fails, and is told
 
 
+def test_a_run_that_begins_anew_takes_no_other_runs_place(tiny, world, folder, tmp_path):
+    store = tmp_path / "store"
+    run(folder, store, [9])
+    node = sft(tiny, world[0], tmp_path / "other" / "mine", checkpoint={"mirror": str(store)})
+    with pytest.raises(RecipeError, match="checkpoint.mirror: .*store has checkpoints of a run called mine; fix: name"):
+        go(node, resume="never")
+    assert names(store / "mine") == ["step-9"]
+    control = sft(tiny, world[0], tmp_path / "other" / "new", checkpoint={"mirror": str(store)})
+    go(control, resume="never")
+    assert names(store / "mine") == ["step-9"] and names(store / "new")
+
+
 def test_a_place_that_nothing_knows_is_told_before_the_run(tiny, world, tmp_path):
     for url, why in (("nosuch://a/b", "is no place that fsspec knows"), ("s3://a/b", "needs a package")):
         if url[:2] == "s3" and __import__("importlib.util").util.find_spec("s3fs"):

@@ -120,6 +120,29 @@ def test_an_end_waits_for_the_save_under_way(end, tmp_path):
     assert state.steps(tmp_path) == [7] and state.load(tmp_path / "step-7")
 
 
+def test_while_bytes_come_the_others_hear_that_this_rank_gets_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(saver, "SIGN", 0.02)
+
+    class Trickling(Disk):
+        def write(self, path, parts):
+            with path.open("wb", buffering=0) as file:
+                for part in parts:
+                    for at in range(0, len(part), 1 << 14):
+                        file.write(bytes(part[at : at + (1 << 14)]))
+                        time.sleep(0.03)
+
+    def work(peers):
+        told = []
+        peers.phase = lambda name, step=0: told.append((name, step, threading.current_thread()))
+        with Saver(tmp_path, print, peers, disk=Trickling() if peers.ranks.rank else Disk()) as made:
+            made.save(7, {"a": torch.ones(1 << 16), "b": torch.ones(1 << 16)}, {"step": 7}, Keep(9))
+            before = len(told)
+        assert {one[:2] for one in told} == {("save", 7)} and {one[2] for one in told} == {threading.current_thread()}
+        assert len(told) - before > 3 or not peers.ranks.rank  # who has written waits for the others' word
+
+    assert on_threads(2, work) == [None, None] and state.steps(tmp_path) == [7]
+
+
 def test_a_run_that_ends_by_a_fault_does_not_wait_for_a_rank_that_is_gone(tmp_path, monkeypatch):
     monkeypatch.setattr(saver, "HURRY", 0.1)
     said = []

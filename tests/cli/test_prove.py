@@ -63,6 +63,31 @@ def test_the_ways_are_those_that_fit(tiny, rows, tmp_path):
     assert {way.micro_batch for way in ways(sft(tiny, rows, tmp_path, batch={"rows": 1}), 2)} == {1}
 
 
+def test_a_cut_recipe_is_not_run_on_ranks_that_it_does_not_go_with(tiny, rows, tmp_path):
+    assert {way.ranks for way in ways(sft(tiny, rows, tmp_path, parallel={"shard": 2, "strategy": "fsdp"}), 4)} == {
+        2,
+        4,
+    }
+    assert {way.ranks for way in ways(sft(tiny, rows, tmp_path, parallel={"tensor": 4}), 8)} == {4, 8}
+    assert not ways(sft(tiny, rows, tmp_path, parallel={"tensor": 4}), 2)
+
+
+def test_nothing_that_is_compared_proves_nothing(recipe, monkeypatch):
+    stood_in(monkeypatch)
+    with pytest.raises(RecipeError, match="up to 2 ranks there are 0 ways .*; fix: give --ranks 4"):
+        prove.recipe(str(recipe), ["parallel.tensor=4", "adapter.dropout=0"], 2, 2, False)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_what_is_no_number_does_not_agree(at, tmp_path):
+    for name, losses in (("a", ["1.0", "1.0"]), ("b", ["NaN" if at == n else "1.0" for n in range(2)])):
+        (tmp_path / name / "model").mkdir(parents=True)
+        lines = [f'{{"event": "train", "loss": {loss}, "grad_norm": 1.0}}' for loss in losses]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines))
+        save_file({"w": torch.ones(1)}, tmp_path / name / "model" / "model.safetensors")
+    assert prove._seen(Way(2, 1), tmp_path / "b", tmp_path / "a").gap == float("inf")
+
+
 def test_a_pipeline_is_refused(recipe, tmp_path):
     path = tmp_path / "two.yaml"
     path.write_text(
@@ -74,5 +99,5 @@ def test_a_pipeline_is_refused(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_real_runs_agree(recipe, capsys):
-    assert prove.recipe(str(recipe), ["steps=2"], 2, 2, False) == 0
+    assert prove.recipe(str(recipe), [], 2, 2, False) == 0
     assert "ways to cut up a step agree" in capsys.readouterr().out

@@ -26,6 +26,9 @@ def make(tiny, tmp_path_factory):
         often = {"evaluate": {"every": 2, "samples": 0, "rows": 4}, "checkpoint": {"every": 1}, "steps": 4}
         return sft(tiny, path, out, **({"data": data} | often | more))
 
+    run(
+        make(tmp_path_factory.mktemp("warm") / "run", steps=1), console=QUIET
+    )  # ranks are forks: they import nothing then
     return make
 
 

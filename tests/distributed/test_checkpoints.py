@@ -90,7 +90,7 @@ def test_c13_another_recipe_is_refused_by_all_until_its_keys_are_named(half, fau
     more = {"optim": {"kind": "sgd", "lr": 0.4, "momentum": 0.0}}
     before = (faults.out / "metrics.jsonl").read_bytes()
     said = goes_on(faults, make, [2, 2], **more)
-    assert "recipe.optim.lr" in said and "was 0.5 and is 0.4" in said
+    assert "recipe.optim.lr" in said and "was 0.5 when the run began and is 0.4" in said
     assert faults.kept == [1, 2, 3] and (faults.out / "metrics.jsonl").read_bytes() == before
     goes_on(faults, make, [0, 0], grants=Grants(accept=("optim.lr",)), **more)
     assert [line["lr"] for line in lines(faults.out)] == [0.5, 0.5, 0.5, 0.4]

@@ -1,25 +1,33 @@
 """Ranks that hold parts of a row give what one process gives."""
 
 import json
+import shutil
 
 import pytest
 
 from llmkit import run
 from llmkit.build.context import chosen
 from llmkit.core.errors import RecipeError
+from llmkit.core.files import write_json
 from llmkit.parallel.fits import check_context
 from tests.adapters.properties import folder
 from tests.conftest import make_model, make_tokenizer
-from tests.distributed import QUIET, ended, equal, launched, lines, sft, trained
+from tests.distributed import QUIET, ended, equal, launched, lines, sft, together, trained
 
 FULL, LORA = {"kind": "none"}, {"kind": "lora", "rank": 4}
+ALONE = {}
+"""The folders of runs of one process, by what they were asked for."""
 
 
 def compared(model, rows, tmp_path, /, world, parallel, **more):
-    alone = trained(1, lambda out: sft(model, rows, out, **more), tmp_path, "run")
-    several = trained(world, lambda out: sft(model, rows, out, parallel=parallel, **more), tmp_path, "run")
-    equal(several, alone)
-    assert lines(alone)[0]["loss"] != lines(alone)[2]["loss"]  # the control: it learns
+    """Compares a run on several ranks with that of one process; gives the folder of the first."""
+    key = repr((str(model), rows.read_text(), more))
+    if key not in ALONE:
+        ALONE[key] = trained(1, lambda out: sft(model, rows, out, **more), tmp_path, "run")
+    several = trained(world, lambda out: sft(model, rows, out, parallel=parallel, **more), tmp_path, "run", 240.0)
+    equal(several, ALONE[key])
+    assert lines(several)[0]["loss"] != lines(several)[2]["loss"]  # the control: it learns
+    return several
 
 
 @pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
@@ -56,25 +64,70 @@ def test_rotations_that_follow_the_length(rope, method, tiny, rows, tmp_path):
     compared(tiny, rows, tmp_path, 2, {"context": 2, "context_method": method}, model=model)
 
 
+OTHERS = {
+    "ddp": {"strategy": "ddp", "context": 2},
+    "fsdp": {"strategy": "fsdp", "context": 2},
+    "tensor": {"tensor": 2, "context": 2},
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "gemma2", "mixtral", "qwen3_moe"])
-@pytest.mark.parametrize("method", ["ulysses", "ring"])
-@pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
-def test_families(adapter, world, method, family, rows, tmp_path):
-    parallel = {"context": world, "context_method": method}
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("method", ["ulysses", "ring"])
+def test_whole_runs_under_other_strategies(method, other, adapter, rows, tmp_path):
+    """Of a family with windows; `test_context_compositions.py` has the other families and ways."""
     # at a rate of 0.5 Gemma's third step multiplies what the order of sums changes, also in one process
     optim = {"kind": "sgd", "lr": 0.05, "momentum": 0.0}
-    compared(folder(family), rows, tmp_path, world, parallel, adapter=adapter, optim=optim)
+    parallel = OTHERS[other] | {"context_method": method}
+    compared(folder("gemma3"), rows, tmp_path, 4, parallel, adapter=adapter, optim=optim)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral"])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ((2, {"context": 2}), (4, OTHERS["tensor"])),
+        ((4, OTHERS["tensor"]), (1, {})),
+        ((4, OTHERS["fsdp"]), (2, {"context": 2})),
+    ],
+    ids=["context to tensor", "tensor to one", "fsdp to context"],
+)
+def test_going_on_with_other_ranks(first, then, tiny, rows, tmp_path):
+    """From the checkpoint of a run that was spread otherwise: the same weights in the end."""
+    options = {"adapter": FULL, "optim": {"kind": "adamw", "lr": 1e-3, "eps": 1e-3}, "steps": 4}
+    options["checkpoint"] = {"every": 2, "keep": 4}
+
+    def go(world, parallel, folder):
+        stage = sft(tiny, rows, folder, parallel=parallel, **options)
+        together(world, lambda rank: run(stage, console=QUIET), tmp_path, 240.0)
+
+    whole = trained(1, lambda out: sft(tiny, rows, out, **options), tmp_path, "whole")
+    folder = tmp_path / "stopped"
+    go(*first, folder)
+    for path in (folder / "checkpoints" / "step-4", folder / "model"):
+        shutil.rmtree(path)
+    write_json(folder / "status.json", {"state": "stopped", "step": 2})
+    go(*then, folder)
+    equal(folder, whole)
+
+
+MORE = {
+    "recompute": {"memory": {"recompute": "full"}},
+    "neftune": {"neftune": 5.0},
+    "padded": {"data": {"packing": "none", "max_length": 64}},
+    "smoothing": {"loss": {"kind": "cross_entropy", "label_smoothing": 0.1, "z_loss": 1e-3}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", MORE)
 @pytest.mark.parametrize("method", ["ulysses", "ring"])
-@pytest.mark.parametrize("micro_batch", [1, 3])
-def test_replicas_of_parts(micro_batch, method, family, rows, tmp_path):
-    parallel = {"strategy": "ddp", "context": 2, "replicate": 2, "context_method": method}
-    compared(folder(family), rows, tmp_path, 4, parallel, adapter=FULL, micro_batch=micro_batch)
+def test_what_else_a_recipe_asks_for(method, more, tiny, rows, tmp_path):
+    options = dict(MORE[more])
+    if "data" in options:
+        options["data"] = options["data"] | {"train": [{"kind": "jsonl", "path": str(rows)}]}
+    compared(tiny, rows, tmp_path, 4, {"context": 4, "context_method": method}, **options)
 
 
 def test_heads_that_do_not_divide_are_refused_before_any_group(tmp_path, rows):

@@ -152,8 +152,8 @@ def test_x13_a_corrupted_replica_is_named_and_not_saved(world, faults, make, who
     def fault(rank):
         def step(self, *given):
             real(self, *given)
-            faults.struck.write_text("0")
             if rank == 1 and len(done) == 1:
+                faults.struck.write_text(str(time.monotonic()))
                 next(iter(self.params.values())).data.view(-1)[0] += 1e-3
             done.append(1)
 
@@ -179,6 +179,7 @@ def command(driver, out, folder, make, **more):
 
 KILLER = """
 import os, signal
+from llmkit.parallel.group import Group
 real = Group.phase
 def phase(self, name, step=0):
     real(self, name, step)
@@ -191,6 +192,7 @@ Group.phase = phase
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM"])
 def test_torchrun_restarts_a_run_that_died_and_no_run_that_was_stopped(number, faults, make, whole, tmp_path):
     driver = tmp_path / "driver.py"
@@ -199,7 +201,7 @@ def test_torchrun_restarts_a_run_that_died_and_no_run_that_was_stopped(number, f
     )
     words = command(driver, faults.out, tmp_path, make)
     done = subprocess.run(
-        words, capture_output=True, text=True, timeout=280, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        words, capture_output=True, text=True, timeout=800, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0 and faults.struck.exists(), done.stderr[-3000:]
     if number == "SIGTERM":
@@ -208,3 +210,32 @@ def test_torchrun_restarts_a_run_that_died_and_no_run_that_was_stopped(number, f
     assert "rank 1 (" in done.stderr and "died in backward, step 3" in done.stderr and faults.status["state"] == "done"
     equal(faults.out, whole, 0.0)
     assert lines(faults.out) == lines(whole)
+
+
+CRASHER = """
+import os, signal
+from llmkit.parallel.group import Group
+real = Group.phase
+def phase(self, name, step=0):
+    real(self, name, step)
+    if os.environ["RANK"] == "1" and (name, step) == ("backward", 3):
+        with open({mark!r}, "a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+Group.phase = phase
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_x10_restarts_end_at_a_step_that_ends_every_session(faults, make, tmp_path):
+    (tmp_path / "driver.py").write_text(
+        CRASHER.format(mark=str(faults.struck)) + "from llmkit.cli.main import main\nmain()\n"
+    )
+    words = command(tmp_path / "driver.py", faults.out, tmp_path, make)
+    words[words.index("--max-restarts") + 1] = "4"
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=800, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode != 0 and faults.struck.read_text() == "xxx", done.stderr[-3000:]  # and not five times
+    assert "step 3 has ended the run 3 times; sample ids " in faults.status["why"] and faults.kept[-1] < 3

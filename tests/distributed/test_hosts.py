@@ -13,7 +13,8 @@ from llmkit.core.scalars import Origin
 from llmkit.parallel.judge import QUIET
 from llmkit.recipe.load import Recipe
 from llmkit.recipe.show import resolved
-from tests.distributed import equal, lines, sft, trained
+from tests.distributed import equal, lines, trained
+from tests.distributed.test_listening import listening
 
 ADDRESSES = ("10.231.77.1", "10.231.77.2")
 PORT = "29731"
@@ -53,19 +54,24 @@ class Hosts:
         if ways == "both":
             ip("-n", self.names[1], "link", "set", self.links[1], "down")
         else:
-            self._tc("add")
+            self._astray(True)
         try:
             yield
         finally:
             if ways == "both":
                 ip("-n", self.names[1], "link", "set", self.links[1], "up")
             else:
-                self._tc("del")
+                self._astray(False)
 
-    def _tc(self, what):
-        limits = ["netem", "loss", "100%"] if what == "add" else []
-        words = ["tc", "-n", self.names[1], "qdisc", what, "dev", self.links[1], "root", *limits]
-        subprocess.run(words, check=True, capture_output=True, text=True)
+    def _astray(self, sent):
+        """What the second host sends to the first is addressed to a machine that is not there, or is no more."""
+        words = ["neigh", "replace" if sent else "del", ADDRESSES[0], "dev", self.links[1]]
+        ip("-n", self.names[1], *words, *(["lladdr", "02:00:00:00:00:01", "nud", "permanent"] if sent else []))
+
+    def listening(self, side):
+        """Where anything on a host listens: there is nothing there but a rank."""
+        words = ["ip", "netns", "exec", self.names[side], "cat", "/proc/net/tcp", "/proc/net/tcp6"]
+        return listening(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
     def start(self, recipe, driver, said):
         """A rank on each host."""
@@ -123,23 +129,37 @@ def codes(ranks, seconds):
     return found
 
 
+@pytest.fixture(scope="module")
+def run8(make):
+    """Eight steps, with a checkpoint after every second."""
+    return lambda out: make(out, steps=8, checkpoint={"every": 2}, evaluate={})
+
+
+@pytest.fixture(scope="module")
+def whole(run8, tmp_path_factory):
+    """The outcome of the same run on one host: the control."""
+    return trained(2, run8, tmp_path_factory.mktemp("whole"), "whole", 280.0)
+
+
 @pytest.fixture
-def world(tiny, rows, tmp_path):
-    """A recipe's file, the driver's, and the outcome of the same run by one process: the control."""
-
-    def make(out):
-        return sft(tiny, rows, out, steps=8, checkpoint={"every": 2})
-
-    text = resolved(Recipe((("", make(tmp_path / "run")),), {"": Origin()}))
+def world(run8, whole, tmp_path):
+    """A recipe's file, the driver's, and the control."""
+    text = resolved(Recipe((("", run8(tmp_path / "run")),), {"": Origin()}))
     (tmp_path / "recipe.yaml").write_text(text)
     (tmp_path / "driver.py").write_text(DRIVER.format(mark=str(tmp_path / "mark"), writers=str(tmp_path / "writers")))
-    return tmp_path / "recipe.yaml", tmp_path / "driver.py", trained(2, make, tmp_path, "whole")
+    return tmp_path / "recipe.yaml", tmp_path / "driver.py", whole
 
 
-def test_two_hosts_train_as_one(hosts, world, tmp_path):
+def test_two_hosts_train_as_one_and_listen_at_their_link_alone(hosts, world, tmp_path):
     recipe, driver, whole = world
-    assert codes(hosts.start(recipe, driver, tmp_path), 250) == [0, 0], (tmp_path / "said-0.txt").read_text()
+    ranks = hosts.start(recipe, driver, tmp_path)
+    while not (tmp_path / "mark").exists():
+        assert all(rank.poll() is None for rank in ranks), (tmp_path / "said-0.txt").read_text()
+        time.sleep(0.02)
+    found = [hosts.listening(side) for side in (0, 1)]
+    assert codes(ranks, 250) == [0, 0], (tmp_path / "said-0.txt").read_text()
     equal(tmp_path / "run", whole, 0.0)
+    assert found == [{address} for address in ADDRESSES]
 
 
 @pytest.mark.timeout(900)

@@ -4,14 +4,20 @@ import os
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 
 import pytest
+import torch
 import transformers as hf
 
-from llmkit import run
-from llmkit.core.errors import RecipeError
+from llmkit import Classify, run
+from llmkit.core.errors import ModelError, RecipeError
 from llmkit.core.files import write_json
-from tests.adapters.properties import folder
+from llmkit.models.families import tiny as tiny_of
+from llmkit.models.heads import Scored
+from llmkit.parallel.fits import stages_of
+from llmkit.parallel.pipeline import Border, Gone, Stages, tried
+from tests.adapters.properties import folder, opened
 from tests.conftest import make_model, make_tokenizer
 from tests.distributed import QUIET, ended, equal, launched, lines, sft, together, trained
 
@@ -117,6 +123,38 @@ def test_recompute_noise_and_evaluation(tiny, rows, tmp_path):
         assert abs(ours["valid.loss"] - theirs["valid.loss"]) < 1e-5 * theirs["valid.loss"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16_mixed", "fp16_mixed", "bf16"])
+def test_in_sixteen_bits(precision, tiny, rows, tmp_path):
+    """What stages send is of the type that the whole model has between its layers, so that it is the same sum."""
+    staged, whole = both(2, tiny, rows, tmp_path, adapter=FULL, optim=SGD, precision=precision)
+    equal(staged, whole, tol=1e-2 if precision == "bf16" else 1e-3)  # norms are in 16 bits there
+
+
+@pytest.mark.slow
+def test_classifiers(tiny, tmp_path):
+    """The head of a classifier lies in the last stage; its table is what one process writes."""
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(f'{{"text": "hello world {i}", "label": "{"ab"[i % 2]}"}}\n' for i in range(24)))
+    given = [{"kind": "jsonl", "path": str(path)}]
+
+    def make(out, **more):
+        options = {
+            "model": str(tiny),
+            "data": {"train": given, "valid": given, "max_length": 64},
+            "batch": {"rows": 12},
+        }
+        options |= {"micro_batch": 4, "steps": 3, "optim": SGD, "schedule": {"kind": "constant"}, "out": str(out)}
+        return Classify(**(options | more))
+
+    staged = trained(2, lambda out: make(out, parallel={"pipeline": 2}), tmp_path, "staged")
+    whole = trained(1, make, tmp_path, "whole")
+    equal(staged, whole)
+    assert (staged / "predictions.jsonl").read_text().count("\n") == 24
+    measured, expected = lines(staged, "evaluate"), lines(whole, "evaluate")
+    assert [line["valid.loss"] for line in measured] == pytest.approx([line["valid.loss"] for line in expected], 1e-5)
+
+
 def test_all_ranks_log_the_same_and_say_how_long_they_are_idle(tiny, rows, tmp_path):
     staged = trained(2, lambda out: sft(tiny, rows, out, parallel={"pipeline": 2}), tmp_path, "staged")
     first, second = ((path / "metrics.jsonl").read_text().splitlines() for path in (staged, staged / "ranks" / "1"))
@@ -165,7 +203,7 @@ def test_more_stages_than_layers_are_refused_before_any_model_is_loaded(tiny, ro
     said, out = tmp_path / "said.txt", tmp_path / "out"
     stage = sft(tiny, rows, out, parallel={"pipeline": layers + 1})
     assert ended(launched(layers + 1, lambda rank: run(stage, console=QUIET), said), 30) == [2] * (layers + 1)
-    assert f"{layers + 1} stages cannot share the {layers} layers" in said.read_text()
+    assert f"{layers + 1} stages cannot share {layers} layers" in said.read_text()
     assert f"use at most {layers}" in said.read_text()
 
 
@@ -205,3 +243,46 @@ def test_a_stage_that_dies_is_named(tiny, rows, tmp_path):
     assert ended(pids, 20) == [6, -9]
     assert time.monotonic() - began < 10
     assert "died in" in said.read_text()
+
+
+def test_layers_are_dealt_evenly_with_the_head():
+    assert stages_of([5] * 8, 0, 4) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert stages_of([5] * 8, 10, 2) == [0, 0, 0, 0, 0, 1, 1, 1]
+    assert stages_of([1, 1, 1, 1, 8], 0, 2) == [0, 0, 0, 0, 1]
+    assert stages_of([1] * 3, 1000, 3) == [0, 1, 2]
+    with pytest.raises(RecipeError, match="4 stages cannot share 3 layers"):
+        stages_of([1] * 3, 0, 4)
+
+
+def test_a_rank_keeps_its_own_layers_alone(deep):
+    model = opened(deep).model
+    whole = sum(p.numel() for p in model.parameters())
+    stages = Stages(model, 3)
+    held = {}
+    for stage in range(3):
+        stages.show(stage)
+        held[stage] = dict(model.named_parameters())
+    assert any("embed_tokens" in name for name in held[0]) and not any("embed_tokens" in name for name in held[1])
+    assert "lm_head.weight" in held[2] and "model.norm.weight" in held[2]
+    stages.show(None)
+    stages.settle(1)
+    left = sum(p.numel() for p in held[0].values()) + sum(p.numel() for p in held[2].values())
+    assert left == 0 < sum(p.numel() for p in model.parameters()) < whole / 2
+
+
+@pytest.mark.parametrize(
+    ("family", "why"),
+    [("Granite", "does more than to go through its layers"), ("GPT-2", "no plan"), ("Gemma-3n", "does not speak of")],
+)
+def test_families_that_cannot_run_in_stages_are_refused_by_name(family, why):
+    """Granite scales what it is given before its layers: in every stage anew."""
+    model = tiny_of(family)
+    with pytest.raises(ModelError, match=f"{type(model).__name__} cannot run in 2 stages: .*{why}"):
+        tried(Stages(model, 2), Scored(model, 8), nullcontext)
+
+
+def test_what_stages_come_to_is_what_the_whole_gives():
+    model = tiny_of("Llama")
+    borders = tried(Stages(model, 2), Scored(model, 8), nullcontext)
+    assert borders == [Border(model.config.hidden_size, torch.float32)]
+    assert not any(isinstance(module, Gone) for module in model.modules())  # it is whole again

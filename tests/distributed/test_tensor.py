@@ -258,7 +258,6 @@ REFUSED = [
     ({"quant": {"kind": "bnb_nf4"}}, "quant.kind"),
     ({"adapter": FULL, "memory": {"optimizer_in_backward": True}, "micro_batch": 12}, "memory.optimizer_in_backward"),
     ({"parallel": {"strategy": "zero"}}, "parallel.strategy"),
-    ({"parallel": {"context": 2}}, "parallel.context"),
     ({"optim": {"kind": "muon"}}, "optim.kind"),
 ]
 

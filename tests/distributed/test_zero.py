@@ -203,6 +203,10 @@ WRONG = [
     ({"zero_optimization": {"stage": 2}}, "parallel.strategy.stage is 3"),
     ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, "parallel.strategy.offload.params"),
     ({"elasticity": {"enabled": True}}, "elasticity"),
+    ({"zero_optimization": 3}, "zero_optimization is no JSON object"),
+    ({"zero_optimization": {"offload_optimizer": "cpu"}}, "zero_optimization.offload_optimizer is no JSON object"),
+    ({"zero_optimization": {"mics_shard_size": 1}}, "zero_optimization.mics_shard_size lays"),
+    ({"zero_optimization": {"zero_quantized_weights": True}}, "drop zero_quantized_weights"),
 ]
 
 

@@ -40,9 +40,10 @@ def join(hub):
     return one
 
 
-@pytest.mark.parametrize(
-    "said", [b"[" * 300_000 + b"\n", b"\xff\n", b"GET / HTTP/1.1\r\n\r\n", b'{"token": "no"}\n', b"1\n"]
-)
+WORDS = [b"[" * 300_000 + b"\n", b"\xff\n", b"GET / HTTP/1.1\r\n\r\n", b'{"token": "no"}\n', b"1\n"]
+
+
+@pytest.mark.parametrize("said", WORDS, ids=["deep", "bytes", "http", "token", "number"])
 def test_a_stranger_is_sent_away_and_the_watch_goes_on(said, hub):
     with come(hub) as stranger:
         stranger.sendall(said)

@@ -16,7 +16,7 @@ from llmkit.core.stop import Stop
 from llmkit.parallel.alike import marks, odd
 from llmkit.parallel.group import agreed, joined
 from llmkit.parallel.judge import QUIET, SLACK, Fault, Seen, hung, verdict
-from llmkit.parallel.where import talks
+from llmkit.parallel.where import talks, within
 from tests.distributed import ended, launched
 
 BAR = 10.0
@@ -255,6 +255,7 @@ def test_of_ranks_that_all_stand_still_the_one_that_does_not_talk_is_named():
     inside.last["count"] = 9
     assert "rank 1 has not moved for 12 s" in (said := hung({0: inside, 1: asleep}, 12.0, 2.0, 100.0).lines[0])
     assert "nor have the others: rank 0 in forward, step 3" in said
+    assert hung({}, 12.0, 2.0, 100.0) is None
     inside.lively = 11.0  # it computes: a step may once be longer
     assert hung({0: inside, 1: asleep}, 12.0, 2.0, 100.0) is None
 
@@ -285,6 +286,7 @@ def test_a_stack_in_a_librarys_talk_is_told_from_one_in_its_work():
     assert talks(frame("/x/deepspeed/comm/torch.py", "/y/steps.py"))
     assert not talks(frame("/x/torch/nn/modules/linear.py", "/y/llama.py", "/x/torch/nn/parallel/distributed.py"))
     assert not talks(frame("/y/steps.py")) and not talks(None)
+    assert within(frame("/x/torch/autograd/graph.py")) and not within(frame("/y/my.py", "/x/torch/a.py"))
 
 
 def test_agreed_names_the_key():

@@ -1,5 +1,6 @@
 """What lies on a rank: by strategy and degrees."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import get_args
 
@@ -9,7 +10,7 @@ from llmkit.core.shape import Cost, Shape
 from llmkit.models.outline import PUBLIC, tensors
 from llmkit.parallel.degrees import Degrees
 from llmkit.parallel.node import Auto, Ddp, Fsdp, Single, Strategy
-from llmkit.plan.account import MIXED, Held, account
+from llmkit.plan.account import MIXED, Held, account, choose
 from llmkit.plan.shares import _WAYS, shares
 
 CONFIG = PUBLIC["meta-llama/Llama-3.1-8B"]
@@ -91,3 +92,22 @@ def test_experts_lie_on_their_ranks_and_all_else_on_every_one():
     assert two.communication - one.communication == 4 * shape.params + way  # and a bucket, larger than this model
     both = account(shape, held, 256, shares(Fsdp(), Degrees(shard=2, expert=2)))
     assert both.weights * 2 == two.weights and both.optimizer * 2 == two.optimizer
+
+
+def test_a_stage_has_its_layers_and_as_many_micro_batches_as_it_is_ahead():
+    """Llama 8B has 32 layers of 218 M and a head of 525 M: of 4 stages the last has two layers less than others."""
+    cut = shares(Ddp(), Degrees(pipeline=4))
+    assert cut.stage(SHAPE) == 9 / 32
+    plain, one = of(Ddp()), of(Ddp(), pipeline=4)
+    assert one.weights < 0.4 * plain.weights and one.optimizer < 0.4 * plain.optimizer
+    several = account(SHAPE, replace(FULL, turns=8), 8192, cut)
+    head = 2 * 4 * SHAPE.hidden * 8192  # its input, and the gradient of that
+    assert several.activations - head == pytest.approx(4 * (one.activations - head))
+    assert several.activations - head == pytest.approx(4 * 9 / 32 * (plain.activations - head))
+
+
+def test_auto_leaves_a_pipeline_enough_micro_batches():
+    free = 1 << 40
+    alone = choose(SHAPE, FULL, 512, free, "cuda", None, 1, 64, shares(Ddp(), Degrees()))
+    staged = choose(SHAPE, FULL, 512, free, "cuda", None, 1, 64, shares(Ddp(), Degrees(pipeline=4)))
+    assert (alone.rows, staged.rows) == (16, 4)

@@ -61,6 +61,15 @@ def test_ranks_that_share_rows_sum_their_gradients_too():
     assert grown > 0  # keys and values alone
 
 
+def test_a_pipeline_waits_for_its_first_and_last_micro_batches():
+    """Each of p stages is idle for (p - 1) / (m + p - 1) of a step; what it sends are hidden states and gradients."""
+    few, many = (spent(Ddp(), Degrees(pipeline=4), turns=m) for m in (1, 61))
+    layers = spent(Ddp(), turns=1).compute / few.compute
+    assert 0.8 < layers < 1.05  # one micro-batch goes through all stages as through one device
+    assert many.compute / 61 / few.compute == pytest.approx(64 / 61 / 4, rel=1e-6)
+    assert few.sent == 2 * 8192 * SHAPE.hidden * 2
+
+
 def test_a_slow_network_makes_a_step_wait():
     slow = replace(H100, network=1e9)
     assert spent(Fsdp(), Degrees(shard=16), device=slow).waiting > 0 == spent(Fsdp(), Degrees(shard=16)).waiting

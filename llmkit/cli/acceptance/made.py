@@ -26,6 +26,8 @@ SPEED = {
 """Large enough that a step is work and not waiting: 33 million parameters on CPUs, 0.8 billion on GPUs."""
 LENGTH = {"cpu": 256, "cuda": 4096}
 STEPS = {"cpu": 6, "cuda": 16}
+ROWS = {"cpu": 2, "cuda": 8}
+"""Of a rank, two in a micro-batch: what is sent hides behind the last one alone."""
 LEFT_OUT = 2
 """Steps at the beginning, in which memory is found and kernels are chosen."""
 LONG = (80, 5)
@@ -68,11 +70,11 @@ def _prepare(kit: Kit) -> None:
     _model(kit.work / "speed", SPEED[kit.device])
     asked = [("hello world " * (1 + i % 5) + str(i), "the lazy dog " * (1 + i % 3)) for i in range(max(48, 4 * world))]
     _rows(kit.work / "tiny.jsonl", asked)
-    _rows(kit.work / "speed.jsonl", [("hello", "the quick brown fox " * (length // 4))] * (4 * world))
+    _rows(kit.work / "speed.jsonl", [("hello", "the quick brown fox " * (length // 4))] * (ROWS[kit.device] * world))
     tiny = {"batch": {"rows": max(12, 4 * world)}, "micro_batch": 1, "precision": "fp32"}
     tiny |= {"optim": {"kind": "sgd", "lr": 0.05, "momentum": 0.0}, "steps": 3}
     _recipe(kit.work, "tiny", 64, tiny)
-    speed = {"batch": {"rows": 2 * world}, "micro_batch": 2, "optim": {"kind": "adamw", "lr": 1e-5}}
+    speed = {"batch": {"rows": ROWS[kit.device] * world}, "micro_batch": 2, "optim": {"kind": "adamw", "lr": 1e-5}}
     _recipe(kit.work, "speed", length, speed | {"steps": STEPS[kit.device]})
 
 
