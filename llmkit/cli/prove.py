@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -177,12 +178,11 @@ def _weights(made: Path, first: Path) -> float:
 
 
 def learned(made: Path, first: Path, start: Path) -> float:
-    """The largest difference of a weight of two runs, relative to what the first one changed of its tensor."""
+    """How far the weights of two runs are from each other, of how far the first one's are from where they began."""
     ours, theirs, before = _held(made / "model"), _held(first / "model"), _held(start)
-    return max(
-        float((ours[name] - b).abs().max() / (b - before[name]).abs().max().clamp(min=1e-12))
-        for name, b in theirs.items()
-    )
+    apart = sum(float((ours[name] - b).double().square().sum()) for name, b in theirs.items())
+    moved = sum(float((b - before[name]).double().square().sum()) for name, b in theirs.items())
+    return math.sqrt(apart / max(moved, 1e-24))
 
 
 def _held(folder: Path) -> dict[str, Tensor]:

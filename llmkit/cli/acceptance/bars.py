@@ -34,7 +34,7 @@ class Bars:
 
     equal: Bar = Bar(1e-5, "in fp32 the order of sums moves a loss or a gradient norm by less than this in three steps")
     equal_short: Bar = Bar(2e-2, "in 16 bits the order of sums is worth three digits, and two are left")
-    learned: Bar = Bar(1e-4, "of the largest change of a tensor; weights' own rounding is some millionths of that")
+    learned: Bar = Bar(1e-5, "of the way that the weights went in three steps; their own rounding is a millionth of it")
     weights: Bar = Bar(1e-5, "with plain SGD in fp32 weights differ as gradients do; of other optimizers they are told")
     notice: Bar = Bar(10.0, "seconds: the watch hears of a death at once, and the main thread has 6 s to end by itself")
     stop: Bar = Bar(10.0, "seconds: a launcher kills who takes 30 s after SIGTERM, and a tiny model is saved in one")
