@@ -74,9 +74,11 @@ class Stop:
 
     def asked(self) -> str:
         """Why the run should stop, or nothing; the same on all ranks that must agree."""
-        if self.agree is not None:
-            self.why = self.agree(self.why)
-        return self.why
+        if self.agree is None:
+            return self.why
+        agreed = self.agree(self.why)
+        self.why = agreed or self.why  # a signal that came while they agreed counts the next time
+        return agreed
 
     def check(self, where: str) -> None:
         """Raises:
