@@ -1,10 +1,12 @@
 """A model whose layers lie on several ranks gives what the whole one gives."""
 
+import json
 import os
 import shutil
 import signal
 import time
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -283,6 +285,22 @@ def test_what_stages_come_to_is_what_the_whole_gives():
     borders = tried(Stages(model, 2), Scored(model, 8), nullcontext)
     assert borders == [Border(model.config.hidden_size, torch.float32)]
     assert not any(isinstance(module, Gone) for module in model.modules())  # it is whole again
+
+
+@pytest.mark.slow
+def test_a_run_in_stages_stops_and_goes_on(deep, rows, tmp_path):
+    """SIGTERM to one stage: all save the last step and say stopped; the next start ends as one that never stopped."""
+    out, said = tmp_path / "out", tmp_path / "said.txt"
+    make = partial(sft, deep, rows, parallel={"pipeline": 2}, optim=SGD, steps=12)
+    pids = launched(2, lambda rank: run(make(out), console=QUIET), said)
+    wait_for(out / "metrics.jsonl", 2)
+    os.kill(pids[1], signal.SIGTERM)
+    assert ended(pids, 40) == [75, 75], said.read_text()
+    assert json.loads((out / "status.json").read_text())["state"] == "stopped"
+    together(2, lambda rank: run(make(out), console=QUIET), tmp_path, 180)
+    straight = trained(2, make, tmp_path, "straight", 180)
+    equal(out, straight, tol=1e-6)
+    assert [line["step"] for line in lines(out)] == list(range(1, 13))
 
 
 def wait_for(metrics, count):
