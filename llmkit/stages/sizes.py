@@ -24,7 +24,6 @@ from llmkit.plan.account import (
     FUSED,
     HALF,
     HALF_LORA,
-    HEADROOM,
     MIXED,
     QUANTISED,
     Choice,
@@ -41,7 +40,7 @@ BASE = {"cpu": 96 << 20, "cuda": 1 << 30}
 a GPU the context and the libraries of products and collectives."""
 KNOB = "lower micro_batch or data.max_length, or set memory.recompute=full"
 
-CUT = "cut it (parallel.strategy=fsdp), with adapter none or a plain lora, which are read a layer at a time"
+CUT = "use adapter none, or lora with init default, no dora and no modules_to_save: those are read a layer at a time"
 
 
 def whole_model(ref: ModelRef) -> Resolved:
@@ -68,8 +67,9 @@ def sizes(node: Training, resolved: Resolved, device: str, ranks: Ranks = Ranks(
     shape = stored(resolved.folder)
     free = available(device) // (ranks.here if device == "cpu" else 1)  # ranks of a host share its memory
     choice = chosen(node, shape, device, free, ranks.world)
-    if not choice.fits and choice.account.load > HEADROOM * free:
-        what = f"reading the model takes about {choice.account.load / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free"
+    made = choice.account
+    if not choice.fits and made.load > max(made.total, made.save):
+        what = f"reading the model whole takes about {made.load / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free"
         raise ResourceError(what, fix=CUT, key="parallel")
     if not choice.fits:
         need, there = choice.account.peak / 2**20, free / 2**20
