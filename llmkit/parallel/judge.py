@@ -16,7 +16,7 @@ from llmkit.core.errors import (
     ResourceError,
     Stopped,
 )
-from llmkit.parallel.where import STEP
+from llmkit.parallel.where import STEP, states
 
 AGAIN = "run the same command again to go on"
 SLACK = 5.0
@@ -81,6 +81,8 @@ class Seen:
     """It ended well, or told why."""
     lost: bool = False
     """Its connection is gone."""
+    near: float = 0.0
+    """Seconds that it may be silent before its first step, while it is seen at work: none on another host."""
 
     def beat(self, said: dict[str, Any], now: float) -> None:
         """It says where it is."""
@@ -137,6 +139,8 @@ class Seen:
         allowed = QUIET if median is None else 3 * median + SLACK
         if now - self.heard <= allowed:
             return None
+        if median is None and now - self.heard <= self.near and states(self.pid) & {"R", "D"}:
+            return None  # it reads with Python's lock held, or gets no processor
         return self.verdict(f"has given no sign of life for {now - self.heard:.0f} s {self.at}{self.place}", True)
 
 

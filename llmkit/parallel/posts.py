@@ -141,7 +141,9 @@ class Hub:
         known = isinstance(said, dict) and said.get("token") == self.token
         if not known or said["rank"] in self.seen:
             return False
-        self.seen[said["rank"]] = Seen(said["rank"], said["name"], said["host"], said["pid"], now, now, now)
+        one = Seen(said["rank"], said["name"], said["host"], said["pid"], now, now, now)
+        one.near = self.patience if one.host == self.me.host else 0.0
+        self.seen[one.rank] = one
         self.lines[said["rank"]] = line
         if len(self.seen) == self.world:
             self.complete = True
@@ -217,6 +219,7 @@ class Spoke:
         self.line.say({"token": hub["token"], "rank": ranks.rank, "name": ranks.name, "host": host, "pid": ranks.pid})
         now = time.monotonic()
         self.main = Seen(0, hub["name"], hub["node"], hub["pid"], now, now, now)
+        self.main.near = within if hub["node"] == host else 0.0
         self.rank, self.where, self.here = ranks.rank, where, list(range(ranks.world))
         self.complete = self.over = self.orphan = False
         self.told: Verdict | None = None

@@ -99,16 +99,17 @@ class Where:
         (then, before), now = self._before, time.monotonic()
         used = time.process_time() - time.thread_time() - own
         self._before = (now, used)
-        return used - before > BUSY * (now - then) or on_disk()
+        return used - before > BUSY * (now - then) or "D" in states("self")
 
 
-def on_disk() -> bool:
-    """Whether a thread of this process waits in a way that nothing can interrupt: for a disk (Linux, proc(5))."""
-    for file in Path("/proc/self/task").glob("*/stat"):
+def states(pid: int | str) -> set[str]:
+    """In one letter what the threads of a process of this host do: R runs or may run, D waits for a disk, S sleeps, T
+    is stopped (Linux, proc(5))."""
+    found = set()
+    for file in Path(f"/proc/{pid}/task").glob("*/stat"):
         with suppress(OSError):  # it has ended
-            if file.read_text().rpartition(")")[2].split()[0] == "D":
-                return True
-    return False
+            found.add(file.read_text().rpartition(")")[2].split()[0])
+    return found
 
 
 def talks(frame: FrameType | None) -> bool:

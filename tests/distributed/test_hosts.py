@@ -18,7 +18,7 @@ from tests.distributed.test_listening import listening
 
 ADDRESSES = ("10.231.77.1", "10.231.77.2")
 PORT = "29731"
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def ip(*words):
@@ -157,12 +157,11 @@ def test_two_hosts_train_as_one_and_listen_at_their_link_alone(hosts, world, tmp
         assert all(rank.poll() is None for rank in ranks), (tmp_path / "said-0.txt").read_text()
         time.sleep(0.02)
     found = [hosts.listening(side) for side in (0, 1)]
-    assert codes(ranks, 250) == [0, 0], (tmp_path / "said-0.txt").read_text()
+    assert codes(ranks, 600) == [0, 0], (tmp_path / "said-0.txt").read_text()
     equal(tmp_path / "run", whole, 0.0)
     assert found == [{address} for address in ADDRESSES]
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("ways", ["one", "both"])
 @pytest.mark.parametrize("seconds", [1, 10, 60])
 def test_a_cut_link_leaves_one_writer_and_the_healed_run_is_the_same(seconds, ways, hosts, world, tmp_path):
@@ -173,13 +172,13 @@ def test_a_cut_link_leaves_one_writer_and_the_healed_run_is_the_same(seconds, wa
         time.sleep(0.02)
     with hosts.cut(ways):
         time.sleep(seconds)
-    found = codes(ranks, 2 * QUIET + 60)
+    found = codes(ranks, 2 * QUIET + 300)
     assert found in ([0, 0], [6, 6]), f"{found}: {(tmp_path / 'said-0.txt').read_text()}"
     assert seconds < 60 or found == [6, 6]
     assert set((tmp_path / "writers").read_text().split()) == {"0"}  # rank 0 lives, and holds the folder
     if found == [6, 6]:
         said = json.loads((tmp_path / "run" / "status.json").read_text())
         assert said["state"] == "failed" and "rank 1 (" in said["why"]
-        assert codes(hosts.start(recipe, driver, tmp_path), 250) == [0, 0]
+        assert codes(hosts.start(recipe, driver, tmp_path), 600) == [0, 0]
     equal(tmp_path / "run", whole, 0.0)
     assert lines(tmp_path / "run") == lines(whole)

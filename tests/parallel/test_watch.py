@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 
@@ -13,11 +15,12 @@ from llmkit.core.errors import DataError, PeerError
 from llmkit.core.ranks import ranks
 from llmkit.core.sliced import Slice
 from llmkit.core.stop import Stop
+from llmkit.parallel import judge
 from llmkit.parallel.alike import marks, odd
 from llmkit.parallel.group import agreed, joined
 from llmkit.parallel.judge import QUIET, SLACK, Fault, Seen, hung, verdict
 from llmkit.parallel.posts import Spoke
-from llmkit.parallel.where import talks, within
+from llmkit.parallel.where import states, talks, within
 from tests.distributed import ended, launched
 
 BAR = 10.0
@@ -232,6 +235,29 @@ def test_silence_is_long_by_the_median_of_a_step():
     ranks[0].heard = 99.0
     assert "rank 1 has given no sign of life for 12 s in forward, step 3" in verdict(ranks, (), 12.0, 2.0).lines[0]
     assert verdict({1: seen()}, (), QUIET - 1, None) is None and verdict({1: seen()}, (), QUIET + 1, None)
+
+
+@pytest.mark.parametrize(("found", "near"), [("R", True), ("D", True), ("S", False), ("T", False)])
+def test_before_its_first_step_a_rank_of_this_host_that_is_seen_at_work_may_be_silent(found, near, monkeypatch):
+    monkeypatch.setattr(judge, "states", lambda pid: {"S", found})
+    one = seen()
+    one.near = 100.0
+    assert (one.silent(QUIET + 1, None) is None) == near
+    assert one.silent(101.0, None) and one.silent(QUIET + 1, 1.0)  # not for ever, and not once a step is known
+    one.near = 0.0
+    assert one.silent(QUIET + 1, None)  # on another host nobody can see it
+
+
+def test_a_stopped_process_is_told_from_one_that_works():
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as child:
+        try:
+            assert "R" in states(child.pid)
+            child.send_signal(signal.SIGSTOP)
+            time.sleep(0.2)
+            assert states(child.pid) == {"T"}
+        finally:
+            child.kill()
+    assert not states(2**22 + 1)
 
 
 def test_a_fault_is_held_back_for_a_moment_in_which_a_death_outweighs_a_stop():
