@@ -112,12 +112,13 @@ def test_optimizers_of_whole_matrices(kind, deep, rows, tmp_path):
     equal(*both(2, deep, rows, tmp_path, adapter=FULL, optim=optim), tol=1e-4)
 
 
-def test_recompute_noise_and_evaluation(tiny, rows, tmp_path):
-    """Evaluations go through the stages; what the metrics say is what one process says."""
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=SLOW)])
+def test_recompute_noise_and_evaluation(world, tiny, rows, tmp_path):
+    """With copies too. Evaluations go through the stages; what the metrics say is what one process says."""
     data = {"train": [{"kind": "jsonl", "path": str(rows)}], "max_length": 64, "packing": {"kind": "none"}}
     data["valid"] = data["train"]
     more = {"memory": {"recompute": "full"}, "data": data, "evaluate": {"every": 2, "samples": 0}, "neftune": 5.0}
-    staged, whole = both(2, tiny, rows, tmp_path, **more)
+    staged, whole = both(world, tiny, rows, tmp_path, {"pipeline": 2}, **more, optim=SGD)
     equal(staged, whole)
     measured, expected = lines(staged, "evaluate"), lines(whole, "evaluate")
     assert len(measured) == len(expected) > 0
