@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
 """What families call the number of experts that a token goes through."""
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""What they call the number of experts of a layer."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,14 @@ class Shape:
     """The shape of each weight, by its name in the files; a linear's is (out, in)."""
     chosen: int = 0
     """Of a mixture model, the experts that a token goes through in a layer."""
+    choice: int = 0
+    """Those of which it goes through some."""
+
+    @property
+    def active(self) -> int:
+        """Parameters that a token goes through, embeddings too."""
+        idle = self.experts * (self.choice - self.chosen) // self.choice if self.choice > self.chosen > 0 else 0
+        return self.params - idle
 
     @property
     def experts(self) -> int:
@@ -62,6 +72,7 @@ class Shape:
             sum(sizes[name] for name in embedded),
             {name: tuple(shape) for name, shape in tensors.items()},
             next((int(text[key]) for key in CHOSEN if text.get(key)), 0),
+            next((int(text[key]) for key in EXPERTS if text.get(key)), 0),
         )
 
 

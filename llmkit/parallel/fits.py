@@ -7,11 +7,11 @@ from itertools import accumulate
 from typing import Any
 
 from llmkit.core.errors import RecipeError
+from llmkit.core.shape import EXPERTS
 
 HEADS = ("num_attention_heads", "n_head", "num_heads")
 KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout")
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 INNER = ("intermediate_size", "moe_intermediate_size", "ffn_dim", "n_inner")
 
 

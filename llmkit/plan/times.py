@@ -96,7 +96,7 @@ def times(shape: Shape, held: Held, cut: Shares, degrees: Degrees, device: Devic
     state = trained(shape, held.cost, cut) * (8 + 2 * held.moment_bytes) / cut.optimizer
     update = state / (BANDWIDTH * (device.bandwidth if "optimizer" not in cut.away else HOST))
     whole = degrees.data * work.tokens * work.turns
-    model = 6 * (shape.params - _looked_up(shape)) + 12 * shape.layers * shape.hidden * work.length
+    model = 6 * (shape.active - _looked_up(shape)) + 12 * shape.layers * shape.hidden * work.length
     seconds = compute + waiting + update
     top = device.half if held.short == 2 else device.single
     return Times(compute, waiting, update, data + inner, whole, model * whole / seconds / (top * degrees.world))
@@ -114,7 +114,7 @@ def _looked_up(shape: Shape) -> int:
 
 def _operations(shape: Shape, held: Held, length: int) -> tuple[float, float]:
     """Operations a token in products and in attention."""
-    used = shape.params - _looked_up(shape)
+    used = shape.active - _looked_up(shape)
     trained = min(1.0, held.cost.trained / shape.params)
     again = 1 / held.recompute if held.recompute else 0.0
     attention = 2 * shape.layers * shape.hidden * length

@@ -16,7 +16,7 @@ def measure(
     """Tokens a second of all ranks, without padding; the share of their devices' peak is told where it is known."""
     speed = data.tokens / max(seconds, 1e-9)
     share = 2 / 3 if adapted else 1.0
-    flops = 6 * share * shape.params * speed
+    flops = 6 * share * shape.active * speed
     top = ranks * _peak_flops(device, half)
     return {
         "tokens_per_second": speed,

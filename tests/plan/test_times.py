@@ -52,6 +52,20 @@ def test_tokens_go_to_experts_and_gradients_of_all_else_to_every_rank():
     assert sent(Ddp(), replicate=2) == 2 * 1 / 2 * 4 * shape.params
 
 
+def test_a_token_is_computed_by_the_experts_that_it_goes_through():
+    """2 of 8: a model with 2 experts a layer, both chosen, takes as many operations."""
+    shape = MIXED_SHAPE
+    assert shape.active == shape.params - shape.experts * 6 // 8
+
+    def computed(one):
+        held = replace(FULL, cost=replace(FULL.cost, trained=one.params))
+        return times(one, held, shares(Single(), Degrees()), Degrees(), H100, Work(256, 128, 1)).compute
+
+    kept = {k: size for k, size in shape.tensors.items() if ".experts." not in k or k.split(".experts.")[1][0] in "01"}
+    small = replace(shape, params=shape.active, tensors=kept, choice=2)
+    assert small.experts == shape.experts // 4 and computed(small) == pytest.approx(computed(shape), rel=1e-9)
+
+
 def test_ranks_that_share_rows_sum_their_gradients_too():
     inner = spent(Single(), Degrees(context=4)).sent - spent(Single(), Degrees()).sent
     assert inner > 0 and spent(Ddp(), Degrees(replicate=2, context=4)).sent == pytest.approx(

@@ -11,7 +11,7 @@ from llmkit.train.fit import StepData
 def test_mfu_is_of_the_devices_of_all_ranks(ranks, monkeypatch):
     monkeypatch.setattr(speed.torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(speed, "peak", lambda device: 0)
-    shape = type("Shape", (), {"params": 10**9})
+    shape = type("Shape", (), {"active": 10**9})
     data = StepData(0, (), (), tokens=10_000 * ranks, supervised=0, count=1)
     found = speed.measure(shape, "cuda", True, False, ranks, data, 1.0)
     assert found["tokens_per_second"] == 10_000 * ranks
