@@ -64,7 +64,9 @@ def test_what_differs_is_seen(tiny, rows, tmp_path):
     assert weights(one)
 
 
-@pytest.mark.parametrize("adapter", [LORA | {"dropout": 0.1}, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    "adapter", [LORA | {"dropout": 0.1}, pytest.param(FULL, marks=pytest.mark.slow)], ids=["lora", "full"]
+)
 def test_a_deterministic_run_has_the_same_bits_on_any_number_of_ranks(adapter, tiny, rows, tmp_path):
     def make(out):
         optim = {"kind": "adamw", "lr": 1e-2}

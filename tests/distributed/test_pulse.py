@@ -34,6 +34,7 @@ def test_a_slow_rank_is_named(tiny, rows, tmp_path):
     assert said["said"] in (tmp_path / "run" / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_ranks_that_are_all_slow_are_not_named(tiny, rows, tmp_path):
     assert slowed(2, [0, 1], tiny, rows, tmp_path) == []
 

@@ -59,7 +59,14 @@ class Told(Console):
         self.lines.append(text)
 
 
-@pytest.mark.parametrize("case", ["fsdp", "tensor", *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "tensor",
+        pytest.param("fsdp", marks=pytest.mark.slow),
+        *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW),
+    ],
+)
 def test_the_same_bits_as_read_whole(case, rows, tmp_path, monkeypatch):
     world, parallel, adapter, family = CASES[case]
     kind = {"kind": "none"} if adapter == "none" else {"kind": "lora", "rank": 4}

@@ -68,7 +68,7 @@ def leg(world, node, ledger, stop_after, said):
 
 @pytest.mark.parametrize(
     ("worlds", "optim"),
-    [([1, 2, 4, 1], "sgd"), ([2, 3], "adamw")],
+    [([1, 2, 4, 1], "sgd"), pytest.param([2, 3], "adamw", marks=pytest.mark.slow)],
     ids=["1-2-4-1", "2-3"],
 )
 def test_another_number_of_ranks_goes_on_as_the_same_run(worlds, optim, tiny, rows, tmp_path):
@@ -93,7 +93,7 @@ def test_another_number_of_ranks_goes_on_as_the_same_run(worlds, optim, tiny, ro
     assert lines(out)[0]["loss"] != lines(out)[-1]["loss"]
 
 
-@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("background", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_ranks_share_what_is_written_and_the_best_is_the_result(background, tiny, rows, tmp_path):
     def node(out):
         source = [{"kind": "jsonl", "path": str(rows)}]
