@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.core.environment import prepare
-from llmkit.core.errors import PeerError
+from llmkit.core.errors import PeerError, ResourceError
 from llmkit.core.peers import Alone
 from llmkit.core.ranks import ranks
 
@@ -20,7 +20,10 @@ def cluster(folder: str, as_json: bool) -> None:
 
     Raises:
         PeerError: ranks disagree.
+        ResourceError: there is no such folder.
     """
+    if not Path(folder).is_dir():
+        raise ResourceError(f"--disk {folder} is no folder", fix="name a folder on the disk that is to be measured")
     prepare()
     from llmkit.core.memory import device
     from llmkit.parallel.group import joined

@@ -42,11 +42,18 @@ def launch(job: Job, engine: str, show: bool) -> None:
 
 
 def _check(job: Job) -> None:
-    """The recipe is sound, and its degrees go with the ranks."""
+    """The recipe is sound, and its degrees go with the ranks and with a model that is here."""
+    from llmkit.models.outline import config_of
     from llmkit.recipe.execute import check_ranks
     from llmkit.recipe.load import load_recipe
+    from llmkit.stages.degrees import check_degrees
+    from llmkit.stages.training import Training
 
-    check_ranks(load_recipe(job.recipe, job.overrides), Ranks(0, job.world, 0, job.gpus))
+    loaded = load_recipe(job.recipe, job.overrides)
+    check_ranks(loaded, Ranks(0, job.world, 0, job.gpus))
+    for node in (node for _, node in loaded.stages if isinstance(node, Training)):
+        if (config := config_of(node.model)) is not None:
+            check_degrees(config, node.parallel)
 
 
 def _shown(command: list[str], engine: str) -> str:

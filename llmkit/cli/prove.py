@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from llmkit.cli.recipes import out
 from llmkit.core.console import Console
-from llmkit.core.errors import PeerError, RecipeError
+from llmkit.core.errors import DataError, ModelError, PeerError, RecipeError, ResourceError
 from llmkit.stages.training import Training
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ def recipe(path: str, overrides: Sequence[str], ranks: int, steps: int, as_json:
         chosen = ways(node, ranks)
         if len(chosen) < 2:
             what = f"up to {ranks} ranks there are {len(chosen)} ways to cut up a step, and two are compared"
-            raise RecipeError(what, fix="give --ranks 4 or 8", file=path, key="parallel")
+            raise RecipeError(
+                what, fix="give more --ranks, or degrees of parallel that divide them", file=path, key="parallel"
+            )
         for way in console.track(chosen, "proving", len(chosen)):
             made = _run(path, [*overrides, *short(node, steps)], way, Path(folder))
             found.append(_seen(way, made, first or made))
@@ -123,7 +125,7 @@ def _run(path: str, overrides: Sequence[str], way: Way, folder: Path) -> Path:
     """The folder of a run.
 
     Raises:
-        PeerError: it failed; with what it said.
+        LlmkitError: it failed; with what it said, and its exit status.
     """
     made, said = folder / f"{way.ranks}-{way.micro_batch}", folder / "said.txt"
     command = [sys.executable, "-m", "llmkit", "run", path, *overrides]
@@ -136,9 +138,12 @@ def _run(path: str, overrides: Sequence[str], way: Way, folder: Path) -> Path:
         codes = [process.wait() for process in begun]
     if any(codes):
         lines = [line for line in said.read_text().splitlines() if "error:" in line]
-        why = lines[0].partition("error: ")[2] if lines else "it said nothing"
-        what = f"{way.ranks} ranks with a micro-batch of {way.micro_batch} do not run: {why}"
-        raise PeerError(what, fix="see to it that the recipe runs that way")
+        why, _, fix = (lines[0].partition("error: ")[2] if lines else "it said nothing").partition("; fix: ")
+        many = f"{way.ranks} ranks" if way.ranks > 1 else "one process"
+        what = f"{many} with a micro-batch of {way.micro_batch} cannot be run: {why}"
+        kinds = {kind.code: kind for kind in (RecipeError, DataError, ModelError, ResourceError)}
+        kind = kinds.get(next(code for code in codes if code), PeerError)
+        raise kind(what, fix=fix or "see to it that the recipe runs that way")
     return made
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from llmkit.core.errors import RecipeError
 from llmkit.core.folder import is_held, read_status
+from llmkit.core.metrics import Lines
 
 DIED = 6
 """Of a run that says `running` and that no process holds: its main rank is gone without a word."""
@@ -63,6 +65,14 @@ def state(folders: Sequence[Path]) -> dict[str, Any]:
     return next((one for one in told if one["state"] != "done"), told[-1])
 
 
+def _trained(folder: Path) -> int:
+    """The last step that a run has told of."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        steps = [line["step"] for line in Lines(folder / "metrics.jsonl").read() if line.get("event") == "train"]
+        return int(steps[-1])
+    return 0
+
+
 def _one(folder: Path) -> dict[str, Any]:
     said = read_status(folder)
     name, why, alive = said.get("state", "absent"), said.get("why", ""), is_held(folder)
@@ -73,7 +83,7 @@ def _one(folder: Path) -> dict[str, Any]:
     return {
         "folder": str(folder),
         "state": name,
-        "step": said.get("step", 0),
+        "step": max(said.get("step", 0), _trained(folder) if name == "running" else 0),
         "exit_code": codes.get(name, 1),
         "why": why,
         "alive": alive,

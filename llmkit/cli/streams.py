@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 import traceback
 from types import TracebackType
 from typing import Any
 
 from llmkit.core.errors import Problem
+
+TURN = 5.0
+"""Seconds that a rank which does not speak waits with its end: a launcher ends all others as soon as one has failed,
+and rank 0 is still to say why."""
 
 
 def open_streams() -> None:
@@ -62,10 +67,12 @@ def returned(value: Any) -> int:
 def say(problems: Any, code: int, aloud: bool | None = None) -> int:
     """One line a problem, on standard error; under a launcher rank 0 speaks, and on other hosts the first rank of each
     before they are one group (`aloud` None): what only that host lacks nobody else knows."""
-    first = aloud is None and os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+    first = aloud is None and os.environ.get("LOCAL_RANK", "0") == "0"
     if aloud or first or os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError, ValueError):
             for problem in problems:
                 sys.stderr.write(f"llmkit: error: {problem}\n")
             sys.stderr.flush()
+    elif aloud is None and code:
+        time.sleep(TURN)
     return code

@@ -52,9 +52,11 @@ def ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
         RecipeError: a variable is no number, or they do not go together.
     """
     said = {name: environment.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    fix = "start it by torchrun, deepspeed, accelerate or llmkit launch"
+    if not said["WORLD_SIZE"] and said["RANK"] not in ("", "0"):
+        raise RecipeError(f"the environment says RANK={said['RANK']} and no WORLD_SIZE", fix=fix)
     if not said["WORLD_SIZE"]:
         return Ranks()
-    fix = "start it by torchrun, deepspeed, accelerate or llmkit launch"
     wrong = [f"{name}={text}" for name, text in said.items() if text and not text.isdecimal()]
     if wrong:
         raise RecipeError(f"the environment says {', '.join(wrong)}, which is no rank", fix=fix)

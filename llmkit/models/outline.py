@@ -8,6 +8,7 @@ from typing import Any
 
 from llmkit.core.errors import ModelError
 from llmkit.core.shape import Shape
+from llmkit.models.here import config_here
 from llmkit.models.node import ModelRef
 from llmkit.models.safe import check_folder, read_json
 
@@ -35,6 +36,11 @@ PUBLIC: dict[str, Mapping[str, Any]] = {
     "Qwen/Qwen3-32B": _config("qwen3", 64, 5120, 25600, 64, 8, 151936, head_dim=128),
 }
 """The sizes in the `config.json` of public models, which a plan needs and a download is too much for."""
+
+
+def config_of(ref: ModelRef) -> Mapping[str, Any] | None:
+    """The configuration of a model that is here or in the table; None of any other."""
+    return config_here(ref) or PUBLIC.get(ref.name)
 
 
 def outline(ref: ModelRef) -> Shape | None:

@@ -6,6 +6,7 @@ import faulthandler
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -162,7 +163,9 @@ def _grouped(
     if device == "cuda":
         torch.cuda.set_device(ranks.local)
     limit = timedelta(seconds=patience)
+    hook = sys.excepthook  # torch puts one in its place that keeps what ours says until after our end
     dist.init_process_group(backend, store=place, rank=ranks.rank, world_size=ranks.world, timeout=limit)
+    sys.excepthook = hook
     group = Group(ranks, watch)
     agreed(group, facts)
     yield group

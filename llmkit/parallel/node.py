@@ -133,10 +133,13 @@ class Zero:
         Raises:
             ModelError: DeepSpeed is not installed.
             ResourceError: it cannot reach a disk in the background.
+            RecipeError: DeepSpeed does not take what `config` says of ZeRO.
         """
-        from llmkit.parallel.zero_engine import check
+        from llmkit.parallel.zero_engine import check, check_config
 
         check(device, "nvme" in (self.offload.optimizer, self.offload.params))
+        if self.config is not None:
+            check_config(self.config, self.settings("fp32"), device)
 
     def stepper(self, parts: Parts, grid: Grid | None) -> Steps:
         """Parts of a model in training -> what makes its steps."""

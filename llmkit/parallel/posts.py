@@ -113,7 +113,7 @@ class Hub:
             return None
         if not self.complete and now - self.began > self.patience:
             missing = ", ".join(str(rank) for rank in range(self.world) if rank not in self.seen)
-            what = f"of {self.world} ranks {missing} did not come in {self.patience:.0f} s"
+            what = f"rank {missing} of {self.world} did not come in {self.patience:.0f} s"
             return Verdict(6, (f"{what}; fix: start all ranks by one launcher",), int(missing.split(",")[0]))
         found = verdict(self.seen, self.faults, now, self.where.median)
         return found or hung(self.seen, now, self.where.median, self.patience)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import json
 import os
@@ -70,7 +71,7 @@ def _bound(interface: str) -> tuple[str, str]:
 
 def _main() -> tuple[str, int]:
     host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or int(port) > 65535:
         raise PeerError(f"the environment says MASTER_ADDR={host} and MASTER_PORT={port}", fix=FIX)
     return host, int(port)
 
@@ -96,7 +97,9 @@ def store(ranks: Ranks, address: str, patience: float) -> Store:
             made = tcp.TCPStore(host, port, ranks.world, False, limit, False)
     except (OSError, RuntimeError) as cause:
         why = str(cause).splitlines()[0][:160]
-        error = PeerError(f"{ranks.name} cannot join the {ranks.world} ranks at {host}:{port} ({why})", fix=FIX)
+        taken = isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE
+        fix = "choose another MASTER_PORT (--master-port of torchrun, --port of llmkit launch)" if taken else FIX
+        error = PeerError(f"{ranks.name} cannot join the {ranks.world} ranks at {host}:{port} ({why})", fix=fix)
         error.speaks = True
         raise error from cause
     return PrefixStore(f"llmkit/{attempt}", made)

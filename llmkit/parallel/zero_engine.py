@@ -7,7 +7,7 @@ import os
 from importlib.util import find_spec
 from typing import Any
 
-from llmkit.core.errors import ModelError, ResourceError
+from llmkit.core.errors import ModelError, Problem, RecipeError, ResourceError
 
 
 def check(device: str, disk: bool) -> None:
@@ -29,6 +29,30 @@ def check(device: str, disk: bool) -> None:
             fix="install libaio-dev and a C++ compiler, or set cpu",
             key="parallel.strategy.offload",
         )
+
+
+def check_config(path: str, settings: dict[str, Any], device: str) -> None:
+    """Sees to it that DeepSpeed takes the values of a configuration that a user gave.
+
+    Raises:
+        RecipeError: it does not; a problem for each value.
+    """
+    imported(device)
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedZeroConfig(**settings.get("zero_optimization", {}))
+    except ValidationError as cause:
+        found = [
+            Problem(
+                f"zero_optimization.{'.'.join(map(str, one['loc']))}: {one['input']} is wrong: {one['msg']}",
+                "see DeepSpeed's documentation of the key",
+                file=path,
+            )
+            for one in cause.errors()
+        ]
+        raise RecipeError(problems=found) from cause
 
 
 def imported(device: str) -> Any:

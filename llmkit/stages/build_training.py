@@ -131,7 +131,7 @@ def read(node: Training, run: Run) -> Job:
     steps = node.steps or (node.epochs or 1) * feed.steps_per_epoch
     kinds = types(node.types_name, run.device)
     shape, choice = sizes(node, resolved, run.device, run.ranks)
-    run.console.notice(_summary(data, valid, choice, kinds, steps))
+    run.console.notice(_summary(data, valid, choice, kinds, steps, _spread(node, run.ranks.world)))
     return Job(node, run, resolved, kinds, data, valid, choice, steps, feed, shape, node.objective(data))
 
 
@@ -145,7 +145,16 @@ def _train(node: Training, tokenizer: Any, aside: Quarantine) -> tuple[Feed, Pre
     return Known(data, node.order(data)), data
 
 
-def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Types, steps: int) -> str:
+def _spread(node: Training, world: int) -> str:
+    """What `parallel` came to, where there are several ranks."""
+    if world == 1:
+        return ""
+    degrees = asdict(node.parallel.degrees(world))
+    said = ", ".join(f"{name} {size}" for name, size in degrees.items() if size > 1)
+    return f"{world} ranks by {node.parallel.resolve(world).kind} ({said})"
+
+
+def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Types, steps: int, spread: str) -> str:
     known = "examples as they are read"
     if len(data):
         learned = data.counts["supervised tokens"] / data.counts["tokens"]
@@ -154,6 +163,7 @@ def _summary(data: Prepared, valid: Prepared | None, choice: Choice, kinds: Type
         known,
         f"{len(valid)} to validate" if valid is not None else "",
         f"{steps} steps",
+        spread,
         kinds.name,
         f"{choice.rows} rows a forward",
         f"{RECOMPUTE[choice.recompute]} recompute" if choice.recompute else "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 
 from llmkit_kernels import memory
 from llmkit_kernels.table import rows
@@ -73,6 +74,11 @@ def finish(job: Job, built: Built, steps: Steps, progress: Progress) -> Artifact
             "processor": processor(),
             "seed": node.seed,
             "threads": run.threads,
+            "ranks": run.ranks.world,
+            "parallel": {
+                "strategy": node.parallel.resolve(run.ranks.world).kind,
+                **asdict(node.parallel.degrees(run.ranks.world)),
+            },
             "device": run.device,
             "attention": built.loaded.attention,
             "precision": job.types.name,

@@ -9,12 +9,13 @@ from typing import Any
 
 from llmkit.adapters.limits import virtual_tokens
 from llmkit.core.shape import Shape
-from llmkit.models.outline import outline, stored
+from llmkit.models.outline import config_of, outline, stored
 from llmkit.parallel.degrees import Degrees
 from llmkit.plan.account import HEADROOM, RECOMPUTE, Choice, account
 from llmkit.plan.devices import DEVICES, Device
 from llmkit.plan.shares import shares
 from llmkit.plan.times import Times, Work, times
+from llmkit.stages.degrees import check_degrees
 from llmkit.stages.sizes import chosen, held_by, strategies, whole_model
 from llmkit.stages.training import Training
 
@@ -109,9 +110,11 @@ def planned(node: Training, where: str, ranks: int, free: int = 0, shape: Shape 
     """A plan for each of `ranks` ranks on a device by name, or on `cpu` or `cuda` with `free` bytes for each.
 
     Raises:
-        RecipeError: the degrees do not go with so many ranks.
+        RecipeError: the degrees do not go with so many ranks, or with the model.
         ModelError: the model cannot be had.
     """
+    if (config := config_of(node.model)) is not None:
+        check_degrees(config, node.parallel)
     device = DEVICES.get(where)
     kind, free = ("cuda", device.memory) if device is not None else (where, free)
     shape = shape or shape_of(node)

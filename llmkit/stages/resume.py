@@ -127,6 +127,8 @@ def _lasting(values: Mapping[str, Any]) -> dict[str, Any]:
     found = {k: v for k, v in values.items() if k not in ("out", "parallel")}
     if values["deterministic"]:  # its bits are those of these shards
         found["parallel"] = {"virtual": values["parallel"]["virtual"]}
+    if "evaluate" in found:  # samples are looked at: nothing depends on them
+        found["evaluate"] = {k: v for k, v in found["evaluate"].items() if k not in ("samples", "max_tokens")}
     return found | {"checkpoint": {k: v for k, v in found["checkpoint"].items() if k not in NO_MATTER}}
 
 

@@ -74,7 +74,7 @@ def test_a_cut_recipe_is_not_run_on_ranks_that_it_does_not_go_with(tiny, rows, t
 
 def test_nothing_that_is_compared_proves_nothing(recipe, monkeypatch):
     stood_in(monkeypatch)
-    with pytest.raises(RecipeError, match="up to 2 ranks there are 0 ways .*; fix: give --ranks 4"):
+    with pytest.raises(RecipeError, match="up to 2 ranks there are 0 ways .*; fix: give more --ranks"):
         prove.recipe(str(recipe), ["parallel.tensor=4", "adapter.dropout=0"], 2, 2, False)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from llmkit.cli import streams
 from llmkit.cli.streams import say
 
 
@@ -13,7 +14,7 @@ from llmkit.cli.streams import say
         ({"RANK": "1", "LOCAL_RANK": "1"}, None, False),
         ({"RANK": "8", "LOCAL_RANK": "0"}, None, True),  # another host, before the ranks have met
         ({"RANK": "9", "LOCAL_RANK": "1"}, None, False),
-        ({"RANK": "8"}, None, False),
+        ({"RANK": "8"}, None, True),  # started by hand
         ({"RANK": "8", "LOCAL_RANK": "0"}, False, False),  # the main rank says it
         ({"RANK": "9", "LOCAL_RANK": "1"}, True, True),
     ],
@@ -21,6 +22,7 @@ from llmkit.cli.streams import say
 def test_before_ranks_have_met_each_host_has_a_voice(environment, aloud, spoken, monkeypatch, capsys):
     for name in ("RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(streams, "TURN", 0.0)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert say(["what is wrong"], 2, aloud) == 2

@@ -196,7 +196,7 @@ def test_x4_a_rank_that_never_comes(ring, missing):
     )
     assert sorted(codes) == [6, 7]
     said = ring.said.read_text()
-    assert "1 did not come in 2 s" in said if missing else "cannot join the 2 ranks" in said
+    assert "rank 1 of 2 did not come in 2 s" in said if missing else "cannot join the 2 ranks" in said
 
 
 def test_x7_ranks_that_differ_do_not_begin(ring):
