@@ -42,6 +42,22 @@ def recipe(tmp_path):
     return str(path)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["parallel.tensor=3", "--ranks", "3"], "3 ranks cannot share 32 heads"),
+        (["parallel.expert=2", "--ranks", "2"], "llama has no experts to share"),
+        (["parallel.context=5", "parallel.context_method=ulysses", "--ranks", "5"], "5 ranks cannot share 32"),
+    ],
+)
+def test_what_a_run_would_refuse_is_no_plan(words, said, recipe, call):
+    code, _, wrong = call("plan", recipe, "--device", "h100-80gb", *words)
+    assert code == 2 and said in wrong
+    at = words.index("--ranks")
+    code, _, wrong = call("launch", recipe, "--gpus", words[at + 1], "--print", *words[:at])
+    assert code == 2 and said in wrong
+
+
 def test_a_plan_adds_up_and_says_what_fits(recipe, told):
     made, text = told(recipe, "--device", "h100-80gb", "--ranks", "8")
     assert made["fits"] and sum(made["parts"].values()) == made["peaks"]["step"] <= made["usable"]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from llmkit.core.ranks import exit_status
+from llmkit.core.errors import RecipeError
+from llmkit.core.ranks import exit_status, ranks
 
 
 @pytest.mark.parametrize(
@@ -21,3 +22,9 @@ def test_a_clean_stop_is_no_failure_under_a_launcher_alone(environment, code, mo
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert exit_status(75) == code and exit_status(6) == 6
+
+
+def test_a_rank_of_nobody_knows_how_many_is_refused():
+    with pytest.raises(RecipeError, match="RANK=1 and no WORLD_SIZE"):
+        ranks({"RANK": "1"})
+    assert ranks({"RANK": "0"}).world == 1

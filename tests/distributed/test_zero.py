@@ -210,6 +210,15 @@ WRONG = [
 ]
 
 
+def test_a_configuration_whose_values_deepspeed_does_not_take(tiny, rows, tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3, "reduce_bucket_size": -5, "overlap_comm": "maybe"}}))
+    node = sft(tiny, rows, tmp_path / "run", parallel={"strategy": {"kind": "zero", "config": str(path)}})
+    with pytest.raises(RecipeError) as found:
+        run(node, console=QUIET)
+    assert "reduce_bucket_size: -5 is wrong" in str(found.value) and "overlap_comm: maybe is wrong" in str(found.value)
+
+
 @pytest.mark.parametrize("said, ours", WRONG, ids=[next(iter(said)) for said, _ in WRONG])
 def test_a_configuration_that_contradicts_the_recipe(said, ours, tiny, rows, tmp_path):
     path = tmp_path / "ds.json"
