@@ -27,7 +27,10 @@ CONTENDERS = {
     "fsdp": (2, {"strategy": FSDP}),
     "fsdp, kept": (2, {"strategy": FSDP | {"reshard": False}}),
     "fsdp, offloaded": (2, {"strategy": FSDP | {"offload": "cpu"}}),
+    "zero 3": (2, {"strategy": {"kind": "zero"}}),
+    "ring": (2, {"context": 2}),
     "pipeline": (2, {"pipeline": 2}),
+    "tensor x 3": (3, {"tensor": 3}),
     "ddp x 4": (4, {"strategy": {"kind": "ddp"}}),
     "fsdp x 4": (4, {"strategy": FSDP}),
     "pipeline x 4": (4, {"pipeline": 4}),
@@ -36,12 +39,7 @@ CONTENDERS = {
 }
 """Name -> (ranks, the recipe's `parallel`): a new strategy is a line here."""
 AGAINST = "ddp"
-RANK = """
-import atexit, resource, sys
-from llmkit.cli.main import main
-atexit.register(lambda: print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr))
-main()
-"""
+RANK = "from llmkit.cli.main import main; main()"
 
 
 def rows(data, folder):
@@ -120,15 +118,19 @@ def ran(path, out, world):
             around |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
             around |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         command = [sys.executable, "-c", RANK, "run", str(path)]
-        ranks.append(subprocess.Popen(command, env=around, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-    said = [process.communicate() for process in ranks]
-    for process, (_, error) in zip(ranks, said, strict=True):
-        if process.returncode:
-            raise SystemExit(f"{path.stem}: {error[-2000:]}")
+        said = open(f"{out}-{rank}.txt", "w+")
+        ranks.append((subprocess.Popen(command, env=around, stdout=said, stderr=said), said))
+    peaks = []
+    for process, said in ranks:
+        _, status, used = os.wait4(process.pid, 0)
+        peaks.append(used.ru_maxrss * 1024)
+        said.seek(0)
+        if status:
+            raise SystemExit(f"{path.stem}: {said.read()[-2000:]}")
+        said.close()
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["event"] == "train"][1:]
     speed = sum(line["tokens"] for line in steps) / sum(line["seconds"] for line in steps)
-    peaks = [int(line.split()[1]) for _, error in said for line in error.splitlines() if line.startswith("peak ")]
     return speed, max(peaks)
 
 
