@@ -25,8 +25,8 @@ CONTENDERS = {
     "one": (1, {}),
     "ddp": (2, {"strategy": {"kind": "ddp"}}),
     "fsdp": (2, {"strategy": FSDP}),
-    "fsdp, kept": (2, {"strategy": FSDP | {"reshard": False}}),
-    "fsdp, offloaded": (2, {"strategy": FSDP | {"offload": "cpu"}}),
+    "fsdp kept": (2, {"strategy": FSDP | {"reshard": False}}),
+    "fsdp offloaded": (2, {"strategy": FSDP | {"offload": "cpu"}}),
     "zero 3": (2, {"strategy": {"kind": "zero"}}),
     "ring": (2, {"context": 2}),
     "pipeline": (2, {"pipeline": 2}),
@@ -118,16 +118,15 @@ def ran(path, out, world):
             around |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
             around |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         command = [sys.executable, "-c", RANK, "run", str(path)]
-        said = open(f"{out}-{rank}.txt", "w+")
-        ranks.append((subprocess.Popen(command, env=around, stdout=said, stderr=said), said))
+        said = Path(f"{out}-{rank}.txt")
+        with said.open("w") as file:
+            ranks.append((subprocess.Popen(command, env=around, stdout=file, stderr=file), said))
     peaks = []
     for process, said in ranks:
         _, status, used = os.wait4(process.pid, 0)
         peaks.append(used.ru_maxrss * 1024)
-        said.seek(0)
         if status:
-            raise SystemExit(f"{path.stem}: {said.read()[-2000:]}")
-        said.close()
+            raise SystemExit(f"{path.stem}: {said.read_text()[-2000:]}")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["event"] == "train"][1:]
     speed = sum(line["tokens"] for line in steps) / sum(line["seconds"] for line in steps)
