@@ -42,11 +42,19 @@ class Account:
     """Copies that the writing of the result makes."""
     loaded: int = 0
     """Weights at most while they are read: all of them, or a rank's part with a layer, embeddings and head whole."""
+    mapped: int = 0
+    """Pages of files that are resident while weights are read from them: the system takes them back where it must."""
+    updating: int = 0
+    """What the update of the largest matrix takes."""
+    saved: int = 0
+    """The copy that a checkpoint is written of, beside the loop."""
+    stays: bool = False
+    """The room of that copy is there while steps run: a checkpoint is made in the midst of them."""
 
     @property
     def load(self) -> int:
         """The peak of loading."""
-        return self.base + self.loaded
+        return self.base + self.loaded + self.mapped
 
     @property
     def held(self) -> int:
@@ -55,14 +63,19 @@ class Account:
 
     @property
     def total(self) -> int:
-        """The peak of a step: when the forward ends, or when the backward does."""
+        """The peak of a step: when the forward ends, when the backward does, or in the update."""
         forward = self.early + self.activations + max(self.logits, self.working)
-        return self.held + max(forward, self.gradients + self.working)
+        return self.held + max(forward, self.gradients + max(self.working, self.updating)) + self.room
+
+    @property
+    def room(self) -> int:
+        """What checkpoints hold while steps run."""
+        return self.saved if self.stays else 0
 
     @property
     def save(self) -> int:
-        """The peak of a checkpoint and of the writing of the result: their tensors are written in pieces."""
-        return self.held - self.communication + self.exported
+        """The peak of a checkpoint, and of the writing of the result, whose tensors are written in pieces."""
+        return self.held - self.communication + max(self.exported, self.saved)
 
     @property
     def resume(self) -> int:
@@ -72,13 +85,13 @@ class Account:
     @property
     def peak(self) -> int:
         """The largest of a run that is not resumed."""
-        return max(self.total, self.save, self.load)
+        return max(self.total, self.save, self.load - self.mapped)
 
     @property
     def parts(self) -> dict[str, int]:
         """The parts of the step's peak: they add up to `total`."""
         there = self.early + self.activations + max(self.logits, self.working)
-        ends = there < self.gradients + self.working
+        ends = there < self.gradients + max(self.working, self.updating)
         head = not ends and self.logits >= self.working
         return {
             "base": self.base,
@@ -87,8 +100,9 @@ class Account:
             "optimizer": self.optimizer,
             "activations": 0 if ends else self.activations,
             "logits": self.logits if head else 0,
-            "working": 0 if head else self.working,
+            "working": 0 if head else max(self.working, self.updating) if ends else self.working,
             "communication": self.communication,
+            "checkpoint": self.room,
         }
 
 
@@ -161,6 +175,12 @@ class Held:
     """Micro-batches of a step, on a rank."""
     by_layer: bool = True
     """Of a model that is cut, a layer is cut before the next one is read; else each rank reads all of it first."""
+    updating: int = 0
+    """Bytes that the update of the largest matrix takes."""
+    copied: bool = False
+    """Checkpoints are written of a copy in the memory that is counted."""
+    saves: bool = False
+    """And some in the midst of the run."""
     exports: bool = False
     """The result is written from the memory that is counted: the host is the device."""
 
@@ -207,11 +227,20 @@ def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Ac
         working=int(again + working),
         communication=int(_communication(shape, held, tokens / cut.context, cut)),
         loaded=int(_loaded(shape, held, cut)),
+        mapped=int(shape.params * held.plain_bytes) if held.exports else 0,
+        updating=held.updating,
+        saved=_saved(held, cut, learned, optimizer),
+        stays=held.saves,
         early=int(gradients) if (held.turns > 1 or cut.bucket) and "gradients" not in cut.away else 0,
         exported=int(
             held.exports * (4 * cost.trained if cost.trained < shape.params else shape.params * held.plain_bytes)
         ),
     )
+
+
+def _saved(held: Held, cut: Shares, learned: float, optimizer: float) -> int:
+    """Bytes that a checkpoint copies on the host: what is trained and its state; copies of a model share the writing."""
+    return int((learned * held.trained_bytes / cut.weights + optimizer) / cut.copies) if held.copied else 0
 
 
 def _loaded(shape: Shape, held: Held, cut: Shares) -> float:
@@ -253,7 +282,10 @@ def _communication(shape: Shape, held: Held, tokens: float, cut: Shares) -> floa
     ring = 2 * 2 * shape.keys * held.short * tokens if cut.context > 1 else 0.0  # keys and values, one pair on its way
     ring += 2 * shape.chosen * shape.hidden * 4 * tokens if cut.expert > 1 else 0.0  # given and taken
     way = min(cut.elements, held.cost.trained) * held.trained_bytes
-    return gathered + ring + way + min(cut.bucket, 4.0 * held.cost.trained)
+    buckets = min(cut.bucket, 4.0 * held.cost.trained)
+    if cut.bucket and held.turns > 1:  # torch's buckets are there beside the gradients of the micro-batches before
+        buckets = 4.0 * held.cost.trained
+    return gathered + ring + way + buckets
 
 
 @dataclass(frozen=True)

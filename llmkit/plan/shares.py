@@ -44,6 +44,8 @@ class Shares:
     """Parameters that are whole at one time at most, where that is said so and not in layers."""
     master: float = 0.0
     """Bytes of a copy of each trained weight beside the optimizer's state."""
+    copies: int = 1
+    """Ranks that hold the same, and share the writing of it."""
     away: tuple[str, ...] = ()
     """What waits on the host: weights, gradients, optimizer."""
     whole_gradients: bool = False
@@ -87,7 +89,8 @@ def shares(strategy: Any, degrees: Degrees) -> Shares:
 
 
 def _replica(strategy: Any, degrees: Degrees, inner: dict[str, Any]) -> Shares:
-    return Shares(**inner, bucket=BUCKET if degrees.data * degrees.context > 1 else 0.0)
+    copies = degrees.data * degrees.context
+    return Shares(**inner, copies=copies, bucket=BUCKET if copies > 1 else 0.0)
 
 
 def _fsdp(strategy: Any, degrees: Degrees, inner: dict[str, Any]) -> Shares:
@@ -95,7 +98,15 @@ def _fsdp(strategy: Any, degrees: Degrees, inner: dict[str, Any]) -> Shares:
     rows hold parameters together too."""
     n = degrees.shard * degrees.context
     away = ("weights", "gradients", "optimizer") if strategy.offload == "cpu" else ()
-    return Shares(n, n, n, **inner, gathered=(2 if strategy.reshard else 1000) if n > 1 else 0, away=away)
+    return Shares(
+        n,
+        n,
+        n,
+        **inner,
+        copies=degrees.replicate,
+        gathered=(2 if strategy.reshard else 1000) if n > 1 else 0,
+        away=away,
+    )
 
 
 def _zero(strategy: Any, degrees: Degrees, inner: dict[str, Any]) -> Shares:

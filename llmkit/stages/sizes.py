@@ -141,6 +141,9 @@ def held_by(node: Training, shape: Shape, device: str) -> Held:
         copies=short if kinds.mixed and plain == 4.0 and not node.quant.weight_bytes else 0.0,
         base=BASE[device],
         by_layer=_by_layer(node, shape, kinds, device),
+        updating=4 * getattr(node.optim, "working", 0) * (largest if cost.trained >= shape.params else 0),
+        copied=device == "cpu" and node.checkpoint.background,
+        saves=node.checkpoint.every is not None or node.checkpoint.per_epoch is not None,
         exports=device == "cpu",
     )
 

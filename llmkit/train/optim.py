@@ -52,6 +52,8 @@ class AdamW8bit(AdamFamily):
     """AdamW whose moments are held in 8-bit blocks (arXiv:2110.02861), by bitsandbytes; small tensors stay 32-bit."""
 
     kind: Literal["adamw_8bit"] = "adamw_8bit"
+    working: ClassVar[int] = 6
+    """Numbers in fp32 that the update of a matrix takes for each of its own."""
 
     def moments(self, inner: int, outer: int, width: int) -> float:
         """Two bytes, and the scales of blocks."""
@@ -74,6 +76,8 @@ class PagedAdamW8bit(AdamFamily):
 
     device: ClassVar[str] = "cuda"
     kind: Literal["paged_adamw_8bit"] = "paged_adamw_8bit"
+    working: ClassVar[int] = 6
+    """Numbers in fp32 that the update of a matrix takes for each of its own."""
 
     def moments(self, inner: int, outer: int, width: int) -> float:
         """As of 8-bit AdamW: they leave the device only when they must."""
@@ -153,6 +157,8 @@ class Adafactor(Optimizing):
     """Adafactor (arXiv:1804.04235): the second moment of a matrix held as its rows' and columns' means."""
 
     kind: Literal["adafactor"] = "adafactor"
+    working: ClassVar[int] = 3
+    """Numbers in fp32 that the update of a matrix takes for each of its own."""
     lr: float = setting(default=1e-2, above=0.0)
     """Relative to the size of each parameter."""
     beta2_decay: float = setting(default=-0.8, most=0.0)
