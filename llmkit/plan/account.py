@@ -239,7 +239,7 @@ def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Ac
 
 
 def _saved(held: Held, cut: Shares, learned: float, optimizer: float) -> int:
-    """Bytes that a checkpoint copies on the host: what is trained and its state; copies of a model share the writing."""
+    """Bytes that a checkpoint copies on the host: what is trained and its state; replicas share the writing."""
     return int((learned * held.trained_bytes / cut.weights + optimizer) / cut.copies) if held.copied else 0
 
 
