@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -80,7 +81,22 @@ class Solo:
 def norm(params: Iterable[nn.Parameter]) -> float:
     """The norm of the gradients that lie in this process, each of them whole."""
     grads = [p.grad for p in params if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+    if not grads:
+        return 0.0
+    if any(grad.device.type != "cpu" for grad in grads):
+        return float(torch.nn.utils.get_total_norm(grads))
+    return math.sqrt(sum(_squares(grad) for grad in grads))
+
+
+BLOCK = 1 << 14
+"""Numbers whose squares are summed in fp32: of many more, a CPU's sum of one after the other loses digits."""
+
+
+def _squares(grad: Tensor) -> float:
+    flat = grad.detach().flatten()
+    whole = flat.numel() // BLOCK * BLOCK
+    parts = (flat[:whole].view(-1, BLOCK), flat[whole:].view(1, -1))
+    return sum(float(torch.linalg.vector_norm(part, dim=1).double().square().sum()) for part in parts if part.numel())
 
 
 def summed(said: Iterable[Sums]) -> dict[str, tuple[float, ...]]:

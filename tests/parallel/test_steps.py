@@ -8,6 +8,7 @@ from llmkit.core.errors import ResourceError
 from llmkit.core.types import LossSum
 from llmkit.parallel.offload import Offload, Pinned
 from llmkit.parallel.steps import Steps, Ways
+from llmkit.parallel.team import norm
 from llmkit.train.optim import Adafactor, AdamW, AdamW8bit, Apollo, Galore, Lion, Lion8bit, Muon, ScheduleFree, Sgd
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
@@ -167,3 +168,13 @@ def test_the_count_of_steps_lies_where_the_optimizer_reads_it(settings, device):
     held = {f"param/{name}": torch.zeros(p.shape) for name, p in params.items()}
     steps.load(held | {f"optim/{name}/step": torch.tensor(3.0) for name in params})
     assert {optimizer.state[p]["step"].device.type for p in params.values()} == {device}
+
+
+def test_the_norm_of_a_large_gradient_loses_no_digits():
+    """As torch's own does on a CPU, which sums squares one after the other."""
+    torch.manual_seed(0)
+    made = torch.randn(5_000_001) * torch.rand(5_000_001).pow(4)
+    p = torch.nn.Parameter(torch.empty_like(made))
+    p.grad = made
+    wanted = float(made.double().norm())
+    assert abs(norm([p]) / wanted - 1) < 1e-7 < abs(float(torch.nn.utils.get_total_norm([made])) / wanted - 1)
