@@ -88,7 +88,7 @@ def norm(params: Iterable[nn.Parameter]) -> float:
     return math.sqrt(sum(_squares(grad) for grad in grads))
 
 
-BLOCK = 1 << 14
+BLOCK = 1 << 11
 """Numbers whose squares are summed in fp32: of many more, a CPU's sum of one after the other loses digits."""
 
 

@@ -177,4 +177,4 @@ def test_the_norm_of_a_large_gradient_loses_no_digits():
     p = torch.nn.Parameter(torch.empty_like(made))
     p.grad = made
     wanted = float(made.double().norm())
-    assert abs(norm([p]) / wanted - 1) < 1e-7 < abs(float(torch.nn.utils.get_total_norm([made])) / wanted - 1)
+    assert abs(norm([p]) / wanted - 1) < 1e-6 < abs(float(torch.nn.utils.get_total_norm([made])) / wanted - 1)
