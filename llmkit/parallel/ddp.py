@@ -7,19 +7,17 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from llmkit.core.errors import RecipeError
-from llmkit.core.peers import Peers
-from llmkit.core.sliced import Slice
 from llmkit.parallel.grid import Grid
 from llmkit.parallel.steps import Parts, Steps
-from llmkit.parallel.team import Sums, norm, summed
+from llmkit.parallel.team import Sums, Whole, summed
 from llmkit.parallel.tree import Tree
 
 
-class Replicas:
+class Replicas(Whole):
     """The team of one replica: gradients are summed, for each already carries the global count."""
 
     def __init__(
@@ -44,27 +42,9 @@ class Replicas:
         """Only the last micro-batch's backward pass sums gradients."""
         return nullcontext() if index + 1 == turns else self.wrapped.no_sync()
 
-    def after(self, index: int, turns: int) -> None:
-        """Done in the backward pass."""
-
     def totals(self, own: Sums) -> dict[str, tuple[float, ...]]:
         """Summed over replicas, in their order."""
-        return summed({name: tuple(values) for name, values in said.items()} for said in self.say(own))
-
-    def norm(self, params: Mapping[str, nn.Parameter]) -> float:
-        """Every replica has all gradients."""
-        return norm(params.values())
-
-    def part(self, name: str, like: Tensor, value: Tensor) -> Tensor | Slice:
-        """All of it."""
-        return value
-
-    def own(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
-        """All of it."""
-        return whole
-
-    def assemble(self, model: nn.Module, peers: Peers) -> None:
-        """They are whole on every rank."""
+        return summed(self.say(own))
 
 
 def stepper(parts: Parts, grid: Grid | None) -> Steps:

@@ -37,6 +37,7 @@ from llmkit.parallel.grid import Grid
 from llmkit.parallel.node import Fsdp
 from llmkit.parallel.offload import Offload
 from llmkit.parallel.steps import Parts, Steps
+from llmkit.parallel.sums import gradients, sum_over
 from llmkit.parallel.team import Sums, norm, summed
 
 FORWARDS = ("inside", "likeliest")
@@ -96,15 +97,11 @@ class Shards:
             self.params[name].grad = None if grad is None else local(grad)
             p.grad = None
         if self.whole:
-            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.whole.values()]
-            flat = torch.cat([grad.flatten() for grad in grads])
-            dist.all_reduce(flat, group=self.all)
-            for one, part in zip(self.whole.values(), flat.split([grad.numel() for grad in grads]), strict=True):
-                one.grad = part.view_as(one)
+            sum_over(gradients(self.whole.values()), self.all)
 
     def totals(self, own: Sums) -> dict[str, tuple[float, ...]]:
         """Summed over the ranks that saw different rows, in their order."""
-        return summed({name: tuple(values) for name, values in said.items()} for said in self.say(own))
+        return summed(self.say(own))
 
     def norm(self, params: Mapping[str, nn.Parameter]) -> float:
         """Of the blocks of one copy: all copies have the same gradients, and all ranks the same number."""

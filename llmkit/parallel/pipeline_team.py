@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -21,20 +20,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from llmkit.core.seed import mixed, seeded
-from llmkit.core.sliced import Slice
 from llmkit.core.types import Batch, LossSum
 from llmkit.parallel.ddp import alike
 from llmkit.parallel.grid import Grid
 from llmkit.parallel.pipeline import Border, Stages, tried
 from llmkit.parallel.pipeline_links import Links
 from llmkit.parallel.steps import PLAIN, Loss, Parts, Steps, autocast, numbers
-from llmkit.parallel.team import Sums, norm, summed
-
-BUCKET = 25 << 20
-"""Bytes of gradients that are summed in one message."""
+from llmkit.parallel.sums import gradients, sum_over
+from llmkit.parallel.team import Sums, Whole, norm, summed
 
 
-class Row:
+class Row(Whole):
     """The team of the ranks that hold a model's stages, and of their copies."""
 
     def __init__(self, stages: Stages, links: Links, grid: Grid, model: nn.Module, trained: Mapping[str, Any]) -> None:
@@ -51,23 +47,19 @@ class Row:
             if not any(stage in homes[id(p)] for p in trained.values()):
                 stages.refuse(f"nothing is trained in stage {stage}, layers {_told(stages.layers(stage))}")
 
-    def around(self, index: int, turns: int) -> AbstractContextManager[Any]:
-        """Nothing is put off."""
-        return nullcontext()
-
     def after(self, index: int, turns: int) -> None:
         """When all passes are done: gradients are summed over copies, then over the stages that share a parameter."""
         if self.grid.degrees.replicate > 1:
-            sum_all(list(self.params.values()), self.grid.group("replicate"))
+            sum_over(gradients(self.params.values()), self.grid.group("replicate"))
         for held, group in self.groups.items():
             if self.links.index in held:
-                sum_all([p for name, p in self.params.items() if self.shared.get(name) == held], group)
+                some = (p for name, p in self.params.items() if self.shared.get(name) == held)
+                sum_over(gradients(some), group)
 
     def totals(self, own: Sums) -> dict[str, tuple[float, ...]]:
         """What the last stages of all copies say, in the order of ranks."""
         said = self.grid.peers.gather(own)
-        last = (one for rank, one in enumerate(said) if self._place(rank)["pipeline"] == self.links.count - 1)
-        return summed({name: tuple(values) for name, values in one.items()} for one in last)
+        return summed(one for rank, one in enumerate(said) if self._place(rank)["pipeline"] == self.links.count - 1)
 
     def _place(self, rank: int) -> dict[str, int]:
         return self.grid.degrees.place(rank)
@@ -77,14 +69,6 @@ class Row:
         mine = [p for name, p in params.items() if min(self.shared.get(name, (self.links.index,))) == self.links.index]
         said = self.grid.peers.gather(norm(mine))
         return math.hypot(*(one for rank, one in enumerate(said) if not self._place(rank)["replicate"]))
-
-    def part(self, name: str, like: Tensor, value: Tensor) -> Tensor | Slice:
-        """All of it: a stage holds whole parameters."""
-        return value
-
-    def own(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
-        """All of it."""
-        return whole
 
     def assemble(self, model: nn.Module, peers: Any) -> None:
         """The first copy's stages send what the main rank lacks, tensor by tensor, in the host's memory."""
@@ -282,24 +266,3 @@ def _factors(module: Any) -> Iterable[nn.Parameter]:
         held = getattr(module, name, None)
         if isinstance(held, nn.Module):
             yield from held.parameters()
-
-
-def sum_all(params: Sequence[nn.Parameter], group: Any) -> None:
-    """The gradients of parameters, each summed over the ranks of a group, some of them in one message; one that a rank
-    has not counts as zeros there."""
-    bucket: list[nn.Parameter] = []
-    for index, p in enumerate(params):
-        bucket.append(p)
-        size = sum(one.numel() * one.element_size() for one in bucket)
-        following = params[index + 1] if index + 1 < len(params) else None
-        if following is None or following.dtype != p.dtype or size >= BUCKET:
-            _sum(bucket, group)
-            bucket = []
-
-
-def _sum(params: Sequence[nn.Parameter], group: Any) -> None:
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-    flat = torch.cat([grad.reshape(-1) for grad in grads])
-    dist.all_reduce(flat, group=group)
-    for p, part in zip(params, flat.split([grad.numel() for grad in grads]), strict=True):
-        p.grad = part.view_as(p).clone()

@@ -48,19 +48,15 @@ class Team(Protocol):
         ...
 
 
-class Solo:
-    """One process, with nobody to share with."""
+class Whole:
+    """What teams share whose ranks each hold all that they train, whole."""
 
     def around(self, index: int, turns: int) -> AbstractContextManager[Any]:
         """Nothing is put off."""
         return nullcontext()
 
     def after(self, index: int, turns: int) -> None:
-        """Nothing is summed."""
-
-    def totals(self, own: Sums) -> dict[str, tuple[float, ...]]:
-        """Its own numbers."""
-        return dict(own)
+        """Nothing is left to do."""
 
     def norm(self, params: Mapping[str, nn.Parameter]) -> float:
         """Of what lies here, which is all."""
@@ -76,6 +72,14 @@ class Solo:
 
     def assemble(self, model: nn.Module, peers: Peers) -> None:
         """They are."""
+
+
+class Solo(Whole):
+    """One process, with nobody to share with."""
+
+    def totals(self, own: Sums) -> dict[str, tuple[float, ...]]:
+        """Its own numbers."""
+        return dict(own)
 
 
 def norm(params: Iterable[nn.Parameter]) -> float:

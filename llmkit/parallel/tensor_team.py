@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from llmkit.core.deferred import Deferred
 from llmkit.core.errors import ModelError
 from llmkit.core.peers import Peers
 from llmkit.core.sliced import Slice, whole
@@ -21,6 +22,7 @@ from llmkit.parallel.ddp import alike
 from llmkit.parallel.grid import Grid
 from llmkit.parallel.regions import AFTER
 from llmkit.parallel.steps import Parts, Steps
+from llmkit.parallel.sums import sum_over
 from llmkit.parallel.team import Sums, Team
 from llmkit.parallel.tensor import Layout, Place, cut
 
@@ -58,9 +60,9 @@ class Held:
         if index + 1 < turns:
             return
         grads = {name: p.grad for name, p in self.params.items() if p.grad is not None}
-        _sum([grads[name] for name in self.partial if name in grads], self.group)
+        sum_over([grads[name] for name in self.partial if name in grads], self.group)
         for share, group in self.sharing.items():
-            _sum([view for name in self.cuts if name in grads for view in self._shared(name, share)], group)
+            sum_over([view for name in self.cuts if name in grads for view in self._shared(name, share)], group)
 
     def _shared(self, name: str, share: int) -> list[Tensor]:
         """What of a gradient lies on `share` ranks: of rows of q, k and v in one, those of some."""
@@ -135,22 +137,6 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-BUCKET = 25 << 20
-"""Bytes of small tensors that are summed in one message at most."""
-
-
-def buckets(tensors: Sequence[Tensor], most: int = BUCKET) -> Iterator[list[Tensor]]:
-    """Tensors of one type, `most` bytes of them together; a larger one is alone."""
-    for kind in dict.fromkeys(tensor.dtype for tensor in tensors):
-        made: list[Tensor] = []
-        for tensor in (one for one in tensors if one.dtype == kind):
-            if made and sum(one.nbytes for one in made) + tensor.nbytes > most:
-                yield made
-                made = []
-            made.append(tensor)
-        yield made
-
-
 def _of(grads: list[Tensor]) -> nn.Parameter:
     """A parameter with these parts of a gradient, as far as its norm goes."""
     made = nn.Parameter(torch.empty(0))
@@ -158,18 +144,6 @@ def _of(grads: list[Tensor]) -> nn.Parameter:
         made.data = grads[0] if len(grads) == 1 else torch.cat(grads)
         made.grad = made.data
     return made
-
-
-def _sum(tensors: list[Tensor], group: Any) -> None:
-    """Each is summed over the ranks of a group, in place; a large one, and small ones together, in one message."""
-    for some in buckets(tensors):
-        if len(some) == 1 and some[0].is_contiguous():
-            dist.all_reduce(some[0], group=group)
-            continue
-        flat = torch.cat([tensor.reshape(-1) for tensor in some])
-        dist.all_reduce(flat, group=group)
-        for tensor, total in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
-            tensor.copy_(total.view(tensor.shape))
 
 
 def _sharing(place: Place, shares: set[int]) -> dict[int, Any]:
@@ -187,22 +161,36 @@ def stepper(parts: Parts, grid: Grid, strategy: Callable[[Parts, Grid], Steps]) 
     Raises:
         ModelError: transformers has no plan for the model, or what is left of it does not give what the whole gives.
     """
-    place = Place(grid.degrees.place(grid.rank)["tensor"], grid.degrees.tensor, grid.group("tensor"))
-    base, scored = cast(Any, parts.base), cast(Any, parts.scored)
-    if scored.model is not base:
+    layout = divided(parts, grid, "tensor", cut, parts.plan, "transformers has no plan for it")
+    return Held(layout, parts, cast(Any, parts.scored).model, grid.peers).over(strategy(parts, grid))
+
+
+Cutting = Callable[[Any, Mapping[str, str], Place, Deferred], Layout]
+"""A model, a plan, where this rank stands, and what is yet to be read -> what is left of the model here."""
+
+
+def divided(parts: Parts, grid: Grid, axis: str, cut: Cutting, plan: Mapping[str, str], none: str) -> Layout:
+    """What of the model is left here, where each rank along `axis` has a part by a plan; `none`: why nothing is cut.
+
+    Raises:
+        ModelError: nothing is cut, or the parts do not give what the whole gives.
+    """
+    place = Place(grid.degrees.place(grid.rank)[axis], getattr(grid.degrees, axis), grid.group(axis))
+    base, key = cast(Any, parts.base), f"parallel.{axis}"
+    if cast(Any, parts.scored).model is not base:
         alike(parts.params, place.group)
     with parts.deferred.running():
         before = logits(base)
-    layout = cut(base, parts.plan, place, parts.deferred)
+    layout = cut(base, plan, place, parts.deferred)
     if not layout.cuts:
-        why = "; ".join(sorted(set(layout.whole.values()))) or "transformers has no plan for it"
-        what = f"{type(base).__name__} cannot be cut for tensor {place.count}: {why}"
-        raise ModelError(what, fix="set parallel.tensor=1", key="parallel.tensor")
+        why = "; ".join(sorted(set(layout.whole.values()))) or none
+        what = f"{type(base).__name__} cannot be cut for {axis} {place.count}: {why}"
+        raise ModelError(what, fix=f"set {key}=1", key=key)
     with parts.deferred.running():
         after = logits(base)
-    check_same(base, before, after, f"tensor {place.count}", "parallel.tensor")
+    check_same(base, before, after, f"{axis} {place.count}", key)
     parts.say(told(layout))
-    return Held(layout, parts, scored.model, grid.peers).over(strategy(parts, grid))
+    return layout
 
 
 def told(layout: Layout) -> str:

@@ -8,22 +8,20 @@ what they have with the one across. Addition commutes to the bit, so all of them
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from llmkit.core.peers import Peers
-from llmkit.core.sliced import Slice
-from llmkit.parallel.team import Sums, norm, summed
+from llmkit.parallel.sums import buckets, flat, put_back
+from llmkit.parallel.team import Sums, Whole, summed
 
 BUCKET = 64 << 20
 """Bytes that are exchanged at once."""
 
 
-class Tree:
+class Tree(Whole):
     """The team of a rank that computes `shards` of the virtual shards; the shards of a rank, and the ranks of `group`,
     are powers of two."""
 
@@ -37,10 +35,6 @@ class Tree:
         self.params, self.shards, self.group, self.say = tuple(params.values()), shards, group, say
         self.sums: list[tuple[int, list[Tensor]]] = []
         """Subtrees that wait for their other half: how many shards are in each, and their gradients."""
-
-    def around(self, index: int, turns: int) -> AbstractContextManager[Any]:
-        """Nothing is summed in the backward pass."""
-        return nullcontext()
 
     def after(self, index: int, turns: int) -> None:
         """At the end of a shard its gradients go up the tree; at the end of the step, across the ranks."""
@@ -73,12 +67,12 @@ class Tree:
         bit = 1
         while bit < world:
             other = dist.get_global_rank(self.group, dist.get_rank(self.group) ^ bit)
-            for some in _buckets(grads):
+            for some in buckets(grads, BUCKET):
                 self._swap(some, other)
             bit *= 2
 
     def _swap(self, grads: list[Tensor], other: int) -> None:
-        mine = torch.cat([grad.flatten() for grad in grads])
+        mine = flat(grads)
         theirs = torch.empty_like(mine)
         swap = [
             dist.P2POp(dist.isend, mine, other, self.group),
@@ -86,39 +80,8 @@ class Tree:
         ]
         for work in dist.batch_isend_irecv(swap):
             work.wait()
-        both = torch.split(mine + theirs, [grad.numel() for grad in grads])
-        for grad, total in zip(grads, both, strict=True):
-            grad.copy_(total.view_as(grad))
+        put_back(mine + theirs, grads)
 
     def totals(self, own: Sums) -> dict[str, tuple[float, ...]]:
         """Summed over ranks; sums of fp32 numbers in fp64 do not depend on their order unless these differ widely."""
-        return summed({name: tuple(values) for name, values in said.items()} for said in self.say(own))
-
-    def norm(self, params: Mapping[str, nn.Parameter]) -> float:
-        """Every rank has all gradients."""
-        return norm(params.values())
-
-    def part(self, name: str, like: Tensor, value: Tensor) -> Tensor | Slice:
-        """All of it."""
-        return value
-
-    def own(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
-        """All of it."""
-        return whole
-
-    def assemble(self, model: nn.Module, peers: Peers) -> None:
-        """Every rank has all of it."""
-
-
-def _buckets(grads: list[Tensor]) -> list[list[Tensor]]:
-    """Gradients of one type, together of about `BUCKET` bytes, in their order."""
-    made: list[list[Tensor]] = []
-    room, last = 0, None
-    for grad in grads:
-        size = grad.numel() * grad.element_size()
-        if grad.dtype != last or size > room:
-            made.append([])
-            room, last = BUCKET, grad.dtype
-        made[-1].append(grad)
-        room -= size
-    return made
+        return summed(self.say(own))

@@ -158,7 +158,7 @@ class Sharers:
 
     def totals(self, own: Sums) -> dict[str, tuple[float, ...]]:
         """Summed over ranks, in their order."""
-        return summed({name: tuple(values) for name, values in said.items()} for said in self.say(own))
+        return summed(self.say(own))
 
     def norm(self, params: Mapping[str, nn.Parameter]) -> float:
         """Each rank has a part of every gradient."""

@@ -16,8 +16,8 @@ from llmkit.models.plans import plans_experts
 from llmkit.parallel.expert import cut
 from llmkit.parallel.fits import check_experts
 from llmkit.parallel.group import joined
+from llmkit.parallel.sums import buckets
 from llmkit.parallel.tensor import Place
-from llmkit.parallel.tensor_team import buckets
 from tests.adapters.properties import folder
 from tests.distributed import QUIET, ended, equal, launched, lines, sft, together, trained
 
