@@ -16,8 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 
+HEAVY = ("peft", "transformers.trainer_pt_utils")
+HEAVY += ("transformers.models.llama.modeling_llama", "transformers.models.qwen3.modeling_qwen3")
+"""What a run imports, and what is resident of it, is no part of its peak."""
 SMALL = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
 SMALL |= {"num_key_value_heads": 4, "vocab_size": 16384, "max_position_embeddings": 4096, "tie_word_embeddings": True}
 WIDE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 12}
@@ -136,10 +140,8 @@ def resident():
 
 def one(text):
     """In a process of its own: imports, measures, runs, and says how far memory went up."""
-    import peft  # noqa: F401
-    import transformers.models.llama.modeling_llama
-    import transformers.models.qwen3.modeling_qwen3
-    import transformers.trainer_pt_utils  # noqa: F401
+    for name in HEAVY:
+        import_module(name)
 
     from llmkit import Sft, run
     from llmkit.core.console import Console
@@ -152,20 +154,14 @@ def one(text):
 
 def measure(row, work):
     """Bytes: the peak of a row's run, of several ranks the largest."""
-    from tests.distributed import free_port
+    from llmkit.core.ranks import Ranks, free_port
 
     told, ranks, port = json.dumps(recipe(row, work)), row[NAMES.index("ranks")], free_port()
     made = []
     for rank in range(ranks):
         env = dict(os.environ)
         if ranks > 1:
-            env |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(ranks),
-                "LOCAL_WORLD_SIZE": str(ranks),
-            }
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            env |= Ranks(rank, ranks, rank, ranks).environment(port)
         made.append(
             subprocess.Popen(
                 [sys.executable, __file__, "--one", told], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env

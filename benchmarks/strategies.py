@@ -13,12 +13,13 @@ import json
 import os
 import random
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from llmkit.core.ranks import Ranks, free_port
 
 MODEL = "smollm2-135m-instruct-q4"
 FSDP = {"kind": "fsdp"}
@@ -109,15 +110,12 @@ def ran(path, out, world):
         SystemExit: a rank failed; what it said is printed.
     """
     threads = str(max(1, (os.cpu_count() or 1) // world))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     ranks = []
     for rank in range(world):
         around = os.environ | {"OMP_NUM_THREADS": threads}
         if world > 1:
-            around |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-            around |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            around |= Ranks(rank, world, rank, world).environment(port)
         command = [sys.executable, "-c", RANK, "run", str(path)]
         said = Path(f"{out}-{rank}.txt")
         with said.open("w") as file:

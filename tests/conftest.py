@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -81,3 +82,23 @@ def rows(tmp_path):
             said = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             file.write(json.dumps({"messages": said}) + "\n")
     return path
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Mounts a disk of some KiB, or makes it larger; gives its folder."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = []
+
+    def sized(kib):
+        how = f"remount,size={kib}k" if mounted else f"size={kib}k"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", how, "tmpfs", str(folder)], check=False)
+        if done.returncode:
+            pytest.skip("this process may not mount a disk")
+        mounted.append(kib)
+        return folder
+
+    yield sized
+    if mounted:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -136,12 +136,11 @@ def launch(
     from llmkit.cli.launch import launch as verb
     from llmkit.launch.job import Job
 
-    where = {"hostfile": hostfile, "node_rank": node_rank, "master": master, "port": port, "interface": interface}
-    asked = {"name": name, "time": time, "options": tuple(option or ()), "image": image, "claim": claim, "kind": kind}
     more = [f"--accept={key}" for key in accept or ()] + [f"--resume={resume}"] * (resume != "auto")
-    asked |= {"run": (*more, *("--allow-code",) * allow_code)}
-    words = tuple(overrides or ())
-    verb(Job(recipe, words, nodes, gpus, cpu, restarts=restarts, **where, **asked), engine, show)  # type: ignore[arg-type]
+    run = (*more, *("--allow-code",) * allow_code)
+    where = (nodes, gpus, cpu, hostfile, node_rank, master, port, interface, restarts)
+    asked = (name, time, tuple(option or ()), image, claim, kind)
+    verb(Job(recipe, tuple(overrides or ()), *where, *asked, run), engine, show)
 
 
 @app.command()

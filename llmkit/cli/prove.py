@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from llmkit.cli.recipes import out
 from llmkit.core.console import Console
 from llmkit.core.errors import DataError, ModelError, PeerError, RecipeError, ResourceError
+from llmkit.core.ranks import Ranks, free_port
 from llmkit.stages.training import Training
 
 if TYPE_CHECKING:
@@ -149,13 +149,9 @@ def _run(path: str, overrides: Sequence[str], way: Way, folder: Path) -> Path:
 
 def environments(world: int) -> Iterator[dict[str, str]]:
     """What a launcher would tell each of `world` ranks on this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     for rank in range(world):
-        said = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        yield os.environ | {key: str(value) for key, value in said.items()} | (place if world > 1 else {})
+        yield os.environ | Ranks(rank, world, rank, world).environment(port)
 
 
 def _seen(way: Way, made: Path, first: Path) -> Seen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,6 +44,18 @@ class Ranks:
     def name(self) -> str:
         """As errors name it: the rank, its host and its process."""
         return f"rank {self.rank} ({platform.node()}, pid {self.pid})"
+
+    def environment(self, port: int, host: str = "127.0.0.1") -> dict[str, str]:
+        """What a launcher tells this rank, whose main one is reached at a port of a host: what `ranks` reads."""
+        said = {"RANK": self.rank, "WORLD_SIZE": self.world, "LOCAL_RANK": self.local, "LOCAL_WORLD_SIZE": self.here}
+        return {name: str(value) for name, value in said.items()} | {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port of an address of this host that nobody listens at now."""
+    with socket.socket() as free:
+        free.bind((address, 0))
+        return int(free.getsockname()[1])
 
 
 def ranks(environment: Mapping[str, str] = os.environ) -> Ranks:

@@ -31,7 +31,7 @@ def remakable(made: Tensor, make: Callable[..., Tensor], *sources: Tensor) -> Te
 def carried(x: Tensor, same: Tensor) -> Tensor:
     """`same`, a view of all of `x`, with the way to make `x` again, if there is one."""
     if (known := getattr(x, "_llmkit_way", None)) is not None and known.version == x._version:
-        same._llmkit_way = Way(known.make, known.sources, same._version)  # type: ignore[attr-defined]
+        remakable(same, known.make, *known.sources)
     return same
 
 

@@ -21,6 +21,7 @@ from llmkit.core.errors import ModelError, PeerError, ResourceError
 from llmkit.core.files import Disk
 from llmkit.core.sliced import Slice
 from tests.checkpoint import Files, forked, on_threads
+from tests.disks import Scripted
 
 CUTS = {2: [0, 7, 7], 3: [0, 2, 2, 7]}
 """Where 7 rows are cut: unevenly, and into an empty block."""
@@ -269,36 +270,12 @@ def test_c2_a_disk_that_refuses_the_main_rank_is_told_to_all(at, tmp_path):
         assert faults == [None, None] and sorted(os.listdir(tmp_path)) == ["step-1", "step-2"]
 
 
-class Crash(Disk):
-    """The process dies at the `at`-th call, before it or in the middle of it."""
-
-    def __init__(self, at):
-        self.at, self.calls = at, 0
-
-    def _now(self):
-        self.calls += 1
-        if self.calls == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
+class Crash(Scripted):
+    """The process dies at a call, before it or in the middle of it."""
 
     def write(self, path, parts):
-        self._now()
-        super().write(path, (part for part in parts if not self._now()))
-
-    def make(self, folder):
-        self._now()
-        super().make(folder)
-
-    def rename(self, old, new):
-        self._now()
-        super().rename(old, new)
-
-    def sync(self, folder):
-        self._now()
-        super().sync(folder)
-
-    def remove(self, path):
-        self._now()
-        super().remove(path)
+        self.now()
+        Disk.write(self, path, (part for part in parts if not self.now()))
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from llmkit.checkpoint import state
 from llmkit.checkpoint.tensors import write
 from llmkit.core.errors import ModelError, ResourceError
-from llmkit.core.files import Disk, sha256
+from llmkit.core.files import sha256
+from tests.disks import Scripted
 
 
 def tensors(step):
@@ -65,41 +66,6 @@ def test_a_large_tensor_is_written_in_pieces(tmp_path):
     big = {"big": torch.arange(5_000_001, dtype=torch.float32)}
     assert write(tmp_path / "big.safetensors", big) == sha256(tmp_path / "big.safetensors")
     assert same(load_file(tmp_path / "big.safetensors"), big)
-
-
-class Scripted(Disk):
-    """Does `act` instead of the `at`-th write-class call."""
-
-    def __init__(self, at=-1, act=None):
-        self.at, self.act, self.calls = at, act, 0
-
-    def _now(self):
-        self.calls += 1
-        if self.calls == self.at:
-            self.act()
-
-    def write(self, path, parts):
-        for part in parts:
-            self._now()
-            with path.open("ab") as file:
-                file.write(part)
-        self._now()
-
-    def make(self, folder):
-        self._now()
-        super().make(folder)
-
-    def rename(self, old, new):
-        self._now()
-        super().rename(old, new)
-
-    def sync(self, folder):
-        self._now()
-        super().sync(folder)
-
-    def remove(self, path):
-        self._now()
-        super().remove(path)
 
 
 def calls_of_a_save(tmp_path):

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -13,15 +12,11 @@ from safetensors.torch import load_file
 from llmkit import Sft, run
 from llmkit.core.console import Console
 from llmkit.core.errors import LlmkitError
+from llmkit.core.ranks import Ranks, free_port
+from llmkit.stages import build_training
 
 TIMINGS = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes", "bubble")
 QUIET = Console(quiet=True, mute=True)
-
-
-def free_port():
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return made.getsockname()[1]
 
 
 def launched(world, work, said="/dev/null"):
@@ -34,8 +29,7 @@ def launched(world, work, said="/dev/null"):
             continue
         code = 1
         try:
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-            os.environ |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            os.environ |= Ranks(rank, world, rank, world).environment(port)
             os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 2)
             work(rank)
             code = 0
@@ -100,6 +94,20 @@ def trained(world, make, tmp_path, name, seconds=60.0):
     else:
         together(world, lambda rank: run(make(folder), console=QUIET), tmp_path, seconds)
     return folder
+
+
+def noted(path):
+    """Writes [step, the ids that this rank sees in it] into a file, step by step; in a child."""
+    real = build_training._step_data
+
+    def step_data(job, contexts, index, *given):
+        found = real(job, contexts, index, *given)
+        ids = [i for batch in found.batches if batch.weights.any() for i in batch.ids]
+        with path.open("a") as file:
+            file.write(json.dumps([index + 1, ids]) + "\n")
+        return found
+
+    build_training._step_data = step_data
 
 
 def lines(folder, event="train"):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import time
 
 from llmkit import run
@@ -11,10 +10,6 @@ from tests.distributed import QUIET, ended, launched
 
 BAR = 10.0
 """Seconds that who is left may take to end."""
-
-
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Faults:

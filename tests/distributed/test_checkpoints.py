@@ -4,15 +4,14 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 
 import pytest
 
 from llmkit.checkpoint import state
 from llmkit.core.run import Grants
-from llmkit.stages import build_training
-from tests.distributed import ended, equal, lines, weights
-from tests.distributed.faults import Faults, kill
+from tests.disks import kill
+from tests.distributed import ended, equal, lines, noted, weights
+from tests.distributed.faults import Faults
 
 FOREGROUND = {"checkpoint": {"every": 1, "background": False, "keep": 9}}
 PART = "tensors-1-of-2.safetensors"
@@ -104,26 +103,6 @@ def test_c14_a_finished_run_is_left_alone_by_all(whole, faults, make):
     assert {path: path.stat().st_mtime_ns for path in faults.out.rglob("*") if path.is_file()} == before
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """Mounts a disk of some KiB, or makes it larger; gives its folder."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = []
-
-    def sized(kib):
-        how = f"remount,size={kib}k" if mounted else f"size={kib}k"
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", how, "tmpfs", str(folder)], check=False)
-        if done.returncode:
-            pytest.skip("this process may not mount a disk")
-        mounted.append(kib)
-        return folder
-
-    yield sized
-    if mounted:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kib", [60, 150])
 def test_c2_a_disk_that_fills_up_ends_all_with_5_and_the_run_goes_on_when_there_is_room(kib, disk, faults, make, whole):
@@ -151,23 +130,11 @@ def test_c17_an_out_that_cannot_be_made_is_named_before_the_first_step(faults, m
 def test_c11_every_sample_once_a_pass_although_ranks_die_in_the_middle_of_it(faults, make, tmp_path, whole):
     """Each rank writes down what it sees of a step; of a step that was done twice the last time counts."""
 
-    def noted(rank, session):
-        real = build_training._step_data
-
-        def step_data(job, contexts, index, *given):
-            found = real(job, contexts, index, *given)
-            ids = [i for batch in found.batches if batch.weights.any() for i in batch.ids]
-            with (tmp_path / f"ids-{session}-{rank}").open("a") as file:
-                file.write(json.dumps([index + 1, ids]) + "\n")
-            return found
-
-        build_training._step_data = step_data
-
     last = {}
     for session, step in enumerate((2, 3, 0)):
 
         def fault(rank, session=session, step=step):
-            noted(rank, session)
+            noted(tmp_path / f"ids-{session}-{rank}")
             if step:
                 faults.at("backward", kill, rank=session % 2, step=step)
 

@@ -15,8 +15,9 @@ from llmkit.parallel.steps import Steps
 from llmkit.recipe.load import Recipe
 from llmkit.recipe.show import resolved
 from llmkit.stages import build_training
+from tests.disks import kill
 from tests.distributed import QUIET, ended, equal, free_port, launched, lines
-from tests.distributed.faults import BAR, kill, stopping
+from tests.distributed.faults import BAR, stopping
 
 PHASES = ["start", "data", "forward", "backward", "reduce", "step", "evaluate", "save", "exit"]
 

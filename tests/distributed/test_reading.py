@@ -172,7 +172,11 @@ def test_a_rank_holds_its_part_and_a_layer_at_most(kind, large, tmp_path):
     for deferred in (True, False):
         said = tmp_path / str(deferred)
         said.mkdir()
-        together(2, lambda rank: (said / str(rank)).write_text(str(load(large, kind, deferred))), said, 120)  # noqa: B023
+
+        def work(rank, said=said, deferred=deferred):
+            (said / str(rank)).write_text(str(load(large, kind, deferred)))
+
+        together(2, work, said, 120)
         found[deferred] = max(int((said / str(rank)).read_text()) for rank in range(2))
     half, all_ = LAYER * LAYERS // 2, LAYER * LAYERS
     assert found[True] < half + 2 * LAYER + ROOM, found

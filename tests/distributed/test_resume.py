@@ -9,7 +9,7 @@ import pytest
 from llmkit import run
 from llmkit.checkpoint import state
 from llmkit.stages import build_training
-from tests.distributed import QUIET, ended, equal, launched, lines, sft, trained
+from tests.distributed import QUIET, ended, equal, launched, lines, noted, sft, trained
 
 STEPS = 20
 OPTIMS = {
@@ -31,30 +31,24 @@ def make(tiny, rows, optim, out):
     )
 
 
-def noted(ledger, stop_after=0):
-    """Writes the ids that this rank sees in each step, and asks to stop after one."""
-    data, show = build_training._step_data, build_training._show
-
-    def step_data(job, contexts, index):
-        found = data(job, contexts, index)
-        ids = sorted(i for batch in found.batches if batch.weights.any() for i in batch.ids)
-        with ledger(job.run.ranks.rank).open("a") as file:
-            file.write(json.dumps([index + 1, ids]) + "\n")
-        return found
+def stopping(after):
+    """Asks to stop after a step; in a child."""
+    show = build_training._show
 
     def shown(job, line):
         show(job, line)
-        if line["event"] == "train" and line["step"] == stop_after and job.run.main:
+        if line["event"] == "train" and line["step"] == after and job.run.main:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    build_training._step_data, build_training._show = step_data, shown
+    build_training._show = shown
 
 
 def leg(world, node, ledger, stop_after, said):
     """A part of a run by `world` ranks: {step: the ids of all ranks}, of the steps up to `stop_after`."""
 
     def work(rank):
-        noted(ledger, stop_after)
+        noted(ledger(rank))
+        stopping(stop_after)
         run(node, console=QUIET)
 
     codes = ended(launched(world, work, said), 120)

@@ -12,8 +12,7 @@ import torch
 
 from llmkit import run
 from llmkit.checkpoint import state
-from llmkit.stages import build_training
-from tests.distributed import QUIET, ended, equal, launched, lines, trained
+from tests.distributed import QUIET, ended, equal, launched, lines, noted, trained
 from tests.distributed.faults import BAR
 
 
@@ -21,16 +20,7 @@ def seen(world, node, folder):
     """{step: the ids that each rank saw} of a run."""
 
     def work(rank):
-        real = build_training._step_data
-
-        def step_data(job, contexts, index, *given):
-            found = real(job, contexts, index, *given)
-            ids = [i for batch in found.batches if batch.weights.any() for i in batch.ids]
-            with (folder / f"ids-{rank}").open("a") as file:
-                file.write(json.dumps([index + 1, ids]) + "\n")
-            return found
-
-        build_training._step_data = step_data
+        noted(folder / f"ids-{rank}")
         run(node, console=QUIET)
 
     assert ended(launched(world, work, folder / "said"), 200) == [0] * world, (folder / "said").read_text()[-2000:]

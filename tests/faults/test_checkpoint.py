@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from llmkit.core.folder import claim
 from llmkit.core.run import Grants
 from llmkit.recipe.load import load_recipe
 from llmkit.stages import build_training, resume
+from tests.disks import Scripted
 from tests.faults import TIMINGS, go, in_child, killed_after, outcome, sft, status, whole
 
 
@@ -49,39 +49,20 @@ def save(folder, step, disk=None):
     return state.save(folder, step, tensors(step), {"step": step}, *([disk] if disk else []))
 
 
-class Crash(Disk):
-    """The process dies at the `at`-th write-class call; folders go file by file, each of them a call."""
-
-    def __init__(self, at):
-        self.at, self.calls = at, 0
-
-    def _now(self):
-        self.calls += 1
-        if self.calls == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
+class Crash(Scripted):
+    """The process dies at a write-class call; files are written whole, and folders go file by file, each of them a
+    call."""
 
     def write(self, path, parts):
-        self._now()
-        super().write(path, parts)
-        self._now()
-
-    def make(self, folder):
-        self._now()
-        super().make(folder)
-
-    def rename(self, old, new):
-        self._now()
-        super().rename(old, new)
-
-    def sync(self, folder):
-        self._now()
-        super().sync(folder)
+        self.now()
+        Disk.write(self, path, parts)
+        self.now()
 
     def remove(self, path):
         for inner in sorted(path.iterdir()):
-            self._now()
+            self.now()
             inner.unlink()
-        self._now()
+        self.now()
         path.rmdir()
 
 
@@ -131,26 +112,6 @@ def test_c2_a_full_disk_under_a_log_is_one_line_and_not_a_fault_of_ours(name, ti
     with pytest.raises(ResourceError, match=rf"writing .*{name} failed: No space left on device; fix: free some"):
         go(sft(tiny, world[0], out))
     assert status(out)[:2] == ("failed", 5)
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """Mounts a disk of some KiB, or makes it larger; gives its folder."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = []
-
-    def sized(kib):
-        how = f"remount,size={kib}k" if mounted else f"size={kib}k"
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", how, "tmpfs", str(folder)], check=False)
-        if done.returncode:
-            pytest.skip("this process may not mount a disk")
-        mounted.append(kib)
-        return folder
-
-    yield sized
-    if mounted:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("kib", [8, 36, 60, 120, 180, 216, 224])

@@ -14,7 +14,6 @@ from llmkit.inference.generate import generate
 from llmkit.inference.node import Sampling
 from llmkit.models.attend import install
 from llmkit.models.compare import Case, Doubled, contexted, exact, off, packed_case
-from llmkit.models.families import FAMILIES, tiny
 from llmkit.models.lengths import sequence_lengths
 from llmkit.models.rope import Dynamic, LongRope, RopeScaling
 from llmkit.models.rotary import Turning, turns_by_sequence
@@ -32,27 +31,6 @@ CASES = [
     *((family, DYNAMIC) for family in ("Llama", "Gemma-3", "Cohere-2")),
     *((family, LONG) for family in ("Phi-3", "Qwen3", "Gemma-3", "gpt-oss")),
 ]
-
-
-@pytest.fixture
-def scaled(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes a tiny model of a family with a scaling, as transformers makes it."""
-
-    def make(family: str, node: RopeScaling) -> Any:
-        import transformers
-
-        kind, changes = FAMILIES[family]
-        kept = transformers.AutoModelForCausalLM.from_config
-
-        def from_config(config: Any) -> Any:
-            node.apply(config)
-            return kept(config)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(transformers.AutoModelForCausalLM, "from_config", from_config)
-            return tiny(family)
-
-    return make
 
 
 def alone(model: Any, case: Case) -> tuple[Tensor, dict[str, Tensor]]:

@@ -12,7 +12,7 @@ from llmkit.models.families import FAMILIES, tiny
 from llmkit.models.rotary import tell_lengths
 from llmkit.models.support import measured
 from llmkit.parallel.context import split
-from tests.models.test_rotary import CASES, scaled  # noqa: F401
+from tests.models.test_rotary import CASES
 from tests.models.test_split import everywhere, placed
 
 FAST = ("Llama", "Gemma-3", "Gemma-2", "gpt-oss", "Mixtral", "DeepSeek-V3")
@@ -78,7 +78,7 @@ def test_parts_equal_the_row(family, method):
 
 @pytest.mark.parametrize("method", ["ring", "ulysses"])
 @pytest.mark.parametrize(("family", "node"), CASES[::2], ids=lambda value: getattr(value, "kind", value))
-def test_rotations_by_the_length_of_the_whole_sequence(family, node, method, scaled):  # noqa: F811
+def test_rotations_by_the_length_of_the_whole_sequence(family, node, method, scaled):
     model = exact(scaled(family, node))
     logits, gradients = compared(model, 4, method)
     assert logits < 1e-10 and gradients < 1e-10

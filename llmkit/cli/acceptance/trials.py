@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 from llmkit.cli.acceptance.bars import Bars
 from llmkit.core.peers import Peers
+from llmkit.core.ranks import Ranks, free_port
 
 COMMAND = (sys.executable, "-m", "llmkit")
 TURN = 0.05
@@ -93,7 +93,7 @@ class Kit:
     def trial(self, words: Sequence[str], world: int, strike: Strike | None = None) -> Ended:
         """Runs `llmkit WORDS` on the first `world` ranks, to its end or to that of its time."""
         self.trials += 1
-        port = self.peers.share(_free_port() if self.peers.ranks.main else 0)
+        port = self.peers.share(free_port("") if self.peers.ranks.main else 0)
         own = self.work / "said" / f"{self.trials}-{self.peers.ranks.rank}.txt"
         child = self._begin(words, world, port, own) if self.peers.ranks.rank < world else None
         try:
@@ -112,9 +112,7 @@ class Kit:
         mine, host = self.peers.ranks, os.environ.get("MASTER_ADDR", "127.0.0.1")
         kept = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
         here = max(1, min(mine.here, world - (mine.rank - mine.local)))
-        said = {"RANK": mine.rank, "WORLD_SIZE": world, "LOCAL_RANK": mine.local, "LOCAL_WORLD_SIZE": here}
-        place = {"MASTER_ADDR": host, "MASTER_PORT": port}
-        env = kept | {name: str(value) for name, value in (said | place).items()}
+        env = kept | Ranks(mine.rank, world, mine.local, here).environment(port, host)
         with own.open("wb") as heard, own.with_suffix(".out").open("wb") as printed:
             return subprocess.Popen([*self.command, *words], env=env, stdout=printed, stderr=heard)
 
@@ -148,13 +146,7 @@ class Kit:
 
 
 def _errors(path: Path) -> str:
-    """The first line of an error, without what stands before it; or the last line of all."""
+    """The first line of an error, without what stands before it; nothing where there is none."""
     lines = path.read_text(errors="replace").splitlines()
     told = [line.partition("error: ")[2] for line in lines if line.startswith("llmkit: error: ")]
     return next(iter(told), "")
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return int(free.getsockname()[1])
