@@ -96,6 +96,16 @@ def trained(world, make, tmp_path, name, seconds=60.0):
     return folder
 
 
+def beside(world, model, rows, tmp_path, parallel, **more):
+    """The folders of a run on several ranks, and of one process."""
+
+    def make(out, **spread):
+        return sft(model, rows, out, **(more | spread))
+
+    several = trained(world, lambda out: make(out, parallel=parallel), tmp_path, "several")
+    return several, trained(1, make, tmp_path, "one")
+
+
 def noted(path):
     """Writes [step, the ids that this rank sees in it] into a file, step by step; in a child."""
     real = build_training._step_data
@@ -113,6 +123,14 @@ def noted(path):
 def lines(folder, event="train"):
     found = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in line.items() if k not in TIMINGS} for line in found if line["event"] == event]
+
+
+def equal_evaluations(folder, other):
+    """Losses of the evaluations of two runs, of which there are some."""
+    measured, expected = lines(folder, "evaluate"), lines(other, "evaluate")
+    assert len(measured) == len(expected) > 0
+    for ours, theirs in zip(measured, expected, strict=True):
+        assert abs(ours["valid.loss"] - theirs["valid.loss"]) < 1e-5 * theirs["valid.loss"]
 
 
 def weights(folder):

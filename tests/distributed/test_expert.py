@@ -19,7 +19,7 @@ from llmkit.parallel.group import joined
 from llmkit.parallel.sums import buckets
 from llmkit.parallel.tensor import Place
 from tests.adapters.properties import folder
-from tests.distributed import QUIET, ended, equal, launched, lines, sft, together, trained
+from tests.distributed import QUIET, beside, ended, equal, equal_evaluations, launched, lines, sft, together
 
 FULL = {"kind": "none"}
 LORA = {"kind": "lora", "rank": 4}
@@ -32,14 +32,8 @@ SLOW = pytest.mark.slow
 
 def both(world, family, rows, tmp_path, split=None, **more):
     """The folders of a run on several ranks, and of one process."""
-    model = folder(family)
-
-    def make(out, **parallel):
-        return sft(model, rows, out, **({"optim": SGD} | more | parallel))
-
     split = {"expert": world} if split is None else split
-    cut = trained(world, lambda out: make(out, parallel=split), tmp_path, "cut")
-    return cut, trained(1, make, tmp_path, "whole")
+    return beside(world, folder(family), rows, tmp_path, split, **({"optim": SGD} | more))
 
 
 FAST = {(2, "mixtral", "full"), (4, "qwen3_moe", "experts")}
@@ -107,10 +101,7 @@ def test_recompute_and_evaluation(rows, tmp_path):
     more = {"memory": {"recompute": "full"}, "data": data, "evaluate": {"every": 2, "samples": 1, "max_tokens": 4}}
     split, whole = both(2, "qwen3_moe", rows, tmp_path, adapter=FULL, **more)
     equal(split, whole)
-    measured, expected = lines(split, "evaluate"), lines(whole, "evaluate")
-    assert len(measured) == len(expected) > 0
-    for ours, theirs in zip(measured, expected, strict=True):
-        assert abs(ours["valid.loss"] - theirs["valid.loss"]) < 1e-5 * theirs["valid.loss"]
+    equal_evaluations(split, whole)
     assert (split / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
 
 

@@ -21,7 +21,7 @@ from llmkit.parallel.fits import stages_of
 from llmkit.parallel.pipeline import Border, Gone, Stages, tried
 from tests.adapters.properties import folder, opened
 from tests.conftest import make_model, make_tokenizer
-from tests.distributed import QUIET, ended, equal, launched, lines, sft, together, trained
+from tests.distributed import QUIET, beside, ended, equal, equal_evaluations, launched, lines, sft, together, trained
 
 FULL = {"kind": "none"}
 LORA = {"kind": "lora", "rank": 4}
@@ -33,13 +33,7 @@ KINDS = pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
 
 def both(world, model, rows, tmp_path, split=None, **more):
     """The folders of a run in stages, and of one process."""
-
-    def make(out, **parallel):
-        return sft(model, rows, out, **(more | parallel))
-
-    split = split or {"pipeline": world}
-    staged = trained(world, lambda out: make(out, parallel=split), tmp_path, "staged")
-    return staged, trained(1, make, tmp_path, "whole")
+    return beside(world, model, rows, tmp_path, split or {"pipeline": world}, **more)
 
 
 @pytest.fixture(scope="session")
@@ -120,10 +114,7 @@ def test_recompute_noise_and_evaluation(world, tiny, rows, tmp_path):
     more = {"memory": {"recompute": "full"}, "data": data, "evaluate": {"every": 2, "samples": 0}, "neftune": 5.0}
     staged, whole = both(world, tiny, rows, tmp_path, {"pipeline": 2}, **more, optim=SGD)
     equal(staged, whole)
-    measured, expected = lines(staged, "evaluate"), lines(whole, "evaluate")
-    assert len(measured) == len(expected) > 0
-    for ours, theirs in zip(measured, expected, strict=True):
-        assert abs(ours["valid.loss"] - theirs["valid.loss"]) < 1e-5 * theirs["valid.loss"]
+    equal_evaluations(staged, whole)
 
 
 @pytest.mark.slow

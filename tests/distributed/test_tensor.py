@@ -21,7 +21,7 @@ from llmkit.parallel.steps import Parts
 from llmkit.parallel.tensor import Place, cut
 from tests.adapters.properties import FAMILIES, batches, folder, logits, opened
 from tests.conftest import make_model, make_tokenizer
-from tests.distributed import QUIET, ended, equal, launched, lines, sft, together, trained
+from tests.distributed import QUIET, beside, ended, equal, equal_evaluations, launched, lines, sft, together
 
 FULL = {"kind": "none"}
 LORA = {"kind": "lora", "rank": 4}
@@ -43,13 +43,7 @@ def some(*cases, slow):
 
 def both(world, model, rows, tmp_path, split=None, **more):
     """The folders of a run cut over ranks, and of one process."""
-
-    def make(out, **parallel):
-        return sft(model, rows, out, **(more | parallel))
-
-    split = split or {"tensor": world}
-    cut = trained(world, lambda out: make(out, parallel=split), tmp_path, "cut")
-    return cut, trained(1, make, tmp_path, "whole")
+    return beside(world, model, rows, tmp_path, split or {"tensor": world}, **more)
 
 
 def tiny_of(config, tmp_path, **sizes):
@@ -169,10 +163,7 @@ def test_recompute_and_evaluation(tiny, rows, tmp_path):
     more = {"memory": {"recompute": "full"}, "data": data, "evaluate": {"every": 2, "samples": 1, "max_tokens": 4}}
     split, whole = both(2, tiny, rows, tmp_path, **more)
     equal(split, whole)
-    measured, expected = lines(split, "evaluate"), lines(whole, "evaluate")
-    assert len(measured) == len(expected) > 0
-    for ours, theirs in zip(measured, expected, strict=True):
-        assert abs(ours["valid.loss"] - theirs["valid.loss"]) < 1e-5 * theirs["valid.loss"]
+    equal_evaluations(split, whole)
     assert (split / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
 
 
