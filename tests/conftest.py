@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,6 +15,17 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts what it 
 
 import pytest
 
+
+def _one_pool():
+    """torch makes its threads anew at the first operation of a forked child; where several threads of the child come to
+    that at once, some meet none ("Invalid thread pool!"). Here it is made before there are any."""
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(torch.get_num_threads())
+
+
+os.register_at_fork(after_in_child=_one_pool)
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
