@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from llmkit.core.artifact import Artifact as Artifact
-    from llmkit.inference.node import Sampling as Sampling
+    from llmkit.inference.sampling import Sampling as Sampling
     from llmkit.recipe.execute import run as run
     from llmkit.recipe.load import load_recipe as load_recipe
     from llmkit.stages.classify import Classify as Classify
@@ -37,7 +37,7 @@ _WHERE = {
     "Evaluate": "llmkit.stages.evaluate",
     "Merge": "llmkit.stages.merge",
     "Pretrain": "llmkit.stages.pretrain",
-    "Sampling": "llmkit.inference.node",
+    "Sampling": "llmkit.inference.sampling",
     "Sft": "llmkit.stages.sft",
     "load_recipe": "llmkit.recipe.load",
     "run": "llmkit.recipe.execute",

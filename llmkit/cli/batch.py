@@ -16,7 +16,8 @@ from llmkit.core.seed import mixed
 from llmkit.data.jsonl import read_jsonl
 from llmkit.data.prompt import prompt_ids
 from llmkit.data.rows import Raw
-from llmkit.inference.node import Sampling, Transformers
+from llmkit.inference.node import Transformers
+from llmkit.inference.sampling import Sampling
 
 CHUNK = 64
 """Rows that are answered together, longest beside longest, and then written."""

@@ -38,7 +38,8 @@ def generate(
     """Answers one prompt: through the chat template where there is one."""
     prepare(remote=is_remote(model))
     from llmkit.data.prompt import prompt_ids
-    from llmkit.inference.node import Sampling, Transformers
+    from llmkit.inference.node import Transformers
+    from llmkit.inference.sampling import Sampling
 
     loaded = _open(model, code)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
@@ -63,7 +64,7 @@ def generate_file(model: str, rows: str, output: str, sampling: Mapping[str, Any
         raise RecipeError("lies in no folder", fix="make its folder first", file=output)
     prepare(remote=is_remote(model))
     from llmkit.cli.batch import Work, answer, facts
-    from llmkit.inference.node import Sampling
+    from llmkit.inference.sampling import Sampling
 
     asked = Sampling(**sampling)
     loaded = _open(model, code)
@@ -75,7 +76,7 @@ def generate_file(model: str, rows: str, output: str, sampling: Mapping[str, Any
 def chat(model: str, max_tokens: int, temperature: float, seed: int, code: bool) -> None:
     """A conversation; answers appear as they are made."""
     prepare(remote=is_remote(model))
-    from llmkit.inference.node import Sampling
+    from llmkit.inference.sampling import Sampling
 
     loaded = _open(model, code)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)

@@ -102,7 +102,7 @@ def _scalar(option: Any, value: Value, unit: str, key: str, report: Report, prob
     if origin is tuple:
         return _items(get_args(option)[0], value, key, report)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return _mapping(get_args(option)[1], value, key, report)
+        return _mapping(get_args(option), value, key, report)
     if option is type(None):
         return None if value.is_null else BAD
     if unit and option is {"duration": float, "bytes": int}[unit] and isinstance(held, str):
@@ -120,11 +120,19 @@ def _items(hint: Any, value: Value, key: str, report: Report) -> Any:
     return BAD if any(item is BAD for item in made) else tuple(made)
 
 
-def _mapping(hint: Any, value: Value, key: str, report: Report) -> Any:
+def _mapping(given: tuple[Any, ...], value: Value, key: str, report: Report) -> Any:
+    """A mapping whose names are texts, or whole numbers."""
+    key_hint, hint = given
     if not isinstance(value.held, Mapping):
         return BAD
-    made = {name: convert(hint, wrapped(item), f"{key}.{name}", report) for name, item in value.held.items()}
-    return BAD if any(item is BAD for item in made.values()) else made
+    made = {}
+    for name, item in value.held.items():
+        here = f"{key}.{name}"
+        named = (
+            convert(int, dataclasses.replace(wrapped(name), quoted=False), here, report) if key_hint is int else name
+        )
+        made[named] = convert(hint, wrapped(item), here, report)
+    return BAD if BAD in made or any(item is BAD for item in made.values()) else made
 
 
 def _node(

@@ -23,7 +23,8 @@ from llmkit.data.prepare import Prepared, prepare
 from llmkit.data.prompt import questions
 from llmkit.data.rows import Row
 from llmkit.evals.tasks import Generation, Perplexity, data_of
-from llmkit.inference.node import Sampling, Transformers
+from llmkit.inference.node import Transformers
+from llmkit.inference.sampling import Sampling
 from llmkit.stats.bootstrap import Transform, difference, ratio, same
 
 FORWARD_TOKENS = 1024

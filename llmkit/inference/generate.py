@@ -14,7 +14,7 @@ import torch
 
 from llmkit.core.seed import mixed
 from llmkit.core.types import Steady
-from llmkit.inference.node import Sampling
+from llmkit.inference.sampling import Sampling
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,12 @@ class BlockStore:
             store[where] = new.detach().transpose(0, 1).to(store.dtype)
         return self._all(held[0], table, length), self._all(held[1], table, length)
 
+    def copy(self, source: int, target: int) -> None:
+        """Copies all that a block holds into another."""
+        for held in self.layers.values():
+            for store in held:
+                store[target] = store[source]
+
     def _layer(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self.layers:
             made = [t.new_zeros(self.blocks, self.size, t.shape[0], t.shape[2]) for t in (keys, values)]

@@ -11,7 +11,8 @@ from llmkit.core.metrics import Lines
 from llmkit.data.order import spread
 from llmkit.data.prompt import asked
 from llmkit.evals.run import Share, Subject
-from llmkit.inference.node import Sampling, Transformers
+from llmkit.inference.node import Transformers
+from llmkit.inference.sampling import Sampling
 from llmkit.parallel.steps import Steps
 from llmkit.stages.job import Job
 from llmkit.stages.sizes import KNOB

@@ -12,7 +12,7 @@ from llmkit.checkpoint import draft
 from llmkit.core.errors import ModelError
 from llmkit.core.run import Grants
 from llmkit.inference.generate import generate
-from llmkit.inference.node import Sampling
+from llmkit.inference.sampling import Sampling
 from llmkit.models.node import ModelRef
 from llmkit.stages.build_inference import open_model
 from tests.stages.test_sft import go, sft

@@ -8,7 +8,7 @@ from llmkit.adapters.node import PrefixTuning, PromptTuning, PTuning
 from llmkit.core.errors import ModelError, RecipeError
 from llmkit.core.types import Batch, Packed, Segment
 from llmkit.inference.generate import generate
-from llmkit.inference.node import Sampling
+from llmkit.inference.sampling import Sampling
 from llmkit.models.families import tiny
 from llmkit.models.heads import Scored
 from llmkit.models.virtual import supported

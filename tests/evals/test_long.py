@@ -21,7 +21,8 @@ from llmkit.evals.haystack import Haystacks, fact, sentences
 from llmkit.evals.run import Subject, compare
 from llmkit.evals.tasks import Passkey, PositionPerplexity, longest
 from llmkit.evals.windows import whole
-from llmkit.inference.node import Sampling, Transformers
+from llmkit.inference.node import Transformers
+from llmkit.inference.sampling import Sampling
 from llmkit.models.attend import install
 from llmkit.models.heads import Scored
 from tests.conftest import make_model, make_tokenizer

@@ -7,7 +7,7 @@ from transformers import GenerationConfig
 from llmkit.core.errors import DataError, ModelError
 from llmkit.data.prompt import prompt_ids
 from llmkit.inference.generate import generate, stream
-from llmkit.inference.node import Sampling
+from llmkit.inference.sampling import Sampling
 from llmkit.models.attend import install
 from tests.conftest import make_model, make_tokenizer
 

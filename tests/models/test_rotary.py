@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmkit.core.types import Packed, Segment
 from llmkit.inference.generate import generate
-from llmkit.inference.node import Sampling
+from llmkit.inference.sampling import Sampling
 from llmkit.models.attend import install
 from llmkit.models.compare import Case, Doubled, contexted, exact, off, packed_case
 from llmkit.models.lengths import sequence_lengths

@@ -1,0 +1,111 @@
+"""What the engine is asked, and what it answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llmkit.core.errors import DataError
+from llmkit.inference.sampling import Sampling
+
+
+class RequestError(DataError):
+    """A request that cannot be carried out; `key` names its field."""
+
+
+Finish = Literal["stop", "length", "abort", "deadline", "error"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt, to be answered `sampling.n` times."""
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: Sampling = Sampling()
+    adapter: str = ""
+    """By the name under which it was loaded; empty is the base model."""
+    tenant: str = ""
+    """Whose it is: prefixes are shared, and turns are dealt, by tenant."""
+    priority: int = 0
+    """Lower goes first."""
+    deadline: float | None = None
+    """On `time.monotonic`'s clock; one that has not begun by then is dropped."""
+    arrived: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token, and how likely it was."""
+
+    id: int
+    logprob: float | None
+    """By the model itself: of the full vocabulary, before temperature, penalties and truncation; where it was asked."""
+    sampling_logprob: float
+    """By the law that it was drawn from; 0 where it was the likeliest and no other could be."""
+    top: Mapping[int, float] = field(default_factory=dict)
+    """The likeliest tokens of the full vocabulary, as many as were asked for."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a step did for one answer of a request."""
+
+    request: str
+    index: int
+    """Which of the n."""
+    tokens: tuple[Token, ...]
+    finish: Finish | None = None
+    why: str = ""
+    """Of an error."""
+    prompt: tuple[Token | None, ...] | None = None
+    """With the first event, where log-probabilities of the prompt were asked for; the first token has none."""
+    cached: int = 0
+    """Tokens of the prompt that were found in the cache."""
+    stopped: int | str | None = None
+    """The token or the text that ended it, where it was one that the request named."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One of the n answers."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """Without the token that ended it."""
+    finish_reason: str
+    logprobs: tuple[Token, ...] = ()
+    """Of each of `token_ids`, where they were asked for."""
+    stop_reason: int | str | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was made of one prompt: the first of its answers as fields of its own, and all of them."""
+
+    outputs: tuple[Output, ...]
+    prompt_tokens: int
+    prompt_logprobs: tuple[Token | None, ...] | None = None
+    cached_tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        """Of the first answer."""
+        return self.outputs[0].text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Of the first answer."""
+        return self.outputs[0].token_ids
+
+    @property
+    def finish_reason(self) -> str:
+        """Of the first answer: stop, length, abort, deadline or error."""
+        return self.outputs[0].finish_reason
+
+    @property
+    def logprobs(self) -> tuple[Token, ...]:
+        """Of the first answer."""
+        return self.outputs[0].logprobs

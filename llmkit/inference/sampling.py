@@ -1,0 +1,51 @@
+"""How the next token is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llmkit.core.config import config, setting
+
+
+@config
+class Sampling:
+    """How the next token is chosen."""
+
+    temperature: float = setting(default=0.0, least=0.0)
+    """0 is greedy."""
+    top_k: int = setting(default=0, least=0)
+    """Only the k likeliest tokens; 0 is all."""
+    top_p: float = setting(default=1.0, above=0.0, most=1.0)
+    """Only the likeliest tokens that hold this much of the mass."""
+    min_p: float = setting(default=0.0, least=0.0, most=1.0)
+    """Only tokens at least this likely, as a share of the likeliest."""
+    max_tokens: int = setting(default=128, least=1)
+    min_tokens: int = setting(default=0, least=0)
+    """Nothing ends a text before it has so many."""
+    seed: int = setting(default=0, least=0)
+    """A text depends on it, on its prompt and on which of `n` it is, and on nothing beside it."""
+    n: int = setting(default=1, least=1)
+    """Answers to each prompt."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; they are not part of it."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end an answer, beside the model's own."""
+    ignore_eos: bool = False
+    """Whether the model's own end is a token like any other."""
+    repetition_penalty: float = setting(default=1.0, above=0.0)
+    """Divides the positive logits of tokens that were there, in the prompt or after it, and multiplies the negative
+    ones (CTRL, arXiv:1909.05858)."""
+    presence_penalty: float = setting(default=0.0, least=-2.0, most=2.0)
+    """Taken from the logit of each token that was made already."""
+    frequency_penalty: float = setting(default=0.0, least=-2.0, most=2.0)
+    """The same, once for each time."""
+    logit_bias: Mapping[int, float] = setting(default_factory=dict)
+    """Token -> what is added to its logit."""
+    allowed_ids: tuple[int, ...] = ()
+    """If there are any, no other token is made."""
+    bad_words: tuple[str, ...] = ()
+    """Texts that are not made."""
+    logprobs: int | None = setting(default=None, least=0)
+    """How many of the likeliest tokens to tell at each place, beside the one that was chosen; none tells nothing."""
+    prompt_logprobs: int | None = setting(default=None, least=0)
+    """The same for the prompt."""

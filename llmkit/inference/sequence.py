@@ -1,0 +1,54 @@
+"""One answer in the making, as the scheduler sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from llmkit.inference.blocks import chain
+from llmkit.inference.request import Request
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A prompt, and what follows it so far."""
+
+    request: Request
+    index: int
+    """Which of the request's answers."""
+    tokens: list[int]
+    names: list[bytes] = field(default_factory=list)
+    """Of its full blocks, as far as they were made; the first is that of the empty prefix."""
+    blocks: list[int] = field(default_factory=list)
+    cached: int = 0
+    """Tokens whose keys and values lie in the blocks."""
+    published: int = 0
+    """Blocks that can be found by their names."""
+    found: int = 0
+    """Tokens that were in the cache when it began."""
+    order: int = 0
+    """When it came, among all."""
+    width: int = 1
+    """How many it will be: those that are to be forked from it are counted from the beginning."""
+
+    @property
+    def made(self) -> int:
+        """Tokens that were made."""
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def waiting(self) -> int:
+        """Tokens whose keys and values are to be made; the last one's give the next token."""
+        return len(self.tokens) - self.cached
+
+    def fork(self, index: int) -> Sequence:
+        """Another answer that goes on from here, over the same blocks."""
+        return replace(
+            self, index=index, tokens=list(self.tokens), names=list(self.names), blocks=list(self.blocks), width=1
+        )
+
+    def name(self, count: int, size: int) -> list[bytes]:
+        """The names of the first `count` blocks of `size` tokens."""
+        while len(self.names) <= count:
+            at = (len(self.names) - 1) * size
+            self.names.append(chain(self.names[-1], self.tokens[at : at + size]))
+        return self.names[1 : count + 1]
