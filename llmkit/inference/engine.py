@@ -118,8 +118,8 @@ class Engine:
         try:
             law = steered(logits, one.request.prompt, made, sampling, self._ends(one.request))
             token = pick(logits, law, sampling, one.index, len(made))
-        except Exception as cause:  # one request's own fault is no other's
-            return self._end(one, [], "error", why=f"{type(cause).__name__}: {cause}")
+        except RequestError as cause:  # one request's own fault is no other's
+            return self._end(one, [], "error", why=str(cause))
         one.tokens.append(token.id)
         return self._judged(one, token)
 

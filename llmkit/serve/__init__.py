@@ -1,0 +1,1 @@
+"""The server: requests of many clients over HTTP, answered by one engine."""
