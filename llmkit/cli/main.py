@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from llmkit import __version__
+from llmkit.cli.serve import serve
 from llmkit.cli.streams import at_once, flush, leave, open_streams, own_fault, returned, say
 from llmkit.core.errors import LlmkitError, Problem, RecipeError
 from llmkit.core.ranks import exit_status
@@ -196,18 +197,7 @@ def chat(
     verb(model, max_tokens, temperature, seed, allow_code)
 
 
-@app.command()
-def serve(
-    model: Model,
-    host: Annotated[str, typer.Option(help="The address that is listened on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    api_key_file: Annotated[str, typer.Option(help="Keys, one a line; asked for on every route but /health.")] = "",
-    name: Annotated[str, typer.Option(help="Under which the model is served; MODEL without it.")] = "",
-) -> None:
-    """Serve a model over HTTP, as OpenAI's clients speak it."""
-    from llmkit.cli.serve import serve as verb
-
-    verb(model, host, port, api_key_file, name)
+app.command()(serve)
 
 
 @app.command()
