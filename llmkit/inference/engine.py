@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from llmkit.inference.adapters import Adapters, Version
 from llmkit.inference.blocks import Blocks, salted
 from llmkit.inference.request import Event, Finish, Request, RequestError, Token
 from llmkit.inference.runner import Runner
@@ -37,6 +38,8 @@ class Live:
 
     request: Request
     sequences: list[Sequence]
+    adapter: Version
+    """What it holds until it ends."""
     stops: dict[int, Stops] = field(default_factory=dict)
     """By answer, where texts end it."""
     prompt: list[Token | None] = field(default_factory=list)
@@ -53,9 +56,11 @@ class Engine:
         facts: Facts,
         stops: Callable[[Seq[str]], Stops],
         copy: Callable[[int, int], None],
+        adapters: Adapters | None = None,
     ) -> None:
         """`stops` makes what looks for stop texts; `copy` copies a block of the store."""
         self.runner, self.facts, self.stops, self.copy = runner, facts, stops, copy
+        self.adapters = adapters or Adapters()
         self.version = 0
         """Of the weights."""
         self.scheduler = Scheduler(blocks, limits, self._salt)
@@ -68,8 +73,11 @@ class Engine:
             RequestError: it can never be answered.
         """
         self._check(request)
-        first = Sequence(request, 0, list(request.prompt), width=request.sampling.n)
-        self.live[request.id] = Live(request, [first])
+        held = self._held(request)
+        virtual = range(self.facts.words, self.facts.words + held.before)
+        first = Sequence(request, 0, [*virtual, *request.prompt], width=request.sampling.n)
+        first.adapter, first.before = held.key, held.before
+        self.live[request.id] = Live(request, [first], held)
         self.scheduler.add(first)
 
     def abort(self, id: str) -> None:
@@ -77,6 +85,7 @@ class Engine:
         live = self.live.pop(id, None)
         if live is not None:
             self.scheduler.remove(live.sequences)
+            self.adapters.release(live.adapter)
 
     @property
     def idle(self) -> bool:
@@ -114,7 +123,7 @@ class Engine:
         return [self._grown(each, logits) for each in (one, *others)]
 
     def _grown(self, one: Sequence, logits: Tensor) -> Event:
-        sampling, made = one.request.sampling, one.tokens[len(one.request.prompt) :]
+        sampling, made = one.request.sampling, one.said
         try:
             law = steered(logits, one.request.prompt, made, sampling, self._ends(one.request))
             token = pick(logits, law, sampling, one.index, len(made))
@@ -152,6 +161,7 @@ class Engine:
         live.sequences.remove(one)
         if not live.sequences:
             del self.live[one.request.id]
+            self.adapters.release(live.adapter)
         return event
 
     def _event(
@@ -179,19 +189,26 @@ class Engine:
         request, told = chunk.sequence.request, self.live[chunk.sequence.request.id].prompt
         if not told:
             told.append(None)
-        for row, at in enumerate(range(chunk.start + 1, min(chunk.end + 1, len(request.prompt)))):
+        first = chunk.start + 1 - chunk.sequence.before
+        for row, at in enumerate(range(first, min(first + chunk.end - chunk.start, len(request.prompt)))):
             if at == len(told):  # after a preemption what was told is made again
                 told.append(scored(logits[row], request.prompt[at], request.sampling.prompt_logprobs))
 
     def _salt(self, one: Sequence) -> bytes:
-        return salted(one.request.tenant, one.request.adapter, str(self.version))
+        return salted(one.request.tenant, one.adapter, str(self.version))
 
-    def _check(self, request: Request) -> None:
-        sampling, longest = request.sampling, self.facts.longest
-        if request.id in self.live:
-            raise RequestError(f"{request.id} is being answered already", fix="give another id", key="id")
-        if not request.prompt:
-            raise RequestError("holds no tokens", fix="ask something", key="prompt")
+    def _held(self, request: Request) -> Version:
+        """The version of its adapter, which it holds from now on."""
+        held = self.adapters.hold(request.adapter)
+        try:
+            self._check_length(request, self.facts.longest - held.before)
+        except RequestError:
+            self.adapters.release(held)
+            raise
+        return held
+
+    def _check_length(self, request: Request, longest: int) -> None:
+        sampling = request.sampling
         asked = len(request.prompt) + sampling.max_tokens
         if len(request.prompt) >= longest:
             what = f"has {len(request.prompt)} tokens; the model takes {longest}, the answer included"
@@ -200,6 +217,13 @@ class Engine:
             most = longest - len(request.prompt)
             what = f"{sampling.max_tokens} after a prompt of {len(request.prompt)} is past the {longest} that there are"
             raise RequestError(what, fix=f"give at most {most}", key="max_tokens")
+
+    def _check(self, request: Request) -> None:
+        sampling = request.sampling
+        if request.id in self.live:
+            raise RequestError(f"{request.id} is being answered already", fix="give another id", key="id")
+        if not request.prompt:
+            raise RequestError("holds no tokens", fix="ask something", key="prompt")
         if sampling.n > self.scheduler.limits.sequences:
             most = self.scheduler.limits.sequences
             raise RequestError(f"{sampling.n} answers at once", fix=f"ask for at most {most}", key="n")

@@ -59,7 +59,7 @@ class Scheduler:
 
     def __init__(self, blocks: Blocks, limits: Limits, salt: Callable[[Sequence], bytes] | None = None) -> None:
         self.blocks, self.limits = blocks, limits
-        self.salt = salt or (lambda one: salted(one.request.tenant, one.request.adapter))
+        self.salt = salt or (lambda one: salted(one.request.tenant, one.adapter))
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.came = 0

@@ -27,13 +27,22 @@ class Sequence:
     """Tokens that were in the cache when it began."""
     order: int = 0
     """When it came, among all."""
+    adapter: str = ""
+    """The key of the version that it is made with."""
+    before: int = 0
+    """Virtual tokens before the prompt: the first of `tokens`, which are past the vocabulary."""
     width: int = 1
     """How many it will be: those that are to be forked from it are counted from the beginning."""
 
     @property
     def made(self) -> int:
         """Tokens that were made."""
-        return len(self.tokens) - len(self.request.prompt)
+        return len(self.tokens) - len(self.request.prompt) - self.before
+
+    @property
+    def said(self) -> list[int]:
+        """The tokens that were made."""
+        return self.tokens[self.before + len(self.request.prompt) :]
 
     @property
     def waiting(self) -> int:
