@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from llmkit.inference.blocks import Blocks
-from llmkit.inference.engine import Engine, Facts
+from llmkit.inference.check import Facts
+from llmkit.inference.engine import Engine
 from llmkit.inference.request import Request, RequestError
 from llmkit.inference.runner import Runner
 from llmkit.inference.sampling import Sampling
