@@ -19,7 +19,7 @@ def attend(
     sinks: Tensor | None = None,
     parents: Sequence[int] = (),
 ) -> Tensor:
-    """One span: q (H, L, D) over the keys (KV, past + L, D) and values (KV, past + L, Dv) of its sequence -> (L, H, Dv)."""
+    """One span: q (H, L, D) over keys (KV, past + L, D) and values (KV, past + L, Dv) of its sequence -> (L, H, Dv)."""
     length, groups = q.shape[1], q.shape[0] // keys.shape[0]
     seen, places = _seen(length, parents)
     at = torch.cat([torch.arange(past), past + places])
