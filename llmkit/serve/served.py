@@ -27,13 +27,8 @@ class Served:
 
     def stats(self) -> dict[str, Any]:
         """How it does."""
-        scheduler = self.engine.scheduler
-        return {
-            "running": len(scheduler.running),
-            "queued": len(scheduler.waiting),
-            "blocks": scheduler.blocks.count,
-            "free": scheduler.blocks.room,
-        }
+        told = self.engine.stats()
+        return {**vars(told), "free": told.blocks - told.used}
 
 
 def open_served(settings: Mapping[str, Any]) -> Served:
