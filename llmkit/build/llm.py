@@ -9,19 +9,21 @@ from typing import Any
 
 import torch
 
+from llmkit.build.adapters_of import Beside, adapters, support
+from llmkit.build.adapters_of import decoder as decoder_of
 from llmkit.build.opening import load
 from llmkit.build.precision import types
 from llmkit.core.errors import ModelError
 from llmkit.data.prompt import prompt_ids
 from llmkit.inference.blocks import Blocks
-from llmkit.inference.engine import Engine, Facts
+from llmkit.inference.check import Facts
+from llmkit.inference.engine import Engine
 from llmkit.inference.generate import ends
 from llmkit.inference.request import Completion, Event, Output, Request, Token
 from llmkit.inference.runner import Runner
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.scheduler import Limits
 from llmkit.inference.text import Stops, cut
-from llmkit.models.decoder import Decoder
 from llmkit.models.load import How, Loaded
 from llmkit.models.node import ModelRef
 from llmkit.models.paged import BlockStore
@@ -30,16 +32,19 @@ from llmkit.models.resolve import resolve
 Prompt = str | Sequence[int]
 
 
-def engine_of(loaded: Loaded, limits: Limits = Limits(), blocks: int = 1024, size: int = 16) -> Engine:
+def engine_of(
+    loaded: Loaded, limits: Limits = Limits(), blocks: int = 1024, size: int = 16, beside: Beside = Beside()
+) -> Engine:
     """An engine over a loaded model.
 
     Raises:
-        ModelError: the family cannot read a paged cache.
+        ModelError: the family cannot read a paged cache, or an adapter does not fit.
     """
-    if not loaded.support.paged:
-        what = f"{loaded.resolved.name} cannot be run by the engine: {loaded.support.reason}"
+    supported = support(loaded)
+    if not supported.paged:
+        what = f"{loaded.resolved.name} cannot be run by the engine: {supported.reason}"
         raise ModelError(what, fix="use generator: transformers", key="model")
-    store, decoder = BlockStore(blocks, size), Decoder(loaded.model)
+    store, decoder = BlockStore(blocks, size), decoder_of(loaded)
     config = decoder.causal.config.get_text_config()
     longest = min(int(config.max_position_embeddings), blocks * size)
     facts = Facts(
@@ -49,7 +54,8 @@ def engine_of(loaded: Loaded, limits: Limits = Limits(), blocks: int = 1024, siz
     def stops(texts: Sequence[str]) -> Stops:
         return Stops(loaded.tokenizer, texts)
 
-    return Engine(Runner(decoder, store), Blocks(blocks, size), limits, facts, stops, store.copy)
+    runner, own = Runner(decoder, store), adapters(loaded, decoder, beside)
+    return Engine(runner, Blocks(blocks, size), limits, facts, stops, store.copy, own)
 
 
 class LLM:
@@ -121,7 +127,8 @@ class Collected:
         """All of it."""
         told = self.first.prompt if self.first is not None else None
         outputs = tuple(self._output(index) for index in self.tokens)
-        return Completion(outputs, len(self.request.prompt), told, self.first.cached if self.first else 0)
+        cached, version = (self.first.cached, self.first.version) if self.first else (0, 0)
+        return Completion(outputs, len(self.request.prompt), told, cached, version)
 
     def _output(self, index: int) -> Output:
         tokens, end = self.tokens[index], self.ended[index]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_threads_move_no_sum():
             made.append((linear(x, weight), linear(x[:9], weight)))
     finally:
         torch.set_num_threads(before)
-    assert all(a.equal(c) and b.equal(d) for (a, b), (c, d) in zip(made, made[1:], strict=False))
+    assert all(a.equal(c) and b.equal(d) for (a, b), (c, d) in pairwise(made))
 
 
 def test_rows_and_weights_that_lie_apart_in_memory():
