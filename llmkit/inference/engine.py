@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from llmkit.inference.adapters import Adapters, Version
+from llmkit.inference.answers import Answers
 from llmkit.inference.blocks import Blocks, salted
 from llmkit.inference.request import Event, Finish, Request, RequestError, Token
 from llmkit.inference.runner import Runner
-from llmkit.inference.sampler import pick, scored
+from llmkit.inference.sampler import choose, scored
 from llmkit.inference.scheduler import Chunk, Limits, Scheduler, Step
 from llmkit.inference.sequence import Sequence
-from llmkit.inference.steer import steered
-from llmkit.inference.text import Stops
+from llmkit.inference.steer import Steer
+from llmkit.inference.text import Texts
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,7 @@ class Live:
     sequences: list[Sequence]
     adapter: Version
     """What it holds until it ends."""
-    stops: dict[int, Stops] = field(default_factory=dict)
-    """By answer, where texts end it."""
+    answers: Answers
     prompt: list[Token | None] = field(default_factory=list)
 
 
@@ -54,12 +54,12 @@ class Engine:
         blocks: Blocks,
         limits: Limits,
         facts: Facts,
-        stops: Callable[[Seq[str]], Stops],
+        texts: Texts,
         copy: Callable[[int, int], None],
         adapters: Adapters | None = None,
     ) -> None:
-        """`stops` makes what looks for stop texts; `copy` copies a block of the store."""
-        self.runner, self.facts, self.stops, self.copy = runner, facts, stops, copy
+        """`copy` copies a block of the store."""
+        self.runner, self.facts, self.texts, self.copy = runner, facts, texts, copy
         self.adapters = adapters or Adapters()
         self.version = 0
         """Of the weights."""
@@ -73,11 +73,12 @@ class Engine:
             RequestError: it can never be answered.
         """
         self._check(request)
+        answers = Answers(request, self.facts.ends, self.texts)
         held = self._held(request)
         virtual = range(self.facts.words, self.facts.words + held.before)
         first = Sequence(request, 0, [*virtual, *request.prompt], width=request.sampling.n)
         first.adapter, first.before = held.key, held.before
-        self.live[request.id] = Live(request, [first], held)
+        self.live[request.id] = Live(request, [first], held, answers)
         self.scheduler.add(first)
 
     def abort(self, id: str) -> None:
@@ -107,49 +108,49 @@ class Engine:
         rows = self.runner.run(step.chunks, whole)
         self.scheduler.commit(step)
         events: list[Event] = []
+        grown: list[tuple[Sequence, Tensor]] = []
         for chunk, logits, all_ in zip(step.chunks, rows, whole, strict=True):
-            if all_:
-                self._tell_prompt(chunk, logits)
+            try:
+                if all_:
+                    self._tell_prompt(chunk, logits)
+            except RequestError as cause:
+                events.append(self._end(chunk.sequence, [], "error", why=str(cause)))
+                continue
             if chunk.last:
-                events += self._next(chunk.sequence, logits[-1])
-        return events
+                grown += [(each, logits[-1]) for each in self._answering(chunk.sequence)]
+        tokens = choose([row for _, row in grown], [self._steer(one) for one, _ in grown])
+        return events + [self._grown(one, token) for (one, _), token in zip(grown, tokens, strict=True)]
 
-    def _next(self, one: Sequence, logits: Tensor) -> list[Event]:
-        """The next token of a sequence; after the prompt, of all answers to it."""
-        wanted, others = one.request.sampling.n, []
-        if one.width > 1:
-            others = self.scheduler.fork(one, range(1, wanted))
-            self.live[one.request.id].sequences += others
-        return [self._grown(each, logits) for each in (one, *others)]
+    def _answering(self, one: Sequence) -> list[Sequence]:
+        """A sequence that gets a token; after the prompt, all answers to it."""
+        if one.width == 1:
+            return [one]
+        others = self.scheduler.fork(one, range(1, one.request.sampling.n))
+        self.live[one.request.id].sequences += others
+        return [one, *others]
 
-    def _grown(self, one: Sequence, logits: Tensor) -> Event:
-        sampling, made = one.request.sampling, one.said
-        try:
-            law = steered(logits, one.request.prompt, made, sampling, self._ends(one.request))
-            token = pick(logits, law, sampling, one.index, len(made))
-        except RequestError as cause:  # one request's own fault is no other's
-            return self._end(one, [], "error", why=str(cause))
+    def _steer(self, one: Sequence) -> Steer:
+        return self.live[one.request.id].answers.steer(one.index)
+
+    def _grown(self, one: Sequence, token: Token | RequestError) -> Event:
+        if isinstance(token, RequestError):  # one request's own fault is no other's
+            return self._end(one, [], "error", why=str(token))
         one.tokens.append(token.id)
+        self._steer(one).take(token.id)
         return self._judged(one, token)
 
     def _judged(self, one: Sequence, token: Token) -> Event:
         """Whether the sequence goes on."""
-        sampling, early = one.request.sampling, one.made < one.request.sampling.min_tokens
-        if token.id in self._ends(one.request) and not early:
+        sampling, answers = one.request.sampling, self.live[one.request.id].answers
+        if token.id in answers.ends and one.made >= sampling.min_tokens:
             own = token.id in sampling.stop_ids
             return self._end(one, [token], "stop", stopped=token.id if own else None)
-        found = self._stop_text(one, token.id) if sampling.stop else None
-        if found is not None and not early:
+        found = answers.stopped(one.index, token.id)
+        if found is not None:
             return self._end(one, [token], "stop", stopped=found)
         if one.made >= sampling.max_tokens:
             return self._end(one, [token], "length")
         return self._event(one, (token,))
-
-    def _stop_text(self, one: Sequence, token: int) -> str | None:
-        stops = self.live[one.request.id].stops
-        if one.index not in stops:
-            stops[one.index] = self.stops(one.request.sampling.stop)
-        return stops[one.index].after(token)
 
     def _end(
         self, one: Sequence, tokens: Seq[Token], finish: Finish, why: str = "", stopped: int | str | None = None
@@ -174,10 +175,6 @@ class Engine:
     ) -> Event:
         told = self.live[one.request.id].prompt if one.made <= 1 and one.index == 0 else []
         return Event(one.request.id, one.index, tokens, finish, why, tuple(told) or None, one.found, stopped)
-
-    def _ends(self, request: Request) -> tuple[int, ...]:
-        own = () if request.sampling.ignore_eos else self.facts.ends
-        return (*own, *request.sampling.stop_ids)
 
     def _tells_prompt(self, chunk: Chunk) -> bool:
         one = chunk.sequence
