@@ -13,7 +13,8 @@ from llmkit.build.precision import types
 from llmkit.core.errors import ModelError
 from llmkit.data.prompt import prompt_ids
 from llmkit.inference.blocks import Blocks
-from llmkit.inference.engine import Engine, Facts
+from llmkit.inference.check import Facts
+from llmkit.inference.engine import Engine
 from llmkit.inference.generate import ends
 from llmkit.inference.request import Completion, Event, Output, Request, Token
 from llmkit.inference.runner import Runner
@@ -117,7 +118,8 @@ class Collected:
         """All of it."""
         told = self.first.prompt if self.first is not None else None
         outputs = tuple(self._output(index) for index in self.tokens)
-        return Completion(outputs, len(self.request.prompt), told, self.first.cached if self.first else 0)
+        cached, version = (self.first.cached, self.first.version) if self.first else (0, 0)
+        return Completion(outputs, len(self.request.prompt), told, cached, version)
 
     def _output(self, index: int) -> Output:
         tokens, end = self.tokens[index], self.ended[index]

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from llmkit import __version__
+from llmkit.cli.serve import serve
 from llmkit.cli.streams import at_once, flush, leave, open_streams, own_fault, returned, say
 from llmkit.core.errors import LlmkitError, Problem, RecipeError
 from llmkit.core.ranks import exit_status
@@ -194,6 +195,9 @@ def chat(
     from llmkit.cli.text import chat as verb
 
     verb(model, max_tokens, temperature, seed, allow_code)
+
+
+app.command()(serve)
 
 
 @app.command()

@@ -50,7 +50,7 @@ class Runner:
             for at, size, chunk in zip(starts, sizes, chunks, strict=False)
         )
         device = self.forward.device
-        tokens = torch.tensor([t for c in chunks for t in c.sequence.tokens[c.start : c.end]], device=device)
+        tokens = torch.tensor([token for chunk in chunks for token in chunk.tokens], device=device)
         positions = torch.cat([torch.arange(chunk.start, chunk.end) for chunk in chunks]).to(device)
         names = [chunk.sequence.adapter for chunk in chunks]
         hidden = self.forward.hidden(tokens, positions, Paged(self.store, spans), names)

@@ -9,7 +9,8 @@ import torch
 
 from llmkit.core.types import Paged, Span
 from llmkit.inference.blocks import Blocks
-from llmkit.inference.engine import Engine, Facts
+from llmkit.inference.check import Facts
+from llmkit.inference.engine import Engine
 from llmkit.inference.request import Request, RequestError
 from llmkit.inference.runner import Runner
 from llmkit.inference.sampling import Sampling
