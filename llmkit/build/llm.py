@@ -8,6 +8,8 @@ from itertools import count
 
 import torch
 
+from llmkit.build.adapters_of import Beside, adapters, support
+from llmkit.build.adapters_of import decoder as decoder_of
 from llmkit.build.opening import load
 from llmkit.build.precision import types
 from llmkit.core.errors import ModelError
@@ -21,7 +23,6 @@ from llmkit.inference.runner import Runner
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.scheduler import Limits
 from llmkit.inference.text import Texts
-from llmkit.models.decoder import Decoder
 from llmkit.models.load import How, Loaded
 from llmkit.models.node import ModelRef
 from llmkit.models.paged import BlockStore
@@ -30,23 +31,27 @@ from llmkit.models.resolve import resolve
 Prompt = str | Sequence[int]
 
 
-def engine_of(loaded: Loaded, limits: Limits = Limits(), blocks: int = 1024, size: int = 16) -> Engine:
+def engine_of(
+    loaded: Loaded, limits: Limits = Limits(), blocks: int = 1024, size: int = 16, beside: Beside = Beside()
+) -> Engine:
     """An engine over a loaded model.
 
     Raises:
-        ModelError: the family cannot read a paged cache.
+        ModelError: the family cannot read a paged cache, or an adapter does not fit.
     """
-    if not loaded.support.paged:
-        what = f"{loaded.resolved.name} cannot be run by the engine: {loaded.support.reason}"
+    supported = support(loaded)
+    if not supported.paged:
+        what = f"{loaded.resolved.name} cannot be run by the engine: {supported.reason}"
         raise ModelError(what, fix="use generator: transformers", key="model")
-    store, decoder = BlockStore(blocks, size), Decoder(loaded.model)
+    store, decoder = BlockStore(blocks, size), decoder_of(loaded)
     config = decoder.causal.config.get_text_config()
     longest = min(int(config.max_position_embeddings), blocks * size)
     facts = Facts(
         len(decoder.causal.get_output_embeddings().weight), longest, tuple(ends(decoder.causal, loaded.tokenizer))
     )
 
-    return Engine(Runner(decoder, store), Blocks(blocks, size), limits, facts, Texts(loaded.tokenizer), store.copy)
+    runner, own = Runner(decoder, store), adapters(loaded, decoder, beside)
+    return Engine(runner, Blocks(blocks, size), limits, facts, Texts(loaded.tokenizer), store.copy, own)
 
 
 class LLM:

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import threading
+from dataclasses import replace
 
 import httpx
 import pytest
 
+from llmkit.build.llm import engine_of
 from llmkit.serve.app import App
 from llmkit.serve.messages import Link
 from llmkit.serve.remote import Remote
@@ -29,7 +31,8 @@ class Thread:
     def _run(self, llm):
         link = Link(self.own)
         assert next(iter(link.read(10)))
-        Worker(link, served_of(llm)).run()
+        own = engine_of(llm.loaded)  # tests ask the model's own engine meanwhile, and an engine is one thread's
+        Worker(link, replace(served_of(llm), engine=own)).run()
 
     def poll(self):
         return None if self.thread.is_alive() else 0
