@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Any
 
 import torch
 
+from llmkit.build.adapters_of import Beside, adapters, support
+from llmkit.build.adapters_of import decoder as decoder_of
 from llmkit.build.opening import load
 from llmkit.build.precision import types
 from llmkit.core.errors import ModelError
@@ -21,8 +22,7 @@ from llmkit.inference.request import Completion, Event, Output, Request, Token
 from llmkit.inference.runner import Runner
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.scheduler import Limits
-from llmkit.inference.text import Stops, cut
-from llmkit.models.decoder import Decoder
+from llmkit.inference.text import Texts
 from llmkit.models.load import How, Loaded
 from llmkit.models.node import ModelRef
 from llmkit.models.paged import BlockStore
@@ -31,26 +31,27 @@ from llmkit.models.resolve import resolve
 Prompt = str | Sequence[int]
 
 
-def engine_of(loaded: Loaded, limits: Limits = Limits(), blocks: int = 1024, size: int = 16) -> Engine:
+def engine_of(
+    loaded: Loaded, limits: Limits = Limits(), blocks: int = 1024, size: int = 16, beside: Beside = Beside()
+) -> Engine:
     """An engine over a loaded model.
 
     Raises:
-        ModelError: the family cannot read a paged cache.
+        ModelError: the family cannot read a paged cache, or an adapter does not fit.
     """
-    if not loaded.support.paged:
-        what = f"{loaded.resolved.name} cannot be run by the engine: {loaded.support.reason}"
+    supported = support(loaded)
+    if not supported.paged:
+        what = f"{loaded.resolved.name} cannot be run by the engine: {supported.reason}"
         raise ModelError(what, fix="use generator: transformers", key="model")
-    store, decoder = BlockStore(blocks, size), Decoder(loaded.model)
+    store, decoder = BlockStore(blocks, size), decoder_of(loaded)
     config = decoder.causal.config.get_text_config()
     longest = min(int(config.max_position_embeddings), blocks * size)
     facts = Facts(
         len(decoder.causal.get_output_embeddings().weight), longest, tuple(ends(decoder.causal, loaded.tokenizer))
     )
 
-    def stops(texts: Sequence[str]) -> Stops:
-        return Stops(loaded.tokenizer, texts)
-
-    return Engine(Runner(decoder, store), Blocks(blocks, size), limits, facts, stops, store.copy)
+    runner, own = Runner(decoder, store), adapters(loaded, decoder, beside)
+    return Engine(runner, Blocks(blocks, size), limits, facts, Texts(loaded.tokenizer), store.copy, own)
 
 
 class LLM:
@@ -83,7 +84,7 @@ class LLM:
             own = replace(sampling, seed=sampling.seed + self.seed + at) if sampling.temperature else sampling
             request = Request(str(next(self.ids)), ids, own)
             self.engine.add(request)
-            collected.append(Collected(request, self.tokenizer))
+            collected.append(Collected(request, self.engine.texts))
         return finish(self.engine, collected, on_done)
 
 
@@ -102,8 +103,8 @@ def finish(engine: Engine, collected: Sequence[Collected], on_done: Callable[[in
 class Collected:
     """The answers to one request, as they grow."""
 
-    def __init__(self, request: Request, tokenizer: Any) -> None:
-        self.request, self.tokenizer = request, tokenizer
+    def __init__(self, request: Request, texts: Texts) -> None:
+        self.request, self.texts = request, texts
         self.tokens: dict[int, list[Token]] = {index: [] for index in range(request.sampling.n)}
         self.ended: dict[int, Event] = {}
         self.first: Event | None = None
@@ -130,6 +131,6 @@ class Collected:
         if end.finish == "stop" and not isinstance(end.stopped, str):
             tokens = tokens[:-1]
         ids = tuple(token.id for token in tokens)
-        text = cut(self.tokenizer.decode(ids, skip_special_tokens=True), self.request.sampling.stop)
+        text = self.texts.whole(ids, self.request.sampling)
         logprobs = tuple(tokens) if self.request.sampling.logprobs is not None else ()
         return Output(text, ids, str(end.finish), logprobs, end.stopped)

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkit.core.errors import ModelError
 from llmkit.inference.request import RequestError
@@ -59,7 +59,7 @@ class Bank(Protocol):
         """
         ...
 
-    def put(self, key: str, adapter: Read) -> None:
+    def put(self, key: str, adapter: Any) -> None:
         """Keeps what was read or made."""
         ...
 

@@ -8,18 +8,29 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from llmkit.core.errors import ModelError
 from llmkit.core.types import Paged
 from llmkit.models.heads import shape_of
+from llmkit.models.loras import Bank
+from llmkit.models.ordered import elementwise
+from llmkit.models.serving import lacks_order, serving
 
 
 class Decoder:
     """Last hidden states over a paged cache, and the head."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, sha256: str = "", rope: Any = None, exact: bool = False) -> None:
+        """`sha256`, `rope`: of the base, for adapters that say which they were trained on.
+
+        Raises:
+            ModelError: it cannot be run exactly, though `exact` asks for it.
+        """
+        self.model = model = serving(model, exact)
         self.causal = model.get_base_model() if hasattr(model, "peft_config") else model
+        self.exact = not lacks_order(model, exact)
+        """Whether a row does not depend on those beside it."""
         self.shape = shape_of(self.causal.config.get_text_config())
+        self.bank = Bank(self.causal, sha256, rope)
+        """Adapters over it, that requests name."""
 
     @property
     def device(self) -> torch.device:
@@ -27,14 +38,12 @@ class Decoder:
         return cast(torch.device, self.causal.get_input_embeddings().weight.device)
 
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Paged, adapters: Sequence[str]) -> Tensor:
-        """Last hidden states (N, H) of tokens (N,) at positions (N,)."""
-        if wrong := [name for name in adapters if name]:
-            raise ModelError(f"no adapter is named {wrong[0]}", fix="load it first", key="adapter")
-        out = self.causal.base_model(
-            input_ids=tokens[None], position_ids=positions[None], attend=attend, use_cache=False
-        )
+        """Last hidden states (N, H) of tokens (N,) at positions (N,); `adapters` has the key of that of each span."""
+        given = self.bank.given(tokens, attend, adapters)
+        with self.bank.over(attend, adapters):
+            out = self.causal.base_model(**given, position_ids=positions[None], attend=attend, use_cache=False)
         return cast(Tensor, out.last_hidden_state[0])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, H) -> (R, V), with the family's scale and soft-cap, in fp32."""
-        return self.shape.apply(self.causal.get_output_embeddings()(hidden).float())
+        return elementwise(self.shape.apply, self.causal.get_output_embeddings()(hidden).float())

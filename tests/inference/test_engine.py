@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from llmkit.core.types import Paged, Span
 from llmkit.inference.blocks import Blocks
 from llmkit.inference.check import Facts
 from llmkit.inference.engine import Engine
@@ -15,11 +14,12 @@ from llmkit.inference.request import Request, RequestError
 from llmkit.inference.runner import Runner
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.scheduler import Limits
-from llmkit.inference.text import Stops
+from llmkit.inference.text import Texts
 from llmkit.models.attend import install
 from llmkit.models.decoder import Decoder
 from llmkit.models.families import tiny
 from llmkit.models.paged import BlockStore
+from tests.conftest import make_tokenizer
 
 FAMILIES = ("Llama", "Qwen3", "Gemma-2", "Mistral", "Phi-3", "Gemma-3")
 
@@ -28,10 +28,14 @@ def made(model: Any, blocks: int = 64, tokens: int = 32, sequences: int = 8) -> 
     store = BlockStore(blocks, 4)
     facts = Facts(len(model.get_output_embeddings().weight), blocks * 4, ())
 
-    def stops(_: Any) -> Stops:
-        raise AssertionError("no text ends these")
-
-    return Engine(Runner(Decoder(model), store), Blocks(blocks, 4), Limits(tokens, sequences), facts, stops, store.copy)
+    return Engine(
+        Runner(Decoder(model), store),
+        Blocks(blocks, 4),
+        Limits(tokens, sequences),
+        facts,
+        Texts(make_tokenizer()),
+        store.copy,
+    )
 
 
 def answers(engine: Engine, requests: list[Request]) -> dict[str, list[list[int]]]:
@@ -93,11 +97,3 @@ def test_what_can_never_be_answered_is_refused_by_its_field() -> None:
                 engine.add(request)
             assert refused.value.problems[0].key == key
     assert engine.idle
-
-
-def test_a_block_that_several_hold_is_copied_before_it_is_written() -> None:
-    store, keys = BlockStore(4, 4), torch.randn(1, 2, 2)
-    store.put(0, Span(0, 0, 2, 0, (1,)), keys, keys)
-    store.copy(1, 3)
-    assert torch.equal(store.layers[0][0][3], store.layers[0][0][1])
-    assert isinstance(Paged(store, ()), Paged)
