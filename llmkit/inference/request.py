@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from llmkit.core.errors import DataError
 from llmkit.inference.sampling import Sampling
@@ -13,6 +13,27 @@ from llmkit.inference.sampling import Sampling
 
 class RequestError(DataError):
     """A request that cannot be carried out; `key` names its field."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked: in its tokens, and as it was said, for an endpoint that reads no tokens of ours."""
+
+    ids: tuple[int, ...]
+    said: str | tuple[Mapping[str, Any], ...] = ""
+    """A text, or messages; empty where there are tokens alone."""
+    tools: tuple[Any, ...] = ()
+    """What the messages may call."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One prompt, and how it is to be answered."""
+
+    prompt: Prompt
+    sampling: Sampling = Sampling()
+    adapter: str = ""
+    """By its name; empty is the model itself."""
 
 
 Finish = Literal["stop", "length", "abort", "deadline", "error"]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
+from llmkit.build.held import Here
 from llmkit.build.training import Built
 from llmkit.core.errors import DataError
 from llmkit.core.memory import out_of_memory_named
 from llmkit.core.metrics import Lines
 from llmkit.data.order import spread
 from llmkit.data.prompt import asked
-from llmkit.evals.run import Share, Subject
-from llmkit.inference.node import Transformers
+from llmkit.evals.run import Share, Subject, at_rest, prompt_of
+from llmkit.inference.node import OwnEngine, Transformers
+from llmkit.inference.request import Ask
 from llmkit.inference.sampling import Sampling
+from llmkit.models.positions import steady_length
 from llmkit.parallel.steps import Steps
 from llmkit.stages.job import Job
 from llmkit.stages.sizes import KNOB
@@ -26,7 +30,7 @@ def subject(job: Job, built: Built, steps: Steps) -> Subject:
         built.loaded.tokenizer,
         built.loaded.support.packed,
         job.run.device,
-        Transformers(),
+        lambda: closing(generator(job, built).open(Here(built.loaded, built.model))),
         job.run.console,
         job.run.stop.check,
         autocast=steps.autocast,
@@ -34,6 +38,13 @@ def subject(job: Job, built: Built, steps: Steps) -> Subject:
         tree=built.loaded.support.tree,
         share=_share(job),
     )
+
+
+def generator(job: Job, built: Built) -> OwnEngine | Transformers:
+    """What makes samples: the engine, over the weights as they are at that moment; transformers where it cannot run the
+    model, or no rank has it whole."""
+    able = built.loaded.support.paged and job.node.parallel.whole(job.run.ranks.world)
+    return OwnEngine(sequences=max(1, job.node.evaluate.samples)) if able else Transformers()
 
 
 def _share(job: Job) -> Share:
@@ -76,13 +87,15 @@ def _samples(job: Job, seen: Subject, step: int) -> None:
     if job.node.head(job.train) is not None:
         return  # it writes nothing
     rows = job.valid.rows if job.valid is not None else ()
-    questions = asked(rows, seen.tokenizer, job.node.evaluate.samples)
-    if not questions:
+    most = job.node.evaluate.max_tokens
+    found = asked(rows, seen.tokenizer, job.node.evaluate.samples)
+    room = [steady_length(seen.model, len(one.ids) + most) - len(one.ids) for one in found]
+    questions = [one for one, left in zip(found, room, strict=True) if left > 0]
+    asks = [Ask(prompt_of(one), Sampling(max_tokens=left)) for one, left in zip(found, room, strict=True) if left > 0]
+    if not asks:
         return
-    sampling = Sampling(max_tokens=job.node.evaluate.max_tokens)
-    with job.run.stop.at_once("before samples"), seen.autocast():
-        given = [q.ids for q in questions]
-        made = seen.scored.inside(lambda: seen.generator.generate(seen.model, seen.tokenizer, given, sampling))
+    with job.run.stop.at_once("before samples"), seen.autocast(), at_rest(seen), seen.texts() as texts:
+        made = seen.scored.inside(lambda: list(texts.each(asks)))
     lines = Lines(job.run.scratch / "samples.jsonl")
     for question, completion in zip(questions, made, strict=True):
         row = question.row

@@ -1,0 +1,43 @@
+"""From the engine's events to completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmkit.inference.request import Completion, Event, Output, Request, Token
+from llmkit.inference.text import cut
+
+
+class Collected:
+    """The answers to one request, as they grow."""
+
+    def __init__(self, request: Request, tokenizer: Any) -> None:
+        self.request, self.tokenizer = request, tokenizer
+        self.tokens: dict[int, list[Token]] = {index: [] for index in range(request.sampling.n)}
+        self.ended: dict[int, Event] = {}
+        self.first: Event | None = None
+
+    def take(self, event: Event) -> bool:
+        """Whether all answers are there."""
+        self.first = self.first or event
+        self.tokens[event.index] += event.tokens
+        if event.finish in ("error", "deadline", "abort") and not any(self.tokens.values()):
+            self.ended |= dict.fromkeys(self.tokens, event)  # before it was answered n times
+        elif event.finish is not None:
+            self.ended[event.index] = event
+        return len(self.ended) == len(self.tokens)
+
+    def completion(self) -> Completion:
+        """All of it."""
+        told = self.first.prompt if self.first is not None else None
+        outputs = tuple(self._output(index) for index in self.tokens)
+        return Completion(outputs, len(self.request.prompt), told, self.first.cached if self.first else 0)
+
+    def _output(self, index: int) -> Output:
+        tokens, end = self.tokens[index], self.ended[index]
+        if end.finish == "stop" and not isinstance(end.stopped, str):
+            tokens = tokens[:-1]
+        ids = tuple(token.id for token in tokens)
+        text = cut(self.tokenizer.decode(ids, skip_special_tokens=True), self.request.sampling.stop)
+        logprobs = tuple(tokens) if self.request.sampling.logprobs is not None else ()
+        return Output(text, ids, str(end.finish), logprobs, end.stopped)
