@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from llmkit.build.adapters_of import Beside, adapters, support
+from llmkit.build.adapters_of import decoder as decoder_of
 from llmkit.core.errors import ModelError
+from llmkit.inference.adapters import Adapters
 from llmkit.inference.blocks import Blocks
-from llmkit.inference.engine import Engine, Facts
+from llmkit.inference.check import Facts
+from llmkit.inference.engine import Engine
 from llmkit.inference.generate import ends
 from llmkit.inference.node import OwnEngine
 from llmkit.inference.runner import Runner
@@ -21,23 +25,33 @@ from llmkit.models.positions import steady_length
 BLOCKS = 1024
 
 
-def engine_of(loaded: Loaded, how: OwnEngine = OwnEngine(), model: Any = None) -> Engine:
-    """An engine over a loaded model, or over `model`: it with an adapter in training.
+def engine_of(
+    loaded: Loaded,
+    how: OwnEngine = OwnEngine(),
+    beside: Beside = Beside(),
+    model: Any = None,
+    blocks: int = BLOCKS,
+) -> Engine:
+    """An engine over a loaded model, with the adapters that it is to know; or over `model`, which is it with an adapter
+    in training, as it is at each step.
 
     Raises:
-        ModelError: the family cannot read a paged cache.
+        ModelError: the family cannot read a paged cache, or an adapter does not fit.
     """
-    check_engine(loaded)
-    store, decoder = BlockStore(BLOCKS, how.block), Decoder(loaded.model if model is None else model)
-    longest = steady_length(decoder.causal, BLOCKS * how.block)
+    if model is None:
+        check_engine(loaded)
+    store = BlockStore(blocks, how.block)
+    decoder = decoder_of(loaded) if model is None else Decoder(model)
+    longest = steady_length(decoder.causal, blocks * how.block)
     words = len(decoder.causal.get_output_embeddings().weight)
     facts = Facts(words, longest, tuple(ends(decoder.causal, loaded.tokenizer)))
 
     def stops(texts: Sequence[str]) -> Stops:
         return Stops(loaded.tokenizer, texts)
 
-    limits = Limits(how.tokens, how.sequences)
-    return Engine(Runner(decoder, store), Blocks(BLOCKS, how.block), limits, facts, stops, store.copy)
+    limits, runner = Limits(how.tokens, how.sequences), Runner(decoder, store)
+    own = adapters(loaded, decoder, beside) if model is None else Adapters()
+    return Engine(runner, Blocks(blocks, how.block), limits, facts, stops, store.copy, own)
 
 
 def check_engine(loaded: Loaded) -> None:
@@ -45,6 +59,7 @@ def check_engine(loaded: Loaded) -> None:
     if loaded.head is not None:
         what = f"{loaded.resolved.name} is a {loaded.head.task} classifier, and writes no text"
         raise ModelError(what, fix="evaluate it with a task of kind classification", key="model")
-    if not loaded.support.paged:
-        what = f"{loaded.resolved.name} cannot be run by the engine: {loaded.support.reason}"
+    supported = support(loaded)
+    if not supported.paged:
+        what = f"{loaded.resolved.name} cannot be run by the engine: {supported.reason}"
         raise ModelError(what, fix="use generator: {kind: transformers}", key="generator")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from llmkit.build.adapters_of import Beside
 from llmkit.build.engines import engine_of
 from llmkit.inference.engine import Engine
 from llmkit.inference.node import OwnEngine
@@ -17,12 +18,20 @@ from llmkit.models.load import Loaded
 
 @dataclass(frozen=True)
 class Here:
-    """A model in this process; `model` is the loaded one, perhaps with an adapter in training."""
+    """A model in this process."""
 
     loaded: Loaded
-    model: Any
+    trained: Any = None
+    """It with an adapter in training; None where it is only read."""
+    beside: Beside = Beside()
+    """Adapters that may be asked for by name."""
     mixed: bool = False
     """Whether products run in 16 bits under autocast, by our own doing and not by the caller's."""
+
+    @property
+    def model(self) -> Any:
+        """Of transformers, perhaps with an adapter."""
+        return self.loaded.model if self.trained is None else self.trained
 
     @property
     def tokenizer(self) -> Any:
@@ -50,6 +59,6 @@ class Here:
         """An engine over it.
 
         Raises:
-            ModelError: the family cannot read a paged cache.
+            ModelError: the family cannot read a paged cache, or an adapter does not fit.
         """
-        return engine_of(self.loaded, how, self.model)
+        return engine_of(self.loaded, how, self.beside, self.trained)

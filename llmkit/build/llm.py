@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from llmkit.build.adapters_of import Beside
 from llmkit.build.engines import engine_of as engine_of
 from llmkit.build.held import Here
 from llmkit.build.opened import Opened
@@ -19,8 +21,10 @@ from llmkit.build.scores import Pooling, Scores, embed, score
 from llmkit.build.training import check, headed
 from llmkit.core.errors import ModelError, RecipeError
 from llmkit.data.prompt import continued, prompt_ids
+from llmkit.inference.engine import Engine
 from llmkit.inference.engined import EngineTexts
 from llmkit.inference.generate import TransformersTexts
+from llmkit.inference.node import OwnEngine
 from llmkit.inference.pieces import Piece, Pieces
 from llmkit.inference.pulled import pulled
 from llmkit.inference.pump import Pump
@@ -44,13 +48,15 @@ class LLM:
         model: Any,
         *,
         quant: Any = None,
+        adapters: Mapping[str, str | Path] | None = None,
         generator: Any = "engine",
         precision: Any = "auto",
         seed: int = 0,
         device: str = "",
         allow_code: bool = False,
     ) -> None:
-        """`model`, `quant`, `generator` and `precision` are as in a recipe: names, mappings or nodes.
+        """`model`, `quant`, `generator` and `precision` are as in a recipe: names, mappings or nodes. `adapters` are
+        folders by the names that they are asked for by.
 
         Raises:
             RecipeError: an argument is wrong.
@@ -62,7 +68,10 @@ class LLM:
         held = asked.quant or resolved.quant
         self.loaded = load(resolved, asked.model, How(device, kinds.params, kinds.half, held, allow_code))
         self.tokenizer, self.seed, self.device = self.loaded.tokenizer, seed, device
-        self.held = Here(self.loaded, self.loaded.model, kinds.mixed)
+        self.held = Here(self.loaded, None, Beside(adapters or {}), kinds.mixed)
+        if adapters and not isinstance(asked.generator, OwnEngine):
+            what = f"generator {asked.generator.kind} knows no adapters by name"
+            raise RecipeError(what, fix="open the adapter's folder, or use generator: engine", key="adapters")
         self.texts = asked.generator.open(self.held)
 
     def __enter__(self) -> LLM:
@@ -201,6 +210,16 @@ class LLM:
             what = "generator transformers is asked from one thread alone"
             raise ModelError(what, fix="use generate or stream, or generator: engine", key="generator")
         return self.texts.turns
+
+    @property
+    def engine(self) -> Engine:
+        """Of `turns`; whoever steps it himself asks it for everybody."""
+        return self.turns.engine
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names that can be asked for."""
+        return self.engine.adapters.names if isinstance(self.texts, EngineTexts) else []
 
     @cached_property
     def pump(self) -> Pump:

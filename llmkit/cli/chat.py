@@ -48,7 +48,7 @@ class Talk:
         return HELP if word == "/help" else f"{word} is no command; /help lists them\n"
 
     def _take(self, name: str) -> str:
-        known = sorted(self.llm.adapters)
+        known = self.llm.adapters
         if name and name not in known:
             there = ", ".join(known) or "none is loaded"
             return f"no adapter is named {name} ({there})\n"

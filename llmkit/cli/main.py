@@ -15,6 +15,7 @@ import typer
 
 from llmkit import __version__
 from llmkit.cli.asking import chat, generate
+from llmkit.cli.serve import serve
 from llmkit.cli.streams import at_once, flush, leave, open_streams, own_fault, returned, say
 from llmkit.core.errors import LlmkitError, Problem, RecipeError
 from llmkit.core.ranks import exit_status
@@ -159,6 +160,9 @@ def status(
 
 app.command()(generate)
 app.command()(chat)
+
+
+app.command()(serve)
 
 
 @app.command()

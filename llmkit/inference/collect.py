@@ -21,9 +21,7 @@ class Collected:
         """Whether all answers are there."""
         self.first = self.first or event
         self.tokens[event.index] += event.tokens
-        if event.finish in ("error", "deadline", "abort") and not any(self.tokens.values()):
-            self.ended |= dict.fromkeys(self.tokens, event)  # before it was answered n times
-        elif event.finish is not None:
+        if event.finish is not None:
             self.ended[event.index] = event
         return len(self.ended) == len(self.tokens)
 
@@ -31,7 +29,8 @@ class Collected:
         """All of it."""
         told = self.first.prompt if self.first is not None else None
         outputs = tuple(self._output(index) for index in self.tokens)
-        return Completion(outputs, len(self.request.prompt), told, self.first.cached if self.first else 0)
+        cached, version = (self.first.cached, self.first.version) if self.first else (0, 0)
+        return Completion(outputs, len(self.request.prompt), told, cached, version)
 
     def _output(self, index: int) -> Output:
         tokens, end = self.tokens[index], self.ended[index]

@@ -3,47 +3,33 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from llmkit.inference.adapters import Adapters, Version
 from llmkit.inference.blocks import Blocks, salted
-from llmkit.inference.request import Event, Finish, Request, RequestError, Token
+from llmkit.inference.check import Facts, check, check_length
+from llmkit.inference.gauges import Stats, Tally
+from llmkit.inference.live import Live
+from llmkit.inference.planner import plan
+from llmkit.inference.request import Event, Finish, Request, RequestError
 from llmkit.inference.runner import Runner
-from llmkit.inference.sampler import pick, scored
-from llmkit.inference.scheduler import Chunk, Limits, Scheduler, Step
+from llmkit.inference.sampler import pick
+from llmkit.inference.scheduler import Limits, Scheduler, Step
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.steer import steered
 from llmkit.inference.text import Stops
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a model can be asked."""
-
-    words: int
-    """Rows of its vocabulary."""
-    longest: int
-    """Tokens of a prompt and its answer together."""
-    ends: tuple[int, ...]
-    """Tokens that end a text by themselves."""
-
-
-@dataclass
-class Live:
-    """A request that is being answered."""
-
-    request: Request
-    sequences: list[Sequence]
-    stops: dict[int, Stops] = field(default_factory=dict)
-    """By answer, where texts end it."""
-    prompt: list[Token | None] = field(default_factory=list)
+from llmkit.inference.update import Update
 
 
 class Engine:
-    """Answers requests by continuous batching over a paged cache."""
+    """Answers requests by continuous batching over a paged cache.
+
+    Every answer of a request that was added and not aborted ends in exactly one event with a `finish`.
+    """
 
     def __init__(
         self,
@@ -53,13 +39,17 @@ class Engine:
         facts: Facts,
         stops: Callable[[Seq[str]], Stops],
         copy: Callable[[int, int], None],
+        adapters: Adapters | None = None,
     ) -> None:
         """`stops` makes what looks for stop texts; `copy` copies a block of the store."""
         self.runner, self.facts, self.stops, self.copy = runner, facts, stops, copy
+        self.adapters = adapters or Adapters()
         self.version = 0
         """Of the weights."""
         self.scheduler = Scheduler(blocks, limits, self._salt)
         self.live: dict[str, Live] = {}
+        self.updates: deque[Update] = deque()
+        self.tally = Tally()
 
     def add(self, request: Request) -> None:
         """Takes a request on.
@@ -67,149 +57,162 @@ class Engine:
         Raises:
             RequestError: it can never be answered.
         """
-        self._check(request)
-        first = Sequence(request, 0, list(request.prompt), width=request.sampling.n)
-        self.live[request.id] = Live(request, [first])
+        if request.id in self.live:
+            raise RequestError(f"{request.id} is being answered already", fix="give another id", key="id")
+        check(request, self.facts, self.scheduler.limits)
+        held = self._adapter(request)
+        virtual = range(self.facts.words, self.facts.words + held.before)
+        first = Sequence(request, 0, [*virtual, *request.prompt], width=request.sampling.n)
+        first.adapter, first.before = held.key, held.before
+        ends = (() if request.sampling.ignore_eos else self.facts.ends) + request.sampling.stop_ids
+        self.live[request.id] = Live(request, held, ends, {first}, set(range(request.sampling.n)))
         self.scheduler.add(first)
+        self.tally.requests += 1
 
     def abort(self, id: str) -> None:
-        """Nobody waits for this one any longer; a name that is not known is let pass: it may just have ended."""
-        live = self.live.pop(id, None)
+        """Nobody waits for this one any longer: what it holds is free at once, and no event comes of it.
+
+        A name that is not known is let pass: it may just have ended.
+        """
+        live = self.live.get(id)
         if live is not None:
-            self.scheduler.remove(live.sequences)
+            self._close(live)
+            self.tally.aborted += 1
+
+    def update(self, work: Callable[[], None], drain: bool = True) -> Update:
+        """Changes the weights between two steps: at once if nothing has begun, else when that has ended, while new
+        requests wait. `version` rises, and the prefixes that are kept are forgotten.
+
+        `work` changes all weights or, when it raises, none: then the old ones go on, and `failed` tells why. Without
+        `drain` what has begun goes on under the new weights: its cache is computed again, and each event tells the
+        version that made it.
+        """
+        update = Update(work, drain)
+        self.updates.append(update)
+        self.scheduler.held = True
+        self._renew()
+        return update
+
+    def forget(self) -> None:
+        """Empties the prefix cache."""
+        self.scheduler.blocks.forget()
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self.live
+        return not self.live and not self.updates
 
     def step(self) -> list[Event]:
-        """Computes one step, and tells what it made."""
-        step = self.scheduler.plan(time.monotonic())
-        events = [self._end(one, [], "deadline") for one in step.late]
+        """Computes one step, and tells what it made. Where the model itself fails nothing is lost: a further step
+        computes it again."""
+        began = time.perf_counter()
+        self._renew()
+        step = plan(self.scheduler, time.monotonic())
+        events = self._late(step)
         if step.chunks:
             events += self._computed(step)
+            self.tally.steps += 1
+            self.tally.seconds += time.perf_counter() - began
+        return events
+
+    def stats(self) -> Stats:
+        """What there is now, and what was counted since the beginning."""
+        scheduler, blocks = self.scheduler, self.scheduler.blocks
+        held, counted = blocks.count - blocks.room, vars(scheduler.counts) | vars(self.tally)
+        here = {"queued": scheduler.queued, "running": len(scheduler.running), "blocks": blocks.count, "used": held}
+        return Stats(version=self.version, **here, **counted)
+
+    def _renew(self) -> None:
+        """Carries out the updates whose turn it is."""
+        while self.updates and not (self.updates[0].drain and self.scheduler.begun):
+            update = self.updates.popleft()
+            self.scheduler.held = bool(self.updates)
+            if update.carry_out():
+                self.version += 1
+                self.scheduler.forget()
+
+    def _late(self, step: Step) -> list[Event]:
+        """Requests whose deadline has passed."""
+        events = []
+        for id in dict.fromkeys(one.request.id for one in step.late):
+            live = self.live[id]
+            self.tally.late += len(live.open)
+            live.sequences.clear()
+            events += self._close(live, "deadline")
         return events
 
     def _computed(self, step: Step) -> list[Event]:
-        for source, target in step.copies:
-            self.copy(source, target)
-        whole = [self._tells_prompt(chunk) for chunk in step.chunks]
-        rows = self.runner.run(step.chunks, whole)
-        self.scheduler.commit(step)
-        events: list[Event] = []
-        for chunk, logits, all_ in zip(step.chunks, rows, whole, strict=True):
-            if all_:
-                self._tell_prompt(chunk, logits)
-            if chunk.last:
-                events += self._next(chunk.sequence, logits[-1])
-        return events
-
-    def _next(self, one: Sequence, logits: Tensor) -> list[Event]:
-        """The next token of a sequence; after the prompt, of all answers to it."""
-        wanted, others = one.request.sampling.n, []
-        if one.width > 1:
-            others = self.scheduler.fork(one, range(1, wanted))
-            self.live[one.request.id].sequences += others
-        return [self._grown(each, logits) for each in (one, *others)]
-
-    def _grown(self, one: Sequence, logits: Tensor) -> Event:
-        sampling, made = one.request.sampling, one.tokens[len(one.request.prompt) :]
+        whole = [self.live[chunk.sequence.request.id].tells(chunk) for chunk in step.chunks]
         try:
-            law = steered(logits, one.request.prompt, made, sampling, self._ends(one.request))
+            for source, target in step.copies:
+                self.copy(source, target)
+            rows = self.runner.run(step.chunks, whole)
+        except BaseException:
+            self.scheduler.undo(step)
+            raise
+        self.scheduler.commit(step)
+        places: list[tuple[Sequence, Tensor]] = []
+        for chunk, logits, all_ in zip(step.chunks, rows, whole, strict=True):
+            live = self.live[chunk.sequence.request.id]
+            self.tally.read += max(0, min(chunk.end, len(live.request.prompt) + chunk.sequence.before) - chunk.start)
+            if all_:
+                live.tell(chunk, logits)
+            if chunk.last:
+                places += [(one, logits[-1]) for one in self._answers(live, chunk.sequence)]
+        return [event for one, logits in places for event in self._grown(one, logits)]
+
+    def _answers(self, live: Live, one: Sequence) -> list[Sequence]:
+        """The sequences that get their next token here; after the prompt, those of all answers."""
+        others = self.scheduler.fork(one, range(1, one.width)) if one.width > 1 else []
+        live.sequences |= set(others)
+        return [one, *others]
+
+    def _grown(self, one: Sequence, logits: Tensor) -> list[Event]:
+        """The next token of a sequence. A fault in making it is its request's alone."""
+        live = self.live.get(one.request.id)
+        if live is None:  # another of its answers failed
+            return []
+        sampling, made = one.request.sampling, one.said
+        try:
+            law = steered(logits, one.request.prompt, made, sampling, live.ends)
             token = pick(logits, law, sampling, one.index, len(made))
-        except RequestError as cause:  # one request's own fault is no other's
-            return self._end(one, [], "error", why=str(cause))
+        except RequestError as cause:
+            self.tally.failed += 1
+            return self._close(live, "error", str(cause))
         one.tokens.append(token.id)
-        return self._judged(one, token)
+        self.tally.made += 1
+        finish, stopped = live.ending(one, token, self.stops)
+        told = tuple(live.prompt) or None if one.made == 1 and one.index == 0 else None
+        event = Event(one.request.id, one.index, (token,), finish, "", told, one.found, stopped, self.version)
+        if finish is not None:
+            self._done(live, one)
+        return [event]
 
-    def _judged(self, one: Sequence, token: Token) -> Event:
-        """Whether the sequence goes on."""
-        sampling, early = one.request.sampling, one.made < one.request.sampling.min_tokens
-        if token.id in self._ends(one.request) and not early:
-            own = token.id in sampling.stop_ids
-            return self._end(one, [token], "stop", stopped=token.id if own else None)
-        found = self._stop_text(one, token.id) if sampling.stop else None
-        if found is not None and not early:
-            return self._end(one, [token], "stop", stopped=found)
-        if one.made >= sampling.max_tokens:
-            return self._end(one, [token], "length")
-        return self._event(one, (token,))
-
-    def _stop_text(self, one: Sequence, token: int) -> str | None:
-        stops = self.live[one.request.id].stops
-        if one.index not in stops:
-            stops[one.index] = self.stops(one.request.sampling.stop)
-        return stops[one.index].after(token)
-
-    def _end(
-        self, one: Sequence, tokens: Seq[Token], finish: Finish, why: str = "", stopped: int | str | None = None
-    ) -> Event:
-        event = self._event(one, tuple(tokens), finish, why, stopped)
-        live = self.live[one.request.id]
-        if finish != "deadline":
-            self.scheduler.remove([one])
+    def _done(self, live: Live, one: Sequence) -> None:
+        """An answer has come to its end."""
+        self.tally.finished += 1
+        self.scheduler.remove([one])
         live.sequences.remove(one)
-        if not live.sequences:
-            del self.live[one.request.id]
-        return event
+        live.open.remove(one.index)
+        if not live.open:
+            self._close(live)
 
-    def _event(
-        self,
-        one: Sequence,
-        tokens: tuple[Token, ...],
-        finish: Finish | None = None,
-        why: str = "",
-        stopped: int | str | None = None,
-    ) -> Event:
-        told = self.live[one.request.id].prompt if one.made <= 1 and one.index == 0 else []
-        return Event(one.request.id, one.index, tokens, finish, why, tuple(told) or None, one.found, stopped)
-
-    def _ends(self, request: Request) -> tuple[int, ...]:
-        own = () if request.sampling.ignore_eos else self.facts.ends
-        return (*own, *request.sampling.stop_ids)
-
-    def _tells_prompt(self, chunk: Chunk) -> bool:
-        one = chunk.sequence
-        known = len(self.live[one.request.id].prompt)
-        return one.request.sampling.prompt_logprobs is not None and known < len(one.request.prompt) and one.made == 0
-
-    def _tell_prompt(self, chunk: Chunk, logits: Tensor) -> None:
-        """Place t of the logits is about token t + 1."""
-        request, told = chunk.sequence.request, self.live[chunk.sequence.request.id].prompt
-        if not told:
-            told.append(None)
-        for row, at in enumerate(range(chunk.start + 1, min(chunk.end + 1, len(request.prompt)))):
-            if at == len(told):  # after a preemption what was told is made again
-                told.append(scored(logits[row], request.prompt[at], request.sampling.prompt_logprobs))
+    def _close(self, live: Live, finish: Finish = "abort", why: str = "") -> list[Event]:
+        """Nothing is left of a request; an event for each answer that had not ended."""
+        self.scheduler.remove(live.sequences)
+        del self.live[live.request.id]
+        self.adapters.release(live.adapter)
+        return [Event(live.request.id, index, (), finish, why, version=self.version) for index in sorted(live.open)]
 
     def _salt(self, one: Sequence) -> bytes:
-        return salted(one.request.tenant, one.request.adapter, str(self.version))
+        return salted(one.request.tenant, one.adapter, str(self.version))
 
-    def _check(self, request: Request) -> None:
-        sampling, longest = request.sampling, self.facts.longest
-        if request.id in self.live:
-            raise RequestError(f"{request.id} is being answered already", fix="give another id", key="id")
-        if not request.prompt:
-            raise RequestError("holds no tokens", fix="ask something", key="prompt")
-        asked = len(request.prompt) + sampling.max_tokens
-        if len(request.prompt) >= longest:
-            what = f"has {len(request.prompt)} tokens; the model takes {longest}, the answer included"
-            raise RequestError(what, fix="ask for less", key="prompt")
-        if asked > longest:
-            most = longest - len(request.prompt)
-            what = f"{sampling.max_tokens} after a prompt of {len(request.prompt)} is past the {longest} that there are"
-            raise RequestError(what, fix=f"give at most {most}", key="max_tokens")
-        if sampling.n > self.scheduler.limits.sequences:
-            most = self.scheduler.limits.sequences
-            raise RequestError(f"{sampling.n} answers at once", fix=f"ask for at most {most}", key="n")
-        lists = {
-            "prompt": request.prompt,
-            "stop_ids": sampling.stop_ids,
-            "allowed_ids": sampling.allowed_ids,
-            "logit_bias": tuple(sampling.logit_bias),
-        }
-        for key, ids in lists.items():
-            if wrong := [id for id in ids if not 0 <= id < self.facts.words]:
-                what = f"token {wrong[0]} is none of the {self.facts.words} of the vocabulary"
-                raise RequestError(what, fix="give tokens of this model", key=key)
+    def _adapter(self, request: Request) -> Version:
+        """The version of its adapter, which it holds from now on."""
+        held = self.adapters.hold(request.adapter)
+        try:
+            check_length(request, self.facts.longest - held.before)
+        except RequestError:
+            self.adapters.release(held)
+            raise
+        return held

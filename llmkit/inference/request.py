@@ -87,6 +87,8 @@ class Event:
     """Tokens of the prompt that were found in the cache."""
     stopped: int | str | None = None
     """The token or the text that ended it, where it was one that the request named."""
+    version: int = 0
+    """Of the weights that made it."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class Completion:
     prompt_tokens: int
     prompt_logprobs: tuple[Token | None, ...] | None = None
     cached_tokens: int = 0
+    version: int = 0
+    """Of the weights that its first token was made with."""
 
     @property
     def text(self) -> str:

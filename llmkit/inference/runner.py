@@ -22,7 +22,11 @@ class Forward(Protocol):
         ...
 
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Paged, adapters: Sequence[str]) -> Tensor:
-        """Last hidden states (N, H) of tokens (N,) at positions (N,); `adapters` names that of each span."""
+        """Last hidden states (N, H) of tokens (N,) at positions (N,).
+
+        `adapters` has the key of that of each span, empty for none; tokens past the vocabulary are virtual ones, in the
+        order in which the span's adapter has them.
+        """
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -46,9 +50,9 @@ class Runner:
             for at, size, chunk in zip(starts, sizes, chunks, strict=False)
         )
         device = self.forward.device
-        tokens = torch.tensor([t for c in chunks for t in c.sequence.tokens[c.start : c.end]], device=device)
+        tokens = torch.tensor([token for chunk in chunks for token in chunk.tokens], device=device)
         positions = torch.cat([torch.arange(chunk.start, chunk.end) for chunk in chunks]).to(device)
-        names = [chunk.sequence.request.adapter for chunk in chunks]
+        names = [chunk.sequence.adapter for chunk in chunks]
         hidden = self.forward.hidden(tokens, positions, Paged(self.store, spans), names)
         rows = [
             torch.arange(span.start if all_ else span.end - 1, span.end)

@@ -1,15 +1,16 @@
-"""What the next step computes: decided by numbers alone, without tensors.
+"""Sequences that wait and those that run, and the blocks that they hold; `planner.py` decides what a step computes.
 
-Every step has a budget of tokens. Answers that are being decoded come first, one token each; what is left goes to
-prompts, in chunks. Where blocks run out, the one that came last gives its own back and is computed again later.
+Nothing here touches a tensor, and nothing looks at all that wait: an event takes O(log n) of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from llmkit.inference.blocks import Blocks, salted
+from llmkit.inference.fair import Accounts, Queue, rank
+from llmkit.inference.heap import Heap
 from llmkit.inference.sequence import Sequence
 
 
@@ -21,6 +22,13 @@ class Limits:
     """Tokens of one step, over all sequences."""
     sequences: int = 64
     """Sequences that are being answered at once."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Tenant -> its share beside the others'; 1 where it is not named."""
+
+    def __post_init__(self) -> None:
+        wrong = [weight for weight in self.weights.values() if not weight > 0]
+        if min(self.tokens, self.sequences) < 1 or wrong:
+            raise ValueError(f"a step holds something, and weights are above 0: {self}")
 
 
 @dataclass(frozen=True)
@@ -32,9 +40,14 @@ class Chunk:
     end: int
 
     @property
+    def tokens(self) -> list[int]:
+        """What they are; drafts come last."""
+        return self.sequence.text(self.start, self.end)
+
+    @property
     def last(self) -> bool:
         """Whether the next token follows from it."""
-        return self.end == len(self.sequence.tokens)
+        return self.end >= len(self.sequence.tokens)
 
 
 @dataclass
@@ -46,7 +59,7 @@ class Step:
     """Blocks that several held and one goes on to fill: from, to; copied before anything is computed."""
     preempted: list[Sequence] = field(default_factory=list)
     late: list[Sequence] = field(default_factory=list)
-    """Dropped, since their deadline passed before they began."""
+    """Their deadlines have passed; whatever they held is given back."""
 
     @property
     def tokens(self) -> int:
@@ -54,148 +67,181 @@ class Step:
         return sum(chunk.end - chunk.start for chunk in self.chunks)
 
 
+@dataclass
+class Counts:
+    """What happened since the beginning."""
+
+    preempted: int = 0
+    dropped: int = 0
+    """Sequences whose deadline passed before anything was computed for them."""
+    looked: int = 0
+    """Tokens of prompts that were looked for in the cache."""
+    hits: int = 0
+    """Those of them that were there."""
+
+
 class Scheduler:
-    """Sequences that wait and those that run."""
+    """Who waits, who runs, and on which blocks."""
 
     def __init__(self, blocks: Blocks, limits: Limits, salt: Callable[[Sequence], bytes] | None = None) -> None:
         self.blocks, self.limits = blocks, limits
-        self.salt = salt or (lambda one: salted(one.request.tenant, one.request.adapter))
-        self.waiting: list[Sequence] = []
-        self.running: list[Sequence] = []
+        self.salt = salt or (lambda one: salted(one.request.tenant, one.adapter))
+        self.accounts = Accounts(limits.weights)
+        self.fresh, self.back = Queue(self.accounts), Queue(self.accounts)
+        """Those for which nothing was computed yet, and those that gave their blocks back."""
+        self.running: dict[Sequence, None] = {}
+        self.slots = 0
+        """Answers that run, counted as `Sequence.width` does."""
+        self.held = False
+        """Whether those that have not begun wait, whatever room there is."""
+        self.deadlines: Heap[Sequence] = Heap()
+        self.counts = Counts()
         self.came = 0
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, one: Sequence) -> None:
         """One more is to be answered."""
-        sequence.order, self.came = self.came, self.came + 1
-        sequence.names = [self.salt(sequence)]
-        self.waiting.append(sequence)
+        self._enter(one)
+        self.fresh.push(one)
 
     def fork(self, one: Sequence, indices: Iterable[int]) -> list[Sequence]:
-        """Answers that go on from a running one, each with a hold of its own on the blocks."""
-        made = []
-        for index in indices:
-            other = one.fork(index)
-            other.order, self.came = self.came, self.came + 1
+        """Answers that go on from here, each with a hold of its own on the blocks."""
+        made = [one.fork(index) for index in indices]
+        for other in made:
+            self._enter(other)
+            if one not in self.running:
+                self.back.push(other)
+                continue
             for block in other.blocks:
                 self.blocks.hold(block)
-            self.running.append(other)
-            made.append(other)
+            self._run(other, 1)
+        if one in self.running:
+            self.slots, self.accounts[one].slots = self.slots + 1 - one.width, self.accounts[one].slots + 1 - one.width
         one.width = 1
         return made
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self.waiting and not self.running
+        return not self.running and not self.queued
+
+    @property
+    def queued(self) -> int:
+        """How many wait."""
+        return len(self.fresh) + len(self.back)
+
+    @property
+    def begun(self) -> int:
+        """How many have begun and not ended."""
+        return len(self.running) + len(self.back)
 
     def remove(self, sequences: Iterable[Sequence]) -> None:
         """These have ended, or nobody waits for them: their blocks are free."""
         for one in sequences:
-            (self.running if one in self.running else self.waiting).remove(one)
-            self._give_back(one)
+            if one in self.running:
+                self._stop(one)
+            else:
+                (self.fresh if one in self.fresh else self.back).drop(one)
+            if one in self.deadlines:
+                self.deadlines.drop(one)
+            self.accounts.leave(one)
 
-    def plan(self, now: float) -> Step:
-        """What the next step computes."""
-        step = Step()
-        self._drop_late(step, now)
-        budget = self._decode(step, self.limits.tokens)
-        self._admit(step, budget)
-        return step
+    def late(self, now: float) -> list[Sequence]:
+        """Those whose deadline has passed; they have ended."""
+        late = []
+        while (first := self.deadlines.first()) is not None and first[0][0] <= now:
+            late.append(first[1])
+            self.counts.dropped += not first[1].begun
+            self.remove([first[1]])
+        return late
 
-    def commit(self, step: Step) -> None:
-        """The step is computed: keys and values are there, and full blocks can be found."""
-        for chunk in step.chunks:
-            one = chunk.sequence
-            one.cached = chunk.end
-            full = one.cached // self.blocks.size
-            for index, name in enumerate(one.name(full, self.blocks.size)[one.published :], one.published):
-                self.blocks.publish(one.blocks[index], name)
-            one.published = max(one.published, full)
+    def next(self) -> Sequence | None:
+        """The one of those that wait whose turn it is."""
+        back, fresh = self.back.first(), None if self.held else self.fresh.first()
+        if back is None or fresh is None:
+            return fresh if back is None else back
+        return min(back, fresh, key=self.turn)
 
-    def _drop_late(self, step: Step, now: float) -> None:
-        for one in [one for one in self.waiting if one.made == 0]:
-            if one.request.deadline is not None and now >= one.request.deadline:
-                self.waiting.remove(one)
-                step.late.append(one)
+    def turn(self, one: Sequence) -> tuple[float, ...]:
+        """The key of whose turn it is: the least served tenant's, then the first of its own."""
+        return self.accounts[one].counter, *rank(one)
 
-    def _decode(self, step: Step, budget: int) -> int:
-        """Those that run, in the order in which they came; gives what is left of the budget."""
-        for one in sorted(self.running, key=_rank):
-            if one not in self.running or not budget:
-                continue
-            end = min(one.cached + budget, len(one.tokens))
-            if self._reserve(step, one, end):
-                step.chunks.append(Chunk(one, one.cached, end))
-                budget -= end - one.cached
-        return budget
+    def start(self, one: Sequence) -> None:
+        """One that waited runs."""
+        (self.fresh if one in self.fresh else self.back).drop(one)
+        self._run(one, one.width)
+        if not one.begun:
+            one.begun, one.found = True, one.cached
+            self.counts.looked += len(one.tokens)
+            self.counts.hits += one.cached
 
-    def _reserve(self, step: Step, one: Sequence, end: int) -> bool:
-        """Blocks for the first `end` tokens, of those that came later if none are free; whether it has them."""
-        while self._missing(one, end) > self.blocks.room:
-            victim = max(self.running, key=_rank)
-            if any(chunk.sequence is victim for chunk in step.chunks):
-                return False
-            self._preempt(step, victim)
-            if victim is one:
-                return False
-        self._own(step, one)
-        one.blocks += self.blocks.take(self._missing(one, end))
-        return True
+    def preempt(self, one: Sequence) -> None:
+        """One that runs gives its blocks back, and is computed again later."""
+        self._stop(one)
+        self.back.push(one)
+        self.counts.preempted += 1
 
-    def _missing(self, one: Sequence, end: int) -> int:
-        """Blocks that the first `end` tokens still need; one that others hold too is not written to."""
-        return max(0, -(-end // self.blocks.size) - len(one.blocks)) + self._shared(one)
-
-    def _shared(self, one: Sequence) -> bool:
-        at = one.cached // self.blocks.size
-        return at < len(one.blocks) and self.blocks.holders[one.blocks[at]] > 1
-
-    def _own(self, step: Step, one: Sequence) -> None:
-        """Gives a sequence a copy of the block that it goes on to fill, if others hold it."""
-        if self._shared(one):
-            at = one.cached // self.blocks.size
-            old, new = one.blocks[at], self.blocks.take(1)[0]
-            step.copies.append((old, new))
-            self.blocks.release([old])
-            one.blocks[at] = new
-
-    def _preempt(self, step: Step, one: Sequence) -> None:
-        self.running.remove(one)
-        self._give_back(one)
-        self.waiting.append(one)
-        step.preempted.append(one)
-
-    def _give_back(self, one: Sequence) -> None:
-        self.blocks.release(one.blocks)
-        one.blocks, one.cached, one.published = [], 0, 0
-
-    def _admit(self, step: Step, budget: int) -> None:
-        """Those that wait, as long as there is budget and room."""
-        for one in sorted(self.waiting, key=_rank):
-            full = sum(other.width for other in self.running) + one.width > self.limits.sequences
-            if not budget or full or step.preempted:
-                return
-            held = self._known(one)
-            end = min(one.cached + budget, len(one.tokens))
-            if self._missing(one, end) > self.blocks.room:
-                self._give_back(one)
-                return
-            one.blocks += self.blocks.take(self._missing(one, end))
-            one.found = held if one.made == 0 else one.found
-            self.waiting.remove(one)
-            self.running.append(one)
-            step.chunks.append(Chunk(one, one.cached, end))
-            budget -= end - one.cached
-
-    def _known(self, one: Sequence) -> int:
+    def known(self, one: Sequence) -> None:
         """Takes what the cache has of a sequence; the last token is always computed, since the next follows from it."""
+        if not one.names:
+            one.names = [self.salt(one)]
         told = one.request.sampling.prompt_logprobs is not None and one.made == 0  # every place is to be computed
         whole = 0 if told else (len(one.tokens) - 1) // self.blocks.size
         one.blocks = self.blocks.share(one.name(whole, self.blocks.size))
         one.cached = len(one.blocks) * self.blocks.size
         one.published = len(one.blocks)
-        return one.cached
 
+    def give_back(self, one: Sequence) -> None:
+        """All of its blocks."""
+        self.blocks.release(one.blocks)
+        one.blocks, one.cached, one.published = [], 0, 0
 
-def _rank(one: Sequence) -> tuple[int, int]:
-    return one.request.priority, one.order
+    def commit(self, step: Step) -> None:
+        """The step is computed: keys and values are there, and full blocks can be found. Drafts are none of this."""
+        for chunk in step.chunks:
+            chunk.sequence.cached = min(chunk.end, len(chunk.sequence.tokens))
+            self._publish(chunk.sequence)
+
+    def accept(self, one: Sequence, count: int) -> None:
+        """Of the drafts that a step computed the first `count` become tokens; what was made for the others is gone."""
+        one.tokens += one.drafts[:count]
+        one.drafts, one.cached = [], one.cached + count
+        self._publish(one)
+        used = -(-one.cached // self.blocks.size)
+        self.blocks.release(one.blocks[used:])
+        del one.blocks[used:]
+
+    def undo(self, step: Step) -> None:
+        """The step failed: what it was to compute is computed again."""
+        for chunk in step.chunks:
+            if chunk.sequence in self.running:
+                self.preempt(chunk.sequence)
+
+    def forget(self) -> None:
+        """The weights are others: nothing of the cache is of use any longer."""
+        for one in list(self.running):
+            self.preempt(one)
+        self.blocks.forget()
+        for line in self.back.lines.values():
+            for one in line.tickets:
+                one.names = []
+
+    def _enter(self, one: Sequence) -> None:
+        one.order, self.came = self.came, self.came + 1
+        self.accounts.enter(one)
+        if one.request.deadline is not None:
+            self.deadlines.push((one.request.deadline,), one)
+
+    def _run(self, one: Sequence, width: int) -> None:
+        self.running[one] = None
+        self.slots, self.accounts[one].slots = self.slots + width, self.accounts[one].slots + width
+
+    def _stop(self, one: Sequence) -> None:
+        del self.running[one]
+        self.slots, self.accounts[one].slots = self.slots - one.width, self.accounts[one].slots - one.width
+        self.give_back(one)
+
+    def _publish(self, one: Sequence) -> None:
+        full = one.cached // self.blocks.size
+        for index, name in enumerate(one.name(full, self.blocks.size)[one.published :], one.published):
+            self.blocks.publish(one.blocks[index], name)
+        one.published = max(one.published, full)

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from typing import Any
 
-from llmkit.core.errors import ResourceError
 from llmkit.inference.engine import Engine
 from llmkit.inference.request import Ask, Event, Request
 
@@ -42,18 +41,12 @@ class Turns:
         return made
 
     def next(self, id: str) -> Event:
-        """The next event of a request; computes steps until there is one.
-
-        Raises:
-            ResourceError: a step failed in the hands of another.
-        """
+        """The next event of a request; computes steps until there is one."""
         box = self.boxes[id]
         while True:
             with self.lock:
                 if box:
                     return box.popleft()
-                if id not in self.engine.live:
-                    raise ResourceError("the engine was stopped in the middle of a step", fix="ask again")
                 self._step()
 
     def step(self) -> None:
@@ -69,13 +62,8 @@ class Turns:
                 self.engine.abort(id)
 
     def _step(self) -> None:
-        try:
-            with self.around():
-                events = self.engine.step()
-        except BaseException:  # Ctrl-C, or no memory: what was half done is nobody's any longer
-            for id in list(self.engine.live):
-                self.engine.abort(id)
-            raise
+        with self.around():
+            events = self.engine.step()
         for event in events:
             if event.request in self.sinks:
                 self.sinks[event.request](event)

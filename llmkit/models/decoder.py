@@ -8,18 +8,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from llmkit.core.errors import ModelError
 from llmkit.core.types import Paged
 from llmkit.models.heads import shape_of
+from llmkit.models.loras import Bank
 
 
 class Decoder:
     """Last hidden states over a paged cache, and the head."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, sha256: str = "", rope: Any = None) -> None:
+        """`sha256`, `rope`: of the base, for adapters that say which they were trained on."""
         self.model = model
         self.causal = model.get_base_model() if hasattr(model, "peft_config") else model
         self.shape = shape_of(self.causal.config.get_text_config())
+        self.bank = Bank(self.causal, sha256, rope)
+        """Adapters over it, that requests name."""
 
     @property
     def device(self) -> torch.device:
@@ -27,12 +30,10 @@ class Decoder:
         return cast(torch.device, self.causal.get_input_embeddings().weight.device)
 
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Paged, adapters: Sequence[str]) -> Tensor:
-        """Last hidden states (N, H) of tokens (N,) at positions (N,)."""
-        if wrong := [name for name in adapters if name]:
-            raise ModelError(f"no adapter is named {wrong[0]}", fix="load it first", key="adapter")
-        out = self.causal.base_model(
-            input_ids=tokens[None], position_ids=positions[None], attend=attend, use_cache=False
-        )
+        """Last hidden states (N, H) of tokens (N,) at positions (N,); `adapters` has the key of that of each span."""
+        given = self.bank.given(tokens, attend, adapters)
+        with self.bank.over(attend, adapters):
+            out = self.causal.base_model(**given, position_ids=positions[None], attend=attend, use_cache=False)
         return cast(Tensor, out.last_hidden_state[0])
 
     def logits(self, hidden: Tensor) -> Tensor:

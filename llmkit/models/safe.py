@@ -23,6 +23,7 @@ WIDTH = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, 
 WIDTH |= {"I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
+FETCH = "fetch the model again"
 NUMBERED = re.compile(r"\.\d+(?=\.)")
 """A number in a weight's name: of its layer, and of its expert."""
 
@@ -84,13 +85,23 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _inside(folder: Path, name: str, index: Path) -> Path:
     """A weight file that really is a plain file of this folder (or of the snapshot store that its link leads to)."""
+    if Path(name).name != name or not name.endswith(".safetensors"):
+        raise ModelError(f"{name!r} is no plain file name", fix=FETCH, file=str(index), key="weight_map")
+    return inside(folder, name, index, "weight_map")
+
+
+def inside(folder: Path, name: str, said: Path | None = None, key: str = "") -> Path:
+    """A file that really is a plain file of this folder (or of the snapshot store that its link leads to); `said`, with
+    `key`, is the file that names it.
+
+    Raises:
+        ModelError: it is missing, elsewhere, or no plain file.
+    """
     path = folder / name
 
     def refused(what: str) -> ModelError:
-        return ModelError(what, file=str(index), key="weight_map", fix="fetch the model again")
+        return ModelError(what, file=str(said or path), key=key, fix=FETCH)
 
-    if Path(name).name != name or not name.endswith(".safetensors"):
-        raise refused(f"{name!r} is no plain file name")
     real, root = path.resolve(), folder.resolve()
     hub = root.parents[1] / "blobs" if root.parent.name == "snapshots" else root
     if not (real.is_relative_to(root) or real.is_relative_to(hub)):
@@ -98,7 +109,7 @@ def _inside(folder: Path, name: str, index: Path) -> Path:
     try:
         mode = real.stat().st_mode
     except OSError as cause:
-        raise ModelError(f"{name} is missing", fix="fetch the model again", file=str(path)) from cause
+        raise ModelError(f"{name} is missing", fix=FETCH, file=str(path)) from cause
     if not stat.S_ISREG(mode):
         raise refused(f"{name} is no plain file")
     return path

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from llmkit.core.sliced import Slice
 from llmkit.parallel.optimizers import named, put
+from llmkit.parallel.team import squares
 
 BOTH = {3: ("fp16_groups", "fp32_partitioned_groups_flat")}
 """Where an optimizer of a stage holds its groups of parameters, and the buffer of each group."""
@@ -38,12 +39,12 @@ class Shards:
     def squares(self) -> Tensor:
         """The sum of the squares of all gradients, over all ranks: fp64."""
         if self.away != "none":
-            norms = [torch.as_tensor(norm) for norm in self.held.norm_for_param_grads.values()]
+            found = [torch.as_tensor(norm).double().square() for norm in self.held.norm_for_param_grads.values()]
         else:
-            norms = [grad.float().norm() for grads in self.held.averaged_gradients.values() for grad in grads or ()]
+            found = [squares(grad) for grads in self.held.averaged_gradients.values() for grad in grads or ()]
         total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
-        for norm in norms:
-            total += norm.to(total.device, torch.float64).square()
+        for one in found:
+            total += one.to(total.device)
         dist.all_reduce(total, group=self.group)
         return total
 

@@ -19,7 +19,7 @@ from llmkit.core.types import Batch, LossSum, Needs
 from llmkit.parallel.offload import Offload
 from llmkit.parallel.optimizers import Optimizers
 from llmkit.parallel.scaler import Scaler
-from llmkit.parallel.team import Solo, Sums, Team, summed
+from llmkit.parallel.team import Solo, Sums, Team, squares, summed
 
 
 class Loss(Protocol):
@@ -181,7 +181,7 @@ class Steps:
 
     def _update(self, p: Tensor) -> None:
         if p.grad is not None and isinstance(p, nn.Parameter):
-            self.squares = self.squares + p.grad.detach().float().norm().square()
+            self.squares = self.squares + squares(p.grad)
             self.optimizer.step_alone(p)
             p.grad = None
 

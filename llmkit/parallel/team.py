@@ -89,18 +89,24 @@ def norm(params: Iterable[nn.Parameter]) -> float:
         return 0.0
     if any(grad.device.type != "cpu" for grad in grads):
         return float(torch.nn.utils.get_total_norm(grads))
-    return math.sqrt(sum(_squares(grad) for grad in grads))
+    return math.sqrt(sum(float(squares(grad)) for grad in grads))
 
 
 BLOCK = 1 << 11
 """Numbers whose squares are summed in fp32: of many more, a CPU's sum of one after the other loses digits."""
 
 
-def _squares(grad: Tensor) -> float:
-    flat = grad.detach().flatten()
+def squares(grad: Tensor) -> Tensor:
+    """The sum of the squares of one gradient, in fp64."""
+    flat, wide = grad.detach().flatten(), torch.promote_types(grad.dtype, torch.float32)
+    if grad.device.type != "cpu":
+        norm: Tensor = torch.linalg.vector_norm(flat, dtype=wide)
+        return norm.double().square()
     whole = flat.numel() // BLOCK * BLOCK
-    parts = (flat[:whole].view(-1, BLOCK), flat[whole:].view(1, -1))
-    return sum(float(torch.linalg.vector_norm(part, dim=1).double().square().sum()) for part in parts if part.numel())
+    parts = [part for part in (flat[:whole].view(-1, BLOCK), flat[whole:].view(1, -1)) if part.numel()]
+    zero = torch.zeros((), dtype=torch.float64)
+    rows = (torch.linalg.vector_norm(part, dim=1, dtype=wide).double() for part in parts)
+    return sum((row.square().sum() for row in rows), zero)
 
 
 def summed(said: Iterable[Sums]) -> dict[str, tuple[float, ...]]:

@@ -87,7 +87,7 @@ def _asked(node: Evaluate, run: Run) -> tuple[Loaded, Types, list[Prediction], l
 
 def _texts(node: Evaluate, loaded: Loaded, opened: ExitStack) -> Callable[[], AbstractContextManager[Texts]]:
     """What makes text for all tasks, where one of them asks for any."""
-    held = Here(loaded, loaded.model)
+    held = Here(loaded)
     if not any(isinstance(task, Generation) for task in node.tasks):
         return lambda: closing(node.generator.open(held))
     texts = opened.enter_context(closing(node.generator.open(held)))

@@ -27,8 +27,8 @@ def llm(tiny: Any) -> LLM:
 
 def free(llm: LLM) -> bool:
     """Whether the engine holds nothing."""
-    scheduler = llm.turns.engine.scheduler
-    return llm.turns.engine.idle and scheduler.blocks.room == scheduler.blocks.count and not llm.turns.sinks
+    scheduler = llm.engine.scheduler
+    return llm.engine.idle and scheduler.blocks.room == scheduler.blocks.count and not llm.turns.sinks
 
 
 def test_text_tokens_and_messages_are_asked_and_seeds_repeat(llm: LLM) -> None:
@@ -128,7 +128,7 @@ def test_what_a_step_fails_of_reaches_everybody_and_the_next_is_answered(llm: LL
         return await asyncio.gather(*map(asked, TEXTS[:2]), return_exceptions=True)
 
     with monkeypatch.context() as patched:
-        patched.setattr(llm.turns.engine.runner, "run", broken)
+        patched.setattr(llm.engine.runner, "run", broken)
         assert [str(one) for one in asyncio.run(both())] == ["out of luck"] * 2
         with pytest.raises(RuntimeError, match="out of luck"):
             llm.generate(TEXTS, Sampling(max_tokens=4))
@@ -150,7 +150,9 @@ def test_scores_are_the_model_s_own(llm: LLM, packed: bool, monkeypatch: Any) ->
     finally:
         object.__setattr__(llm.loaded.support, "packed", True)
     for one in made[:4]:
-        assert one.logprobs[0] is None and one.logprobs[1:] == pytest.approx(by_hand(llm, list(one.token_ids)), abs=1e-5)
+        assert one.logprobs[0] is None and one.logprobs[1:] == pytest.approx(
+            by_hand(llm, list(one.token_ids)), abs=1e-5
+        )
     assert made[4].logprobs == (None,) and made[4].total == 0.0
     assert made[6].token_ids == tuple(llm.tokenizer(" world", add_special_tokens=False)["input_ids"])
     assert made[7].token_ids == (7, 8) and made[7].logprobs == pytest.approx(by_hand(llm, [5, 6, 7, 8])[1:], abs=1e-5)

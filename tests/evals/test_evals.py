@@ -32,7 +32,10 @@ def model():
 
 def subject(model, packed=True):
     tokenizer = make_tokenizer()
-    texts = lambda: nullcontext(TransformersTexts(model, tokenizer))
+
+    def texts():
+        return nullcontext(TransformersTexts(model, tokenizer))
+
     return Subject(Scored(model), model, tokenizer, packed, "cpu", texts, Console(quiet=True), lambda where: None)
 
 

@@ -42,7 +42,16 @@ def subject(model, packed=True, template=True):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = tokenizer.chat_template if template else None
     quiet = Console(quiet=True)
-    made = Subject(Scored(model), model, tokenizer, packed, "cpu", lambda: nullcontext(TransformersTexts(model, tokenizer)), quiet, lambda where: None)
+    made = Subject(
+        Scored(model),
+        model,
+        tokenizer,
+        packed,
+        "cpu",
+        lambda: nullcontext(TransformersTexts(model, tokenizer)),
+        quiet,
+        lambda where: None,
+    )
     return replace(made, tree=packed)
 
 

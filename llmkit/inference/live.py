@@ -1,0 +1,66 @@
+"""A request that is being answered: what there is of its answers, and when one of them ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from llmkit.inference.adapters import Version
+from llmkit.inference.request import Finish, Request, Token
+from llmkit.inference.sampler import scored
+from llmkit.inference.scheduler import Chunk
+from llmkit.inference.sequence import Sequence
+from llmkit.inference.text import Stops
+
+
+@dataclass(eq=False)
+class Live:
+    """One request, from its coming to the end of its last answer."""
+
+    request: Request
+    adapter: Version
+    """What it holds until it ends."""
+    ends: tuple[int, ...]
+    """Tokens that end an answer."""
+    sequences: set[Sequence]
+    """What the scheduler has of it."""
+    open: set[int]
+    """Answers that have not ended."""
+    stops: dict[int, Stops] = field(default_factory=dict)
+    """By answer, where texts end it."""
+    prompt: list[Token | None] = field(default_factory=list)
+    """What is known of the prompt's tokens, where it was asked."""
+
+    def tells(self, chunk: Chunk) -> bool:
+        """Whether a chunk has tokens of the prompt whose log-probabilities are asked for and not known."""
+        asked = self.request.sampling.prompt_logprobs is not None
+        return asked and len(self.prompt) < len(self.request.prompt) and chunk.sequence.made == 0
+
+    def tell(self, chunk: Chunk, logits: Tensor) -> None:
+        """Reads them off `logits` (n, V): place t is about token t + 1."""
+        if not self.prompt:
+            self.prompt.append(None)
+        first = chunk.start + 1 - chunk.sequence.before
+        for row, at in enumerate(range(first, min(first + chunk.end - chunk.start, len(self.request.prompt)))):
+            if at == len(self.prompt):  # after a preemption what was told is made again
+                self.prompt.append(scored(logits[row], self.request.prompt[at], self.request.sampling.prompt_logprobs))
+
+    def ending(
+        self, one: Sequence, token: Token, stops: Callable[[Seq[str]], Stops]
+    ) -> tuple[Finish | None, int | str | None]:
+        """How an answer ends with `token`, its newest, if it does; and what the request named that ended it."""
+        sampling, early = self.request.sampling, one.made < self.request.sampling.min_tokens
+        if token.id in self.ends and not early:
+            return "stop", token.id if token.id in sampling.stop_ids else None
+        found = self._stop_text(one, token.id, stops) if sampling.stop else None
+        if found is not None and not early:
+            return "stop", found
+        return ("length" if one.made >= sampling.max_tokens else None), None
+
+    def _stop_text(self, one: Sequence, token: int, stops: Callable[[Seq[str]], Stops]) -> str | None:
+        if one.index not in self.stops:
+            self.stops[one.index] = stops(self.request.sampling.stop)
+        return self.stops[one.index].after(token)

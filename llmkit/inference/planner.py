@@ -1,0 +1,177 @@
+"""What the next step computes: decided by numbers alone, without tensors.
+
+Every step has a budget of tokens. Answers that are being made get their next token, and half of the budget is kept for
+prompts while any wait; these are cut into chunks, the least served tenant's first. Where blocks run out, or one who is
+below its share finds no place, the least entitled give theirs back and are computed again later. Of those that run, the
+one of the least `priority` number that came first never does, so that it ends whatever comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llmkit.inference.fair import Account, rank
+from llmkit.inference.scheduler import Chunk, Scheduler, Step
+from llmkit.inference.sequence import Sequence
+
+
+def plan(scheduler: Scheduler, now: float) -> Step:
+    """The next step; `now` is on the clock of deadlines."""
+    late = scheduler.late(now)
+    scheduler.accounts.rise([*scheduler.running, *filter(None, [scheduler.next()])])
+    step = Planner(scheduler).plan()
+    if not step.chunks and scheduler.next() is not None:  # all that run wait for one that has no room beside them
+        for one in list(scheduler.running):
+            scheduler.preempt(one)
+        step = Planner(scheduler).plan()
+    step.late = late
+    return step
+
+
+class Planner:
+    """Makes one step."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler, self.blocks, self.limits = scheduler, scheduler.blocks, scheduler.limits
+        self.step = Step()
+        able = [one for one in scheduler.running if one.waiting]
+        self.first = min(able, key=rank, default=None)
+        self.order = sorted(scheduler.running, key=lambda one: (one is not self.first, *scheduler.turn(one)))
+        """Those that run, the most entitled first."""
+        self.chunked: set[Sequence] = set()
+        self.ready: set[Sequence] = set()
+        """Those that have blocks for their next token."""
+
+    def plan(self) -> Step:
+        """Blocks for the next tokens; then prompts, who may take another's place; then the next tokens themselves."""
+        if self.first is not None and self.first.reads:
+            self._reserve(self.first, min(self.first.cached + self.limits.tokens, self.first.length))
+        for one in self.order:
+            if one in self.scheduler.running and one.waiting and not one.reads and self._reserve(one, one.length):
+                self.ready.add(one)
+        self._prompts()
+        for one in self.order:
+            if one in self.ready and self._left():
+                self._chunk(one, min(one.cached + self._left(), one.length))
+        return self.step
+
+    def _left(self) -> int:
+        return self.limits.tokens - self.step.tokens
+
+    def _chunk(self, one: Sequence, end: int) -> None:
+        self.step.chunks.append(Chunk(one, one.cached, end))
+        self.chunked.add(one)
+        self.scheduler.accounts.charge(one, end)
+
+    def _prompts(self) -> None:
+        """Chunks of prompts, of those that run and of those that wait, while there is budget and room."""
+        reading = [one for one in self.order if one.reads and one in self.scheduler.running]
+        most = self.limits.tokens - self.limits.tokens // 2
+        budget = self.limits.tokens - min(sum(one.waiting for one in self.ready), most)
+        full = bool(self.step.preempted)  # who gave way in this step would come back in it
+        while budget > 0:
+            waits = None if full else self.scheduler.next()
+            one = min([*reading, *filter(None, [waits])], key=self.scheduler.turn, default=None)
+            if one is None:
+                return
+            if one is waits:
+                full = not self._admit(one, budget)
+                budget -= 0 if full else self.step.chunks[-1].end - self.step.chunks[-1].start
+                continue
+            reading.remove(one)
+            if one in self.scheduler.running:
+                budget -= self._read(one, budget)
+
+    def _read(self, one: Sequence, budget: int) -> int:
+        """A chunk of one that runs, as far as there is room; how many tokens it has."""
+        room = (len(one.blocks) + self.blocks.room) * self.blocks.size
+        end = min(one.cached + budget, one.length, room)
+        if end <= one.cached or self._missing(one, end) > self.blocks.room:
+            return 0
+        self._own(one, end)
+        self._chunk(one, end)
+        return end - one.cached
+
+    def _admit(self, one: Sequence, budget: int) -> bool:
+        """One that waits runs, if there is a place for it."""
+        self.scheduler.known(one)
+        end = min(one.cached + budget, one.length)
+        if one in self.step.preempted or not self._place(one, end):
+            self.scheduler.give_back(one)
+            return False
+        self.scheduler.start(one)
+        self._own(one, end)
+        self._chunk(one, end)
+        return True
+
+    def _place(self, one: Sequence, end: int) -> bool:
+        """Whether there is room for its answers and its first `end` tokens, or others have given it.
+
+        Those that run are left a block each to go on with.
+        """
+        while True:
+            if self.scheduler.slots + one.width > self.limits.sequences:
+                victim = self._over(one, one.width, self.limits.sequences, lambda account: account.slots)
+            elif self._missing(one, end) + len(self.scheduler.running) > self.blocks.room:
+                victim = self._over(one, len(one.blocks) + self._missing(one, end), self.blocks.count, self._held)
+            else:
+                return True
+            if victim is None:
+                return False
+            self._preempt(victim)
+
+    def _over(self, one: Sequence, need: int, of: int, has: Callable[[Account], int]) -> Sequence | None:
+        """Who gives way: the least entitled of a tenant that has more than its share of what `one`'s has less of, or of
+        its own tenant one of a greater `priority` number."""
+        accounts = self.scheduler.accounts
+        below = has(accounts[one]) + need <= accounts.share(one, of)
+        for other in reversed(self.order):
+            if other is self.first or other in self.chunked or other not in self.scheduler.running:
+                continue
+            if accounts[other] is accounts[one]:
+                gives = other.request.priority > one.request.priority
+            else:
+                gives = below and has(accounts[other]) > accounts.share(other, of)
+            if gives:
+                return other
+        return None
+
+    def _held(self, account: Account) -> int:
+        """Blocks that a tenant's sequences hold; those that several hold count for each."""
+        running = self.scheduler.running
+        return sum(len(one.blocks) for one in running if self.scheduler.accounts[one] is account)
+
+    def _reserve(self, one: Sequence, end: int) -> bool:
+        """Blocks for the first `end` tokens, of the least entitled if none are free; whether it has them."""
+        while self._missing(one, end) > self.blocks.room:
+            victim = next(other for other in reversed(self.order) if other in self.scheduler.running)
+            self._preempt(victim)
+            if victim is one:
+                return False
+        self._own(one, end)
+        return True
+
+    def _missing(self, one: Sequence, end: int) -> int:
+        """Blocks that the first `end` tokens still need; one that others hold too is not written to."""
+        return max(0, -(-end // self.blocks.size) - len(one.blocks)) + self._shared(one)
+
+    def _shared(self, one: Sequence) -> bool:
+        at = one.cached // self.blocks.size
+        return at < len(one.blocks) and self.blocks.holders[one.blocks[at]] > 1
+
+    def _own(self, one: Sequence, end: int) -> None:
+        """Takes the blocks that are missing, and a copy of the one that it goes on to fill if others hold it."""
+        taken = self.blocks.take(self._missing(one, end))
+        if self._shared(one):
+            at, new = one.cached // self.blocks.size, taken.pop()
+            self.step.copies.append((one.blocks[at], new))
+            self.blocks.release([one.blocks[at]])
+            one.blocks[at] = new
+        one.blocks += taken
+
+    def _preempt(self, one: Sequence) -> None:
+        held = set(one.blocks)
+        self.step.copies = [copy for copy in self.step.copies if copy[1] not in held]
+        self.ready.discard(one)
+        self.scheduler.preempt(one)
+        self.step.preempted.append(one)

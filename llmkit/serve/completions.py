@@ -1,0 +1,158 @@
+"""`/v1/completions`: texts go on, with `echo` and log-probabilities."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.inference.request import Request, Token
+from llmkit.serve.answer import Answer, Piece
+from llmkit.serve.asked import IGNORED, most_tokens, sampling
+from llmkit.serve.chat import streams
+from llmkit.serve.fields import Fields, wrong
+from llmkit.serve.prompts import prompts
+from llmkit.serve.service import Caller, Service
+from llmkit.serve.told import Spelling
+from llmkit.serve.usage import Usage
+
+DEFAULT = 16
+"""Tokens where none are named, as OpenAI has it."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """What is asked."""
+
+    requests: tuple[Request, ...]
+    model: str
+    stream: bool
+    usage: bool
+    echo: bool
+    logprobs: int | None
+    nothing: bool
+    """Whether the prompt alone is told: `max_tokens: 0` with `echo`."""
+
+
+async def read(service: Service, fields: Fields, caller: Caller) -> Text:
+    """What the fields of a body ask.
+
+    Raises:
+        Refusal: a field cannot be used.
+    """
+    model = fields.text("model")
+    adapter = service.adapter(model, caller)
+    if fields.get("suffix"):
+        raise wrong("suffix", "text cannot be filled in before a suffix", "unsupported_parameter")
+    asked = await prompts(service, fields, "prompt", service.bounds.prompts)
+    echo, logprobs = fields.flag("echo"), fields.whole_or_none("logprobs", 0, service.bounds.logprobs)
+    given = fields.whole_or_none("max_tokens", 0, 1 << 31)
+    if given == 0 and not echo:
+        raise wrong("max_tokens", "0 needs echo: true")
+    longest = max(map(len, asked))
+    most = most_tokens(given or (1 if given == 0 else None), longest, service.longest, service.bounds, DEFAULT)
+    more = {"logprobs": logprobs, "prompt_logprobs": logprobs if echo else None}
+    how = sampling(fields, service.bounds, most, more)
+    best = fields.whole_or_none("best_of", 1, service.bounds.n)
+    if best not in (None, how.n):
+        raise wrong("best_of", "answers are not ranked: it can only be n", "unsupported_parameter")
+    if len(asked) * how.n > service.bounds.requests:
+        raise wrong("n", f"{len(asked)} prompts with {how.n} answers each are too many at once")
+    stream, usage = streams(fields)
+    fields.end(IGNORED)
+    made = (Request(f"{caller.id}-{i}", ids, how, adapter, caller.tenant) for i, ids in enumerate(asked))
+    return Text(tuple(made), model or service.name, stream, usage, echo, logprobs, given == 0)
+
+
+class Writer:
+    """Answers in the shapes of completions."""
+
+    def __init__(self, service: Service, asked: Text) -> None:
+        self.service, self.asked = service, asked
+        self.spelling = Spelling(service.tokenizer)
+        self.made, self.id = int(time.time()), f"cmpl-{asked.requests[0].id.rpartition('-')[0]}"
+        self.n = asked.requests[0].sampling.n
+        how = asked.requests[0].sampling
+        self.answers = [Answer(service.tokenizer, how.stop) for _ in range(self.n * len(asked.requests))]
+        self.offsets = [0] * len(self.answers)
+        self.usages = [Usage(len(request.prompt)) for request in asked.requests]
+
+    async def whole(self) -> dict[str, Any]:
+        """The answers when all of them are there."""
+        choices: list[dict[str, Any]] = [
+            {"index": i, "text": "", "logprobs": None, "finish_reason": None} for i in range(len(self.answers))
+        ]
+        async for part in self._parts():
+            choice = choices[part["index"]]
+            choice["text"] += part["text"]
+            choice["finish_reason"] = part["finish_reason"]
+            choice["logprobs"] = _joined(choice["logprobs"], part["logprobs"])
+        return self._object(choices) | {"usage": self._usage()}
+
+    async def parts(self) -> AsyncIterator[dict[str, Any]]:
+        """The answers as they grow."""
+        async for part in self._parts():
+            if part["text"] or part["finish_reason"] or part["logprobs"]:
+                made = self._object([part])
+                yield made | {"usage": None} if self.asked.usage else made
+        if self.asked.usage:
+            yield self._object([]) | {"usage": self._usage()}
+
+    async def _parts(self) -> AsyncIterator[dict[str, Any]]:
+        begun: set[int] = set()
+        prompts: dict[int, Sequence[Token | None] | None] = {}
+        async for index, event in self.service.events(self.asked.requests):
+            which = index // self.n
+            self.usages[which].take(event)
+            piece = self.answers[index].take(event)
+            if event.prompt is not None:
+                prompts[which] = event.prompt
+            if self.asked.nothing:
+                piece = Piece("", (), "length")
+            if self.asked.echo and index not in begun:
+                yield self._echoed(index, which, prompts.get(which))
+            begun.add(index)
+            yield self._part(index, piece)
+
+    def _echoed(self, index: int, which: int, told: Sequence[Token | None] | None) -> dict[str, Any]:
+        """The prompt, as the beginning of an answer."""
+        ids = self.asked.requests[which].prompt
+        text = self.service.tokenizer.decode(ids)
+        logprobs = None
+        if self.asked.logprobs is not None and told is not None:
+            logprobs = self.spelling.completion(told, ids, 0, self.asked.logprobs)
+        self.offsets[index] = len(text)
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
+
+    def _part(self, index: int, piece: Piece) -> dict[str, Any]:
+        logprobs = None
+        if self.asked.logprobs is not None and piece.tokens:
+            ids = [token.id for token in piece.tokens]
+            logprobs = self.spelling.completion(piece.tokens, ids, self.offsets[index], self.asked.logprobs)
+            self.offsets[index] += sum(map(len, logprobs["tokens"]))
+        return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish}
+
+    def _usage(self) -> dict[str, Any]:
+        whole = Usage(0)
+        for usage in self.usages:
+            whole.prompt += usage.prompt
+            whole.completion += 0 if self.asked.nothing else usage.completion
+            whole.cached += usage.cached
+        return whole.told()
+
+    def _object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.made,
+            "model": self.asked.model,
+            "system_fingerprint": self.service.fingerprint,
+            "choices": choices,
+        }
+
+
+def _joined(before: dict[str, Any] | None, more: dict[str, Any] | None) -> dict[str, Any] | None:
+    if before is None or more is None:
+        return more or before
+    return {key: before[key] + more[key] for key in before}

@@ -1,0 +1,118 @@
+"""What the server and its engine's process say to each other: JSON after its length, over a socket. No pickle."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from llmkit.inference.request import Event, Request, Token
+from llmkit.inference.sampling import Sampling
+
+LENGTH = struct.Struct(">I")
+
+
+def packed(message: Any) -> bytes:
+    """A message as it is sent."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    return LENGTH.pack(len(body)) + body
+
+
+class Link:
+    """The engine's end of the socket."""
+
+    def __init__(self, own: socket.socket) -> None:
+        self.own, self.held, self.open = own, bytearray(), True
+
+    def send(self, message: Any) -> None:
+        """Sends a message; one that nobody reads any longer is lost."""
+        try:
+            self.own.sendall(packed(message))
+        except OSError:
+            self.open = False
+
+    def read(self, wait: float) -> Iterator[Any]:
+        """What has come, after at most `wait` seconds."""
+        if not select.select([self.own], [], [], wait)[0]:
+            return
+        more = self.own.recv(1 << 20)
+        self.open = self.open and bool(more)
+        self.held += more
+        while len(self.held) >= LENGTH.size:
+            end = LENGTH.size + LENGTH.unpack_from(self.held)[0]
+            if len(self.held) < end:
+                return
+            message = json.loads(bytes(self.held[LENGTH.size : end]))
+            del self.held[:end]
+            yield message
+
+
+async def receive(reader: asyncio.StreamReader) -> Any:
+    """The next message, at the server's end.
+
+    Raises:
+        asyncio.IncompleteReadError: the other end is gone.
+    """
+    (size,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+    return json.loads(await reader.readexactly(size))
+
+
+def request_out(request: Request) -> dict[str, Any]:
+    """A request; its deadline goes as what is left of it."""
+    left = None if request.deadline is None else request.deadline - time.monotonic()
+    default = Sampling()
+    sampling = {
+        item.name: _plain(value)
+        for item in dataclasses.fields(Sampling)
+        if (value := getattr(request.sampling, item.name)) != getattr(default, item.name)
+    }
+    return {
+        "id": request.id,
+        "prompt": request.prompt,
+        "sampling": sampling,
+        "adapter": request.adapter,
+        "tenant": request.tenant,
+        "priority": request.priority,
+        "deadline": left,
+    }
+
+
+def request_in(said: dict[str, Any]) -> Request:
+    """The other way."""
+    left = said.pop("deadline")
+    deadline = None if left is None else time.monotonic() + left
+    sampling = Sampling(**said.pop("sampling"))
+    return Request(prompt=tuple(said.pop("prompt")), sampling=sampling, deadline=deadline, **said)
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def event_out(event: Event) -> list[Any]:
+    """An event, as its fields in order."""
+    told = None if event.prompt is None else [None if token is None else _token(token) for token in event.prompt]
+    tokens = [_token(token) for token in event.tokens]
+    return [event.request, event.index, tokens, event.finish, event.why, told, event.cached, event.stopped]
+
+
+def event_in(said: list[Any]) -> Event:
+    """The other way."""
+    request, index, tokens, finish, why, told, cached, stopped = said
+    prompt = None if told is None else tuple(None if token is None else _as_token(token) for token in told)
+    return Event(request, index, tuple(map(_as_token, tokens)), finish, why, prompt, cached, stopped)
+
+
+def _token(token: Token) -> list[Any]:
+    return [token.id, token.logprob, token.sampling_logprob, dict(token.top)]
+
+
+def _as_token(said: list[Any]) -> Token:
+    id, logprob, sampling, top = said
+    return Token(id, logprob, sampling, {int(key): value for key, value in top.items()})

@@ -1,0 +1,128 @@
+"""From what a client wrote to tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmkit.core.errors import LlmkitError
+from llmkit.data.prompt import prompt_ids
+from llmkit.serve.fields import Fields, whole_numbers, wrong
+from llmkit.serve.refusal import Refusal, refused
+from llmkit.serve.service import Service
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+MOST_MESSAGES = 4096
+
+
+async def tokens_of_text(service: Service, text: str) -> tuple[int, ...]:
+    """The tokens of a text as it stands.
+
+    Raises:
+        Refusal: it cannot be one.
+    """
+    return await service.aside(lambda: _encoded(service.tokenizer, text, "prompt"))
+
+
+async def prompts(service: Service, fields: Fields, key: str, most: int) -> tuple[tuple[int, ...], ...]:
+    """The prompts of a field that holds a text, tokens, or a list of either.
+
+    Raises:
+        Refusal: it holds something else, or too many.
+    """
+    value = fields.get(key)
+    if isinstance(value, str):
+        return (await service.aside(lambda: _encoded(service.tokenizer, value, key)),)
+    if not isinstance(value, list) or not value:
+        raise wrong(key, "is no text, no tokens, and no list of them")
+    if isinstance(value[0], int):
+        return (_own(service, whole_numbers(value, key), key),)
+    if len(value) > most:
+        raise wrong(key, f"{len(value)} prompts are more than {most}")
+    if all(isinstance(item, str) for item in value):
+        return tuple(await service.aside(lambda: [_encoded(service.tokenizer, item, key) for item in value]))
+    if all(isinstance(item, list) and item for item in value):
+        return tuple(_own(service, whole_numbers(item, key), key) for item in value)
+    raise wrong(key, "holds something that is neither a text nor tokens")
+
+
+async def tokens_of_chat(service: Service, messages: Sequence[dict[str, Any]], tools: Sequence[Any]) -> tuple[int, ...]:
+    """The tokens of a conversation, up to where its answer begins.
+
+    Raises:
+        Refusal: the template cannot render it.
+    """
+    return await service.aside(lambda: _encoded(service.tokenizer, messages, "messages"))
+
+
+def _encoded(tokenizer: Any, prompt: Any, key: str) -> tuple[int, ...]:
+    try:
+        return tuple(prompt_ids(tokenizer, prompt))
+    except LlmkitError as cause:
+        raise Refusal(400, f"{key}: {refused(cause).what}", key=key) from cause
+
+
+def _own(service: Service, ids: tuple[int, ...], key: str) -> tuple[int, ...]:
+    words = int(service.engine.facts.get("words", 0))
+    if bad := [id for id in ids if not 0 <= id < words]:
+        raise wrong(key, f"token {str(bad[0])[:40]} is none of the {words} of the vocabulary")
+    return ids
+
+
+def messages(fields: Fields) -> list[dict[str, Any]]:
+    """The conversation.
+
+    Raises:
+        Refusal: a message is none.
+    """
+    found = fields.items("messages", MOST_MESSAGES)
+    if not found:
+        raise wrong("messages", "is empty")
+    return [_message(Fields(item, f"messages.{index}")) for index, item in enumerate(found)]
+
+
+def _message(fields: Fields) -> dict[str, Any]:
+    role = fields.choice("role", "", ROLES)
+    made: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(role, role)}
+    made["content"] = _content(fields)
+    calls = fields.items("tool_calls", 128)
+    if calls:
+        made["tool_calls"] = [_call(Fields(item, f"{fields.at}.tool_calls.{i}")) for i, item in enumerate(calls)]
+    for key in ("name", "tool_call_id", "reasoning_content"):
+        if said := fields.text(key):
+            made[key] = said
+    if role in ("user", "system", "developer") and fields.held.get("content") is None:
+        raise wrong(fields.name("content"), "is missing")
+    fields.end(("refusal", "annotations", "audio", "function_call"))
+    return made
+
+
+def _content(fields: Fields) -> str:
+    """A text, or parts of one."""
+    value = fields.get("content")
+    if value is None or isinstance(value, str):
+        return value or ""
+    if not isinstance(value, list):
+        raise wrong(fields.name("content"), "is neither a text nor a list of parts")
+    parts = []
+    for index, item in enumerate(value):
+        part = Fields(item, f"{fields.name('content')}.{index}")
+        part.choice("type", "text", ("text", "input_text", "output_text", "refusal"))
+        parts.append(part.text("text"))
+        part.end(("annotations", "logprobs", "refusal"))
+    return "".join(parts)
+
+
+def _call(fields: Fields) -> dict[str, Any]:
+    fields.choice("type", "function", ("function",))
+    function = fields.object("function")
+    if function is None:
+        raise wrong(fields.name("function"), "is missing")
+    made = {
+        "id": fields.text("id"),
+        "type": "function",
+        "function": {"name": function.text("name"), "arguments": function.text("arguments")},
+    }
+    function.end()
+    fields.end(("index",))
+    return made

@@ -1,0 +1,52 @@
+"""What a client is told when it is refused: a status and an error in OpenAI's shape, without internals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.core.errors import LlmkitError, one_line
+
+TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+LONGEST = 500
+"""Letters of a message: what a client wrote is told back, but not all of it."""
+
+
+class Refusal(Exception):
+    """An answer that is an error."""
+
+    def __init__(
+        self, status: int, what: str, *, key: str | None = None, code: str | None = None, wait: float | None = None
+    ) -> None:
+        """`key` is the field that is wrong; `wait` is after how many seconds it is worth asking again; without it, it
+        is not."""
+        super().__init__(what)
+        self.status, self.what, self.key, self.code, self.wait = status, what, key, code, wait
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The object in a body or in a stream."""
+        kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        what = one_line(self.what)
+        short = what if len(what) <= LONGEST else what[:LONGEST] + "..."
+        return {"error": {"message": short, "type": kind, "param": self.key, "code": self.code}}
+
+    @property
+    def body(self) -> bytes:
+        """As JSON."""
+        return json.dumps(self.error).encode()
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What tells a client whether to come back."""
+        if self.wait is not None:
+            return {"retry-after": str(max(1, round(self.wait))), "x-should-retry": "true"}
+        return {"x-should-retry": "false"}
+
+
+def refused(cause: LlmkitError) -> Refusal:
+    """What is wrong with a field, as the engine and the readers of settings say it."""
+    problem = cause.problems[0]
+    text = f"{problem.key}: {problem.what}" if problem.key else problem.what
+    return Refusal(400, f"{text}; {problem.fix}" if problem.fix else text, key=problem.key or None)

@@ -1,0 +1,182 @@
+"""The engine as the server sees it: in a process of its own, which may die and is then started again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from itertools import count
+from typing import Any, Protocol
+
+from llmkit.core.errors import DataError, LlmkitError, ModelError, Problem, RecipeError, ResourceError
+from llmkit.inference.request import Event, Request
+from llmkit.serve.messages import event_in, packed, receive, request_out
+from llmkit.serve.refusal import Refusal
+
+LOG = logging.getLogger("llmkit.serve")
+PATIENCE = 30.0
+"""The longest pause, in seconds, before an engine that keeps dying is started again."""
+STEADY = 60.0
+"""Seconds after which a start counts as one that went well."""
+
+
+class Process(Protocol):
+    """What runs the engine."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Its exit status, once it has one."""
+        ...
+
+    def kill(self) -> None:
+        """Ends it."""
+        ...
+
+
+Start = Callable[[socket.socket], Process]
+
+
+def spawn(theirs: socket.socket) -> Process:
+    """A new interpreter with one end of a socket and nothing else of ours."""
+    words = [sys.executable, "-m", "llmkit.serve.worker", str(theirs.fileno())]
+    return subprocess.Popen(words, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+class Remote:
+    """An engine that is kept alive."""
+
+    def __init__(self, settings: Mapping[str, Any], start: Start = spawn) -> None:
+        self.settings, self.start = settings, start
+        self.facts: dict[str, Any] = {}
+        self.stats: dict[str, Any] = {}
+        self.ready = False
+        self.restarts = 0
+        self.process: Process | None = None
+        self.writer: asyncio.StreamWriter | None = None
+        self.waiting: dict[str, asyncio.Queue[Event | Refusal]] = {}
+        self.calls: dict[int, asyncio.Future[Any]] = {}
+        self.numbers = count()
+        self.on_ready: list[Callable[[], None]] = []
+
+    async def keep(self) -> None:
+        """Starts it, and starts it again whenever it dies.
+
+        Raises:
+            LlmkitError: it cannot be started at all.
+        """
+        pause = 0.25
+        while True:
+            begun = time.monotonic()
+            await self._one()
+            self.restarts += 1
+            pause = 0.25 if time.monotonic() - begun > STEADY else min(2 * pause, PATIENCE)
+            LOG.error("the engine died; it is started again", extra={"pause": pause, "restarts": self.restarts})
+            await asyncio.sleep(pause)
+
+    async def _one(self) -> None:
+        """One life of it."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.process = self.start(theirs)
+        reader, self.writer = await asyncio.open_connection(sock=ours)
+        try:
+            self.writer.write(packed(self.settings))
+            while True:
+                self._take(await receive(reader))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # it is gone: nothing more comes
+        finally:
+            self._gone()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "ready" in message:
+            self.facts, self.ready = message["ready"], True
+            for told in self.on_ready:
+                told()
+        if "failed" in message and not self.restarts:
+            raise _failure(message)
+        for said in message.get("events", ()):
+            event = event_in(said)
+            if event.request in self.waiting:
+                self.waiting[event.request].put_nowait(event)
+        if "refused" in message and message["refused"] in self.waiting:
+            self.waiting[message["refused"]].put_nowait(_refusal(message["problem"]))
+        if "call" in message and (call := self.calls.pop(message["call"], None)) is not None and not call.done():
+            _settle(call, message)
+        self.stats = message.get("stats", self.stats)
+
+    def _gone(self) -> None:
+        """Everybody who waits for it is told at once."""
+        self.ready, gone = False, Refusal(503, "the engine died; ask again", code="engine_died", wait=2)
+        for queue in self.waiting.values():
+            queue.put_nowait(gone)
+        for call in self.calls.values():
+            if not call.done():
+                call.set_exception(gone)
+        self.calls.clear()
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+        if self.writer is not None:
+            self.writer.close()
+
+    @contextlib.asynccontextmanager
+    async def ask(self, requests: Sequence[Request]) -> AsyncIterator[asyncio.Queue[Event | Refusal]]:
+        """Sends requests; the events of all come in one queue. Whoever leaves before the end gives up all of them.
+
+        Raises:
+            Refusal: there is no engine now.
+        """
+        queue: asyncio.Queue[Event | Refusal] = asyncio.Queue()
+        self.waiting |= dict.fromkeys((request.id for request in requests), queue)
+        try:
+            for request in requests:
+                self._send({"do": "add", "request": request_out(request)})
+            yield queue
+        finally:
+            for request in requests:
+                del self.waiting[request.id]
+                if self.ready:
+                    self._send({"do": "abort", "id": request.id})
+
+    async def call(self, verb: str, **asked: Any) -> Any:
+        """What the engine's process says to `verb`.
+
+        Raises:
+            Refusal: it refuses, or there is none now.
+        """
+        number = next(self.numbers)
+        future = self.calls[number] = asyncio.get_running_loop().create_future()
+        self._send({"do": verb, "call": number, **asked})
+        return await future
+
+    def _send(self, message: Any) -> None:
+        if not self.ready or self.writer is None:
+            raise Refusal(503, "the engine is being started; ask again", code="not_ready", wait=2)
+        self.writer.write(packed(message))
+
+
+KINDS = {kind.code: kind for kind in (RecipeError, DataError, ModelError, ResourceError)}
+
+
+def _failure(message: dict[str, Any]) -> LlmkitError:
+    """What the engine's process could not do, as if it had been done here."""
+    return KINDS.get(message["code"], ModelError)(problems=[Problem(**problem) for problem in message["failed"]])
+
+
+def _refusal(problem: dict[str, str]) -> Refusal:
+    key, fix = problem["key"], problem["fix"]
+    text = f"{key}: {problem['what']}" if key else problem["what"]
+    return Refusal(400, f"{text}; {fix}" if fix else text, key=key or None, code="invalid_value")
+
+
+def _settle(call: asyncio.Future[Any], message: dict[str, Any]) -> None:
+    if "problem" in message:
+        call.set_exception(_refusal(message["problem"]))
+    else:
+        call.set_result(message["value"])

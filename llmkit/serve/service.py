@@ -1,0 +1,96 @@
+"""What all routes share: the engine, the tokenizer, what is served under which name, and how much."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from llmkit.inference.request import Event, Request
+from llmkit.serve.node import Bounds
+from llmkit.serve.refusal import Refusal
+from llmkit.serve.remote import Remote
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks."""
+
+    tenant: str = ""
+    id: str = ""
+    """Of this request, in every log and in the answer's headers."""
+
+
+@dataclass
+class Service:
+    """A server without its HTTP."""
+
+    name: str
+    """Under which the model is served."""
+    engine: Remote
+    tokenizer: Any
+    bounds: Bounds = Bounds()
+    began: int = field(default_factory=lambda: int(time.time()))
+    """Seconds since the epoch."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """Name -> whose it is; empty is everybody's."""
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "tokens"))
+    """Where prompts are made into tokens: a long one delays no other client."""
+
+    def adapter(self, model: str, caller: Caller) -> str:
+        """The adapter that is meant by a model's name; empty for the model itself.
+
+        Raises:
+            Refusal: 404, there is none of that name for this caller.
+        """
+        if model in ("", self.name):
+            return ""
+        if model in self.adapters and self.adapters[model] in ("", caller.tenant):
+            return model
+        raise Refusal(404, f"model: no model is named {model[:80]!r}", key="model", code="model_not_found")
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what answers: the same weights, the same fingerprint."""
+        return "fp_" + str(self.engine.facts.get("model", {}).get("sha256", ""))[:10]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a prompt and its answer together.
+
+        Raises:
+            Refusal: there is no engine that could say so.
+        """
+        if "longest" not in self.engine.facts:
+            raise Refusal(503, "the model is being loaded; ask again", code="not_ready", wait=2)
+        return int(self.engine.facts["longest"])
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """What `work` gives, computed beside the loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work)
+
+    async def events(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Event]]:
+        """Each event with the number of its answer, counted over all requests, until all answers have ended.
+
+        Raises:
+            Refusal: one of them was refused, failed, or came too late.
+        """
+        first, total = {}, 0
+        for request in requests:
+            first[request.id], total = total, total + request.sampling.n
+        async with self.engine.ask(requests) as queue:
+            while total:
+                event = await queue.get()
+                if isinstance(event, Refusal):
+                    raise event
+                if event.finish == "error":
+                    raise Refusal(400, f"this answer failed: {event.why}", code="generation_failed")
+                if event.finish == "deadline":
+                    raise Refusal(408, "the deadline passed", key="deadline", code="deadline_exceeded")
+                total -= event.finish is not None
+                yield first[event.request] + event.index, event

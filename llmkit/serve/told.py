@@ -1,0 +1,64 @@
+"""How likely tokens were, in the shapes of chat and of completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmkit.inference.request import Token
+
+LEAST = -9999.0
+"""What stands for a probability of 0: JSON has no infinity."""
+
+
+class Spelling:
+    """Tokens as texts."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def text(self, id: int) -> str:
+        """One token alone; half a letter is shown as a mark in its place."""
+        return str(self.tokenizer.decode([id]))
+
+    def chat(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
+        """`logprobs.content` of a chat's choice."""
+        made = []
+        for token in tokens:
+            top = [self._entry(id, value) for id, value in _ranked(token.top)]
+            made.append(self._entry(token.id, token.logprob) | {"top_logprobs": top})
+        return made
+
+    def _entry(self, id: int, logprob: float | None) -> dict[str, Any]:
+        text = self.text(id)
+        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+
+    def completion(self, tokens: Sequence[Token | None], ids: Sequence[int], offset: int, most: int) -> dict[str, Any]:
+        """`logprobs` of a completion's choice, whose first token's text begins at `offset`; `ids` are the tokens, of
+        which the first of a prompt has no probability."""
+        texts, offsets = [], []
+        for id in ids:
+            texts.append(self.text(id))
+            offsets.append(offset)
+            offset += len(texts[-1])
+        tops = [None if token is None else self._top(token, most) for token in tokens]
+        return {
+            "tokens": texts,
+            "token_logprobs": [None if token is None else _finite(token.logprob) for token in tokens],
+            "top_logprobs": tops,
+            "text_offset": offsets,
+        }
+
+    def _top(self, token: Token, most: int) -> dict[str, float]:
+        made: dict[str, float] = {}
+        for id, value in (*_ranked(token.top)[:most], (token.id, token.logprob)):
+            made.setdefault(self.text(id), _finite(value))
+        return made
+
+
+def _ranked(top: Mapping[int, float]) -> list[tuple[int, float]]:
+    return sorted(top.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _finite(value: float | None) -> float:
+    return LEAST if value is None or value < LEAST else value

@@ -1,0 +1,33 @@
+"""How many tokens an answer took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.inference.request import Event
+
+
+@dataclass
+class Usage:
+    """Tokens, over all answers to one request."""
+
+    prompt: int
+    completion: int = 0
+    cached: int = 0
+    reasoning: int = 0
+
+    def take(self, event: Event) -> None:
+        """Counts what an event brings; the token that ends an answer is one that was made."""
+        self.completion += len(event.tokens)
+        self.cached = max(self.cached, event.cached)
+
+    def told(self) -> dict[str, Any]:
+        """In OpenAI's shape."""
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning},
+        }
