@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 from llmkit.build.adapters_of import Beside, adapters, support
 from llmkit.build.adapters_of import decoder as decoder_of
+from llmkit.build.cache import store_of
 from llmkit.core.errors import ModelError
 from llmkit.inference.adapters import Adapters
 from llmkit.inference.blocks import Blocks
@@ -16,13 +17,10 @@ from llmkit.inference.generate import ends
 from llmkit.inference.node import OwnEngine
 from llmkit.inference.runner import Runner
 from llmkit.inference.scheduler import Limits
-from llmkit.inference.text import Stops
+from llmkit.inference.text import Texts
 from llmkit.models.decoder import Decoder
 from llmkit.models.load import Loaded
-from llmkit.models.paged import BlockStore
 from llmkit.models.positions import steady_length
-
-BLOCKS = 1024
 
 
 def engine_of(
@@ -30,28 +28,26 @@ def engine_of(
     how: OwnEngine = OwnEngine(),
     beside: Beside = Beside(),
     model: Any = None,
-    blocks: int = BLOCKS,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> Engine:
     """An engine over a loaded model, with the adapters that it is to know; or over `model`, which is it with an adapter
     in training, as it is at each step.
 
     Raises:
         ModelError: the family cannot read a paged cache, or an adapter does not fit.
+        ResourceError: there is no room for a cache.
     """
     if model is None:
         check_engine(loaded)
-    store = BlockStore(blocks, how.block)
     decoder = decoder_of(loaded) if model is None else Decoder(model)
-    longest = steady_length(decoder.causal, blocks * how.block)
+    own = adapters(loaded, decoder, beside) if model is None else Adapters()
+    store = store_of(decoder, how.cache, notice)
+    longest = steady_length(decoder.causal, store.blocks * store.size)
     words = len(decoder.causal.get_output_embeddings().weight)
     facts = Facts(words, longest, tuple(ends(decoder.causal, loaded.tokenizer)))
-
-    def stops(texts: Sequence[str]) -> Stops:
-        return Stops(loaded.tokenizer, texts)
-
     limits, runner = Limits(how.tokens, how.sequences), Runner(decoder, store)
-    own = adapters(loaded, decoder, beside) if model is None else Adapters()
-    return Engine(runner, Blocks(blocks, how.block), limits, facts, stops, store.copy, own)
+    blocks = Blocks(store.blocks, store.size)
+    return Engine(runner, blocks, limits, facts, Texts(loaded.tokenizer), store.copy, own)
 
 
 def check_engine(loaded: Loaded) -> None:

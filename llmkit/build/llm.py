@@ -22,16 +22,16 @@ from llmkit.build.training import check, headed
 from llmkit.core.errors import ModelError, RecipeError
 from llmkit.data.prompt import continued, prompt_ids
 from llmkit.inference.engine import Engine
-from llmkit.inference.engined import EngineTexts
-from llmkit.inference.generate import TransformersTexts
+from llmkit.inference.engined import EngineWriter
+from llmkit.inference.generate import TransformersWriter
 from llmkit.inference.node import OwnEngine
 from llmkit.inference.pieces import Piece, Pieces
 from llmkit.inference.pulled import pulled
 from llmkit.inference.pump import Pump
 from llmkit.inference.request import Ask, Completion, Prompt
 from llmkit.inference.sampling import Sampling
-from llmkit.inference.texts import seeded
 from llmkit.inference.turns import Turns
+from llmkit.inference.writer import seeded
 from llmkit.models.heads import Headed
 from llmkit.models.load import How
 from llmkit.models.resolve import resolve
@@ -72,7 +72,7 @@ class LLM:
         if adapters and not isinstance(asked.generator, OwnEngine):
             what = f"generator {asked.generator.kind} knows no adapters by name"
             raise RecipeError(what, fix="open the adapter's folder, or use generator: engine", key="adapters")
-        self.texts = asked.generator.open(self.held)
+        self.writer = asked.generator.open(self.held)
 
     def __enter__(self) -> LLM:
         return self
@@ -82,7 +82,7 @@ class LLM:
 
     def close(self) -> None:
         """Ends the engine's thread, if there is one."""
-        self.texts.close()
+        self.writer.close()
         if "pump" in self.__dict__:
             self.pump.close()
 
@@ -102,7 +102,7 @@ class LLM:
         """
         made: list[Completion] = []
         with self.held.computing():
-            for completion in self.texts.each(self._asks(prompts, sampling, adapter)):
+            for completion in self.writer.each(self._asks(prompts, sampling, adapter)):
                 made.append(completion)
                 if on_done is not None:
                     on_done(len(made))
@@ -121,7 +121,7 @@ class LLM:
             RequestError, ModelError, DataError: as `generate`.
         """
         with self.held.computing():
-            return next(self.texts.each([self._ask(messages, sampling, tools, adapter)]))
+            return next(self.writer.each([self._ask(messages, sampling, tools, adapter)]))
 
     def stream(
         self, prompt: Said, sampling: Sampling = Sampling(), tools: Sequence[Any] = (), adapter: str = ""
@@ -132,10 +132,10 @@ class LLM:
             RequestError, ModelError, DataError: as `generate`.
         """
         ask = self._ask(prompt, sampling, tools, adapter)
-        if isinstance(self.texts, TransformersTexts):
-            yield from (Piece(text) for text in pulled(partial(self._streamed, self.texts, ask)))
+        if isinstance(self.writer, TransformersWriter):
+            yield from (Piece(text) for text in pulled(partial(self._streamed, self.writer, ask)))
             return
-        request, pieces = self.turns.add(ask), Pieces(ask.sampling, self.tokenizer)
+        request, pieces = self.turns.add(ask), Pieces(ask.sampling, self.engine.texts)
         try:
             while not pieces.done:
                 yield pieces.take(self.turns.next(request.id))
@@ -147,7 +147,7 @@ class LLM:
     ) -> AsyncIterator[Piece]:
         """`stream` for an event loop, which goes on while a thread computes; who is cancelled frees what it held."""
         ask = self._ask(prompt, sampling, tools, adapter)
-        pieces = Pieces(ask.sampling, self.tokenizer)
+        pieces = Pieces(ask.sampling, self.engine.texts)
         async with aclosing(self.pump.events(ask)) as events:
             async for event in events:
                 yield pieces.take(event)
@@ -206,10 +206,10 @@ class LLM:
         Raises:
             ModelError: text is not made by the engine.
         """
-        if not isinstance(self.texts, EngineTexts):
+        if not isinstance(self.writer, EngineWriter):
             what = "generator transformers is asked from one thread alone"
             raise ModelError(what, fix="use generate or stream, or generator: engine", key="generator")
-        return self.texts.turns
+        return self.writer.turns
 
     @property
     def engine(self) -> Engine:
@@ -219,16 +219,16 @@ class LLM:
     @property
     def adapters(self) -> list[str]:
         """The names that can be asked for."""
-        return self.engine.adapters.names if isinstance(self.texts, EngineTexts) else []
+        return self.engine.adapters.names if isinstance(self.writer, EngineWriter) else []
 
     @cached_property
     def pump(self) -> Pump:
         """The engine's thread."""
         return Pump(self.turns)
 
-    def _streamed(self, texts: TransformersTexts, ask: Ask, say: Callable[[str], None]) -> None:
+    def _streamed(self, writer: TransformersWriter, ask: Ask, say: Callable[[str], None]) -> None:
         with self.held.computing():
-            texts.stream(ask, say)
+            writer.stream(ask, say)
 
     def _asks(self, prompts: Sequence[Said], sampling: Sampling | Sequence[Sampling], adapter: str) -> Iterator[Ask]:
         made = [self._prompt(said, ()) for said in prompts]

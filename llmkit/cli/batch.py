@@ -20,7 +20,7 @@ from llmkit.data.prompt import prompt_ids
 from llmkit.data.rows import Raw
 from llmkit.inference.request import Completion, Prompt
 from llmkit.inference.sampling import Sampling
-from llmkit.inference.texts import Texts, seeded
+from llmkit.inference.writer import Writer, seeded
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _question(raw: Raw, chat: bool) -> Any:
     raise DataError("asks nothing", fix=fix, file=raw.file, line=raw.line)
 
 
-def answer(tokenizer: Any, texts: Texts, work: Work, sampling: Sampling, raw: bool, console: Console) -> int:
+def answer(tokenizer: Any, writer: Writer, work: Work, sampling: Sampling, raw: bool, console: Console) -> int:
     """Answers every row; gives how many there are.
 
     Raises:
@@ -128,7 +128,7 @@ def answer(tokenizer: Any, texts: Texts, work: Work, sampling: Sampling, raw: bo
     console.start("answers", total, done)
     told = Told(console, total, done)
     with work.part.open("ab") as file:
-        for completion in rows.answered(texts, sampling, done):
+        for completion in rows.answered(writer, sampling, done):
             file.write(_answered(rows.waiting.popleft(), completion).encode())
             file.flush()
             told.one(completion)
@@ -144,14 +144,14 @@ class Asked:
         self.rows, self.tokenizer = rows, tokenizer
         self.waiting = deque[Raw]()
 
-    def answered(self, texts: Texts, sampling: Sampling, first: int) -> Iterator[Completion]:
+    def answered(self, writer: Writer, sampling: Sampling, first: int) -> Iterator[Completion]:
         """The answers in order; row i draws by a seed of its own, so that a file may be answered in two goes.
 
         Raises:
             DataError: a row cannot be asked; it is named by its place.
         """
         try:
-            yield from texts.each(seeded(self._prompts(), sampling, first))
+            yield from writer.each(seeded(self._prompts(), sampling, first))
         except DataError as cause:
             problem, raw = cause.problems[0], self.waiting[-1]
             what = f"{problem.key}: {problem.what}" if problem.key else problem.what

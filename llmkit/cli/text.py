@@ -109,5 +109,5 @@ def generate_file(asking: Asking, rows: str, output: str) -> None:
 
     more = {"raw": asking.raw, "generator": asking.generator, "quant": asking.quant}
     work = Work(path, target, facts(asking.model, llm.loaded.resolved.facts(), path, sampling, more))
-    count = answer(llm.tokenizer, llm.texts, work, sampling, asking.raw, Console())
+    count = answer(llm.tokenizer, llm.writer, work, sampling, asking.raw, Console())
     sys.stdout.write(f"{output}: {count} answers\n")

@@ -25,7 +25,7 @@ from llmkit.data.rows import Row
 from llmkit.evals.tasks import Generation, Perplexity, data_of
 from llmkit.inference.request import Prompt
 from llmkit.inference.sampling import Sampling
-from llmkit.inference.texts import Texts, generate
+from llmkit.inference.writer import Writer, generate
 from llmkit.stats.bootstrap import Transform, difference, ratio, same
 
 FORWARD_TOKENS = 1024
@@ -57,7 +57,7 @@ class Subject:
     packed: bool
     """Whether the model takes packed rows."""
     device: str
-    texts: Callable[[], AbstractContextManager[Texts]]
+    writer: Callable[[], AbstractContextManager[Writer]]
     """Opens what makes its text."""
     console: Console
     check: Callable[[str], None]
@@ -182,8 +182,8 @@ def generation(task: Generation, subject: Subject) -> tuple[list[Prediction], li
         subject.console.step(task.name, done, len(asked))
 
     prompts, sampling = [prompt_of(question) for question in asked], Sampling(max_tokens=task.max_tokens)
-    with at_rest(subject), subject.autocast(), subject.texts() as texts:
-        made = generate(texts, prompts, sampling, moved)
+    with at_rest(subject), subject.autocast(), subject.writer() as writer:
+        made = generate(writer, prompts, sampling, moved)
     subject.console.end()
     table = [
         record(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llmkit.inference.request import Completion, Event, Output, Request, Token
-from llmkit.inference.text import cut
+from llmkit.inference.text import Texts
 
 
 class Collected:
     """The answers to one request, as they grow."""
 
-    def __init__(self, request: Request, tokenizer: Any) -> None:
-        self.request, self.tokenizer = request, tokenizer
+    def __init__(self, request: Request, texts: Texts) -> None:
+        self.request, self.texts = request, texts
         self.tokens: dict[int, list[Token]] = {index: [] for index in range(request.sampling.n)}
         self.ended: dict[int, Event] = {}
         self.first: Event | None = None
@@ -37,6 +35,6 @@ class Collected:
         if end.finish == "stop" and not isinstance(end.stopped, str):
             tokens = tokens[:-1]
         ids = tuple(token.id for token in tokens)
-        text = cut(self.tokenizer.decode(ids, skip_special_tokens=True), self.request.sampling.stop)
+        text = self.texts.whole(ids, self.request.sampling)
         logprobs = tuple(tokens) if self.request.sampling.logprobs is not None else ()
         return Output(text, ids, str(end.finish), logprobs, end.stopped)

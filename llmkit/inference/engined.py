@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
 
 from llmkit.inference.collect import Collected
 from llmkit.inference.request import Ask, Completion
@@ -15,11 +14,11 @@ AHEAD = 4
 """Times as many asks as run at once are taken on: one that takes long must not leave the engine without work."""
 
 
-class EngineTexts:
+class EngineWriter:
     """The `engine` member of the `generator` union, open."""
 
-    def __init__(self, turns: Turns, tokenizer: Any) -> None:
-        self.turns, self.tokenizer = turns, tokenizer
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
 
     def each(self, asks: Iterable[Ask]) -> Iterator[Completion]:
         """A completion for each ask, in their order.
@@ -32,7 +31,7 @@ class EngineTexts:
         try:
             while True:
                 for ask in islice(coming, most - len(flying)):
-                    flying.append(Collected(self.turns.add(ask), self.tokenizer))
+                    flying.append(Collected(self.turns.add(ask), self.turns.engine.texts))
                 if not flying:
                     return
                 yield self._ended(flying[0])

@@ -18,7 +18,7 @@ from llmkit.core.types import Steady
 from llmkit.inference.node import ABLE
 from llmkit.inference.request import Ask, Completion, Output, Prompt, RequestError
 from llmkit.inference.sampling import Sampling
-from llmkit.inference.texts import refuse
+from llmkit.inference.writer import refuse
 
 AHEAD = 4
 """Batches that are sorted by length together."""
@@ -31,7 +31,7 @@ def ends(model: Any, tokenizer: Any) -> list[int]:
     return sorted({end for end in (*listed, tokenizer.eos_token_id) if end is not None})
 
 
-class TransformersTexts:
+class TransformersWriter:
     """The `transformers` member of the `generator` union, open."""
 
     def __init__(self, model: Any, tokenizer: Any, batch: int = 16) -> None:
@@ -83,7 +83,7 @@ def generate(
 ) -> list[Completion]:
     """A completion for each prompt, in order."""
     asks = (Ask(Prompt(tuple(ids)), sampling) for ids in prompts)
-    return list(TransformersTexts(model, tokenizer, batch).each(asks))
+    return list(TransformersWriter(model, tokenizer, batch).each(asks))
 
 
 def _alike(one: Ask, other: Ask) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from llmkit.core.config import Later, config, setting
+from llmkit.inference.cache import Cache
 from llmkit.inference.sampling import Sampling
 
 if TYPE_CHECKING:
-    from llmkit.inference.texts import Held, Texts
+    from llmkit.inference.writer import Held, Writer
 
 
 @config
@@ -20,19 +21,19 @@ class OwnEngine:
     """Answers that are made at once."""
     tokens: int = setting(default=512, least=1)
     """Tokens of one step, over all of them: long prompts are read in parts of it."""
-    block: int = setting(default=16, least=1)
-    """Tokens of a block of the cache."""
+    cache: Cache = Cache()
+    """Where keys and values are kept."""
 
-    def open(self, held: Held) -> Texts:
+    def open(self, held: Held) -> Writer:
         """Ready to be asked.
 
         Raises:
             ModelError: the model's family cannot read a paged cache.
         """
-        from llmkit.inference.engined import EngineTexts
+        from llmkit.inference.engined import EngineWriter
         from llmkit.inference.turns import Turns
 
-        return EngineTexts(Turns(held.engine(self), held.computing), held.tokenizer)
+        return EngineWriter(Turns(held.engine(self), held.computing))
 
     def refuse(self, sampling: Sampling) -> None:
         """It can do all of it."""
@@ -46,15 +47,15 @@ class Transformers:
     batch: int = setting(default=16, least=1)
     """Prompts at a time, sorted by length."""
 
-    def open(self, held: Held) -> Texts:
+    def open(self, held: Held) -> Writer:
         """Ready to be asked."""
-        from llmkit.inference.generate import TransformersTexts
+        from llmkit.inference.generate import TransformersWriter
 
-        return TransformersTexts(held.model, held.tokenizer, self.batch)
+        return TransformersWriter(held.model, held.tokenizer, self.batch)
 
     def refuse(self, sampling: Sampling) -> None:
         """Raises: RequestError when `sampling` asks for what it cannot do."""
-        from llmkit.inference.texts import refuse
+        from llmkit.inference.writer import refuse
 
         refuse(self.kind, sampling, ABLE)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from llmkit.inference.request import Event, Finish, Token
 from llmkit.inference.sampling import Sampling
-from llmkit.inference.text import Detokeniser
+from llmkit.inference.text import Texts
 
 
 @dataclass(frozen=True)
@@ -16,6 +15,7 @@ class Piece:
 
     text: str
     tokens: tuple[Token, ...] = ()
+    """Those that are part of the answer: what ends it is none."""
     finish_reason: Finish | None = None
     """With the last piece."""
     index: int = 0
@@ -26,11 +26,8 @@ class Piece:
 class Pieces:
     """The pieces of what `sampling` asks for."""
 
-    def __init__(self, sampling: Sampling, tokenizer: Any) -> None:
-        self.stops = sampling.stop
-        self.words = [Detokeniser(tokenizer) for _ in range(sampling.n)]
-        self.kept = [""] * sampling.n
-        """Of each answer, what may be the beginning of a stop text."""
+    def __init__(self, sampling: Sampling, texts: Texts) -> None:
+        self.streams = [texts.stream(sampling) for _ in range(sampling.n)]
         self.open = set(range(sampling.n))
 
     @property
@@ -40,27 +37,11 @@ class Pieces:
 
     def take(self, event: Event) -> Piece:
         """What an event adds."""
-        end = event.finish is not None
-        tokens = event.tokens
+        tokens, stream = event.tokens, self.streams[event.index]
         if event.finish == "stop" and not isinstance(event.stopped, str):
             tokens = tokens[:-1]
-        words = self.words[event.index]
-        said = self.kept[event.index] + "".join(words.add(token.id) for token in tokens)
-        said += words.rest() if end else ""
-        text, self.kept[event.index] = self._shown(said, end)
-        if end:
+        text = "".join(stream.add(token.id) for token in tokens)
+        if event.finish is not None:
+            text += stream.end()
             self.open.discard(event.index)
         return Piece(text, tokens, event.finish, event.index, event.stopped)
-
-    def _shown(self, said: str, end: bool) -> tuple[str, str]:
-        """What is sure to be of the answer, and what is not yet."""
-        found = [at for stop in self.stops if (at := said.find(stop)) >= 0]
-        if found:
-            return said[: min(found)], ""
-        most = 0 if end else max((_begun(said, stop) for stop in self.stops), default=0)
-        return said[: len(said) - most], said[len(said) - most :]
-
-
-def _begun(said: str, stop: str) -> int:
-    """How many letters at the end of `said` are the beginning of `stop`."""
-    return next((n for n in range(min(len(stop) - 1, len(said)), 0, -1) if said.endswith(stop[:n])), 0)

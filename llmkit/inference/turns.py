@@ -35,7 +35,8 @@ class Turns:
         """
         box = deque[Event]()
         with self.lock:
-            made = Request(f"turn-{next(self.names)}", ask.prompt.ids, ask.sampling, ask.adapter)
+            name = f"turn-{next(self.names)}"
+            made = Request(name, ask.prompt.ids, ask.sampling, ask.adapter, processors=ask.processors)
             self.engine.add(made)
             self.boxes[made.id], self.sinks[made.id] = box, sink or box.append
         return made

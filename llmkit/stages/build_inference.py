@@ -23,7 +23,7 @@ from llmkit.core.run import Grants, Run
 from llmkit.core.types import Report
 from llmkit.evals.run import Subject
 from llmkit.evals.tasks import Classification, Generation, longest
-from llmkit.inference.texts import Texts
+from llmkit.inference.writer import Writer
 from llmkit.models.adapted import method
 from llmkit.models.export import export
 from llmkit.models.load import How, Loaded
@@ -80,22 +80,22 @@ def _asked(node: Evaluate, run: Run) -> tuple[Loaded, Types, list[Prediction], l
     loaded, kinds = open_model(node.model, run.device, node.precision, run.grants, node.quant)
     _able(node, loaded)
     with ExitStack() as opened:
-        subject = _subject(node, run, loaded, kinds, _texts(node, loaded, opened))
+        subject = _subject(node, run, loaded, kinds, _writer(node, loaded, opened))
         table, reports = _found(node, run, subject)
     return loaded, kinds, table, reports
 
 
-def _texts(node: Evaluate, loaded: Loaded, opened: ExitStack) -> Callable[[], AbstractContextManager[Texts]]:
+def _writer(node: Evaluate, loaded: Loaded, opened: ExitStack) -> Callable[[], AbstractContextManager[Writer]]:
     """What makes text for all tasks, where one of them asks for any."""
     held = Here(loaded)
     if not any(isinstance(task, Generation) for task in node.tasks):
         return lambda: closing(node.generator.open(held))
-    texts = opened.enter_context(closing(node.generator.open(held)))
-    return lambda: nullcontext(texts)
+    writer = opened.enter_context(closing(node.generator.open(held)))
+    return lambda: nullcontext(writer)
 
 
 def _subject(
-    node: Evaluate, run: Run, loaded: Loaded, kinds: Types, texts: Callable[[], AbstractContextManager[Texts]]
+    node: Evaluate, run: Run, loaded: Loaded, kinds: Types, writer: Callable[[], AbstractContextManager[Writer]]
 ) -> Subject:
     scored = headed(loaded, loaded.model)
     check(scored)
@@ -105,7 +105,7 @@ def _subject(
         loaded.tokenizer,
         loaded.support.packed,
         run.device,
-        texts,
+        writer,
         run.console,
         run.stop.check,
         version=loaded.resolved.sha256[:16],

@@ -94,8 +94,8 @@ def _samples(job: Job, seen: Subject, step: int) -> None:
     asks = [Ask(prompt_of(one), Sampling(max_tokens=left)) for one, left in zip(found, room, strict=True) if left > 0]
     if not asks:
         return
-    with job.run.stop.at_once("before samples"), seen.autocast(), at_rest(seen), seen.texts() as texts:
-        made = seen.scored.inside(lambda: list(texts.each(asks)))
+    with job.run.stop.at_once("before samples"), seen.autocast(), at_rest(seen), seen.writer() as writer:
+        made = seen.scored.inside(lambda: list(writer.each(asks)))
     lines = Lines(job.run.scratch / "samples.jsonl")
     for question, completion in zip(questions, made, strict=True):
         row = question.row

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmkit.inference.node import OwnEngine
 
 
-class Texts(Protocol):
+class Writer(Protocol):
     """A generator that is open."""
 
     def each(self, asks: Iterable[Ask]) -> Iterator[Completion]:
@@ -69,11 +69,11 @@ def seeded(prompts: Iterable[Prompt], sampling: Sampling, first: int = 0) -> Ite
 
 
 def generate(
-    texts: Texts, prompts: Sequence[Prompt], sampling: Sampling, on_done: Callable[[int], None] | None = None
+    writer: Writer, prompts: Sequence[Prompt], sampling: Sampling, on_done: Callable[[int], None] | None = None
 ) -> list[Completion]:
     """A completion for each prompt, in order; `on_done` is told how many there are."""
     made: list[Completion] = []
-    for completion in texts.each(seeded(prompts, sampling)):
+    for completion in writer.each(seeded(prompts, sampling)):
         made.append(completion)
         if on_done is not None:
             on_done(len(made))
