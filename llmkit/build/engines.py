@@ -28,20 +28,21 @@ def engine_of(
     how: OwnEngine = OwnEngine(),
     beside: Beside = Beside(),
     model: Any = None,
+    most: int | None = None,
     notice: Callable[[str], None] = lambda _: None,
 ) -> Engine:
     """An engine over a loaded model, with the adapters that it is to know; or over `model`, which is it with an adapter
-    in training, as it is at each step.
+    in training, as it is at each step. `most`: tokens that its cache need not hold more of.
 
     Raises:
-        ModelError: the family cannot read a paged cache, or an adapter does not fit.
+        ModelError: the family cannot read a paged cache or be run exactly, or an adapter does not fit.
         ResourceError: there is no room for a cache.
     """
     if model is None:
         check_engine(loaded)
-    decoder = decoder_of(loaded) if model is None else Decoder(model)
+    decoder = decoder_of(loaded, how.exact) if model is None else Decoder(model, exact=how.exact)
     own = adapters(loaded, decoder, beside) if model is None else Adapters()
-    store = store_of(decoder, how.cache, notice)
+    store = store_of(decoder, how.cache, notice, most)
     longest = steady_length(decoder.causal, store.blocks * store.size)
     words = len(decoder.causal.get_output_embeddings().weight)
     facts = Facts(words, longest, tuple(ends(decoder.causal, loaded.tokenizer)))

@@ -25,6 +25,8 @@ class Here:
     """It with an adapter in training; None where it is only read."""
     beside: Beside = Beside()
     """Adapters that may be asked for by name."""
+    most: int | None = None
+    """Tokens that the engine's cache need not hold more of."""
     mixed: bool = False
     """Whether products run in 16 bits under autocast, by our own doing and not by the caller's."""
 
@@ -61,4 +63,4 @@ class Here:
         Raises:
             ModelError: the family cannot read a paged cache, or an adapter does not fit.
         """
-        return engine_of(self.loaded, how, self.beside, self.trained)
+        return engine_of(self.loaded, how, self.beside, self.trained, self.most)

@@ -68,7 +68,7 @@ class LLM:
         held = asked.quant or resolved.quant
         self.loaded = load(resolved, asked.model, How(device, kinds.params, kinds.half, held, allow_code))
         self.tokenizer, self.seed, self.device = self.loaded.tokenizer, seed, device
-        self.held = Here(self.loaded, None, Beside(adapters or {}), kinds.mixed)
+        self.held = Here(self.loaded, beside=Beside(adapters or {}), mixed=kinds.mixed)
         if adapters and not isinstance(asked.generator, OwnEngine):
             what = f"generator {asked.generator.kind} knows no adapters by name"
             raise RecipeError(what, fix="open the adapter's folder, or use generator: engine", key="adapters")

@@ -56,6 +56,15 @@ def continued(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], complet
     return before + after, len(before)
 
 
+def rendered_ids(renderer: Renderer, prompt: str | Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()) -> list[int]:
+    """The same by a renderer that is there already, with what may be called.
+
+    Raises:
+        DataError: it cannot be rendered.
+    """
+    return _ids(renderer, [_prompted(renderer, prompt, tools)])[0]
+
+
 def _rendered(
     tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], tools: Sequence[Any]
 ) -> tuple[Renderer, Rendered]:
@@ -64,8 +73,12 @@ def _rendered(
             "the tokenizer has no chat template", fix="give text, or set model.template", key="model.template"
         )
     renderer = Renderer(tokenizer)
+    return renderer, _prompted(renderer, prompt, tools)
+
+
+def _prompted(renderer: Renderer, prompt: str | Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> Rendered:
     try:
-        return renderer, renderer.prompt(prompt, tools)
+        return renderer.prompt(prompt, tools)
     except Unusable as reason:
         raise DataError(f"the prompt cannot be rendered: {reason}", fix="write another prompt") from reason
 

@@ -23,6 +23,9 @@ class OwnEngine:
     """Tokens of one step, over all of them: long prompts are read in parts of it."""
     cache: Cache = Cache()
     """Where keys and values are kept."""
+    exact: bool = False
+    """Whether what a request gets must be the same to the bit whatever is made beside it. It is on a CPU in fp32 where
+    kernels are compiled (`llmkit doctor`); elsewhere this makes it so at a cost, or refuses."""
 
     def open(self, held: Held) -> Writer:
         """Ready to be asked.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from llmkit.build.held import Here
@@ -13,13 +14,17 @@ from llmkit.core.metrics import Lines
 from llmkit.data.order import spread
 from llmkit.data.prompt import asked
 from llmkit.evals.run import Share, Subject, at_rest, prompt_of
+from llmkit.inference.cache import Cache
 from llmkit.inference.node import OwnEngine, Transformers
 from llmkit.inference.request import Ask
 from llmkit.inference.sampling import Sampling
+from llmkit.inference.writer import Writer
 from llmkit.models.positions import steady_length
 from llmkit.parallel.steps import Steps
 from llmkit.stages.job import Job
 from llmkit.stages.sizes import KNOB
+
+BLOCK = Cache().block
 
 
 def subject(job: Job, built: Built, steps: Steps) -> Subject:
@@ -30,7 +35,7 @@ def subject(job: Job, built: Built, steps: Steps) -> Subject:
         built.loaded.tokenizer,
         built.loaded.support.packed,
         job.run.device,
-        lambda: closing(generator(job, built).open(Here(built.loaded, built.model))),
+        partial(writer, job, built),
         job.run.console,
         job.run.stop.check,
         autocast=steps.autocast,
@@ -40,11 +45,12 @@ def subject(job: Job, built: Built, steps: Steps) -> Subject:
     )
 
 
-def generator(job: Job, built: Built) -> OwnEngine | Transformers:
-    """What makes samples: the engine, over the weights as they are at that moment; transformers where it cannot run the
-    model, or no rank has it whole."""
+def writer(job: Job, built: Built, most: int | None = None) -> closing[Writer]:
+    """What writes samples: the engine, over the weights as they are at that moment, with a cache of at most `most`
+    tokens; transformers where it cannot run the model, or no rank has it whole."""
     able = built.loaded.support.paged and job.node.parallel.whole(job.run.ranks.world)
-    return OwnEngine(sequences=max(1, job.node.evaluate.samples)) if able else Transformers()
+    generator = OwnEngine() if able else Transformers()
+    return closing(generator.open(Here(built.loaded, built.model, most=most)))
 
 
 def _share(job: Job) -> Share:
@@ -78,11 +84,11 @@ def _evaluate(job: Job, built: Built, steps: Steps, step: int) -> dict[str, floa
     ids = spread(len(valid), job.node.evaluate.rows)
     seen = subject(job, built, steps)
     figures = job.node.measure(seen, valid, ids)
-    _samples(job, seen, step)
+    _samples(job, built, seen, step)
     return figures
 
 
-def _samples(job: Job, seen: Subject, step: int) -> None:
+def _samples(job: Job, built: Built, seen: Subject, step: int) -> None:
     """Answers to some validation prompts, beside what they should be."""
     if job.node.head(job.train) is not None:
         return  # it writes nothing
@@ -94,8 +100,9 @@ def _samples(job: Job, seen: Subject, step: int) -> None:
     asks = [Ask(prompt_of(one), Sampling(max_tokens=left)) for one, left in zip(found, room, strict=True) if left > 0]
     if not asks:
         return
-    with job.run.stop.at_once("before samples"), seen.autocast(), at_rest(seen), seen.writer() as writer:
-        made = seen.scored.inside(lambda: list(writer.each(asks)))
+    need = sum(-(-(len(ask.prompt.ids) + ask.sampling.max_tokens) // BLOCK) * BLOCK for ask in asks)
+    with job.run.stop.at_once("before samples"), seen.autocast(), at_rest(seen), writer(job, built, need) as opened:
+        made = seen.scored.inside(lambda: list(opened.each(asks)))
     lines = Lines(job.run.scratch / "samples.jsonl")
     for question, completion in zip(questions, made, strict=True):
         row = question.row
