@@ -73,7 +73,7 @@ class Writer:
         self.spelling = Spelling(service.tokenizer)
         self.made, self.id = int(time.time()), f"chatcmpl-{asked.request.id}"
         how: Sampling = asked.request.sampling
-        self.answers = [Answer(service.tokenizer, how.stop) for _ in range(how.n)]
+        self.answers = [Answer(service.texts.stream(how)) for _ in range(how.n)]
         self.usage = Usage(len(asked.request.prompt))
 
     async def whole(self) -> dict[str, Any]:

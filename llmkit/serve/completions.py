@@ -74,7 +74,7 @@ class Writer:
         self.made, self.id = int(time.time()), f"cmpl-{asked.requests[0].id.rpartition('-')[0]}"
         self.n = asked.requests[0].sampling.n
         how = asked.requests[0].sampling
-        self.answers = [Answer(service.tokenizer, how.stop) for _ in range(self.n * len(asked.requests))]
+        self.answers = [Answer(service.texts.stream(how)) for _ in range(self.n * len(asked.requests))]
         self.offsets = [0] * len(self.answers)
         self.usages = [Usage(len(request.prompt)) for request in asked.requests]
 

@@ -7,9 +7,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from llmkit.inference.request import Event, Request
+from llmkit.inference.text import Texts
 from llmkit.serve.node import Bounds
 from llmkit.serve.refusal import Refusal
 from llmkit.serve.remote import Remote
@@ -53,6 +55,11 @@ class Service:
         if model in self.adapters and self.adapters[model] in ("", caller.tenant):
             return model
         raise Refusal(404, f"model: no model is named {model[:80]!r}", key="model", code="model_not_found")
+
+    @cached_property
+    def texts(self) -> Texts:
+        """What makes text of tokens."""
+        return Texts(self.tokenizer)
 
     @property
     def fingerprint(self) -> str:
