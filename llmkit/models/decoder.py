@@ -11,15 +11,23 @@ from torch import Tensor
 from llmkit.core.types import Paged
 from llmkit.models.heads import shape_of
 from llmkit.models.loras import Bank
+from llmkit.models.ordered import elementwise
+from llmkit.models.serving import lacks_order, serving
 
 
 class Decoder:
     """Last hidden states over a paged cache, and the head."""
 
-    def __init__(self, model: Any, sha256: str = "", rope: Any = None) -> None:
-        """`sha256`, `rope`: of the base, for adapters that say which they were trained on."""
-        self.model = model
+    def __init__(self, model: Any, sha256: str = "", rope: Any = None, exact: bool = False) -> None:
+        """`sha256`, `rope`: of the base, for adapters that say which they were trained on.
+
+        Raises:
+            ModelError: it cannot be run exactly, though `exact` asks for it.
+        """
+        self.model = model = serving(model, exact)
         self.causal = model.get_base_model() if hasattr(model, "peft_config") else model
+        self.exact = not lacks_order(model, exact)
+        """Whether a row does not depend on those beside it."""
         self.shape = shape_of(self.causal.config.get_text_config())
         self.bank = Bank(self.causal, sha256, rope)
         """Adapters over it, that requests name."""
@@ -38,4 +46,4 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, H) -> (R, V), with the family's scale and soft-cap, in fp32."""
-        return self.shape.apply(self.causal.get_output_embeddings()(hidden).float())
+        return elementwise(self.shape.apply, self.causal.get_output_embeddings()(hidden).float())

@@ -19,9 +19,7 @@ from torch import Tensor, nn
 from llmkit.core.errors import ModelError
 from llmkit.core.types import Paged
 from llmkit.models.adapter_files import Base, Factors, Lora, Prompt, read, renewed
-
-ROWS = 16
-"""Rows of a product: in calls of one size a row does not depend on the others (MKL, oneDNN)."""
+from llmkit.models.ordered import product
 
 Narrow = Callable[[str, Factors], Factors]
 """A linear's name and its factors -> the part of them that lies here."""
@@ -151,13 +149,6 @@ class Bank:
         if not same:
             what = f"{type(model).__name__} takes no embeddings in the place of tokens, so none that are learned"
             raise ModelError(what, fix="use a LoRA", key="adapter")
-
-
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x (N, in), weight (out, in) -> (N, out), each row the same to the bit whatever the others are."""
-    whole = x.new_zeros(-(-len(x) // ROWS) * ROWS, x.shape[1])
-    whole[: len(x)] = x
-    return torch.cat([part @ weight.T for part in whole.split(ROWS)])[: len(x)]
 
 
 def base_of(model: Any, sha256: str = "", rope: Any = None) -> Base:

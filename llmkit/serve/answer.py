@@ -24,12 +24,9 @@ class Answer:
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self.made = 0
-        """Tokens, with the one that ended it."""
 
     def take(self, event: Event) -> Piece:
         """What an event of this answer adds."""
-        self.made += len(event.tokens)
         tokens = event.tokens
         if event.finish == "stop" and not isinstance(event.stopped, str):
             tokens = tokens[:-1]
