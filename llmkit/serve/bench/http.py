@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from llmkit import __version__
 from llmkit.core.errors import RecipeError
 from llmkit.serve.bench.load import Asked
 
@@ -76,7 +75,7 @@ class Endpoint:
         lines = [
             f"POST {self.base}{path} HTTP/1.1",
             f"host: {host}:{self.port}",
-            f"user-agent: llmkit-bench/{__version__}",
+            "user-agent: llmkit-bench",
             "content-type: application/json",
             f"content-length: {length}",
             "accept: text/event-stream",
