@@ -15,6 +15,7 @@ import typer
 
 from llmkit import __version__
 from llmkit.cli.asking import chat, generate
+from llmkit.cli.bench import app as bench
 from llmkit.cli.serve import serve
 from llmkit.cli.streams import at_once, flush, leave, open_streams, own_fault, returned, say
 from llmkit.core.errors import LlmkitError, Problem, RecipeError
@@ -163,6 +164,7 @@ app.command()(chat)
 
 
 app.command()(serve)
+app.add_typer(bench)
 
 
 @app.command()
