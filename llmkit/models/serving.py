@@ -41,7 +41,7 @@ def serving(model: Any, exact: bool = False) -> Any:
     compiled linear is not there, at the price of products in calls of one size.
 
     Raises:
-        ModelError: `exact` is asked of a model that lies elsewhere, is in 16 bits, or turns by the length of a sequence.
+        ModelError: `exact` is asked of a model that lies elsewhere, is in 16 bits, or turns by the length of sequences.
     """
     why = lacks_order(model, exact)
     if exact and why:
