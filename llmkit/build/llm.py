@@ -47,9 +47,7 @@ def engine_of(
     store, decoder = BlockStore(blocks, size), decoder_of(loaded)
     config = decoder.causal.config.get_text_config()
     longest = min(int(config.max_position_embeddings), blocks * size)
-    facts = Facts(
-        len(decoder.causal.get_output_embeddings().weight), longest, tuple(ends(decoder.causal, loaded.tokenizer))
-    )
+    facts = Facts(decoder.words, longest, tuple(ends(decoder.causal, loaded.tokenizer)))
 
     def stops(texts: Sequence[str]) -> Stops:
         return Stops(loaded.tokenizer, texts)

@@ -9,25 +9,32 @@ import torch
 from torch import Tensor
 
 from llmkit.core.types import Paged
+from llmkit.models.adapter_files import Base
 from llmkit.models.heads import shape_of
-from llmkit.models.loras import Bank
+from llmkit.models.loras import Bank, Narrow, base_of
 
 
 class Decoder:
     """Last hidden states over a paged cache, and the head."""
 
-    def __init__(self, model: Any, sha256: str = "", rope: Any = None) -> None:
-        """`sha256`, `rope`: of the base, for adapters that say which they were trained on."""
+    def __init__(self, model: Any, base: Base | None = None, narrow: Narrow | None = None) -> None:
+        """`base`: what adapters are checked against, where the model itself does not tell it; `narrow`: what of them
+        lies here."""
         self.model = model
         self.causal = model.get_base_model() if hasattr(model, "peft_config") else model
         self.shape = shape_of(self.causal.config.get_text_config())
-        self.bank = Bank(self.causal, sha256, rope)
+        self.bank = Bank(self.causal, base or base_of(self.causal), narrow)
         """Adapters over it, that requests name."""
 
     @property
     def device(self) -> torch.device:
         """Of the embeddings."""
         return cast(torch.device, self.causal.get_input_embeddings().weight.device)
+
+    @property
+    def words(self) -> int:
+        """Rows of the vocabulary, wherever they lie."""
+        return self.bank.base.words
 
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Paged, adapters: Sequence[str]) -> Tensor:
         """Last hidden states (N, H) of tokens (N,) at positions (N,); `adapters` has the key of that of each span."""

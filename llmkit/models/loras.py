@@ -30,10 +30,9 @@ Narrow = Callable[[str, Factors], Factors]
 class Bank:
     """The adapters of a base, by key; what `inference/adapters.py` drives."""
 
-    def __init__(self, model: nn.Module, sha256: str = "", rope: Any = None, narrow: Narrow | None = None) -> None:
+    def __init__(self, model: nn.Module, base: Base, narrow: Narrow | None = None) -> None:
         """`model`: a causal language model of transformers, without adapters of peft. `narrow`: where it is cut."""
-        self.model, self.narrow = model, narrow
-        self.base = base_of(model, sha256, rope)
+        self.model, self.base, self.narrow = model, base, narrow
         self.held: dict[str, Lora | Prompt] = {}
         self.hooks: dict[str, Any] = {}
         self.active: list[tuple[Lora, Tensor | None]] = []
@@ -81,11 +80,10 @@ class Bank:
 
     def given(self, tokens: Tensor, attend: Paged, keys: Sequence[str]) -> dict[str, Tensor]:
         """What the model is called with for tokens (N,), some of which may be virtual."""
-        words = _embeddings(self.model)
-        count = len(words.weight)
+        words, count = _embeddings(self.model), self.base.words
         if not any(isinstance(self._of(key), Prompt) for key in keys if key) or bool((tokens < count).all()):
             return {"input_ids": tokens[None]}
-        embeds = words(tokens.clamp(max=count - 1))
+        embeds = words(torch.where(tokens < count, tokens, 0))
         for span, key in zip(attend.spans, keys, strict=True):
             one = self._of(key) if key else None
             if isinstance(one, Prompt):
@@ -165,7 +163,8 @@ def base_of(model: Any, sha256: str = "", rope: Any = None) -> Base:
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     others = frozenset(name for name, module in model.named_modules() if module in ends)
     linears = {name: size for name, module in model.named_modules() if (size := _size(module)) and name not in others}
-    return Base(linears, _embeddings(model).weight.shape[1], sha256, rope, others)
+    words = len(model.get_output_embeddings().weight)
+    return Base(linears, _embeddings(model).weight.shape[1], words, sha256, rope, others)
 
 
 def _size(module: Any) -> tuple[int, int] | None:
