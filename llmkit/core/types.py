@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from llmkit_kernels.paged.laid import Held, Laid
     from torch import Tensor
 
 
@@ -98,20 +100,38 @@ class Split:
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens [start, end) of row `row` after `past` cached ones; `blocks` names the blocks of them all in order."""
+    """Tokens [start, end) of row `row` after `past` cached ones; `blocks` names the blocks of them all in order.
+
+    Spans lie in row 0, in the order of their tokens. A tree of drafts (`parents`, at most 64 tokens): each token sees
+    the past, its ancestors and itself; its key lies at its place in the span, whatever its position is.
+    """
 
     row: int
     start: int
     end: int
     past: int
     blocks: tuple[int, ...]
+    parents: tuple[int, ...] = ()
+    """Of each token the earlier one of the span that it follows, -1 for the past; none: each follows the one before."""
 
 
 class KeyValueStore(Protocol):
     """Where `Paged` keeps keys and values."""
 
-    def put(self, layer: int, span: Span, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores the new (KV, L, D) of a span; gives all of its sequence, (KV, past + L, D)."""
+    def lay(self, spans: Sequence[Span]) -> Laid:
+        """What follows from the spans of a step, for all layers."""
+        ...
+
+    def held(self, layer: int, keys: Tensor, values: Tensor) -> Held:
+        """The blocks of a layer, for such keys (KV, T, D) and values (KV, T, Dv)."""
+        ...
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, laid: Laid) -> None:
+        """Stores the new keys and values of a step."""
+        ...
+
+    def read(self, layer: int, laid: Laid, index: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values of the sequence of a span, (KV, past + L, D) each, in the type of `like`."""
         ...
 
 
@@ -124,12 +144,20 @@ class Steady(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Paged:
-    """Sequences whose earlier keys and values lie in blocks: each span's tokens see those and themselves causally."""
+    """Sequences whose earlier keys and values lie in blocks: each span's tokens see those and themselves causally.
+
+    Equal only to itself: what follows from it is made once for all layers.
+    """
 
     store: KeyValueStore
     spans: tuple[Span, ...]
+
+    @cached_property
+    def laid(self) -> Laid:
+        """The spans as the store lays them out."""
+        return self.store.lay(self.spans)
 
 
 @dataclass(frozen=True)

@@ -133,10 +133,12 @@ def attention(kind: Kind) -> Callable[..., tuple[Tensor, None]]:
         if kind is compiled.pieces and isinstance(attend, Packed) and compiled.suits(query, key, value, rule):
             return compiled.packed(query, key, value, attend, rule), None
         if isinstance(attend, Paged):
-            places: Sequence[Segment | Span] = attend.spans
-            pieces = _cached(module, query, key, value, attend)
+            _no_gradient(query)
+            if kind is not eager and compiled.reads(query, key, value, attend, rule):
+                return compiled.cached(int(module.layer_idx), query, key, value, attend, rule), None  # type: ignore[arg-type]
+            places, pieces = _cached(module, query, key, value, attend)
         else:
-            places = attend.segments
+            places = list(attend.segments)
             pieces = [_piece(query, key, value, attend.segments, index) for index in range(len(places))]
         return _assembled(places, kind(pieces, rule), query, value.shape[3]), None
 
@@ -174,19 +176,40 @@ def _ancestors(segments: Sequence[Segment], index: int) -> list[Segment]:
     return chain
 
 
-def _cached(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, context: Paged) -> list[Piece]:
-    """Each span over its cached keys and itself; the new keys and values are stored on the way."""
+def _no_gradient(q: Tensor) -> None:
     if torch.is_grad_enabled() and q.requires_grad:
         raise ValueError("cached keys and values carry no gradient: run Paged under torch.no_grad()")
-    layer, pieces = int(module.layer_idx), []  # type: ignore[arg-type]
-    for span in context.spans:
-        row, here = slice(span.row, span.row + 1), slice(span.start, span.end)
-        keys, values = context.store.put(layer, span, k[span.row, :, here], v[span.row, :, here])
-        pieces.append(Piece(q[row, :, here], keys[None], values[None], span.past))
-    return pieces
 
 
-def _assembled(places: Sequence[Segment | Span], outs: list[Tensor], q: Tensor, size: int) -> Tensor:
+def _cached(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, context: Paged) -> tuple[list[Segment], list[Piece]]:
+    """Each span over its cached keys and itself; the new keys and values are stored on the way."""
+    layer, laid = int(module.layer_idx), context.laid  # type: ignore[arg-type]
+    context.store.write(layer, k[0], v[0], laid)
+    places: list[Segment] = []
+    pieces: list[Piece] = []
+    for index, span in enumerate(context.spans):
+        keys, values = context.store.read(layer, laid, index, q)
+        if span.parents:
+            for token, path in enumerate(_paths(span)):
+                at = span.start + token
+                places.append(Segment(0, at, at + 1))
+                pieces.append(Piece(q[:, :, at : at + 1], keys[None, :, path], values[None, :, path], len(path) - 1))
+        else:
+            places.append(Segment(0, span.start, span.end))
+            pieces.append(Piece(q[:, :, span.start : span.end], keys[None], values[None], span.past))
+    return places, pieces
+
+
+def _paths(span: Span) -> list[list[int]]:
+    """For each token of a tree the places of what it sees: the past, its ancestors, itself."""
+    paths: list[list[int]] = []
+    for token, parent in enumerate(span.parents):
+        before = paths[parent] if parent >= 0 else list(range(span.past))
+        paths.append([*before, span.past + token])
+    return paths
+
+
+def _assembled(places: Sequence[Segment], outs: list[Tensor], q: Tensor, size: int) -> Tensor:
     """The pieces' (1, H, L, Dv) at their places in (B, T, H, Dv); tokens of no piece give zeros."""
     rows: list[list[Tensor]] = [[] for _ in range(q.shape[0])]
     ends = [0] * q.shape[0]

@@ -1,15 +1,16 @@
-"""Attention by llmkit's compiled kernel: packed segments on a CPU, in fp32; all else goes the way of sdpa."""
+"""Attention by llmkit's compiled kernels, on a CPU in fp32: packed segments, and cached keys; all else goes the way of
+sdpa."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from llmkit_kernels import attention
+from llmkit_kernels import attention, paged
 from llmkit_kernels.build import lacks as nothing_compiled
 from torch import Tensor
 
-from llmkit.core.types import Packed
+from llmkit.core.types import Packed, Paged
 from llmkit.models.pieces import Piece, Rule, sdpa
 
 
@@ -46,4 +47,16 @@ def packed(q: Tensor, k: Tensor, v: Tensor, attend: Packed, rule: Rule) -> Tenso
         raise ValueError("a packed row has segments of row 0 without parents")
     segments = tuple((segment.start, segment.end) for segment in attend.segments)
     out = attention.causal(q[0].float(), k[0].float(), v[0].float(), segments, rule.scale, rule.window)
+    return out[None].to(q.dtype)
+
+
+def reads(q: Tensor, k: Tensor, v: Tensor, attend: Paged, rule: Rule) -> bool:
+    """Whether the kernel over cached keys takes this call."""
+    return not rule.dropout and q.shape[0] == 1 and paged.suits(q[0], k[0], v[0], attend.laid.block)
+
+
+def cached(layer: int, q: Tensor, k: Tensor, v: Tensor, attend: Paged, rule: Rule) -> Tensor:
+    """Spans of one row (1, H, T, D) over blocks that hold what came before them -> (1, T, H, Dv)."""
+    held = attend.store.held(layer, k[0], v[0])
+    out = paged.attend(q[0], k[0], v[0], held, attend.laid, rule.scale, rule.window, rule.cap, rule.sinks)
     return out[None].to(q.dtype)

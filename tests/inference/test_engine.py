@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from llmkit.core.types import Paged, Span
 from llmkit.inference.blocks import Blocks
 from llmkit.inference.check import Facts
 from llmkit.inference.engine import Engine
@@ -93,11 +92,3 @@ def test_what_can_never_be_answered_is_refused_by_its_field() -> None:
                 engine.add(request)
             assert refused.value.problems[0].key == key
     assert engine.idle
-
-
-def test_a_block_that_several_hold_is_copied_before_it_is_written() -> None:
-    store, keys = BlockStore(4, 4), torch.randn(1, 2, 2)
-    store.put(0, Span(0, 0, 2, 0, (1,)), keys, keys)
-    store.copy(1, 3)
-    assert torch.equal(store.layers[0][0][3], store.layers[0][0][1])
-    assert isinstance(Paged(store, ()), Paged)

@@ -4,35 +4,52 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from llmkit.core.types import Span
 from llmkit.models.paged import BlockStore
+
+
+def put(store: BlockStore, layer: int, span: Span, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Stores the new tokens of a span; gives all of its sequence."""
+    laid = store.lay([span])
+    store.write(layer, keys, values, laid)
+    return store.read(layer, laid, 0, keys)
 
 
 def test_what_is_put_comes_back_in_order_through_scattered_blocks() -> None:
     store, keys, values = BlockStore(6, 4), torch.randn(2, 10, 3), torch.randn(2, 10, 5)
     for start, end in ((0, 3), (3, 9), (9, 10)):
         span = Span(0, 0, end - start, start, (4, 0, 5))
-        all_keys, all_values = store.put(1, span, keys[:, start:end], values[:, start:end])
+        all_keys, all_values = put(store, 1, span, keys[:, start:end], values[:, start:end])
         assert torch.equal(all_keys, keys[:, :end])
         assert torch.equal(all_values, values[:, :end])
-    assert store.layers[1][0].shape == (6, 4, 2, 3)
-    assert store.layers[1][1].shape == (6, 4, 2, 5)
-    assert not store.layers[1][0][[1, 2, 3]].any()  # blocks of others are untouched
+    assert not store.layers[1].keys[[1, 2, 3]].any()  # blocks of others are untouched
 
 
 def test_sequences_share_the_blocks_of_their_prefix() -> None:
     store, keys = BlockStore(4, 4), torch.randn(1, 4, 2)
-    store.put(0, Span(0, 0, 4, 0, (2,)), keys, keys)
+    put(store, 0, Span(0, 0, 4, 0, (2,)), keys, keys)
     own = torch.randn(1, 1, 2)
-    both = [store.put(0, Span(0, 0, 1, 4, (2, block)), own * block, own)[0] for block in (0, 3)]
+    both = [put(store, 0, Span(0, 0, 1, 4, (2, block)), own * block, own)[0] for block in (0, 3)]
     assert torch.equal(both[0][:, :4], both[1][:, :4])
     assert torch.equal(both[1][:, 4:], own * 3)
 
 
 def test_too_few_or_unknown_blocks_are_refused() -> None:
-    store, keys = BlockStore(4, 4), torch.randn(1, 5, 2)
+    store = BlockStore(4, 4)
     with pytest.raises(ValueError, match="5 tokens need 2 blocks; the span has 1"):
-        store.put(0, Span(0, 0, 5, 0, (2,)), keys, keys)
+        store.lay([Span(0, 0, 5, 0, (2,))])
     with pytest.raises(ValueError, match="block 4 does not exist"):
-        store.put(0, Span(0, 0, 5, 0, (2, 4)), keys, keys)
+        store.lay([Span(0, 0, 5, 0, (2, 4))])
+    with pytest.raises(ValueError, match=r"span \[0, 2\) is empty, out of order"):
+        store.lay([Span(0, 2, 4, 0, (2,)), Span(0, 0, 2, 0, (3,))])
+
+
+def test_a_block_that_several_hold_is_copied_before_it_is_written() -> None:
+    store, keys = BlockStore(4, 4), torch.randn(1, 2, 2)
+    put(store, 0, Span(0, 0, 2, 0, (1,)), keys, keys)
+    store.copy(1, 3)
+    assert torch.equal(store.layers[0].keys[3], store.layers[0].keys[1])
+    assert torch.equal(store.layers[0].values[3], store.layers[0].values[1])
+    assert store.layers[0].keys[3].any()

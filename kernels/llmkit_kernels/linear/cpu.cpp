@@ -1,0 +1,173 @@
+// Linears whose sums have one order, fp32: what a row gives depends on that row alone.
+//
+// An output is a chain of fused multiply-adds over 128 inputs at a time; the sums of these blocks are added in order.
+// Lanes run along outputs, so that nothing is added across lanes: squares of the weight are turned in registers and meet
+// some rows at once. How rows are grouped, and which thread has which outputs, moves no sum.
+#include <utility>
+
+#include "../tile.h"
+
+using namespace llmkit;
+
+namespace {
+
+constexpr long DEPTH = 128, VECTORS = 4, WIDE = VECTORS * LANES;
+constexpr long FEW = 16;     // rows up to which a weight goes from memory to the sums without a stop in the cache
+constexpr long TILE = 6;     // rows that meet a panel at once: their sums fill the registers
+constexpr long SHARE = 96;   // rows for which it is worth a thread's while to turn a panel
+
+// x (rows, in), rows `step` apart; weight (out, in); bias (out) or null; y (rows, out).
+struct Linear {
+  const float *x, *weight, *bias;
+  float* y;
+  long rows, in, out, step;
+};
+
+// A square of 16 x 16, turned: four perfect shuffles of the rows swap its two indices.
+inline void turned(vec (&square)[LANES]) {
+  const ivec low{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+  const ivec high{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+#pragma GCC unroll 4
+  for (int stage = 0; stage < 4; stage++) {
+    vec next[LANES];
+#pragma GCC unroll 8
+    for (int i = 0; i < LANES / 2; i++) {
+      next[2 * i] = __builtin_shuffle(square[i], square[i + LANES / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(square[i], square[i + LANES / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) square[i] = next[i];
+  }
+}
+
+// 16 outputs at 16 inputs; `ahead` rows on is what will be asked for next.
+inline void fetch(const float* weight, long step, long ahead, vec (&square)[LANES]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++) {
+    __builtin_prefetch(weight + (ahead + i) * step, 0, 2);
+    square[i] = load(weight + i * step);
+  }
+  turned(square);
+}
+
+// y (M x 16) of 16 outputs from `o` on, straight from the weight.
+template <int M>
+void stream(const Linear& s, long o) {
+  const float* weight = s.weight + o * s.in;
+  vec total[M];
+  for (int i = 0; i < M; i++) total[i] = s.bias ? load(s.bias + o) : vec{};
+  for (long k = 0; k < s.in; k += DEPTH) {
+    vec sums[M] = {};
+    for (long at = k; at < std::min(s.in, k + DEPTH); at += LANES) {
+      vec square[LANES];
+      fetch(weight + at, s.in, LANES, square);
+#pragma GCC unroll 16
+      for (int j = 0; j < LANES; j++)
+#pragma GCC unroll 16
+        for (int i = 0; i < M; i++) sums[i] += all(s.x[i * s.step + at + j]) * square[j];
+    }
+    for (int i = 0; i < M; i++) total[i] += sums[i];
+  }
+  for (int i = 0; i < M; i++) store(s.y + i * s.out + o, total[i]);
+}
+
+// 16 outputs at 16 inputs at a border of the weight.
+void turn_border(const float* weight, long step, long outputs, long depth, float* panel) {
+  for (long k = 0; k < std::min<long>(LANES, depth); k++)
+    for (long i = 0; i < LANES; i++) panel[k * WIDE + i] = i < outputs ? weight[i * step + k] : 0.0f;
+}
+
+// weight (outputs x depth, rows `step` apart) -> panel (depth x 64), filled with zeros.
+void turn(const float* weight, long step, long outputs, long depth, float* panel) {
+  for (long o = 0; o < WIDE; o += LANES)
+    for (long k = 0; k < depth; k += LANES) {
+      const float* from = weight + o * step + k;
+      if (o + LANES > outputs || k + LANES > depth) {
+        turn_border(from, step, outputs - o, depth - k, panel + k * WIDE + o);
+        continue;
+      }
+      vec square[LANES];
+      fetch(from, step, WIDE, square);
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; i++) store(panel + (k + i) * WIDE + o, square[i]);
+    }
+}
+
+// y (M x outputs) += x (M x depth) times the panel.
+template <int M>
+void meet(const float* x, long x_step, const float* panel, long depth, float* y, long y_step, long outputs) {
+  vec sums[M][VECTORS] = {};
+  for (long k = 0; k < depth; k++) {
+    vec row[VECTORS];
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; j++) row[j] = load(panel + k * WIDE + j * LANES);
+#pragma GCC unroll 6
+    for (int i = 0; i < M; i++) {
+      const vec held = all(x[i * x_step + k]);
+#pragma GCC unroll 4
+      for (int j = 0; j < VECTORS; j++) sums[i][j] += held * row[j];
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < M; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; j++) {
+      const size_t size = std::max(0L, std::min<long>(LANES, outputs - j * LANES)) * sizeof(float);
+      vec sum{};
+      std::memcpy(&sum, y + i * y_step + j * LANES, size);
+      sum += sums[i][j];
+      std::memcpy(y + i * y_step + j * LANES, &sum, size);
+    }
+}
+
+template <int... I>
+void streamed(std::integer_sequence<int, I...>, const Linear& s, long o) {
+  constexpr void (*of[])(const Linear&, long) = {stream<I + 1>...};
+  of[s.rows - 1](s, o);
+}
+
+template <int... I>
+void met(std::integer_sequence<int, I...>, long rows, const float* x, long x_step, const float* panel, long depth,
+         float* y, long y_step, long outputs) {
+  constexpr void (*of[])(const float*, long, const float*, long, float*, long, long) = {meet<I + 1>...};
+  of[rows - 1](x, x_step, panel, depth, y, y_step, outputs);
+}
+
+// y of the rows [from, to) at up to 64 outputs from `o` on.
+void block(const Linear& s, long from, long to, long o) {
+  alignas(64) float panel[DEPTH * WIDE];
+  const long outputs = std::min(WIDE, s.out - o);
+  for (long r = from; r < to; r++)
+    for (long j = o; j < o + outputs; j++) s.y[r * s.out + j] = s.bias ? s.bias[j] : 0.0f;
+  for (long k = 0; k < s.in; k += DEPTH) {
+    const long depth = std::min(DEPTH, s.in - k);
+    turn(s.weight + o * s.in + k, s.in, outputs, depth, panel);
+    for (long r = from; r < to; r += TILE)
+      met(std::make_integer_sequence<int, TILE>(), std::min(TILE, to - r), s.x + r * s.step + k, s.step, panel, depth,
+          s.y + r * s.out + o, s.out, outputs);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+void linear_forward(const float* x, const float* weight, const float* bias, float* y, int64_t rows, int64_t in,
+                    int64_t out, int64_t step, int threads) {
+  if (!rows) return;
+  const Linear s{x, weight, bias, y, rows, in, out, step};
+  const long begin = rows <= FEW && in % LANES == 0 ? out / LANES * LANES : 0;
+  const long panels = (out - begin + WIDE - 1) / WIDE;
+  const long shares = panels % threads ? std::max(1L, std::min<long>(threads, rows / SHARE)) : 1;
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static) nowait
+    for (long o = 0; o < begin; o += LANES) streamed(std::make_integer_sequence<int, FEW>(), s, o);
+#pragma omp for schedule(static)
+    for (long task = 0; task < panels * shares; task++) {
+      const long share = task % shares;
+      block(s, rows * share / shares, rows * (share + 1) / shares, begin + task / shares * WIDE);
+    }
+  }
+}
+}

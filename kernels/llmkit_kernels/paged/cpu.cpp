@@ -1,0 +1,391 @@
+// Attention of ragged spans over keys and values that lie in blocks (PagedAttention, arXiv 2309.06180), sums in fp32.
+//
+// A task is one key-value head of some queries of one span: keys and values are read once for all query heads of the
+// group. Sums have one order: over chunks of keys that are counted from the first of the sequence, each with a softmax
+// of its own, which are merged in turn (FlashAttention, arXiv 2205.14135). So a query's result is the same to the bit
+// whatever is computed beside it, in how many pieces its sequence came, and on how many threads.
+#include <omp.h>
+
+#include <cmath>
+#include <type_traits>
+
+#include "../stored.h"
+
+using namespace llmkit;
+
+namespace {
+
+constexpr long CHUNK = 256;       // lanes of a chunk: 16 blocks of 16 keys
+constexpr long STRIPS = CHUNK / LANES;
+constexpr float NONE = -1e30f;
+
+struct Shape {
+  long heads, groups, size, value, block, queries, window;  // `queries` of a task
+  float scale, cap;
+  long held() const { return heads / groups; }
+  long wide() const { return (block + LANES - 1) / LANES * LANES; }          // lanes of a block
+  long columns() const { return (value + LANES - 1) / LANES * LANES; }       // of a value, as it lies in a block
+  long blocks() const { return std::max(1L, CHUNK / wide()); }               // of a chunk
+  long pitch() const { return blocks() * wide() + LANES; }                   // rows apart by no power of two
+  long first(long place) const { return window ? std::max(0L, place - window + 1) : 0; }
+};
+
+template <class T>
+struct Cache {
+  T *keys, *values;  // (blocks, heads, size, wide), (blocks, heads, wide, columns)
+  float *by_key, *by_value;  // (blocks, heads, wide): what whole numbers are multiples of
+  const T* key(const Shape& s, long block, long g) const { return keys + (block * s.held() + g) * s.size * s.wide(); }
+  const T* of_value(const Shape& s, long block, long g) const {
+    return values + (block * s.held() + g) * s.wide() * s.columns();
+  }
+};
+
+struct Heads {
+  const void* at;
+  long head, token;
+  template <class T> const T* of(long h, long t) const { return static_cast<const T*>(at) + h * head + t * token; }
+};
+
+// Tokens [start, end) after `past` others; its blocks are at `table`; `tree` is its place in the masks, -1 for a chain.
+struct Span { int64_t start, end, past, table, tree; };
+
+struct Step {
+  const Span* spans;
+  const int64_t *table, *slots;
+  const uint64_t* seen;    // of a token of a tree: bit j for token j of its span
+  const int64_t* depths;   // and how many of those come before it
+};
+
+// ---- what is written
+
+template <class In, class T>
+void write(const Shape& s, const Heads& k, const Heads& v, const Step& step, const Cache<T>& cache, long tokens) {
+#pragma omp for collapse(2) schedule(static)
+  for (long g = 0; g < s.held(); g++)
+    for (long t = 0; t < tokens; t++) {
+      const long slot = step.slots[t];
+      if (slot < 0) continue;
+      const long at = slot / s.block * s.held() + g, in = slot % s.block;
+      put(k.of<In>(g, t), s.size, cache.keys + at * s.size * s.wide() + in, s.wide(), cache.by_key + at * s.wide() + in);
+      put(v.of<In>(g, t), s.value, cache.values + (at * s.wide() + in) * s.columns(), 1,
+          cache.by_value + at * s.wide() + in);
+    }
+}
+
+// ---- scores: M queries by N strips of 16 keys
+
+template <int M, int N, class T>
+void meet(const float* q, const T* const* strips, const Shape& s, float* out) {
+  vec acc[M][N];
+#pragma GCC unroll 16
+  for (int i = 0; i < M; i++)
+#pragma GCC unroll 16
+    for (int j = 0; j < N; j++) acc[i][j] = vec{};
+  const T* at[N];
+#pragma GCC unroll 16
+  for (int j = 0; j < N; j++) at[j] = strips[j];
+  for (long d = 0; d < s.size; d++) {
+    vec keys[N];
+#pragma GCC unroll 16
+    for (int j = 0; j < N; j++) { keys[j] = wide(at[j]); at[j] += s.wide(); }
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++) {
+      const vec x = all(q[i * s.size + d]);
+#pragma GCC unroll 16
+      for (int j = 0; j < N; j++) acc[i][j] += x * keys[j];
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < M; i++)
+#pragma GCC unroll 16
+    for (int j = 0; j < N; j++) store(out + i * s.pitch() + j * LANES, acc[i][j]);
+}
+
+// ---- values: M queries by N vectors of a value's columns, over the blocks of a chunk
+
+struct Reach { long block, from, to; };  // rows [from, to) of a block of the chunk
+
+template <int M, int N, class T>
+void weigh(const float* weights, const T* const* blocks, const Reach* reach, long count, const Shape& s, float* out) {
+  vec acc[M][N];
+#pragma GCC unroll 16
+  for (int i = 0; i < M; i++)
+#pragma GCC unroll 16
+    for (int j = 0; j < N; j++) acc[i][j] = vec{};
+  const long columns = s.columns(), pitch = s.pitch();
+  for (long b = 0; b < count; b++) {
+    const T* row = blocks[b] + reach[b].from * columns;
+    const float* by = weights + reach[b].block * s.wide() + reach[b].from;
+    for (long k = reach[b].from; k < reach[b].to; k++, row += columns, by++) {
+      vec value[N];
+#pragma GCC unroll 16
+      for (int j = 0; j < N; j++) value[j] = wide(row + j * LANES);
+#pragma GCC unroll 16
+      for (int i = 0; i < M; i++) {
+        const vec x = all(by[i * pitch]);
+#pragma GCC unroll 16
+        for (int j = 0; j < N; j++) acc[i][j] += x * value[j];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < M; i++)
+#pragma GCC unroll 16
+    for (int j = 0; j < N; j++) store(out + i * columns + j * LANES, acc[i][j]);
+}
+
+// Calls `run` for 6, 4, 3, 2 or 1 rows at a time: an element has the same sum in each.
+template <class F>
+void by_rows(long rows, F run) {
+  long i = 0;
+  for (; i + 6 <= rows; i += 6) run(std::integral_constant<int, 6>{}, i);
+  for (; i + 4 <= rows; i += 4) run(std::integral_constant<int, 4>{}, i);
+  for (; i + 3 <= rows; i += 3) run(std::integral_constant<int, 3>{}, i);
+  for (; i + 2 <= rows; i += 2) run(std::integral_constant<int, 2>{}, i);
+  for (; i < rows; i++) run(std::integral_constant<int, 1>{}, i);
+}
+
+template <class T>
+void all_scores(long rows, const float* q, const T* const* strips, long count, const Shape& s, float* out) {
+  long j = 0;
+  for (; j + 4 <= count; j += 4)
+    by_rows(rows, [&](auto m, long i) {
+      meet<m.value, 4>(q + i * s.size, strips + j, s, out + i * s.pitch() + j * LANES);
+    });
+  for (; j < count; j++)
+    by_rows(rows, [&](auto m, long i) {
+      meet<m.value, 1>(q + i * s.size, strips + j, s, out + i * s.pitch() + j * LANES);
+    });
+}
+
+template <class T>
+void all_values(long rows, const float* weights, const T* const* blocks, const Reach* reach, long count, const Shape& s,
+                float* out) {
+  const T* moved[STRIPS];
+  for (long b = 0; b < count; b++) moved[b] = blocks[b];
+  const auto on = [&](long by) { for (long b = 0; b < count; b++) moved[b] += by * LANES; };
+  long j = 0;
+  for (; j + 4 * LANES <= s.columns(); j += 4 * LANES, on(4))
+    by_rows(rows, [&](auto m, long i) {
+      weigh<m.value, 4>(weights + i * s.pitch(), moved, reach, count, s, out + i * s.columns() + j);
+    });
+  for (; j < s.columns(); j += LANES, on(1))
+    by_rows(rows, [&](auto m, long i) {
+      weigh<m.value, 1>(weights + i * s.pitch(), moved, reach, count, s, out + i * s.columns() + j);
+    });
+}
+
+// ---- one row of a chunk
+
+static inline vec tanh(vec x) {  // to 2 units in the last place (the polynomial is that of Cephes)
+  const vec z = x * x, size = x < 0.0f ? -x : x;
+  vec p = all(-5.70498872745e-3f);
+  p = p * z + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  const vec near = p * z * x + x, far = 1.0f - 2.0f / (exp(size + size) + 1.0f);
+  return size < 0.625f ? near : x < 0.0f ? -far : far;
+}
+
+__attribute__((noinline)) void capped(float* row, long lanes, float cap) {
+  for (long l = 0; l < lanes; l += LANES) store(row + l, tanh(load(row + l) / cap) * cap);
+}
+
+__attribute__((noinline)) void times(float* row, long lanes, const float* by) {
+  for (long l = 0; l < lanes; l += LANES) store(row + l, load(row + l) * load(by + l));
+}
+
+struct Mass { float high, sum; };
+
+// Scores -> weights, and what they are relative to.
+__attribute__((noinline)) Mass softened(float* row, long lanes) {
+  vec m = all(NONE);
+  for (long l = 0; l < lanes; l += LANES) { const vec x = load(row + l); m = x > m ? x : m; }
+  const float high = most(m), base = high <= NONE ? 0.0f : high;
+  vec total{};
+  for (long l = 0; l < lanes; l += LANES) { const vec x = exp(load(row + l) - base); store(row + l, x); total += x; }
+  return {high, sum(total)};
+}
+
+// Adds a chunk to what there is; one of which a query sees nothing changes no bit.
+__attribute__((noinline)) void merge(Mass& there, float* out, const Mass& chunk, const float* part, long columns) {
+  const float high = std::max(there.high, chunk.high);
+  const float keep = std::exp(there.high - high), take = chunk.high <= NONE ? 0.0f : std::exp(chunk.high - high);
+  there = {high, std::fma(chunk.sum, take, there.sum * keep)};
+  for (long d = 0; d < columns; d += LANES) store(out + d, load(part + d) * take + load(out + d) * keep);
+}
+
+// What one thread works in: cut from memory that the caller took, since nothing may fail in here.
+struct Room {
+  float *q, *scores, *part, *out, *by;
+  Mass *mass, *chunk;
+  static long rows(const Shape& s) { return s.queries * s.groups; }
+  static long floats(const Shape& s) { return rows(s) * (s.size + s.pitch() + 2 * s.columns() + 4) + 2 * s.pitch(); }
+  Room(float* at, const Shape& s)
+      : q(at), scores(q + rows(s) * s.size), part(scores + rows(s) * s.pitch()), out(part + rows(s) * s.columns()),
+        by(out + rows(s) * s.columns()), mass(reinterpret_cast<Mass*>(by + 2 * s.pitch())),
+        chunk(mass + rows(s)) {}
+};
+
+// Puts NONE where a query does not see a key, in blocks [low, top) of a chunk that begins with key `from`.
+void hide(const Shape& s, const Step& step, const Span& span, long query, long from, long low, long top, float* row) {
+  const bool tree = span.tree >= 0;
+  const long depth = tree ? step.depths[span.tree + query] : query, place = span.past + depth;
+  const long first = s.first(place), end = tree ? span.past : place + 1, wide = s.wide();
+  for (long b = low; b < top; b++) {
+    const long at = from + b * s.block;
+    float* lanes = row + b * wide;
+    std::fill(lanes, lanes + std::min(std::max(first - at, 0L), wide), NONE);
+    for (long l = std::max(std::min(end - at, s.block), 0L); l < wide; l++) {
+      const long j = at + l - span.past;  // which token of the tree
+      const bool own = tree && l < s.block && j >= 0 && j < span.end - span.start;
+      const bool near = own && (!s.window || step.depths[span.tree + j] > depth - s.window);
+      if (!near || !(step.seen[span.tree + query] >> j & 1)) lanes[l] = NONE;
+    }
+  }
+}
+
+// The blocks [low, top) of a chunk of keys, and which rows of them any query sees.
+template <class T>
+struct Chunk {
+  const T *strips[STRIPS], *values[STRIPS];
+  Reach reach[STRIPS];
+  long from, low, top;
+  Chunk(const Shape& s, const Cache<T>& cache, const int64_t* table, long g, long from_, long first, long last)
+      : from(from_), low(std::max(0L, first - from_) / s.block),
+        top((std::min(last - from_, s.blocks() * s.block) + s.block - 1) / s.block) {
+    long n = 0;
+    for (long b = low; b < top; b++) {
+      const long at = from + b * s.block, block = table[at / s.block];
+      for (long l = 0; l < s.wide(); l += LANES) strips[n++] = cache.key(s, block, g) + l;
+      values[b - low] = cache.of_value(s, block, g);
+      reach[b - low] = {b, std::max(0L, first - at), std::min(s.block, last - at)};
+    }
+  }
+  // The factors of its keys or values, lane by lane.
+  void factors(const Shape& s, const float* of, const int64_t* table, long g, float* by) const {
+    for (long b = low; b < top; b++) {
+      const float* at = of + (table[from / s.block + b] * s.held() + g) * s.wide();
+      std::copy(at, at + s.wide(), by + b * s.wide());
+    }
+  }
+};
+
+bool finite(const float* x, long n) {
+  vec total{};  // times 0 what is finite is 0
+  for (long i = 0; i < n; i += LANES) total += load(x + i) * 0.0f;
+  return sum(total) == 0;
+}
+
+template <class T>
+void attend(const Shape& s, const Step& step, const Span& span, const Cache<T>& cache, const Heads& q, float* out,
+            const float* sinks, long g, long query, long n, const Room& room) {
+  const bool tree = span.tree >= 0;
+  const long length = span.end - span.start, rows = n * s.groups;
+  const long first = s.first(span.past + (tree ? 0 : query)), last = span.past + (tree ? length : query + n);
+  const long keys = s.blocks() * s.block, columns = s.columns(), wide = s.wide(), pitch = s.pitch();
+  const int64_t* table = step.table + span.table;
+  for (long r = 0; r < rows; r++) {
+    const float* from = q.of<float>(g * s.groups + r % s.groups, span.start + query + r / s.groups);
+    for (long d = 0; d < s.size; d++) room.q[r * s.size + d] = from[d] * s.scale;
+    room.mass[r] = {NONE, 0};
+  }
+  std::fill(room.out, room.out + rows * columns, 0.0f);
+  for (long from = first / keys * keys; from < last; from += keys) {
+    const Chunk<T> chunk(s, cache, table, g, from, first, last);
+    const long blocks = chunk.top - chunk.low, lanes = blocks * wide;
+    float* scores = room.scores + chunk.low * wide;
+    all_scores(rows, room.q, chunk.strips, lanes / LANES, s, scores);
+    if (std::is_same<T, int8_t>::value) {
+      chunk.factors(s, cache.by_key, table, g, room.by);
+      chunk.factors(s, cache.by_value, table, g, room.by + pitch);
+    }
+    for (long r = 0; r < rows; r++) {
+      float* row = scores + r * pitch;
+      if (std::is_same<T, int8_t>::value) times(row, lanes, room.by + chunk.low * wide);
+      if (s.cap > 0) capped(row, lanes, s.cap);
+      hide(s, step, span, query + r / s.groups, from, chunk.low, chunk.top, room.scores + r * pitch);
+    }
+    for (long r = 0; r < rows; r++) room.chunk[r] = softened(scores + r * pitch, lanes);
+    if (std::is_same<T, int8_t>::value)
+      for (long r = 0; r < rows; r++) times(scores + r * pitch, lanes, room.by + pitch + chunk.low * wide);
+    all_values(rows, room.scores, chunk.values, chunk.reach, blocks, s, room.part);
+    for (long r = 0; r < rows; r++)
+      merge(room.mass[r], room.out + r * columns, room.chunk[r], room.part + r * columns, columns);
+  }
+  if (n > 1 && !tree && !finite(room.out, rows * columns)) {
+    // values of later tokens have a weight of 0 here, and 0 times what is no number is none: one query at a time then
+    for (long i = 0; i < n; i++) attend(s, step, span, cache, q, out, sinks, g, query + i, 1, room);
+    return;
+  }
+  std::fill(room.part, room.part + columns, 0.0f);
+  for (long r = 0; r < rows; r++) {
+    const long h = g * s.groups + r % s.groups;
+    float* o = room.out + r * columns;
+    if (sinks) merge(room.mass[r], o, {sinks[h], 1}, room.part, columns);  // a key without a value
+    const float over = 1 / room.mass[r].sum;
+    float* to = out + ((span.start + query + r / s.groups) * s.heads + h) * s.value;
+    for (long d = 0; d < s.value; d++) to[d] = o[d] * over;
+  }
+}
+
+struct Given {
+  Shape s;
+  Step step;
+  Heads q, k, v;
+  float *out, *rooms;
+  void *keys, *values;
+  float *by_key, *by_value;
+  const float* sinks;
+  const int64_t* tasks;  // span and first query
+  long tokens, count;
+  int threads;
+};
+
+template <class In, class T>
+void run(const Given& given) {
+  const Shape& s = given.s;
+  const Cache<T> cache{static_cast<T*>(given.keys), static_cast<T*>(given.values), given.by_key, given.by_value};
+#pragma omp parallel num_threads(given.threads)
+  {
+    const Room room(given.rooms + omp_get_thread_num() * Room::floats(s), s);
+    write<In>(s, given.k, given.v, given.step, cache, given.tokens);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < given.count * s.held(); task++) {
+      const int64_t* at = given.tasks + 2 * (task / s.held());
+      const Span& span = given.step.spans[at[0]];
+      const long n = std::min(s.queries, span.end - span.start - at[1]);
+      attend(s, given.step, span, cache, given.q, given.out, given.sinks, task % s.held(), at[1], n, room);
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Floats of room for each thread.
+int64_t paged_room(int64_t groups, int64_t size, int64_t value, int64_t block, int64_t queries) {
+  return Room::floats(Shape{groups, groups, size, value, block, queries, 0, 0, 0});
+}
+
+// Writes the new keys and values k, v (heads / groups, tokens, size) to their slots, then attends: q (heads, tokens,
+// size) -> out (tokens, heads, value). `precision` of the cache: 0 fp32, 1 bf16, 2 fp16 (k and v are of the same), 3 int8
+// (k and v are fp32, and every head of a token has a factor).
+void paged_attention(const float* q, const void* k, const void* v, const int64_t* strides, float* out, void* keys,
+                     void* values, float* by_key, float* by_value, const int64_t* slots, const int64_t* spans,
+                     const int64_t* table, const uint64_t* seen, const int64_t* depths, const int64_t* tasks,
+                     const float* sinks, float* rooms, int64_t tokens, int64_t count, int64_t heads, int64_t groups,
+                     int64_t size, int64_t value, int64_t block, int64_t queries, int64_t window, int64_t precision,
+                     float scale, float cap, int threads) {
+  const Step step{reinterpret_cast<const Span*>(spans), table, slots, seen, depths};
+  const Given given{Shape{heads, groups, size, value, block, queries, window, scale, cap}, step,
+                    Heads{q, strides[0], strides[1]}, Heads{k, strides[2], strides[3]}, Heads{v, strides[4], strides[5]},
+                    out, rooms, keys, values, by_key, by_value, sinks, tasks, tokens, count, threads};
+  if (precision == 0) run<float, float>(given);
+  if (precision == 1) run<bf16, bf16>(given);
+  if (precision == 2) run<fp16, fp16>(given);
+  if (precision == 3) run<float, int8_t>(given);
+}
+}

@@ -1,0 +1,100 @@
+"""The compiled linear: right, and the same to the bit for a row whatever is computed beside it."""
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+from llmkit_kernels.build import lacks
+from llmkit_kernels.linear import linear, reference, suits
+
+pytestmark = pytest.mark.skipif(bool(lacks("linear")), reason=lacks("linear"))
+SIZES = [(576, 192), (128, 64), (130, 70), (48, 17), (17, 48), (7, 5), (16, 16), (1, 1), (300, 1)]
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("size,out", SIZES)
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 40])
+def test_it_is_a_product_with_the_weight(rows, size, out):
+    x, weight, bias = drawn(rows, size), drawn(out, size, seed=1), drawn(out, seed=2)
+    for given in (None, bias):
+        made = linear(x, weight, given)
+        want = reference.linear(x.double(), weight.double(), None if given is None else given.double())
+        assert made.shape == want.shape and (made - want).abs().max() <= 1e-6 * max(1, size**0.5) * want.abs().max()
+
+
+@pytest.mark.parametrize("size,out", SIZES)
+def test_a_row_is_the_same_whatever_is_beside_it_and_wherever_it_stands(size, out):
+    x, weight, bias = drawn(203, size), drawn(out, size, seed=1), drawn(out, seed=2)
+    x[7] = torch.inf  # what others hold does not spill over
+    alone = torch.cat([linear(row[None], weight, bias) for row in x])
+    order = torch.randperm(203, generator=torch.Generator().manual_seed(3))
+    for count in (2, 3, 5, 6, 8, 11, 16, 17, 19, 64, 100, 203):
+        for begin in (0, 203 - count):
+            chosen = order[begin : begin + count]
+            assert linear(x[chosen], weight, bias).nan_to_num().equal(alone[chosen].nan_to_num())
+    assert alone[[i for i in range(203) if i != 7]].isfinite().all()
+
+
+def test_threads_move_no_sum():
+    x, weight, made = drawn(200, 48), drawn(333, 48, seed=1), []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            made.append((linear(x, weight), linear(x[:9], weight)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(a.equal(c) and b.equal(d) for (a, b), (c, d) in pairwise(made))
+
+
+def test_rows_and_weights_that_lie_apart_in_memory():
+    x, weight = drawn(9, 64)[::2, 3:51], drawn(48, 20, seed=1).T
+    assert linear(x, weight).equal(linear(x.contiguous(), weight.contiguous()))
+    assert linear(drawn(48, 9).T, weight).shape == (9, 20) and not suits(x, weight)
+    assert linear(x[:0], weight).shape == (0, 20)
+
+
+def test_what_does_not_go_together_is_refused():
+    x, weight = drawn(3, 16), drawn(4, 16)
+    for given in ((x, drawn(4, 17)), (x[0], weight), (x, weight, drawn(5)), (x.double(), weight), (x, weight.half())):
+        with pytest.raises(ValueError, match=r"do not go with|not fp32"):
+            linear(*given)
+    with torch.enable_grad(), pytest.raises(ValueError, match="no gradient"):
+        linear(x, weight.requires_grad_())
+
+
+@pytest.mark.slow
+def test_other_vectors_give_a_right_product_too(tmp_path):
+    """The same source for a CPU with half as wide vectors, if this one can run that."""
+    from llmkit_kernels import build
+
+    if "avx2" not in (flags := " ".join(build._processor())) or "fma" not in flags:
+        pytest.skip("this CPU has no AVX2")
+    options = " ".join("-mavx2 -mfma -Wno-psabi" if flag == "-march=native" else flag for flag in build.FLAGS)
+    code = (
+        "import torch; from llmkit_kernels import build; from llmkit_kernels.linear import linear\n"
+        f"build.FLAGS = tuple({options!r}.split())\n"
+        "torch.manual_seed(0); x, w = torch.randn(20, 144), torch.randn(70, 144); made = linear(x, w)\n"
+        "assert (made - x @ w.T).abs().max() < 1e-4, made\n"
+        "assert made[:1].equal(linear(x[:1], w)) and made[3:9].equal(linear(x[3:9], w))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"LLMKIT_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
