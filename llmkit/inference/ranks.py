@@ -64,6 +64,17 @@ class Wire(Protocol):
 
 
 @dataclass(frozen=True)
+class Part:
+    """What a rank has of the model."""
+
+    forward: Forward
+    width: int
+    """Of a hidden state."""
+    shares_head: bool
+    """Whether it makes the logits of some rows of the vocabulary alone."""
+
+
+@dataclass(frozen=True)
 class Ticket:
     """An adapter that every rank has read and none has put yet."""
 
@@ -72,12 +83,15 @@ class Ticket:
     mark: str
 
 
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 class Rank:
     """What one rank does for each thing that is told."""
 
-    def __init__(self, forward: Forward, store: Store, bank: Bank, width: int, wire: Wire) -> None:
-        """`forward`: this rank's part of the model. `width`: of a hidden state."""
-        self.forward, self.store, self.bank, self.width, self.wire = forward, store, bank, width, wire
+    def __init__(self, part: Part, store: Store, bank: Bank, wire: Wire) -> None:
+        self.forward, self.part, self.store, self.bank, self.wire = part.forward, part, store, bank, wire
         self.read_: dict[int, Any] = {}
         """Adapters by their tickets."""
         self.verbs: Mapping[str, Callable[[Said], Any]] = {
@@ -96,7 +110,7 @@ class Rank:
     def hidden(self, said: Said) -> Tensor:
         """Hidden states (N, H) of a step."""
         device = self.forward.device
-        spans = tuple(Span(row, start, end, past, tuple(blocks)) for row, start, end, past, blocks in said["spans"])
+        spans = tuple(Span(*map(_tupled, span)) for span in said["spans"])
         tokens, positions = (torch.tensor(said[key], device=device) for key in ("tokens", "positions"))
         with self.wire.naming():
             return self.forward.hidden(tokens, positions, Paged(self.store, spans), said["adapters"])
@@ -106,7 +120,9 @@ class Rank:
         kind = getattr(torch, said["dtype"])
         hidden = said.get("hidden")
         if hidden is None:
-            hidden = torch.empty(said["count"], self.width, dtype=kind, device=self.forward.device)
+            hidden = torch.empty(said["count"], self.part.width, dtype=kind, device=self.forward.device)
+        if not self.part.shares_head:
+            return self.forward.logits(hidden) if self.wire.first else hidden
         with self.wire.naming():
             return torch.cat(self.wire.gather(self.forward.logits(self.wire.spread(hidden.contiguous()))), 1)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from llmkit_kernels import linear
 from torch import Tensor, nn
 
 from llmkit.core.errors import ModelError
@@ -21,7 +22,8 @@ from llmkit.core.types import Paged
 from llmkit.models.adapter_files import Base, Factors, Lora, Prompt, read, renewed
 
 ROWS = 16
-"""Rows of a product: in calls of one size a row does not depend on the others (MKL, oneDNN)."""
+"""Rows of a product where the compiled one is not there: in calls of one size a row does not depend on the others (MKL,
+oneDNN)."""
 
 Narrow = Callable[[str, Factors], Factors]
 """A linear's name and its factors -> the part of them that lies here."""
@@ -153,6 +155,8 @@ class Bank:
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """x (N, in), weight (out, in) -> (N, out), each row the same to the bit whatever the others are."""
+    if linear.suits(x, weight):
+        return linear.linear(x, weight)
     whole = x.new_zeros(-(-len(x) // ROWS) * ROWS, x.shape[1])
     whole[: len(x)] = x
     return torch.cat([part @ weight.T for part in whole.split(ROWS)])[: len(x)]
