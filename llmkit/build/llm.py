@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Any
 
 import torch
 
@@ -23,7 +22,7 @@ from llmkit.inference.request import Completion, Event, Output, Request, Token
 from llmkit.inference.runner import Runner
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.scheduler import Limits
-from llmkit.inference.text import Stops, cut
+from llmkit.inference.text import Texts
 from llmkit.models.load import How, Loaded
 from llmkit.models.node import ModelRef
 from llmkit.models.paged import BlockStore
@@ -49,11 +48,8 @@ def engine_of(
     longest = min(int(config.max_position_embeddings), blocks * size)
     facts = Facts(decoder.words, longest, tuple(ends(decoder.causal, loaded.tokenizer)))
 
-    def stops(texts: Sequence[str]) -> Stops:
-        return Stops(loaded.tokenizer, texts)
-
     runner, own = Runner(decoder, store), adapters(loaded, decoder, beside)
-    return Engine(runner, Blocks(blocks, size), limits, facts, stops, store.copy, own)
+    return Engine(runner, Blocks(blocks, size), limits, facts, Texts(loaded.tokenizer), store.copy, own)
 
 
 class LLM:
@@ -86,7 +82,7 @@ class LLM:
             own = replace(sampling, seed=sampling.seed + self.seed + at) if sampling.temperature else sampling
             request = Request(str(next(self.ids)), ids, own)
             self.engine.add(request)
-            collected.append(Collected(request, self.tokenizer))
+            collected.append(Collected(request, self.engine.texts))
         return finish(self.engine, collected, on_done)
 
 
@@ -105,8 +101,8 @@ def finish(engine: Engine, collected: Sequence[Collected], on_done: Callable[[in
 class Collected:
     """The answers to one request, as they grow."""
 
-    def __init__(self, request: Request, tokenizer: Any) -> None:
-        self.request, self.tokenizer = request, tokenizer
+    def __init__(self, request: Request, texts: Texts) -> None:
+        self.request, self.texts = request, texts
         self.tokens: dict[int, list[Token]] = {index: [] for index in range(request.sampling.n)}
         self.ended: dict[int, Event] = {}
         self.first: Event | None = None
@@ -133,6 +129,6 @@ class Collected:
         if end.finish == "stop" and not isinstance(end.stopped, str):
             tokens = tokens[:-1]
         ids = tuple(token.id for token in tokens)
-        text = cut(self.tokenizer.decode(ids, skip_special_tokens=True), self.request.sampling.stop)
+        text = self.texts.whole(ids, self.request.sampling)
         logprobs = tuple(tokens) if self.request.sampling.logprobs is not None else ()
         return Output(text, ids, str(end.finish), logprobs, end.stopped)

@@ -35,9 +35,17 @@ def prompt_ids(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]]) -> lis
         raise ModelError(
             "the tokenizer has no chat template", fix="give text, or set model.template", key="model.template"
         )
-    renderer = Renderer(tokenizer)
+    return rendered_ids(Renderer(tokenizer), prompt)
+
+
+def rendered_ids(renderer: Renderer, prompt: str | Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()) -> list[int]:
+    """The same by a renderer that is there already, with what may be called.
+
+    Raises:
+        DataError: it cannot be rendered.
+    """
     try:
-        rendered = renderer.prompt(prompt)
+        rendered = renderer.prompt(prompt, tools)
     except Unusable as reason:
         raise DataError(f"the prompt cannot be rendered: {reason}", fix="write another prompt") from reason
     return _ids(renderer, [rendered])[0]

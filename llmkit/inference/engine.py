@@ -5,23 +5,22 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from collections.abc import Sequence as Seq
 
 from torch import Tensor
 
 from llmkit.inference.adapters import Adapters, Version
+from llmkit.inference.answers import Answers
 from llmkit.inference.blocks import Blocks, salted
 from llmkit.inference.check import Facts, check, check_length
 from llmkit.inference.gauges import Stats, Tally
 from llmkit.inference.live import Live
 from llmkit.inference.planner import plan
-from llmkit.inference.request import Event, Finish, Request, RequestError
+from llmkit.inference.request import Event, Finish, Request, RequestError, Token
 from llmkit.inference.runner import Runner
-from llmkit.inference.sampler import pick
+from llmkit.inference.sampler import choose
 from llmkit.inference.scheduler import Limits, Scheduler, Step
 from llmkit.inference.sequence import Sequence
-from llmkit.inference.steer import steered
-from llmkit.inference.text import Stops
+from llmkit.inference.text import Texts
 from llmkit.inference.update import Update
 
 
@@ -37,12 +36,12 @@ class Engine:
         blocks: Blocks,
         limits: Limits,
         facts: Facts,
-        stops: Callable[[Seq[str]], Stops],
+        texts: Texts,
         copy: Callable[[int, int], None],
         adapters: Adapters | None = None,
     ) -> None:
-        """`stops` makes what looks for stop texts; `copy` copies a block of the store."""
-        self.runner, self.facts, self.stops, self.copy = runner, facts, stops, copy
+        """`copy` copies a block of the store."""
+        self.runner, self.facts, self.texts, self.copy = runner, facts, texts, copy
         self.adapters = adapters or Adapters()
         self.version = 0
         """Of the weights."""
@@ -60,12 +59,12 @@ class Engine:
         if request.id in self.live:
             raise RequestError(f"{request.id} is being answered already", fix="give another id", key="id")
         check(request, self.facts, self.scheduler.limits)
+        answers = Answers(request, self.facts.ends, self.texts)
         held = self._adapter(request)
         virtual = range(self.facts.words, self.facts.words + held.before)
         first = Sequence(request, 0, [*virtual, *request.prompt], width=request.sampling.n)
         first.adapter, first.before = held.key, held.before
-        ends = (() if request.sampling.ignore_eos else self.facts.ends) + request.sampling.stop_ids
-        self.live[request.id] = Live(request, held, ends, {first}, set(range(request.sampling.n)))
+        self.live[request.id] = Live(request, held, answers, {first}, set(range(request.sampling.n)))
         self.scheduler.add(first)
         self.tally.requests += 1
 
@@ -152,14 +151,23 @@ class Engine:
             raise
         self.scheduler.commit(step)
         places: list[tuple[Sequence, Tensor]] = []
+        events: list[Event] = []
         for chunk, logits, all_ in zip(step.chunks, rows, whole, strict=True):
             live = self.live[chunk.sequence.request.id]
             self.tally.read += max(0, min(chunk.end, len(live.request.prompt) + chunk.sequence.before) - chunk.start)
-            if all_:
-                live.tell(chunk, logits)
+            try:
+                if all_:
+                    live.tell(chunk, logits)
+            except RequestError as cause:
+                events += self._failed(live, cause)
+                continue
             if chunk.last:
                 places += [(one, logits[-1]) for one in self._answers(live, chunk.sequence)]
-        return [event for one, logits in places for event in self._grown(one, logits)]
+        steers = [self.live[one.request.id].answers.steer(one.index) for one, _ in places]
+        chosen = choose([logits for _, logits in places], steers)
+        for (one, _), token in zip(places, chosen, strict=True):
+            events += self._grown(one, token)
+        return events
 
     def _answers(self, live: Live, one: Sequence) -> list[Sequence]:
         """The sequences that get their next token here; after the prompt, those of all answers."""
@@ -167,26 +175,26 @@ class Engine:
         live.sequences |= set(others)
         return [one, *others]
 
-    def _grown(self, one: Sequence, logits: Tensor) -> list[Event]:
-        """The next token of a sequence. A fault in making it is its request's alone."""
+    def _grown(self, one: Sequence, token: Token | RequestError) -> list[Event]:
+        """A sequence with its next token. A fault in making it is its request's alone."""
         live = self.live.get(one.request.id)
         if live is None:  # another of its answers failed
             return []
-        sampling, made = one.request.sampling, one.said
-        try:
-            law = steered(logits, one.request.prompt, made, sampling, live.ends)
-            token = pick(logits, law, sampling, one.index, len(made))
-        except RequestError as cause:
-            self.tally.failed += 1
-            return self._close(live, "error", str(cause))
+        if isinstance(token, RequestError):
+            return self._failed(live, token)
         one.tokens.append(token.id)
         self.tally.made += 1
-        finish, stopped = live.ending(one, token, self.stops)
+        live.answers.steer(one.index).take(token.id)
+        finish, stopped = live.ending(one, token)
         told = tuple(live.prompt) or None if one.made == 1 and one.index == 0 else None
         event = Event(one.request.id, one.index, (token,), finish, "", told, one.found, stopped, self.version)
         if finish is not None:
             self._done(live, one)
         return [event]
+
+    def _failed(self, live: Live, cause: RequestError) -> list[Event]:
+        self.tally.failed += 1
+        return self._close(live, "error", str(cause))
 
     def _done(self, live: Live, one: Sequence) -> None:
         """An answer has come to its end."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from llmkit.inference.adapters import Version
+from llmkit.inference.answers import Answers
 from llmkit.inference.request import Finish, Request, Token
 from llmkit.inference.sampler import scored
 from llmkit.inference.scheduler import Chunk
 from llmkit.inference.sequence import Sequence
-from llmkit.inference.text import Stops
 
 
 @dataclass(eq=False)
@@ -23,14 +21,12 @@ class Live:
     request: Request
     adapter: Version
     """What it holds until it ends."""
-    ends: tuple[int, ...]
-    """Tokens that end an answer."""
+    answers: Answers
+    """What its tokens are chosen by."""
     sequences: set[Sequence]
     """What the scheduler has of it."""
     open: set[int]
     """Answers that have not ended."""
-    stops: dict[int, Stops] = field(default_factory=dict)
-    """By answer, where texts end it."""
     prompt: list[Token | None] = field(default_factory=list)
     """What is known of the prompt's tokens, where it was asked."""
 
@@ -48,19 +44,12 @@ class Live:
             if at == len(self.prompt):  # after a preemption what was told is made again
                 self.prompt.append(scored(logits[row], self.request.prompt[at], self.request.sampling.prompt_logprobs))
 
-    def ending(
-        self, one: Sequence, token: Token, stops: Callable[[Seq[str]], Stops]
-    ) -> tuple[Finish | None, int | str | None]:
+    def ending(self, one: Sequence, token: Token) -> tuple[Finish | None, int | str | None]:
         """How an answer ends with `token`, its newest, if it does; and what the request named that ended it."""
-        sampling, early = self.request.sampling, one.made < self.request.sampling.min_tokens
-        if token.id in self.ends and not early:
+        sampling = self.request.sampling
+        if token.id in self.answers.ends and one.made >= sampling.min_tokens:
             return "stop", token.id if token.id in sampling.stop_ids else None
-        found = self._stop_text(one, token.id, stops) if sampling.stop else None
-        if found is not None and not early:
+        found = self.answers.stopped(one.index, token.id)
+        if found is not None:
             return "stop", found
         return ("length" if one.made >= sampling.max_tokens else None), None
-
-    def _stop_text(self, one: Sequence, token: int, stops: Callable[[Seq[str]], Stops]) -> str | None:
-        if one.index not in self.stops:
-            self.stops[one.index] = stops(self.request.sampling.stop)
-        return self.stops[one.index].after(token)

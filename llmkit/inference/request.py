@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from llmkit.core.errors import DataError
 from llmkit.inference.sampling import Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class RequestError(DataError):
     """A request that cannot be carried out; `key` names its field."""
 
 
+Processor = Callable[[Sequence[int], Sequence[int], "Tensor"], "Tensor"]
+"""(prompt, made so far, logits (V,)) -> logits (V,); it may change what it is given."""
 Finish = Literal["stop", "length", "abort", "deadline", "error"]
 
 
@@ -34,6 +39,8 @@ class Request:
     deadline: float | None = None
     """On `time.monotonic`'s clock; one that has not begun by then is dropped."""
     arrived: float = field(default_factory=time.monotonic)
+    processors: tuple[Processor, ...] = ()
+    """Functions that move the logits, in Python alone; one that fails ends this request and no other."""
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,78 @@
 """From the logits of one place to its token: a pure function of the logits, what was said, and the seed.
 
 Randomness is one number for each (seed, answer, place), so that a text does not depend on what is made beside it, on
-preemption, or on how many tokens are checked at once.
+preemption, or on how many tokens are checked at once. Rows are worked on one by one on the host: on a CPU that is
+faster than torch's own operations on all of them, and a row's bits cannot depend on its neighbours. What is on another
+device is copied once a step, but for greedy rows, of which only the token comes over.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from llmkit.core.seed import mixed
-from llmkit.inference.request import Token
-from llmkit.inference.sampling import Sampling
+from llmkit.inference.request import RequestError, Token
+from llmkit.inference.shortlist import Row, drawn, largest, weighed
+from llmkit.inference.steer import Steer
 
-NEVER = float("-inf")
+
+def choose(rows: Sequence[Tensor], steers: Sequence[Steer]) -> list[Token | RequestError]:
+    """For each row of logits (V,) its next token, or why there is none: one request's fault is no other's."""
+    if all(row.device.type == "cpu" for row in rows):
+        return [_tried(row.numpy(), steer) for row, steer in zip(rows, steers, strict=True)]
+    return _from_device(torch.stack(list(rows)), steers)
 
 
-def pick(logits: Tensor, law: Tensor, sampling: Sampling, index: int, place: int) -> Token:
-    """The token at `place` of answer `index`.
+def _from_device(logits: Tensor, steers: Sequence[Steer]) -> list[Token | RequestError]:
+    """The same for logits (R, V) that lie elsewhere: rows of which only the likeliest token is asked stay there."""
+    simple = [at for at, steer in enumerate(steers) if steer.greedy]
+    rest = [at for at, steer in enumerate(steers) if not steer.greedy]
+    made: dict[int, Token | RequestError] = {}
+    if simple:
+        best = logits[torch.tensor(simple, device=logits.device)].max(-1)
+        for at, token, value in zip(simple, best.indices.tolist(), best.values.tolist(), strict=True):
+            made[at] = Token(token, None, 0.0) if np.isfinite(value) else no_token(value)
+    if rest:
+        host = logits[torch.tensor(rest, device=logits.device)].cpu().numpy()
+        made |= {at: _tried(row, steers[at]) for at, row in zip(rest, host, strict=True)}
+    return [made[at] for at in range(len(steers))]
 
-    `logits` (V,): the model's own. `law` (V,): after penalties, bias and what is allowed (`steer.py`); the same tensor
-    where there are none.
+
+def _tried(row: Row, steer: Steer) -> Token | RequestError:
+    try:
+        return pick(row, steer)
+    except RequestError as wrong:
+        return wrong
+
+
+def pick(logits: Row, steer: Steer) -> Token:
+    """The next token of an answer.
+
+    Raises:
+        RequestError: the model gave no numbers, nothing may be made here, or a processor of the request failed.
     """
+    law, sampling = steer.law(logits), steer.rules.sampling
+    best = int(law.argmax())
+    if not np.isfinite(law[best]):
+        raise no_token(float(law[best]))
     if sampling.temperature == 0:
-        chosen = int(law.argmax())
-        return Token(chosen, told(logits, chosen, sampling), 0.0, tops(logits, sampling.logprobs))
-    probs = torch.softmax(truncated(law / sampling.temperature, sampling), 0)
-    chosen = drawn(probs, uniform(sampling.seed, index, place))
-    own = float(probs[chosen].log())
-    return Token(chosen, told(logits, chosen, sampling), own, tops(logits, sampling.logprobs))
+        return Token(best, told(logits, best, sampling.logprobs), 0.0, tops(logits, sampling.logprobs))
+    kept, weights = weighed(law, sampling)
+    at = drawn(weights, uniform(sampling.seed, steer.index, len(steer.made)))
+    chosen = at if kept is None else int(kept[at])
+    own = float(law[chosen] - law[best]) / sampling.temperature - float(np.log(weights.sum(dtype=np.float64)))
+    return Token(chosen, told(logits, chosen, sampling.logprobs), own, tops(logits, sampling.logprobs))
+
+
+def no_token(value: float) -> RequestError:
+    """Why nothing can be chosen, by the largest value that there is."""
+    if value == float("-inf"):
+        return RequestError("no token may be made here", fix="allow more", key="allowed_ids")
+    return RequestError(f"the logits hold {value}", fix="look for numbers that overflow in the model or a processor")
 
 
 def uniform(seed: int, index: int, place: int) -> float:
@@ -36,41 +80,35 @@ def uniform(seed: int, index: int, place: int) -> float:
     return (mixed(seed, index, place) >> 10) / (1 << 53)
 
 
-def drawn(probs: Tensor, at: float) -> int:
-    """The token whose share of the mass holds `at`, in the order of the vocabulary."""
-    mass = torch.cumsum(probs.double(), 0)
-    chosen = int(torch.searchsorted(mass, torch.tensor([at * float(mass[-1])], dtype=mass.dtype), right=True))
-    return min(chosen, len(probs) - 1) if probs[min(chosen, len(probs) - 1)] > 0 else int(probs.argmax())
-
-
-def truncated(law: Tensor, sampling: Sampling) -> Tensor:
-    """Only the likeliest tokens: `top_k`, then `top_p` of what is left, then `min_p` of what is left of that."""
-    if 0 < sampling.top_k < len(law):
-        law = law.masked_fill(law < law.topk(sampling.top_k).values[-1], NEVER)
-    if sampling.top_p < 1:
-        falling, order = torch.sort(law, descending=True, stable=True)
-        before = torch.cumsum(torch.softmax(falling, 0), 0) - torch.softmax(falling, 0)
-        law = law.index_fill(0, order[before >= sampling.top_p], NEVER)
-    if sampling.min_p > 0:
-        probs = torch.softmax(law, 0)
-        law = law.masked_fill(probs < sampling.min_p * probs.max(), NEVER)
-    return law
-
-
-def told(logits: Tensor, chosen: int, sampling: Sampling) -> float | None:
+def told(logits: Row, chosen: int, count: int | None) -> float | None:
     """The model's own log-probability of a token, where it was asked for."""
-    return None if sampling.logprobs is None else float(logits[chosen] - logits.logsumexp(0))
+    return None if count is None else float(logits[chosen]) - normaliser(logits)
 
 
-def tops(logits: Tensor, count: int | None) -> dict[int, float]:
-    """The `count` likeliest tokens by the model itself, with their log-probabilities."""
+def tops(logits: Row, count: int | None) -> dict[int, float]:
+    """The `count` likeliest tokens by the model itself, with their log-probabilities; of equal ones the first."""
     if not count:
         return {}
-    best = (logits - logits.logsumexp(0)).topk(min(count, len(logits)))
-    return dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    at = largest(logits, min(count, len(logits)))
+    best = at[np.argsort(-logits[at], kind="stable")][:count]
+    whole = normaliser(logits)
+    return {int(token): float(logits[token]) - whole for token in best}
+
+
+def normaliser(logits: Row) -> float:
+    """log sum exp."""
+    most = float(logits.max())
+    if not np.isfinite(most):
+        raise no_token(most)
+    return most + float(np.log(np.exp(logits - np.float32(most)).sum(dtype=np.float64)))
 
 
 def scored(logits: Tensor, given: int, count: int | None) -> Token:
-    """A token of the prompt."""
-    logprob = float(logits[given] - logits.logsumexp(0))
-    return Token(given, logprob, logprob, tops(logits, count))
+    """A token of the prompt, by the logits (V,) before it.
+
+    Raises:
+        RequestError: the model gave no numbers.
+    """
+    row = logits.cpu().numpy()
+    logprob = float(row[given]) - normaliser(row)
+    return Token(given, logprob, logprob, tops(row, count))

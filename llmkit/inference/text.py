@@ -1,58 +1,126 @@
-"""From tokens to text as they come: what can be shown is given at once, half a letter waits for its other half."""
+"""Text as it is made: what can be shown is given at once, what may be half a letter or half a stop text waits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-BROKEN = "\ufffd"
+from llmkit.inference.detokenise import Detokeniser, detokeniser
+from llmkit.inference.request import RequestError
+from llmkit.inference.sampling import Sampling
 
 
-class Detokeniser:
-    """The text of tokens that come one by one; all that it gave, put together, is the decoding of them all."""
+class Texts:
+    """A tokenizer as the engine and those who show its answers need it."""
 
     def __init__(self, tokenizer: Any, special: bool = False) -> None:
-        self.tokenizer, self.special = tokenizer, special
-        self.ids: list[int] = []
-        self.read = self.given = 0
-        """Of `ids`: where the part begins that is decoded again with each token, and up to where its text is given."""
+        """`special`: whether special tokens have text."""
+        self.tokenizer = tokenizer
+        self.made = detokeniser(tokenizer, special)
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self.marks: dict[str, int] = {str(token): id for id, token in added.items() if token.special}
+        """Special tokens by their text."""
+
+    def stream(self, sampling: Sampling) -> Stream:
+        """What shows one answer as it grows."""
+        marks = {self.marks[stop]: stop for stop in sampling.stop if stop in self.marks}
+        return Stream(self.made(), sampling.stop, sampling.min_tokens, marks)
+
+    def whole(self, tokens: Sequence[int], sampling: Sampling) -> str:
+        """The text of an answer, up to what stopped it."""
+        stream = self.stream(sampling)
+        return "".join([*map(stream.add, tokens), stream.end()])
+
+    def bad(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The sequences of tokens that make any of the words, with and without a space before it.
+
+        Raises:
+            RequestError: a word has no tokens.
+        """
+        found: dict[tuple[int, ...], None] = {}
+        for word in words:
+            own = [one for one in (self._ids(word), self._ids(" " + word.lstrip()), self._inside(word)) if one]
+            if not own:
+                raise RequestError(f"{word!r} has no tokens", fix="leave it out", key="bad_words")
+            found |= dict.fromkeys(own)
+        return tuple(found)
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _inside(self, word: str) -> tuple[int, ...]:
+        """As it stands after other text, where a tokenizer puts a space before all text."""
+        before, both = self._ids("\n"), self._ids("\n" + word)
+        return both[len(before) :] if both[: len(before)] == before else ()
+
+
+class Stream:
+    """The text of one answer, token by token, never any of the text that stops it.
+
+    Of several stop texts the one that is complete first wins; of those that end at one letter, the longest.
+    """
+
+    def __init__(
+        self, words: Detokeniser, stops: Sequence[str] = (), least: int = 0, marks: Mapping[int, str] | None = None
+    ) -> None:
+        """Nothing stops it before `least` tokens; `marks`: tokens that are stop texts by themselves."""
+        self.words, self.least, self.marks = words, least, marks or {}
+        self.watches = [Watch(stop) for stop in stops]
+        self.count, self.held = 0, ""
+        self.stopped: str | None = None
+        """The stop text that ended it."""
 
     def add(self, token: int) -> str:
-        """The text that is certain with this token."""
-        self.ids.append(token)
-        before, now = self._text(self.ids[self.read : self.given]), self._text(self.ids[self.read :])
-        if now.endswith(BROKEN) or len(now) <= len(before):
+        """The text that can be shown with this token."""
+        if self.stopped is not None:
             return ""
-        self.read, self.given = self.given, len(self.ids)
-        return now[len(before) :]
+        self.count += 1
+        if token in self.marks and self.count >= self.least:
+            shown = self.end()
+            self.stopped = self.stopped or self.marks[token]
+            return shown
+        return self._shown(self.words.add(token))
 
-    def rest(self) -> str:
-        """What was held back, at the end."""
-        before, now = self._text(self.ids[self.read : self.given]), self._text(self.ids[self.read :])
-        self.read, self.given = self.given, len(self.ids)
-        return now[len(before) :]
+    def end(self) -> str:
+        """What was held back: no more tokens come."""
+        shown = "" if self.stopped is not None else self._shown(self.words.rest())
+        held, self.held = self.held, ""
+        return shown if self.stopped is not None else shown + held
 
-    def _text(self, ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=not self.special)
-        return text
-
-
-class Stops:
-    """Looks for stop texts in what is made, also across the borders of tokens."""
-
-    def __init__(self, tokenizer: Any, texts: Sequence[str]) -> None:
-        self.words, self.texts = Detokeniser(tokenizer), tuple(texts)
-        self.tail = ""
-
-    def after(self, token: int) -> str | None:
-        """The text that this token completed, if it did: of several the one that begins first."""
-        self.tail += self.words.add(token)
-        found = [(at, text) for text in self.texts if (at := self.tail.find(text)) >= 0]
-        longest = max(map(len, self.texts))
-        self.tail = self.tail[-(longest - 1) :] if longest > 1 else ""
-        return min(found)[1] if found else None
+    def _shown(self, new: str) -> str:
+        if not self.watches:
+            return new
+        text, before = self.held + new, len(self.held)
+        for at, letter in enumerate(new, before + 1):
+            complete = [watch.text for watch in self.watches if watch.step(letter)]
+            if complete and self.count >= self.least:
+                self.stopped = max(complete, key=len)
+                return text[: at - len(self.stopped)]
+        kept = len(text) - max(watch.state for watch in self.watches)
+        self.held = text[kept:]
+        return text[:kept]
 
 
-def cut(text: str, stops: Sequence[str]) -> str:
-    """`text` before the first stop text in it."""
-    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+class Watch:
+    """Looks for a text in letters that come one by one, in linear time (Knuth, Morris and Pratt, 1977)."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.state = text, 0
+        """`state`: letters of the text that the last ones agree with."""
+        self.shorter = [0]
+        """For each beginning of the text, the longest one that it ends with."""
+        for letter in text[1:]:
+            self.shorter.append(self._next(self.shorter[-1], letter))
+
+    def _next(self, state: int, letter: str) -> int:
+        while state and self.text[state] != letter:
+            state = self.shorter[state - 1]
+        return state + (self.text[state] == letter)
+
+    def step(self, letter: str) -> bool:
+        """Whether the text is complete with this letter."""
+        self.state = self._next(self.state, letter)
+        if self.state < len(self.text):
+            return False
+        self.state = self.shorter[-1]
+        return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from llmkit_kernels.paged.laid import Held, Laid, lay, rounded
+from llmkit_kernels.paged.laid import Held, Laid, lay
 from torch import Tensor
 
 from llmkit.core.types import Span
@@ -14,14 +14,32 @@ from llmkit.core.types import Span
 class BlockStore:
     """`blocks` blocks of `size` tokens, for every layer.
 
-    Sequences may share blocks (a common prefix); the caller sees to it that no shared block is written twice. Layers
-    that were not reserved are made at first use.
+    Sequences may share blocks (a common prefix); the caller sees to it that no shared block is written twice. A layer
+    is made when its first keys come; `resize` makes all of them anew and lets no more come.
     """
 
     def __init__(self, blocks: int, size: int, dtype: torch.dtype | None = None) -> None:
         """`dtype`: fp32, bf16, fp16 or int8 (a factor for each head of a token); without one, as keys come."""
         self.blocks, self.size, self.dtype = blocks, size, dtype
         self.layers: dict[int, Held] = {}
+        self.same: dict[int, int] = {}
+        """Layers that attend to the keys and values of an earlier one, and which."""
+        self.came: dict[int, tuple[Tensor, Tensor]] | None = {}
+        """The first keys and values of each layer until `resize`: all are kept, so that one address is one tensor."""
+
+    @property
+    def bytes(self) -> dict[torch.device, int]:
+        """Of all layers, by the device on which they lie."""
+        taken: dict[torch.device, int] = {}
+        for tensor in (tensor for held in self.layers.values() for tensor in held.tensors):
+            taken[tensor.device] = taken.get(tensor.device, 0) + tensor.nbytes
+        return taken
+
+    def resize(self, blocks: int) -> None:
+        """As many blocks for the layers that there are; what they held is gone."""
+        self.blocks, self.came = blocks, None
+        for layer in self.layers:
+            self.layers[layer] = self.layers[layer].resized(blocks)
 
     def lay(self, spans: Sequence[Span]) -> Laid:
         """What follows from the spans of a step, for all layers.
@@ -34,10 +52,14 @@ class BlockStore:
         return lay([(one.start, one.end, one.past, one.blocks, one.parents) for one in spans], self.size, self.blocks)
 
     def held(self, layer: int, keys: Tensor, values: Tensor) -> Held:
-        """The blocks of a layer, made for such keys (KV, T, D) and values (KV, T, Dv) if there are none."""
-        if layer not in self.layers:
-            self.layers[layer] = self._made(keys, values)
-        return self.layers[layer]
+        """The blocks of a layer, made for such keys (KV, T, D) and values (KV, T, Dv) if there are none.
+
+        Raises:
+            ValueError: the layer had no keys when the store was sized.
+        """
+        if layer not in self.layers and layer not in self.same:
+            self._meet(layer, keys, values)
+        return self.layers[self.same.get(layer, layer)]
 
     def write(self, layer: int, keys: Tensor, values: Tensor, laid: Laid) -> None:
         """Stores the new keys (KV, T, D) and values (KV, T, Dv) of a step."""
@@ -45,45 +67,51 @@ class BlockStore:
         slots = laid.on(keys.device)[0]
         taken = slots >= 0
         block, at = slots[taken] // self.size, slots[taken] % self.size
-        for new, store, scales, turned in (
-            (keys, held.keys, held.key_scales, True),
-            (values, held.values, held.value_scales, False),
-        ):
-            rows = new.detach().transpose(0, 1)[: len(slots)][taken]
+        rows = [new.detach().transpose(0, 1)[: len(slots)][taken] for new in (keys, values)]
+        for which, scales in enumerate((held.key_scales, held.value_scales)):
             if scales is not None:
-                rows, scales[block, :, at] = quantised(rows)
-            if turned:
-                store[block, :, :, at] = rows.to(store.dtype)
-            else:
-                store[block, :, at, : held.size] = rows.to(store.dtype)
+                rows[which], scales[block, :, at] = quantised(rows[which])
+        held.keys[block, :, :, at] = rows[0].to(held.keys.dtype)
+        held.values[block, :, at, : held.size] = rows[1].to(held.values.dtype)
 
     def read(self, layer: int, laid: Laid, index: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values of the sequence of a span, (KV, past + L, D) and (KV, past + L, Dv), as `like`'s type."""
         start, end, past = laid.runs[index][:3]
-        held, length = self.layers[layer], past + end - start
-        first = int(laid.spans[index, 3])
+        held, length = self.layers[self.same.get(layer, layer)], past + end - start
+        first = laid.firsts[index]
         used = laid.on(like.device)[1][first : first + -(-length // self.size)]
-        keys = _read(held.keys, held.key_scales, used, like).transpose(2, 3)
-        values = _read(held.values.transpose(2, 3), held.value_scales, used, like).transpose(2, 3)
+        keys = _dense(held.keys[used].transpose(2, 3), held.key_scales, used, like.dtype)
+        values = _dense(held.values[used], held.value_scales, used, like.dtype)
         flat = [x[:, :, : self.size].transpose(0, 1).flatten(1, 2)[:, :length] for x in (keys, values)]
         return flat[0], flat[1][..., : held.size]
 
     def copy(self, source: int, target: int) -> None:
         """Copies all that a block holds into another."""
         for held in self.layers.values():
-            for store in (held.keys, held.values, held.key_scales, held.value_scales):
-                if store is not None:
-                    store[target] = store[source]
+            for tensor in held.tensors:
+                tensor[target] = tensor[source]
 
-    def _made(self, keys: Tensor, values: Tensor) -> Held:
-        dtype, lanes = self.dtype or keys.dtype, rounded(self.size)
-        key = keys.new_zeros(self.blocks, keys.shape[0], keys.shape[2], lanes, dtype=dtype)
-        value = values.new_zeros(self.blocks, keys.shape[0], lanes, rounded(values.shape[2]), dtype=dtype)
-        scales = [
-            keys.new_zeros(self.blocks, keys.shape[0], lanes, dtype=torch.float32) if dtype == torch.int8 else None
-            for _ in range(2)
-        ]
-        return Held(key, value, self.size, values.shape[2], *scales)
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copies keys and values from slots (block * size + place in it) to slots, all of them at once: so the path of
+        a tree of drafts that was accepted comes to lie end to end."""
+        slots = torch.tensor([sources, targets])
+        for held in self.layers.values():
+            (block, to), (at, there) = (x.to(held.keys.device) for x in (slots // self.size, slots % self.size))
+            held.keys[to, :, :, there] = held.keys[block, :, :, at]
+            for tensor in held.tensors[1:]:
+                tensor[to, :, there] = tensor[block, :, at]
+
+    def _meet(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """A layer's first keys: those of another layer, or blocks of its own."""
+        if self.came is None:
+            raise ValueError(f"layer {layer} had no keys when the cache was sized")
+        for other, came in self.came.items():
+            if all(_same(a, b) for a, b in zip(came, (keys, values), strict=True)):
+                self.same[layer] = other
+                return
+        self.came[layer] = keys, values
+        shape = keys.shape[0], keys.shape[2], values.shape[2]
+        self.layers[layer] = Held.made(self.blocks, self.size, shape, self.dtype or keys.dtype, keys.device)
 
 
 def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +123,10 @@ def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
     return whole.to(torch.int8), torch.where(factor.isfinite(), factor, torch.nan)
 
 
-def _read(store: Tensor, scales: Tensor | None, used: Tensor, like: Tensor) -> Tensor:
-    """(blocks, KV, D, lanes) of the blocks used."""
-    there = store[used]
-    return there.to(like.dtype) if scales is None else (there * scales[used][:, :, None]).to(like.dtype)
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.device == b.device
+
+
+def _dense(there: Tensor, scales: Tensor | None, used: Tensor, dtype: torch.dtype) -> Tensor:
+    """(blocks, KV, lanes, D) as numbers of a type."""
+    return there.to(dtype) if scales is None else (there * scales[used][..., None]).to(dtype)

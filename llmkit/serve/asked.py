@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,8 +26,11 @@ IGNORED = (
 """What OpenAI's clients send and nothing follows from here; `user` is the unit of the request's record."""
 
 
-def sampling(fields: Fields, bounds: Bounds, max_tokens: int, more: Mapping[str, Any]) -> Sampling:
-    """How an answer of at most `max_tokens` is sampled; `more` is what the routes read in their own ways.
+def sampling(
+    fields: Fields, bounds: Bounds, max_tokens: int, more: Mapping[str, Any], schema: Mapping[str, Any] | None = None
+) -> Sampling:
+    """How an answer of at most `max_tokens` is sampled; `more` is what the routes read in their own ways, `schema` what
+    a required call of a tool must follow.
 
     Raises:
         Refusal: a field is out of bounds, or two contradict.
@@ -90,6 +94,12 @@ def bias(fields: Fields) -> dict[int, float]:
             raise wrong(held.name(key[:40]), "is no token's id")
         made[int(key)] = held.number(key, 0.0, -100.0, 100.0)
     return made
+
+
+def deadline(fields: Fields, bounds: Bounds) -> float | None:
+    """When, on `time.monotonic`'s clock, nobody waits for it any longer: after the client's `deadline`, in seconds."""
+    seconds = fields.number("deadline", bounds.deadline or 0.0, 0.0, 86_400.0)
+    return time.monotonic() + seconds if seconds else None
 
 
 def most_tokens(given: int | None, prompt: int, longest: int, bounds: Bounds, default: int | None = None) -> int:

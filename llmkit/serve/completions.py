@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from llmkit.inference.request import Request, Token
-from llmkit.serve.answer import Answer, Piece
-from llmkit.serve.asked import IGNORED, most_tokens, sampling
+from llmkit.serve.answer import Piece
+from llmkit.serve.asked import IGNORED, deadline, most_tokens, sampling
+from llmkit.serve.caller import Caller
 from llmkit.serve.chat import streams
 from llmkit.serve.fields import Fields, wrong
+from llmkit.serve.generated import Account, Generation
 from llmkit.serve.prompts import prompts
-from llmkit.serve.service import Caller, Service
+from llmkit.serve.service import Service
 from llmkit.serve.told import Spelling
-from llmkit.serve.usage import Usage
 
 DEFAULT = 16
 """Tokens where none are named, as OpenAI has it."""
@@ -26,7 +28,7 @@ class Text:
     """What is asked."""
 
     requests: tuple[Request, ...]
-    model: str
+    account: Account
     stream: bool
     usage: bool
     echo: bool
@@ -52,68 +54,73 @@ async def read(service: Service, fields: Fields, caller: Caller) -> Text:
         raise wrong("max_tokens", "0 needs echo: true")
     longest = max(map(len, asked))
     most = most_tokens(given or (1 if given == 0 else None), longest, service.longest, service.bounds, DEFAULT)
-    more = {"logprobs": logprobs, "prompt_logprobs": logprobs if echo else None}
-    how = sampling(fields, service.bounds, most, more)
-    best = fields.whole_or_none("best_of", 1, service.bounds.n)
-    if best not in (None, how.n):
-        raise wrong("best_of", "answers are not ranked: it can only be n", "unsupported_parameter")
-    if len(asked) * how.n > service.bounds.requests:
-        raise wrong("n", f"{len(asked)} prompts with {how.n} answers each are too many at once")
+    how = sampling(fields, service.bounds, most, {"logprobs": logprobs, "prompt_logprobs": logprobs if echo else None})
+    _check_many(service, fields, len(asked), how.n)
     stream, usage = streams(fields)
+    account = Account(caller, model or service.name, adapter, fields.text("user"), {"prompts": float(len(asked))})
+    until = deadline(fields, service.bounds)
     fields.end(IGNORED)
-    made = (Request(f"{caller.id}-{i}", ids, how, adapter, caller.tenant) for i, ids in enumerate(asked))
-    return Text(tuple(made), model or service.name, stream, usage, echo, logprobs, given == 0)
+    made = (
+        Request(f"{caller.number}-{i}", ids, how, adapter, caller.tenant, deadline=until) for i, ids in enumerate(asked)
+    )
+    return Text(tuple(made), account, stream, usage, echo, logprobs, given == 0)
 
 
-class Writer:
+def _check_many(service: Service, fields: Fields, prompts: int, n: int) -> None:
+    best = fields.whole_or_none("best_of", 1, service.bounds.n)
+    if best not in (None, n):
+        raise wrong("best_of", "answers are not ranked: it can only be n", "unsupported_parameter")
+    if prompts * n > service.bounds.requests:
+        raise wrong("n", f"{prompts} prompts with {n} answers each are too many at once")
+
+
+class TextWriter:
     """Answers in the shapes of completions."""
 
     def __init__(self, service: Service, asked: Text) -> None:
         self.service, self.asked = service, asked
         self.spelling = Spelling(service.tokenizer)
-        self.made, self.id = int(time.time()), f"cmpl-{asked.requests[0].id.rpartition('-')[0]}"
-        self.n = asked.requests[0].sampling.n
-        how = asked.requests[0].sampling
-        self.answers = [Answer(service.tokenizer, how.stop) for _ in range(self.n * len(asked.requests))]
-        self.offsets = [0] * len(self.answers)
-        self.usages = [Usage(len(request.prompt)) for request in asked.requests]
+        self.made = Generation(service, asked.requests, asked.account)
+        self.offsets = [0] * len(self.made.answers)
+        self.began, self.id = int(time.time()), f"cmpl-{asked.account.caller.number}"
 
     async def whole(self) -> dict[str, Any]:
         """The answers when all of them are there."""
         choices: list[dict[str, Any]] = [
-            {"index": i, "text": "", "logprobs": None, "finish_reason": None} for i in range(len(self.answers))
+            {"index": i, "text": "", "logprobs": None, "finish_reason": None} for i in range(len(self.offsets))
         ]
-        async for part in self._parts():
-            choice = choices[part["index"]]
-            choice["text"] += part["text"]
-            choice["finish_reason"] = part["finish_reason"]
-            choice["logprobs"] = _joined(choice["logprobs"], part["logprobs"])
+        async with aclosing(self._parts()) as parts:
+            async for part in parts:
+                choice = choices[part["index"]]
+                choice["text"] += part["text"]
+                choice["finish_reason"] = part["finish_reason"]
+                choice["logprobs"] = _joined(choice["logprobs"], part["logprobs"])
         return self._object(choices) | {"usage": self._usage()}
 
-    async def parts(self) -> AsyncIterator[dict[str, Any]]:
+    async def parts(self) -> AsyncGenerator[dict[str, Any], None]:
         """The answers as they grow."""
-        async for part in self._parts():
-            if part["text"] or part["finish_reason"] or part["logprobs"]:
-                made = self._object([part])
-                yield made | {"usage": None} if self.asked.usage else made
+        async with aclosing(self._parts()) as parts:
+            async for part in parts:
+                if part["text"] or part["finish_reason"] or part["logprobs"]:
+                    made = self._object([part])
+                    yield made | {"usage": None} if self.asked.usage else made
         if self.asked.usage:
             yield self._object([]) | {"usage": self._usage()}
 
-    async def _parts(self) -> AsyncIterator[dict[str, Any]]:
+    async def _parts(self) -> AsyncGenerator[dict[str, Any], None]:
         begun: set[int] = set()
         prompts: dict[int, Sequence[Token | None] | None] = {}
-        async for index, event in self.service.events(self.asked.requests):
-            which = index // self.n
-            self.usages[which].take(event)
-            piece = self.answers[index].take(event)
-            if event.prompt is not None:
-                prompts[which] = event.prompt
-            if self.asked.nothing:
-                piece = Piece("", (), "length")
-            if self.asked.echo and index not in begun:
-                yield self._echoed(index, which, prompts.get(which))
-            begun.add(index)
-            yield self._part(index, piece)
+        async with aclosing(self.made.pieces()) as pieces:
+            async for index, event, piece in pieces:
+                which = index // self.made.n
+                if event.prompt is not None:
+                    prompts[which] = event.prompt
+                if self.asked.nothing:
+                    piece = Piece("", (), "length")
+                if self.asked.echo and index not in begun:
+                    yield self._echoed(index, which, prompts.get(which))
+                begun.add(index)
+                yield self._part(index, piece)
 
     def _echoed(self, index: int, which: int, told: Sequence[Token | None] | None) -> dict[str, Any]:
         """The prompt, as the beginning of an answer."""
@@ -134,19 +141,16 @@ class Writer:
         return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish}
 
     def _usage(self) -> dict[str, Any]:
-        whole = Usage(0)
-        for usage in self.usages:
-            whole.prompt += usage.prompt
-            whole.completion += 0 if self.asked.nothing else usage.completion
-            whole.cached += usage.cached
+        whole = self.made.usage()
+        whole.completion = 0 if self.asked.nothing else whole.completion
         return whole.told()
 
     def _object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "id": self.id,
             "object": "text_completion",
-            "created": self.made,
-            "model": self.asked.model,
+            "created": self.began,
+            "model": self.asked.account.model,
             "system_fingerprint": self.service.fingerprint,
             "choices": choices,
         }

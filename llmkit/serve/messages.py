@@ -37,6 +37,14 @@ class Link:
         except OSError:
             self.open = False
 
+    def first(self, wait: float) -> Any:
+        """The first message; none where the other end closes, or nothing comes in time."""
+        end = time.monotonic() + wait
+        while self.open and (left := end - time.monotonic()) > 0:
+            for message in self.read(left):
+                return message
+        return None
+
     def read(self, wait: float) -> Iterator[Any]:
         """What has come, after at most `wait` seconds."""
         if not select.select([self.own], [], [], wait)[0]:
@@ -95,18 +103,22 @@ def _plain(value: Any) -> Any:
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
-def event_out(event: Event) -> list[Any]:
-    """An event, as its fields in order."""
-    told = None if event.prompt is None else [None if token is None else _token(token) for token in event.prompt]
-    tokens = [_token(token) for token in event.tokens]
-    return [event.request, event.index, tokens, event.finish, event.why, told, event.cached, event.stopped]
+def event_out(event: Event) -> dict[str, Any]:
+    """An event: what of it is not as it is in most."""
+    made = {item.name: getattr(event, item.name) for item in dataclasses.fields(Event)}
+    made = {name: value for name, value in made.items() if value or name in ("request", "index", "tokens")}
+    made["tokens"] = [_token(token) for token in event.tokens]
+    if event.prompt is not None:
+        made["prompt"] = [None if token is None else _token(token) for token in event.prompt]
+    return made
 
 
-def event_in(said: list[Any]) -> Event:
+def event_in(said: dict[str, Any]) -> Event:
     """The other way."""
-    request, index, tokens, finish, why, told, cached, stopped = said
-    prompt = None if told is None else tuple(None if token is None else _as_token(token) for token in told)
-    return Event(request, index, tuple(map(_as_token, tokens)), finish, why, prompt, cached, stopped)
+    said["tokens"] = tuple(map(_as_token, said["tokens"]))
+    if "prompt" in said:
+        said["prompt"] = tuple(None if token is None else _as_token(token) for token in said["prompt"])
+    return Event(**said)
 
 
 def _token(token: Token) -> list[Any]:

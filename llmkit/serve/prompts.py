@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmkit.core.errors import LlmkitError
-from llmkit.data.prompt import prompt_ids
+from llmkit.data.prompt import rendered_ids
+from llmkit.data.render import Renderer
 from llmkit.serve.fields import Fields, whole_numbers, wrong
 from llmkit.serve.refusal import Refusal, refused
 from llmkit.serve.service import Service
@@ -15,13 +16,15 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 MOST_MESSAGES = 4096
 
 
-async def tokens_of_text(service: Service, text: str) -> tuple[int, ...]:
-    """The tokens of a text as it stands.
+async def tokens_of_text(service: Service, text: str, special: bool = True) -> tuple[int, ...]:
+    """The tokens of a text as it stands; `special`: with those that a prompt begins with.
 
     Raises:
         Refusal: it cannot be one.
     """
-    return await service.aside(lambda: _encoded(service.tokenizer, text, "prompt"))
+    if special:
+        return await service.aside(lambda: _encoded(service.renderer, text, "prompt"))
+    return await service.aside(lambda: tuple(service.tokenizer.encode(text, add_special_tokens=False)))
 
 
 async def prompts(service: Service, fields: Fields, key: str, most: int) -> tuple[tuple[int, ...], ...]:
@@ -32,17 +35,17 @@ async def prompts(service: Service, fields: Fields, key: str, most: int) -> tupl
     """
     value = fields.get(key)
     if isinstance(value, str):
-        return (await service.aside(lambda: _encoded(service.tokenizer, value, key)),)
+        return (await service.aside(lambda: _encoded(service.renderer, value, key)),)
     if not isinstance(value, list) or not value:
         raise wrong(key, "is no text, no tokens, and no list of them")
     if isinstance(value[0], int):
-        return (_own(service, whole_numbers(value, key), key),)
+        return (own_ids(service, whole_numbers(value, key), key),)
     if len(value) > most:
         raise wrong(key, f"{len(value)} prompts are more than {most}")
     if all(isinstance(item, str) for item in value):
-        return tuple(await service.aside(lambda: [_encoded(service.tokenizer, item, key) for item in value]))
+        return tuple(await service.aside(lambda: [_encoded(service.renderer, item, key) for item in value]))
     if all(isinstance(item, list) and item for item in value):
-        return tuple(_own(service, whole_numbers(item, key), key) for item in value)
+        return tuple(own_ids(service, whole_numbers(item, key), key) for item in value)
     raise wrong(key, "holds something that is neither a text nor tokens")
 
 
@@ -52,17 +55,22 @@ async def tokens_of_chat(service: Service, messages: Sequence[dict[str, Any]], t
     Raises:
         Refusal: the template cannot render it.
     """
-    return await service.aside(lambda: _encoded(service.tokenizer, messages, "messages"))
+    return await service.aside(lambda: _encoded(service.renderer, messages, "messages", tools))
 
 
-def _encoded(tokenizer: Any, prompt: Any, key: str) -> tuple[int, ...]:
+def _encoded(renderer: Renderer, prompt: Any, key: str, tools: Sequence[Any] = ()) -> tuple[int, ...]:
     try:
-        return tuple(prompt_ids(tokenizer, prompt))
+        return tuple(rendered_ids(renderer, prompt, tools))
     except LlmkitError as cause:
         raise Refusal(400, f"{key}: {refused(cause).what}", key=key) from cause
 
 
-def _own(service: Service, ids: tuple[int, ...], key: str) -> tuple[int, ...]:
+def own_ids(service: Service, ids: tuple[int, ...], key: str) -> tuple[int, ...]:
+    """Tokens that the vocabulary has.
+
+    Raises:
+        Refusal: one is none.
+    """
     words = int(service.engine.facts.get("words", 0))
     if bad := [id for id in ids if not 0 <= id < words]:
         raise wrong(key, f"token {str(bad[0])[:40]} is none of the {words} of the vocabulary")

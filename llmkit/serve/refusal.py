@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from llmkit.core.errors import LlmkitError, one_line
+from llmkit.core.errors import LlmkitError, Problem, one_line
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 LONGEST = 500
@@ -45,8 +45,17 @@ class Refusal(Exception):
         return {"x-should-retry": "false"}
 
 
+NAMES = {"stop_ids": "stop_token_ids", "allowed_ids": "allowed_token_ids"}
+"""What the engine calls otherwise than its clients."""
+
+
 def refused(cause: LlmkitError) -> Refusal:
     """What is wrong with a field, as the engine and the readers of settings say it."""
-    problem = cause.problems[0]
-    text = f"{problem.key}: {problem.what}" if problem.key else problem.what
-    return Refusal(400, f"{text}; {problem.fix}" if problem.fix else text, key=problem.key or None)
+    return problem(cause.problems[0])
+
+
+def problem(said: Problem) -> Refusal:
+    """The same of one problem."""
+    key = NAMES.get(said.key, said.key)
+    text = f"{key}: {said.what}" if key else said.what
+    return Refusal(400, f"{text}; {said.fix}" if said.fix else text, key=key or None, code="invalid_value")

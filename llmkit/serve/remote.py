@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from llmkit.core.errors import DataError, LlmkitError, ModelError, Problem, RecipeError, ResourceError
 from llmkit.inference.request import Event, Request
 from llmkit.serve.messages import event_in, packed, receive, request_out
-from llmkit.serve.refusal import Refusal
+from llmkit.serve.refusal import Refusal, problem
 
 LOG = logging.getLogger("llmkit.serve")
 PATIENCE = 30.0
@@ -106,7 +106,7 @@ class Remote:
             if event.request in self.waiting:
                 self.waiting[event.request].put_nowait(event)
         if "refused" in message and message["refused"] in self.waiting:
-            self.waiting[message["refused"]].put_nowait(_refusal(message["problem"]))
+            self.waiting[message["refused"]].put_nowait(problem(Problem(**message["problem"])))
         if "call" in message and (call := self.calls.pop(message["call"], None)) is not None and not call.done():
             _settle(call, message)
         self.stats = message.get("stats", self.stats)
@@ -169,14 +169,8 @@ def _failure(message: dict[str, Any]) -> LlmkitError:
     return KINDS.get(message["code"], ModelError)(problems=[Problem(**problem) for problem in message["failed"]])
 
 
-def _refusal(problem: dict[str, str]) -> Refusal:
-    key, fix = problem["key"], problem["fix"]
-    text = f"{key}: {problem['what']}" if key else problem["what"]
-    return Refusal(400, f"{text}; {fix}" if fix else text, key=key or None, code="invalid_value")
-
-
 def _settle(call: asyncio.Future[Any], message: dict[str, Any]) -> None:
     if "problem" in message:
-        call.set_exception(_refusal(message["problem"]))
+        call.set_exception(problem(Problem(**message["problem"])))
     else:
         call.set_result(message["value"])

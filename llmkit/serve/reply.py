@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from llmkit.serve.refusal import Refusal
 
-LOG = logging.getLogger("llmkit.serve")
-Stream = AsyncIterator[dict[str, Any]]
+Stream = AsyncGenerator[dict[str, Any], None]
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 DONE = b"data: [DONE]\n\n"
 
@@ -42,24 +42,54 @@ async def streamed(events: Stream, named: bool = False) -> Response:
     Raises:
         Refusal: it was refused before anything came.
     """
-    begun = await anext(events)
-    return StreamingResponse(_lines(begun, events, named), media_type="text/event-stream", headers=HEADERS)
-
-
-async def _lines(begun: dict[str, Any], events: Stream, named: bool) -> AsyncIterator[bytes]:
-    """What fails in the middle is told as the last event, and then the stream ends without its end mark."""
     try:
-        yield _line(begun, named)
-        async for event in events:
-            yield _line(event, named)
-    except Refusal as cause:
-        yield _line(cause.error | ({"type": "error"} if named else {}), named)
-        return
-    except Exception as cause:
-        yield _line(fault(cause).error | ({"type": "error"} if named else {}), named)
+        begun = await anext(events)
+    except BaseException:
+        await events.aclose()
         raise
-    if not named:
-        yield DONE
+    return Events(begun, events, named)
+
+
+class Events(Response):
+    """Server-sent events, given up when the client leaves."""
+
+    def __init__(self, begun: dict[str, Any], events: Stream, named: bool) -> None:
+        super().__init__(headers=HEADERS, media_type="text/event-stream")
+        del self.headers["content-length"]
+        self.begun, self.events, self.named = begun, events, named
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """All of them, and then the end; or as many as the client waits for."""
+        sent, left = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(until_left(receive))
+        try:
+            await asyncio.wait((sent, left), return_when=asyncio.FIRST_COMPLETED)
+            if sent.done():
+                sent.result()
+        finally:
+            await _over(sent, left)
+
+    async def _send(self, send: Send) -> None:
+        async with aclosing(self.events):
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for line in self._lines():
+                await send({"type": "http.response.body", "body": line, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _lines(self) -> AsyncIterator[bytes]:
+        """What fails in the middle is told as the last event, and then the stream ends without its end mark."""
+        more = {"type": "error"} if self.named else {}
+        try:
+            yield _line(self.begun, self.named)
+            async for event in self.events:
+                yield _line(event, self.named)
+        except Refusal as cause:
+            yield _line(cause.error | more, self.named)
+            return
+        except Exception as cause:
+            yield _line(fault(cause).error | more, self.named)
+            raise
+        if not self.named:
+            yield DONE
 
 
 def _line(event: dict[str, Any], named: bool) -> bytes:
@@ -72,20 +102,29 @@ def fault(cause: BaseException) -> Refusal:
     return Refusal(500, f"the server met a fault of its own ({type(cause).__name__})", code="internal_error")
 
 
-async def while_there(request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
-    """What `work` gives, as long as the client waits for it: when it leaves, the work is given up."""
-    done, left = asyncio.ensure_future(work()), asyncio.ensure_future(_left(request))
+async def while_there(request: Request, work: Awaitable[Response]) -> Response:
+    """What `work` gives, as long as the client waits for it: when it leaves, the work is given up.
+
+    Raises:
+        Refusal: what the work raises; 499, the client left.
+    """
+    done, left = asyncio.ensure_future(work), asyncio.ensure_future(until_left(request.receive))
     try:
         await asyncio.wait((done, left), return_when=asyncio.FIRST_COMPLETED)
         if done.done():
             return done.result()
         raise Refusal(499, "the client left", code="client_closed")
     finally:
-        for task in (done, left):
-            task.cancel()
-        await asyncio.gather(done, left, return_exceptions=True)
+        await _over(done, left)
 
 
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def until_left(receive: Receive) -> None:
+    """Ends when the client does."""
+    while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _over(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

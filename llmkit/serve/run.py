@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from llmkit.core.errors import RecipeError
+from llmkit.serve.door import Door
 from llmkit.serve.node import Bounds
+from llmkit.serve.protocol import bounded
 from llmkit.serve.remote import Remote
 
 LOG = logging.getLogger("llmkit.serve")
@@ -45,8 +47,6 @@ class Listener(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal begins to drain; the second ends at once."""
-        if sig == signal.SIGHUP:
-            return
         self.on_signal()
 
 
@@ -54,7 +54,7 @@ def configured(app: ASGIApp, bounds: Bounds) -> uvicorn.Config:
     """How uvicorn is told of our bounds."""
     return uvicorn.Config(
         app,
-        http="h11",
+        http=bounded(bounds),
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -68,43 +68,53 @@ def configured(app: ASGIApp, bounds: Bounds) -> uvicorn.Config:
     )
 
 
-async def run(
-    app: ASGIApp, own: socket.socket, engine: Remote, bounds: Bounds, busy: Callable[[], int], drain: Callable[[], None]
-) -> None:
+@dataclass(frozen=True)
+class Place:
+    """Where something is served."""
+
+    door: Door
+    own: socket.socket
+
+
+async def run(places: Sequence[Place], engine: Remote, bounds: Bounds) -> None:
     """Serves until a signal, then finishes what was accepted.
 
     Raises:
         LlmkitError: the engine cannot be started.
     """
-    begun = asyncio.Event()
+    loop, begun = asyncio.get_running_loop(), asyncio.Event()
+    again: list[bool] = []
 
     def stop() -> None:
-        if begun.is_set():
-            server.should_exit = server.force_exit = True
+        again.append(begun.is_set())
         loop.call_soon_threadsafe(begun.set)
 
-    loop, server = asyncio.get_running_loop(), Listener(configured(app, bounds), stop)
-    keeping, serving = asyncio.create_task(engine.keep()), asyncio.create_task(server.serve([own]))
-    ending = asyncio.create_task(_drained(begun, bounds.drain, busy, drain))
+    servers = [Listener(configured(place.door, bounds), stop) for place in places]
+    serving = [asyncio.create_task(one.serve([place.own])) for one, place in zip(servers, places, strict=True)]
+    keeping = asyncio.create_task(engine.keep())
+    ending = asyncio.create_task(_drained(begun, bounds.drain, places, again))
     try:
-        await asyncio.wait((keeping, serving, ending), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((keeping, ending, *serving), return_when=asyncio.FIRST_COMPLETED)
         if keeping.done():
             keeping.result()
     finally:
-        server.should_exit = True
-        await _over(serving)
+        for server in servers:
+            server.should_exit, server.force_exit = True, any(again)
+        await asyncio.gather(*serving, return_exceptions=True)
         for task in (keeping, ending):
             task.cancel()
         await asyncio.gather(keeping, ending, return_exceptions=True)
 
 
-async def _drained(begun: asyncio.Event, most: float, busy: Callable[[], int], drain: Callable[[], None]) -> None:
+async def _drained(begun: asyncio.Event, most: float, places: Sequence[Place], again: list[bool]) -> None:
+    """Until nothing that was accepted is left, or too long has passed; new requests are told to go elsewhere."""
     await begun.wait()
-    drain()
+    for place in places:
+        place.door.service.draining = True
+    LOG.info("draining", extra={"inside": sum(place.door.inside for place in places)})
     end = asyncio.get_running_loop().time() + most
-    while busy() and asyncio.get_running_loop().time() < end:
-        await asyncio.sleep(0.05)
-
-
-async def _over(serving: Awaitable[None]) -> None:
-    await asyncio.gather(serving, return_exceptions=True)
+    while any(place.door.inside for place in places) and not any(again):
+        if asyncio.get_running_loop().time() >= end:
+            LOG.error("not all that was accepted is finished in time", extra={"seconds": most})
+            return
+        await asyncio.sleep(0.02)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
 from llmkit.build.llm import LLM
 from llmkit.inference.engine import Engine
+
+Said = dict[str, Any]
 
 
 @dataclass
@@ -17,18 +20,19 @@ class Served:
     engine: Engine
     model: Mapping[str, Any]
     """Its name, source, revision and digest."""
-    verbs: Mapping[str, Callable[[dict[str, Any]], Any]]
-    """What can be called by name, each with what was asked as JSON."""
+    between: Mapping[str, Callable[[Said, Future[Any]], None]] = field(default_factory=dict)
+    """What is carried out between two steps: each settles a future, now or later."""
+    beside: Mapping[str, Callable[[Said], Any]] = field(default_factory=dict)
+    """What may take longer, and goes on beside the steps."""
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Said:
         """For the server, when it is ready."""
         known = self.engine.facts
         return {"words": known.words, "longest": known.longest, "ends": known.ends, "model": self.model}
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Said:
         """How it does."""
-        told = self.engine.stats()
-        return {**vars(told), "free": told.blocks - told.used}
+        return dict(vars(self.engine.stats()))
 
 
 def open_served(settings: Mapping[str, Any]) -> Served:
@@ -42,4 +46,18 @@ def open_served(settings: Mapping[str, Any]) -> Served:
 
 def served_of(llm: LLM) -> Served:
     """What there is to ask of a loaded model."""
-    return Served(llm.engine, llm.loaded.resolved.facts(), {})
+    engine = llm.engine
+
+    def reset(asked: Said, done: Future[Any]) -> None:
+        engine.forget()
+        done.set_result(True)
+
+    def load(asked: Said) -> Any:
+        engine.adapters.load(asked["name"], asked["path"])
+        return asked["name"]
+
+    def unload(asked: Said, done: Future[Any]) -> None:
+        engine.adapters.unload(asked["name"])
+        done.set_result(asked["name"])
+
+    return Served(engine, llm.loaded.resolved.facts(), {"reset": reset, "unload": unload}, {"load": load})

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
+from llmkit.data.render import Renderer
 from llmkit.inference.request import Event, Request
+from llmkit.inference.text import Texts
+from llmkit.serve.caller import Caller
+from llmkit.serve.gate import Gate
 from llmkit.serve.node import Bounds
 from llmkit.serve.refusal import Refusal
 from llmkit.serve.remote import Remote
+from llmkit.serve.said.formats import Format, format_of
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who asks."""
-
-    tenant: str = ""
-    id: str = ""
-    """Of this request, in every log and in the answer's headers."""
 
 
 @dataclass
@@ -37,10 +34,20 @@ class Service:
     bounds: Bounds = Bounds()
     began: int = field(default_factory=lambda: int(time.time()))
     """Seconds since the epoch."""
-    adapters: Mapping[str, str] = field(default_factory=dict)
+    draining: bool = False
+    """Whether no more is taken on."""
+    adapters: dict[str, str] = field(default_factory=dict)
     """Name -> whose it is; empty is everybody's."""
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "tokens"))
     """Where prompts are made into tokens: a long one delays no other client."""
+
+    watchers: list[Callable[[Any], None]] = field(default_factory=list)
+    """Told of each request that is over."""
+
+    def done(self, account: Any) -> None:
+        """A request is over."""
+        for told in self.watchers:
+            told(account)
 
     def adapter(self, model: str, caller: Caller) -> str:
         """The adapter that is meant by a model's name; empty for the model itself.
@@ -53,6 +60,20 @@ class Service:
         if model in self.adapters and self.adapters[model] in ("", caller.tenant):
             return model
         raise Refusal(404, f"model: no model is named {model[:80]!r}", key="model", code="model_not_found")
+
+    def models(self, caller: Caller) -> list[str]:
+        """What a caller can name."""
+        return [self.name, *(name for name, owner in self.adapters.items() if owner in ("", caller.tenant))]
+
+    @cached_property
+    def texts(self) -> Texts:
+        """What makes text of tokens."""
+        return Texts(self.tokenizer)
+
+    @cached_property
+    def special_texts(self) -> Texts:
+        """The same where special tokens have text: formats of tool calls are written in them."""
+        return Texts(self.tokenizer, special=True)
 
     @property
     def fingerprint(self) -> str:
@@ -70,27 +91,54 @@ class Service:
             raise Refusal(503, "the model is being loaded; ask again", code="not_ready", wait=2)
         return int(self.engine.facts["longest"])
 
+    @cached_property
+    def renderer(self) -> Renderer:
+        """From what is asked to tokens, as training renders it."""
+        return Renderer(self.tokenizer)
+
+    @cached_property
+    def format(self) -> Format:
+        """How the model writes tool calls and reasoning."""
+        return format_of(self.tokenizer.chat_template or "")
+
+    def thinks(self, prompt: Sequence[int]) -> bool:
+        """Whether the end of a prompt has begun the model's reasoning."""
+        return self.format.begun(self.tokenizer.decode(list(prompt[-16:])))
+
+    @cached_property
+    def gate(self) -> Gate:
+        """How much is taken on."""
+        return Gate(self.bounds)
+
     async def aside(self, work: Callable[[], T]) -> T:
         """What `work` gives, computed beside the loop."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, work)
 
-    async def events(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Event]]:
+    async def events(self, requests: Sequence[Request], caller: Caller) -> AsyncGenerator[tuple[int, Event], None]:
         """Each event with the number of its answer, counted over all requests, until all answers have ended.
 
         Raises:
-            Refusal: one of them was refused, failed, or came too late.
+            Refusal: there is no room, or one of them was refused, failed, or came too late.
         """
         first, total = {}, 0
         for request in requests:
             first[request.id], total = total, total + request.sampling.n
-        async with self.engine.ask(requests) as queue:
-            while total:
-                event = await queue.get()
-                if isinstance(event, Refusal):
-                    raise event
-                if event.finish == "error":
-                    raise Refusal(400, f"this answer failed: {event.why}", code="generation_failed")
-                if event.finish == "deadline":
-                    raise Refusal(408, "the deadline passed", key="deadline", code="deadline_exceeded")
-                total -= event.finish is not None
-                yield first[event.request] + event.index, event
+        tokens = sum(len(request.prompt) for request in requests)
+        with self.gate.place(caller, total, tokens):
+            async with self.engine.ask(requests) as queue:
+                while total:
+                    event = await queue.get()
+                    if isinstance(event, Refusal):
+                        raise event
+                    _check(event)
+                    total -= event.finish is not None
+                    yield first[event.request] + event.index, event
+
+
+def _check(event: Event) -> None:
+    if event.finish == "error":
+        raise Refusal(400, f"this answer failed: {event.why}", code="generation_failed")
+    if event.finish == "deadline":
+        raise Refusal(408, "the deadline passed", key="deadline", code="deadline_exceeded")
+    if event.finish == "abort":
+        raise Refusal(503, "the answer was given up", code="aborted", wait=1)

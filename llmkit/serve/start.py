@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from llmkit.core.errors import RecipeError
+from starlette.types import ASGIApp, Scope
+
+from llmkit.core.errors import LlmkitError, RecipeError
 from llmkit.models.load import read_tokenizer
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
+from llmkit.serve import logs
+from llmkit.serve.admin import Admin
 from llmkit.serve.app import App
+from llmkit.serve.caller import Caller
+from llmkit.serve.door import Door
+from llmkit.serve.floors import check_floors
+from llmkit.serve.generated import Account
+from llmkit.serve.idempotent import Idempotent
+from llmkit.serve.journal import Journal, record
+from llmkit.serve.metrics import Metrics
 from llmkit.serve.node import Bounds
+from llmkit.serve.page import PATHS
 from llmkit.serve.remote import Remote
-from llmkit.serve.run import listen, run
+from llmkit.serve.run import Place, listen, run
 from llmkit.serve.service import Service
 
+LOG = logging.getLogger("llmkit.serve")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -30,6 +48,13 @@ class Settings:
     """Under which it is served; the model's own name without it."""
     keys: Path | None = None
     bounds: Bounds = field(default_factory=Bounds)
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """Name -> folder."""
+    adapter_root: Path | None = None
+    admin_port: int | None = None
+    admin_keys: Path | None = None
+    journal: Path | None = None
+    playground: bool = True
 
 
 def start(settings: Settings) -> None:
@@ -38,13 +63,104 @@ def start(settings: Settings) -> None:
     Raises:
         LlmkitError: it cannot be served.
     """
+    check_floors()
+    check(settings)
+    logs.begin()
+    own = listen(settings.host, settings.port)
+    admin = listen(settings.host, settings.admin_port) if settings.admin_port is not None else None
+    resolved = resolve(settings.model)
+    root = str(settings.adapter_root) if settings.adapter_root is not None else None
+    engine = Remote({"model": settings.model.name, "adapters": dict(settings.adapters), "root": root, "loaded": {}})
+    places = assemble(settings, engine, read_tokenizer(resolved, settings.model), own, admin)
+    _listen_for_keys([place.door for place in places])
+    asyncio.run(run(places, engine, settings.bounds))
+
+
+def assemble(
+    settings: Settings, engine: Remote, tokenizer: Any, own: socket.socket, admin: socket.socket | None = None
+) -> list[Place]:
+    """A server over an engine that is still to be started, on sockets that are bound.
+
+    Raises:
+        RecipeError, ResourceError: the keys cannot be read, or the record not be written.
+    """
+    service = Service(settings.name or settings.model.name, engine, tokenizer, settings.bounds)
+    service.adapters |= dict.fromkeys(settings.adapters, "")
+    metrics = Metrics(service)
+    service.watchers.append(metrics.done)
+    if settings.journal is not None:
+        _journal(service, Journal(settings.journal))
+    places = [Place(door(App(service, metrics, settings.playground).asgi(), service, metrics, settings), own)]
+    if admin is not None:
+        places.append(Place(Door(Admin(service, metrics).asgi(), service, settings.admin_keys), admin))
+    engine.on_ready.append(lambda: _ready(service, own.getsockname()))
+    return places
+
+
+def door(app: ASGIApp, service: Service, metrics: Metrics, settings: Settings) -> Door:
+    """What stands before the routes: keys, then answers that are told again, then the routes."""
+    pages = [path.encode() for path in PATHS] if settings.playground else []
+    made = Door(Idempotent(app, settings.bounds), service, settings.keys, pages)
+    service.gate.tenants = made.tenants
+    routes = {path: path for path in ROUTES}
+
+    def over(caller: Caller, scope: Scope, status: int, seconds: float) -> None:
+        path = scope["path"]
+        metrics.ended(routes.get(path, "other"), status)
+        if status >= 400:
+            metrics.refused(scope.get("refused") or str(status))
+        facts = {"request_id": caller.id, "tenant": caller.tenant, "method": scope["method"], "path": path}
+        LOG.info("request", extra={**facts, "status": status, "seconds": round(seconds, 6)})
+
+    made.over.append(over)
+    return made
+
+
+ROUTES = (
+    "/",
+    "/health",
+    "/metrics",
+    "/v1/models",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/embeddings",
+    "/tokenize",
+    "/detokenize",
+)
+
+
+def check(settings: Settings) -> None:
+    """
+    Raises:
+        RecipeError: strangers could reach what asks for no key.
+    """
     if settings.host not in LOOPBACK and settings.keys is None:
         what = f"{settings.host} can be reached by others, and no key is asked for"
         raise RecipeError(what, fix="give --api-key-file", key="host")
-    own = listen(settings.host, settings.port)
-    resolved = resolve(settings.model)
-    engine = Remote({"model": settings.model.name})
-    tokenizer = read_tokenizer(resolved, settings.model)
-    service = Service(settings.name or settings.model.name, engine, tokenizer, settings.bounds)
-    app = App(service)
-    asyncio.run(run(app.asgi(), own, engine, settings.bounds, lambda: 0, lambda: None))
+    if settings.admin_port is not None and settings.admin_keys is None:
+        raise RecipeError("the routes of admins ask for a key", fix="give --admin-key-file", key="admin_port")
+
+
+def _journal(service: Service, journal: Journal) -> None:
+    def write(account: Account) -> None:
+        weights = str(service.engine.facts.get("model", {}).get("sha256", ""))
+        journal.write(record(account, "single", weights, account.adapter))
+
+    service.watchers.append(write)
+
+
+def _listen_for_keys(doors: list[Door]) -> None:
+    def again(*_: object) -> None:
+        for one in doors:
+            try:
+                one.read_again()
+            except LlmkitError as cause:
+                LOG.error("the keys stay as they were", extra={"why": str(cause)})
+
+    signal.signal(signal.SIGHUP, again)
+
+
+def _ready(service: Service, address: tuple[object, ...]) -> None:
+    url = f"http://{address[0]}:{address[1]}"
+    LOG.info("ready", extra={"url": url, "model": service.name, "longest": service.engine.facts["longest"]})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llmkit.inference.request import Token
@@ -21,7 +21,7 @@ class Spelling:
         """One token alone; half a letter is shown as a mark in its place."""
         return str(self.tokenizer.decode([id]))
 
-    def chat(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
+    def chat(self, tokens: Iterable[Token]) -> list[dict[str, Any]]:
         """`logprobs.content` of a chat's choice."""
         made = []
         for token in tokens:

@@ -10,7 +10,7 @@ from llmkit.inference.request import Event
 
 @dataclass
 class Usage:
-    """Tokens, over all answers to one request."""
+    """Tokens, over all answers to one prompt."""
 
     prompt: int
     completion: int = 0
@@ -21,6 +21,13 @@ class Usage:
         """Counts what an event brings; the token that ends an answer is one that was made."""
         self.completion += len(event.tokens)
         self.cached = max(self.cached, event.cached)
+
+    def add(self, other: Usage) -> None:
+        """Those of another prompt too."""
+        self.prompt += other.prompt
+        self.completion += other.completion
+        self.cached += other.cached
+        self.reasoning += other.reasoning
 
     def told(self) -> dict[str, Any]:
         """In OpenAI's shape."""

@@ -7,7 +7,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from llmkit.core.environment import prepare
@@ -17,6 +18,8 @@ from llmkit.serve.served import Served, open_served
 
 IDLE = 3600.0
 """Seconds that are waited for a message where there is nothing to do."""
+SOON = 0.02
+"""The same while a call is being carried out beside the steps."""
 TELL = 0.25
 """Seconds between two accounts of how the engine does, while it works."""
 
@@ -28,28 +31,43 @@ class Worker:
         self.link, self.served = link, served
         self.paused = False
         self.told = 0.0
-        self.verbs: Mapping[str, Callable[[dict[str, Any]], Any]] = {"pause": self._pause, **served.verbs}
+        self.calls: deque[dict[str, Any]] = deque()
+        """Each waits for its turn between two steps, so that many do not keep the others' answers waiting."""
+        self.beside = ThreadPoolExecutor(1, "beside")
+        self.slow: dict[int, Future[Any]] = {}
+        """Calls that are carried out while steps go on."""
 
     def run(self) -> None:
         """Ready at first; then what is asked, and steps as long as there is work."""
-        self.link.send({"ready": self.served.facts()})
-        engine = self.served.engine
+        self.link.send({"ready": self.served.facts(), "stats": self.served.stats()})
         while self.link.open:
-            busy = not engine.idle and not self.paused
-            for message in self.link.read(0.0 if busy else IDLE):
+            for message in self.link.read(self._patience()):
                 self._do(message)
-            if not engine.idle and not self.paused:
-                events = engine.step()
+            if self.calls:
+                self._call(self.calls.popleft())
+            self._settle()
+            if self._steps:
+                events = self.served.engine.step()
                 self._tell({"events": list(map(event_out, events))} if events else {})
+        self.beside.shutdown(wait=False)
+
+    @property
+    def _steps(self) -> bool:
+        return not self.served.engine.idle and not self.paused
+
+    def _patience(self) -> float:
+        if self._steps or self.calls:
+            return 0.0
+        return SOON if self.slow else IDLE
 
     def _do(self, message: dict[str, Any]) -> None:
-        verb = message.pop("do")
+        verb = message["do"]
         if verb == "add":
             self._add(message["request"])
         elif verb == "abort":
             self.served.engine.abort(message["id"])
         else:
-            self._answer(message.pop("call"), verb, message)
+            self.calls.append(message)
         self._tell({})
 
     def _add(self, said: dict[str, Any]) -> None:
@@ -59,15 +77,35 @@ class Worker:
         except LlmkitError as cause:
             self.link.send({"refused": id, "problem": _problem(cause)})
 
-    def _answer(self, call: int, verb: str, asked: dict[str, Any]) -> None:
-        try:
-            self.link.send({"call": call, "value": self.verbs[verb](asked)})
-        except LlmkitError as cause:
-            self.link.send({"call": call, "problem": _problem(cause)})
+    def _call(self, message: dict[str, Any]) -> None:
+        verb, number = message.pop("do"), message.pop("call")
+        if verb == "pause":
+            self.paused = bool(message["on"])
+            self.link.send({"call": number, "value": self.paused})
+        elif verb in self.served.beside:
+            self.slow[number] = self.beside.submit(self.served.beside[verb], message)
+        else:
+            future: Future[Any] = Future()
+            self.slow[number] = future
+            self._now(future, verb, message)
 
-    def _pause(self, asked: dict[str, Any]) -> bool:
-        self.paused = bool(asked["on"])
-        return self.paused
+    def _now(self, future: Future[Any], verb: str, message: dict[str, Any]) -> None:
+        try:
+            self.served.between[verb](message, future)
+        except LlmkitError as cause:
+            future.set_exception(cause)
+
+    def _settle(self) -> None:
+        """Tells what came of calls that are done."""
+        for number in [number for number, future in self.slow.items() if future.done()]:
+            future = self.slow.pop(number)
+            cause = future.exception()
+            if cause is not None and not isinstance(cause, LlmkitError):
+                raise cause
+            if isinstance(cause, LlmkitError):
+                self.link.send({"call": number, "problem": _problem(cause)})
+            else:
+                self.link.send({"call": number, "value": future.result()})
 
     def _tell(self, message: dict[str, Any]) -> None:
         """A message, with an account where the last one is old or nothing more will come for now."""
@@ -81,14 +119,14 @@ class Worker:
 
 def _problem(cause: LlmkitError) -> dict[str, str]:
     problem = cause.problems[0]
-    return {"what": problem.what, "fix": problem.fix, "key": problem.key}
+    return {"what": problem.what, "fix": problem.fix, "key": problem.key}  # no places of this machine
 
 
 def serve(own: socket.socket) -> int:
     """The first message says what is served; gives the exit status."""
     own.setblocking(True)
     link = Link(own)
-    settings = next(iter(link.read(IDLE)), None)
+    settings = link.first(IDLE)
     if settings is None:
         return 0
     try:
@@ -104,8 +142,7 @@ def main(number: int) -> int:
     """A process of its own over a socket that it was given: it ends with its server, not by the terminal's Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "1")
-    prepare()
+    prepare(remote=os.environ.get("HF_HUB_OFFLINE") != "1")
     return serve(socket.socket(fileno=number))
 
 

@@ -15,7 +15,9 @@ from llmkit.inference.request import Request, RequestError
 from llmkit.inference.runner import Runner
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.scheduler import Limits
+from llmkit.inference.text import Texts
 from llmkit.models.paged import BlockStore
+from tests.conftest import make_tokenizer
 from tests.models.test_loras import ALL, decoder, saved
 
 WORDS = 64
@@ -36,11 +38,10 @@ def engine(root, blocks: int = 64, tokens: int = 16) -> Engine:
     for name in ("lora", "other", "soft"):
         adapters.load(name, name)
 
-    def stops(_):
-        raise AssertionError("no text ends these")
-
     facts = Facts(WORDS, blocks * 4, ())
-    return Engine(Runner(made, store), Blocks(blocks, 4), Limits(tokens, 8), facts, stops, store.copy, adapters)
+    return Engine(
+        Runner(made, store), Blocks(blocks, 4), Limits(tokens, 8), facts, Texts(make_tokenizer()), store.copy, adapters
+    )
 
 
 def answers(engine: Engine, requests: list[Request]) -> dict[str, list[int]]:

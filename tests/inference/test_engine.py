@@ -14,11 +14,12 @@ from llmkit.inference.request import Request, RequestError
 from llmkit.inference.runner import Runner
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.scheduler import Limits
-from llmkit.inference.text import Stops
+from llmkit.inference.text import Texts
 from llmkit.models.attend import install
 from llmkit.models.decoder import Decoder
 from llmkit.models.families import tiny
 from llmkit.models.paged import BlockStore
+from tests.conftest import make_tokenizer
 
 FAMILIES = ("Llama", "Qwen3", "Gemma-2", "Mistral", "Phi-3", "Gemma-3")
 
@@ -27,10 +28,14 @@ def made(model: Any, blocks: int = 64, tokens: int = 32, sequences: int = 8) -> 
     store = BlockStore(blocks, 4)
     facts = Facts(len(model.get_output_embeddings().weight), blocks * 4, ())
 
-    def stops(_: Any) -> Stops:
-        raise AssertionError("no text ends these")
-
-    return Engine(Runner(Decoder(model), store), Blocks(blocks, 4), Limits(tokens, sequences), facts, stops, store.copy)
+    return Engine(
+        Runner(Decoder(model), store),
+        Blocks(blocks, 4),
+        Limits(tokens, sequences),
+        facts,
+        Texts(make_tokenizer()),
+        store.copy,
+    )
 
 
 def answers(engine: Engine, requests: list[Request]) -> dict[str, list[list[int]]]:

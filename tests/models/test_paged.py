@@ -19,6 +19,7 @@ def put(store: BlockStore, layer: int, span: Span, keys: Tensor, values: Tensor)
 
 def test_what_is_put_comes_back_in_order_through_scattered_blocks() -> None:
     store, keys, values = BlockStore(6, 4), torch.randn(2, 10, 3), torch.randn(2, 10, 5)
+    store.held(1, keys, values).keys.zero_()
     for start, end in ((0, 3), (3, 9), (9, 10)):
         span = Span(0, 0, end - start, start, (4, 0, 5))
         all_keys, all_values = put(store, 1, span, keys[:, start:end], values[:, start:end])
@@ -34,6 +35,45 @@ def test_sequences_share_the_blocks_of_their_prefix() -> None:
     both = [put(store, 0, Span(0, 0, 1, 4, (2, block)), own * block, own)[0] for block in (0, 3)]
     assert torch.equal(both[0][:, :4], both[1][:, :4])
     assert torch.equal(both[1][:, 4:], own * 3)
+
+
+def test_int8_is_as_near_as_a_factor_for_each_head_of_a_token_allows() -> None:
+    store, keys, values = BlockStore(2, 16, torch.int8), torch.randn(2, 10, 8), torch.randn(2, 10, 5)
+    values[1, 3] = 0
+    values[0, 4, 2] = torch.inf
+    back = put(store, 0, Span(0, 0, 10, 0, (1,)), keys, values)
+    steps = [x.abs().amax(-1, keepdim=True) / 254 * 1.001 for x in (keys, values)]
+    assert ((back[0] - keys).abs() <= steps[0]).all()
+    assert back[1][0, 4].isnan().all()
+    assert not back[1][1, 3].any()
+    values[0, 4], steps[1][0, 4] = back[1][0, 4], 1
+    assert ((back[1] - values).abs() <= steps[1]).logical_or(values.isnan()).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=str)
+def test_an_accepted_path_comes_to_lie_end_to_end(dtype: torch.dtype) -> None:
+    store, keys, values = BlockStore(3, 4, dtype), torch.randn(2, 10, 3), torch.randn(2, 10, 5)
+    blocks = (2, 0, 1)
+    before = put(store, 0, Span(0, 0, 10, 0, blocks), keys, values)
+    slot = [blocks[at // 4] * 4 + at % 4 for at in range(10)]
+    store.move([slot[at] for at in (5, 7, 9)], slot[4:7])  # 5 is read and written
+    laid = store.lay([Span(0, 0, 1, 6, blocks)])
+    for there, held in zip(before, store.read(0, laid, 0, keys), strict=True):
+        assert torch.equal(held, there[:, [0, 1, 2, 3, 5, 7, 9]])
+
+
+def test_layers_that_share_keys_share_blocks_and_none_comes_after_the_store_is_sized() -> None:
+    store, keys, values, other = BlockStore(1, 4), torch.randn(1, 1, 2), torch.randn(1, 1, 2), torch.randn(1, 1, 2)
+    laid = store.lay([Span(0, 0, 1, 0, (0,))])
+    for layer, own in enumerate((keys, other, keys)):
+        store.write(layer, own, values, laid)
+    assert store.same == {2: 0}
+    assert torch.equal(store.read(2, laid, 0, keys)[0], keys)
+    one = sum(store.bytes.values())
+    store.resize(7)
+    assert sum(store.bytes.values()) == 7 * one
+    with pytest.raises(ValueError, match="layer 3 had no keys when the cache was sized"):
+        store.write(3, keys, values, laid)
 
 
 def test_too_few_or_unknown_blocks_are_refused() -> None:

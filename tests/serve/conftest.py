@@ -9,12 +9,16 @@ import httpx
 import pytest
 
 from llmkit.build.llm import engine_of
-from llmkit.serve.app import App
+from llmkit.models.node import ModelRef
 from llmkit.serve.messages import Link
 from llmkit.serve.remote import Remote
 from llmkit.serve.served import served_of
-from llmkit.serve.service import Service
+from llmkit.serve.start import Settings, assemble
 from llmkit.serve.worker import Worker
+
+
+def url(own):
+    return f"http://127.0.0.1:{own.getsockname()[1]}" if own else ""
 
 
 class Thread:
@@ -51,32 +55,39 @@ def llm(tiny):
 class Running:
     """A server that answers on a port, in a thread."""
 
-    def __init__(self, llm, **how):
-        from llmkit.serve.run import listen, run
+    def __init__(self, llm, admin=False, **how):
+        from llmkit.serve.run import listen
 
         self.loop = asyncio.new_event_loop()
         self.engine = Remote({"model": "tiny"}, lambda theirs: Thread(theirs, llm))
-        self.service = Service("tiny", self.engine, llm.tokenizer, **how)
-        self.app = App(self.service)
-        own = listen("127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{own.getsockname()[1]}"
-        self.task = None
-        self.thread = threading.Thread(target=self._run, args=(own, run), daemon=True)
+        own, other = listen("127.0.0.1", 0), listen("127.0.0.1", 0) if admin else None
+        settings = Settings(ModelRef(name="tiny"), **how)
+        self.places = assemble(settings, self.engine, llm.tokenizer, own, other)
+        self.door, self.service = self.places[0].door, self.places[0].door.service
+        self.url, self.admin = url(own), url(other)
+        self.task, self.failed = None, []
+        self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
         with httpx.Client(base_url=self.url) as client:
             while client.get("/health").status_code != 200:
-                pass
+                assert not self.failed, self.failed
 
-    def _run(self, own, run):
+    def _run(self):
+        from llmkit.serve.run import run
+
         asyncio.set_event_loop(self.loop)
-        running = run(self.app.asgi(), own, self.engine, self.service.bounds, lambda: 0, lambda: None)
-        self.task = self.loop.create_task(running)
+        self.task = self.loop.create_task(run(self.places, self.engine, self.service.bounds))
         with contextlib.suppress(asyncio.CancelledError):
-            self.loop.run_until_complete(self.task)
+            try:
+                self.loop.run_until_complete(self.task)
+            except Exception as cause:
+                self.failed.append(cause)
+                raise
 
     def stop(self):
         self.loop.call_soon_threadsafe(self.task.cancel)
         self.thread.join(10)
+        assert not self.thread.is_alive() and not self.failed
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,32 @@ class Held:
     key_scales: Tensor | None = None
     value_scales: Tensor | None = None
 
+    @classmethod
+    def made(
+        cls, blocks: int, block: int, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+    ) -> Held:
+        """Empty blocks for keys (KV, T, D) and values (KV, T, Dv); `shape` is (KV, D, Dv). No memory is touched that
+        need not be: a system gives it page by page."""
+        heads, size, value = shape
+        lanes, columns = rounded(block), rounded(value)
+        keys = torch.empty(blocks, heads, size, lanes, dtype=dtype, device=device)
+        values = (torch.empty if columns == value else torch.zeros)(
+            blocks, heads, lanes, columns, dtype=dtype, device=device
+        )
+        whole = dtype == torch.int8
+        scales = [torch.empty(blocks, heads, lanes, device=device) if whole else None for _ in range(2)]
+        return cls(keys, values, block, value, *scales)
+
+    def resized(self, blocks: int) -> Held:
+        """Empty ones, as many."""
+        shape = self.keys.shape[1], self.keys.shape[2], self.size
+        return self.made(blocks, self.block, shape, self.keys.dtype, self.keys.device)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, keys first."""
+        return [x for x in (self.keys, self.values, self.key_scales, self.value_scales) if x is not None]
+
 
 @dataclass(frozen=True, eq=False)
 class Laid:
@@ -53,6 +79,8 @@ class Laid:
     """And how many of those come before it."""
     runs: tuple[Run, ...]
     """What it was made from."""
+    firsts: tuple[int, ...]
+    """Where the blocks of each begin in the table."""
     block: int
     """Tokens of a block."""
     full: bool
@@ -110,7 +138,7 @@ def lay(runs: Sequence[Run], size: int, count: int) -> Laid:
             seen += masks
             depths += deep
     given = (_whole(slots), _whole(rows).view(-1, 5), _whole(table), _whole(seen), _whole(depths))
-    return Laid(*given, tuple(runs), size, covered == len(slots))
+    return Laid(*given, tuple(runs), tuple(row[3] for row in rows), size, covered == len(slots))
 
 
 def _whole(numbers: Sequence[Any]) -> Tensor:

@@ -1,0 +1,42 @@
+"""What the answers to one request are chosen by, and what looks for their stop texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llmkit.inference.request import Request
+from llmkit.inference.steer import Rules, Steer
+from llmkit.inference.text import Stream, Texts
+
+
+class Answers:
+    """By the number of each answer: its state of choosing, and its text where a stop text may end it."""
+
+    def __init__(self, request: Request, ends: Sequence[int], texts: Texts) -> None:
+        """`ends`: the tokens that end a text by the model's own.
+
+        Raises:
+            RequestError: what is asked cannot be held to.
+        """
+        sampling = self.sampling = request.sampling
+        self.texts = texts
+        own = () if sampling.ignore_eos else tuple(ends)
+        self.ends = (*own, *sampling.stop_ids)
+        self.rules = Rules(request, self.ends, texts.bad(sampling.bad_words))
+        self.steers: dict[int, Steer] = {}
+        self.streams: dict[int, Stream] = {}
+
+    def steer(self, index: int) -> Steer:
+        """That of an answer."""
+        if index not in self.steers:
+            self.steers[index] = Steer(self.rules, [], index)
+        return self.steers[index]
+
+    def stopped(self, index: int, token: int) -> str | None:
+        """The stop text that is complete with this token."""
+        if not self.sampling.stop:
+            return None
+        if index not in self.streams:
+            self.streams[index] = self.texts.stream(self.sampling)
+        self.streams[index].add(token)
+        return self.streams[index].stopped

@@ -1,0 +1,107 @@
+"""Which tokens can be drawn, how much each weighs, and the draw: on one row of numbers, without a sort of all of them.
+
+A row is worked on alone, so that what comes of it cannot depend on the rows beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmkit.inference.sampling import Sampling
+
+Row = NDArray[np.float32]
+Ids = NDArray[np.int64]
+BLOCK = 256
+"""Weights that are summed together before the place of a draw is looked for."""
+HEADS = (64, 1024)
+"""How many of the likeliest tokens `top_p` looks at before it looks at all of them."""
+
+
+def weighed(law: Row, sampling: Sampling) -> tuple[Ids | None, Row]:
+    """The tokens that can be drawn, in the order of the vocabulary (None: all), and their weights, the likeliest's 1.
+
+    Of all tokens the `top_k` likeliest, of these the fewest that hold `top_p` of the mass (arXiv:1904.09751), of these
+    the ones at least `min_p` as likely as the likeliest (arXiv:2407.01082).
+    """
+    kept = largest(law, sampling.top_k) if 0 < sampling.top_k < len(law) else None
+    weights = _tempered(law if kept is None else law[kept], sampling.temperature)
+    if sampling.top_p < 1:
+        kept, weights = _narrowed(kept, weights, nucleus(weights, sampling.top_p))
+    if sampling.min_p > 0:
+        kept, weights = _narrowed(kept, weights, np.flatnonzero(weights >= np.float32(sampling.min_p)))
+    return kept, weights
+
+
+def _narrowed(kept: Ids | None, weights: Row, at: Ids) -> tuple[Ids, Row]:
+    return at if kept is None else kept[at], weights[at]
+
+
+def _tempered(law: Row, temperature: float) -> Row:
+    """exp((law - its largest) / temperature): no overflow at any temperature."""
+    with np.errstate(over="ignore"):
+        sharp = np.float32(min(max(1 / temperature, 1e-30), 1e30))
+        made: Row = np.exp((law - law.max()) * sharp)
+    return made
+
+
+def largest(values: Row, count: int) -> Ids:
+    """The places, in order, of the `count` largest values, and of all that equal the last of these."""
+    width = len(values) // 64
+    if count > width:
+        return np.flatnonzero(values >= np.partition(values, -count)[-count])
+    columns = values[: width * 64].reshape(64, width).max(0)
+    at = np.flatnonzero(values >= np.partition(columns, -count)[-count])  # at least `count` values are as large
+    some = values[at]
+    found: Ids = at[some >= np.partition(some, -count)[-count]]
+    return found
+
+
+def nucleus(weights: Row, share: float) -> Ids:
+    """The places, in order, of the fewest weights that hold `share` of the sum; of equal ones the first."""
+    wanted = share * float(weights.sum(dtype=np.float64))
+    for count in HEADS:
+        if count * 8 < len(weights):
+            at = largest(weights, count)
+            found = _holding(weights[at], wanted)
+            if found is not None:
+                return at[found]
+    found = _holding(weights, wanted)
+    return np.arange(len(weights)) if found is None else found
+
+
+def _holding(weights: Row, wanted: float) -> Ids | None:
+    """The places of the fewest weights that hold `wanted`, if all together do."""
+    falling = np.sort(weights)[::-1]
+    mass = np.cumsum(falling, dtype=np.float64)
+    if mass[-1] < wanted:
+        return None
+    kept = int(np.searchsorted(mass, wanted)) + 1
+    least = falling[kept - 1]
+    at = np.flatnonzero(weights >= least)
+    if len(at) == kept:
+        return at
+    equal = at[weights[at] == least]
+    return np.setdiff1d(at, equal[len(equal) - (len(at) - kept) :], assume_unique=True)
+
+
+def drawn(weights: Row, at: float) -> int:
+    """The place whose share of the sum holds `at` (in [0, 1)), counted in order."""
+    if len(weights) <= 4 * BLOCK:
+        mass = np.cumsum(weights, dtype=np.float64)
+        return _within(weights, mass, at * mass[-1])
+    sums = np.add.reduceat(weights, np.arange(0, len(weights), BLOCK))
+    mass = np.cumsum(sums, dtype=np.float64)
+    wanted = at * mass[-1]
+    block = _within(sums, mass, wanted)
+    inside = weights[block * BLOCK : (block + 1) * BLOCK]
+    before = mass[block - 1] if block else 0.0
+    return block * BLOCK + _within(inside, np.cumsum(inside, dtype=np.float64), wanted - before)
+
+
+def _within(weights: Row, mass: NDArray[np.float64], wanted: Any) -> int:
+    """The first place whose mass passes `wanted`; rounding may leave none, then the last that weighs anything."""
+    found = int(np.searchsorted(mass, wanted, side="right"))
+    return found if found < len(weights) else int(np.flatnonzero(weights)[-1])

@@ -1,0 +1,107 @@
+"""What every request passes before any route is looked for: its name in logs, its key, whether any are still taken."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llmkit.serve.caller import Caller
+from llmkit.serve.keys import Key, Meter, find, read_keys
+from llmkit.serve.refusal import Refusal
+from llmkit.serve.service import Service
+
+OPEN = b"/health"
+"""The one path that asks for no key."""
+ID = re.compile(r"[A-Za-z0-9_.:\-]{1,64}")
+
+
+class Door:
+    """Around an application."""
+
+    def __init__(
+        self, app: ASGIApp, service: Service, keys: Path | None = None, open_paths: Iterable[bytes] = ()
+    ) -> None:
+        """`keys`: a file of them; without it nobody is asked for one. `open_paths`: those that need none either."""
+        self.app, self.service, self.path = app, service, keys
+        self.keys: tuple[Key, ...] = read_keys(keys) if keys is not None else ()
+        self.open = {OPEN, *open_paths}
+        self.meter = Meter()
+        self.inside = 0
+        """Requests that were let in and are not over."""
+        self.over: list[Callable[[Caller, Scope, int, float], None]] = []
+        """Told of each that ends: its status, and its seconds."""
+
+    @property
+    def tenants(self) -> int:
+        """How many there are."""
+        return len({key.tenant for key in self.keys}) or 1
+
+    def read_again(self) -> None:
+        """The file of keys has changed.
+
+        Raises:
+            RecipeError: it is no file of keys; those that there were stay.
+        """
+        if self.path is not None:
+            self.keys = read_keys(self.path)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            return
+        begun, told = time.monotonic(), {"status": 499}
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        caller = Caller("", _name(headers.get(b"x-request-id", "")), secrets.token_hex(12))
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                told["status"] = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", caller.id.encode())]
+            await send(message)
+
+        try:
+            caller = self._admitted(scope, headers, caller)
+        except Refusal as refusal:
+            scope["refused"] = refusal.code
+            await _say(refusal, answer)
+        else:
+            scope["caller"] = caller
+            self.inside += 1
+            try:
+                await self.app(scope, receive, answer)
+            finally:
+                self.inside -= 1
+        finally:
+            for each in self.over:
+                each(caller, scope, told["status"], time.monotonic() - begun)
+
+    def _admitted(self, scope: Scope, headers: dict[bytes, str], caller: Caller) -> Caller:
+        """Decided by the path as it was sent: however a route's name may be written, it asks for a key."""
+        raw = scope.get("raw_path", b"")
+        if self.path is not None and raw not in self.open:
+            key = find(self.keys, headers.get(b"authorization", ""))
+            if key is None:
+                raise Refusal(401, "no valid key: send `Authorization: Bearer KEY`", code="invalid_api_key")
+            caller = Caller(key.tenant, caller.id, caller.number, key)
+            if scope["method"] == "POST":
+                self.meter.take(key, {"rpm": 1})
+        if self.service.draining and raw not in self.open:
+            raise Refusal(503, "the server is being stopped", code="draining", wait=5)
+        return caller
+
+
+async def _say(refusal: Refusal, send: Any) -> None:
+    head = {"content-type": "application/json", "content-length": str(len(refusal.body)), **refusal.headers}
+    headers = [(name.encode(), value.encode()) for name, value in head.items()]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": refusal.body})
+
+
+def _name(said: str) -> str:
+    return said if ID.fullmatch(said) else "req_" + secrets.token_hex(12)

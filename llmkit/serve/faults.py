@@ -1,0 +1,44 @@
+"""What is answered where a route raised: an error in OpenAI's shape, and for what nobody foresaw a line in the log."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llmkit.core.errors import LlmkitError
+from llmkit.serve import reply
+from llmkit.serve.refusal import Refusal, refused
+
+LOG = logging.getLogger("llmkit.serve")
+
+
+async def _refused(request: Request, cause: Exception) -> Response:
+    if not isinstance(cause, Refusal):
+        raise cause
+    request.scope["refused"] = cause.code or str(cause.status)
+    return reply.error(cause)
+
+
+async def _wrong(request: Request, cause: Exception) -> Response:
+    if not isinstance(cause, LlmkitError):
+        raise cause
+    request.scope["refused"] = "invalid_value"
+    return reply.error(refused(cause))
+
+
+async def _no_route(request: Request, cause: Exception) -> Response:
+    status = getattr(cause, "status_code", 404)
+    told = {404: f"there is no {request.url.path[:200]}", 405: f"{request.method[:20]} is not answered here"}
+    return reply.error(Refusal(status, told.get(status, "the request cannot be answered"), code="not_found"))
+
+
+async def _fault(request: Request, cause: Exception) -> Response:
+    LOG.error("a fault of the server's own", exc_info=cause, extra={"request_id": request.scope["caller"].id})
+    return reply.error(reply.fault(cause))
+
+
+HANDLERS: dict[Any, Any] = {Refusal: _refused, LlmkitError: _wrong, HTTPException: _no_route, Exception: _fault}

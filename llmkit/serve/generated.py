@@ -1,0 +1,92 @@
+"""Answers as they grow: their text, what they cost, and the record of each request, whichever route asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from llmkit.inference.request import Event, Request
+from llmkit.serve.answer import Answer, Piece
+from llmkit.serve.caller import Caller
+from llmkit.serve.refusal import Refusal
+from llmkit.serve.service import Service
+from llmkit.serve.usage import Usage
+
+
+@dataclass
+class Account:
+    """What is known of a request when it is over."""
+
+    caller: Caller
+    model: str
+    """As it was named."""
+    adapter: str
+    unit: str
+    """Whom it is for, as the client says (`user`)."""
+    features: Mapping[str, float]
+    arrived: float = field(default_factory=time.time)
+    begun: float = field(default_factory=time.monotonic)
+    first: float | None = None
+    """Seconds to the first token."""
+    between: list[float] = field(default_factory=list)
+    """Seconds between what came, answer by answer."""
+    seconds: float = 0.0
+    usage: Usage = field(default_factory=lambda: Usage(0))
+    finish: str = "abort"
+    version: int = 0
+    """Of the weights."""
+
+
+class Generation:
+    """The answers to requests of one call, numbered over all of them."""
+
+    def __init__(self, service: Service, requests: Sequence[Request], account: Account, special: bool = False) -> None:
+        """`special`: whether special tokens have text."""
+        self.service, self.requests, self.account = service, requests, account
+        how = requests[0].sampling
+        self.n = how.n
+        texts = service.special_texts if special else service.texts
+        self.answers = [Answer(texts.stream(how)) for _ in range(how.n * len(requests))]
+        self.usages = [Usage(len(request.prompt)) for request in requests]
+
+    async def pieces(self) -> AsyncGenerator[tuple[int, Event, Piece], None]:
+        """What each event adds; the account is closed however it ends.
+
+        Raises:
+            Refusal: they cannot be made, or not to the end.
+        """
+        account, last = self.account, dict[int, float]()
+        try:
+            async with aclosing(self.service.events(self.requests, account.caller)) as events:
+                async for index, event in events:
+                    self._time(index, event, last)
+                    self.usages[index // self.n].take(event)
+                    account.finish = event.finish or account.finish
+                    yield index, event, self.answers[index].take(event)
+        except Refusal as cause:
+            account.finish = cause.code or "error"
+            raise
+        finally:
+            account.seconds = time.monotonic() - account.begun
+            account.usage = self.usage()
+            self.service.done(account)
+
+    def usage(self) -> Usage:
+        """Of all of them."""
+        whole = Usage(0)
+        for one in self.usages:
+            whole.add(one)
+        return whole
+
+    def _time(self, index: int, event: Event, last: dict[int, float]) -> None:
+        now, account = time.monotonic(), self.account
+        account.version = event.version
+        if not event.tokens:
+            return
+        if account.first is None:
+            account.first = now - account.begun
+        if index in last:
+            account.between.append((now - last[index]) / len(event.tokens))
+        last[index] = now

@@ -1,0 +1,185 @@
+"""Requests with an `Idempotency-Key`: carried out once, and told again to whoever asks with the same key.
+
+What was answered is kept in memory, for a while: a second copy of the server does not know it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llmkit.serve.caller import Caller
+from llmkit.serve.node import Bounds
+from llmkit.serve.refusal import Refusal
+
+LASTS = 600.0
+"""Seconds for which an answer is told again."""
+MOST = 1024
+"""Answers that are kept."""
+ROOM = 64 << 20
+"""Bytes of them all."""
+LONGEST = 255
+"""Letters of a key."""
+
+
+@dataclass
+class Kept:
+    """One answer, as it is being made or was."""
+
+    digest: bytes
+    """Of the route and the body."""
+    messages: list[Message] = field(default_factory=list)
+    size: int = 0
+    done: bool = False
+    at: float = field(default_factory=time.monotonic)
+    more: asyncio.Condition = field(default_factory=asyncio.Condition)
+    task: asyncio.Task[None] | None = None
+
+    async def add(self, message: Message) -> None:
+        """The next part of it."""
+        self.messages.append(dict(message))
+        self.size += len(message.get("body", b""))
+        await self._wake()
+
+    async def end(self) -> None:
+        """All of it is there."""
+        self.done = True
+        await self._wake()
+
+    async def _wake(self) -> None:
+        async with self.more:
+            self.more.notify_all()
+
+    def _beyond(self, at: int) -> bool:
+        return at < len(self.messages) or self.done
+
+    async def tell(self, send: Send) -> None:
+        """Sends it, from its beginning, as far as it comes."""
+        at = 0
+        while True:
+            async with self.more:
+                await self.more.wait_for(partial(self._beyond, at))
+            while at < len(self.messages):
+                await send(dict(self.messages[at]))
+                at += 1
+            if self.done and at == len(self.messages):
+                return
+
+
+class Idempotent:
+    """Around an application."""
+
+    def __init__(self, app: ASGIApp, bounds: Bounds, clock: Callable[[], float] = time.monotonic) -> None:
+        self.app, self.bounds, self.clock = app, bounds, clock
+        self.kept: OrderedDict[tuple[str, str], Kept] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        key = _key(scope)
+        if not key or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        caller: Caller = scope["caller"]
+        body, whole = await _body(receive, self.bounds.body, self.bounds.receive)
+        if not whole or len(key) > LONGEST:  # the route says what is wrong with it
+            await self.app(scope, _again(body, receive), send)
+            return
+        digest = hashlib.sha256(scope["path"].encode() + b"\0" + body).digest()
+        self._forget()
+        kept = self.kept.get((caller.tenant, key))
+        if kept is None:
+            kept = self._begin(scope, (caller.tenant, key), body, digest)
+        elif kept.digest != digest:
+            what = "the idempotency key was used for another request"
+            await _say(Refusal(409, what, key="idempotency-key", code="idempotency_key_reused"), send)
+            return
+        await _while_there(kept, receive, send)
+
+    def _begin(self, scope: Scope, name: tuple[str, str], body: bytes, digest: bytes) -> Kept:
+        """Carried out whether or not its client stays: it may ask again."""
+        kept = self.kept[name] = Kept(digest, at=self.clock())
+
+        async def work() -> None:
+            try:
+                await self.app(scope, _again(body, _never), kept.add)
+            finally:
+                await kept.end()
+                if not kept.messages or kept.messages[0].get("status", 500) >= 400:
+                    self.kept.pop(name, None)  # what was refused may be tried again
+
+        kept.task = asyncio.create_task(work())
+        return kept
+
+    def _forget(self) -> None:
+        """What is old, or too much."""
+        now = self.clock()
+        size = sum(kept.size for kept in self.kept.values())
+        for name, kept in list(self.kept.items()):
+            if kept.done and (now - kept.at > LASTS or len(self.kept) > MOST or size > ROOM):
+                size -= kept.size
+                del self.kept[name]
+
+
+def _key(scope: Scope) -> str:
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"idempotency-key"), "")
+
+
+async def _body(receive: Receive, most: int, seconds: float) -> tuple[bytes, bool]:
+    """A body, and whether it is all of it: no more than a route would take, and a little."""
+    held = bytearray()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while len(held) <= most:
+                message = await receive()
+                if message["type"] != "http.request":
+                    break
+                held += message.get("body", b"")
+                if not message.get("more_body", False):
+                    return bytes(held), True
+    return bytes(held), False
+
+
+def _again(body: bytes, after: Receive) -> Receive:
+    """Gives a body that was read already, and then what comes after it."""
+    given = [False]
+
+    async def receive() -> Message:
+        if given[0]:
+            return await after()
+        given[0] = True
+        return {"type": "http.request", "body": body, "more_body": after is not _never}
+
+    return receive
+
+
+async def _never() -> Message:
+    await asyncio.get_running_loop().create_future()
+    return {"type": "http.disconnect"}
+
+
+async def _while_there(kept: Kept, receive: Receive, send: Send) -> None:
+    async def left() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(kept.tell(send)), asyncio.ensure_future(left())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _say(refusal: Refusal, send: Send) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(refusal.body)).encode())]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": refusal.body})

@@ -1,0 +1,107 @@
+"""HTTP/1.1 with bounds in time: on heads that do not end, on bodies that nobody wants, on clients that do not read."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import Callable
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from llmkit.serve.node import Bounds
+from llmkit.serve.refusal import Refusal
+
+RESERVE = 32
+"""File descriptors that are kept for what is not a connection."""
+LINGER = 2.0
+"""Seconds in which the rest of a body that was refused is read away, so that its client sees why."""
+
+
+def most_connections(bounds: Bounds) -> int:
+    """As many as are allowed and as there are file descriptors for."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(1, min(bounds.connections, soft - RESERVE))
+
+
+class Bounded(H11Protocol):
+    """uvicorn's protocol under our bounds."""
+
+    bounds = Bounds()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """One more is there, or too many."""
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self.timers: dict[str, asyncio.TimerHandle] = {}
+        if len(self.connections) > most_connections(self.bounds):
+            refusal = Refusal(503, "too many connections; come back later", code="overloaded", wait=1)
+            self._last_words(refusal)
+        else:
+            self._in("head", self.bounds.receive, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is waited for any longer."""
+        for name in list(self.timers):
+            self._never(name)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """The head of a request has its time, from its first byte on."""
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._never("head")
+        elif "head" not in self.timers and self.conn.trailing_data[0]:
+            self._in("head", self.bounds.receive, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        """The client does not read: it has its time to go on."""
+        super().pause_writing()
+        self._in("stall", self.bounds.stall, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        super().resume_writing()
+        self._never("stall")
+
+    def on_response_complete(self) -> None:
+        """An answer that came before the end of the body: the rest is read away for a while."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
+            self._in("linger", LINGER, self._leave)
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP, or has too long a head."""
+        self._last_words(Refusal(400, "the request is no HTTP that is taken, or its head is too long"))
+
+    def _leave(self) -> None:
+        if self.conn.their_state is h11.SEND_BODY:
+            self.transport.close()
+
+    def _last_words(self, refusal: Refusal) -> None:
+        head = [("content-type", "application/json"), ("connection", "close"), *refusal.headers.items()]
+        parts: list[Any] = [
+            h11.Response(status_code=refusal.status, headers=[*head, ("content-length", str(len(refusal.body)))]),
+            h11.Data(data=refusal.body),
+            h11.EndOfMessage(),
+        ]
+        try:
+            self.transport.write(b"".join(self.conn.send(part) or b"" for part in parts))
+        except h11.LocalProtocolError:  # in the middle of an answer: there is no way to say it
+            self.transport.abort()
+        self.transport.close()
+
+    def _in(self, name: str, seconds: float, what: Callable[[], None]) -> None:
+        self._never(name)
+        self.timers[name] = self.loop.call_later(seconds, what)
+
+    def _never(self, name: str) -> None:
+        if (timer := self.timers.pop(name, None)) is not None:
+            timer.cancel()
+
+
+def bounded(bounds: Bounds) -> type[Bounded]:
+    """The protocol under these bounds."""
+    return type("Bounded", (Bounded,), {"bounds": bounds})
