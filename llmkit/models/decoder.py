@@ -12,16 +12,24 @@ from llmkit.core.types import Paged
 from llmkit.models.adapter_files import Base
 from llmkit.models.heads import shape_of
 from llmkit.models.loras import Bank, Narrow, base_of
+from llmkit.models.ordered import elementwise
+from llmkit.models.serving import lacks_order, serving
 
 
 class Decoder:
     """Last hidden states over a paged cache, and the head."""
 
-    def __init__(self, model: Any, base: Base | None = None, narrow: Narrow | None = None) -> None:
+    def __init__(self, model: Any, base: Base | None = None, narrow: Narrow | None = None, exact: bool = False) -> None:
         """`base`: what adapters are checked against, where the model itself does not tell it; `narrow`: what of them
-        lies here."""
-        self.model = model
+        lies here.
+
+        Raises:
+            ModelError: it cannot be run exactly, though `exact` asks for it.
+        """
+        self.model = model = serving(model, exact)
         self.causal = model.get_base_model() if hasattr(model, "peft_config") else model
+        self.exact = not lacks_order(model, exact)
+        """Whether a row does not depend on those beside it."""
         self.shape = shape_of(self.causal.config.get_text_config())
         self.bank = Bank(self.causal, base or base_of(self.causal), narrow)
         """Adapters over it, that requests name."""
@@ -45,4 +53,4 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, H) -> (R, V), with the family's scale and soft-cap, in fp32."""
-        return self.shape.apply(self.causal.get_output_embeddings()(hidden).float())
+        return elementwise(self.shape.apply, self.causal.get_output_embeddings()(hidden).float())

@@ -29,10 +29,10 @@ def fuse(model: nn.Module) -> dict[str, int]:
             if type(child) is nn.Linear and child is not _head(model):
                 setattr(parent, name, recast(child, FusedLinear))
                 counts["linear"] += 1
-            elif _gated(child):
+            elif gated(child):
                 setattr(parent, name, recast(child, FusedMlp))
                 counts["mlp"] += 1
-            elif _root_mean_square(child):
+            elif root_mean_square(child):
                 setattr(parent, name, recast(child, FusedNorm))
                 counts["norm"] += 1
     return counts
@@ -72,7 +72,7 @@ class _Linear(torch.autograd.Function):
         return to_x, to_weight, grad.sum(0) if ctx.biased and ctx.needs_input_grad[2] else None, None
 
 
-def _gated(module: nn.Module) -> bool:
+def gated(module: nn.Module) -> bool:
     """Whether a module is `down(silu(gate(x)) * up(x))`: by its parts, and by trying it."""
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     silu = getattr(getattr(module, "act_fn", None), "__class__", type(None)).__name__ in ("SiLU", "SiLUActivation")
@@ -99,7 +99,7 @@ class FusedMlp(nn.Module):
         return cast(Tensor, self.down_proj(remakable(silu_mul(gate, up), silu_mul, gate, up)))
 
 
-def _root_mean_square(module: nn.Module) -> bool:
+def root_mean_square(module: nn.Module) -> bool:
     """Whether a module is `weight * x / rms(x)`: by its parts, and by trying it."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     if not isinstance(weight, Tensor) or not isinstance(eps, float) or weight.dim() != 1 or weight.is_meta:

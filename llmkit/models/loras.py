@@ -7,6 +7,7 @@ that a row is the same to the bit whatever is beside it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,16 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llmkit_kernels import linear
 from torch import Tensor, nn
 
 from llmkit.core.errors import ModelError
 from llmkit.core.types import Paged
 from llmkit.models.adapter_files import Base, Factors, Lora, Prompt, read, renewed
-
-ROWS = 16
-"""Rows of a product where the compiled one is not there: in calls of one size a row does not depend on the others (MKL,
-oneDNN)."""
+from llmkit.models.ordered import product
 
 Narrow = Callable[[str, Factors], Factors]
 """A linear's name and its factors -> the part of them that lies here."""
@@ -40,6 +37,8 @@ class Bank:
         self.active: list[tuple[Lora, Tensor | None]] = []
         """What the forward that runs now adds, and to which of its rows; None is all of them."""
         self.rows = 0
+        self.lock = threading.Lock()
+        """Adapters come and go between forwards, whichever thread brings them."""
 
     def read(self, folder: Path) -> Lora | Prompt:
         """The adapter of a folder.
@@ -60,25 +59,28 @@ class Bank:
         """Keeps an adapter, on the devices of what it is on."""
         if isinstance(adapter, Lora):
             adapter = replace(adapter, factors={name: self._placed(name, f) for name, f in adapter.factors.items()})
-            for name in adapter.factors.keys() - self.hooks.keys():
-                self.hooks[name] = self.model.get_submodule(name).register_forward_hook(self._hook(name), prepend=True)
         else:
             words = _embeddings(self.model).weight
             adapter = replace(adapter, table=adapter.table.to(words.device, words.dtype))
-        self.held[key] = adapter
+        with self.lock:
+            self.held[key] = adapter
+            for name in (adapter.factors.keys() if isinstance(adapter, Lora) else set()) - self.hooks.keys():
+                self.hooks[name] = self.model.get_submodule(name).register_forward_hook(self._hook(name), prepend=True)
 
     def drop(self, key: str) -> None:
         """Nobody needs it any longer."""
-        del self.held[key]
+        with self.lock:
+            del self.held[key]
 
     @contextmanager
     def over(self, attend: Paged, keys: Sequence[str]) -> Iterator[None]:
         """Inside, the model adds to each span's rows what the adapter of its key does."""
-        self.active, self.rows = self._rows(attend, keys), sum(span.end - span.start for span in attend.spans)
-        try:
-            yield
-        finally:
-            self.active = []
+        with self.lock:
+            self.active, self.rows = self._rows(attend, keys), sum(span.end - span.start for span in attend.spans)
+            try:
+                yield
+            finally:
+                self.active = []
 
     def given(self, tokens: Tensor, attend: Paged, keys: Sequence[str]) -> dict[str, Tensor]:
         """What the model is called with for tokens (N,), some of which may be virtual."""
@@ -143,23 +145,15 @@ class Bank:
         tokens = torch.arange(1, 5, device=_embeddings(self.model).weight.device)[None]
         model: Any = self.model
         try:
-            own = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-            ours = model.base_model(inputs_embeds=_embeddings(model)(tokens), use_cache=False).last_hidden_state
+            with self.lock:
+                own = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+                ours = model.base_model(inputs_embeds=_embeddings(model)(tokens), use_cache=False).last_hidden_state
             same = torch.equal(own, ours)
         except (ValueError, TypeError, RuntimeError):
             same = False
         if not same:
             what = f"{type(model).__name__} takes no embeddings in the place of tokens, so none that are learned"
             raise ModelError(what, fix="use a LoRA", key="adapter")
-
-
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x (N, in), weight (out, in) -> (N, out), each row the same to the bit whatever the others are."""
-    if linear.suits(x, weight):
-        return linear.linear(x, weight)
-    whole = x.new_zeros(-(-len(x) // ROWS) * ROWS, x.shape[1])
-    whole[: len(x)] = x
-    return torch.cat([part @ weight.T for part in whole.split(ROWS)])[: len(x)]
 
 
 def base_of(model: Any, sha256: str = "", rope: Any = None) -> Base:

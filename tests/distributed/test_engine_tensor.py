@@ -25,6 +25,7 @@ from llmkit.inference.request import Request
 from llmkit.inference.runner import Runner
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.scheduler import Limits
+from llmkit.inference.text import Texts
 from llmkit.models.decoder import Decoder
 from llmkit.models.families import tiny
 from llmkit.models.load import How, load
@@ -39,6 +40,7 @@ from tests.models.test_loras import changed, saved
 SLOW = pytest.mark.slow
 FAMILIES = ("Llama", "Qwen3", "Gemma-2")
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "o_proj", "gate_proj", "down_proj"])
+TEXTS = Texts(make_tokenizer())
 SOFT = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
 
 
@@ -59,13 +61,8 @@ def adapters(tmp_path_factory):
 
 
 def engine(forward, store, words: int, bank) -> Engine:
-    def stops(_):
-        raise AssertionError("no text ends these")
-
-    facts = Facts(words, 128, ())
-    return Engine(
-        Runner(forward, store), Blocks(32, 4), Limits(24, 8), facts, stops, forward_copy(forward, store), bank
-    )
+    facts, copies = Facts(words, 128, ()), forward.copy if isinstance(forward, Led) else store.copy
+    return Engine(Runner(forward, store), Blocks(32, 4), Limits(24, 8), facts, TEXTS, copies, bank)
 
 
 def forward_copy(forward, store):

@@ -18,7 +18,8 @@ from llmkit.models.attend import install
 from llmkit.models.decoder import Decoder
 from llmkit.models.families import tiny
 from llmkit.models.fused import fuse
-from llmkit.models.loras import base_of, product
+from llmkit.models.loras import base_of
+from llmkit.models.ordered import product
 from llmkit.models.paged import BlockStore
 from llmkit.models.virtual import hidden as after_virtual
 

@@ -21,7 +21,17 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """
     if gate.shape != up.shape:
         raise ValueError(f"a gate of shape {tuple(gate.shape)} does not go with {tuple(up.shape)}")
+    if not torch.is_grad_enabled():
+        return _product(gate, up)
     return cast(Tensor, cast(Any, _SiluMul).apply(gate, up))
+
+
+def _product(gate: Tensor, up: Tensor) -> Tensor:
+    if not _compiled(gate, up):
+        return nn.functional.silu(gate).mul_(up)
+    out = torch.empty_like(gate)
+    _calls()[0](gate.data_ptr(), up.data_ptr(), out.data_ptr(), gate.numel(), torch.get_num_threads())
+    return out
 
 
 def _compiled(*tensors: Tensor) -> bool:
@@ -33,11 +43,7 @@ class _SiluMul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        if not _compiled(gate, up):
-            return nn.functional.silu(gate).mul_(up)
-        out = torch.empty_like(gate)
-        _calls()[0](gate.data_ptr(), up.data_ptr(), out.data_ptr(), gate.numel(), torch.get_num_threads())
-        return out
+        return _product(gate, up)
 
     @staticmethod
     @once_differentiable

@@ -5,13 +5,15 @@ using namespace llmkit;
 
 namespace {
 
+constexpr int64_t SMALL = 16384;  // floats that are not worth another thread
+
 vec sigmoid(vec x) { return 1.0f / (1.0f + exp(-x)); }
 
 // The last, shorter piece goes through a vector of its own.
 template <typename Work>
 void each(int64_t count, int threads, Work work) {
   const int64_t whole = count / LANES * LANES;
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(threads) if (count > SMALL)
   for (int64_t i = 0; i < whole; i += LANES) work(i, LANES);
   if (whole < count) work(whole, count - whole);
 }

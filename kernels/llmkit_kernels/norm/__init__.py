@@ -24,19 +24,28 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     if weight.shape != x.shape[-1:]:
         raise ValueError(f"a weight of shape {tuple(weight.shape)} does not go with rows of {x.shape[-1]}")
-    fits = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.shape[-1] % LANES == 0
+    graded = torch.is_grad_enabled()
+    whole = x.shape[-1] % LANES == 0 or not graded  # only the backward pass wants whole vectors
+    fits = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and whole
     if not fits or not x.numel() or lacks("norm"):
         return reference.rms_norm(x, weight, eps)
+    if not graded:
+        return _normed(x.contiguous(), weight.contiguous(), eps, None)
     return cast(Tensor, cast(Any, _RmsNorm).apply(x.contiguous(), weight.contiguous(), eps))
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float, over: Tensor | None) -> Tensor:
+    out, size = torch.empty_like(x), x.shape[-1]
+    given = (x.data_ptr(), weight.data_ptr(), out.data_ptr(), None if over is None else over.data_ptr())
+    _calls()[0](*given, x.numel() // size, size, eps, torch.get_num_threads())
+    return out
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        rows, size = x.numel() // x.shape[-1], x.shape[-1]
-        out, over = torch.empty_like(x), torch.empty(rows)
-        given = (x.data_ptr(), weight.data_ptr(), out.data_ptr(), over.data_ptr())
-        _calls()[0](*given, rows, size, eps, torch.get_num_threads())
+        over = torch.empty(x.numel() // x.shape[-1])
+        out = _normed(x, weight, eps, over)
         ctx.save_for_backward(x, weight, over)
         return out
 

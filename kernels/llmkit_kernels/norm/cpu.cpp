@@ -6,24 +6,31 @@
 
 using namespace llmkit;
 
+constexpr int64_t SMALL = 16384;  // floats that are not worth another thread
+
 extern "C" {
 
-// x, y: (rows, size), size a multiple of 16; over: (rows), one over the root of the mean square.
+// x, y: (rows, size); over: (rows), one over the root of the mean square, or null.
 void norm_forward(const float* x, const float* weight, float* y, float* over, int64_t rows, int64_t size, float eps,
                   int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
+  const int64_t whole = size / LANES * LANES, left = (size - whole) * sizeof(float);
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows * size > SMALL)
   for (int64_t r = 0; r < rows; r++) {
     const float* from = x + r * size;
-    vec a{}, b{};
-    for (int64_t i = 0; i + LANES < size; i += 2 * LANES) {
+    vec a{}, b{}, last{}, scale{};
+    for (int64_t i = 0; i + LANES < whole; i += 2 * LANES) {
       const vec u = load(from + i), w = load(from + i + LANES);
       a += u * u;
       b += w * w;
     }
-    if (size % (2 * LANES)) { const vec u = load(from + size - LANES); a += u * u; }
-    const float k = 1.0f / std::sqrt(sum(a + b) / size + eps);
-    over[r] = k;
-    for (int64_t i = 0; i < size; i += LANES) store(y + r * size + i, load(weight + i) * (load(from + i) * k));
+    if (whole % (2 * LANES)) { const vec u = load(from + whole - LANES); a += u * u; }
+    std::memcpy(&last, from + whole, left);
+    std::memcpy(&scale, weight + whole, left);
+    const float k = 1.0f / std::sqrt(sum(a + b + last * last) / size + eps);
+    if (over) over[r] = k;
+    for (int64_t i = 0; i < whole; i += LANES) store(y + r * size + i, load(weight + i) * (load(from + i) * k));
+    last = scale * (last * k);
+    std::memcpy(y + r * size + whole, &last, left);
   }
 }
 

@@ -1,0 +1,126 @@
+"""The serving twin of a model: modules of its own over the same parameters, whose rows do not depend on each other.
+
+One set of weights serves training and serving: what changes them in place is seen at once. What differs is how a step
+of many sequences is computed: in one order of sums (`ordered.py`) and with nothing kept for a backward pass.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from llmkit_kernels.norm import reference
+from torch import Tensor, nn
+
+from llmkit.core.errors import ModelError
+from llmkit.core.recast import recast
+from llmkit.models.bare import twin
+from llmkit.models.fused import FusedLinear, FusedMlp, FusedNorm, gated, root_mean_square
+from llmkit.models.ordered import row
+from llmkit.models.rotary import Turning
+from llmkit.models.served import (
+    ServedLinear,
+    ServedMlp,
+    ServedNorm,
+    ServedShiftedNorm,
+    Turned,
+    in_order,
+    over_whole_vectors,
+)
+
+
+def serving(model: Any, exact: bool = False) -> Any:
+    """A twin of `model` for the engine, in evaluation mode.
+
+    Where linears are no fp32 on a CPU they stay as they are. `exact`: rows do not depend on each other also where the
+    compiled linear is not there, at the price of products in calls of one size.
+
+    Raises:
+        ModelError: `exact` is asked of a model that lies elsewhere or in 16 bits.
+    """
+    why = lacks_order(model, exact)
+    if exact and why:
+        raise ModelError(f"cannot be run exactly: {why}", fix="drop exact", key="exact")
+    made = twin(model)
+    if not why:
+        for parent in list(made.modules()):
+            for name, child in list(parent.named_children()):
+                parent._modules[name] = _served(child)
+    return made
+
+
+def lacks_order(model: Any, exact: bool = False) -> str:
+    """Why rows of this model depend on each other in the engine, or nothing."""
+    for name, weight in model.named_parameters():
+        if weight.device.type != "cpu" or weight.dtype != torch.float32:
+            return f"{name} is {str(weight.dtype).removeprefix('torch.')} on {weight.device.type}, not fp32 on a CPU"
+    return "" if row(exact) else "no compiled linear is here (llmkit doctor)"
+
+
+def _served(module: Any) -> nn.Module:
+    for kind, suits in KINDS.items():
+        if suits(module):
+            return recast(module, kind)
+    for wrap, suits in WRAPS:
+        if suits(module):
+            _one_by_one(module)
+            module.forward = wrap(module.forward)
+            return cast(nn.Module, module)
+    return cast(nn.Module, module)
+
+
+def _shifted(module: Any) -> bool:
+    """Whether a module is `(1 + weight) * x / rms(x)`: by its parts, and by trying it."""
+    weight, eps = getattr(module, "weight", None), getattr(module, "eps", None)
+    if not isinstance(weight, Tensor) or not isinstance(eps, float) or weight.dim() != 1 or weight.is_meta:
+        return False
+    if isinstance(module, nn.LayerNorm) or len(inspect.signature(module.forward).parameters) != 1:
+        return False
+    x = torch.linspace(-1, 2, weight.numel())[None]
+    with torch.no_grad():
+        return torch.allclose(module(x), reference.rms_norm(x, 1.0 + weight, eps), rtol=1e-5, atol=1e-6)
+
+
+def _activation(module: nn.Module) -> bool:
+    return type(module).__module__ in ("transformers.activations", "torch.nn.modules.activation")
+
+
+def _own_weights(module: nn.Module) -> bool:
+    """Whether a module has matrices of its own that no submodule of torch's multiplies with: a router, experts."""
+    known = isinstance(module, nn.Linear | nn.Embedding) or type(module).__module__.startswith("torch.nn.")
+    return not known and any(p.dim() > 1 for p in module.parameters(recurse=False))
+
+
+def _one_by_one(module: Any) -> None:
+    """Has experts computed in the order of their numbers, each by itself: so each token's sum has one order."""
+    if getattr(getattr(module, "config", None), "_experts_implementation", None) is not None:
+        module.config = copy.copy(module.config)
+        module.config._experts_implementation_internal = "eager"
+
+
+def _steady_rotary(module: Any) -> bool:
+    """Whether a module gives cosines and sines by position alone: by its parts, and by trying it."""
+    takes = list(inspect.signature(module.forward).parameters)
+    if isinstance(module, Turning) or not hasattr(module, "inv_freq") or takes[:2] != ["x", "position_ids"]:
+        return False
+    with torch.no_grad():
+        made = module(torch.zeros(1), torch.arange(3)[None])
+    return isinstance(made, tuple) and len(made) == 2 and all(part.shape[:2] == (1, 3) for part in made)
+
+
+KINDS: dict[type[nn.Module], Callable[[nn.Module], bool]] = {
+    ServedLinear: lambda module: type(module) in (nn.Linear, FusedLinear),
+    ServedMlp: lambda module: isinstance(module, FusedMlp) or gated(module),
+    ServedNorm: lambda module: isinstance(module, FusedNorm) or root_mean_square(module),
+    ServedShiftedNorm: _shifted,
+}
+"""What a module becomes, and whether it is one of those."""
+WRAPS: tuple[tuple[Callable[[Any], Any], Callable[[Any], bool]], ...] = (
+    (over_whole_vectors, _activation),
+    (Turned, _steady_rotary),
+    (in_order, _own_weights),
+)
+"""The same for modules that keep their class under another forward."""
