@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from llmkit import __version__
+from llmkit.cli.bench import app as bench
 from llmkit.cli.serve import serve
 from llmkit.cli.streams import at_once, flush, leave, open_streams, own_fault, returned, say
 from llmkit.core.errors import LlmkitError, Problem, RecipeError
@@ -198,6 +199,7 @@ def chat(
 
 
 app.command()(serve)
+app.add_typer(bench)
 
 
 @app.command()

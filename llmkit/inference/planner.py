@@ -72,7 +72,7 @@ class Planner:
         while budget > 0:
             waits = None if full else self.scheduler.next()
             one = min([*reading, *filter(None, [waits])], key=self.scheduler.turn, default=None)
-            if one is None:
+            if one is None or self._holds_up(one):
                 return
             if one is waits:
                 full = not self._admit(one, budget)
@@ -81,6 +81,12 @@ class Planner:
             reading.remove(one)
             if one in self.scheduler.running:
                 budget -= self._read(one, budget)
+
+    def _holds_up(self, one: Sequence) -> bool:
+        """Whether its tenant, which has more than its share, would make a step longer in which another's prompt is."""
+        accounts = self.scheduler.accounts
+        more = accounts[one].slots > accounts.share(one, self.limits.sequences)
+        return more and any(accounts[chunk.sequence] is not accounts[one] for chunk in self.step.chunks)
 
     def _read(self, one: Sequence, budget: int) -> int:
         """A chunk of one that runs, as far as there is room; how many tokens it has."""

@@ -18,8 +18,8 @@ from llmkit.inference.sequence import Sequence
 class Limits:
     """What a step may hold."""
 
-    tokens: int = 512
-    """Tokens of one step, over all sequences."""
+    tokens: int = 256
+    """Tokens of one step, over all sequences: who comes meanwhile waits until it ends."""
     sequences: int = 64
     """Sequences that are being answered at once."""
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -221,7 +221,7 @@ class Scheduler:
         for one in list(self.running):
             self.preempt(one)
         self.blocks.forget()
-        for line in self.back.lines.values():
+        for line in (*self.back.lines.values(), *self.fresh.lines.values()):
             for one in line.tickets:
                 one.names = []
 
