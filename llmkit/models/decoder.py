@@ -36,8 +36,9 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        """Of the embeddings."""
-        return cast(torch.device, self.causal.get_input_embeddings().weight.device)
+        """Of the embeddings; the host's, where they wait elsewhere until they are called."""
+        held = cast(torch.device, self.causal.get_input_embeddings().weight.device)
+        return torch.device("cpu") if held.type == "meta" else held
 
     @property
     def words(self) -> int:
