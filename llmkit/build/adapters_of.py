@@ -42,9 +42,9 @@ def support(loaded: Loaded) -> Support:
     return loaded.support
 
 
-def decoder(loaded: Loaded) -> Decoder:
+def decoder(loaded: Loaded, exact: bool = False) -> Decoder:
     """A loaded model as the engine sees it: without its adapter, where that is run as those of requests are."""
-    return Decoder(loaded.model if alone(loaded) else bare(loaded.model), base(loaded))
+    return Decoder(loaded.model if alone(loaded) else bare(loaded.model), base(loaded), exact=exact)
 
 
 def base(loaded: Loaded) -> Base:

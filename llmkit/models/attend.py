@@ -19,6 +19,7 @@ from transformers.modeling_utils import AttentionInterface
 from llmkit.core.errors import ModelError
 from llmkit.core.types import Packed, Paged, Segment, Span, Split, Tree
 from llmkit.models import compiled, ulysses, varlen
+from llmkit.models.ordered_pieces import ordered
 from llmkit.models.pieces import Kind, Piece, Rule, eager, scored, sdpa
 from llmkit.models.ring import ring
 from llmkit.models.rotary import tell_lengths, turn_by_sequence, turns_by_sequence
@@ -31,6 +32,7 @@ KINDS: dict[str, Kind] = {
     "eager": eager,
     "flash": varlen.flash,
     "flex": varlen.flex,
+    "ordered": ordered,
 }
 NAMES = {
     "sdpa": "llmkit_fused",
@@ -38,6 +40,7 @@ NAMES = {
     "eager": "llmkit_plain",
     "flash": "llmkit_tiled",
     "flex": "llmkit_blocks",
+    "ordered": "llmkit_ordered",
 }
 """Our names in transformers' interface; one that held `sdpa` or `flash` would meet that kind's own checks."""
 
@@ -65,14 +68,20 @@ def install(model: Any, kind: str, half: bool = False) -> str:
     lacks = {"flash": varlen.flash_lacks, "flex": varlen.flex_lacks}.get(kind)
     if lacks is not None and (why := lacks(model, half)):
         raise _refused(f"{kind} {why}")
-    AttentionInterface.register(NAMES[kind], attention(KINDS[kind]))
-    AttentionMaskInterface.register(NAMES[kind], sdpa_mask)
+    registered(kind)
     model.set_attn_implementation(NAMES[kind])
     if _beside_context not in model.base_model._forward_pre_hooks.values():
         model.base_model.register_forward_pre_hook(_beside_context, with_kwargs=True)
         if turns_by_sequence(model):
             model.base_model.register_forward_pre_hook(tell_lengths, with_kwargs=True)
     return kind
+
+
+def registered(kind: str) -> str:
+    """The name of one of our kinds in transformers' interface, where it is known from now on."""
+    AttentionInterface.register(NAMES[kind], attention(KINDS[kind]))
+    AttentionMaskInterface.register(NAMES[kind], sdpa_mask)
+    return NAMES[kind]
 
 
 def _best(model: Any, half: bool) -> str:

@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from llmkit.build.llm import LLM
+import torch
+
+from llmkit.build.adapters_of import Beside
+from llmkit.build.llm import engine_of
+from llmkit.build.opening import load
+from llmkit.build.precision import types
+from llmkit.build.renewed import renewal
+from llmkit.core.errors import LlmkitError, ModelError
+from llmkit.inference.adapters import inside
 from llmkit.inference.engine import Engine
+from llmkit.models.load import How, Loaded
+from llmkit.models.node import ModelRef
+from llmkit.models.resolve import resolve
 
 Said = dict[str, Any]
 
@@ -41,23 +53,65 @@ def open_served(settings: Mapping[str, Any]) -> Served:
     Raises:
         ModelError: it cannot be loaded or run.
     """
-    return served_of(LLM(settings["model"], seed=0))
+    device, ref = "cuda" if torch.cuda.is_available() else "cpu", ModelRef(**settings["model"])
+    kinds, resolved = types(settings["precision"], device), resolve(ref)
+    how = How(device, kinds.params, kinds.half, resolved.quant, bool(settings["allow_code"]))
+    loaded = load(resolved, ref, how)
+    if loaded.head is not None:
+        what = f"{ref.name} is a {loaded.head.task} classifier, and writes no text"
+        raise ModelError(what, fix="serve a causal LM", key="model")
+    root = Path(settings["root"]) if settings["root"] else None
+    served = served_of(loaded, Beside(settings["adapters"], root, settings["most_adapters"]))
+    for name, path in settings["loaded"].items():  # what was loaded before the last one died
+        served.engine.adapters.load(name, path)
+    return served
 
 
-def served_of(llm: LLM) -> Served:
-    """What there is to ask of a loaded model."""
-    engine = llm.engine
+def served_of(loaded: Loaded, beside: Beside = Beside()) -> Served:
+    """What there is to ask of a loaded model.
 
-    def reset(asked: Said, done: Future[Any]) -> None:
-        engine.forget()
+    Raises:
+        ModelError: the engine cannot run it, or an adapter does not fit.
+    """
+    engine = engine_of(loaded, beside=beside)
+    work = Work(engine, loaded, beside.root)
+    between = {"reset": work.reset, "unload": work.unload, "weights": work.weights}
+    return Served(engine, loaded.resolved.facts(), between, {"load": work.load})
+
+
+@dataclass
+class Work:
+    """What admins ask for."""
+
+    engine: Engine
+    loaded: Loaded
+    root: Path | None
+
+    def reset(self, asked: Said, done: Future[Any]) -> None:
+        """The prefix cache is emptied."""
+        self.engine.forget()
         done.set_result(True)
 
-    def load(asked: Said) -> Any:
-        engine.adapters.load(asked["name"], asked["path"])
-        return asked["name"]
+    def load(self, asked: Said) -> str:
+        """An adapter of a folder under the root."""
+        self.engine.adapters.load(asked["name"], asked["path"])
+        return str(asked["name"])
 
-    def unload(asked: Said, done: Future[Any]) -> None:
-        engine.adapters.unload(asked["name"])
+    def unload(self, asked: Said, done: Future[Any]) -> None:
+        """No request gets it from now on."""
+        self.engine.adapters.unload(asked["name"])
         done.set_result(asked["name"])
 
-    return Served(engine, llm.loaded.resolved.facts(), {"reset": reset, "unload": unload}, {"load": load})
+    def weights(self, asked: Said, done: Future[Any]) -> None:
+        """Weights of a folder under the root, once what runs has ended."""
+        work = renewal(self.loaded.model, inside(self.root, asked["path"]))
+
+        def carry_out() -> None:
+            try:
+                work()
+            except (RuntimeError, LlmkitError) as cause:
+                done.set_exception(ModelError(str(cause), key="path"))
+                raise
+            done.set_result(self.engine.version + 1)
+
+        self.engine.update(carry_out)

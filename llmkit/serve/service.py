@@ -15,6 +15,7 @@ from llmkit.inference.request import Event, Request
 from llmkit.inference.text import Texts
 from llmkit.serve.caller import Caller
 from llmkit.serve.gate import Gate
+from llmkit.serve.keys import Meter
 from llmkit.serve.node import Bounds
 from llmkit.serve.refusal import Refusal
 from llmkit.serve.remote import Remote
@@ -46,6 +47,8 @@ class Service:
 
     def done(self, account: Any) -> None:
         """A request is over."""
+        if account.caller.key is not None:
+            self.meter.spend(account.caller.key, "tpm", account.usage.completion)
         for told in self.watchers:
             told(account)
 
@@ -106,6 +109,11 @@ class Service:
         return self.format.begun(self.tokenizer.decode(list(prompt[-16:])))
 
     @cached_property
+    def meter(self) -> Meter:
+        """What keys have used of their minute."""
+        return Meter()
+
+    @cached_property
     def gate(self) -> Gate:
         """How much is taken on."""
         return Gate(self.bounds)
@@ -124,6 +132,8 @@ class Service:
         for request in requests:
             first[request.id], total = total, total + request.sampling.n
         tokens = sum(len(request.prompt) for request in requests)
+        if caller.key is not None:
+            self.meter.take(caller.key, {"tpm": tokens})
         with self.gate.place(caller, total, tokens):
             async with self.engine.ask(requests) as queue:
                 while total:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmkit.core.types import Span
+from llmkit.core.types import Paged, Segment, Span, Tree
+from llmkit.models.attend import install
+from llmkit.models.families import tiny
 from llmkit.models.paged import BlockStore
 
 
@@ -93,3 +95,25 @@ def test_a_block_that_several_hold_is_copied_before_it_is_written() -> None:
     assert torch.equal(store.layers[0].keys[3], store.layers[0].keys[1])
     assert torch.equal(store.layers[0].values[3], store.layers[0].values[1])
     assert store.layers[0].keys[3].any()
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma-3", "Gemma-2", "gpt-oss"])
+@pytest.mark.parametrize("kind", ["auto", "eager"])
+def test_a_tree_of_drafts_is_what_the_trainer_s_tree_is(family: str, kind: str) -> None:
+    """A past of 5, then drafts: two branches on the past, one of which has two on its first token."""
+    model, tokens = tiny(family).eval(), torch.randint(3, 60, (12,), generator=torch.Generator().manual_seed(1))
+    install(model, kind)
+    parents = (-1, 0, 0, 1, -1, 4, 2)
+    depths = [0, 1, 1, 2, 0, 1, 2]
+    places = torch.tensor([*range(5), *(5 + depth for depth in depths)])
+    store, blocks = BlockStore(6, 4), (3, 0, 5)
+    contexts = [Paged(store, (Span(0, 0, 5, 0, blocks),)), Paged(store, (Span(0, 0, 7, 5, blocks, parents),))]
+    # the same as branches of one row: each draft a segment of one token after its parent's
+    segments = (Segment(0, 0, 5), *(Segment(0, 5 + at, 6 + at, parent + 1) for at, parent in enumerate(parents)))
+    with torch.no_grad():
+        parts = [
+            model(input_ids=tokens[None, at], position_ids=places[None, at], attend=context).logits[0]
+            for at, context in zip((slice(0, 5), slice(5, 12)), contexts, strict=True)
+        ]
+        whole = model(input_ids=tokens[None], position_ids=places[None], attend=Tree(segments)).logits[0]
+    assert (torch.cat(parts) - whole).abs().max() <= 1e-5 * whole.abs().max()
