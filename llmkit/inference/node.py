@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from llmkit.core.config import Later, config, setting
+from llmkit.core.config import Duration, Later, config, setting
 from llmkit.inference.cache import Cache
 from llmkit.inference.sampling import Sampling
 
@@ -76,4 +76,43 @@ ABLE = (
     "repetition_penalty",
 )
 """What transformers' `generate` does as the engine does it."""
-Generator = Annotated[OwnEngine | Transformers, Later(("openai", "vllm"))]
+
+
+@config
+class OpenAi:
+    """Another's endpoint that speaks OpenAI's routes; what was said goes there as it was said, and its tokens are its
+    own."""
+
+    kind: Literal["openai"] = "openai"
+    url: str
+    """Up to and with `/v1`."""
+    model: str
+    """By the name that it has there."""
+    key: str = ""
+    """Such as `${env:OPENAI_API_KEY}`."""
+    at_once: int = setting(default=16, least=1)
+    """Requests that are under way together."""
+    tries: int = setting(default=5, least=1)
+    """Of one request: what is overloaded or cannot be reached is asked again, later each time."""
+    timeout: Duration = setting(default=600.0, above=0)
+    """Of one try."""
+
+    def open(self, held: Held) -> Writer:
+        """Ready to be asked."""
+        from llmkit.inference.openai import OpenAiWriter
+
+        return OpenAiWriter(self)
+
+    def refuse(self, sampling: Sampling) -> None:
+        """Raises: RequestError when `sampling` asks for what its routes have no word for."""
+        from llmkit.inference.writer import refuse
+
+        refuse(self.kind, sampling, SPOKEN)
+
+
+SPOKEN = (
+    *("temperature", "top_p", "max_tokens", "seed", "n", "stop", "presence_penalty", "frequency_penalty"),
+    "logit_bias",
+)
+"""What OpenAI's routes have words for."""
+Generator = Annotated[OwnEngine | Transformers | OpenAi, Later(("vllm",))]
