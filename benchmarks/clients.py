@@ -149,11 +149,15 @@ def main() -> int:
             address = f"model=tiny,base_url={running.url}/v1/completions,tokenizer={model},max_length=512"
             ours = evaluated(given.python, folder, "local-completions", address)
             said = subprocess.run(
-                [given.python, "-c", LITELLM, running.url], check=True, text=True, stdout=subprocess.PIPE
+                [given.python, "-c", LITELLM, running.url],
+                check=True,
+                text=True,
+                stdout=subprocess.PIPE,
+                env=os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"},  # else it asks the network at import
             )
         finally:
             running.stop()
-        theirs = evaluated(given.python, folder, "hf", f"pretrained={model},dtype=float32,device=cpu,max_length=512")
+        theirs = evaluated(given.python, folder, "hf", f"pretrained={model},dtype=float32,max_length=512")
     worst, others = compare(ours, theirs)
     lite = json.loads(said.stdout.splitlines()[-1])
     print(json.dumps({"largest": worst, "other": others, "figures": ours["figures"], "litellm": lite}))
