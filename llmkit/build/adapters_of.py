@@ -41,12 +41,12 @@ def support(loaded: Loaded) -> Support:
     return loaded.support
 
 
-def decoder(loaded: Loaded) -> Decoder:
+def decoder(loaded: Loaded, exact: bool = False) -> Decoder:
     """A loaded model as the engine sees it: without its adapter, where that is run as those of requests are."""
     resolved = loaded.resolved
     rope = json.loads(json.dumps(asdict(resolved.rope))) if resolved.rope is not None else None
     sha256 = (resolved.base or resolved).sha256
-    return Decoder(loaded.model if alone(loaded) else bare(loaded.model), sha256, rope)
+    return Decoder(loaded.model if alone(loaded) else bare(loaded.model), sha256, rope, exact)
 
 
 def adapters(loaded: Loaded, decoder: Decoder, beside: Beside = Beside()) -> Adapters:

@@ -160,7 +160,10 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("name", BOMBS)
+LONG = ("a million", "optional")  # others of their kind are in the fast set
+
+
+@pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.slow] * (one in LONG)) for one in BOMBS])
 def test_e4_a_bomb_is_refused_and_the_next_grammar_is_not(name: str) -> None:
     with pytest.raises(RequestError) as refused:
         texts().matcher(BOMBS[name], WORDS, (END,))
