@@ -17,7 +17,7 @@ llm = LLM(spec["model"])
 llm.generate([[1, 2, 3]], Sampling(max_tokens=1))
 started = time.time() - spec["spawned"]
 if spec.get("torch"):
-    for module in llm.engine.runner.forward.model.modules():
+    for module in llm.writer.turns.engine.runner.forward.model.modules():
         if isinstance(module, ServedLinear):
             module.__class__ = torch.nn.Linear
 
