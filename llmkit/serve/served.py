@@ -11,18 +11,22 @@ from typing import Any
 import torch
 
 from llmkit.build.adapters_of import Beside
-from llmkit.build.llm import engine_of
+from llmkit.build.engines import engine_of
 from llmkit.build.opening import load
 from llmkit.build.precision import types
 from llmkit.build.renewed import renewal
 from llmkit.core.errors import LlmkitError, ModelError
+from llmkit.core.types import Paged, Span
 from llmkit.inference.adapters import inside
 from llmkit.inference.engine import Engine
+from llmkit.inference.node import OwnEngine
 from llmkit.models.load import How, Loaded
 from llmkit.models.node import ModelRef
+from llmkit.models.paged import BlockStore
 from llmkit.models.resolve import resolve
 
 Said = dict[str, Any]
+BLOCK = 64
 
 
 @dataclass
@@ -57,25 +61,23 @@ def open_served(settings: Mapping[str, Any]) -> Served:
     kinds, resolved = types(settings["precision"], device), resolve(ref)
     how = How(device, kinds.params, kinds.half, resolved.quant, bool(settings["allow_code"]))
     loaded = load(resolved, ref, how)
-    if loaded.head is not None:
-        what = f"{ref.name} is a {loaded.head.task} classifier, and writes no text"
-        raise ModelError(what, fix="serve a causal LM", key="model")
     root = Path(settings["root"]) if settings["root"] else None
-    served = served_of(loaded, Beside(settings["adapters"], root, settings["most_adapters"]))
+    beside = Beside(settings["adapters"], root, settings["most_adapters"])
+    served = served_of(loaded, OwnEngine(**settings["engine"]), beside)
     for name, path in settings["loaded"].items():  # what was loaded before the last one died
         served.engine.adapters.load(name, path)
     return served
 
 
-def served_of(loaded: Loaded, beside: Beside = Beside()) -> Served:
+def served_of(loaded: Loaded, how: OwnEngine = OwnEngine(), beside: Beside = Beside()) -> Served:
     """What there is to ask of a loaded model.
 
     Raises:
         ModelError: the engine cannot run it, or an adapter does not fit.
     """
-    engine = engine_of(loaded, beside=beside)
+    engine = engine_of(loaded, how, beside)
     work = Work(engine, loaded, beside.root)
-    between = {"reset": work.reset, "unload": work.unload, "weights": work.weights}
+    between = {"embed": work.embed, "reset": work.reset, "unload": work.unload, "weights": work.weights}
     return Served(engine, loaded.resolved.facts(), between, {"load": work.load})
 
 
@@ -86,6 +88,20 @@ class Work:
     engine: Engine
     loaded: Loaded
     root: Path | None
+
+    @torch.no_grad()
+    def embed(self, asked: Said, done: Future[Any]) -> None:
+        """The mean of a text's last hidden states, or the last of them, of length 1."""
+        whole, words = self.engine.adapters.whole, self.engine.facts.words
+        ids = [*range(words, words + whole.before), *asked["prompt"]]
+        forward = self.engine.runner.forward
+        tokens, positions = torch.tensor(ids, device=forward.device), torch.arange(len(ids), device=forward.device)
+        count = -(-len(ids) // BLOCK)
+        store = BlockStore(count, BLOCK)  # of this text alone: nothing of it is kept
+        span = Span(0, 0, len(ids), 0, tuple(range(count)))
+        hidden = forward.hidden(tokens, positions, Paged(store, (span,)), [whole.key])[whole.before :].float()
+        vector = hidden.mean(0) if asked["pooling"] == "mean" else hidden[-1]
+        done.set_result((vector / vector.norm()).tolist())
 
     def reset(self, asked: Said, done: Future[Any]) -> None:
         """The prefix cache is emptied."""

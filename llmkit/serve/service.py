@@ -92,7 +92,8 @@ class Service:
         """
         if "longest" not in self.engine.facts:
             raise Refusal(503, "the model is being loaded; ask again", code="not_ready", wait=2)
-        return int(self.engine.facts["longest"])
+        known = int(self.engine.facts["longest"])
+        return min(known, self.bounds.length or known)
 
     @cached_property
     def renderer(self) -> Renderer:

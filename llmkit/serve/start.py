@@ -14,6 +14,7 @@ from typing import Any
 from starlette.types import ASGIApp, Scope
 
 from llmkit.core.errors import LlmkitError, RecipeError
+from llmkit.inference.node import OwnEngine
 from llmkit.models.load import read_tokenizer
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
@@ -59,6 +60,7 @@ class Settings:
     playground: bool = True
     precision: str = "auto"
     allow_code: bool = False
+    engine: OwnEngine = field(default_factory=OwnEngine)
 
 
 def start(settings: Settings, how: Start = spawn) -> None:
@@ -86,6 +88,7 @@ def told(settings: Settings) -> dict[str, Any]:
         "model": asdict(settings.model),
         "precision": settings.precision,
         "allow_code": settings.allow_code,
+        "engine": asdict(settings.engine),
         "adapters": dict(settings.adapters),
         "root": str(settings.adapter_root or ""),
         "most_adapters": settings.most_adapters,

@@ -34,7 +34,7 @@ class Worker:
         self.told = 0.0
         self.calls: deque[dict[str, Any]] = deque()
         """Each waits for its turn between two steps, so that many do not keep the others' answers waiting."""
-        self.beside = ThreadPoolExecutor(1, "beside")
+        self.beside = ThreadPoolExecutor(2, "beside")
         self.slow: dict[int, Future[Any]] = {}
         """Calls that are carried out while steps go on."""
         self.trying: dict[str, tuple[Request, Future[Any]]] = {}

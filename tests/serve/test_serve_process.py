@@ -16,19 +16,26 @@ import pytest
 from llmkit.models.node import ModelRef
 from llmkit.serve import worker
 from llmkit.serve.start import Settings, start
+from tests.serve.conftest import SMALL
 from tests.serve.forked import Forked
 
 LONG = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 480, "ignore_eos": True}
 
 
 def engine(theirs):
-    return Forked(lambda: worker.main(theirs.fileno()))
+    def work():
+        number = theirs.fileno()
+        os.closerange(3, number)  # as in a new interpreter: with its server's end of the socket it would outlive it
+        os.closerange(number + 1, 4096)
+        return worker.main(number)
+
+    return Forked(work)
 
 
 def serving(folder, files):
     if files:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    start(Settings(ModelRef(name=str(folder)), port=0, name="tiny"), engine)
+    start(Settings(ModelRef(name=str(folder)), port=0, name="tiny", engine=SMALL), engine)
 
 
 class Server:
