@@ -93,6 +93,14 @@ def test_structured_output_is_parsed_by_the_client_s_own_model(client: Any) -> N
     assert plain.choices[0].message.content.lstrip().startswith("{")
 
 
+def test_embeddings_come_as_numbers_and_as_the_client_s_packed_floats(client: Any) -> None:
+    packed = client.embeddings.create(model="tiny", input=["hello", "a model"])
+    plain = client.embeddings.create(model="tiny", input="hello", encoding_format="float")
+    assert [one.index for one in packed.data] == [0, 1] and len(packed.data[0].embedding) == 32
+    assert packed.data[0].embedding == pytest.approx(plain.data[0].embedding, abs=1e-6)
+    assert packed.usage.prompt_tokens > plain.usage.prompt_tokens > 0
+
+
 def test_completions_stream_what_they_say_whole(client: Any) -> None:
     how = {"model": "tiny", "prompt": "hello", "max_tokens": 9, "temperature": 0.0, "n": 2}
     whole = client.completions.create(**how)
