@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from llmkit.build.llm import LLM as LLM
     from llmkit.core.artifact import Artifact as Artifact
     from llmkit.inference.sampling import Sampling as Sampling
     from llmkit.recipe.execute import run as run
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from llmkit.stages.sft import Sft as Sft
 
 __all__ = [
+    "LLM",
     "Artifact",
     "Classify",
     "Evaluate",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 _WHERE = {
+    "LLM": "llmkit.build.llm",
     "Artifact": "llmkit.core.artifact",
     "Classify": "llmkit.stages.classify",
     "Evaluate": "llmkit.stages.evaluate",

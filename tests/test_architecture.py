@@ -14,10 +14,12 @@ HEAVY = {"torch", "transformers", "peft", "numpy", "scipy", "bitsandbytes", "dat
 LIGHT = [
     "llmkit",
     *(f"llmkit.{name}.node" for name in ("models", "adapters", "data", "train", "inference", "losses", "parallel")),
-    *(f"llmkit.stages.{name}" for name in ("sft", "classify", "pretrain", "evaluate", "merge")),
+    *(f"llmkit.stages.{name}" for name in ("sft", "classify", "pretrain", "evaluate", "merge", "serve")),
     *(f"llmkit.recipe.{p.stem}" for p in (ROOT / "llmkit/recipe").glob("*.py") if p.stem != "__init__"),
     "llmkit.cli.main",
     "llmkit.cli.recipes",
+    "llmkit.cli.serve",
+    "llmkit.serve.node",
     *(f"llmkit.{name}" for name in ("cli.launch", "cli.status", "launch.commands", "launch.job", "launch.kubernetes")),
     *(
         f"llmkit.core.{p.stem}"

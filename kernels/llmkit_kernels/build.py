@@ -67,7 +67,7 @@ def _made(operation: str) -> Path:
 
     compiler, source = _compiler(), HERE / operation / "cpu.cpp"
     digest = hashlib.sha256(repr((FLAGS, _version(compiler), _processor(), torch.__version__)).encode())
-    for path in [source, *sorted(HERE.glob("*.h"))]:
+    for path in [source, *sorted(HERE.glob("*.h")), *sorted(source.parent.glob("*.h"))]:
         digest.update(path.read_bytes())
     target = _folder() / f"{operation}-{digest.hexdigest()[:24]}.so"
     if not target.exists():

@@ -1,6 +1,9 @@
 // Numbers as a cache keeps them (fp32, bf16, fp16, or whole numbers with a factor), read 16 at a time.
 #pragma once
 #include <cmath>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #include "tile.h"
 
@@ -25,9 +28,13 @@ static inline vec wide(const fp16* p) {
   return number((size >= 0x7c00 ? endless : finite) | sign);
 }
 static inline vec wide(const int8_t* p) {
+#ifdef __AVX512F__  // the compiler's own conversion goes number by number
+  return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
   bvec b;
   std::memcpy(&b, p, sizeof b);
   return __builtin_convertvector(__builtin_convertvector(b, ivec), vec);
+#endif
 }
 
 // Writes n numbers `step` apart; those that are kept as whole numbers have one factor, which goes to `by`.

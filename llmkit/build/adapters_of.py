@@ -9,10 +9,11 @@ from pathlib import Path
 
 from llmkit.core.errors import ModelError
 from llmkit.inference.adapters import MOST, Adapters
-from llmkit.models.adapter_files import lacks
+from llmkit.models.adapter_files import Base, lacks
 from llmkit.models.bare import bare
 from llmkit.models.decoder import Decoder
 from llmkit.models.load import Loaded
+from llmkit.models.loras import base_of
 from llmkit.models.probe import Support, probe
 from llmkit.models.virtual import virtual_tokens
 
@@ -41,12 +42,17 @@ def support(loaded: Loaded) -> Support:
     return loaded.support
 
 
-def decoder(loaded: Loaded) -> Decoder:
+def decoder(loaded: Loaded, exact: bool = False) -> Decoder:
     """A loaded model as the engine sees it: without its adapter, where that is run as those of requests are."""
+    return Decoder(loaded.model if alone(loaded) else bare(loaded.model), base(loaded), exact=exact)
+
+
+def base(loaded: Loaded) -> Base:
+    """What adapters are checked against; asked for while the model is whole."""
     resolved = loaded.resolved
     rope = json.loads(json.dumps(asdict(resolved.rope))) if resolved.rope is not None else None
-    sha256 = (resolved.base or resolved).sha256
-    return Decoder(loaded.model if alone(loaded) else bare(loaded.model), sha256, rope)
+    causal = loaded.model.get_base_model() if hasattr(loaded.model, "peft_config") else loaded.model
+    return base_of(causal, (resolved.base or resolved).sha256, rope)
 
 
 def adapters(loaded: Loaded, decoder: Decoder, beside: Beside = Beside()) -> Adapters:

@@ -16,8 +16,11 @@ from llmkit.models.paged import BlockStore
 DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
 
-def store_of(forward: Forward, cache: Cache, notice: Callable[[str], None] = lambda _: None) -> BlockStore:
-    """Blocks for a model, as many as the budget holds; one token is run to see what its layers keep.
+def store_of(
+    forward: Forward, cache: Cache, notice: Callable[[str], None] = lambda _: None, most: int | None = None
+) -> BlockStore:
+    """Blocks for a model, as many as the budget holds; one token is run to see what its layers keep. No more
+    than for `most` tokens.
 
     Raises:
         ResourceError: there is no room for a single block.
@@ -31,7 +34,8 @@ def store_of(forward: Forward, cache: Cache, notice: Callable[[str], None] = lam
         budget, each = (x / 2**20 for x in wrong[0])
         what = f"a block of {cache.block} tokens takes {each:.2f} MiB and there are {budget:.2f} for it"
         raise ResourceError(what, fix="give cache.size more", key="cache")
-    store.resize(min(budget // each for budget, each in rooms))
+    fit = min(budget // each for budget, each in rooms)
+    store.resize(fit if most is None else min(fit, -(-most // cache.block)))
     notice(told(store))
     return store
 

@@ -2,135 +2,259 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import count
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
-from llmkit.build.adapters_of import Beside, adapters, support
-from llmkit.build.adapters_of import decoder as decoder_of
+from llmkit.build.adapters_of import Beside
+from llmkit.build.engines import engine_of as engine_of
+from llmkit.build.held import Here
+from llmkit.build.opened import Opened
 from llmkit.build.opening import load
 from llmkit.build.precision import types
-from llmkit.core.errors import ModelError
-from llmkit.data.prompt import prompt_ids
-from llmkit.inference.blocks import Blocks
-from llmkit.inference.check import Facts
+from llmkit.build.scores import Pooling, Scores, embed, score
+from llmkit.build.training import check, headed
+from llmkit.core.errors import ModelError, RecipeError
+from llmkit.data.prompt import continued, prompt_ids
 from llmkit.inference.engine import Engine
-from llmkit.inference.generate import ends
-from llmkit.inference.request import Completion, Event, Output, Request, Token
-from llmkit.inference.runner import Runner
+from llmkit.inference.engined import EngineWriter
+from llmkit.inference.generate import TransformersWriter
+from llmkit.inference.node import OwnEngine
+from llmkit.inference.pieces import Piece, Pieces
+from llmkit.inference.pulled import pulled
+from llmkit.inference.pump import Pump
+from llmkit.inference.request import Ask, Completion, Prompt
 from llmkit.inference.sampling import Sampling
-from llmkit.inference.scheduler import Limits
-from llmkit.inference.text import Texts
-from llmkit.models.load import How, Loaded
-from llmkit.models.node import ModelRef
-from llmkit.models.paged import BlockStore
+from llmkit.inference.turns import Turns
+from llmkit.inference.writer import seeded
+from llmkit.models.heads import Headed
+from llmkit.models.load import How
 from llmkit.models.resolve import resolve
 
-Prompt = str | Sequence[int]
-
-
-def engine_of(
-    loaded: Loaded, limits: Limits = Limits(), blocks: int = 1024, size: int = 16, beside: Beside = Beside()
-) -> Engine:
-    """An engine over a loaded model.
-
-    Raises:
-        ModelError: the family cannot read a paged cache, or an adapter does not fit.
-    """
-    supported = support(loaded)
-    if not supported.paged:
-        what = f"{loaded.resolved.name} cannot be run by the engine: {supported.reason}"
-        raise ModelError(what, fix="use generator: transformers", key="model")
-    store, decoder = BlockStore(blocks, size), decoder_of(loaded)
-    config = decoder.causal.config.get_text_config()
-    longest = min(int(config.max_position_embeddings), blocks * size)
-    facts = Facts(
-        len(decoder.causal.get_output_embeddings().weight), longest, tuple(ends(decoder.causal, loaded.tokenizer))
-    )
-
-    runner, own = Runner(decoder, store), adapters(loaded, decoder, beside)
-    return Engine(runner, Blocks(blocks, size), limits, facts, Texts(loaded.tokenizer), store.copy, own)
+Said = str | Sequence[int] | Sequence[Mapping[str, Any]]
+"""What a model can be asked: a text that it goes on with, the tokens of one, or messages that it answers."""
 
 
 class LLM:
-    """A model by its name or folder, ready to be asked."""
+    """A model by its name or folder, ready to be asked; `with LLM(...) as llm` gives back what it holds."""
 
-    def __init__(self, model: str, *, seed: int = 0, device: str = "", precision: str = "auto") -> None:
-        """
+    def __init__(
+        self,
+        model: Any,
+        *,
+        quant: Any = None,
+        adapters: Mapping[str, str | Path] | None = None,
+        generator: Any = "engine",
+        precision: Any = "auto",
+        seed: int = 0,
+        device: str = "",
+        allow_code: bool = False,
+    ) -> None:
+        """`model`, `quant`, `generator` and `precision` are as in a recipe: names, mappings or nodes. `adapters` are
+        folders by the names that they are asked for by.
+
         Raises:
-            ModelError: it cannot be loaded, or its family cannot be run by the engine.
+            RecipeError: an argument is wrong.
+            ModelError: the model cannot be loaded, or `generator` cannot run its family.
         """
+        asked = Opened(model=model, quant=quant, generator=generator, precision=precision, seed=seed)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        kinds, ref = types(precision, device), ModelRef(name=model)
-        resolved = resolve(ref)
-        self.loaded = load(resolved, ref, How(device, kinds.params, kinds.half, resolved.quant))
-        self.loaded.model.eval()
-        self.tokenizer = self.loaded.tokenizer
-        self.engine = engine_of(self.loaded)
-        self.seed, self.ids = seed, count()
+        kinds, resolved = types(asked.precision, device), resolve(asked.model)
+        held = asked.quant or resolved.quant
+        self.loaded = load(resolved, asked.model, How(device, kinds.params, kinds.half, held, allow_code))
+        self.tokenizer, self.seed, self.device = self.loaded.tokenizer, seed, device
+        self.held = Here(self.loaded, beside=Beside(adapters or {}), mixed=kinds.mixed)
+        if adapters and not isinstance(asked.generator, OwnEngine):
+            what = f"generator {asked.generator.kind} knows no adapters by name"
+            raise RecipeError(what, fix="open the adapter's folder, or use generator: engine", key="adapters")
+        self.writer = asked.generator.open(self.held)
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the engine's thread, if there is one."""
+        self.writer.close()
+        if "pump" in self.__dict__:
+            self.pump.close()
 
     def generate(
         self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling = Sampling(),
+        prompts: Sequence[Said],
+        sampling: Sampling | Sequence[Sampling] = Sampling(),
         on_done: Callable[[int], None] | None = None,
+        adapter: str = "",
     ) -> list[Completion]:
-        """A completion for each prompt (text or token ids), in order; sampled ones each with a seed of their own."""
-        collected = []
-        for at, prompt in enumerate(prompts):
-            ids = tuple(prompt_ids(self.tokenizer, prompt) if isinstance(prompt, str) else prompt)
-            own = replace(sampling, seed=sampling.seed + self.seed + at) if sampling.temperature else sampling
-            request = Request(str(next(self.ids)), ids, own)
-            self.engine.add(request)
-            collected.append(Collected(request, self.engine.texts))
-        return finish(self.engine, collected, on_done)
+        """A completion for each prompt, in order, one sampling for all or one for each. Where one is for all and draws,
+        each prompt has a seed of its own: the sampling's, the model's and its place together.
 
-
-def finish(engine: Engine, collected: Sequence[Collected], on_done: Callable[[int], None] | None) -> list[Completion]:
-    """Steps until all of them have ended."""
-    waiting = {one.request.id: one for one in collected}
-    while waiting:
-        for event in engine.step():
-            if event.request in waiting and waiting[event.request].take(event):
-                del waiting[event.request]
+        Raises:
+            RequestError: one can never be answered.
+            ModelError, DataError: a prompt cannot be rendered.
+        """
+        made: list[Completion] = []
+        with self.held.computing():
+            for completion in self.writer.each(self._asks(prompts, sampling, adapter)):
+                made.append(completion)
                 if on_done is not None:
-                    on_done(len(collected) - len(waiting))
-    return [one.completion() for one in collected]
+                    on_done(len(made))
+        return made
 
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling: Sampling = Sampling(),
+        tools: Sequence[Any] = (),
+        adapter: str = "",
+    ) -> Completion:
+        """The answer to one conversation; `tools` is what it may call, as its template shows it.
 
-class Collected:
-    """The answers to one request, as they grow."""
+        Raises:
+            RequestError, ModelError, DataError: as `generate`.
+        """
+        with self.held.computing():
+            return next(self.writer.each([self._ask(messages, sampling, tools, adapter)]))
 
-    def __init__(self, request: Request, texts: Texts) -> None:
-        self.request, self.texts = request, texts
-        self.tokens: dict[int, list[Token]] = {index: [] for index in range(request.sampling.n)}
-        self.ended: dict[int, Event] = {}
-        self.first: Event | None = None
+    def stream(
+        self, prompt: Said, sampling: Sampling = Sampling(), tools: Sequence[Any] = (), adapter: str = ""
+    ) -> Iterator[Piece]:
+        """The answers to one prompt in pieces as they are made; who leaves early frees what they held.
 
-    def take(self, event: Event) -> bool:
-        """Whether all answers are there."""
-        self.first = self.first or event
-        self.tokens[event.index] += event.tokens
-        if event.finish in ("error", "deadline"):
-            self.ended |= dict.fromkeys(self.tokens, event)
-        elif event.finish is not None:
-            self.ended[event.index] = event
-        return len(self.ended) == len(self.tokens)
+        Raises:
+            RequestError, ModelError, DataError: as `generate`.
+        """
+        ask = self._ask(prompt, sampling, tools, adapter)
+        if isinstance(self.writer, TransformersWriter):
+            yield from (Piece(text) for text in pulled(partial(self._streamed, self.writer, ask)))
+            return
+        request, pieces = self.turns.add(ask), Pieces(ask.sampling, self.engine.texts)
+        try:
+            while not pieces.done:
+                yield pieces.take(self.turns.next(request.id))
+        finally:
+            self.turns.drop(request.id)
 
-    def completion(self) -> Completion:
-        """All of it."""
-        told = self.first.prompt if self.first is not None else None
-        outputs = tuple(self._output(index) for index in self.tokens)
-        cached, version = (self.first.cached, self.first.version) if self.first else (0, 0)
-        return Completion(outputs, len(self.request.prompt), told, cached, version)
+    async def astream(
+        self, prompt: Said, sampling: Sampling = Sampling(), tools: Sequence[Any] = (), adapter: str = ""
+    ) -> AsyncIterator[Piece]:
+        """`stream` for an event loop, which goes on while a thread computes; who is cancelled frees what it held."""
+        ask = self._ask(prompt, sampling, tools, adapter)
+        pieces = Pieces(ask.sampling, self.engine.texts)
+        async with aclosing(self.pump.events(ask)) as events:
+            async for event in events:
+                yield pieces.take(event)
+                if pieces.done:
+                    return
 
-    def _output(self, index: int) -> Output:
-        tokens, end = self.tokens[index], self.ended[index]
-        if end.finish == "stop" and not isinstance(end.stopped, str):
-            tokens = tokens[:-1]
-        ids = tuple(token.id for token in tokens)
-        text = self.texts.whole(ids, self.request.sampling)
-        logprobs = tuple(tokens) if self.request.sampling.logprobs is not None else ()
-        return Output(text, ids, str(end.finish), logprobs, end.stopped)
+    def score(self, given: Sequence[Said | tuple[Said, str | Sequence[int]]]) -> list[Scores]:
+        """Log-probabilities of texts, or of what follows a prompt in (prompt, completion) pairs, by the trainer's own
+        forward: of the full vocabulary, at temperature 1.
+
+        Raises:
+            ModelError, DataError: a text cannot be rendered.
+        """
+        rows = [self._scored_row(one) for one in given]
+        with self.held.computing():
+            return score(self.scored, rows, self.loaded.support.packed, self.device)
+
+    def embed(self, texts: Sequence[Said], pooling: Pooling = "mean", normalise: bool = True) -> Tensor:
+        """(N, H), fp32: the mean of each text's last hidden states, or the `last` of them; of length 1 if `normalise`.
+
+        Raises:
+            ModelError, DataError: a text cannot be rendered.
+        """
+        if pooling not in ("mean", "last"):
+            raise RecipeError(f"{pooling} is no pooling", fix="use mean or last", key="pooling")
+        rows = [self.tokens(text) for text in texts]
+        with self.held.computing():
+            return embed(self.scored, rows, self.loaded.support.packed, self.device, pooling, normalise)
+
+    def tokens(self, said: Said, tools: Sequence[Any] = ()) -> list[int]:
+        """What the model reads.
+
+        Raises:
+            ModelError, DataError: it cannot be rendered.
+        """
+        first = said[0] if said and not isinstance(said, str) else ""
+        if isinstance(first, int) or (not said and not isinstance(said, str)):
+            return list(cast(Sequence[int], said))
+        return prompt_ids(self.tokenizer, cast("str | Sequence[Mapping[str, Any]]", said), tools)
+
+    @cached_property
+    def scored(self) -> Headed:
+        """The model with the head that training has.
+
+        Raises:
+            ModelError: the head is not what the model itself does.
+        """
+        made = headed(self.loaded, self.loaded.model).eval()
+        check(made)
+        return made
+
+    @property
+    def turns(self) -> Turns:
+        """The engine, for those who ask it for themselves.
+
+        Raises:
+            ModelError: text is not made by the engine.
+        """
+        if not isinstance(self.writer, EngineWriter):
+            what = "generator transformers is asked from one thread alone"
+            raise ModelError(what, fix="use generate or stream, or generator: engine", key="generator")
+        return self.writer.turns
+
+    @property
+    def engine(self) -> Engine:
+        """Of `turns`; whoever steps it himself asks it for everybody."""
+        return self.turns.engine
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names that can be asked for."""
+        return self.engine.adapters.names if isinstance(self.writer, EngineWriter) else []
+
+    @cached_property
+    def pump(self) -> Pump:
+        """The engine's thread."""
+        return Pump(self.turns)
+
+    def _streamed(self, writer: TransformersWriter, ask: Ask, say: Callable[[str], None]) -> None:
+        with self.held.computing():
+            writer.stream(ask, say)
+
+    def _asks(self, prompts: Sequence[Said], sampling: Sampling | Sequence[Sampling], adapter: str) -> Iterator[Ask]:
+        made = [self._prompt(said, ()) for said in prompts]
+        if isinstance(sampling, Sampling):
+            for ask in seeded(made, sampling, self.seed):
+                yield Ask(ask.prompt, ask.sampling, adapter)
+            return
+        if len(sampling) != len(made):
+            what = f"{len(sampling)} for {len(made)} prompts"
+            raise RecipeError(what, fix="give one, or one for each", key="sampling")
+        yield from (Ask(prompt, own, adapter) for prompt, own in zip(made, sampling, strict=True))
+
+    def _ask(self, said: Said, sampling: Sampling, tools: Sequence[Any], adapter: str) -> Ask:
+        (seeded_one,) = seeded([self._prompt(said, tools)], sampling, self.seed)
+        return Ask(seeded_one.prompt, seeded_one.sampling, adapter)
+
+    def _prompt(self, said: Said, tools: Sequence[Any]) -> Prompt:
+        return Prompt(tuple(self.tokens(said, tools)))
+
+    def _scored_row(self, one: Any) -> tuple[list[int], int]:
+        if not (isinstance(one, tuple) and len(one) == 2 and not isinstance(one[1], int)):
+            return self.tokens(one), 0
+        prompt, completion = one
+        if isinstance(completion, str):
+            if isinstance(prompt, str) or not isinstance(prompt[0], int):
+                return continued(self.tokenizer, prompt, completion)
+            raise RecipeError("a prompt of tokens has a completion of text", fix="give both alike", key="score")
+        before = self.tokens(prompt)
+        return [*before, *completion], len(before)

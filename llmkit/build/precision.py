@@ -9,6 +9,8 @@ Params = Literal["fp32", "bf16"]
 """What weights are held in."""
 Compute = Literal["fp32", "bf16", "fp16", "fp8"]
 """What products run in."""
+Reading = Literal["auto", "fp32", "bf16", "bf16_mixed"]
+"""How a model is held that is only read."""
 KINDS: dict[str, tuple[Params, Compute]] = {
     "fp32": ("fp32", "fp32"),
     "bf16": ("bf16", "bf16"),

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from llmkit.core.console import Console
 from llmkit.core.errors import DataError, RecipeError
 from llmkit.core.files import sha256, write_json
-from llmkit.core.seed import mixed
 from llmkit.data.jsonl import read_jsonl
 from llmkit.data.prompt import prompt_ids
 from llmkit.data.rows import Raw
-from llmkit.inference.node import Transformers
+from llmkit.inference.request import Completion, Prompt
 from llmkit.inference.sampling import Sampling
-
-CHUNK = 64
-"""Rows that are answered together, longest beside longest, and then written."""
+from llmkit.inference.writer import Writer, seeded
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Work:
         return self.part.with_name(self.part.name + ".json")
 
     def begin(self) -> int:
-        """How many answers are there already, in whole chunks.
+        """How many answers are there already.
 
         Raises:
             RecipeError: the output is there, or was begun with something else.
@@ -60,7 +60,7 @@ class Work:
             fix = f"name another --output, or remove {self.part.name} and {self.note.name}"
             raise RecipeError(what, fix=fix, file=str(self.part))
         lines = self.part.read_bytes().splitlines(keepends=True)
-        whole = sum(line.endswith(b"\n") for line in lines) // CHUNK * CHUNK
+        whole = sum(line.endswith(b"\n") for line in lines)
         with self.part.open("r+b") as file:
             file.truncate(sum(map(len, lines[:whole])))
         return whole
@@ -112,51 +112,81 @@ def _question(raw: Raw, chat: bool) -> Any:
     raise DataError("asks nothing", fix=fix, file=raw.file, line=raw.line)
 
 
-def answer(loaded: Any, work: Work, sampling: Sampling, raw: bool, console: Console) -> int:
+def answer(tokenizer: Any, writer: Writer, work: Work, sampling: Sampling, raw: bool, console: Console) -> int:
     """Answers every row; gives how many there are.
 
     Raises:
         DataError: a row cannot be asked.
         RecipeError: the output is there, or was begun with something else.
     """
-    chat = bool(loaded.tokenizer.chat_template) and not raw
+    chat = bool(tokenizer.chat_template) and not raw
     total = sum(1 for _ in questions(work.rows, chat))  # every row is read before the first answer is made
     if not total:
         raise DataError("holds no rows", fix="give a file with rows", file=str(work.rows))
     done = work.begin()
+    rows = Asked(islice(questions(work.rows, chat), done, None), tokenizer)
     console.start("answers", total, done)
+    told = Told(console, total, done)
     with work.part.open("ab") as file:
-        for start, rows in _chunks(questions(work.rows, chat)):
-            if start >= done:
-                file.write("".join(_lines(loaded, rows, replace(sampling, seed=mixed(sampling.seed, start)))).encode())
-                file.flush()
-                console.step("answers", start + len(rows), total)
+        for completion in rows.answered(writer, sampling, done):
+            file.write(_answered(rows.waiting.popleft(), completion).encode())
+            file.flush()
+            told.one(completion)
     console.end()
     work.end()
     return total
 
 
-def _chunks(rows: Iterator[tuple[Raw, Any]]) -> Iterator[tuple[int, list[tuple[Raw, Any]]]]:
-    held: list[tuple[Raw, Any]] = []
-    start = 0
-    for row in rows:
-        held.append(row)
-        if len(held) == CHUNK:
-            yield start, held
-            start, held = start + CHUNK, []
-    if held:
-        yield start, held
+class Asked:
+    """Rows on their way through a generator; those whose answers are not yet there wait in order."""
+
+    def __init__(self, rows: Iterable[tuple[Raw, Any]], tokenizer: Any) -> None:
+        self.rows, self.tokenizer = rows, tokenizer
+        self.waiting = deque[Raw]()
+
+    def answered(self, writer: Writer, sampling: Sampling, first: int) -> Iterator[Completion]:
+        """The answers in order; row i draws by a seed of its own, so that a file may be answered in two goes.
+
+        Raises:
+            DataError: a row cannot be asked; it is named by its place.
+        """
+        try:
+            yield from writer.each(seeded(self._prompts(), sampling, first))
+        except DataError as cause:
+            problem, raw = cause.problems[0], self.waiting[-1]
+            what = f"{problem.key}: {problem.what}" if problem.key else problem.what
+            raise DataError(what, fix=problem.fix, file=raw.file, line=raw.line) from cause
+
+    def _prompts(self) -> Iterator[Prompt]:
+        for raw, asked in self.rows:
+            self.waiting.append(raw)
+            said = asked if isinstance(asked, str) else tuple(asked)
+            yield Prompt(tuple(prompt_ids(self.tokenizer, asked)), said)
 
 
-def _lines(loaded: Any, rows: Sequence[tuple[Raw, Any]], sampling: Sampling) -> Iterator[str]:
-    """Each row with its answer, as a line; a completion that the row has already becomes its `reference`."""
-    prompts = [_ids(loaded.tokenizer, raw, asked) for raw, asked in rows]
-    made = Transformers().generate(loaded.model, loaded.tokenizer, prompts, sampling)
-    for (raw, _), completion in zip(rows, made, strict=True):
-        told: dict[str, Any] = {"completion": completion.text, "finish_reason": completion.finish_reason}
-        told |= {"prompt_tokens": completion.prompt_tokens, "completion_tokens": len(completion.token_ids)}
-        own = {"reference": raw.values["completion"]} if "completion" in raw.values else {}
-        yield _line({**raw.values, **own, **told})
+class Told:
+    """Progress over answers, with how many tokens a second are made."""
+
+    def __init__(self, console: Console, total: int, done: int) -> None:
+        self.console, self.total, self.done, self.tokens = console, total, done, 0
+        self.began = time.monotonic()
+
+    def one(self, completion: Completion) -> None:
+        """One more answer."""
+        self.done += 1
+        self.tokens += sum(len(output.token_ids) for output in completion.outputs)
+        rate = self.tokens / max(1e-9, time.monotonic() - self.began)
+        self.console.step("answers", self.done, self.total, f"{rate:.0f} tokens/s")
+
+
+def _answered(raw: Raw, made: Completion) -> str:
+    """A row with its answer, as a line; a completion that the row has already becomes its `reference`."""
+    told: dict[str, Any] = {"completion": made.text, "finish_reason": made.finish_reason}
+    told |= {"prompt_tokens": made.prompt_tokens, "completion_tokens": len(made.token_ids)}
+    if len(made.outputs) > 1:
+        told["completions"] = [output.text for output in made.outputs]
+    own = {"reference": raw.values["completion"]} if "completion" in raw.values else {}
+    return _line({**raw.values, **own, **told})
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -165,16 +195,9 @@ def _line(row: dict[str, Any]) -> str:
     return (json.dumps(row) if half else text) + "\n"
 
 
-def _ids(tokenizer: Any, raw: Raw, asked: Any) -> list[int]:
-    try:
-        return prompt_ids(tokenizer, asked)
-    except DataError as cause:
-        problem = cause.problems[0]
-        raise DataError(problem.what, fix=problem.fix, file=raw.file, line=raw.line) from cause
-
-
-def facts(model: str, version: Any, path: Path, sampling: Sampling, raw: bool) -> dict[str, Any]:
+def facts(model: str, version: Any, path: Path, sampling: Sampling, more: Mapping[str, Any]) -> dict[str, Any]:
     """What answers depend on."""
     said = json.dumps(version, sort_keys=True, default=str).encode()
     base = {"model": model, "weights": hashlib.sha256(said).hexdigest(), "rows": sha256(path)}
-    return base | {"raw": raw, **asdict(sampling)}
+    told: dict[str, Any] = json.loads(json.dumps({**base, **more, **asdict(sampling)}, default=str))
+    return told

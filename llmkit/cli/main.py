@@ -14,6 +14,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from llmkit import __version__
+from llmkit.cli.asking import chat, generate
+from llmkit.cli.bench import app as bench
 from llmkit.cli.serve import serve
 from llmkit.cli.streams import at_once, flush, leave, open_streams, own_fault, returned, say
 from llmkit.core.errors import LlmkitError, Problem, RecipeError
@@ -157,47 +159,12 @@ def status(
     return verb(target, overrides or [], json, profile)
 
 
-@app.command()
-def generate(
-    model: Model,
-    prompt: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
-    rows: Annotated[str, typer.Option("--input", help="A jsonl file of prompts, in place of PROMPT.")] = "",
-    output: Annotated[str, typer.Option(help="Where the answers to --input go; run again, it goes on.")] = "",
-    max_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text itself, all of it plain.")] = False,
-    json: Json = False,
-    allow_code: Code = False,
-) -> None:
-    """Answer one prompt, or a file of them."""
-    from llmkit.cli.text import generate as verb
-    from llmkit.cli.text import generate_file
-
-    if (prompt is None) == (not rows) or bool(rows) != bool(output):
-        raise RecipeError("takes a PROMPT, or both --input and --output", fix="give one of the two")
-    if prompt is not None:
-        verb(model, prompt, max_tokens, temperature, seed, raw, json, allow_code)
-    else:
-        sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-        generate_file(model, rows, output, sampling, raw, allow_code)
-
-
-@app.command()
-def chat(
-    model: Model,
-    max_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    allow_code: Code = False,
-) -> None:
-    """Talk with a model in the terminal; an empty line ends it."""
-    from llmkit.cli.text import chat as verb
-
-    verb(model, max_tokens, temperature, seed, allow_code)
+app.command()(generate)
+app.command()(chat)
 
 
 app.command()(serve)
+app.add_typer(bench)
 
 
 @app.command()

@@ -1,59 +1,100 @@
-"""The verbs that make text: generate, chat."""
+"""`llmkit generate`: one answer, or a file of them."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from llmkit.core.console import Console
+from llmkit.core.convert import convert, wrapped
 from llmkit.core.environment import prepare
-from llmkit.core.errors import ModelError, RecipeError
-from llmkit.core.run import Grants
+from llmkit.core.errors import RecipeError
+from llmkit.core.scalars import Origin
+from llmkit.core.wording import Report
+from llmkit.inference.request import Completion
+from llmkit.inference.sampling import Sampling
 from llmkit.models.alias import is_remote
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
+from llmkit.recipe.override import overridden
+from llmkit.recipe.parse import parse
 
 
-def _open(model: str, code: bool) -> Any:
-    if not Path(model).is_dir():
-        resolve(ModelRef(name=model))  # a name that is none is told before the heavy imports
-    import torch
+@dataclass(frozen=True)
+class Asking:
+    """Which model is asked, and how."""
 
-    from llmkit.stages.build_inference import open_model
+    model: str
+    said: Mapping[str, Any]
+    """Fields of `Sampling`, by options of their own."""
+    more: tuple[str, ...] = ()
+    """Others, as KEY=VALUE."""
+    generator: str = "engine"
+    quant: str = ""
+    raw: bool = False
+    code: bool = False
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = open_model(ModelRef(name=model), device, "auto", Grants(code=code))[0]
-    if loaded.head is not None:
-        what = f"{model} is a {loaded.head.task} classifier, and writes no text"
-        raise ModelError(what, fix="evaluate it with a task of kind classification", key="model")
-    return loaded
+    def sampling(self) -> Sampling:
+        """What is asked of each text.
+
+        Raises:
+            RecipeError: a field is none, or its value does not fit.
+        """
+        report = Report()
+        tree = overridden(wrapped(dict(self.said), Origin("command line")), self.more, report)
+        made = convert(Sampling, tree, "", report)
+        report.stop_if_bad()
+        sampling: Sampling = made
+        return sampling
+
+    def open(self) -> Any:
+        """The model as an `LLM`.
+
+        Raises:
+            RecipeError, ModelError: it is none, cannot be loaded, or `generator` cannot run it.
+        """
+        prepare(remote=is_remote(self.model))
+        report = Report()
+        generator = parse(self.generator, "", report, "--generator")
+        report.stop_if_bad()
+        if not Path(self.model).is_dir():
+            resolve(ModelRef(name=self.model))  # a name that is none is told before the heavy imports
+        from llmkit.build.llm import LLM
+
+        return LLM(self.model, quant=self.quant or None, generator=generator, allow_code=self.code)
 
 
-def generate(
-    model: str, prompt: str, max_tokens: int, temperature: float, seed: int, raw: bool, as_json: bool, code: bool
-) -> None:
+def generate(asking: Asking, prompt: str, as_json: bool) -> None:
     """Answers one prompt: through the chat template where there is one."""
-    prepare(remote=is_remote(model))
-    from llmkit.data.prompt import prompt_ids
-    from llmkit.inference.node import Transformers
-    from llmkit.inference.sampling import Sampling
-
-    loaded = _open(model, code)
-    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    asked: Any = prompt if raw or not loaded.tokenizer.chat_template else [{"role": "user", "content": prompt}]
-    ids = prompt_ids(loaded.tokenizer, asked)
-    made = Transformers().generate(loaded.model, loaded.tokenizer, [ids], sampling)[0]
+    sampling = asking.sampling()
+    llm = asking.open()
+    asked: Any = prompt if asking.raw or not llm.tokenizer.chat_template else [{"role": "user", "content": prompt}]
+    made = llm.generate([asked], sampling)[0]
     if as_json:
-        facts = {"text": made.text, "token_ids": list(made.token_ids), "finish_reason": made.finish_reason}
-        sys.stdout.write(json.dumps(facts | {"prompt_tokens": made.prompt_tokens}) + "\n")
+        sys.stdout.write(json.dumps(told(made)) + "\n")
     else:
-        sys.stdout.write(made.text + "\n")
+        sys.stdout.write("\n".join(output.text for output in made.outputs) + "\n")
 
 
-def generate_file(model: str, rows: str, output: str, sampling: Mapping[str, Any], raw: bool, code: bool) -> None:
+def told(made: Completion) -> dict[str, Any]:
+    """A completion as JSON values; of several answers all of them, and of tokens how likely they were where that was
+    asked for."""
+    facts: dict[str, Any] = {"text": made.text, "token_ids": list(made.token_ids), "finish_reason": made.finish_reason}
+    facts |= {"prompt_tokens": made.prompt_tokens}
+    if made.prompt_logprobs is not None:
+        facts["prompt_logprobs"] = [None if token is None else asdict(token) for token in made.prompt_logprobs]
+    if made.logprobs:
+        facts["logprobs"] = [asdict(token) for token in made.logprobs]
+    if len(made.outputs) > 1:
+        facts["outputs"] = [asdict(output) for output in made.outputs]
+    return facts
+
+
+def generate_file(asking: Asking, rows: str, output: str) -> None:
     """Answers a file of prompts into another."""
     path, target = Path(rows), Path(output)
     if not path.is_file():
@@ -62,48 +103,11 @@ def generate_file(model: str, rows: str, output: str, sampling: Mapping[str, Any
         raise RecipeError("is there already", fix="name another --output", file=output)
     if not target.resolve().parent.is_dir():
         raise RecipeError("lies in no folder", fix="make its folder first", file=output)
-    prepare(remote=is_remote(model))
+    sampling = asking.sampling()
+    llm = asking.open()
     from llmkit.cli.batch import Work, answer, facts
-    from llmkit.inference.sampling import Sampling
 
-    asked = Sampling(**sampling)
-    loaded = _open(model, code)
-    work = Work(path, target, facts(model, loaded.resolved.facts(), path, asked, raw))
-    count = answer(loaded, work, asked, raw, Console())
+    more = {"raw": asking.raw, "generator": asking.generator, "quant": asking.quant}
+    work = Work(path, target, facts(asking.model, llm.loaded.resolved.facts(), path, sampling, more))
+    count = answer(llm.tokenizer, llm.writer, work, sampling, asking.raw, Console())
     sys.stdout.write(f"{output}: {count} answers\n")
-
-
-def chat(model: str, max_tokens: int, temperature: float, seed: int, code: bool) -> None:
-    """A conversation; answers appear as they are made."""
-    prepare(remote=is_remote(model))
-    from llmkit.inference.sampling import Sampling
-
-    loaded = _open(model, code)
-    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    said: list[dict[str, str]] = []
-    while (line := _ask()).strip():
-        said.append({"role": "user", "content": line})
-        said.append({"role": "assistant", "content": _answered(loaded, said, sampling)})
-
-
-def _answered(loaded: Any, said: list[dict[str, str]], sampling: Any) -> str:
-    from llmkit.data.prompt import prompt_ids
-    from llmkit.inference.generate import stream
-
-    pieces: list[str] = []
-
-    def say(piece: str) -> None:
-        pieces.append(piece)
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-
-    stream(loaded.model, loaded.tokenizer, prompt_ids(loaded.tokenizer, said), sampling, say)
-    sys.stdout.write("\n")
-    return "".join(pieces)
-
-
-def _ask() -> str:
-    try:
-        return input("> " if sys.stdin.isatty() else "")
-    except EOFError:
-        return ""

@@ -134,6 +134,10 @@ class KeyValueStore(Protocol):
         """All keys and values of the sequence of a span, (KV, past + L, D) each, in the type of `like`."""
         ...
 
+    def read_single(self, layer: int, laid: Laid, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a step of single tokens those of all sequences, (S, KV, M, D) each, and which are theirs, (S, M)."""
+        ...
+
 
 @runtime_checkable
 class Steady(Protocol):

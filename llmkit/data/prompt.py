@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmkit.core.errors import DataError, ModelError
@@ -24,18 +24,36 @@ class Question:
     ids: tuple[int, ...]
 
 
-def prompt_ids(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]]) -> list[int]:
-    """The tokens of a text, or of a conversation up to where its answer begins.
+def prompt_ids(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()) -> list[int]:
+    """The tokens of a text, or of a conversation up to where its answer begins; `tools` is what it may call.
 
     Raises:
         ModelError: there are messages and no chat template.
         DataError: it cannot be rendered.
     """
-    if not isinstance(prompt, str) and not tokenizer.chat_template:
-        raise ModelError(
-            "the tokenizer has no chat template", fix="give text, or set model.template", key="model.template"
-        )
-    return rendered_ids(Renderer(tokenizer), prompt)
+    renderer, rendered = _rendered(tokenizer, prompt, tools)
+    return _ids(renderer, [rendered])[0]
+
+
+def continued(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], completion: str) -> tuple[list[int], int]:
+    """The tokens of a prompt and of a text that follows it, each tokenised apart as in use; and how many are the
+    prompt's.
+
+    Raises:
+        ModelError, DataError: as `prompt_ids`; or the text holds special tokens.
+    """
+    renderer, rendered = _rendered(tokenizer, prompt, ())
+    if renderer.specials.search(completion):
+        what = "the completion holds text of special tokens"
+        raise DataError(what, fix="give the token ids of both", key="completion")
+    before = _ids(renderer, [rendered])[0]
+    if not completion:
+        return before, len(before)
+    cut, anchored = (len(rendered.text), rendered.text) if rendered.text else (1, "\n")
+    both = replace(rendered, text=anchored + completion, spans=((cut, cut + len(completion)),), cut=cut)
+    ids, weights = renderer.encode([both])[0]
+    after = [id for id, weight in zip(ids, weights, strict=True) if weight]
+    return before + after, len(before)
 
 
 def rendered_ids(renderer: Renderer, prompt: str | Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()) -> list[int]:
@@ -44,11 +62,25 @@ def rendered_ids(renderer: Renderer, prompt: str | Sequence[Mapping[str, Any]], 
     Raises:
         DataError: it cannot be rendered.
     """
+    return _ids(renderer, [_prompted(renderer, prompt, tools)])[0]
+
+
+def _rendered(
+    tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], tools: Sequence[Any]
+) -> tuple[Renderer, Rendered]:
+    if not isinstance(prompt, str) and not tokenizer.chat_template:
+        raise ModelError(
+            "the tokenizer has no chat template", fix="give text, or set model.template", key="model.template"
+        )
+    renderer = Renderer(tokenizer)
+    return renderer, _prompted(renderer, prompt, tools)
+
+
+def _prompted(renderer: Renderer, prompt: str | Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> Rendered:
     try:
-        rendered = renderer.prompt(prompt, tools)
+        return renderer.prompt(prompt, tools)
     except Unusable as reason:
         raise DataError(f"the prompt cannot be rendered: {reason}", fix="write another prompt") from reason
-    return _ids(renderer, [rendered])[0]
 
 
 def asked(rows: Sequence[Row], tokenizer: Any, most: int) -> list[Question]:

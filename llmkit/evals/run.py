@@ -20,11 +20,12 @@ from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit, NoPacking, Packing
 from llmkit.data.order import spread
 from llmkit.data.prepare import Prepared, prepare
-from llmkit.data.prompt import questions
+from llmkit.data.prompt import Question, questions
 from llmkit.data.rows import Row
 from llmkit.evals.tasks import Generation, Perplexity, data_of
-from llmkit.inference.node import Transformers
+from llmkit.inference.request import Prompt
 from llmkit.inference.sampling import Sampling
+from llmkit.inference.writer import Writer, generate
 from llmkit.stats.bootstrap import Transform, difference, ratio, same
 
 FORWARD_TOKENS = 1024
@@ -56,7 +57,8 @@ class Subject:
     packed: bool
     """Whether the model takes packed rows."""
     device: str
-    generator: Transformers
+    writer: Callable[[], AbstractContextManager[Writer]]
+    """Opens what makes its text."""
     console: Console
     check: Callable[[str], None]
     """Raises when someone asked to stop."""
@@ -179,9 +181,9 @@ def generation(task: Generation, subject: Subject) -> tuple[list[Prediction], li
         subject.check("in evaluation")
         subject.console.step(task.name, done, len(asked))
 
-    prompts, sampling = [question.ids for question in asked], Sampling(max_tokens=task.max_tokens)
-    with subject.autocast():
-        made = subject.generator.generate(subject.model, subject.tokenizer, prompts, sampling, moved)
+    prompts, sampling = [prompt_of(question) for question in asked], Sampling(max_tokens=task.max_tokens)
+    with at_rest(subject), subject.autocast(), subject.writer() as writer:
+        made = generate(writer, prompts, sampling, moved)
     subject.console.end()
     table = [
         record(
@@ -199,6 +201,12 @@ def generation(task: Generation, subject: Subject) -> tuple[list[Prediction], li
         ratio(f"{task.name}.{metric}", [row.scores[metric] for row in table], None, clusters, seed=subject.seed)
         for metric in table[0].scores
     ]
+
+
+def prompt_of(question: Question) -> Prompt:
+    """A question as generators take it."""
+    said = question.row.question
+    return Prompt(question.ids, said if isinstance(said, str) else tuple(said), question.row.tools)
 
 
 def _scores(reference: str, answer: str, extract: str | None) -> dict[str, float]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from llmkit.inference.check import Facts
 from llmkit.inference.request import Request
 from llmkit.inference.steer import Rules, Steer
 from llmkit.inference.text import Stream, Texts
@@ -12,24 +11,26 @@ from llmkit.inference.text import Stream, Texts
 class Answers:
     """By the number of each answer: its state of choosing, and its text where a stop text may end it."""
 
-    def __init__(self, request: Request, ends: Sequence[int], texts: Texts) -> None:
-        """`ends`: the tokens that end a text by the model's own.
-
+    def __init__(self, request: Request, facts: Facts, texts: Texts) -> None:
+        """
         Raises:
             RequestError: what is asked cannot be held to.
         """
         sampling = self.sampling = request.sampling
         self.texts = texts
-        own = () if sampling.ignore_eos else tuple(ends)
+        own = () if sampling.ignore_eos and sampling.grammar is None else facts.ends
         self.ends = (*own, *sampling.stop_ids)
         self.rules = Rules(request, self.ends, texts.bad(sampling.bad_words))
+        self.matcher = None if sampling.grammar is None else texts.matcher(sampling.grammar, facts.words, facts.ends)
+        """Before the first token."""
         self.steers: dict[int, Steer] = {}
         self.streams: dict[int, Stream] = {}
 
     def steer(self, index: int) -> Steer:
         """That of an answer."""
         if index not in self.steers:
-            self.steers[index] = Steer(self.rules, [], index)
+            matcher = None if self.matcher is None else self.matcher.fork()
+            self.steers[index] = Steer(self.rules, [], index, matcher=matcher)
         return self.steers[index]
 
     def stopped(self, index: int, token: int) -> str | None:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from llmkit.inference.request import Finish, RequestError, Token
-from llmkit.inference.sampler import no_token, tops
+from llmkit.inference.sampler import no_token, normaliser, tops
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.shortlist import Row, largest
 from llmkit.inference.steer import Steer
@@ -68,11 +68,12 @@ class Beams:
             RequestError: they are no numbers.
         """
         beam, row = self.open[one], logits.cpu().numpy()
-        logprobs: Row = row - np.float32(np.logaddexp.reduce(row.astype(np.float64)))
+        whole = normaliser(row)
+        logprobs: Row = row - np.float32(whole)
         law = beam.steer.law(logprobs)
         if np.isnan(law).any():
             raise no_token(float("nan"))
-        count, top = self.sampling.logprobs, tops(row, self.sampling.logprobs)
+        count, top = self.sampling.logprobs, tops(row, self.sampling.logprobs or 0, whole)
         ids = [int(id) for id in largest(law, min(self.kept, len(law))) if np.isfinite(law[id])]
         ids.sort(key=lambda id: (-law[id], id))
         told = None if count is None else logprobs

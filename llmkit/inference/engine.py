@@ -62,7 +62,7 @@ class Engine:
         if request.id in self.live:
             raise RequestError(f"{request.id} is being answered already", fix="give another id", key="id")
         check(request, self.facts, self.scheduler.limits)
-        answers = Answers(request, self.facts.ends, self.texts)
+        answers = Answers(request, self.facts, self.texts)
         held = self._adapter(request)
         virtual = range(self.facts.words, self.facts.words + held.before)
         first = Sequence(request, 0, [*virtual, *request.prompt], width=max(request.sampling.n, request.sampling.beams))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from llmkit.inference.adapters import Version
 from llmkit.inference.answers import Answers
 from llmkit.inference.beam import Beams
 from llmkit.inference.request import Finish, Request, Token
+from llmkit.inference.runner import Rows
 from llmkit.inference.sampler import scored
 from llmkit.inference.scheduler import Chunk
 from llmkit.inference.sequence import Sequence
@@ -38,8 +37,8 @@ class Live:
         asked = self.request.sampling.prompt_logprobs is not None
         return asked and len(self.prompt) < len(self.request.prompt) and chunk.sequence.made == 0
 
-    def tell(self, chunk: Chunk, logits: Tensor) -> None:
-        """Reads them off `logits` (n, V): place t is about token t + 1."""
+    def tell(self, chunk: Chunk, logits: Rows) -> None:
+        """Reads them off `logits`: place t is about token t + 1."""
         if not self.prompt:
             self.prompt.append(None)
         first = chunk.start + 1 - chunk.sequence.before

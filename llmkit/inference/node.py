@@ -2,37 +2,117 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from llmkit.core.config import Later, config, setting
+from llmkit.core.config import Duration, Later, config, setting
+from llmkit.inference.cache import Cache
 from llmkit.inference.sampling import Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from llmkit.inference.writer import Held, Writer
 
-    from llmkit.inference.generate import Completion
+
+@config
+class OwnEngine:
+    """llmkit's engine, in process: continuous batching over a paged cache."""
+
+    kind: Literal["engine"] = "engine"
+    sequences: int = setting(default=64, least=1)
+    """Answers that are made at once."""
+    tokens: int = setting(default=512, least=1)
+    """Tokens of one step, over all of them: long prompts are read in parts of it."""
+    cache: Cache = Cache()
+    """Where keys and values are kept."""
+    exact: bool = False
+    """Whether what a request gets must be the same to the bit whatever is made beside it. It is on a CPU in fp32 where
+    kernels are compiled (`llmkit doctor`); elsewhere this makes it so at a cost, or refuses."""
+
+    def open(self, held: Held) -> Writer:
+        """Ready to be asked.
+
+        Raises:
+            ModelError: the model's family cannot read a paged cache.
+        """
+        from llmkit.inference.engined import EngineWriter
+        from llmkit.inference.turns import Turns
+
+        return EngineWriter(Turns(held.engine(self), held.computing))
+
+    def refuse(self, sampling: Sampling) -> None:
+        """It can do all of it."""
 
 
 @config
 class Transformers:
-    """transformers' own `generate`, in process."""
+    """transformers' own `generate`, in process: for families that the engine cannot run."""
 
     kind: Literal["transformers"] = "transformers"
     batch: int = setting(default=16, least=1)
     """Prompts at a time, sorted by length."""
 
-    def generate(
-        self,
-        model: Any,
-        tokenizer: Any,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[Completion]:
-        """A completion for each prompt (token ids), in order."""
-        from llmkit.inference.generate import generate
+    def open(self, held: Held) -> Writer:
+        """Ready to be asked."""
+        from llmkit.inference.generate import TransformersWriter
 
-        return generate(model, tokenizer, prompts, sampling, self.batch, on_done)
+        return TransformersWriter(held.model, held.tokenizer, self.batch)
+
+    def refuse(self, sampling: Sampling) -> None:
+        """Raises: RequestError when `sampling` asks for what it cannot do."""
+        from llmkit.inference.writer import refuse
+
+        refuse(self.kind, sampling, ABLE)
 
 
-Generator = Annotated[Transformers, Later(("engine", "openai", "vllm"))]
+ABLE = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "max_tokens",
+    "min_tokens",
+    "seed",
+    "stop_ids",
+    "ignore_eos",
+    "repetition_penalty",
+)
+"""What transformers' `generate` does as the engine does it."""
+
+
+@config
+class OpenAi:
+    """Another's endpoint that speaks OpenAI's routes; what was said goes there as it was said, and its tokens are its
+    own."""
+
+    kind: Literal["openai"] = "openai"
+    url: str
+    """Up to and with `/v1`."""
+    model: str
+    """By the name that it has there."""
+    key: str = ""
+    """Such as `${env:OPENAI_API_KEY}`."""
+    at_once: int = setting(default=16, least=1)
+    """Requests that are under way together."""
+    tries: int = setting(default=5, least=1)
+    """Of one request: what is overloaded or cannot be reached is asked again, later each time."""
+    timeout: Duration = setting(default=600.0, above=0)
+    """Of one try."""
+
+    def open(self, held: Held) -> Writer:
+        """Ready to be asked."""
+        from llmkit.inference.openai import OpenAiWriter
+
+        return OpenAiWriter(self)
+
+    def refuse(self, sampling: Sampling) -> None:
+        """Raises: RequestError when `sampling` asks for what its routes have no word for."""
+        from llmkit.inference.writer import refuse
+
+        refuse(self.kind, sampling, SPOKEN)
+
+
+SPOKEN = (
+    *("temperature", "top_p", "max_tokens", "seed", "n", "stop", "presence_penalty", "frequency_penalty"),
+    "logit_bias",
+)
+"""What OpenAI's routes have words for."""
+Generator = Annotated[OwnEngine | Transformers | OpenAi, Later(("vllm",))]

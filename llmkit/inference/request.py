@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.core.errors import DataError
 from llmkit.inference.sampling import Sampling
@@ -20,6 +20,31 @@ class RequestError(DataError):
 
 Processor = Callable[[Sequence[int], Sequence[int], "Tensor"], "Tensor"]
 """(prompt, made so far, logits (V,)) -> logits (V,); it may change what it is given."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked: in its tokens, and as it was said, for an endpoint that reads no tokens of ours."""
+
+    ids: tuple[int, ...]
+    said: str | tuple[Mapping[str, Any], ...] = ""
+    """A text, or messages; empty where there are tokens alone."""
+    tools: tuple[Any, ...] = ()
+    """What the messages may call."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One prompt, and how it is to be answered."""
+
+    prompt: Prompt
+    sampling: Sampling = Sampling()
+    adapter: str = ""
+    """By its name; empty is the model itself."""
+    processors: tuple[Processor, ...] = ()
+    """Functions that move the logits, in Python alone."""
+
+
 Finish = Literal["stop", "length", "abort", "deadline", "error"]
 
 

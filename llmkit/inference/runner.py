@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Protocol
 
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from llmkit.core.types import KeyValueStore, Paged, Span
 from llmkit.inference.scheduler import Chunk
+
+TOGETHER = 64
+"""Rows of logits of a prompt that exist at a time."""
 
 
 class Forward(Protocol):
@@ -34,6 +37,30 @@ class Forward(Protocol):
         ...
 
 
+class Rows:
+    """Logits after the tokens of a chunk, made when they are asked for, some rows at a time: those of a long prompt
+    never exist all together."""
+
+    def __init__(self, logits: Callable[[Tensor], Tensor], hidden: Tensor, last: Tensor | None = None) -> None:
+        """`hidden` (n, H); `last` (V,) where those after the last token are there already."""
+        self.logits, self.hidden, self.last = logits, hidden, last
+        self.first, self.made = 0, hidden[:0]
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def __getitem__(self, row: int) -> Tensor:
+        """(V,): after token `row`; -1 is the last."""
+        if row in (-1, len(self) - 1) and self.last is not None:
+            return self.last
+        at = range(len(self))[row]
+        if not self.first <= at < self.first + len(self.made):
+            self.first = at // TOGETHER * TOGETHER
+            with torch.no_grad():
+                self.made = self.logits(self.hidden[self.first : self.first + TOGETHER])
+        return self.made[at - self.first]
+
+
 class Runner:
     """Runs what a step holds."""
 
@@ -41,26 +68,32 @@ class Runner:
         self.forward, self.store = forward, store
 
     @torch.no_grad()
-    def run(self, chunks: Sequence[Chunk], whole: Sequence[bool]) -> list[Tensor]:
-        """For each chunk the logits after its last token, (1, V), or where `whole` says so after each, (n, V)."""
-        sizes = [chunk.end - chunk.start for chunk in chunks]
-        starts = [0, *accumulate(sizes)]
+    def run(self, chunks: Sequence[Chunk], whole: Sequence[bool]) -> list[Rows]:
+        """For each chunk the logits after its last token, if the next follows from it, or where `whole` says so after
+        each of them."""
+        ends = list(accumulate(chunk.end - chunk.start for chunk in chunks))
+        starts = [0, *ends]
         spans = tuple(
-            Span(0, at, at + size, chunk.start, tuple(chunk.sequence.blocks))
-            for at, size, chunk in zip(starts, sizes, chunks, strict=False)
+            Span(0, start, end, chunk.start, tuple(chunk.sequence.blocks))
+            for start, end, chunk in zip(starts, ends, chunks, strict=False)
         )
-        device = self.forward.device
-        tokens = torch.tensor([token for chunk in chunks for token in chunk.tokens], device=device)
-        positions = torch.cat([torch.arange(chunk.start, chunk.end) for chunk in chunks]).to(device)
-        names = [chunk.sequence.adapter for chunk in chunks]
-        hidden = self.forward.hidden(tokens, positions, Paged(self.store, spans), names)
-        rows = [
-            torch.arange(span.start if all_ else span.end - 1, span.end)
-            for span, all_, chunk in zip(spans, whole, chunks, strict=True)
-            if all_ or chunk.last
+        ids = [token for chunk in chunks for token in chunk.tokens]
+        places = [at for chunk in chunks for at in range(chunk.start, chunk.end)]
+        tokens, positions = self._there([ids, places])
+        adapters = [chunk.sequence.adapter for chunk in chunks]
+        hidden = self.forward.hidden(tokens, positions, Paged(self.store, spans), adapters)
+        wanted = [at for at, chunk in enumerate(chunks) if chunk.last]
+        lasts: dict[int, Tensor] = {}
+        if wanted:
+            rows = hidden[self._there([[ends[at] - 1 for at in wanted]])[0]]
+            lasts = dict(zip(wanted, self.forward.logits(rows), strict=True))
+        return [
+            Rows(self.forward.logits, hidden[start:end] if all_ else hidden[end - 1 : end], lasts.get(at))
+            for at, (start, end, all_) in enumerate(zip(starts, ends, whole, strict=False))
         ]
-        if not rows:
-            return [hidden.new_empty(0, 0) for _ in chunks]
-        made = iter(self.forward.logits(hidden[torch.cat(rows).to(device)]).split([len(row) for row in rows]))
-        wanted = [all_ or chunk.last for all_, chunk in zip(whole, chunks, strict=True)]
-        return [next(made) if want else hidden.new_empty(0, 0) for want in wanted]
+
+    def _there(self, numbers: list[list[int]]) -> Tensor:
+        """Where the model is; all of a step in one transfer that nothing waits for."""
+        device = self.forward.device
+        made = torch.tensor(numbers, pin_memory=device.type == "cuda")
+        return made.to(device, non_blocking=True)

@@ -8,6 +8,7 @@ device is copied once a step, but for greedy rows, of which only the token comes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from llmkit.core.seed import mixed
 from llmkit.inference.request import RequestError, Token
-from llmkit.inference.shortlist import Row, drawn, largest, weighed
+from llmkit.inference.shortlist import Row, drawn, largest, total, weighed
 from llmkit.inference.steer import Steer
 
 
@@ -60,12 +61,12 @@ def pick(logits: Row, steer: Steer) -> Token:
     if not np.isfinite(law[best]):
         raise no_token(float(law[best]))
     if sampling.temperature == 0:
-        return Token(best, told(logits, best, sampling.logprobs), 0.0, tops(logits, sampling.logprobs))
+        return _told(logits, best, 0.0, sampling.logprobs)
     kept, weights = weighed(law, sampling)
     at = drawn(weights, uniform(sampling.seed, steer.index, len(steer.made)))
     chosen = at if kept is None else int(kept[at])
-    own = float(law[chosen] - law[best]) / sampling.temperature - float(np.log(weights.sum(dtype=np.float64)))
-    return Token(chosen, told(logits, chosen, sampling.logprobs), own, tops(logits, sampling.logprobs))
+    own = float(law[chosen] - law[best]) / sampling.temperature - math.log(total(weights))
+    return _told(logits, chosen, own, sampling.logprobs)
 
 
 def no_token(value: float) -> RequestError:
@@ -80,18 +81,21 @@ def uniform(seed: int, index: int, place: int) -> float:
     return (mixed(seed, index, place) >> 10) / (1 << 53)
 
 
-def told(logits: Row, chosen: int, count: int | None) -> float | None:
-    """The model's own log-probability of a token, where it was asked for."""
-    return None if count is None else float(logits[chosen]) - normaliser(logits)
+def _told(logits: Row, chosen: int, own: float, count: int | None) -> Token:
+    """A token with what was asked about it and about the `count` likeliest of its place: the model's own
+    log-probabilities."""
+    if count is None:
+        return Token(chosen, None, own)
+    whole = normaliser(logits)
+    return Token(chosen, float(logits[chosen]) - whole, own, tops(logits, count, whole))
 
 
-def tops(logits: Row, count: int | None) -> dict[int, float]:
-    """The `count` likeliest tokens by the model itself, with their log-probabilities; of equal ones the first."""
+def tops(logits: Row, count: int, whole: float) -> dict[int, float]:
+    """The `count` likeliest tokens, of equal ones the first; `whole` is the normaliser."""
     if not count:
         return {}
     at = largest(logits, min(count, len(logits)))
     best = at[np.argsort(-logits[at], kind="stable")][:count]
-    whole = normaliser(logits)
     return {int(token): float(logits[token]) - whole for token in best}
 
 
@@ -100,7 +104,7 @@ def normaliser(logits: Row) -> float:
     most = float(logits.max())
     if not np.isfinite(most):
         raise no_token(most)
-    return most + float(np.log(np.exp(logits - np.float32(most)).sum(dtype=np.float64)))
+    return most + math.log(total(np.exp(logits - np.float32(most))))
 
 
 def scored(logits: Tensor, given: int, count: int | None) -> Token:
@@ -110,5 +114,6 @@ def scored(logits: Tensor, given: int, count: int | None) -> Token:
         RequestError: the model gave no numbers.
     """
     row = logits.cpu().numpy()
-    logprob = float(row[given]) - normaliser(row)
-    return Token(given, logprob, logprob, tops(row, count))
+    whole = normaliser(row)
+    logprob = float(row[given]) - whole
+    return Token(given, logprob, logprob, tops(row, count or 0, whole))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from llmkit.core.config import config, setting
+from llmkit.core.config import Conflict, config, setting
+from llmkit.inference.grammar import Grammar
+
+MOST = {"stop": (64, 4096), "bad_words": (1024, 1024)}
+"""Of texts, and of the letters of one."""
 
 
 @config
@@ -22,7 +26,7 @@ class Sampling:
     """Only tokens at least this likely, as a share of the likeliest."""
     max_tokens: int = setting(default=128, least=1)
     min_tokens: int = setting(default=0, least=0)
-    """Nothing ends a text before it has so many."""
+    """Nothing ends a text before it has so many, but the end of its grammar."""
     seed: int = setting(default=0, least=0)
     """A text depends on it, on its prompt and on which of `n` it is, and on nothing beside it."""
     n: int = setting(default=1, least=1)
@@ -39,8 +43,9 @@ class Sampling:
     stop_ids: tuple[int, ...] = ()
     """Tokens that end an answer, beside the model's own."""
     ignore_eos: bool = False
-    """Whether the model's own end is a token like any other."""
-    repetition_penalty: float = setting(default=1.0, above=0.0)
+    """Whether the model's own end is a token like any other; under a grammar: whether a text goes on as long as the
+    grammar has room."""
+    repetition_penalty: float = setting(default=1.0, least=0.01, most=100.0)
     """Divides the positive logits of tokens that were there, in the prompt or after it, and multiplies the negative
     ones (CTRL, arXiv:1909.05858)."""
     presence_penalty: float = setting(default=0.0, least=-2.0, most=2.0)
@@ -52,8 +57,27 @@ class Sampling:
     allowed_ids: tuple[int, ...] = ()
     """If there are any, no other token is made."""
     bad_words: tuple[str, ...] = ()
-    """Texts that are not made."""
+    """Texts that are not made, as the tokens that they become, with and without a space before them."""
     logprobs: int | None = setting(default=None, least=0)
     """How many of the likeliest tokens to tell at each place, beside the one that was chosen; none tells nothing."""
     prompt_logprobs: int | None = setting(default=None, least=0)
     """The same for the prompt."""
+    grammar: Grammar | None = None
+    """What the text as a whole must look like; only `max_tokens` can end it before its grammar does."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """What contradicts, and what is too much."""
+        if self.min_tokens > self.max_tokens:
+            yield Conflict("min_tokens", f"{self.min_tokens} is more than {self.max_tokens}", "lower it", "max_tokens")
+        for key in ("stop", "stop_ids"):
+            if self.grammar is not None and getattr(self, key):
+                what = "the text would end before its grammar does"
+                yield Conflict(key, what, "leave it out, or make it part of the grammar", "grammar")
+        for key, (count, letters) in MOST.items():
+            texts: tuple[str, ...] = getattr(self, key)
+            if len(texts) > count:
+                yield Conflict(key, f"{len(texts)} texts are more than {count}", "give fewer")
+            if (longest := max(map(len, texts), default=0)) > letters:
+                yield Conflict(key, f"{longest} letters are more than {letters}", "give shorter texts")
+        if wrong := [value for value in self.logit_bias.values() if not abs(value) <= 1e6]:
+            yield Conflict("logit_bias", f"{wrong[0]} is out of range", "give values from -1e6 to 1e6")

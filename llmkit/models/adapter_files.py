@@ -101,6 +101,8 @@ class Base:
     linears: Mapping[str, tuple[int, int]]
     """Name -> inputs and outputs."""
     hidden: int
+    words: int
+    """Rows of the vocabulary; tokens past them are virtual."""
     sha256: str = ""
     """Of its weights; an adapter that says which it was trained on must say these."""
     rope: Any = None

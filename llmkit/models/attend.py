@@ -19,7 +19,8 @@ from transformers.modeling_utils import AttentionInterface
 from llmkit.core.errors import ModelError
 from llmkit.core.types import Packed, Paged, Segment, Span, Split, Tree
 from llmkit.models import compiled, ulysses, varlen
-from llmkit.models.pieces import Kind, Piece, Rule, eager, scored, sdpa
+from llmkit.models.ordered_pieces import ordered
+from llmkit.models.pieces import Kind, Piece, Rule, eager, fused, scored, sdpa
 from llmkit.models.ring import ring
 from llmkit.models.rotary import tell_lengths, turn_by_sequence, turns_by_sequence
 
@@ -31,6 +32,7 @@ KINDS: dict[str, Kind] = {
     "eager": eager,
     "flash": varlen.flash,
     "flex": varlen.flex,
+    "ordered": ordered,
 }
 NAMES = {
     "sdpa": "llmkit_fused",
@@ -38,6 +40,7 @@ NAMES = {
     "eager": "llmkit_plain",
     "flash": "llmkit_tiled",
     "flex": "llmkit_blocks",
+    "ordered": "llmkit_ordered",
 }
 """Our names in transformers' interface; one that held `sdpa` or `flash` would meet that kind's own checks."""
 
@@ -65,14 +68,20 @@ def install(model: Any, kind: str, half: bool = False) -> str:
     lacks = {"flash": varlen.flash_lacks, "flex": varlen.flex_lacks}.get(kind)
     if lacks is not None and (why := lacks(model, half)):
         raise _refused(f"{kind} {why}")
-    AttentionInterface.register(NAMES[kind], attention(KINDS[kind]))
-    AttentionMaskInterface.register(NAMES[kind], sdpa_mask)
+    registered(kind)
     model.set_attn_implementation(NAMES[kind])
     if _beside_context not in model.base_model._forward_pre_hooks.values():
         model.base_model.register_forward_pre_hook(_beside_context, with_kwargs=True)
         if turns_by_sequence(model):
             model.base_model.register_forward_pre_hook(tell_lengths, with_kwargs=True)
     return kind
+
+
+def registered(kind: str) -> str:
+    """The name of one of our kinds in transformers' interface, where it is known from now on."""
+    AttentionInterface.register(NAMES[kind], attention(KINDS[kind]))
+    AttentionMaskInterface.register(NAMES[kind], sdpa_mask)
+    return NAMES[kind]
 
 
 def _best(model: Any, half: bool) -> str:
@@ -116,8 +125,8 @@ def attention(kind: Kind) -> Callable[..., tuple[Tensor, None]]:
     ) -> tuple[Tensor, None]:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         rule = Rule(scale, sliding_window or 0, softcap or 0.0, s_aux, dropout)
-        fused = kind in (sdpa, compiled.pieces)
-        if attend is None and rule.plain and (fused or (kind is not eager and attention_mask is not None)):
+        torchs = kind in (sdpa, compiled.pieces)
+        if attend is None and rule.plain and (torchs or (kind is not eager and attention_mask is not None)):
             own: Any = sdpa_attention_forward  # also under flash and flex, which take no mask
             out, _ = own(module, query, key, value, attention_mask, dropout, scaling, **others)
             return out, None
@@ -136,6 +145,8 @@ def attention(kind: Kind) -> Callable[..., tuple[Tensor, None]]:
             _no_gradient(query)
             if kind is not eager and compiled.reads(query, key, value, attend, rule):
                 return compiled.cached(int(module.layer_idx), query, key, value, attend, rule), None  # type: ignore[arg-type]
+            if kind is sdpa and query.is_cuda and attend.laid.single:
+                return decoded(int(module.layer_idx), query, key, value, attend, rule), None  # type: ignore[arg-type]
             places, pieces = _cached(module, query, key, value, attend)
         else:
             places = list(attend.segments)
@@ -179,6 +190,18 @@ def _ancestors(segments: Sequence[Segment], index: int) -> list[Segment]:
 def _no_gradient(q: Tensor) -> None:
     if torch.is_grad_enabled() and q.requires_grad:
         raise ValueError("cached keys and values carry no gradient: run Paged under torch.no_grad()")
+
+
+def decoded(layer: int, q: Tensor, k: Tensor, v: Tensor, context: Paged, rule: Rule) -> Tensor:
+    """A step of single tokens in one call, whatever the number of sequences: for devices that are slow to be asked."""
+    context.store.write(layer, k[0], v[0], context.laid)
+    keys, values, there = context.store.read_single(layer, context.laid, q)
+    if rule.window:
+        at = torch.arange(there.shape[1], device=q.device)
+        there = there & (at >= there.sum(1, keepdim=True) - rule.window)
+    queries, mask = q[0].transpose(0, 1)[:, :, None], there[:, None, None]
+    out = fused(queries, keys, values, rule, mask=mask) if rule.plain else scored(queries, keys, values, mask, rule)
+    return out[None, :, :, 0]
 
 
 def _cached(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, context: Paged) -> tuple[list[Segment], list[Piece]]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from llmkit.core.types import Paged
+from llmkit.models.adapter_files import Base
 from llmkit.models.heads import shape_of
-from llmkit.models.loras import Bank
+from llmkit.models.loras import Bank, Narrow, base_of
 from llmkit.models.ordered import elementwise
 from llmkit.models.serving import lacks_order, serving
 
@@ -18,8 +19,9 @@ from llmkit.models.serving import lacks_order, serving
 class Decoder:
     """Last hidden states over a paged cache, and the head."""
 
-    def __init__(self, model: Any, sha256: str = "", rope: Any = None, exact: bool = False) -> None:
-        """`sha256`, `rope`: of the base, for adapters that say which they were trained on.
+    def __init__(self, model: Any, base: Base | None = None, narrow: Narrow | None = None, exact: bool = False) -> None:
+        """`base`: what adapters are checked against, where the model itself does not tell it; `narrow`: what of them
+        lies here.
 
         Raises:
             ModelError: it cannot be run exactly, though `exact` asks for it.
@@ -29,13 +31,19 @@ class Decoder:
         self.exact = not lacks_order(model, exact)
         """Whether a row does not depend on those beside it."""
         self.shape = shape_of(self.causal.config.get_text_config())
-        self.bank = Bank(self.causal, sha256, rope)
+        self.bank = Bank(self.causal, base or base_of(self.causal), narrow)
         """Adapters over it, that requests name."""
 
     @property
     def device(self) -> torch.device:
-        """Of the embeddings."""
-        return cast(torch.device, self.causal.get_input_embeddings().weight.device)
+        """Of the embeddings; the host's, where they wait elsewhere until they are called."""
+        held = cast(torch.device, self.causal.get_input_embeddings().weight.device)
+        return torch.device("cpu") if held.type == "meta" else held
+
+    @property
+    def words(self) -> int:
+        """Rows of the vocabulary, wherever they lie."""
+        return self.bank.base.words
 
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Paged, adapters: Sequence[str]) -> Tensor:
         """Last hidden states (N, H) of tokens (N,) at positions (N,); `adapters` has the key of that of each span."""

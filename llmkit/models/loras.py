@@ -7,6 +7,7 @@ that a row is the same to the bit whatever is beside it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,15 +29,16 @@ Narrow = Callable[[str, Factors], Factors]
 class Bank:
     """The adapters of a base, by key; what `inference/adapters.py` drives."""
 
-    def __init__(self, model: nn.Module, sha256: str = "", rope: Any = None, narrow: Narrow | None = None) -> None:
+    def __init__(self, model: nn.Module, base: Base, narrow: Narrow | None = None) -> None:
         """`model`: a causal language model of transformers, without adapters of peft. `narrow`: where it is cut."""
-        self.model, self.narrow = model, narrow
-        self.base = base_of(model, sha256, rope)
+        self.model, self.base, self.narrow = model, base, narrow
         self.held: dict[str, Lora | Prompt] = {}
         self.hooks: dict[str, Any] = {}
         self.active: list[tuple[Lora, Tensor | None]] = []
         """What the forward that runs now adds, and to which of its rows; None is all of them."""
         self.rows = 0
+        self.lock = threading.Lock()
+        """Adapters come and go between forwards, whichever thread brings them."""
 
     def read(self, folder: Path) -> Lora | Prompt:
         """The adapter of a folder.
@@ -57,33 +59,35 @@ class Bank:
         """Keeps an adapter, on the devices of what it is on."""
         if isinstance(adapter, Lora):
             adapter = replace(adapter, factors={name: self._placed(name, f) for name, f in adapter.factors.items()})
-            for name in adapter.factors.keys() - self.hooks.keys():
-                self.hooks[name] = self.model.get_submodule(name).register_forward_hook(self._hook(name), prepend=True)
         else:
             words = _embeddings(self.model).weight
             adapter = replace(adapter, table=adapter.table.to(words.device, words.dtype))
-        self.held[key] = adapter
+        with self.lock:
+            self.held[key] = adapter
+            for name in (adapter.factors.keys() if isinstance(adapter, Lora) else set()) - self.hooks.keys():
+                self.hooks[name] = self.model.get_submodule(name).register_forward_hook(self._hook(name), prepend=True)
 
     def drop(self, key: str) -> None:
         """Nobody needs it any longer."""
-        del self.held[key]
+        with self.lock:
+            del self.held[key]
 
     @contextmanager
     def over(self, attend: Paged, keys: Sequence[str]) -> Iterator[None]:
         """Inside, the model adds to each span's rows what the adapter of its key does."""
-        self.active, self.rows = self._rows(attend, keys), sum(span.end - span.start for span in attend.spans)
-        try:
-            yield
-        finally:
-            self.active = []
+        with self.lock:
+            self.active, self.rows = self._rows(attend, keys), sum(span.end - span.start for span in attend.spans)
+            try:
+                yield
+            finally:
+                self.active = []
 
     def given(self, tokens: Tensor, attend: Paged, keys: Sequence[str]) -> dict[str, Tensor]:
         """What the model is called with for tokens (N,), some of which may be virtual."""
-        words = _embeddings(self.model)
-        count = len(words.weight)
+        words, count = _embeddings(self.model), self.base.words
         if not any(isinstance(self._of(key), Prompt) for key in keys if key) or bool((tokens < count).all()):
             return {"input_ids": tokens[None]}
-        embeds = words(tokens.clamp(max=count - 1))
+        embeds = words(torch.where(tokens < count, tokens, 0))
         for span, key in zip(attend.spans, keys, strict=True):
             one = self._of(key) if key else None
             if isinstance(one, Prompt):
@@ -141,8 +145,9 @@ class Bank:
         tokens = torch.arange(1, 5, device=_embeddings(self.model).weight.device)[None]
         model: Any = self.model
         try:
-            own = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-            ours = model.base_model(inputs_embeds=_embeddings(model)(tokens), use_cache=False).last_hidden_state
+            with self.lock:
+                own = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+                ours = model.base_model(inputs_embeds=_embeddings(model)(tokens), use_cache=False).last_hidden_state
             same = torch.equal(own, ours)
         except (ValueError, TypeError, RuntimeError):
             same = False
@@ -156,7 +161,8 @@ def base_of(model: Any, sha256: str = "", rope: Any = None) -> Base:
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     others = frozenset(name for name, module in model.named_modules() if module in ends)
     linears = {name: size for name, module in model.named_modules() if (size := _size(module)) and name not in others}
-    return Base(linears, _embeddings(model).weight.shape[1], sha256, rope, others)
+    words = len(model.get_output_embeddings().weight)
+    return Base(linears, _embeddings(model).weight.shape[1], words, sha256, rope, others)
 
 
 def _size(module: Any) -> tuple[int, int] | None:

@@ -65,9 +65,11 @@ class BlockStore:
         """Stores the new keys (KV, T, D) and values (KV, T, Dv) of a step."""
         held = self.held(layer, keys, values)
         slots = laid.on(keys.device)[0]
-        taken = slots >= 0
-        block, at = slots[taken] // self.size, slots[taken] % self.size
-        rows = [new.detach().transpose(0, 1)[: len(slots)][taken] for new in (keys, values)]
+        rows = [new.detach().transpose(0, 1)[: len(slots)] for new in (keys, values)]
+        if not laid.full:  # a GPU would wait for the host here
+            taken = slots >= 0
+            slots, rows = slots[taken], [row[taken] for row in rows]
+        block, at = slots // self.size, slots % self.size
         for which, scales in enumerate((held.key_scales, held.value_scales)):
             if scales is not None:
                 rows[which], scales[block, :, at] = quantised(rows[which])
@@ -84,6 +86,18 @@ class BlockStore:
         values = _dense(held.values[used], held.value_scales, used, like.dtype)
         flat = [x[:, :, : self.size].transpose(0, 1).flatten(1, 2)[:, :length] for x in (keys, values)]
         return flat[0], flat[1][..., : held.size]
+
+    def read_single(self, layer: int, laid: Laid, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a step of single tokens the keys and values of all sequences, (S, KV, M, D) and (S, KV, M, Dv), and which
+        of them are theirs, (S, M); what is not is 0."""
+        held = self.layers[self.same.get(layer, layer)]
+        table, lengths = laid.grid(like.device)
+        keys = _dense(held.keys[table].transpose(3, 4), held.key_scales, table, like.dtype)
+        values = _dense(held.values[table], held.value_scales, table, like.dtype)
+        flat = [x[:, :, :, : self.size].transpose(1, 2).flatten(2, 3) for x in (keys, values)]
+        there = torch.arange(flat[0].shape[2], device=like.device) < lengths[:, None]
+        flat = [x.masked_fill(~there[:, None, :, None], 0) for x in flat]
+        return flat[0], flat[1][..., : held.size], there
 
     def copy(self, source: int, target: int) -> None:
         """Copies all that a block holds into another."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.core.errors import ModelError, RecipeError
+from llmkit.core.types import Steady
 from llmkit.models.resolve import Resolved
 from llmkit.models.rope import RopeScaling, reach
 from llmkit.models.safe import check_folder, read_json
@@ -16,6 +17,21 @@ LEARNED = re.compile(r"(^|\.)(wpe|\w*positions?_?\w*)\.weight$")
 """Names of tables of learned positions."""
 TABLES = ("codegen", "gptj")
 """Families whose rotations are a table of as many rows as there are positions."""
+
+
+def steady_length(model: Any, most: int) -> int:
+    """How long a sequence of a loaded model may grow, up to `most`, with its keys kept: there are no more positions, or
+    RoPE turns all of a longer one anew (`dynamic`, `longrope`)."""
+    there = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    most = min(most, int(there)) if there else most
+    turning = [module for module in model.modules() if isinstance(module, Steady)]
+    if all(module.steady(1, most) for module in turning):
+        return most
+    low, high = 1, most  # steady up to `low`, and not up to `high`
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if all(module.steady(1, middle) for module in turning) else (low, middle)
+    return low
 
 
 def check_length(resolved: Resolved, length: int, key: str, rope: RopeScaling | None = None) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+from llmkit_kernels.build import lacks
 from llmkit_kernels.gated import silu_mul
 from llmkit_kernels.norm import rms_norm
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from llmkit.models.ordered import Ordered, elementwise, product
 
@@ -34,7 +36,8 @@ class ServedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., hidden) -> (..., hidden)."""
-        return cast(Tensor, self.down_proj(silu_mul(self.gate_proj(x), self.up_proj(x))))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        return cast(Tensor, self.down_proj(elementwise(silu, gate) * up if lacks("gated") else silu_mul(gate, up)))
 
 
 class ServedNorm(nn.Module):

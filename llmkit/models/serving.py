@@ -12,15 +12,17 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+from llmkit_kernels.build import lacks
 from llmkit_kernels.norm import reference
 from torch import Tensor, nn
 
 from llmkit.core.errors import ModelError
 from llmkit.core.recast import recast
+from llmkit.models.attend import NAMES, registered
 from llmkit.models.bare import twin
 from llmkit.models.fused import FusedLinear, FusedMlp, FusedNorm, gated, root_mean_square
 from llmkit.models.ordered import row
-from llmkit.models.rotary import Turning
+from llmkit.models.rotary import Turning, turns_by_sequence
 from llmkit.models.served import (
     ServedLinear,
     ServedMlp,
@@ -39,13 +41,14 @@ def serving(model: Any, exact: bool = False) -> Any:
     compiled linear is not there, at the price of products in calls of one size.
 
     Raises:
-        ModelError: `exact` is asked of a model that lies elsewhere or in 16 bits.
+        ModelError: `exact` is asked of a model that lies elsewhere, is in 16 bits, or turns by the length of sequences.
     """
     why = lacks_order(model, exact)
     if exact and why:
         raise ModelError(f"cannot be run exactly: {why}", fix="drop exact", key="exact")
     made = twin(model)
-    if not why:
+    if not _elsewhere(model) and row(exact):
+        _own_configs(made, exact)
         for parent in list(made.modules()):
             for name, child in list(parent.named_children()):
                 parent._modules[name] = _served(child)
@@ -54,10 +57,20 @@ def serving(model: Any, exact: bool = False) -> Any:
 
 def lacks_order(model: Any, exact: bool = False) -> str:
     """Why rows of this model depend on each other in the engine, or nothing."""
+    if why := _elsewhere(model):
+        return why
+    if turns_by_sequence(model):
+        return "its rotations follow the length of a sequence, so that keys depend on when they were made"
+    if exact or (row() and _attends_in_order(model)):
+        return ""
+    return "its attention is eager" if row() and not lacks("paged") else "nothing is compiled here (llmkit doctor)"
+
+
+def _elsewhere(model: Any) -> str:
     for name, weight in model.named_parameters():
         if weight.device.type != "cpu" or weight.dtype != torch.float32:
             return f"{name} is {str(weight.dtype).removeprefix('torch.')} on {weight.device.type}, not fp32 on a CPU"
-    return "" if row(exact) else "no compiled linear is here (llmkit doctor)"
+    return ""
 
 
 def _served(module: Any) -> nn.Module:
@@ -66,7 +79,6 @@ def _served(module: Any) -> nn.Module:
             return recast(module, kind)
     for wrap, suits in WRAPS:
         if suits(module):
-            _one_by_one(module)
             module.forward = wrap(module.forward)
             return cast(nn.Module, module)
     return cast(nn.Module, module)
@@ -94,11 +106,23 @@ def _own_weights(module: nn.Module) -> bool:
     return not known and any(p.dim() > 1 for p in module.parameters(recurse=False))
 
 
-def _one_by_one(module: Any) -> None:
-    """Has experts computed in the order of their numbers, each by itself: so each token's sum has one order."""
-    if getattr(getattr(module, "config", None), "_experts_implementation", None) is not None:
-        module.config = copy.copy(module.config)
-        module.config._experts_implementation_internal = "eager"
+def _own_configs(made: Any, exact: bool) -> None:
+    """Has experts computed one by one, in the order of their numbers, so that each token's sum has one order; and
+    attention in one order too, where the compiled one is not there."""
+    kind = registered("ordered") if exact and not _attends_in_order(made) else ""
+    known: dict[int, Any] = {}
+    for module in (module for module in made.modules() if hasattr(module, "config")):
+        own = known.setdefault(id(module.config), copy.copy(module.config))
+        if getattr(own, "_experts_implementation", None) is not None:
+            own._experts_implementation_internal = "eager"
+        if kind:
+            own._attn_implementation_internal = kind
+        module.config = own
+
+
+def _attends_in_order(model: Any) -> bool:
+    """Whether the compiled attention over cached keys is used."""
+    return not lacks("paged") and model.config.get_text_config()._attn_implementation != NAMES["eager"]
 
 
 def _steady_rotary(module: Any) -> bool:

@@ -25,8 +25,10 @@ from llmkit.core.ranks import Ranks
 from llmkit.core.runlog import NAME
 from llmkit.core.wording import cut
 from llmkit.parallel.rendezvous import GLOO, bound, store
-from llmkit.parallel.watch import STACKS, Watch, watching
+from llmkit.parallel.watch import STACKS, Watch, is_lost, watching
 
+HEAD, SIZE = 8192, 8
+"""Bytes of a message that are sent at once, and those of them that say how many there are."""
 EVER = timedelta(days=30)
 """How long a collective waits by itself: the watch ends it much earlier."""
 
@@ -52,6 +54,39 @@ class Group:
     def share(self, value: Any) -> Any:
         """The main rank's JSON value."""
         return self.gather(value if self.ranks.main else None)[0]
+
+    def tell(self, value: Any) -> Any:
+        """The main rank's JSON value, which it sends to the others without hearing of them."""
+        head, raw = torch.zeros(HEAD, dtype=torch.uint8), b""
+        if self.ranks.main:
+            raw = json.dumps(value).encode()
+            told = len(raw).to_bytes(SIZE, "little") + raw[: HEAD - SIZE]
+            head[: len(told)] = torch.frombuffer(bytearray(told), dtype=torch.uint8)
+        self._wait(lambda: dist.broadcast(head, 0, group=self.host, async_op=True))
+        size = int.from_bytes(head[:SIZE].numpy().tobytes(), "little")
+        first = head[SIZE : SIZE + size].numpy().tobytes()
+        if size <= HEAD - SIZE:
+            return json.loads(first)
+        rest = torch.empty(size - len(first), dtype=torch.uint8)
+        if self.ranks.main:
+            rest = torch.frombuffer(bytearray(raw[len(first) :]), dtype=torch.uint8)
+        self._wait(lambda: dist.broadcast(rest, 0, group=self.host, async_op=True))
+        return json.loads(first + rest.numpy().tobytes())
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Around collectives of the device: one that fails raises who is to blame.
+
+        Raises:
+            LlmkitError: a rank is.
+        """
+        self.watch.check()
+        try:
+            yield
+        except RuntimeError as cause:
+            if is_lost(cause):
+                raise self.watch.lost(cause) from cause
+            raise
 
     def barrier(self, where: str) -> None:
         """Every rank is there when this returns."""
@@ -127,9 +162,17 @@ class Group:
 
 @contextmanager
 def joined(
-    ranks: Ranks, device: str, patience: float = 600.0, interface: str = "auto", facts: Mapping[str, Any] = {}
+    ranks: Ranks,
+    device: str,
+    patience: float = 600.0,
+    interface: str = "auto",
+    facts: Mapping[str, Any] = {},
+    serves: bool = False,
 ) -> Iterator[Group]:
     """The group of all ranks, until the end; `facts` are what they must share.
+
+    Ranks that serve wait for their main one as long as nothing is asked of it, which is no fault; and where one of them
+    is to blame, the main one's next call raises it, and its process goes on.
 
     Raises:
         PeerError: they do not come together within `patience` seconds, or differ.
@@ -141,7 +184,7 @@ def joined(
         os.environ[GLOO] = named
     watch = watching(ranks, place, address, patience)
     try:
-        yield from _grouped(ranks, device, place, watch, patience, facts)
+        yield from _grouped(ranks, device, place, watch, patience, facts, serves)
         watch.leave()
     except BaseException as cause:
         if (other := watch.tell(cause)) is not None:
@@ -156,9 +199,11 @@ def joined(
 
 
 def _grouped(
-    ranks: Ranks, device: str, place: Any, watch: Watch, patience: float, facts: Mapping[str, Any]
+    ranks: Ranks, device: str, place: Any, watch: Watch, patience: float, facts: Mapping[str, Any], serves: bool
 ) -> Iterator[Group]:
     watch.gather()
+    if serves:
+        watch.serve()
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     if device == "cuda":
         torch.cuda.set_device(ranks.local)

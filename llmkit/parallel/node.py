@@ -186,8 +186,12 @@ class Parallel:
 
     def shards(self, world: int, deterministic: bool) -> int:
         """Virtual shards of a run, or 0 where it has none."""
+        return self.virtual if deterministic and self.whole(world) else 0
+
+    def whole(self, world: int) -> bool:
+        """Whether every rank holds all of the model as it is, and runs whole rows."""
         alone = self.tensor * self.context * self.pipeline * self.expert == 1
-        return self.virtual if deterministic and alone and self.resolve(world).kind in ("single", "ddp") else 0
+        return alone and self.resolve(world).kind in ("single", "ddp")
 
     def deal(self, ranks: Ranks, deterministic: bool) -> Deal:
         """Which part of each step this rank computes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import socket
 import time
@@ -60,6 +61,10 @@ class Post(Protocol):
 
     def forgive(self, now: float) -> None:
         """This process was stopped itself: what it did not hear counts for nothing."""
+        ...
+
+    def patient(self) -> None:
+        """Ranks may stay where they are as long as they live."""
         ...
 
     def close(self) -> None:
@@ -200,6 +205,10 @@ class Hub:
         for one in self.seen.values():
             one.forgive(now)
 
+    def patient(self) -> None:
+        """Ranks may stay where they are as long as they live."""
+        self.patience = math.inf
+
     def close(self) -> None:
         """Hangs up, without a word."""
         for each in [*self.lines.values(), *(line for line, _ in self.strangers)]:
@@ -272,6 +281,9 @@ class Spoke:
     def forgive(self, now: float) -> None:
         """This process was stopped itself: what it did not hear counts for nothing."""
         self.main.forgive(now)
+
+    def patient(self) -> None:
+        """It hears whether the main rank lives, and judges nothing else."""
 
     def close(self) -> None:
         """Hangs up, without a word."""

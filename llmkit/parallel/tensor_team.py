@@ -176,20 +176,33 @@ def divided(parts: Parts, grid: Grid, axis: str, cut: Cutting, plan: Mapping[str
         ModelError: nothing is cut, or the parts do not give what the whole gives.
     """
     place = Place(grid.degrees.place(grid.rank)[axis], getattr(grid.degrees, axis), grid.group(axis))
-    base, key = cast(Any, parts.base), f"parallel.{axis}"
+    base = cast(Any, parts.base)
     if cast(Any, parts.scored).model is not base:
         alike(parts.params, place.group)
-    with parts.deferred.running():
+    layout = left(base, place, parts.deferred, cut, plan, f"parallel.{axis}", none)
+    parts.say(told(layout))
+    return layout
+
+
+def left(
+    base: Any, place: Place, deferred: Deferred, cut: Cutting, plan: Mapping[str, str], key: str, none: str
+) -> Layout:
+    """What of a model is left at a place, by a plan; `key` is the setting that asks for it.
+
+    Raises:
+        ModelError: nothing is cut, or the parts do not give what the whole gives.
+    """
+    axis = key.rpartition(".")[2]
+    with deferred.running():
         before = logits(base)
-    layout = cut(base, plan, place, parts.deferred)
+    layout = cut(base, plan, place, deferred)
     if not layout.cuts:
         why = "; ".join(sorted(set(layout.whole.values()))) or none
         what = f"{type(base).__name__} cannot be cut for {axis} {place.count}: {why}"
         raise ModelError(what, fix=f"set {key}=1", key=key)
-    with parts.deferred.running():
+    with deferred.running():
         after = logits(base)
     check_same(base, before, after, f"{axis} {place.count}", key)
-    parts.say(told(layout))
     return layout
 
 

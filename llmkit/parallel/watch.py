@@ -62,6 +62,8 @@ class Watch:
         self.close: Close | None = None
         """Leaves the status for the main thread, if that cannot; says whether it was there to be left, None where a
         process that lives holds it."""
+        self.serving = False
+        """The main rank's process is another's: it is told and not ended."""
         self.log: IO[bytes] | None = None
         self.found: Verdict | None = None
         self.known = threading.Event()
@@ -90,6 +92,11 @@ class Watch:
             self.check()
             time.sleep(0.01)
 
+    def serve(self) -> None:
+        """Ranks wait for each other without end from now on, and the main one's process is left alone."""
+        self.post.patient()
+        self.serving = self.ranks.main
+
     def check(self) -> None:
         """Raises:
         LlmkitError: someone is to blame.
@@ -101,7 +108,7 @@ class Watch:
         """The main thread ends by `cause`, which the others hear; gives what ends it where they are to blame."""
         if cause is self._raised:
             return None
-        if _is_lost(cause):
+        if is_lost(cause):
             return self.lost(cause)
         code = cause.code if isinstance(cause, LlmkitError) else 75 if isinstance(cause, KeyboardInterrupt) else 1
         lines = tuple(map(str, cause.problems)) if isinstance(cause, LlmkitError) else (_own(cause),)
@@ -141,7 +148,7 @@ class Watch:
     def _error(self) -> LlmkitError:
         self._leave()
         self._raised = self.found.error() if self.found is not None else PeerError("the watch has ended", fix=AGAIN)
-        self._raised.speaks = self.found is None
+        self._raised.speaks = None if self.serving else self.found is None
         return self._raised
 
     def _ask(self, what: Callable[[], None]) -> None:
@@ -200,6 +207,9 @@ class Watch:
         """Everyone knows; the main thread ends, or the process does."""
         self.post.end(found)
         mine = found.rank == self.ranks.rank and not found.hangs
+        if self.serving:
+            self.known.set()
+            return
         try:
             if not mine:
                 self._speak(found)
@@ -285,7 +295,7 @@ def host() -> str:
     return platform.node()
 
 
-def _is_lost(cause: BaseException | None) -> bool:
+def is_lost(cause: BaseException | None) -> bool:
     """Whether an error comes of a collective that failed."""
     while cause is not None:
         if isinstance(cause, RuntimeError) and LOST.search(f"{type(cause).__name__} {cause}"):

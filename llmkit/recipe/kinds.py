@@ -10,6 +10,7 @@ from llmkit.stages.classify import Classify
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.merge import Merge
 from llmkit.stages.pretrain import Pretrain
+from llmkit.stages.serve import Serve
 from llmkit.stages.sft import Sft
 
 STAGES = [
@@ -27,7 +28,6 @@ STAGES = [
     "prune",
     "convert",
     "export",
-    "serve",
     "release",
     "monitor",
     "retrain",
@@ -52,5 +52,5 @@ LOSSES = [
 ]
 """Kinds that are short for a stage with that loss."""
 
-Stage = Annotated[Sft | Classify | Pretrain | Evaluate | Merge, Later((*STAGES, *LOSSES))]
+Stage = Annotated[Sft | Classify | Pretrain | Evaluate | Merge | Serve, Later((*STAGES, *LOSSES))]
 KINDS: dict[str, Any] = {kind_of(cls): cls for cls in get_args(get_args(Stage)[0])}

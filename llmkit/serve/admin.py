@@ -55,6 +55,7 @@ class Admin:
         fields.end(("load_inplace",))
         made = await self.service.engine.call("load", name=name, path=path)
         self.service.adapters[name] = tenant
+        self.service.engine.settings["loaded"][name] = path  # for an engine that is started again
         return made
 
     async def unload(self, fields: Fields) -> Any:
@@ -63,6 +64,7 @@ class Admin:
         fields.end(("lora_int_id",))
         made = await self.service.engine.call("unload", name=name)
         self.service.adapters.pop(name, None)
+        self.service.engine.settings["loaded"].pop(name, None)
         return made
 
     async def pause(self, fields: Fields) -> Any:

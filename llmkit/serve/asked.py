@@ -9,6 +9,7 @@ from typing import Any
 from llmkit.core.errors import LlmkitError
 from llmkit.inference.sampling import Sampling
 from llmkit.serve.fields import Fields, wrong
+from llmkit.serve.form import form
 from llmkit.serve.node import Bounds
 from llmkit.serve.refusal import Refusal, refused
 
@@ -53,7 +54,7 @@ def sampling(
         "logit_bias": bias(fields),
         "max_tokens": max_tokens,
     }
-    given["seed"] = seed(fields)
+    given |= {"seed": seed(fields), "grammar": form(fields, schema)}
     try:
         return Sampling(**given, **more)
     except LlmkitError as cause:

@@ -25,10 +25,13 @@ class Choice:
         self.finish: str | None = None
         self.text, self.reasoning = "", ""
         self.tokens: list[Token] = []
+        self.thought = 0
+        """Tokens of its reasoning."""
 
-    def take(self, text: str, finish: str | None) -> list[Said]:
-        """What a piece of text says; an answer that called tools ends by that."""
+    def take(self, text: str, finish: str | None, tokens: int = 0) -> list[Said]:
+        """What a piece of text of some tokens says; an answer that called tools ends by that."""
         said = self.parser.feed(text)
+        self.thought += tokens if any(isinstance(one, Reasoning) for one in said) else 0
         if finish is not None:
             said += self.parser.finish()
         self._keep(said)
@@ -89,7 +92,7 @@ class ChatWriter:
         """The answers when all of them are there."""
         async with aclosing(self.made.pieces()) as pieces:
             async for index, _, piece in pieces:
-                self.choices[index].take(piece.text, piece.finish)
+                self.choices[index].take(piece.text, piece.finish, len(piece.tokens))
                 self.choices[index].tokens += piece.tokens
         told = [
             {
@@ -100,7 +103,7 @@ class ChatWriter:
             }
             for index, choice in enumerate(self.choices)
         ]
-        return self._object("chat.completion", told) | {"usage": self.made.usage().told()}
+        return self._object("chat.completion", told) | {"usage": self._usage()}
 
     async def parts(self) -> AsyncGenerator[dict[str, Any], None]:
         """The answers as they grow."""
@@ -108,7 +111,7 @@ class ChatWriter:
         async with aclosing(self.made.pieces()) as pieces:
             async for index, _, piece in pieces:
                 choice = self.choices[index]
-                deltas = choice.deltas(choice.take(piece.text, piece.finish))
+                deltas = choice.deltas(choice.take(piece.text, piece.finish, len(piece.tokens)))
                 if index not in begun:
                     begun.add(index)
                     yield self._part(index, {"role": "assistant", "content": ""})
@@ -121,7 +124,12 @@ class ChatWriter:
                 if choice.finish is not None:
                     yield self._part(index, {}, None, choice.finish)
         if self.asked.usage:
-            yield self._object("chat.completion.chunk", []) | {"usage": self.made.usage().told()}
+            yield self._object("chat.completion.chunk", []) | {"usage": self._usage()}
+
+    def _usage(self) -> dict[str, Any]:
+        usage = self.made.usage()
+        usage.reasoning = sum(choice.thought for choice in self.choices)
+        return usage.told()
 
     def _logprobs(self, tokens: Iterable[Token]) -> dict[str, Any] | None:
         return {"content": self.spelling.chat(tokens), "refusal": None} if self.asked.logprobs else None

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmkit.serve.caller import Caller
-from llmkit.serve.keys import Key, Meter, find, read_keys
+from llmkit.serve.keys import Key, find, read_keys
 from llmkit.serve.refusal import Refusal
 from llmkit.serve.service import Service
 
@@ -31,7 +31,6 @@ class Door:
         self.app, self.service, self.path = app, service, keys
         self.keys: tuple[Key, ...] = read_keys(keys) if keys is not None else ()
         self.open = {OPEN, *open_paths}
-        self.meter = Meter()
         self.inside = 0
         """Requests that were let in and are not over."""
         self.over: list[Callable[[Caller, Scope, int, float], None]] = []
@@ -90,7 +89,7 @@ class Door:
                 raise Refusal(401, "no valid key: send `Authorization: Bearer KEY`", code="invalid_api_key")
             caller = Caller(key.tenant, caller.id, caller.number, key)
             if scope["method"] == "POST":
-                self.meter.take(key, {"rpm": 1})
+                self.service.meter.take(key, {"rpm": 1})
         if self.service.draining and raw not in self.open:
             raise Refusal(503, "the server is being stopped", code="draining", wait=5)
         return caller

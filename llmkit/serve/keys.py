@@ -104,16 +104,23 @@ class Meter:
             Refusal: 429, and after how long there is enough again.
         """
         now = time.monotonic() if now is None else now
-        after = {}
         for name, amount in amounts.items():
             most = getattr(key.limits, name)
-            if not most:
-                continue
-            left, then = self.left.get((key.digest, name), (float(most), now))
-            left = min(float(most), left + (now - then) * most / MINUTE)
-            if left < min(amount, most):  # one that asks for more than a minute's gets all of it
-                wait = (min(amount, most) - left) * MINUTE / most
+            least = min(amount, most)  # one that asks for more than a minute's gets all of it
+            if most and (left := self._left(key, name, now)) < least:
                 what = {"rpm": "requests", "tpm": "tokens"}[name]
+                wait = (least - left) * MINUTE / most
                 raise Refusal(429, f"{most} {what} a minute are used up", code="rate_limit_exceeded", wait=wait)
-            after[key.digest, name] = (left - amount, now)
-        self.left |= after
+        for name, amount in amounts.items():
+            self.spend(key, name, amount, now)
+
+    def spend(self, key: Key, name: str, amount: int, now: float | None = None) -> None:
+        """The same for what is there already: it may use up more than there is, which later ones wait for."""
+        now = time.monotonic() if now is None else now
+        if getattr(key.limits, name):
+            self.left[key.digest, name] = (self._left(key, name, now) - amount, now)
+
+    def _left(self, key: Key, name: str, now: float) -> float:
+        most = float(getattr(key.limits, name))
+        left, then = self.left.get((key.digest, name), (most, now))
+        return min(most, left + (now - then) * most / MINUTE)

@@ -25,6 +25,8 @@ class Bounds:
     """Prompts of one request."""
     max_tokens: int | None = setting(default=None, least=1)
     """Tokens of one answer; left out, what the model has room for."""
+    length: int | None = setting(default=None, least=2)
+    """Tokens of a prompt and its answer together; left out, what the model and its cache have room for."""
     logprobs: int = setting(default=20, least=0)
     """Likeliest tokens told at each place."""
     connections: int = setting(default=1024, least=1)

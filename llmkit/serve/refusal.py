@@ -45,7 +45,7 @@ class Refusal(Exception):
         return {"x-should-retry": "false"}
 
 
-NAMES = {"stop_ids": "stop_token_ids", "allowed_ids": "allowed_token_ids"}
+NAMES = {"grammar": "response_format", "stop_ids": "stop_token_ids", "allowed_ids": "allowed_token_ids"}
 """What the engine calls otherwise than its clients."""
 
 

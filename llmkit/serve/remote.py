@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import count
 from typing import Any, Protocol
 
@@ -51,7 +51,7 @@ def spawn(theirs: socket.socket) -> Process:
 class Remote:
     """An engine that is kept alive."""
 
-    def __init__(self, settings: Mapping[str, Any], start: Start = spawn) -> None:
+    def __init__(self, settings: dict[str, Any], start: Start = spawn) -> None:
         self.settings, self.start = settings, start
         self.facts: dict[str, Any] = {}
         self.stats: dict[str, Any] = {}

@@ -126,7 +126,7 @@ class ResponseWriter:
                     begun = True
                     yield {"type": "response.created", "response": self._object("in_progress")}
                     yield {"type": "response.in_progress", "response": self._object("in_progress")}
-                for said in self.choice.take(piece.text, piece.finish):
+                for said in self.choice.take(piece.text, piece.finish, len(piece.tokens)):
                     for event in self.items.take(said):
                         yield event
         for event in self.items.end():
@@ -142,7 +142,7 @@ class ResponseWriter:
                 "input_tokens": usage.prompt,
                 "input_tokens_details": {"cached_tokens": usage.cached},
                 "output_tokens": usage.completion,
-                "output_tokens_details": {"reasoning_tokens": usage.reasoning},
+                "output_tokens_details": {"reasoning_tokens": self.choice.thought},
                 "total_tokens": usage.prompt + usage.completion,
             }
         return {

@@ -5,12 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from llmkit.build.llm import LLM
+import torch
+
+from llmkit.build.adapters_of import Beside
+from llmkit.build.engines import engine_of
+from llmkit.build.opening import load
+from llmkit.build.precision import types
+from llmkit.build.renewed import renewal
+from llmkit.core.errors import LlmkitError, ModelError
+from llmkit.core.types import Paged, Span
+from llmkit.inference.adapters import inside
 from llmkit.inference.engine import Engine
+from llmkit.inference.node import OwnEngine
+from llmkit.models.load import How, Loaded
+from llmkit.models.node import ModelRef
+from llmkit.models.paged import BlockStore
+from llmkit.models.resolve import resolve
 
 Said = dict[str, Any]
+BLOCK = 64
 
 
 @dataclass
@@ -41,23 +57,77 @@ def open_served(settings: Mapping[str, Any]) -> Served:
     Raises:
         ModelError: it cannot be loaded or run.
     """
-    return served_of(LLM(settings["model"], seed=0))
+    device, ref = "cuda" if torch.cuda.is_available() else "cpu", ModelRef(**settings["model"])
+    kinds, resolved = types(settings["precision"], device), resolve(ref)
+    how = How(device, kinds.params, kinds.half, resolved.quant, bool(settings["allow_code"]))
+    loaded = load(resolved, ref, how)
+    root = Path(settings["root"]) if settings["root"] else None
+    beside = Beside(settings["adapters"], root, settings["most_adapters"])
+    served = served_of(loaded, OwnEngine(**settings["engine"]), beside)
+    for name, path in settings["loaded"].items():  # what was loaded before the last one died
+        served.engine.adapters.load(name, path)
+    return served
 
 
-def served_of(llm: LLM) -> Served:
-    """What there is to ask of a loaded model."""
-    engine = llm.engine
+def served_of(loaded: Loaded, how: OwnEngine = OwnEngine(), beside: Beside = Beside()) -> Served:
+    """What there is to ask of a loaded model.
 
-    def reset(asked: Said, done: Future[Any]) -> None:
-        engine.forget()
+    Raises:
+        ModelError: the engine cannot run it, or an adapter does not fit.
+    """
+    engine = engine_of(loaded, how, beside)
+    work = Work(engine, loaded, beside.root)
+    between = {"embed": work.embed, "reset": work.reset, "unload": work.unload, "weights": work.weights}
+    return Served(engine, loaded.resolved.facts(), between, {"load": work.load})
+
+
+@dataclass
+class Work:
+    """What admins ask for."""
+
+    engine: Engine
+    loaded: Loaded
+    root: Path | None
+
+    @torch.no_grad()
+    def embed(self, asked: Said, done: Future[Any]) -> None:
+        """The mean of a text's last hidden states, or the last of them, of length 1."""
+        whole, words = self.engine.adapters.whole, self.engine.facts.words
+        ids = [*range(words, words + whole.before), *asked["prompt"]]
+        forward = self.engine.runner.forward
+        tokens, positions = torch.tensor(ids, device=forward.device), torch.arange(len(ids), device=forward.device)
+        count = -(-len(ids) // BLOCK)
+        store = BlockStore(count, BLOCK)  # of this text alone: nothing of it is kept
+        span = Span(0, 0, len(ids), 0, tuple(range(count)))
+        hidden = forward.hidden(tokens, positions, Paged(store, (span,)), [whole.key])[whole.before :].float()
+        vector = hidden.mean(0) if asked["pooling"] == "mean" else hidden[-1]
+        done.set_result((vector / vector.norm()).tolist())
+
+    def reset(self, asked: Said, done: Future[Any]) -> None:
+        """The prefix cache is emptied."""
+        self.engine.forget()
         done.set_result(True)
 
-    def load(asked: Said) -> Any:
-        engine.adapters.load(asked["name"], asked["path"])
-        return asked["name"]
+    def load(self, asked: Said) -> str:
+        """An adapter of a folder under the root."""
+        self.engine.adapters.load(asked["name"], asked["path"])
+        return str(asked["name"])
 
-    def unload(asked: Said, done: Future[Any]) -> None:
-        engine.adapters.unload(asked["name"])
+    def unload(self, asked: Said, done: Future[Any]) -> None:
+        """No request gets it from now on."""
+        self.engine.adapters.unload(asked["name"])
         done.set_result(asked["name"])
 
-    return Served(engine, llm.loaded.resolved.facts(), {"reset": reset, "unload": unload}, {"load": load})
+    def weights(self, asked: Said, done: Future[Any]) -> None:
+        """Weights of a folder under the root, once what runs has ended."""
+        work = renewal(self.loaded.model, inside(self.root, asked["path"]))
+
+        def carry_out() -> None:
+            try:
+                work()
+            except (RuntimeError, LlmkitError) as cause:
+                done.set_exception(ModelError(str(cause), key="path"))
+                raise
+            done.set_result(self.engine.version + 1)
+
+        self.engine.update(carry_out)

@@ -15,6 +15,7 @@ from llmkit.inference.request import Event, Request
 from llmkit.inference.text import Texts
 from llmkit.serve.caller import Caller
 from llmkit.serve.gate import Gate
+from llmkit.serve.keys import Meter
 from llmkit.serve.node import Bounds
 from llmkit.serve.refusal import Refusal
 from llmkit.serve.remote import Remote
@@ -46,6 +47,8 @@ class Service:
 
     def done(self, account: Any) -> None:
         """A request is over."""
+        if account.caller.key is not None:
+            self.meter.spend(account.caller.key, "tpm", account.usage.completion)
         for told in self.watchers:
             told(account)
 
@@ -89,7 +92,8 @@ class Service:
         """
         if "longest" not in self.engine.facts:
             raise Refusal(503, "the model is being loaded; ask again", code="not_ready", wait=2)
-        return int(self.engine.facts["longest"])
+        known = int(self.engine.facts["longest"])
+        return min(known, self.bounds.length or known)
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -104,6 +108,11 @@ class Service:
     def thinks(self, prompt: Sequence[int]) -> bool:
         """Whether the end of a prompt has begun the model's reasoning."""
         return self.format.begun(self.tokenizer.decode(list(prompt[-16:])))
+
+    @cached_property
+    def meter(self) -> Meter:
+        """What keys have used of their minute."""
+        return Meter()
 
     @cached_property
     def gate(self) -> Gate:
@@ -124,6 +133,8 @@ class Service:
         for request in requests:
             first[request.id], total = total, total + request.sampling.n
         tokens = sum(len(request.prompt) for request in requests)
+        if caller.key is not None:
+            self.meter.take(caller.key, {"tpm": tokens})
         with self.gate.place(caller, total, tokens):
             async with self.engine.ask(requests) as queue:
                 while total:

@@ -7,13 +7,14 @@ import logging
 import signal
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from starlette.types import ASGIApp, Scope
 
 from llmkit.core.errors import LlmkitError, RecipeError
+from llmkit.inference.node import OwnEngine
 from llmkit.models.load import read_tokenizer
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
@@ -29,7 +30,7 @@ from llmkit.serve.journal import Journal, record
 from llmkit.serve.metrics import Metrics
 from llmkit.serve.node import Bounds
 from llmkit.serve.page import PATHS
-from llmkit.serve.remote import Remote
+from llmkit.serve.remote import Remote, Start, spawn
 from llmkit.serve.run import Place, listen, run
 from llmkit.serve.service import Service
 
@@ -51,14 +52,19 @@ class Settings:
     adapters: Mapping[str, str] = field(default_factory=dict)
     """Name -> folder."""
     adapter_root: Path | None = None
+    """Under it adapters and weights are loaded by path, if an admin asks."""
+    most_adapters: int = 16
     admin_port: int | None = None
     admin_keys: Path | None = None
     journal: Path | None = None
     playground: bool = True
+    precision: str = "auto"
+    allow_code: bool = False
+    engine: OwnEngine = field(default_factory=OwnEngine)
 
 
-def start(settings: Settings) -> None:
-    """Serves until a signal.
+def start(settings: Settings, how: Start = spawn) -> None:
+    """Serves until a signal; `how` starts the engine's process.
 
     Raises:
         LlmkitError: it cannot be served.
@@ -69,11 +75,25 @@ def start(settings: Settings) -> None:
     own = listen(settings.host, settings.port)
     admin = listen(settings.host, settings.admin_port) if settings.admin_port is not None else None
     resolved = resolve(settings.model)
-    root = str(settings.adapter_root) if settings.adapter_root is not None else None
-    engine = Remote({"model": settings.model.name, "adapters": dict(settings.adapters), "root": root, "loaded": {}})
-    places = assemble(settings, engine, read_tokenizer(resolved, settings.model), own, admin)
+    tokenizer = read_tokenizer(resolved, settings.model, settings.allow_code)
+    engine = Remote(told(settings), how)
+    places = assemble(settings, engine, tokenizer, own, admin)
     _listen_for_keys([place.door for place in places])
     asyncio.run(run(places, engine, settings.bounds))
+
+
+def told(settings: Settings) -> dict[str, Any]:
+    """What the engine's process is told."""
+    return {
+        "model": asdict(settings.model),
+        "precision": settings.precision,
+        "allow_code": settings.allow_code,
+        "engine": asdict(settings.engine),
+        "adapters": dict(settings.adapters),
+        "root": str(settings.adapter_root or ""),
+        "most_adapters": settings.most_adapters,
+        "loaded": {},
+    }
 
 
 def assemble(

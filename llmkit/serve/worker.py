@@ -13,6 +13,7 @@ from typing import Any
 
 from llmkit.core.environment import prepare
 from llmkit.core.errors import LlmkitError
+from llmkit.inference.request import Request
 from llmkit.serve.messages import Link, event_out, request_in
 from llmkit.serve.served import Served, open_served
 
@@ -33,9 +34,11 @@ class Worker:
         self.told = 0.0
         self.calls: deque[dict[str, Any]] = deque()
         """Each waits for its turn between two steps, so that many do not keep the others' answers waiting."""
-        self.beside = ThreadPoolExecutor(1, "beside")
+        self.beside = ThreadPoolExecutor(2, "beside")
         self.slow: dict[int, Future[Any]] = {}
         """Calls that are carried out while steps go on."""
+        self.trying: dict[str, tuple[Request, Future[Any]]] = {}
+        """Requests whose grammars are being compiled beside the steps."""
 
     def run(self) -> None:
         """Ready at first; then what is asked, and steps as long as there is work."""
@@ -46,6 +49,7 @@ class Worker:
             if self.calls:
                 self._call(self.calls.popleft())
             self._settle()
+            self._tried()
             if self._steps:
                 events = self.served.engine.step()
                 self._tell({"events": list(map(event_out, events))} if events else {})
@@ -58,24 +62,40 @@ class Worker:
     def _patience(self) -> float:
         if self._steps or self.calls:
             return 0.0
-        return SOON if self.slow else IDLE
+        return SOON if self.slow or self.trying else IDLE
 
     def _do(self, message: dict[str, Any]) -> None:
         verb = message["do"]
         if verb == "add":
             self._add(message["request"])
         elif verb == "abort":
+            self.trying.pop(message["id"], None)
             self.served.engine.abort(message["id"])
         else:
             self.calls.append(message)
         self._tell({})
 
     def _add(self, said: dict[str, Any]) -> None:
-        id = said["id"]
+        id, engine = said["id"], self.served.engine
         try:
-            self.served.engine.add(request_in(said))
+            request = request_in(said)
+            if request.sampling.grammar is None:
+                engine.add(request)
+            else:
+                asked = request.sampling.grammar, engine.facts.words, engine.facts.ends
+                self.trying[id] = request, self.beside.submit(engine.texts.matcher, *asked)
         except LlmkitError as cause:
             self.link.send({"refused": id, "problem": _problem(cause)})
+
+    def _tried(self) -> None:
+        """Takes on the requests whose grammars are ready."""
+        for id in [id for id, (_, future) in self.trying.items() if future.done()]:
+            request, future = self.trying.pop(id)
+            try:
+                future.result()
+                self.served.engine.add(request)
+            except LlmkitError as cause:
+                self.link.send({"refused": id, "problem": _problem(cause)})
 
     def _call(self, message: dict[str, Any]) -> None:
         verb, number = message.pop("do"), message.pop("call")

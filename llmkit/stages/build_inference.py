@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from llmkit.adapters.limits import UNMERGEABLE
+from llmkit.build.held import Here
 from llmkit.build.opening import load
 from llmkit.build.precision import Types, types
 from llmkit.build.training import check, headed
@@ -19,7 +22,8 @@ from llmkit.core.records import GateSpec, Prediction
 from llmkit.core.run import Grants, Run
 from llmkit.core.types import Report
 from llmkit.evals.run import Subject
-from llmkit.evals.tasks import Classification, longest
+from llmkit.evals.tasks import Classification, Generation, longest
+from llmkit.inference.writer import Writer
 from llmkit.models.adapted import method
 from llmkit.models.export import export
 from llmkit.models.load import How, Loaded
@@ -75,15 +79,33 @@ def _asked(node: Evaluate, run: Run) -> tuple[Loaded, Types, list[Prediction], l
             run.console.notice(notice)
     loaded, kinds = open_model(node.model, run.device, node.precision, run.grants, node.quant)
     _able(node, loaded)
+    with ExitStack() as opened:
+        subject = _subject(node, run, loaded, kinds, _writer(node, loaded, opened))
+        table, reports = _found(node, run, subject)
+    return loaded, kinds, table, reports
+
+
+def _writer(node: Evaluate, loaded: Loaded, opened: ExitStack) -> Callable[[], AbstractContextManager[Writer]]:
+    """What makes text for all tasks, where one of them asks for any."""
+    held = Here(loaded)
+    if not any(isinstance(task, Generation) for task in node.tasks):
+        return lambda: closing(node.generator.open(held))
+    writer = opened.enter_context(closing(node.generator.open(held)))
+    return lambda: nullcontext(writer)
+
+
+def _subject(
+    node: Evaluate, run: Run, loaded: Loaded, kinds: Types, writer: Callable[[], AbstractContextManager[Writer]]
+) -> Subject:
     scored = headed(loaded, loaded.model)
     check(scored)
-    subject = Subject(
+    return Subject(
         scored,
         loaded.model,
         loaded.tokenizer,
         loaded.support.packed,
         run.device,
-        node.generator,
+        writer,
         run.console,
         run.stop.check,
         version=loaded.resolved.sha256[:16],
@@ -92,6 +114,9 @@ def _asked(node: Evaluate, run: Run) -> tuple[Loaded, Types, list[Prediction], l
         seed=node.seed,
         tree=loaded.support.tree,
     )
+
+
+def _found(node: Evaluate, run: Run, subject: Subject) -> tuple[list[Prediction], list[Report]]:
     table: list[Prediction] = []
     reports: list[Report] = []
     for task in node.tasks:
@@ -99,7 +124,7 @@ def _asked(node: Evaluate, run: Run) -> tuple[Loaded, Types, list[Prediction], l
         rows, found = task.run(subject)
         table += rows
         reports += found
-    return loaded, kinds, table, reports
+    return table, reports
 
 
 def _able(node: Evaluate, loaded: Loaded) -> None:

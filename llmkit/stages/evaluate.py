@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
+from llmkit.build.precision import Reading
 from llmkit.core.config import Conflict, config, setting
 from llmkit.evals.tasks import Task
-from llmkit.inference.node import Generator, Transformers
+from llmkit.inference.node import Generator, OwnEngine
 from llmkit.models.node import ModelRef, Quant
-from llmkit.train.node import Reading
 
 if TYPE_CHECKING:
     from llmkit.core.artifact import Artifact
@@ -26,7 +26,7 @@ class Evaluate:
     """How the base is held; left out, an adapter's base is held as it was in training."""
     tasks: tuple[Task, ...]
     """What is asked."""
-    generator: Generator = Transformers()
+    generator: Generator = OwnEngine()
     """Where text comes from."""
     precision: Reading = "auto"
     """`auto` is fp32 on CPU and bf16_mixed on GPUs."""

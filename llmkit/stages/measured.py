@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from functools import partial
 from typing import Any
 
+from llmkit.build.held import Here
 from llmkit.build.training import Built
 from llmkit.core.errors import DataError
 from llmkit.core.memory import out_of_memory_named
 from llmkit.core.metrics import Lines
 from llmkit.data.order import spread
 from llmkit.data.prompt import asked
-from llmkit.evals.run import Share, Subject
-from llmkit.inference.node import Transformers
+from llmkit.evals.run import Share, Subject, at_rest, prompt_of
+from llmkit.inference.cache import Cache
+from llmkit.inference.node import OwnEngine, Transformers
+from llmkit.inference.request import Ask
 from llmkit.inference.sampling import Sampling
+from llmkit.inference.writer import Writer
+from llmkit.models.positions import steady_length
 from llmkit.parallel.steps import Steps
 from llmkit.stages.job import Job
 from llmkit.stages.sizes import KNOB
+
+BLOCK = Cache().block
 
 
 def subject(job: Job, built: Built, steps: Steps) -> Subject:
@@ -26,7 +35,7 @@ def subject(job: Job, built: Built, steps: Steps) -> Subject:
         built.loaded.tokenizer,
         built.loaded.support.packed,
         job.run.device,
-        Transformers(),
+        partial(writer, job, built),
         job.run.console,
         job.run.stop.check,
         autocast=steps.autocast,
@@ -34,6 +43,14 @@ def subject(job: Job, built: Built, steps: Steps) -> Subject:
         tree=built.loaded.support.tree,
         share=_share(job),
     )
+
+
+def writer(job: Job, built: Built, most: int | None = None) -> closing[Writer]:
+    """What writes samples: the engine, over the weights as they are at that moment, with a cache of at most `most`
+    tokens; transformers where it cannot run the model, or no rank has it whole."""
+    able = built.loaded.support.paged and job.node.parallel.whole(job.run.ranks.world)
+    generator = OwnEngine() if able else Transformers()
+    return closing(generator.open(Here(built.loaded, built.model, most=most)))
 
 
 def _share(job: Job) -> Share:
@@ -67,22 +84,25 @@ def _evaluate(job: Job, built: Built, steps: Steps, step: int) -> dict[str, floa
     ids = spread(len(valid), job.node.evaluate.rows)
     seen = subject(job, built, steps)
     figures = job.node.measure(seen, valid, ids)
-    _samples(job, seen, step)
+    _samples(job, built, seen, step)
     return figures
 
 
-def _samples(job: Job, seen: Subject, step: int) -> None:
+def _samples(job: Job, built: Built, seen: Subject, step: int) -> None:
     """Answers to some validation prompts, beside what they should be."""
     if job.node.head(job.train) is not None:
         return  # it writes nothing
     rows = job.valid.rows if job.valid is not None else ()
-    questions = asked(rows, seen.tokenizer, job.node.evaluate.samples)
-    if not questions:
+    most = job.node.evaluate.max_tokens
+    found = asked(rows, seen.tokenizer, job.node.evaluate.samples)
+    room = [steady_length(seen.model, len(one.ids) + most) - len(one.ids) for one in found]
+    questions = [one for one, left in zip(found, room, strict=True) if left > 0]
+    asks = [Ask(prompt_of(one), Sampling(max_tokens=left)) for one, left in zip(found, room, strict=True) if left > 0]
+    if not asks:
         return
-    sampling = Sampling(max_tokens=job.node.evaluate.max_tokens)
-    with job.run.stop.at_once("before samples"), seen.autocast():
-        given = [q.ids for q in questions]
-        made = seen.scored.inside(lambda: seen.generator.generate(seen.model, seen.tokenizer, given, sampling))
+    need = sum(-(-(len(ask.prompt.ids) + ask.sampling.max_tokens) // BLOCK) * BLOCK for ask in asks)
+    with job.run.stop.at_once("before samples"), seen.autocast(), at_rest(seen), writer(job, built, need) as opened:
+        made = seen.scored.inside(lambda: list(opened.each(asks)))
     lines = Lines(job.run.scratch / "samples.jsonl")
     for question, completion in zip(questions, made, strict=True):
         row = question.row

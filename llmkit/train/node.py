@@ -32,8 +32,6 @@ class ByPart:
             yield Conflict("compute", what, f"set compute: {self.params}, or params: fp32", "params")
 
 
-Reading = Literal["auto", "fp32", "bf16", "bf16_mixed"]
-"""How a model is held that is only read."""
 Precision = Literal["auto", "fp32", "bf16", "bf16_mixed", "fp16_mixed", "fp8"] | ByPart
 
 

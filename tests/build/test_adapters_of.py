@@ -11,6 +11,8 @@ from llmkit.build.adapters_of import Beside
 from llmkit.build.llm import engine_of
 from llmkit.build.opening import load
 from llmkit.core.errors import ModelError
+from llmkit.inference.cache import Cache
+from llmkit.inference.node import OwnEngine
 from llmkit.inference.request import Request
 from llmkit.inference.sampling import Sampling
 from llmkit.models.load import How
@@ -33,7 +35,7 @@ def folder(tiny, to, config):
 def opened(path, **beside):
     ref = ModelRef(name=str(path))
     loaded = load(resolve(ref), ref, How())
-    return loaded, engine_of(loaded, blocks=32, size=4, beside=Beside(**beside))
+    return loaded, engine_of(loaded, OwnEngine(cache=Cache(block=4, size="1MiB")), Beside(**beside))
 
 
 def said(engine, adapter=""):

@@ -5,9 +5,14 @@ import json
 import pytest
 
 from llmkit.cli import batch
-from llmkit.cli.text import generate, generate_file
+from llmkit.cli.text import Asking, generate
+from llmkit.cli.text import generate_file as to_file
 
-HOW = {"max_tokens": 4, "temperature": 0.0, "seed": 0}
+HOW = {"max_tokens": 4}
+
+
+def generate_file(model, rows, output, said):
+    to_file(Asking(model, said), rows, output)
 
 
 @pytest.fixture
@@ -27,33 +32,36 @@ def lines(path):
 
 
 def test_answers_are_those_of_single_prompts_in_order(tiny, asked, tmp_path, capsys):
-    generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW, False, False)
+    generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW)
     capsys.readouterr()
     made = lines(tmp_path / "out.jsonl")
     assert [row.get("id") for row in made] == [0, 1, 2, 3, 4, 5, 6, None, None]
-    generate(str(tiny), made[3]["prompt"], 4, 0.0, 0, False, False, False)
+    generate(Asking(str(tiny), HOW), made[3]["prompt"], False)
     assert capsys.readouterr().out == made[3]["completion"] + "\n"
     assert all(row["finish_reason"] in ("stop", "length") and row["completion_tokens"] <= 4 for row in made)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["asked.jsonl", "out.jsonl"]
 
 
+@pytest.mark.parametrize("generator", ["engine", "{kind: transformers, batch: 2}"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_stopped_one_goes_on_to_the_same_answers(tiny, asked, tmp_path, monkeypatch, temperature):
+def test_a_stopped_one_goes_on_to_the_same_answers(tiny, asked, tmp_path, monkeypatch, temperature, generator):
     how = HOW | {"temperature": temperature}
-    monkeypatch.setattr(batch, "CHUNK", 2)
-    generate_file(str(tiny), str(asked), str(tmp_path / "whole.jsonl"), how, False, False)
-    real, calls = batch._lines, []
+
+    def ask(output, how=how):
+        to_file(Asking(str(tiny), how, generator=generator), str(asked), str(tmp_path / output))
+
+    ask("whole.jsonl")
+    real, calls = batch._answered, []
 
     def dies(*args):
         calls.append(1)
-        if len(calls) == 3:
-            yield '{"torn": '
+        if len(calls) == 5:
             raise KeyboardInterrupt
-        yield from real(*args)
+        return real(*args)
 
-    monkeypatch.setattr(batch, "_lines", dies)
+    monkeypatch.setattr(batch, "_answered", dies)
     with pytest.raises(KeyboardInterrupt):
-        generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), how, False, False)
+        ask("out.jsonl")
     assert not (tmp_path / "out.jsonl").exists() and len(lines(tmp_path / "out.jsonl.part")) == 4
     with (tmp_path / "out.jsonl.part").open("a") as file:
         file.write('{"id": 4, "half a li')
@@ -61,11 +69,17 @@ def test_a_stopped_one_goes_on_to_the_same_answers(tiny, asked, tmp_path, monkey
         Exception,
         match=r"another max_tokens; fix: .* remove out.jsonl.part and out.jsonl.part.json",
     ):
-        generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), how | {"max_tokens": 9}, False, False)
-    monkeypatch.setattr(batch, "_lines", lambda *args: calls.append(2) or real(*args))
-    generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), how, False, False)
+        ask("out.jsonl", how | {"max_tokens": 9})
+    monkeypatch.setattr(batch, "_answered", lambda *args: calls.append(2) or real(*args))
+    ask("out.jsonl")
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert calls.count(2) == 3, "two of five chunks were there"
+    assert calls.count(2) == 5, "four of nine answers were there"
+
+
+def test_a_row_that_the_model_cannot_take_is_named(tiny, asked, tmp_path):
+    asked.write_text('{"prompt": "a"}\n' + json.dumps({"prompt": "hello world " * 400}) + "\n")
+    with pytest.raises(Exception, match=r"asked.jsonl:2: prompt: has \d+ tokens; the model takes 512"):
+        generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW)
 
 
 @pytest.mark.parametrize(
@@ -85,32 +99,32 @@ def test_a_stopped_one_goes_on_to_the_same_answers(tiny, asked, tmp_path, monkey
 def test_rows_that_ask_nothing_are_named_before_anything_is_written(tiny, asked, tmp_path, text, said):
     asked.write_text(text)
     with pytest.raises(Exception, match=said):
-        generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW, False, False)
+        generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW)
     assert [path.name for path in tmp_path.iterdir()] == ["asked.jsonl"]
 
 
 def test_what_a_row_says_of_its_own_is_kept_beside_the_answer(tiny, asked, tmp_path):
     asked.write_text('{"prompt": "hello", "completion": "mine", "id": "\\ud800"}\n')
-    generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW, False, False)
+    generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW)
     (made,) = lines(tmp_path / "out.jsonl")
     assert made["reference"] == "mine" != made["completion"] and made["id"] == "\ud800" and made["prompt"] == "hello"
 
 
 @pytest.mark.parametrize("note", ["{}", "torn", "[1]"])
 def test_a_note_without_answers_begins_anew(tiny, asked, tmp_path, note):
-    generate_file(str(tiny), str(asked), str(tmp_path / "whole.jsonl"), HOW, False, False)
+    generate_file(str(tiny), str(asked), str(tmp_path / "whole.jsonl"), HOW)
     (tmp_path / "out.jsonl.part.json").write_text(note)
-    generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW, False, False)
+    generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW)
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     (tmp_path / "out.jsonl").unlink()
-    (tmp_path / "out.jsonl.part").write_text('{"id": 0}\n' * batch.CHUNK)
+    (tmp_path / "out.jsonl.part").write_text('{"id": 0}\n')
     (tmp_path / "out.jsonl.part.json").write_text(note)
     with pytest.raises(Exception, match="was begun with another"):
-        generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW, False, False)
+        generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW)
 
 
 def test_an_output_that_is_there_is_left_alone(tiny, asked, tmp_path):
     (tmp_path / "out.jsonl").write_text("mine")
     with pytest.raises(Exception, match="out.jsonl: is there already; fix: name another --output"):
-        generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW, False, False)
+        generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW)
     assert (tmp_path / "out.jsonl").read_text() == "mine"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from llmkit.evals.haystack import Haystacks, fact, sentences
 from llmkit.evals.run import Subject, compare
 from llmkit.evals.tasks import Passkey, PositionPerplexity, longest
 from llmkit.evals.windows import whole
-from llmkit.inference.node import Transformers
+from llmkit.inference.generate import TransformersWriter
+from llmkit.inference.request import Prompt
 from llmkit.inference.sampling import Sampling
+from llmkit.inference.writer import generate
 from llmkit.models.attend import install
 from llmkit.models.heads import Scored
 from tests.conftest import make_model, make_tokenizer
@@ -39,7 +42,16 @@ def subject(model, packed=True, template=True):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = tokenizer.chat_template if template else None
     quiet = Console(quiet=True)
-    made = Subject(Scored(model), model, tokenizer, packed, "cpu", Transformers(), quiet, lambda where: None)
+    made = Subject(
+        Scored(model),
+        model,
+        tokenizer,
+        packed,
+        "cpu",
+        lambda: nullcontext(TransformersWriter(model, tokenizer)),
+        quiet,
+        lambda where: None,
+    )
     return replace(made, tree=packed)
 
 
@@ -152,7 +164,8 @@ def test_exact_match_is_what_greedy_decoding_writes(model):
     """Keys that the model writes itself, and keys that miss at each place: one forward tells what `generate` does."""
     seen = subject(model)
     asked = Haystacks(seen.tokenizer, fact("number", 2, 0, 0), 0, 0, 320).asked(320, 0.5, "")
-    made = seen.generator.generate(model, seen.tokenizer, [asked.prompt], Sampling(max_tokens=5))[0].token_ids
+    with seen.writer() as writer:
+        made = generate(writer, [Prompt(tuple(asked.prompt))], Sampling(max_tokens=5))[0].token_ids
     for wrong in range(6):
         key = tuple((t + 1) % 440 if i == wrong else t for i, t in enumerate(made))
         with torch.no_grad():

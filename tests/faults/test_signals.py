@@ -16,7 +16,7 @@ from llmkit.core.artifact import Artifact
 from llmkit.data import prepare as reading
 from llmkit.data.render import Renderer
 from llmkit.evals import run as evals
-from llmkit.inference import generate
+from llmkit.inference.engined import EngineWriter
 from llmkit.models import export
 from llmkit.stages import build_inference as inference
 from llmkit.stages import build_training as stage
@@ -89,7 +89,7 @@ def endless():
 ENDLESS = {
     "data is read": (Renderer, "turns", 3, sft),
     "the model is built": (training, "load", 1, sft),
-    "samples": (generate, "_together", 1, sft),
+    "samples": (EngineWriter, "_ended", 1, sft),
     "an evaluation's model": (inference, "load", 1, evaluate),
     "an evaluation's rows": (Renderer, "turns", 3, evaluate),
     "a merge": (inference, "_difference", 1, merge),

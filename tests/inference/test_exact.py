@@ -3,8 +3,11 @@ a prefix that was found, a preemption."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from llmkit_kernels import build
 from llmkit_kernels.build import lacks
 
 from llmkit.models.families import tiny
@@ -15,7 +18,19 @@ from tests.conftest import make_model
 from tests.inference.exact import Seen, Trial, ready, some
 
 FAMILIES = ("Llama", "Gemma-2", "Mixtral", "Phi-3")
-MORE = ("Qwen3", "Mistral", "Gemma-3", "gpt-oss", "StarCoder2", "GPT-2", "Qwen3-MoE", "OLMo-2", "Cohere", "SmolLM3")
+MORE = (
+    "Qwen3",
+    "Mistral",
+    "Gemma-3",
+    "gpt-oss",
+    "Phi-3, RoPE longrope",
+    "StarCoder2",
+    "GPT-2",
+    "Qwen3-MoE",
+    "OLMo-2",
+    "Cohere",
+    "SmolLM3",
+)
 here = pytest.mark.skipif(bool(lacks("linear") or lacks("paged")), reason=lacks("linear") or lacks("paged"))
 
 
@@ -43,6 +58,25 @@ def test_a_request_is_alone_to_the_bit(family: str) -> None:
 def test_sizes_that_are_no_whole_vectors() -> None:
     odd = make_model(hidden_size=36, intermediate_size=50, num_attention_heads=3, num_key_value_heads=1, head_dim=12)
     checked(Trial(ready(odd)), 6)
+
+
+@pytest.fixture
+def off(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is compiled."""
+    monkeypatch.setenv("LLMKIT_KERNELS", "off")
+    for known in (build.library, build.lacks):
+        known.cache_clear()
+    yield
+    for known in (build.library, build.lacks):
+        known.cache_clear()
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma-2"])
+def test_without_kernels_it_is_where_that_is_asked_for(family: str, off: None) -> None:
+    model = ready(tiny(family))
+    checked(Trial(model, exact=True), 6)
+    with pytest.raises(AssertionError, match="in schedule"):
+        checked(Trial(model), 6)  # the control: torch's own order depends on how many rows there are
 
 
 @here

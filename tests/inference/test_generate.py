@@ -7,6 +7,7 @@ from transformers import GenerationConfig
 from llmkit.core.errors import DataError, ModelError
 from llmkit.data.prompt import prompt_ids
 from llmkit.inference.generate import generate, stream
+from llmkit.inference.request import RequestError
 from llmkit.inference.sampling import Sampling
 from llmkit.models.attend import install
 from tests.conftest import make_model, make_tokenizer
@@ -33,6 +34,12 @@ def test_greedy_text_does_not_depend_on_its_batch_and_samples_repeat(model, prom
     assert [c.token_ids for c in together] == [c.token_ids for c in alone]
     drawn = Sampling(max_tokens=6, temperature=1.0, top_k=20, seed=3)
     assert generate(model, tokenizer, prompts, drawn) == generate(model, tokenizer, prompts, drawn)
+
+
+def test_what_transformers_does_not_do_as_the_engine_does_is_refused_by_its_field(model, prompts):
+    for field, value in {"n": 2, "stop": ("a",), "logprobs": 1, "frequency_penalty": 1.0}.items():
+        with pytest.raises(RequestError, match=rf"{field}: generator transformers has no {field}; fix: .* engine"):
+            generate(model, make_tokenizer(), prompts, Sampling(**{field: value}))
 
 
 LEAKS = [{"repetition_penalty": 1.8}, {"suppress_tokens": list(range(100, 448))}, {"max_length": 4, "num_beams": 3}]

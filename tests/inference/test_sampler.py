@@ -102,7 +102,13 @@ def uniforms(count: int) -> list[float]:
     return [uniform(11, 0, place) for place in range(count)]
 
 
-@pytest.mark.parametrize("how", SETTINGS[:1] + SETTINGS[3:6] + SETTINGS[-1:], ids=str)
+LAWS = [
+    pytest.param(how, marks=[pytest.mark.slow] * (at not in (0, 4, len(SETTINGS) - 1)))
+    for at, how in enumerate(SETTINGS)
+]
+
+
+@pytest.mark.parametrize("how", LAWS, ids=str)
 def test_draws_follow_the_law(how: dict[str, Any]) -> None:
     logits = (np.random.default_rng(4).standard_normal(24) * 2).astype(np.float32)
     sampling, draws = Sampling(**how), 100_000

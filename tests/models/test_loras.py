@@ -18,6 +18,7 @@ from llmkit.models.attend import install
 from llmkit.models.decoder import Decoder
 from llmkit.models.families import tiny
 from llmkit.models.fused import fuse
+from llmkit.models.loras import base_of
 from llmkit.models.ordered import product
 from llmkit.models.paged import BlockStore
 from llmkit.models.virtual import hidden as after_virtual
@@ -219,7 +220,8 @@ def test_what_does_not_fit_the_base_is_refused(folders, tmp_path):
 
 
 def test_an_adapter_of_ours_knows_its_base(folders, tmp_path):
-    bank = Decoder(decoder().model, sha256="a" * 64, rope={"kind": "linear"}).bank
+    model = decoder().model
+    bank = Decoder(model, base_of(model, "a" * 64, {"kind": "linear"})).bank
     for said, what in (
         ({"base": {"sha256": "b" * 64}, "rope": {"kind": "linear"}}, "was trained on weights bbbbbbbbbbbb"),
         ({"base": {"sha256": "a" * 64}}, "was trained with rope None"),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from llmkit_kernels.paged.laid import Held
 from torch import Tensor
 
-from llmkit.core.types import Span
+from llmkit.core.types import Paged, Segment, Span, Tree
+from llmkit.models.attend import decoded, install
+from llmkit.models.families import tiny
 from llmkit.models.paged import BlockStore
+from llmkit.models.pieces import Piece, Rule, eager
 
 
 def put(store: BlockStore, layer: int, span: Span, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,3 +97,48 @@ def test_a_block_that_several_hold_is_copied_before_it_is_written() -> None:
     assert torch.equal(store.layers[0].keys[3], store.layers[0].keys[1])
     assert torch.equal(store.layers[0].values[3], store.layers[0].values[1])
     assert store.layers[0].keys[3].any()
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma-3", "Gemma-2", "gpt-oss"])
+@pytest.mark.parametrize("kind", ["auto", "eager"])
+def test_a_tree_of_drafts_is_what_the_trainer_s_tree_is(family: str, kind: str) -> None:
+    """A past of 5, then drafts: two branches on the past, one of which has two on its first token."""
+    model, tokens = tiny(family).eval(), torch.randint(3, 60, (12,), generator=torch.Generator().manual_seed(1))
+    install(model, kind)
+    parents = (-1, 0, 0, 1, -1, 4, 2)
+    depths = [0, 1, 1, 2, 0, 1, 2]
+    places = torch.tensor([*range(5), *(5 + depth for depth in depths)])
+    store, blocks = BlockStore(6, 4), (3, 0, 5)
+    contexts = [Paged(store, (Span(0, 0, 5, 0, blocks),)), Paged(store, (Span(0, 0, 7, 5, blocks, parents),))]
+    # the same as branches of one row: each draft a segment of one token after its parent's
+    segments = (Segment(0, 0, 5), *(Segment(0, 5 + at, 6 + at, parent + 1) for at, parent in enumerate(parents)))
+    with torch.no_grad():
+        parts = [
+            model(input_ids=tokens[None, at], position_ids=places[None, at], attend=context).logits[0]
+            for at, context in zip((slice(0, 5), slice(5, 12)), contexts, strict=True)
+        ]
+        whole = model(input_ids=tokens[None], position_ids=places[None], attend=Tree(segments)).logits[0]
+    assert (torch.cat(parts) - whole).abs().max() <= 1e-5 * whole.abs().max()
+
+
+@pytest.mark.parametrize("rule", [Rule(0.3), Rule(0.3, window=3), Rule(0.3, cap=2.0), Rule(0.3, sinks=torch.ones(4))])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int8], ids=str)
+def test_a_step_of_single_tokens_in_one_call_is_each_by_itself(rule: Rule, dtype: torch.dtype) -> None:
+    store, blocks = BlockStore(9, 4, dtype), ((8, 1, 5), (2,), (0, 7))
+    pasts = (10, 0, 4)
+    g = torch.Generator().manual_seed(0)
+    store.layers[0] = Held.made(9, 4, (2, 8, 6), dtype, torch.device("cpu"))
+    for tensor in store.layers[0].tensors:
+        tensor.fill_(torch.nan if tensor.is_floating_point() else 0)  # what nobody wrote
+    for past, own in zip(pasts, blocks, strict=True):
+        if past:
+            keys, values = (torch.randn(2, past, n, generator=g).double() for n in (8, 6))
+            store.write(0, keys, values, store.lay([Span(0, 0, past, 0, own)]))
+    q, k, v = (torch.randn(1, h, 3, n, generator=g).double() for h, n in ((4, 8), (2, 8), (2, 6)))
+    spans = tuple(Span(0, at, at + 1, past, own) for at, (past, own) in enumerate(zip(pasts, blocks, strict=True)))
+    context = Paged(store, spans)
+    out = decoded(0, q, k, v, context, rule)
+    for at in range(3):
+        keys, values = store.read(0, context.laid, at, q)
+        want = eager([Piece(q[:, :, at : at + 1], keys[None], values[None], pasts[at])], rule)[0]
+        torch.testing.assert_close(out[:, at], want[:, :, 0])

@@ -146,3 +146,17 @@ def test_what_is_no_fp32_on_a_cpu_is_left_as_it_is_and_refused_where_order_is_as
     assert ServedLinear not in {type(module) for module in serving(model).modules()} and not Decoder(model).exact
     with pytest.raises(ModelError, match="bfloat16 on cpu, not fp32 on a CPU"):
         serving(model, exact=True)
+
+
+def test_rotations_by_the_length_of_a_sequence_have_no_order_to_keep():
+    model = ready("Phi-3, RoPE longrope")
+    assert not Decoder(model).exact
+    with pytest.raises(ModelError, match="rotations follow the length"):
+        Decoder(model, exact=True)
+
+
+def test_eager_attention_is_left_unless_order_is_asked_for():
+    model = tiny("Llama").eval()
+    install(model, "eager")
+    assert not Decoder(model).exact and Decoder(model, exact=True).exact
+    assert model.config._attn_implementation == "llmkit_plain"

@@ -113,7 +113,7 @@ def rows(sources, kind=""):
     return tuple(Jsonl(path="train.jsonl") if isinstance(source, Docstrings) else source for source in sources)
 
 
-ALONE = [name for name in recipes() if not name.startswith(("quickstart", "merge/"))]
+ALONE = [name for name in recipes() if not name.startswith(("quickstart", "merge/", "serve/"))]
 
 
 @pytest.mark.parametrize("name", ALONE)

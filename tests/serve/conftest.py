@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import threading
-from dataclasses import replace
 
 import httpx
 import pytest
 
-from llmkit.build.llm import engine_of
+from llmkit.build.adapters_of import Beside
+from llmkit.inference.cache import Cache
+from llmkit.inference.node import OwnEngine
 from llmkit.models.node import ModelRef
 from llmkit.serve.messages import Link
 from llmkit.serve.remote import Remote
@@ -21,12 +22,16 @@ def url(own):
     return f"http://127.0.0.1:{own.getsockname()[1]}" if own else ""
 
 
+SMALL = OwnEngine(cache=Cache(size=8 << 20))
+
+
 class Thread:
     """In the place of a process."""
 
     pid = 0
 
-    def __init__(self, own, llm):
+    def __init__(self, own, llm, root=None):
+        self.root = root
         self.own = own.dup()
         self.own.setblocking(True)
         self.thread = threading.Thread(target=self._run, args=(llm,), daemon=True)
@@ -34,9 +39,8 @@ class Thread:
 
     def _run(self, llm):
         link = Link(self.own)
-        assert next(iter(link.read(10)))
-        own = engine_of(llm.loaded)  # tests ask the model's own engine meanwhile, and an engine is one thread's
-        Worker(link, replace(served_of(llm), engine=own)).run()
+        assert link.first(10)
+        Worker(link, served_of(llm.loaded, SMALL, Beside(root=self.root))).run()
 
     def poll(self):
         return None if self.thread.is_alive() else 0
@@ -59,7 +63,7 @@ class Running:
         from llmkit.serve.run import listen
 
         self.loop = asyncio.new_event_loop()
-        self.engine = Remote({"model": "tiny"}, lambda theirs: Thread(theirs, llm))
+        self.engine = Remote({"loaded": {}}, lambda theirs: Thread(theirs, llm, how.get("adapter_root")))
         own, other = listen("127.0.0.1", 0), listen("127.0.0.1", 0) if admin else None
         settings = Settings(ModelRef(name="tiny"), **how)
         self.places = assemble(settings, self.engine, llm.tokenizer, own, other)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import uvicorn
@@ -23,8 +24,24 @@ ATTACK = """<img src=x onerror="document.title='owned'"><script>document.title='
 WORDS = {"likely": 0.97, " so": 0.6, " rare": 0.1, "\n<never>": 0.001}
 
 
+@contextlib.contextmanager
+def running(app: Starlette) -> Iterator[str]:
+    """The address of an app that is served, in a thread."""
+    own = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [own]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{own.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
 class Scripted:
-    """The server, in a thread; `asked` holds what came."""
+    """What the server does; `asked` holds what came."""
+
+    url = ""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
@@ -33,15 +50,7 @@ class Scripted:
         self.left = threading.Event()
         paths = [Route("/v1/models", self.models), Route("/v1/chat/completions", self.chat, methods=["POST"])]
         app = Starlette(routes=[*paths, Route("/{path:path}", self.file)])
-        own = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{own.getsockname()[1]}"
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [own]}, daemon=True)
-        self.thread.start()
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(10)
+        self.app = app
 
     async def file(self, request: Request) -> Response:
         found = page(request.url.path)

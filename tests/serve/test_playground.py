@@ -9,7 +9,7 @@ import pytest
 
 from llmkit.serve.page import FOLDER, HEADERS, PATHS, page
 from tests.serve.browser import DRIVER, Browser, browser
-from tests.serve.scripted import ATTACK, WORDS, Scripted
+from tests.serve.scripted import ATTACK, WORDS, Scripted, running
 
 needs_browser = pytest.mark.skipif(DRIVER is None, reason="no chromedriver: apt-get install chromium chromium-driver")
 TEXTS = "return [...document.querySelectorAll('.assistant .text')].map((one) => one.textContent)"
@@ -25,9 +25,9 @@ def window() -> Iterator[Browser]:
 @pytest.fixture
 def server() -> Iterator[Scripted]:
     made = Scripted()
-    yield made
-    made.go.set()
-    made.stop()
+    with running(made.app) as made.url:
+        yield made
+        made.go.set()
 
 
 @pytest.fixture

@@ -160,3 +160,43 @@ def test_an_admin_pauses_resumes_and_empties_the_cache(guarded):
             said = admin.post("/v1/load_lora_adapter", json={"lora_name": "new", "lora_path": path})
             assert said.status_code == 400 and said.json()["error"]["param"] == "lora_path", said.text
         assert admin.post("/v1/unload_lora_adapter", json={"lora_name": "none"}).status_code == 400
+
+
+def test_an_admin_puts_other_weights_in_place_and_a_bad_folder_changes_nothing(llm, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from tests.conftest import make_model, make_tokenizer
+
+    for seed in (0, 1):
+        make_model(seed, tie_word_embeddings=False).save_pretrained(tmp_path / f"roots/{seed}")
+    bad = load_file(tmp_path / "roots/1/model.safetensors")
+    bad["model.norm.weight"] = torch.full_like(bad["model.norm.weight"], float("nan"))
+    (tmp_path / "roots/bad").mkdir()
+    save_file(bad, tmp_path / "roots/bad/model.safetensors", {"format": "pt"})
+    (tmp_path / "admins").write_text("c" * 32)
+    folder = tmp_path / "tiny"
+    make_model(tie_word_embeddings=False).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    own = type(llm)(str(folder))  # its weights change
+    server = Running(own, admin=True, adapter_root=tmp_path / "roots", admin_keys=tmp_path / "admins", admin_port=1)
+    ids = make_tokenizer().encode("hello world")
+
+    def said(at):
+        asked = {"prompt": ids, "max_tokens": 8, "temperature": 0, "ignore_eos": True, "logprobs": 0}
+        made = httpx.post(server.url + "/v1/completions", json=asked, timeout=30).json()["choices"][0]
+        model = make_model(at, tie_word_embeddings=False).eval()
+        greedy = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, eos_token_id=None)
+        return made["text"] == make_tokenizer().decode(greedy[0, len(ids) :], skip_special_tokens=True)
+
+    def put(path):
+        head = {"authorization": f"Bearer {'c' * 32}"}
+        return httpx.post(server.admin + "/admin/weights", json={"path": path}, headers=head, timeout=30)
+
+    try:
+        assert said(0) and not said(1)
+        assert put("bad").status_code == 400 and put("none").status_code == 400 and said(0)
+        assert put("1").json() == {"status": "ok", "value": 1}
+        assert said(1) and server.engine.stats["version"] == 1
+    finally:
+        server.stop()

@@ -132,3 +132,84 @@ def test_a_log_line_is_one_json_object_whatever_is_in_it(server, tmp_path):
     assert "secret" not in path.read_text() and b"\x1b" not in path.read_bytes()
     assert said[2]["request_id"] == "mine-1" and said[1]["request_id"].startswith("req_")
     assert said[2]["status"] == 200
+
+
+def test_embeddings_are_the_mean_of_hidden_states_and_do_not_depend_on_their_neighbours(client, llm):
+    import torch
+
+    texts = ["hello world", "the quick brown fox jumps over the lazy dog", "a"]
+    made = client.embeddings.create(model="tiny", input=texts, encoding_format="float")
+    alone = client.embeddings.create(model="tiny", input=texts[1])  # the client asks for base64 by itself
+    assert [one.index for one in made.data] == [0, 1, 2] and made.usage.prompt_tokens > 10
+    for one, text in zip(made.data, texts, strict=True):
+        ids = torch.tensor([llm.tokenizer.encode(text)])
+        with torch.no_grad():
+            hidden = llm.loaded.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        mean = hidden.mean(0)
+        assert torch.allclose(torch.tensor(one.embedding), mean / mean.norm(), atol=1e-5)
+    assert alone.data[0].embedding == pytest.approx(made.data[1].embedding, abs=1e-6)
+
+
+def test_the_dashboard_shows_what_there_is(server):
+    import re
+    from pathlib import Path
+
+    from llmkit.serve import metrics
+
+    board = json.loads(Path(metrics.__file__).with_name("grafana.json").read_text())
+    text = httpx.get(server.url + "/metrics").text
+    names = {name for name in re.findall(r"llmkit_\w+", json.dumps(board)) if name != "llmkit_serve"}
+    assert len(names) > 15
+    for name in names:
+        assert name in text or name.removesuffix("_bucket") in text, name
+
+
+def test_a_deadline_that_passed_is_told_and_nothing_was_made(server):
+    made = server.engine.stats["made"]
+    said = post(server, "/v1/chat/completions", messages=[{"role": "user", "content": "a"}], deadline=1e-9)
+    assert (said.status_code, said.json()["error"]["code"]) == (408, "deadline_exceeded")
+    assert said.headers["x-should-retry"] == "false" and server.engine.stats["made"] == made
+
+
+def test_a_dependency_under_its_floor_is_refused_in_one_line():
+    from llmkit.core.errors import RecipeError
+    from llmkit.serve.floors import FLOORS, check_floors
+
+    check_floors()
+    with pytest.raises(RecipeError) as refused:
+        check_floors(lambda name: "0.48.9" if name == "starlette" else FLOORS[name][0])
+    assert str(refused.value) == (
+        "starlette 0.48.9 is not safe before strangers (CVE-2025-62727); fix: pip install 'starlette>=0.49.1'"
+    )
+
+
+def test_another_address_than_loopback_asks_for_a_key():
+    from llmkit.core.errors import RecipeError
+    from llmkit.models.node import ModelRef
+    from llmkit.serve.start import Settings, start
+    from llmkit.stages.serve import Serve
+
+    with pytest.raises(RecipeError, match="key"):
+        start(Settings(ModelRef(name="tiny"), host="0.0.0.0"))
+    with pytest.raises(RecipeError, match="key_file"):
+        Serve(model=ModelRef(name="tiny"), host="0.0.0.0", out="x")
+
+
+def test_one_tenant_leaves_room_for_others():
+    from llmkit.serve.caller import Caller
+    from llmkit.serve.gate import Gate
+    from llmkit.serve.node import Bounds
+    from llmkit.serve.refusal import Refusal
+
+    gate = Gate(Bounds(requests=10, tokens=1000, share=0.5), tenants=2)
+    anna, ben = Caller("anna"), Caller("ben")
+    with gate.place(anna, 5, 10):
+        with pytest.raises(Refusal) as refused, gate.place(anna, 1, 1):
+            pass
+        assert refused.value.status == 429 and refused.value.wait
+        with gate.place(ben, 5, 500), pytest.raises(Refusal), gate.place(Caller("carl"), 1, 1):
+            pass
+    assert not gate.answers and not gate.tokens
+    with pytest.raises(Refusal) as refused, gate.place(anna, 1, 501):
+        pass
+    assert refused.value.status == 400

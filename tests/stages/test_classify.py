@@ -182,10 +182,10 @@ def test_a_result_is_evaluated_merged_and_reported(trained, texts, tmp_path):
 
 
 def test_what_a_classifier_cannot_do_is_refused_by_name(trained, tiny, texts, rows, tmp_path):
-    from llmkit.cli.text import generate
+    from llmkit.cli.text import Asking, generate
 
     with pytest.raises(ModelError, match="is a sequence classifier, and writes no text"):
-        generate(str(trained.folder), "hello", 4, 0.0, 0, False, False, False)
+        generate(Asking(str(trained.folder), {}), "hello", False)
     source = [{"kind": "jsonl", "path": str(rows)}]
     with pytest.raises(ModelError, match="writes no text"):
         task = {"kind": "perplexity", "data": source}

@@ -7,28 +7,15 @@
 #include <omp.h>
 
 #include <cmath>
-#include <type_traits>
+#include <optional>
 
-#include "../stored.h"
+#include "products.h"
 
 using namespace llmkit;
 
 namespace {
 
-constexpr long CHUNK = 256;       // lanes of a chunk: 16 blocks of 16 keys
-constexpr long STRIPS = CHUNK / LANES;
 constexpr float NONE = -1e30f;
-
-struct Shape {
-  long heads, groups, size, value, block, queries, window;  // `queries` of a task
-  float scale, cap;
-  long held() const { return heads / groups; }
-  long wide() const { return (block + LANES - 1) / LANES * LANES; }          // lanes of a block
-  long columns() const { return (value + LANES - 1) / LANES * LANES; }       // of a value, as it lies in a block
-  long blocks() const { return std::max(1L, CHUNK / wide()); }               // of a chunk
-  long pitch() const { return blocks() * wide() + LANES; }                   // rows apart by no power of two
-  long first(long place) const { return window ? std::max(0L, place - window + 1) : 0; }
-};
 
 template <class T>
 struct Cache {
@@ -70,109 +57,6 @@ void write(const Shape& s, const Heads& k, const Heads& v, const Step& step, con
       put(v.of<In>(g, t), s.value, cache.values + (at * s.wide() + in) * s.columns(), 1,
           cache.by_value + at * s.wide() + in);
     }
-}
-
-// ---- scores: M queries by N strips of 16 keys
-
-template <int M, int N, class T>
-void meet(const float* q, const T* const* strips, const Shape& s, float* out) {
-  vec acc[M][N];
-#pragma GCC unroll 16
-  for (int i = 0; i < M; i++)
-#pragma GCC unroll 16
-    for (int j = 0; j < N; j++) acc[i][j] = vec{};
-  const T* at[N];
-#pragma GCC unroll 16
-  for (int j = 0; j < N; j++) at[j] = strips[j];
-  for (long d = 0; d < s.size; d++) {
-    vec keys[N];
-#pragma GCC unroll 16
-    for (int j = 0; j < N; j++) { keys[j] = wide(at[j]); at[j] += s.wide(); }
-#pragma GCC unroll 16
-    for (int i = 0; i < M; i++) {
-      const vec x = all(q[i * s.size + d]);
-#pragma GCC unroll 16
-      for (int j = 0; j < N; j++) acc[i][j] += x * keys[j];
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < M; i++)
-#pragma GCC unroll 16
-    for (int j = 0; j < N; j++) store(out + i * s.pitch() + j * LANES, acc[i][j]);
-}
-
-// ---- values: M queries by N vectors of a value's columns, over the blocks of a chunk
-
-struct Reach { long block, from, to; };  // rows [from, to) of a block of the chunk
-
-template <int M, int N, class T>
-void weigh(const float* weights, const T* const* blocks, const Reach* reach, long count, const Shape& s, float* out) {
-  vec acc[M][N];
-#pragma GCC unroll 16
-  for (int i = 0; i < M; i++)
-#pragma GCC unroll 16
-    for (int j = 0; j < N; j++) acc[i][j] = vec{};
-  const long columns = s.columns(), pitch = s.pitch();
-  for (long b = 0; b < count; b++) {
-    const T* row = blocks[b] + reach[b].from * columns;
-    const float* by = weights + reach[b].block * s.wide() + reach[b].from;
-    for (long k = reach[b].from; k < reach[b].to; k++, row += columns, by++) {
-      vec value[N];
-#pragma GCC unroll 16
-      for (int j = 0; j < N; j++) value[j] = wide(row + j * LANES);
-#pragma GCC unroll 16
-      for (int i = 0; i < M; i++) {
-        const vec x = all(by[i * pitch]);
-#pragma GCC unroll 16
-        for (int j = 0; j < N; j++) acc[i][j] += x * value[j];
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < M; i++)
-#pragma GCC unroll 16
-    for (int j = 0; j < N; j++) store(out + i * columns + j * LANES, acc[i][j]);
-}
-
-// Calls `run` for 6, 4, 3, 2 or 1 rows at a time: an element has the same sum in each.
-template <class F>
-void by_rows(long rows, F run) {
-  long i = 0;
-  for (; i + 6 <= rows; i += 6) run(std::integral_constant<int, 6>{}, i);
-  for (; i + 4 <= rows; i += 4) run(std::integral_constant<int, 4>{}, i);
-  for (; i + 3 <= rows; i += 3) run(std::integral_constant<int, 3>{}, i);
-  for (; i + 2 <= rows; i += 2) run(std::integral_constant<int, 2>{}, i);
-  for (; i < rows; i++) run(std::integral_constant<int, 1>{}, i);
-}
-
-template <class T>
-void all_scores(long rows, const float* q, const T* const* strips, long count, const Shape& s, float* out) {
-  long j = 0;
-  for (; j + 4 <= count; j += 4)
-    by_rows(rows, [&](auto m, long i) {
-      meet<m.value, 4>(q + i * s.size, strips + j, s, out + i * s.pitch() + j * LANES);
-    });
-  for (; j < count; j++)
-    by_rows(rows, [&](auto m, long i) {
-      meet<m.value, 1>(q + i * s.size, strips + j, s, out + i * s.pitch() + j * LANES);
-    });
-}
-
-template <class T>
-void all_values(long rows, const float* weights, const T* const* blocks, const Reach* reach, long count, const Shape& s,
-                float* out) {
-  const T* moved[STRIPS];
-  for (long b = 0; b < count; b++) moved[b] = blocks[b];
-  const auto on = [&](long by) { for (long b = 0; b < count; b++) moved[b] += by * LANES; };
-  long j = 0;
-  for (; j + 4 * LANES <= s.columns(); j += 4 * LANES, on(4))
-    by_rows(rows, [&](auto m, long i) {
-      weigh<m.value, 4>(weights + i * s.pitch(), moved, reach, count, s, out + i * s.columns() + j);
-    });
-  for (; j < s.columns(); j += LANES, on(1))
-    by_rows(rows, [&](auto m, long i) {
-      weigh<m.value, 1>(weights + i * s.pitch(), moved, reach, count, s, out + i * s.columns() + j);
-    });
 }
 
 // ---- one row of a chunk
@@ -220,12 +104,14 @@ __attribute__((noinline)) void merge(Mass& there, float* out, const Mass& chunk,
 struct Room {
   float *q, *scores, *part, *out, *by;
   Mass *mass, *chunk;
+  float* wide;
+  static long widened(const Shape& s) { return s.blocks() * s.wide() * (s.size + s.columns()); }
   static long rows(const Shape& s) { return s.queries * s.groups; }
-  static long floats(const Shape& s) { return rows(s) * (s.size + s.pitch() + 2 * s.columns() + 4) + 2 * s.pitch(); }
+  static long floats(const Shape& s) { return rows(s) * (s.size + s.pitch() + 2 * s.columns() + 4) + 2 * s.pitch() + widened(s); }
   Room(float* at, const Shape& s)
       : q(at), scores(q + rows(s) * s.size), part(scores + rows(s) * s.pitch()), out(part + rows(s) * s.columns()),
         by(out + rows(s) * s.columns()), mass(reinterpret_cast<Mass*>(by + 2 * s.pitch())),
-        chunk(mass + rows(s)) {}
+        chunk(mass + rows(s)), wide(reinterpret_cast<float*>(chunk + rows(s))) {}
 };
 
 // Puts NONE where a query does not see a key, in blocks [low, top) of a chunk that begins with key `from`.
@@ -253,14 +139,22 @@ struct Chunk {
   Reach reach[STRIPS];
   long from, low, top;
   Chunk(const Shape& s, const Cache<T>& cache, const int64_t* table, long g, long from_, long first, long last)
-      : from(from_), low(std::max(0L, first - from_) / s.block),
-        top((std::min(last - from_, s.blocks() * s.block) + s.block - 1) / s.block) {
-    long n = 0;
+      : Chunk(s, from_, first, last) {
     for (long b = low; b < top; b++) {
-      const long at = from + b * s.block, block = table[at / s.block];
-      for (long l = 0; l < s.wide(); l += LANES) strips[n++] = cache.key(s, block, g) + l;
-      values[b - low] = cache.of_value(s, block, g);
-      reach[b - low] = {b, std::max(0L, first - at), std::min(s.block, last - at)};
+      const long block = table[from / s.block + b];
+      place(s, b - low, cache.key(s, block, g), cache.of_value(s, block, g));
+    }
+  }
+  // The same in fp32, which is worth its making where many queries read it.
+  template <class N>
+  Chunk(const Shape& s, const Chunk<N>& narrow, float* room) : Chunk(narrow) {
+    const long keys = s.size * s.wide(), values_ = s.wide() * s.columns();
+    for (long b = 0; b < top - low; b++, room += keys + values_) {
+      const N *key = narrow.strips[b * (s.wide() / LANES)], *value = narrow.values[b];
+      for (long i = 0; i < keys; i += LANES) store(room + i, llmkit::wide(key + i));
+      for (long i = reach[b].from * s.columns(); i < reach[b].to * s.columns(); i += LANES)
+        store(room + keys + i, llmkit::wide(value + i));
+      place(s, b, room, room + keys);
     }
   }
   // The factors of its keys or values, lane by lane.
@@ -270,7 +164,35 @@ struct Chunk {
       std::copy(at, at + s.wide(), by + b * s.wide());
     }
   }
+
+ private:
+  template <class> friend struct Chunk;
+  Chunk(const Shape& s, long from_, long first, long last)
+      : from(from_), low(std::max(0L, first - from_) / s.block),
+        top((std::min(last - from_, s.blocks() * s.block) + s.block - 1) / s.block) {
+    for (long b = low; b < top; b++) {
+      const long at = from + b * s.block;
+      reach[b - low] = {b, std::max(0L, first - at), std::min(s.block, last - at)};
+    }
+  }
+  template <class N>
+  explicit Chunk(const Chunk<N>& other) : from(other.from), low(other.low), top(other.top) {
+    std::copy(other.reach, other.reach + (top - low), reach);
+  }
+  void place(const Shape& s, long b, const T* key, const T* value) {
+    for (long l = 0; l < s.wide(); l += LANES) strips[b * (s.wide() / LANES) + l / LANES] = key + l;
+    values[b] = value;
+  }
 };
+
+// Where more queries than go through registers at once read a narrow chunk, it is made fp32 first: the same numbers.
+template <class T>
+const Chunk<float>* widened(const Shape& s, const Chunk<T>& chunk, long rows, const Room& room,
+                            std::optional<Chunk<float>>& held) {
+  if (std::is_same<T, float>::value || rows <= 6) return nullptr;
+  held.emplace(s, chunk, room.wide);
+  return &*held;
+}
 
 bool finite(const float* x, long n) {
   vec total{};  // times 0 what is finite is 0
@@ -284,7 +206,7 @@ void attend(const Shape& s, const Step& step, const Span& span, const Cache<T>& 
   const bool tree = span.tree >= 0;
   const long length = span.end - span.start, rows = n * s.groups;
   const long first = s.first(span.past + (tree ? 0 : query)), last = span.past + (tree ? length : query + n);
-  const long keys = s.blocks() * s.block, columns = s.columns(), wide = s.wide(), pitch = s.pitch();
+  const long keys = s.blocks() * s.block, columns = s.columns(), pitch = s.pitch();
   const int64_t* table = step.table + span.table;
   for (long r = 0; r < rows; r++) {
     const float* from = q.of<float>(g * s.groups + r % s.groups, span.start + query + r / s.groups);
@@ -292,25 +214,28 @@ void attend(const Shape& s, const Step& step, const Span& span, const Cache<T>& 
     room.mass[r] = {NONE, 0};
   }
   std::fill(room.out, room.out + rows * columns, 0.0f);
+  std::optional<Chunk<float>> held;
   for (long from = first / keys * keys; from < last; from += keys) {
     const Chunk<T> chunk(s, cache, table, g, from, first, last);
-    const long blocks = chunk.top - chunk.low, lanes = blocks * wide;
-    float* scores = room.scores + chunk.low * wide;
-    all_scores(rows, room.q, chunk.strips, lanes / LANES, s, scores);
+    const Chunk<float>* wide = widened(s, chunk, rows, room, held);
+    const long blocks = chunk.top - chunk.low, lanes = blocks * s.wide(), low = chunk.low * s.wide();
+    float* scores = room.scores + low;
+    if (wide) all_scores(rows, room.q, wide->strips, lanes / LANES, s, scores);
+    else all_scores(rows, room.q, chunk.strips, lanes / LANES, s, scores);
     if (std::is_same<T, int8_t>::value) {
       chunk.factors(s, cache.by_key, table, g, room.by);
       chunk.factors(s, cache.by_value, table, g, room.by + pitch);
     }
     for (long r = 0; r < rows; r++) {
       float* row = scores + r * pitch;
-      if (std::is_same<T, int8_t>::value) times(row, lanes, room.by + chunk.low * wide);
+      if (std::is_same<T, int8_t>::value) times(row, lanes, room.by + low);
       if (s.cap > 0) capped(row, lanes, s.cap);
-      hide(s, step, span, query + r / s.groups, from, chunk.low, chunk.top, room.scores + r * pitch);
+      hide(s, step, span, query + r / s.groups, from, chunk.low, chunk.top, row - low);
+      room.chunk[r] = softened(row, lanes);
+      if (std::is_same<T, int8_t>::value) times(row, lanes, room.by + pitch + low);
     }
-    for (long r = 0; r < rows; r++) room.chunk[r] = softened(scores + r * pitch, lanes);
-    if (std::is_same<T, int8_t>::value)
-      for (long r = 0; r < rows; r++) times(scores + r * pitch, lanes, room.by + pitch + chunk.low * wide);
-    all_values(rows, room.scores, chunk.values, chunk.reach, blocks, s, room.part);
+    if (wide) all_values(rows, room.scores, wide->values, chunk.reach, blocks, s, room.part);
+    else all_values(rows, room.scores, chunk.values, chunk.reach, blocks, s, room.part);
     for (long r = 0; r < rows; r++)
       merge(room.mass[r], room.out + r * columns, room.chunk[r], room.part + r * columns, columns);
   }

@@ -87,6 +87,22 @@ class Laid:
     """Whether every token is of a span."""
     tasks: dict[int, Tensor] = field(default_factory=dict)
     there: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    grids: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def single(self) -> bool:
+        """Whether every span is one token."""
+        return self.full and all(run[1] - run[0] == 1 for run in self.runs)
+
+    def grid(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Of spans of one token on a device: their blocks (S, most) and how many tokens each sees (S,); where a row has
+        fewer blocks, its first stands in."""
+        if device not in self.grids:
+            used = [list(blocks[: past // self.block + 1]) for _, _, past, blocks, _ in self.runs]
+            most = max(map(len, used))
+            table = _whole([row + row[:1] * (most - len(row)) for row in used])
+            self.grids[device] = table.to(device), _whole([run[2] + 1 for run in self.runs]).to(device)
+        return self.grids[device]
 
     def by(self, queries: int) -> Tensor:
         """(N, 2): span and first query of every task of so many queries, the longest first."""

@@ -1,0 +1,66 @@
+"""A loaded model, as the members of the `generator` union take it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmkit.build.adapters_of import Beside
+from llmkit.build.engines import engine_of
+from llmkit.inference.engine import Engine
+from llmkit.inference.node import OwnEngine
+from llmkit.models.load import Loaded
+
+
+@dataclass(frozen=True)
+class Here:
+    """A model in this process."""
+
+    loaded: Loaded
+    trained: Any = None
+    """It with an adapter in training; None where it is only read."""
+    beside: Beside = Beside()
+    """Adapters that may be asked for by name."""
+    most: int | None = None
+    """Tokens that the engine's cache need not hold more of."""
+    mixed: bool = False
+    """Whether products run in 16 bits under autocast, by our own doing and not by the caller's."""
+
+    @property
+    def model(self) -> Any:
+        """Of transformers, perhaps with an adapter."""
+        return self.loaded.model if self.trained is None else self.trained
+
+    @property
+    def tokenizer(self) -> Any:
+        """The loaded model's."""
+        return self.loaded.tokenizer
+
+    @property
+    def folder(self) -> Path:
+        """Of its files."""
+        return self.loaded.resolved.folder
+
+    @property
+    def base(self) -> Path | None:
+        """Of its base's files, where it is an adapter."""
+        base = self.loaded.resolved.base
+        return base.folder if base is not None else None
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Autocast, or nothing."""
+        if not self.mixed:
+            return nullcontext()
+        return torch.autocast(next(self.model.parameters()).device.type, dtype=torch.bfloat16)
+
+    def engine(self, how: OwnEngine) -> Engine:
+        """An engine over it.
+
+        Raises:
+            ModelError: the family cannot read a paged cache, or an adapter does not fit.
+        """
+        return engine_of(self.loaded, how, self.beside, self.trained, self.most)

@@ -1,0 +1,47 @@
+"""An answer as it grows, in pieces of text that can be shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmkit.inference.request import Event, Finish, Token
+from llmkit.inference.sampling import Sampling
+from llmkit.inference.text import Texts
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What came of one answer; all texts put together are the answer's."""
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+    """Those that are part of the answer: what ends it is none."""
+    finish_reason: Finish | None = None
+    """With the last piece."""
+    index: int = 0
+    """Which of the n answers."""
+    stop_reason: int | str | None = None
+
+
+class Pieces:
+    """The pieces of what `sampling` asks for."""
+
+    def __init__(self, sampling: Sampling, texts: Texts) -> None:
+        self.streams = [texts.stream(sampling) for _ in range(sampling.n)]
+        self.open = set(range(sampling.n))
+
+    @property
+    def done(self) -> bool:
+        """Whether all answers have ended."""
+        return not self.open
+
+    def take(self, event: Event) -> Piece:
+        """What an event adds."""
+        tokens, stream = event.tokens, self.streams[event.index]
+        if event.finish == "stop" and not isinstance(event.stopped, str):
+            tokens = tokens[:-1]
+        text = "".join(stream.add(token.id) for token in tokens)
+        if event.finish is not None:
+            text += stream.end()
+            self.open.discard(event.index)
+        return Piece(text, tokens, event.finish, event.index, event.stopped)

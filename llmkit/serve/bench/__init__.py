@@ -1,0 +1,1 @@
+"""How fast a server answers under load: any that speaks the OpenAI routes."""

@@ -1,0 +1,70 @@
+"""`generate` and `chat`: every field of Sampling, answers as JSON, a conversation that can be begun anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from llmkit.build.llm import LLM
+from llmkit.cli import chat as talking
+from llmkit.cli.text import Asking, generate
+from llmkit.inference.sampling import Sampling
+
+
+def test_every_field_of_sampling_can_be_said_and_a_wrong_one_is_named(tiny: Any, capsys: Any) -> None:
+    more = ("logprobs=2", "min_tokens=3", "logit_bias={5: 1.5}")
+    generate(Asking(str(tiny), {"max_tokens": 4, "n": 2, "temperature": 1.0}, more), "hello", True)
+    said = json.loads(capsys.readouterr().out)
+    llm = LLM(str(tiny))
+    how = Sampling(max_tokens=4, n=2, temperature=1.0, logprobs=2, min_tokens=3, logit_bias={5: 1.5})
+    made = llm.chat([{"role": "user", "content": "hello"}], how)
+    assert [one["text"] for one in said["outputs"]] == [one.text for one in made.outputs]
+    assert said["token_ids"] == list(made.token_ids) and len(said["logprobs"]) == len(made.token_ids) >= 3
+    with pytest.raises(Exception, match="top_q: unknown key, did you mean top_"):
+        generate(Asking(str(tiny), {}, ("top_q=1",)), "hello", True)
+
+
+def said(monkeypatch: Any, *lines: str) -> None:
+    left = iter((*lines, ""))
+    monkeypatch.setattr("builtins.input", lambda *_: next(left))
+
+
+def test_a_conversation_goes_on_is_forgotten_and_told(tiny: Any, monkeypatch: Any, capsys: Any) -> None:
+    llm, how = LLM(str(tiny)), Sampling(max_tokens=5)
+
+    def user(text: str) -> dict[str, str]:
+        return {"role": "user", "content": text}
+
+    first = llm.chat([user("hello")], how).text
+    second = llm.chat([user("hello"), {"role": "assistant", "content": first}, user("world")], how).text
+    system = llm.chat([{"role": "system", "content": "the dog"}, user("hello")], how).text
+    said(monkeypatch, "hello", "world", "/reset", "hello", "/reset", "/system the dog", "hello", "/adapter x", "/wrong")
+    talking.chat(Asking(str(tiny), {"max_tokens": 5}))
+    told = "no adapter is named x (none is loaded)\n/wrong is no command; /help lists them\n"
+    assert capsys.readouterr().out == f"{first}\n{second}\n{first}\n{system}\n{told}"
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_chat(tiny: Any, monkeypatch: Any, capsys: Any) -> None:
+    whole = LLM(str(tiny)).chat([{"role": "user", "content": "hello"}], Sampling(max_tokens=200)).text
+    real, steps = LLM.stream, []
+
+    def interrupted(self: LLM, *args: Any, **more: Any) -> Any:
+        for piece in real(self, *args, **more):
+            steps.append(piece)
+            if len(steps) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield piece
+
+    monkeypatch.setattr(LLM, "stream", interrupted)
+    said(monkeypatch, "hello", "/help")
+    talking.chat(Asking(str(tiny), {"max_tokens": 200}))
+    out = capsys.readouterr().out
+    assert len(steps) == 3 and out.endswith("\n" + talking.HELP)
+    assert whole.startswith(out.removesuffix("\n" + talking.HELP)) and len(out) < len(whole) + len(talking.HELP)
+    with pytest.raises(KeyboardInterrupt):  # the control: it is noted no longer
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()

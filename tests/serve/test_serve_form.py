@@ -1,0 +1,57 @@
+"""Answers that must look like something, through the `openai` client."""
+
+import json
+
+import jsonschema
+import openai
+import pytest
+
+ASKED = [{"role": "user", "content": "hello world"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"on": {"type": "boolean"}, "level": {"enum": [1, 2, "high"]}},
+    "required": ["on", "level"],
+    "additionalProperties": False,
+}
+
+
+def formatted(schema):
+    return {"type": "json_schema", "json_schema": {"name": "state", "strict": True, "schema": schema}}
+
+
+def asked(client, **how):
+    made = client.chat.completions.create(model="tiny", messages=ASKED, temperature=1.0, max_tokens=150, seed=3, **how)
+    return made.choices[0]
+
+
+def test_an_answer_has_the_form_that_is_asked_for(client):
+    whole = asked(client, response_format=formatted(SCHEMA))
+    assert whole.finish_reason == "stop"
+    jsonschema.validate(json.loads(whole.message.content), SCHEMA)
+    for outputs, wanted in (
+        ({"choice": ["yes", "no"]}, ("yes", "no")),
+        ({"regex": "a|b"}, ("a", "b")),
+        ({"grammar": 'start: "x" | "y"'}, ("x", "y")),
+        ({"json": {"const": 7}}, ("7",)),
+    ):
+        assert asked(client, extra_body={"structured_outputs": outputs}).message.content in wanted
+    assert asked(client, response_format={"type": "text"}).message.content
+
+
+@pytest.mark.parametrize(
+    ("how", "param"),
+    [
+        ({"response_format": formatted(SCHEMA | {"not": {}})}, "response_format.json_schema.schema.not"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_object"}, "stop": "x"}, "stop"),
+        ({"response_format": formatted({}), "extra_body": {"structured_outputs": {"regex": "a"}}}, "response_format"),
+        ({"extra_body": {"structured_outputs": {"regex": "a", "choice": ["b"]}}}, "structured_outputs"),
+        ({"extra_body": {"structured_outputs": {"choice": [""]}}}, "structured_outputs.choice"),
+    ],
+    ids=str,
+)
+def test_a_form_that_cannot_be_held_is_a_refusal_that_names_it(client, how, param):
+    with pytest.raises(openai.BadRequestError) as refused:
+        asked(client, **how)
+    assert refused.value.body["param"] == param, refused.value.body

@@ -1,0 +1,177 @@
+"""The server with its two processes: an engine that dies, a signal to stop, few file descriptors."""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from llmkit.models.node import ModelRef
+from llmkit.serve import worker
+from llmkit.serve.start import Settings, start
+from tests.serve.conftest import SMALL
+from tests.serve.forked import Forked
+
+LONG = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 480, "ignore_eos": True}
+
+
+def engine(theirs):
+    def work():
+        number = theirs.fileno()
+        os.closerange(3, number)  # as in a new interpreter: with its server's end of the socket it would outlive it
+        os.closerange(number + 1, 4096)
+        return worker.main(number)
+
+    return Forked(work)
+
+
+def serving(folder, files):
+    if files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    start(Settings(ModelRef(name=str(folder)), port=0, name="tiny", engine=SMALL), engine)
+
+
+class Server:
+    def __init__(self, folder, tmp_path, files=0):
+        self.log = tmp_path / "log"
+        with self.log.open("w") as err:
+            self.process = Forked(serving, folder, files, err=err.fileno())
+        self.url = self.said("ready")["url"]
+
+    def said(self, event, count=1):
+        """The `count`-th line of the log about something."""
+        end = time.monotonic() + 60
+        while time.monotonic() < end and self.process.poll() is None:
+            lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+            found = [line for line in lines if line["event"] == event]
+            if len(found) >= count:
+                return found[count - 1]
+            time.sleep(0.01)
+        raise AssertionError(self.log.read_text())
+
+    def engine(self):
+        """The pid of its engine's process."""
+        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[-1])
+
+
+@pytest.fixture
+def served(llm, tiny, tmp_path):
+    """`llm`: what the processes need is imported before they are forked."""
+    made = []
+
+    def make(files=0):
+        made.append(Server(tiny, tmp_path, files))
+        return made[-1]
+
+    yield make
+    for one in made:
+        with contextlib.suppress(ProcessLookupError):
+            if one.process.poll() is None:
+                one.process.kill()
+
+
+def events(url, asked, told, begun):
+    with httpx.Client(timeout=60) as client, client.stream("POST", url + "/v1/chat/completions", json=asked) as said:
+        for line in said.iter_lines():
+            if line.startswith("data: "):
+                told.append(line[6:])
+                begun.set()
+
+
+def test_a_dead_engine_is_told_to_each_client_and_started_again(served):
+    server = served()
+    told, waiting = [[] for _ in range(8)], []
+    for one in told:
+        begun = threading.Event()
+        asked = (server.url, LONG | {"stream": True}, one, begun)
+        waiting.append((threading.Thread(target=events, args=asked), begun))
+        waiting[-1][0].start()
+    for _, begun in waiting:
+        assert begun.wait(30)
+    dead = server.engine()
+    os.kill(dead, signal.SIGKILL)
+    for thread, _ in waiting:
+        thread.join(10)
+        assert not thread.is_alive()
+    for one in told:
+        assert json.loads(one[-1])["error"]["code"] == "engine_died" and "[DONE]" not in one
+        assert all("error" not in json.loads(line) for line in one[:-1])
+    assert httpx.get(server.url + "/health").status_code == 503
+    refused = httpx.post(server.url + "/v1/chat/completions", json=LONG)
+    assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+    server.said("ready", 2)
+    assert httpx.get(server.url + "/health").status_code == 200 and server.engine() != dead
+    good = httpx.post(server.url + "/v1/chat/completions", json=LONG | {"max_tokens": 3}, timeout=30)
+    assert good.json()["usage"]["completion_tokens"] == 3
+
+
+def test_what_was_accepted_is_finished_after_a_signal_and_nothing_new_is_taken(served):
+    server = served()
+    told, begun = [], threading.Event()
+    thread = threading.Thread(target=events, args=(server.url, LONG | {"stream": True}, told, begun))
+    thread.start()
+    assert begun.wait(30)
+    child = server.engine()
+    server.process.kill(signal.SIGTERM)
+    server.said("draining")
+    with contextlib.suppress(httpx.TransportError):  # unless it was over before this came
+        assert httpx.post(server.url + "/v1/chat/completions", json=LONG).status_code == 503
+        assert httpx.get(server.url + "/health").status_code == 503
+    thread.join(60)
+    assert told[-1] == "[DONE]" and json.loads(told[-2])["choices"][0]["finish_reason"] == "length"
+    assert server.process.wait() == 0
+    end = time.monotonic() + 10
+    while (stat := Path(f"/proc/{child}/stat")).exists() and stat.read_text().split()[2] != "Z":
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_with_few_file_descriptors_some_are_told_to_come_back_and_then_all_are_served(served):
+    from tests.serve.raw import answer, connect, head
+
+    server = served(files=64)
+    with contextlib.ExitStack() as stack:
+        owns = [stack.enter_context(connect(server)) for _ in range(80)]
+        told = []
+        for own in owns[-20:]:
+            own.settimeout(5)
+            with contextlib.suppress(OSError):
+                told.append(answer(own)[0])
+        assert 503 in told
+    end = time.monotonic() + 20
+    while True:
+        with contextlib.suppress(OSError), connect(server) as own:
+            own.sendall(head("/health", "GET"))
+            if answer(own)[0] == 200:
+                break
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert httpx.post(server.url + "/v1/chat/completions", json=LONG | {"max_tokens": 3}).status_code == 200
+
+
+@pytest.mark.slow
+def test_the_command_serves_and_stops(tiny, tmp_path):
+    import subprocess
+
+    log = tmp_path / "log"
+    with log.open("w") as err:
+        words = [sys.executable, "-m", "llmkit", "serve", str(tiny), "--port", "0", "--name", "tiny"]
+        process = subprocess.Popen(words, stderr=err)
+    try:
+        end = time.monotonic() + 200
+        while '"ready"' not in log.read_text():
+            assert time.monotonic() < end and process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        url = next(json.loads(line)["url"] for line in log.read_text().splitlines() if '"ready"' in line)
+        assert httpx.post(url + "/v1/chat/completions", json=LONG | {"max_tokens": 3}).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
