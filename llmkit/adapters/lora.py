@@ -111,7 +111,8 @@ class FusedLora(PeftLinear):  # type: ignore[misc]
         part = None if args or kwargs else self.part(x)
         if part is None:
             return cast(Tensor, super().forward(x, *args, **kwargs))
-        return lora_linears(x, [part])[0] if self.together is None else self.together.output(self, x)
+        alone = self.together is None or self not in self.together.members  # a twin of one that is
+        return lora_linears(x, [part])[0] if alone else cast(Together, self.together).output(self, x)
 
     def part(self, x: Tensor) -> Part | None:
         """What the fused way needs to know for this input; None where it has to be peft's."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Any
 
+from llmkit.core.clock import stamp
 from llmkit.inference.request import Token
 from llmkit.serve.chat import Chat
 from llmkit.serve.generated import Generation
@@ -86,7 +86,7 @@ class ChatWriter:
         special = bool(asked.chosen.tools) and service.format.calls.special
         self.made = Generation(service, [asked.request], asked.account, special)
         self.choices = [Choice(service, asked) for _ in range(asked.request.sampling.n)]
-        self.began, self.id = int(time.time()), f"chatcmpl-{asked.request.id}"
+        self.began, self.id = stamp(), f"chatcmpl-{asked.request.id}"
 
     async def whole(self) -> dict[str, Any]:
         """The answers when all of them are there."""

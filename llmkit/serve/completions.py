@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from llmkit.core.clock import stamp
 from llmkit.inference.request import Request, Token
 from llmkit.serve.answer import Piece
 from llmkit.serve.asked import IGNORED, deadline, most_tokens, sampling
@@ -82,7 +82,7 @@ class TextWriter:
         self.spelling = Spelling(service.tokenizer)
         self.made = Generation(service, asked.requests, asked.account)
         self.offsets = [0] * len(self.made.answers)
-        self.began, self.id = int(time.time()), f"cmpl-{asked.account.caller.number}"
+        self.began, self.id = stamp(), f"cmpl-{asked.account.caller.number}"
 
     async def whole(self) -> dict[str, Any]:
         """The answers when all of them are there."""

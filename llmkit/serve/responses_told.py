@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any
 
+from llmkit.core.clock import stamp
 from llmkit.serve.chat_told import Choice
 from llmkit.serve.generated import Generation
 from llmkit.serve.responses import Asked
@@ -100,7 +100,7 @@ class ResponseWriter:
         special = bool(of.chosen.tools) and service.format.calls.special
         self.made = Generation(service, [of.request], of.account, special)
         self.choice, self.items = Choice(service, of), Items(of.request.id)
-        self.began = int(time.time())
+        self.began = stamp()
 
     async def whole(self) -> dict[str, Any]:
         """The answer when all of it is there."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
+from llmkit.core.clock import stamp
 from llmkit.data.render import Renderer
 from llmkit.inference.request import Event, Request
 from llmkit.inference.text import Texts
@@ -33,7 +33,7 @@ class Service:
     engine: Remote
     tokenizer: Any
     bounds: Bounds = Bounds()
-    began: int = field(default_factory=lambda: int(time.time()))
+    began: int = field(default_factory=stamp)
     """Seconds since the epoch."""
     draining: bool = False
     """Whether no more is taken on."""

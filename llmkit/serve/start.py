@@ -130,12 +130,15 @@ def door(app: ASGIApp, service: Service, metrics: Metrics, settings: Settings) -
         if status >= 400:
             metrics.refused(scope.get("refused") or str(status))
         facts = {"request_id": caller.id, "tenant": caller.tenant, "method": scope["method"], "path": path}
-        LOG.info("request", extra={**facts, "status": status, "seconds": round(seconds, 6)})
+        level = logging.DEBUG if path in WATCHED else logging.INFO
+        LOG.log(level, "request", extra={**facts, "status": status, "seconds": round(seconds, 6)})
 
     made.over.append(over)
     return made
 
 
+WATCHED = ("/health", "/metrics")
+"""What is asked every few seconds by those who watch."""
 ROUTES = (
     "/",
     "/health",

@@ -236,7 +236,8 @@ def test_t5_checkpoints_are_ordered_by_step_and_not_by_date(tmp_path):
 
 def test_t5_nothing_of_ours_reads_the_wall_clock_to_measure():
     asked = {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now", "datetime.utcnow"}
-    for path in Path(llmkit.__file__).parent.rglob("*.py"):
+    told = Path(llmkit.__file__).parent / "core" / "clock.py"  # the one that says when something was
+    for path in (path for path in Path(llmkit.__file__).parent.rglob("*.py") if path != told):
         for node in ast.walk(ast.parse(path.read_text())):
             assert not (isinstance(node, ast.Call) and ast.unparse(node.func) in asked), f"{path}:{node.lineno}"
 

@@ -1,0 +1,10 @@
+"""The time of day, to tell somebody when something was: nothing is measured by it, since it can leap."""
+
+from __future__ import annotations
+
+import time
+
+
+def stamp() -> int:
+    """Whole seconds since the epoch."""
+    return int(time.time())
