@@ -31,6 +31,7 @@ def check(request: Request, facts: Facts, limits: Limits) -> None:
         raise RequestError("holds no tokens", fix="ask something", key="prompt")
     if sampling.n > limits.sequences:
         raise RequestError(f"{sampling.n} answers at once", fix=f"ask for at most {limits.sequences}", key="n")
+    check_beams(request, limits)
     lists = {
         "prompt": request.prompt,
         "stop_ids": sampling.stop_ids,
@@ -41,6 +42,26 @@ def check(request: Request, facts: Facts, limits: Limits) -> None:
         if wrong := [id for id in ids if not 0 <= id < facts.words]:
             what = f"token {wrong[0]} is none of the {facts.words} of the vocabulary"
             raise RequestError(what, fix="give tokens of this model", key=key)
+
+
+def check_beams(request: Request, limits: Limits) -> None:
+    """
+    Raises:
+        RequestError: what is asked does not go with beams.
+    """
+    sampling = request.sampling
+    if sampling.beams == 1:
+        return
+    if sampling.beams > limits.sequences:
+        what = f"{sampling.beams} texts at once"
+        raise RequestError(what, fix=f"ask for at most {limits.sequences}", key="beams")
+    if sampling.n > sampling.beams:
+        what = f"{sampling.n} of {sampling.beams} beams"
+        raise RequestError(what, fix=f"ask for at most {sampling.beams}", key="n")
+    if sampling.temperature:
+        raise RequestError("beams are not sampled", fix="give temperature 0", key="temperature")
+    if sampling.stop:
+        raise RequestError("texts do not end beams", fix="give stop_ids", key="stop")
 
 
 def check_length(request: Request, longest: int) -> None:

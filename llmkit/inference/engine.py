@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 
 from torch import Tensor
 
 from llmkit.inference.adapters import Adapters, Version
 from llmkit.inference.answers import Answers
+from llmkit.inference.beam import Beams
 from llmkit.inference.blocks import Blocks, salted
+from llmkit.inference.branch import branch
 from llmkit.inference.check import Facts, check, check_length
 from llmkit.inference.gauges import Stats, Tally
 from llmkit.inference.live import Live
@@ -62,9 +65,10 @@ class Engine:
         answers = Answers(request, self.facts, self.texts)
         held = self._adapter(request)
         virtual = range(self.facts.words, self.facts.words + held.before)
-        first = Sequence(request, 0, [*virtual, *request.prompt], width=request.sampling.n)
+        first = Sequence(request, 0, [*virtual, *request.prompt], width=max(request.sampling.n, request.sampling.beams))
         first.adapter, first.before = held.key, held.before
-        self.live[request.id] = Live(request, held, answers, {first}, set(range(request.sampling.n)))
+        beams = Beams(first, answers.steer(0), answers.ends) if request.sampling.beams > 1 else None
+        self.live[request.id] = Live(request, held, answers, {first}, set(range(request.sampling.n)), beams)
         self.scheduler.add(first)
         self.tally.requests += 1
 
@@ -151,6 +155,7 @@ class Engine:
             raise
         self.scheduler.commit(step)
         places: list[tuple[Sequence, Tensor]] = []
+        searched: list[tuple[Sequence, Tensor]] = []
         events: list[Event] = []
         for chunk, logits, all_ in zip(step.chunks, rows, whole, strict=True):
             live = self.live[chunk.sequence.request.id]
@@ -161,13 +166,53 @@ class Engine:
             except RequestError as cause:
                 events += self._failed(live, cause)
                 continue
-            if chunk.last:
+            if chunk.last and live.beams is not None:
+                searched.append((chunk.sequence, logits[-1]))
+            elif chunk.last:
                 places += [(one, logits[-1]) for one in self._answers(live, chunk.sequence)]
         steers = [self.live[one.request.id].answers.steer(one.index) for one, _ in places]
         chosen = choose([logits for _, logits in places], steers)
         for (one, _), token in zip(places, chosen, strict=True):
             events += self._grown(one, token)
+        return events + self._searched(searched)
+
+    def _searched(self, places: Seq[tuple[Sequence, Tensor]]) -> list[Event]:
+        """Beams go on where what follows is known of all of a request's; the search is seldom over."""
+        events: list[Event] = []
+        for one, logits in places:
+            live = self.live.get(one.request.id)
+            try:
+                if live is not None and live.beams is not None:
+                    live.beams.see(one, logits)
+                    self.scheduler.rest(one, True)
+            except RequestError as cause:
+                events += self._failed(self.live[one.request.id], cause)
+        for id in dict.fromkeys(one.request.id for one, _ in places):
+            live = self.live.get(id)
+            if live is not None and live.beams is not None and live.beams.ready:
+                events += self._turned(live, live.beams)
         return events
+
+    def _turned(self, live: Live, beams: Beams) -> list[Event]:
+        turn = beams.turn()
+        if turn:
+            live.sequences = branch(self.scheduler, beams, turn)
+            self.tally.made += len(turn)
+            return []
+        try:
+            found = beams.results()
+        except RequestError as cause:
+            return self._failed(live, cause)
+        self.tally.finished += len(found)
+        cached, told = next(iter(beams.open)).found, tuple(live.prompt) or None
+        live.open.clear()
+        self._close(live)
+        return [
+            Event(
+                live.request.id, at, one.path, one.finish, "", None if at else told, cached, one.stopped, self.version
+            )
+            for at, one in enumerate(found)
+        ]
 
     def _answers(self, live: Live, one: Sequence) -> list[Sequence]:
         """The sequences that get their next token here; after the prompt, those of all answers."""

@@ -134,4 +134,4 @@ class Queue:
 
 def rank(one: Sequence) -> tuple[float, ...]:
     """Of a sequence among those of its tenant: the least is first."""
-    return one.request.priority, one.order
+    return one.rests, one.request.priority, one.order

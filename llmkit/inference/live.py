@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from llmkit.inference.adapters import Version
 from llmkit.inference.answers import Answers
+from llmkit.inference.beam import Beams
 from llmkit.inference.request import Finish, Request, Token
 from llmkit.inference.runner import Rows
 from llmkit.inference.sampler import scored
@@ -26,6 +27,8 @@ class Live:
     """What the scheduler has of it."""
     open: set[int]
     """Answers that have not ended."""
+    beams: Beams | None = None
+    """Where several texts are searched for."""
     prompt: list[Token | None] = field(default_factory=list)
     """What is known of the prompt's tokens, where it was asked."""
 

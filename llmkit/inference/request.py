@@ -62,7 +62,7 @@ class Request:
     priority: int = 0
     """Lower goes first."""
     deadline: float | None = None
-    """On `time.monotonic`'s clock; one that has not begun by then is dropped."""
+    """On `time.monotonic`'s clock: at it a request that has not begun is dropped, and one that has is ended."""
     arrived: float = field(default_factory=time.monotonic)
     processors: tuple[Processor, ...] = ()
     """Functions that move the logits, in Python alone; one that fails ends this request and no other."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 from llmkit.core.config import Conflict, config, setting
 from llmkit.inference.grammar import Grammar
@@ -30,6 +31,13 @@ class Sampling:
     """A text depends on it, on its prompt and on which of `n` it is, and on nothing beside it."""
     n: int = setting(default=1, least=1)
     """Answers to each prompt."""
+    beams: int = setting(default=1, least=1)
+    """Texts that are followed side by side; of those that they come to the `n` likeliest are given, at the end."""
+    length_penalty: float = 1.0
+    """Of beams: the sum of log-probabilities is divided by the length to this power."""
+    early_stopping: bool | Literal["never"] = False
+    """Of beams: whether as many ended texts as there are beams are enough; else the search goes on while a better one
+    is likely, or, with `never`, possible."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer; they are not part of it."""
     stop_ids: tuple[int, ...] = ()

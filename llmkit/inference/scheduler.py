@@ -190,6 +190,13 @@ class Scheduler:
         one.cached = len(one.blocks) * self.blocks.size
         one.published = len(one.blocks)
 
+    def rest(self, one: Sequence, rests: bool) -> None:
+        """What follows one is known and it waits for others, or it goes on."""
+        one.rests = rests
+        if one in self.back:
+            self.back.drop(one)
+            self.back.push(one)
+
     def give_back(self, one: Sequence) -> None:
         """All of its blocks."""
         self.blocks.release(one.blocks)

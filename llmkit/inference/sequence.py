@@ -31,6 +31,8 @@ class Sequence:
     """Tokens that its tenant was charged for."""
     begun: bool = False
     """Whether anything was computed for it."""
+    rests: bool = False
+    """Whether what follows it is known, and it waits for others: then it comes after all that do not."""
     order: int = 0
     """When it came, among all."""
     adapter: str = ""

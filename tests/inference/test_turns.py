@@ -1,0 +1,177 @@
+"""The engine between steps: faults of one request, aborts, deadlines, other weights, and what it counts."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from llmkit.core.errors import ModelError
+from llmkit.inference.engine import Engine
+from llmkit.inference.request import Event, Request
+from llmkit.inference.sampling import Sampling
+from llmkit.models.attend import install
+from llmkit.models.families import tiny
+from tests.inference.test_engine import answers, made
+
+PROMPT = tuple(range(5, 18))
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    model = tiny("Llama").eval()
+    install(model, "auto")
+    return model
+
+
+def all_of(engine: Engine) -> list[Event]:
+    events = []
+    while not engine.idle:
+        events += engine.step()
+    return events
+
+
+def free(engine: Engine) -> bool:
+    told = engine.stats()
+    return (told.used, told.queued, told.running, engine.scheduler.slots) == (0, 0, 0, 0)
+
+
+def test_a_fault_ends_its_request_alone_and_all_of_its_answers(model: Any) -> None:
+    def fails(prompt: Any, made: Any, logits: Tensor) -> Tensor:
+        if len(made) == 2:
+            raise ZeroDivisionError("oh")
+        return logits
+
+    def spoils(prompt: Any, made: Any, logits: Tensor) -> Tensor:
+        return logits * float("nan")
+
+    engine, alone = made(model), answers(made(model), [Request("c", PROMPT, Sampling(max_tokens=6))])
+    engine.add(Request("a", PROMPT, Sampling(max_tokens=6, n=3, temperature=1.0), processors=(fails,)))
+    engine.add(Request("b", PROMPT, Sampling(max_tokens=6), processors=(spoils,)))
+    engine.add(Request("c", PROMPT, Sampling(max_tokens=6)))
+    engine.add(Request("d", PROMPT, Sampling(max_tokens=6, beams=3), processors=(spoils,)))
+    events = all_of(engine)
+    ends = sorted((event.request, event.index, event.finish) for event in events if event.finish)
+    assert ends == [
+        *(("a", index, "error") for index in range(3)),
+        ("b", 0, "error"),
+        ("c", 0, "length"),
+        ("d", 0, "error"),
+    ]
+    assert "oh" in next(event.why for event in events if event.request == "a" and event.finish)
+    assert [token.id for event in events if event.request == "c" for token in event.tokens] == alone["c"][0]
+    assert free(engine) and engine.stats().failed == 3
+
+
+@pytest.mark.parametrize("how", [{}, {"n": 3, "temperature": 1.0}, {"beams": 3}])
+@pytest.mark.parametrize("steps", [0, 1, 2, 4])  # queued, in its prompt, with its first token, further on
+def test_an_abort_frees_all_at_once_and_no_event_comes_of_it(model: Any, how: dict[str, Any], steps: int) -> None:
+    engine = made(model, tokens=8)
+    engine.add(Request("a", PROMPT, Sampling(max_tokens=9, **how)))
+    for _ in range(steps):
+        engine.step()
+    assert free(engine) == (steps == 0) or engine.stats().queued
+    engine.abort("a")
+    assert free(engine) and engine.idle and engine.step() == []
+    engine.abort("a")  # it is not there any longer
+    assert engine.stats().aborted == 1
+
+
+def test_a_deadline_ends_all_answers_once(model: Any) -> None:
+    engine = made(model, sequences=3)
+    late = time.monotonic() + 1e6
+    engine.add(Request("a", PROMPT, Sampling(max_tokens=9, n=3), deadline=late))
+    engine.add(Request("b", PROMPT, Sampling(max_tokens=9, n=2), deadline=time.monotonic()))
+    first = engine.step()
+    assert [(e.request, e.index, e.finish) for e in first if e.finish] == [("b", 0, "deadline"), ("b", 1, "deadline")]
+    for one in list(engine.live["a"].sequences):  # its time has come
+        engine.scheduler.deadlines.push((0.0,), one)
+    ends = [(event.request, event.index, event.finish) for event in all_of(engine)]
+    assert ends == [("a", index, "deadline") for index in range(3)]
+    assert free(engine) and (engine.stats().dropped, engine.stats().late) == (1, 5)
+
+
+def test_weights_change_when_what_runs_has_ended_and_its_prefixes_are_forgotten(model: Any) -> None:
+    engine, asked = made(model), Sampling(max_tokens=6)
+    old = answers(made(model), [Request("a", PROMPT, asked)])["a"][0]
+    bias = model.get_input_embeddings().weight
+    before = bias.detach().clone()
+
+    def work() -> None:
+        bias.data.copy_(before.roll(1, 0))
+
+    engine.add(Request("a", PROMPT, asked))
+    engine.step()
+    update = engine.update(work)
+    engine.add(Request("b", PROMPT, asked))
+    events = []
+    while not update.done:
+        events += engine.step()
+        assert update.done or {one.request.id for one in engine.scheduler.running} <= {"a"}
+    events += all_of(engine)
+    try:
+        new = answers(made(model), [Request("b", PROMPT, asked)])["b"][0]
+    finally:
+        bias.data.copy_(before)
+    said = {id: [t.id for e in events if e.request == id for t in e.tokens] for id in "ab"}
+    assert old[1:] == said["a"] and said["b"] == new != old
+    assert {(e.request, e.version, e.cached) for e in events} == {("a", 0, 0), ("b", 1, 0)}
+
+
+def test_without_draining_what_runs_goes_on_under_the_new_weights(model: Any) -> None:
+    engine = made(model)
+    engine.add(Request("a", PROMPT, Sampling(max_tokens=6)))
+    first = engine.step()
+    assert engine.update(lambda: None, drain=False).done
+    events = all_of(engine)
+    own = answers(made(model), [Request("a", PROMPT, Sampling(max_tokens=6))])["a"][0]
+    assert [t.id for e in (*first, *events) for t in e.tokens] == own
+    assert {e.version for e in events} == {1} and engine.stats().preempted == 1
+
+
+def test_an_update_that_fails_leaves_the_old_weights_and_prefixes(model: Any) -> None:
+    def fails() -> None:
+        raise ModelError("has other shapes")
+
+    engine = made(model)
+    said = answers(engine, [Request("a", PROMPT, Sampling(max_tokens=6))])
+    update = engine.update(fails)
+    assert update.done and "other shapes" in str(update.failed) and engine.version == 0
+    engine.add(Request("a", PROMPT, Sampling(max_tokens=6)))
+    events = all_of(engine)
+    assert events[0].cached == 12 and [t.id for e in events for t in e.tokens] == said["a"][0]
+
+
+def test_a_step_that_fails_is_computed_again(model: Any) -> None:
+    engine, calls = made(model), 0
+    run = engine.runner.run
+
+    def sometimes(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls in (1, 3):
+            raise RuntimeError("out of memory")
+        return run(*given)
+
+    engine.runner.run = sometimes  # type: ignore[method-assign]
+    request, said = Request("a", PROMPT, Sampling(max_tokens=6, n=2)), []
+    engine.add(request)
+    while not engine.idle:
+        try:
+            said += engine.step()
+        except RuntimeError:
+            assert engine.stats().running == 0
+    own = answers(made(model), [request])["a"]
+    assert [[t.id for e in said if e.index == index for t in e.tokens] for index in (0, 1)] == own and free(engine)
+
+
+def test_what_it_counts_is_what_it_did(model: Any) -> None:
+    engine = made(model)
+    for id in "ab":
+        engine.add(Request(id, PROMPT, Sampling(max_tokens=4, n=2)))
+        all_of(engine)
+    told = engine.stats()
+    assert (told.requests, told.finished, told.made, told.read, told.looked, told.hits) == (2, 4, 16, 13 + 1, 26, 12)
+    assert told.steps == 8 and told.seconds > 0 and free(engine)
