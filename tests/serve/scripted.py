@@ -28,7 +28,7 @@ WORDS = {"likely": 0.97, " so": 0.6, " rare": 0.1, "\n<never>": 0.001}
 def running(app: Starlette) -> Iterator[str]:
     """The address of an app that is served, in a thread."""
     own = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [own]}, daemon=True)
     thread.start()
     try:
