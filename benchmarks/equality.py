@@ -10,10 +10,12 @@ difference of losses, of gradient norms and of weights, relative to the largest 
 
 import argparse
 import json
+import os
 import tempfile
 from functools import partial
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is there: ranks are forked, and threads that were made do not follow
 from tests.adapters.properties import folder
 from tests.distributed import lines, sft, trained, weights
 

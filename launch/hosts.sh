@@ -174,14 +174,16 @@ everywhere() {
         done
         return
     fi
+    # opened here and not by the parts: one that starts late would find no name any more
     hold=$(mktemp -u) && mkfifo "$hold" && exec 9<>"$hold"
+    exec 8<"$hold" && rm -f "$hold"
     for ((i = 0; i < nodes; i++)); do
         part="cd $(printf %q "$PWD") && env $(environment) PYTHON=$(printf %q "$PYTHON") LLMKIT_TETHERED=1 "
         part+="bash $(printf '%q ' "$(realpath "$0")" --node-rank "$i" --master "$master" "${given[@]}" "${run[@]}")"
-        setsid "${SSH[@]}" "${hosts[i]}" "$part" <"$hold" 9>&- &
+        setsid "${SSH[@]}" "${hosts[i]}" "$part" <&8 8<&- 9>&- &
         pids+=($!)
     done
-    rm -f "$hold"
+    exec 8<&-
     trap 'exec 9>&-' TERM INT HUP # the parts see their standard input end
     await "${pids[@]}"
 }

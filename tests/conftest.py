@@ -10,8 +10,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("LLMKIT_CACHE_SIZE", "0")  # tokens are kept where a test asks for it
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts what it puts in the background so
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:  # so a shell starts what it puts in the background, or under nohup
+        signal.signal(number, usual)
 
 import pytest
 

@@ -141,8 +141,8 @@ def test_where_weights_lie(more, rows, tmp_path):
 @pytest.mark.parametrize("adapter", [LORA, FULL], ids=name)
 @pytest.mark.parametrize("way", [FSDP, DDP], ids=name)
 def test_mixed_types(way, adapter, rows, tmp_path):
-    """The parts of a product are rounded to 16 bits before they are summed."""
-    same(way, folder("qwen3"), rows, tmp_path, 5e-3, adapter=adapter, precision="bf16_mixed")
+    """The parts of a product are rounded to 16 bits before they are summed: to 2^-8 of a number, a few times over."""
+    same(way, folder("qwen3"), rows, tmp_path, 2e-2, adapter=adapter, precision="bf16_mixed")
 
 
 @pytest.mark.slow

@@ -101,9 +101,9 @@ def test_other_methods(adapter, tiny, rows, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["muon", "adafactor", "schedule_free", "lion"])
 def test_optimizers_of_whole_matrices(kind, deep, rows, tmp_path):
-    """Rates by layer and by group too: a stage knows what the others hold."""
+    """Rates by layer and by group too: a stage knows what the others hold. Muon makes its directions in bf16."""
     optim = {"kind": kind, "lr": 1e-4, "layer_decay": 0.9, "groups": [{"match": "*layers.0.*", "factor": 0.5}]}
-    equal(*both(2, deep, rows, tmp_path, adapter=FULL, optim=optim), tol=1e-4)
+    equal(*both(2, deep, rows, tmp_path, adapter=FULL, optim=optim), tol=5e-4)
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=SLOW)])
