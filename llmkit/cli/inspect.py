@@ -36,6 +36,7 @@ from llmkit.recipe.inputs import remote
 from llmkit.stages.build_inference import adapter_of
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.lint_table import lines, linted, served, shares
+from llmkit.stages.merge import Merge
 from llmkit.stages.sizes import sizes, whole_model
 from llmkit.stages.training import Training
 
@@ -55,7 +56,7 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
     elif isinstance(node, Evaluate):
         _evaluate(title, node)
     else:
-        adapter_of(node)
+        adapter_of(node) if isinstance(node, Merge) else resolve(node.model)
         _say(f"{title}{node.kind} is sound")
 
 

@@ -202,7 +202,7 @@ class Adapters:
         try:
             found = self._bank().read(one.folder)
         except ModelError as cause:
-            raise RequestError(f"{name} cannot be read again: {cause}", fix="load it anew", key="model") from cause
+            raise RequestError(f"{name} cannot be read again", fix="load it anew", key="model") from cause
         if found.mark != one.mark:
             raise RequestError(f"{name} is not what it was when it was loaded", fix="load it anew", key="model")
         self._bank().put(one.key, found)
@@ -237,22 +237,22 @@ class Adapters:
             raise RequestError(what, fix=f"give 1 to {LONGEST} printable characters", key="lora_name")
 
 
-def inside(root: Path | None, path: str) -> Path:
-    """The folder that `path` names under `root`, every link followed.
+def inside(root: Path | None, path: str, key: str = "lora_path") -> Path:
+    """The folder that `path` names under `root`, every link followed; `key` is the field that names it.
 
     Raises:
         RequestError: there is none, or it is elsewhere.
     """
     if root is None:
-        raise RequestError("adapters are not loaded by path here", fix="serve with a root for them", key="lora_path")
-    fix = "name a folder under the root of adapters"
+        raise RequestError("adapters are not loaded by path here", fix="serve with a root for them", key=key)
+    fix, root = "name a folder under the root of adapters", Path(os.path.realpath(root))
     try:
         plain = bool(path) and path.isprintable() and "://" not in path and not Path(path).is_absolute()
         found = Path(os.path.realpath(root / path)) if plain else root
         if not plain or found == root or not found.is_relative_to(root):
-            raise RequestError(f"{path[:200]!r} does not lie under the root of adapters", fix=fix, key="lora_path")
+            raise RequestError(f"{path[:200]!r} does not lie under the root of adapters", fix=fix, key=key)
         if not found.is_dir():
-            raise RequestError(f"{path[:200]!r} is no folder", fix=fix, key="lora_path")
+            raise RequestError(f"{path[:200]!r} is no folder", fix=fix, key=key)
     except (OSError, ValueError) as cause:  # a name that no file can have
-        raise RequestError(f"{path[:200]!r} cannot be looked up", fix=fix, key="lora_path") from cause
+        raise RequestError(f"{path[:200]!r} cannot be looked up", fix=fix, key=key) from cause
     return found

@@ -36,7 +36,8 @@ Each runs as a model of 2 layers with random weights, segments of 1 to 11 tokens
 
 Every model is tried when it is loaded, listed here or not: the last hidden states of two short sequences, without
 gradients, must be those of eager attention to 2e-5 in fp32 and to 1e-1 in 16 bits or over quantised weights. Where the
-answer is no, packing, trees and the engine are refused by name; padded training and `generate` work as in transformers.
+answer is no, packing, trees and the engine are refused by name; padded training works as in transformers, and so does
+`generate --generator transformers`.
 
 """
 

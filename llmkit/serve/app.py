@@ -116,7 +116,8 @@ class App:
         service = self.service
         made = {"id": name, "object": "model", "created": service.began, "owned_by": "llmkit"}
         parent = None if name == service.name else service.name
-        return made | {"root": service.name, "parent": parent, "max_model_len": service.engine.facts.get("longest")}
+        longest = service.longest if service.engine.facts else None  # a model that is being loaded is listed too
+        return made | {"root": service.name, "parent": parent, "max_model_len": longest}
 
     async def response(self, request: Request) -> Response:
         """Nothing is stored: there is none of anybody's."""

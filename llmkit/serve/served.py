@@ -120,7 +120,7 @@ class Work:
 
     def weights(self, asked: Said, done: Future[Any]) -> None:
         """Weights of a folder under the root, once what runs has ended."""
-        work = renewal(self.loaded.model, inside(self.root, asked["path"]))
+        work = renewal(self.loaded.model, inside(self.root, asked["path"], "path"))
 
         def carry_out() -> None:
             try:

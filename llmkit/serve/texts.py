@@ -32,7 +32,7 @@ async def tokenize(service: Service, fields: Fields, caller: Caller) -> dict[str
         ids = await tokens_of_text(service, fields.text(key), fields.flag("add_special_tokens", True))
     pieces = fields.flag("return_token_strs")
     fields.end(("with_pieces", "add_special", "add_generation_prompt"))
-    made: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": service.engine.facts.get("longest")}
+    made: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": service.longest}
     return made | {"token_strs": [Spelling(service.tokenizer).text(id) for id in ids]} if pieces else made
 
 
