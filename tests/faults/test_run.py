@@ -120,9 +120,9 @@ def limited(room):
 
 
 def greedy():
-    """Asks for 64 GiB when 64 MiB are left; a cache that a test gave back may be one or two."""
+    """Asks for 4 GiB when 64 MiB are left: what was given back may be kept, such as a cache of 2 GiB."""
     limited(64 << 20)
-    torch.empty(1 << 34)
+    torch.empty(1 << 30)
 
 
 def test_t2_too_little_memory_is_said_before_the_model_loads(tiny, world, half):
@@ -154,12 +154,12 @@ def test_t2_memory_that_gives_out_in_a_run_is_one_line_and_the_run_goes_on_exact
                 os._exit(98)
 
     def control():
-        at_call(call, name, lambda: torch.empty(1 << 28))
+        at_call(call, name, lambda: torch.empty(1 << 30))
         killed_after(5, lambda: go(node)) if name == "_step_data" else go(node)
 
     assert in_child(work) == 5 and status(half) == ("failed", 5, step)
     said = why(half)
-    assert "memory gave out" in said and "1073741824 bytes" in said and "MiB are free" in said
+    assert "memory gave out" in said and "4294967296 bytes" in said and "MiB are free" in said
     assert said.endswith("fix: lower micro_batch or data.max_length, or set memory.recompute=full")
     state.load(half / "checkpoints" / f"step-{step}")
     assert in_child(control) in (0, -signal.SIGKILL)  # as much is had where there is no limit
