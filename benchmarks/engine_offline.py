@@ -36,6 +36,11 @@ def peer_python():
     if not python.exists():
         venv.create(folder, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *VLLM], check=True)
+        # text needs none, and a build that is not of this torch fails at import
+        subprocess.run(
+            [python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision", "torchaudio", "torchcodec"],
+            check=True,
+        )
     return str(python)
 
 
