@@ -12,6 +12,7 @@ from llmkit.inference.adapters import MOST, Adapters
 from llmkit.models.adapter_files import Base, lacks
 from llmkit.models.bare import bare
 from llmkit.models.decoder import Decoder
+from llmkit.models.heads import causal_of
 from llmkit.models.load import Loaded
 from llmkit.models.loras import base_of
 from llmkit.models.probe import Support, probe
@@ -51,8 +52,7 @@ def base(loaded: Loaded) -> Base:
     """What adapters are checked against; asked for while the model is whole."""
     resolved = loaded.resolved
     rope = json.loads(json.dumps(asdict(resolved.rope))) if resolved.rope is not None else None
-    causal = loaded.model.get_base_model() if hasattr(loaded.model, "peft_config") else loaded.model
-    return base_of(causal, (resolved.base or resolved).sha256, rope)
+    return base_of(causal_of(loaded.model), (resolved.base or resolved).sha256, rope)
 
 
 def adapters(loaded: Loaded, decoder: Decoder, beside: Beside = Beside()) -> Adapters:

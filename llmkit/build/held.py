@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,17 +38,6 @@ class Here:
     def tokenizer(self) -> Any:
         """The loaded model's."""
         return self.loaded.tokenizer
-
-    @property
-    def folder(self) -> Path:
-        """Of its files."""
-        return self.loaded.resolved.folder
-
-    @property
-    def base(self) -> Path | None:
-        """Of its base's files, where it is an adapter."""
-        base = self.loaded.resolved.base
-        return base.folder if base is not None else None
 
     def computing(self) -> AbstractContextManager[Any]:
         """Autocast, or nothing."""

@@ -31,7 +31,7 @@ from llmkit.inference.pump import Pump
 from llmkit.inference.request import Ask, Completion, Prompt
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.turns import Turns
-from llmkit.inference.writer import seeded
+from llmkit.inference.writer import answered, seeded
 from llmkit.models.heads import Headed
 from llmkit.models.load import How
 from llmkit.models.resolve import resolve
@@ -100,13 +100,8 @@ class LLM:
             RequestError: one can never be answered.
             ModelError, DataError: a prompt cannot be rendered.
         """
-        made: list[Completion] = []
         with self.held.computing():
-            for completion in self.writer.each(self._asks(prompts, sampling, adapter)):
-                made.append(completion)
-                if on_done is not None:
-                    on_done(len(made))
-        return made
+            return answered(self.writer, self._asks(prompts, sampling, adapter), on_done)
 
     def chat(
         self,

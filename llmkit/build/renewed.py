@@ -21,9 +21,9 @@ def renewal(model: Any, folder: Path) -> Callable[[], None]:
     """
     own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if tensor.is_floating_point()}
     found: dict[str, torch.Tensor] = {}
-    for file in check_folder(folder):
+    for file, header in check_folder(folder).items():
         with safe_open(folder / file, framework="pt") as held:
-            found |= {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 - it is no mapping
+            found |= {name: held.get_tensor(name) for name in header}
     tied = {name for name in own.keys() - found.keys() if any(own[name] is own[other] for other in found.keys() & own)}
     fix = "give weights of the same model"
     if other := sorted((own.keys() - tied) ^ found.keys()):

@@ -5,6 +5,6 @@ from __future__ import annotations
 import time
 
 
-def stamp() -> int:
-    """Whole seconds since the epoch."""
-    return int(time.time())
+def now() -> float:
+    """Seconds since the epoch."""
+    return time.time()

@@ -90,7 +90,7 @@ class Adapters:
 
     def __init__(self, bank: Bank | None = None, root: Path | None = None, most: int = MOST) -> None:
         """`root`: the folder under which adapters are loaded by path; without it none are."""
-        self.bank, self.root, self.most = bank, root.resolve() if root is not None else None, most
+        self.bank, self.root, self.most = bank, root, most
         self.named: OrderedDict[str, Version] = OrderedDict()
         """The longest unused first."""
         self.old: dict[str, Version] = {}

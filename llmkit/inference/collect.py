@@ -18,7 +18,7 @@ class Collected:
     def take(self, event: Event) -> bool:
         """Whether all answers are there."""
         self.first = self.first or event
-        self.tokens[event.index] += event.tokens
+        self.tokens[event.index] += event.said
         if event.finish is not None:
             self.ended[event.index] = event
         return len(self.ended) == len(self.tokens)
@@ -32,8 +32,6 @@ class Collected:
 
     def _output(self, index: int) -> Output:
         tokens, end = self.tokens[index], self.ended[index]
-        if end.finish == "stop" and not isinstance(end.stopped, str):
-            tokens = tokens[:-1]
         ids = tuple(token.id for token in tokens)
         text = self.texts.whole(ids, self.request.sampling)
         logprobs = tuple(tokens) if self.request.sampling.logprobs is not None else ()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llmkit.inference.request import Event, Finish, Token
 from llmkit.inference.sampling import Sampling
-from llmkit.inference.text import Texts
+from llmkit.inference.text import Stream, Texts
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,25 @@ class Piece:
     stop_reason: int | str | None = None
 
 
+class Answer:
+    """One answer; what could be the beginning of a stop text is held back until it is known."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def take(self, event: Event) -> Piece:
+        """What an event of this answer adds."""
+        text = "".join(self.stream.add(token.id) for token in event.said)
+        if event.finish is not None:
+            text += self.stream.end()
+        return Piece(text, event.said, event.finish, event.index, event.stopped)
+
+
 class Pieces:
     """The pieces of what `sampling` asks for."""
 
     def __init__(self, sampling: Sampling, texts: Texts) -> None:
-        self.streams = [texts.stream(sampling) for _ in range(sampling.n)]
+        self.answers = [Answer(texts.stream(sampling)) for _ in range(sampling.n)]
         self.open = set(range(sampling.n))
 
     @property
@@ -37,11 +51,6 @@ class Pieces:
 
     def take(self, event: Event) -> Piece:
         """What an event adds."""
-        tokens, stream = event.tokens, self.streams[event.index]
-        if event.finish == "stop" and not isinstance(event.stopped, str):
-            tokens = tokens[:-1]
-        text = "".join(stream.add(token.id) for token in tokens)
         if event.finish is not None:
-            text += stream.end()
             self.open.discard(event.index)
-        return Piece(text, tokens, event.finish, event.index, event.stopped)
+        return self.answers[event.index].take(event)

@@ -101,6 +101,12 @@ class Event:
     version: int = 0
     """Of the weights that made it."""
 
+    @property
+    def said(self) -> tuple[Token, ...]:
+        """The tokens that are part of the answer: one that ended it is none."""
+        ended = self.finish == "stop" and not isinstance(self.stopped, str)
+        return self.tokens[:-1] if ended else self.tokens
+
 
 @dataclass(frozen=True)
 class Output:

@@ -249,6 +249,8 @@ class Scheduler:
 
     def _publish(self, one: Sequence) -> None:
         full = one.cached // self.blocks.size
+        if full <= one.published:
+            return
         for index, name in enumerate(one.name(full, self.blocks.size)[one.published :], one.published):
             self.blocks.publish(one.blocks[index], name)
-        one.published = max(one.published, full)
+        one.published = full

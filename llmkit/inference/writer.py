@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkit.inference.request import Ask, Completion, Prompt, RequestError
@@ -41,16 +40,6 @@ class Held(Protocol):
         """Its tokenizer."""
         ...
 
-    @property
-    def folder(self) -> Path:
-        """Of the files that it was read from."""
-        ...
-
-    @property
-    def base(self) -> Path | None:
-        """Of its base model, where it is an adapter."""
-        ...
-
     def computing(self) -> AbstractContextManager[Any]:
         """What products run under: autocast, or nothing."""
         ...
@@ -68,16 +57,21 @@ def seeded(prompts: Iterable[Prompt], sampling: Sampling, first: int = 0) -> Ite
         yield Ask(prompt, own)
 
 
-def generate(
-    writer: Writer, prompts: Sequence[Prompt], sampling: Sampling, on_done: Callable[[int], None] | None = None
-) -> list[Completion]:
-    """A completion for each prompt, in order; `on_done` is told how many there are."""
+def answered(writer: Writer, asks: Iterable[Ask], on_done: Callable[[int], None] | None = None) -> list[Completion]:
+    """A completion for each ask, in order; `on_done` is told how many there are."""
     made: list[Completion] = []
-    for completion in writer.each(seeded(prompts, sampling)):
+    for completion in writer.each(asks):
         made.append(completion)
         if on_done is not None:
             on_done(len(made))
     return made
+
+
+def generate(
+    writer: Writer, prompts: Sequence[Prompt], sampling: Sampling, on_done: Callable[[int], None] | None = None
+) -> list[Completion]:
+    """The same for each prompt with one sampling, as `seeded` gives it to them."""
+    return answered(writer, seeded(prompts, sampling), on_done)
 
 
 def refuse(kind: str, sampling: Sampling, able: Iterable[str]) -> None:

@@ -144,9 +144,9 @@ def attention(kind: Kind) -> Callable[..., tuple[Tensor, None]]:
         if isinstance(attend, Paged):
             _no_gradient(query)
             if kind is not eager and compiled.reads(query, key, value, attend, rule):
-                return compiled.cached(int(module.layer_idx), query, key, value, attend, rule), None  # type: ignore[arg-type]
+                return compiled.cached(_layer(module), query, key, value, attend, rule), None
             if kind is sdpa and query.is_cuda and attend.laid.single:
-                return decoded(int(module.layer_idx), query, key, value, attend, rule), None  # type: ignore[arg-type]
+                return decoded(_layer(module), query, key, value, attend, rule), None
             places, pieces = _cached(module, query, key, value, attend)
         else:
             places = list(attend.segments)
@@ -187,6 +187,10 @@ def _ancestors(segments: Sequence[Segment], index: int) -> list[Segment]:
     return chain
 
 
+def _layer(module: Any) -> int:
+    return int(module.layer_idx)
+
+
 def _no_gradient(q: Tensor) -> None:
     if torch.is_grad_enabled() and q.requires_grad:
         raise ValueError("cached keys and values carry no gradient: run Paged under torch.no_grad()")
@@ -206,7 +210,7 @@ def decoded(layer: int, q: Tensor, k: Tensor, v: Tensor, context: Paged, rule: R
 
 def _cached(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, context: Paged) -> tuple[list[Segment], list[Piece]]:
     """Each span over its cached keys and itself; the new keys and values are stored on the way."""
-    layer, laid = int(module.layer_idx), context.laid  # type: ignore[arg-type]
+    layer, laid = _layer(module), context.laid
     context.store.write(layer, k[0], v[0], laid)
     places: list[Segment] = []
     pieces: list[Piece] = []

@@ -9,13 +9,15 @@ from typing import Any
 
 from torch import nn
 
+from llmkit.models.heads import causal_of
+
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
 
 
 def bare(model: Any) -> Any:
     """The base of a model, perhaps with a LoRA of peft on it: other modules, in evaluation mode, the same parameters
     and buffers."""
-    made = _twin(model.get_base_model() if hasattr(model, "peft_config") else model, {}, True)
+    made = _twin(causal_of(model), {}, True)
     made.__dict__.pop("peft_config", None)  # peft leaves it on the base too
     return made
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmkit.core.types import Paged
 from llmkit.models.adapter_files import Base
-from llmkit.models.heads import shape_of
+from llmkit.models.heads import causal_of, shape_of
 from llmkit.models.loras import Bank, Narrow, base_of
 from llmkit.models.ordered import elementwise
 from llmkit.models.serving import lacks_order, serving
@@ -27,7 +27,7 @@ class Decoder:
             ModelError: it cannot be run exactly, though `exact` asks for it.
         """
         self.model = model = serving(model, exact)
-        self.causal = model.get_base_model() if hasattr(model, "peft_config") else model
+        self.causal = causal_of(model)
         self.exact = not lacks_order(model, exact)
         """Whether a row does not depend on those beside it."""
         self.shape = shape_of(self.causal.config.get_text_config())

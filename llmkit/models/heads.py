@@ -33,6 +33,11 @@ def shape_of(config: Any) -> Shape:
     return Shape(scale, float(getattr(config, "final_logit_softcapping", None) or 0.0))
 
 
+def causal_of(model: Any) -> Any:
+    """A causal language model, without what peft has put around it."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
 def whole(batch: Batch) -> Tensor:
     """Which tokens of padded rows are no padding, (B, T)."""
     ends = torch.tensor(batch.lengths, device=batch.tokens.device)
@@ -45,8 +50,7 @@ class Headed(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        causal: Any = cast(Any, model).get_base_model() if hasattr(model, "peft_config") else model
-        self.causal: Any = [causal]  # in a list: the same modules must not be registered twice
+        self.causal: Any = [causal_of(model)]  # in a list: the same modules must not be registered twice
         self.noise: Noise | None = None
 
     def disturb(self, alpha: float) -> None:

@@ -114,7 +114,7 @@ class App:
 
     def _model(self, name: str) -> dict[str, Any]:
         service = self.service
-        made = {"id": name, "object": "model", "created": service.began, "owned_by": "llmkit"}
+        made = {"id": name, "object": "model", "created": int(service.began), "owned_by": "llmkit"}
         parent = None if name == service.name else service.name
         longest = service.longest if service.engine.facts else None  # a model that is being loaded is listed too
         return made | {"root": service.name, "parent": parent, "max_model_len": longest}

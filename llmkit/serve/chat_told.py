@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Any
 
-from llmkit.core.clock import stamp
 from llmkit.inference.request import Token
 from llmkit.serve.chat import Chat
 from llmkit.serve.generated import Generation
@@ -77,22 +76,26 @@ class Choice:
         return made | {"tool_calls": self.calls} if self.calls else made
 
 
+def generation(service: Service, asked: Chat) -> Generation:
+    """The answers to a conversation; calls of tools may be written in special tokens."""
+    special = bool(asked.chosen.tools) and service.format.calls.special
+    return Generation(service, [asked.request], asked.account, special)
+
+
 class ChatWriter:
     """Answers in the shapes of chat."""
 
     def __init__(self, service: Service, asked: Chat) -> None:
         self.service, self.asked = service, asked
         self.spelling = Spelling(service.tokenizer)
-        special = bool(asked.chosen.tools) and service.format.calls.special
-        self.made = Generation(service, [asked.request], asked.account, special)
+        self.made = generation(service, asked)
         self.choices = [Choice(service, asked) for _ in range(asked.request.sampling.n)]
-        self.began, self.id = stamp(), f"chatcmpl-{asked.request.id}"
 
     async def whole(self) -> dict[str, Any]:
         """The answers when all of them are there."""
         async with aclosing(self.made.pieces()) as pieces:
             async for index, _, piece in pieces:
-                self.choices[index].take(piece.text, piece.finish, len(piece.tokens))
+                self.choices[index].take(piece.text, piece.finish_reason, len(piece.tokens))
                 self.choices[index].tokens += piece.tokens
         told = [
             {
@@ -111,7 +114,7 @@ class ChatWriter:
         async with aclosing(self.made.pieces()) as pieces:
             async for index, _, piece in pieces:
                 choice = self.choices[index]
-                deltas = choice.deltas(choice.take(piece.text, piece.finish, len(piece.tokens)))
+                deltas = choice.deltas(choice.take(piece.text, piece.finish_reason, len(piece.tokens)))
                 if index not in begun:
                     begun.add(index)
                     yield self._part(index, {"role": "assistant", "content": ""})
@@ -142,11 +145,4 @@ class ChatWriter:
         return made | {"usage": None} if self.asked.usage else made
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.began,
-            "model": self.asked.account.model,
-            "system_fingerprint": self.service.fingerprint,
-            "choices": choices,
-        }
+        return self.made.object(f"chatcmpl-{self.asked.request.id}", kind, choices)

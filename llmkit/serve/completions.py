@@ -7,9 +7,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.core.clock import stamp
+from llmkit.inference.pieces import Piece
 from llmkit.inference.request import Request, Token
-from llmkit.serve.answer import Piece
 from llmkit.serve.asked import IGNORED, deadline, most_tokens, sampling
 from llmkit.serve.caller import Caller
 from llmkit.serve.chat import streams
@@ -82,7 +81,6 @@ class TextWriter:
         self.spelling = Spelling(service.tokenizer)
         self.made = Generation(service, asked.requests, asked.account)
         self.offsets = [0] * len(self.made.answers)
-        self.began, self.id = stamp(), f"cmpl-{asked.account.caller.number}"
 
     async def whole(self) -> dict[str, Any]:
         """The answers when all of them are there."""
@@ -138,7 +136,7 @@ class TextWriter:
             ids = [token.id for token in piece.tokens]
             logprobs = self.spelling.completion(piece.tokens, ids, self.offsets[index], self.asked.logprobs)
             self.offsets[index] += sum(map(len, logprobs["tokens"]))
-        return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish}
+        return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
 
     def _usage(self) -> dict[str, Any]:
         whole = self.made.usage()
@@ -146,14 +144,7 @@ class TextWriter:
         return whole.told()
 
     def _object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.began,
-            "model": self.asked.account.model,
-            "system_fingerprint": self.service.fingerprint,
-            "choices": choices,
-        }
+        return self.made.object(f"cmpl-{self.asked.account.caller.number}", "text_completion", choices)
 
 
 def _joined(before: dict[str, Any] | None, more: dict[str, Any] | None) -> dict[str, Any] | None:

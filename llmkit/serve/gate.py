@@ -22,7 +22,6 @@ class Gate:
         self.bounds, self.tenants = bounds, tenants
         self.answers: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
-        self.rejected = 0
 
     def check(self, caller: Caller, answers: int = 1, tokens: int = 1) -> None:
         """Whether there is room.
@@ -42,7 +41,6 @@ class Gate:
         if more > own:
             raise Refusal(400, f"the request asks for {more} {what}, and {own} are taken at once", code="too_large")
         if held[tenant] + more > own or held.total() + more > most:
-            self.rejected += 1
             raise Refusal(429, f"too many {what} wait already; come back later", code="overloaded", wait=WAIT)
 
     @contextmanager

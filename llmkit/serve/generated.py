@@ -6,9 +6,11 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
+from llmkit.core.clock import now
+from llmkit.inference.pieces import Answer, Piece
 from llmkit.inference.request import Event, Request
-from llmkit.serve.answer import Answer, Piece
 from llmkit.serve.caller import Caller
 from llmkit.serve.refusal import Refusal
 from llmkit.serve.service import Service
@@ -26,7 +28,7 @@ class Account:
     unit: str
     """Whom it is for, as the client says (`user`)."""
     features: Mapping[str, float]
-    arrived: float = field(default_factory=time.time)
+    arrived: float = field(default_factory=now)
     begun: float = field(default_factory=time.monotonic)
     first: float | None = None
     """Seconds to the first token."""
@@ -72,6 +74,17 @@ class Generation:
             account.seconds = time.monotonic() - account.begun
             account.usage = self.usage()
             self.service.done(account)
+
+    def object(self, id: str, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """What is told of them, in the shape that chat and completions share."""
+        return {
+            "id": id,
+            "object": kind,
+            "created": int(self.account.arrived),
+            "model": self.account.model,
+            "system_fingerprint": self.service.fingerprint,
+            "choices": choices,
+        }
 
     def usage(self) -> Usage:
         """Of all of them."""

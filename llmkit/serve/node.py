@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from llmkit.core.config import Duration, Size, config, setting
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+"""Addresses that only this machine reaches."""
+
 
 @config
 class Bounds:

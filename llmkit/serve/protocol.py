@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -32,7 +32,7 @@ class Bounded(H11Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """One more is there, or too many."""
-        super().connection_made(transport)  # type: ignore[arg-type]
+        super().connection_made(cast(asyncio.Transport, transport))
         self.timers: dict[str, asyncio.TimerHandle] = {}
         if len(self.connections) > most_connections(self.bounds):
             refusal = Refusal(503, "too many connections; come back later", code="overloaded", wait=1)

@@ -6,9 +6,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any
 
-from llmkit.core.clock import stamp
-from llmkit.serve.chat_told import Choice
-from llmkit.serve.generated import Generation
+from llmkit.serve.chat_told import Choice, generation
 from llmkit.serve.responses import Asked
 from llmkit.serve.said.events import CallArguments, CallBegins, CallEnds, Reasoning, Said, Text
 from llmkit.serve.service import Service
@@ -97,10 +95,8 @@ class ResponseWriter:
     def __init__(self, service: Service, asked: Asked) -> None:
         self.service, self.asked = service, asked
         of = asked.chat
-        special = bool(of.chosen.tools) and service.format.calls.special
-        self.made = Generation(service, [of.request], of.account, special)
+        self.made = generation(service, of)
         self.choice, self.items = Choice(service, of), Items(of.request.id)
-        self.began = stamp()
 
     async def whole(self) -> dict[str, Any]:
         """The answer when all of it is there."""
@@ -126,7 +122,7 @@ class ResponseWriter:
                     begun = True
                     yield {"type": "response.created", "response": self._object("in_progress")}
                     yield {"type": "response.in_progress", "response": self._object("in_progress")}
-                for said in self.choice.take(piece.text, piece.finish, len(piece.tokens)):
+                for said in self.choice.take(piece.text, piece.finish_reason, len(piece.tokens)):
                     for event in self.items.take(said):
                         yield event
         for event in self.items.end():
@@ -148,7 +144,7 @@ class ResponseWriter:
         return {
             "id": f"resp_{self.asked.chat.request.id}",
             "object": "response",
-            "created_at": self.began,
+            "created_at": int(self.asked.chat.account.arrived),
             "status": state,
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if state == "incomplete" else None,

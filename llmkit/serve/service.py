@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
-from llmkit.core.clock import stamp
+from llmkit.core.clock import now
 from llmkit.data.render import Renderer
 from llmkit.inference.request import Event, Request
 from llmkit.inference.text import Texts
@@ -33,7 +33,7 @@ class Service:
     engine: Remote
     tokenizer: Any
     bounds: Bounds = Bounds()
-    began: int = field(default_factory=stamp)
+    began: float = field(default_factory=now)
     """Seconds since the epoch."""
     draining: bool = False
     """Whether no more is taken on."""

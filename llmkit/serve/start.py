@@ -28,14 +28,13 @@ from llmkit.serve.generated import Account
 from llmkit.serve.idempotent import Idempotent
 from llmkit.serve.journal import Journal, record
 from llmkit.serve.metrics import Metrics
-from llmkit.serve.node import Bounds
+from llmkit.serve.node import LOOPBACK, Bounds
 from llmkit.serve.page import PATHS
 from llmkit.serve.remote import Remote, Start, spawn
 from llmkit.serve.run import Place, listen, run
 from llmkit.serve.service import Service
 
 LOG = logging.getLogger("llmkit.serve")
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)

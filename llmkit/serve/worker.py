@@ -85,7 +85,7 @@ class Worker:
                 asked = request.sampling.grammar, engine.facts.words, engine.facts.ends
                 self.trying[id] = request, self.beside.submit(engine.texts.matcher, *asked)
         except LlmkitError as cause:
-            self.link.send({"refused": id, "problem": _problem(cause)})
+            self._refuse(id, cause)
 
     def _tried(self) -> None:
         """Takes on the requests whose grammars are ready."""
@@ -95,7 +95,10 @@ class Worker:
                 future.result()
                 self.served.engine.add(request)
             except LlmkitError as cause:
-                self.link.send({"refused": id, "problem": _problem(cause)})
+                self._refuse(id, cause)
+
+    def _refuse(self, id: str, cause: LlmkitError) -> None:
+        self.link.send({"refused": id, "problem": _problem(cause)})
 
     def _call(self, message: dict[str, Any]) -> None:
         verb, number = message.pop("do"), message.pop("call")

@@ -9,13 +9,11 @@ from llmkit.build.precision import Reading
 from llmkit.core.config import Conflict, config, setting
 from llmkit.inference.node import OwnEngine
 from llmkit.models.node import ModelRef
-from llmkit.serve.node import Bounds
+from llmkit.serve.node import LOOPBACK, Bounds
 
 if TYPE_CHECKING:
     from llmkit.core.artifact import Artifact
     from llmkit.core.run import Run
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @config

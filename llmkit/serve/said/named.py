@@ -33,8 +33,7 @@ def mistral(src: Source, told: Told) -> Wait[bool]:
         if not found:
             return False
     yield from src.run(SPACE)
-    text = yield from arguments(src, told, called)
-    return text is not None and told.call(called, text)
+    return (yield from argued(src, told, called))
 
 
 def deepseek(src: Source, told: Told) -> Wait[bool]:
@@ -51,8 +50,7 @@ def deepseek(src: Source, told: Told) -> Wait[bool]:
         if not (yield from src.word(("```json",))):
             return False
         yield from src.run(SPACE)
-    text = yield from arguments(src, told, called)
-    if text is None or not told.call(called, text):
+    if not (yield from argued(src, told, called)):
         return False
     return (yield from closed(src, told, *(("```",) if fenced else ()), "<｜tool▁call▁end｜>"))
 
@@ -66,10 +64,15 @@ def kimi(src: Source, told: Told) -> Wait[bool]:
     if not (yield from src.word(("<|tool_call_argument_begin|>",))):
         return False
     yield from src.run(SPACE)
-    text = yield from arguments(src, told, called)
-    if text is None or not told.call(called, text):
+    if not (yield from argued(src, told, called)):
         return False
     return (yield from closed(src, told, "<|tool_call_end|>"))
+
+
+def argued(src: Source, told: Told, called: str) -> Wait[bool]:
+    """Reads the object of a call's arguments, and tells the call; false where it is none."""
+    text = yield from arguments(src, told, called)
+    return text is not None and told.call(called, text)
 
 
 def closed(src: Source, told: Told, *marks: str) -> Wait[bool]:
