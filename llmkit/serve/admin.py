@@ -13,7 +13,7 @@ from starlette.routing import Route
 from llmkit.serve import reply
 from llmkit.serve.body import read_fields
 from llmkit.serve.faults import HANDLERS
-from llmkit.serve.fields import Fields
+from llmkit.serve.fields import Fields, wrong
 from llmkit.serve.kinds import parse
 from llmkit.serve.metrics import TYPE, Metrics
 from llmkit.serve.openapi import document
@@ -58,6 +58,8 @@ class Admin:
         said = parse(LoadAdapter, fields, self.service.bounds)
         fields.end(LOAD_IGNORED)
         name, path = said.lora_name, said.lora_path
+        if name == self.service.name:
+            raise wrong("lora_name", f"{name[:80]!r} is the model's own name")
         made = await self.service.engine.call("load", name=name, path=path)
         self.service.adapters[name] = said.tenant
         self.service.engine.settings["loaded"][name] = path  # for an engine that is started again
@@ -67,6 +69,8 @@ class Admin:
         """No request gets it from now on; those that run end on it."""
         name = parse(UnloadAdapter, fields, self.service.bounds).lora_name
         fields.end(UNLOAD_IGNORED)
+        if name not in self.service.adapters:
+            raise wrong("lora_name", f"no adapter is named {name[:80]!r}")
         made = await self.service.engine.call("unload", name=name)
         self.service.adapters.pop(name, None)
         self.service.engine.settings["loaded"].pop(name, None)
