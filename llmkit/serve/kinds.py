@@ -109,15 +109,15 @@ class Text:
 class Flag:
     """True or false."""
 
-    default: bool = False
+    default: bool | None = False
 
-    def read(self, fields: Fields, key: str, bounds: Bounds) -> bool:
+    def read(self, fields: Fields, key: str, bounds: Bounds) -> bool | None:
         """It, or the default."""
-        return fields.flag(key, self.default)
+        return fields.flag(key) if fields.get(key) is not None else self.default
 
     def schema(self, bounds: Bounds) -> Schema:
         """With its default."""
-        return {"type": "boolean", "default": self.default}
+        return {"type": "boolean"} | ({} if self.default is None else {"default": self.default})
 
 
 @dataclass(frozen=True)

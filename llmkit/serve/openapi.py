@@ -43,7 +43,7 @@ BODIES: Mapping[str, Body] = {
     "/v1/completions": Body((shapes.Common, shapes.Prompted, shapes.Sampled), shapes.IGNORED, ("prompt",)),
     "/v1/responses": Responding((shapes.Responding,), shapes.RESPONSES_IGNORED, ("input",)),
     "/v1/embeddings": Body((shapes.Embedding,), shapes.IGNORED, ("input",)),
-    "/tokenize": Body((shapes.Tokenizing,), shapes.TOKENIZE_IGNORED),
+    "/tokenize": Body((shapes.Tokenizing,)),
     "/detokenize": Body((shapes.Detokenizing,)),
 }
 ADMIN_BODIES: Mapping[str, Body] = {

@@ -44,6 +44,7 @@ CHAT_CHOICE = told(index=WHOLE, message=MESSAGE, finish_reason=FINISH)
 TEXT_CHOICE = told(index=WHOLE, text=STRING, finish_reason=FINISH)
 MODEL = told(id=STRING, object={"const": "model"}, created=WHOLE, owned_by=STRING)
 VECTOR = told(index=WHOLE, embedding={"anyOf": [listed({"type": "number"}), STRING]})
+TOKEN: Schema = {"anyOf": [WHOLE, told(id=WHOLE, piece=STRING)]}
 DONE = as_json("it was done", told(status={"const": "ok"}))
 
 ANSWERS: Mapping[str, Answer | None] = {
@@ -67,7 +68,7 @@ ANSWERS: Mapping[str, Answer | None] = {
         "a response", told(id=STRING, object={"const": "response"}, status=STRING, output=listed({})), stream=True
     ),
     "/v1/embeddings": as_json("vectors of length 1", told(object={"const": "list"}, data=listed(VECTOR))),
-    "/tokenize": as_json("tokens", told(tokens=listed(WHOLE), count=WHOLE)),
+    "/tokenize": as_json("tokens", told(tokens=listed(TOKEN), count=WHOLE)),
     "/detokenize": as_json("a text", told(prompt=STRING, content=STRING)),
     "/v1/load_lora_adapter": DONE,
     "/v1/unload_lora_adapter": DONE,

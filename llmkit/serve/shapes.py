@@ -163,11 +163,12 @@ class Tokenizing:
     content: Any = shaped(Free(say.STRING))
     messages: Any = shaped(Free(MESSAGES))
     tools: Any = shaped(Free(say.TOOLS))
-    add_special_tokens: bool = shaped(Flag(True))
+    add_special_tokens: bool | None = shaped(Flag(None))
+    add_special: bool = shaped(Flag(True))
+    """What llama.cpp calls it; the name of vLLM goes before it."""
+    add_generation_prompt: bool = shaped(Flag(True))
     return_token_strs: bool = shaped(Flag())
-
-
-TOKENIZE_IGNORED = ("with_pieces", "add_special", "add_generation_prompt")
+    with_pieces: bool = shaped(Flag())
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,20 @@ from llmkit.serve.prompts import messages, own_ids, prompts, tokens_of_chat, tok
 from llmkit.serve.refusal import Refusal
 from llmkit.serve.said.choice import offered
 from llmkit.serve.service import Service
-from llmkit.serve.shapes import IGNORED, TOKENIZE_IGNORED, Detokenizing, Embedding, Tokenizing
+from llmkit.serve.shapes import IGNORED, Detokenizing, Embedding, Tokenizing
 from llmkit.serve.told import Spelling
 
 
 async def tokenize(service: Service, fields: Fields, caller: Caller) -> dict[str, Any]:
-    """The tokens of `prompt` (also called `content`), or of `messages` up to where the answer begins.
+    """The tokens of `prompt` (also called `content`), or of `messages` up to where the answer begins; `with_pieces`:
+    each with its text.
 
     Raises:
         Refusal: a field cannot be used.
     """
     said = parse(Tokenizing, fields, service.bounds)
     service.adapter(said.model, caller)
-    fields.end(TOKENIZE_IGNORED)
+    fields.end()
     tools = said.tools if offered(said.tools) else ()
     if said.messages is not None:
         ids = await tokens_of_chat(service, messages(fields), tools)
@@ -34,11 +35,15 @@ async def tokenize(service: Service, fields: Fields, caller: Caller) -> dict[str
         text = said.content if said.prompt is None else said.prompt
         if not isinstance(text, str):
             raise wrong("prompt", "is no text, and there are no messages")
-        ids = await tokens_of_text(service, text, said.add_special_tokens)
-    made: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": service.longest}
-    if said.return_token_strs:
-        made["token_strs"] = [Spelling(service.tokenizer).text(id) for id in ids]
-    return made
+        special = said.add_special if said.add_special_tokens is None else said.add_special_tokens
+        ids = await tokens_of_text(service, text, special)
+    if not said.add_generation_prompt:
+        raise wrong("add_generation_prompt", "only what is answered has tokens", "unsupported_parameter")
+    pieces, apart = said.with_pieces, said.return_token_strs
+    texts = [Spelling(service.tokenizer).text(id) for id in ids] if pieces or apart else []
+    told = [{"id": id, "piece": text} for id, text in zip(ids, texts, strict=True)] if pieces else ids
+    made: dict[str, Any] = {"tokens": told, "count": len(ids), "max_model_len": service.longest}
+    return made | {"token_strs": texts} if apart else made
 
 
 async def detokenize(service: Service, fields: Fields, caller: Caller) -> dict[str, Any]:
