@@ -18,6 +18,7 @@ from llmkit.serve.completions import TextWriter
 from llmkit.serve.faults import HANDLERS
 from llmkit.serve.fields import Fields
 from llmkit.serve.metrics import TYPE, Metrics
+from llmkit.serve.openapi import document
 from llmkit.serve.refusal import Refusal
 from llmkit.serve.responses_told import ResponseWriter
 from llmkit.serve.service import Service
@@ -50,6 +51,7 @@ class App:
         get = {
             "/health": self.health,
             "/metrics": self.numbers,
+            "/openapi.json": self.document,
             "/v1/models": self.models,
             "/v1/models/{name:path}": self.model,
             "/v1/responses/{id}": self.response,
@@ -63,8 +65,8 @@ class App:
             "/tokenize": self.told(texts.tokenize),
             "/detokenize": self.told(texts.detokenize),
         }
-        routes = [Route(path, work, methods=["GET"]) for path, work in get.items()]
-        routes += [Route(path, work, methods=["POST"]) for path, work in post.items()]
+        routes = [Route(path, work, methods=["POST"]) for path, work in post.items()]  # looked through in this order
+        routes += [Route(path, work, methods=["GET"]) for path, work in get.items()]
         app = Starlette(routes=routes, exception_handlers=HANDLERS)
         app.router.redirect_slashes = False
         return app
@@ -73,8 +75,9 @@ class App:
         """A route whose body is an object of fields, and whose work is given up when the client leaves."""
 
         async def answer(request: Request) -> Response:
-            fields, caller = await read_fields(request, self.service.bounds), request.scope["caller"]
-            self.service.gate.check(caller)
+            caller = request.scope["caller"]
+            self.service.gate.check(caller)  # at first: what is refused for want of room must cost next to nothing
+            fields = await read_fields(request, self.service.bounds)
             return await reply.while_there(request, work(fields, caller))
 
         return answer
@@ -95,6 +98,10 @@ class App:
     async def numbers(self, request: Request) -> Response:
         """For Prometheus."""
         return Response(self.metrics.text(), headers={"content-type": TYPE})
+
+    async def document(self, request: Request) -> Response:
+        """What the routes take and answer."""
+        return reply.whole(document(self.service.bounds, request.scope["caller"].key is not None))
 
     async def page(self, request: Request) -> Response:
         """The playground."""
