@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkit.core.errors import ModelError
-from llmkit.inference.request import RequestError
+from llmkit.inference.request import Busy, RequestError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,7 +152,8 @@ class Adapters:
         """The version that a request of now begins and ends with.
 
         Raises:
-            RequestError: there is no such adapter, or as many as may lie ready are in use.
+            RequestError: there is no such adapter.
+            Busy: as many as may lie ready are in use.
         """
         with self.lock:
             one = self._current(name)
@@ -216,7 +217,7 @@ class Adapters:
         free = next((one for one in ready if not one.holders and one.folder is not None), None)
         if free is None:
             what = f"all {self.most} adapters that may lie ready are in use"
-            raise RequestError(what, fix="try again later, or allow more", key="model")
+            raise Busy(what, fix="try again later, or allow more", key="model")
         self._bank().drop(free.key)
         free.here = False
 

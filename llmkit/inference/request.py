@@ -18,6 +18,10 @@ class RequestError(DataError):
     """A request that cannot be carried out; `key` names its field."""
 
 
+class Busy(RequestError):
+    """The same for now alone: it is worth asking again."""
+
+
 Processor = Callable[[Sequence[int], Sequence[int], "Tensor"], "Tensor"]
 """(prompt, made so far, logits (V,)) -> logits (V,); it may change what it is given."""
 

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from llmkit.serve import reply
 from llmkit.serve.body import read_fields
 from llmkit.serve.faults import HANDLERS
-from llmkit.serve.fields import Fields
+from llmkit.serve.fields import Fields, wrong
 from llmkit.serve.metrics import TYPE, Metrics
 from llmkit.serve.service import Service
 
@@ -53,6 +53,8 @@ class Admin:
         """An adapter of a folder under the root is served under a name, to all or to one tenant."""
         name, path, tenant = fields.text("lora_name"), fields.text("lora_path"), fields.text("tenant")
         fields.end(("load_inplace",))
+        if name == self.service.name:
+            raise wrong("lora_name", f"{name[:80]!r} is the model's own name")
         made = await self.service.engine.call("load", name=name, path=path)
         self.service.adapters[name] = tenant
         self.service.engine.settings["loaded"][name] = path  # for an engine that is started again
@@ -62,6 +64,8 @@ class Admin:
         """No request gets it from now on; those that run end on it."""
         name = fields.text("lora_name")
         fields.end(("lora_int_id",))
+        if name not in self.service.adapters:
+            raise wrong("lora_name", f"no adapter is named {name[:80]!r}")
         made = await self.service.engine.call("unload", name=name)
         self.service.adapters.pop(name, None)
         self.service.engine.settings["loaded"].pop(name, None)

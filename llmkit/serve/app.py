@@ -63,8 +63,8 @@ class App:
             "/tokenize": self.told(texts.tokenize),
             "/detokenize": self.told(texts.detokenize),
         }
-        routes = [Route(path, work, methods=["GET"]) for path, work in get.items()]
-        routes += [Route(path, work, methods=["POST"]) for path, work in post.items()]
+        routes = [Route(path, work, methods=["POST"]) for path, work in post.items()]  # looked through in this order
+        routes += [Route(path, work, methods=["GET"]) for path, work in get.items()]
         app = Starlette(routes=routes, exception_handlers=HANDLERS)
         app.router.redirect_slashes = False
         return app
@@ -73,8 +73,9 @@ class App:
         """A route whose body is an object of fields, and whose work is given up when the client leaves."""
 
         async def answer(request: Request) -> Response:
-            fields, caller = await read_fields(request, self.service.bounds), request.scope["caller"]
-            self.service.gate.check(caller)
+            caller = request.scope["caller"]
+            self.service.gate.check(caller)  # at first: what is refused for want of room must cost next to nothing
+            fields = await read_fields(request, self.service.bounds)
             return await reply.while_there(request, work(fields, caller))
 
         return answer

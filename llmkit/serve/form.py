@@ -35,7 +35,10 @@ def form(fields: Fields, schema: Mapping[str, Any] | None = None) -> Grammar | N
 def _formatted(format: Fields) -> Grammar | None:
     kind = format.choice("type", "", ("text", "json_object", "json_schema"))
     held = format.object("json_schema") if kind == "json_schema" else None
+    schema = format.object("schema") if kind == "json_object" else None
     format.end()
+    if schema is not None:  # not OpenAI's, but several servers know it
+        return _checked(JsonSchema(schema=json.dumps(schema.held)), "grammar.schema", schema.at)
     if kind == "json_object":
         return JsonObject()
     if kind == "text":

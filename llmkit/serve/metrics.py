@@ -30,6 +30,8 @@ COUNTS = {
     "late": "Answers that their deadline ended.",
     "aborted": "Requests that nobody waited for any longer.",
     "failed": "Requests that ended by a fault of their own.",
+    "requests": "Requests that the engine took on.",
+    "finished": "Answers that came to their end.",
     "read": "Tokens of prompts that were computed.",
     "made": "Tokens that were made.",
     "steps": "Steps.",

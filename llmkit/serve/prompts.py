@@ -42,11 +42,15 @@ async def prompts(service: Service, fields: Fields, key: str, most: int) -> tupl
         return (own_ids(service, whole_numbers(value, key), key),)
     if len(value) > most:
         raise wrong(key, f"{len(value)} prompts are more than {most}")
-    if all(isinstance(item, str) for item in value):
-        return tuple(await service.aside(lambda: [_encoded(service.renderer, item, key) for item in value]))
-    if all(isinstance(item, list) and item for item in value):
-        return tuple(own_ids(service, whole_numbers(item, key), key) for item in value)
-    raise wrong(key, "holds something that is neither a text nor tokens")
+    if not all(isinstance(item, str) or (isinstance(item, list) and item) for item in value):
+        raise wrong(key, "holds something that is neither a text nor tokens")
+    return tuple(await service.aside(lambda: [_one(service, item, key) for item in value]))
+
+
+def _one(service: Service, item: str | list[Any], key: str) -> tuple[int, ...]:
+    if isinstance(item, str):
+        return _encoded(service.renderer, item, key)
+    return own_ids(service, whole_numbers(item, key), key)
 
 
 async def tokens_of_chat(service: Service, messages: Sequence[dict[str, Any]], tools: Sequence[Any]) -> tuple[int, ...]:

@@ -106,7 +106,7 @@ class Remote:
             if event.request in self.waiting:
                 self.waiting[event.request].put_nowait(event)
         if "refused" in message and message["refused"] in self.waiting:
-            self.waiting[message["refused"]].put_nowait(problem(Problem(**message["problem"])))
+            self.waiting[message["refused"]].put_nowait(_refusal(message["problem"]))
         if "call" in message and (call := self.calls.pop(message["call"], None)) is not None and not call.done():
             _settle(call, message)
         self.stats = message.get("stats", self.stats)
@@ -169,8 +169,15 @@ def _failure(message: dict[str, Any]) -> LlmkitError:
     return KINDS.get(message["code"], ModelError)(problems=[Problem(**problem) for problem in message["failed"]])
 
 
+def _refusal(said: dict[str, Any]) -> Refusal:
+    """What the engine refuses; what it is too busy for may be asked again."""
+    busy = said.pop("busy")
+    made = problem(Problem(**said))
+    return Refusal(429, made.what, key=made.key, code="adapters_busy", wait=1) if busy else made
+
+
 def _settle(call: asyncio.Future[Any], message: dict[str, Any]) -> None:
     if "problem" in message:
-        call.set_exception(problem(Problem(**message["problem"])))
+        call.set_exception(_refusal(message["problem"]))
     else:
         call.set_result(message["value"])

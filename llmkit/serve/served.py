@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ class Served:
     def facts(self) -> Said:
         """For the server, when it is ready."""
         known = self.engine.facts
-        return {"words": known.words, "longest": known.longest, "ends": known.ends, "model": self.model}
+        said = {"words": known.words, "longest": known.longest, "ends": known.ends, "model": self.model}
+        return said | {"adapters": self.engine.adapters.names}
 
     def stats(self) -> Said:
         """How it does."""
@@ -65,7 +67,8 @@ def open_served(settings: Mapping[str, Any]) -> Served:
     beside = Beside(settings["adapters"], root, settings["most_adapters"])
     served = served_of(loaded, OwnEngine(**settings["engine"]), beside)
     for name, path in settings["loaded"].items():  # what was loaded before the last one died
-        served.engine.adapters.load(name, path)
+        with suppress(LlmkitError):  # its folder is gone: that must keep nobody from being served; the facts tell it
+            served.engine.adapters.load(name, path)
     return served
 
 

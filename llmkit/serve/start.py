@@ -184,5 +184,9 @@ def _listen_for_keys(doors: list[Door]) -> None:
 
 
 def _ready(service: Service, address: tuple[object, ...]) -> None:
+    for name in service.adapters.keys() - set(service.engine.facts["adapters"]):
+        LOG.error("an adapter is gone", extra={"adapter": name})  # it was there before the engine was started again
+        del service.adapters[name]
+        service.engine.settings["loaded"].pop(name, None)
     url = f"http://{address[0]}:{address[1]}"
     LOG.info("ready", extra={"url": url, "model": service.name, "longest": service.engine.facts["longest"]})

@@ -17,7 +17,8 @@ from llmkit.serve.told import Spelling
 
 
 async def tokenize(service: Service, fields: Fields, caller: Caller) -> dict[str, Any]:
-    """The tokens of `prompt` (also called `content`), or of `messages` up to where the answer begins.
+    """The tokens of `prompt` (also called `content`), or of `messages` up to where the answer begins; `with_pieces`:
+    each with its text.
 
     Raises:
         Refusal: a field cannot be used.
@@ -29,11 +30,16 @@ async def tokenize(service: Service, fields: Fields, caller: Caller) -> dict[str
         key = "content" if fields.held.get("prompt") is None else "prompt"
         if not isinstance(fields.held.get(key), str):
             raise wrong("prompt", "is no text, and there are no messages")
-        ids = await tokens_of_text(service, fields.text(key), fields.flag("add_special_tokens", True))
-    pieces = fields.flag("return_token_strs")
-    fields.end(("with_pieces", "add_special", "add_generation_prompt"))
-    made: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": service.longest}
-    return made | {"token_strs": [Spelling(service.tokenizer).text(id) for id in ids]} if pieces else made
+        special = fields.flag("add_special_tokens", fields.flag("add_special", True))
+        ids = await tokens_of_text(service, fields.text(key), special)
+    if not fields.flag("add_generation_prompt", True):
+        raise wrong("add_generation_prompt", "only what is answered has tokens", "unsupported_parameter")
+    pieces, apart = fields.flag("with_pieces"), fields.flag("return_token_strs")
+    fields.end()
+    texts = [Spelling(service.tokenizer).text(id) for id in ids] if pieces or apart else []
+    told = [{"id": id, "piece": text} for id, text in zip(ids, texts, strict=True)] if pieces else ids
+    made: dict[str, Any] = {"tokens": told, "count": len(ids), "max_model_len": service.longest}
+    return made | {"token_strs": texts} if apart else made
 
 
 async def detokenize(service: Service, fields: Fields, caller: Caller) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from llmkit.core.environment import prepare
 from llmkit.core.errors import LlmkitError
-from llmkit.inference.request import Request
+from llmkit.inference.request import Busy, Request
 from llmkit.serve.messages import Link, event_out, request_in
 from llmkit.serve.served import Served, open_served
 
@@ -140,9 +140,9 @@ class Worker:
             self.link.send(message)
 
 
-def _problem(cause: LlmkitError) -> dict[str, str]:
-    problem = cause.problems[0]
-    return {"what": problem.what, "fix": problem.fix, "key": problem.key}  # no places of this machine
+def _problem(cause: LlmkitError) -> dict[str, Any]:
+    problem = cause.problems[0]  # without its file: no places of this machine
+    return {"what": problem.what, "fix": problem.fix, "key": problem.key, "busy": isinstance(cause, Busy)}
 
 
 def serve(own: socket.socket) -> int:

@@ -30,8 +30,9 @@ class Thread:
 
     pid = 0
 
-    def __init__(self, own, llm, root=None):
-        self.root = root
+    def __init__(self, own, llm, root=None, most=16, how=SMALL):
+        self.beside, self.how = Beside(root=root, most=most), how
+        self.served = None
         self.own = own.dup()
         self.own.setblocking(True)
         self.thread = threading.Thread(target=self._run, args=(llm,), daemon=True)
@@ -40,7 +41,8 @@ class Thread:
     def _run(self, llm):
         link = Link(self.own)
         assert link.first(10)
-        Worker(link, served_of(llm.loaded, SMALL, Beside(root=self.root))).run()
+        self.served = served_of(llm.loaded, self.how, self.beside)
+        Worker(link, self.served).run()
 
     def poll(self):
         return None if self.thread.is_alive() else 0
@@ -63,7 +65,8 @@ class Running:
         from llmkit.serve.run import listen
 
         self.loop = asyncio.new_event_loop()
-        self.engine = Remote({"loaded": {}}, lambda theirs: Thread(theirs, llm, how.get("adapter_root")))
+        given = how.get("adapter_root"), how.get("most_adapters", 16), how.get("engine", SMALL)
+        self.engine = Remote({"loaded": {}}, lambda theirs: Thread(theirs, llm, *given))
         own, other = listen("127.0.0.1", 0), listen("127.0.0.1", 0) if admin else None
         settings = Settings(ModelRef(name="tiny"), **how)
         self.places = assemble(settings, self.engine, llm.tokenizer, own, other)
@@ -87,6 +90,15 @@ class Running:
             except Exception as cause:
                 self.failed.append(cause)
                 raise
+
+    def call(self, verb, **asked):
+        """What the engine's half says to it."""
+        return asyncio.run_coroutine_threadsafe(self.engine.call(verb, **asked), self.loop).result(30)
+
+    @property
+    def within(self):
+        """The engine itself, which is in another thread."""
+        return self.engine.process.served.engine
 
     def stop(self):
         self.loop.call_soon_threadsafe(self.task.cancel)

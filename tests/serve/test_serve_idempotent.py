@@ -45,3 +45,12 @@ def test_a_client_that_was_cut_off_finds_its_answer(server):
         headers = {"idempotency-key": "six", "content-type": "application/json"}
         said = client.post("/v1/chat/completions", content=data, headers=headers)
     assert said.json()["usage"]["completion_tokens"] == 60 and server.engine.stats["requests"] == begun + 1
+
+
+def test_an_answer_is_kept_in_one_part_and_told_in_it(server):
+    first = ask(server, "seven", stream=True, max_tokens=30, ignore_eos=True).content
+    kept = server.door.app.kept["", "seven"]
+    assert [message["type"] for message in kept.messages] == ["http.response.start", "http.response.body"]
+    assert (
+        kept.messages[1]["body"] == first == ask(server, "seven", stream=True, max_tokens=30, ignore_eos=True).content
+    )

@@ -3,8 +3,8 @@
 import contextlib
 import json
 import os
-import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -13,69 +13,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from llmkit.models.node import ModelRef
-from llmkit.serve import worker
-from llmkit.serve.start import Settings, start
-from tests.serve.conftest import SMALL
-from tests.serve.forked import Forked
+from tests.serve.raw import answer, connect, head
+from tests.serve.real import forked
 
 LONG = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 480, "ignore_eos": True}
-
-
-def engine(theirs):
-    def work():
-        number = theirs.fileno()
-        os.closerange(3, number)  # as in a new interpreter: with its server's end of the socket it would outlive it
-        os.closerange(number + 1, 4096)
-        return worker.main(number)
-
-    return Forked(work)
-
-
-def serving(folder, files):
-    if files:
-        os.closerange(3, 4096)  # what the tests have open is no part of its few
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    start(Settings(ModelRef(name=str(folder)), port=0, name="tiny", engine=SMALL), engine)
-
-
-class Server:
-    def __init__(self, folder, tmp_path, files=0):
-        self.log = tmp_path / "log"
-        with self.log.open("w") as err:
-            self.process = Forked(serving, folder, files, err=err.fileno())
-        self.url = self.said("ready")["url"]
-
-    def said(self, event, count=1):
-        """The `count`-th line of the log about something."""
-        end = time.monotonic() + 60
-        while time.monotonic() < end and self.process.poll() is None:
-            lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-            found = [line for line in lines if line["event"] == event]
-            if len(found) >= count:
-                return found[count - 1]
-            time.sleep(0.01)
-        raise AssertionError(self.log.read_text())
-
-    def engine(self):
-        """The pid of its engine's process."""
-        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[-1])
 
 
 @pytest.fixture
 def served(llm, tiny, tmp_path):
     """`llm`: what the processes need is imported before they are forked."""
-    made = []
-
-    def make(files=0):
-        made.append(Server(tiny, tmp_path, files))
-        return made[-1]
-
-    yield make
-    for one in made:
-        with contextlib.suppress(ProcessLookupError):
-            if one.process.poll() is None:
-                one.process.kill()
+    with contextlib.ExitStack() as stack:
+        yield lambda files=0: stack.enter_context(forked(tmp_path / "log", {"folder": str(tiny)}, files))
 
 
 def events(url, asked, told, begun):
@@ -96,7 +44,7 @@ def test_a_dead_engine_is_told_to_each_client_and_started_again(served):
         waiting[-1][0].start()
     for _, begun in waiting:
         assert begun.wait(30)
-    dead = server.engine()
+    dead = server.engine
     os.kill(dead, signal.SIGKILL)
     for thread, _ in waiting:
         thread.join(10)
@@ -108,7 +56,7 @@ def test_a_dead_engine_is_told_to_each_client_and_started_again(served):
     refused = httpx.post(server.url + "/v1/chat/completions", json=LONG)
     assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
     server.said("ready", 2)
-    assert httpx.get(server.url + "/health").status_code == 200 and server.engine() != dead
+    assert httpx.get(server.url + "/health").status_code == 200 and server.engine != dead
     good = httpx.post(server.url + "/v1/chat/completions", json=LONG | {"max_tokens": 3}, timeout=30)
     assert good.json()["usage"]["completion_tokens"] == 3
 
@@ -119,8 +67,8 @@ def test_what_was_accepted_is_finished_after_a_signal_and_nothing_new_is_taken(s
     thread = threading.Thread(target=events, args=(server.url, LONG | {"stream": True}, told, begun))
     thread.start()
     assert begun.wait(30)
-    child = server.engine()
-    server.process.kill(signal.SIGTERM)
+    child = server.engine
+    os.kill(server.process.pid, signal.SIGTERM)
     server.said("draining")
     with contextlib.suppress(httpx.TransportError):  # unless it was over before this came
         assert httpx.post(server.url + "/v1/chat/completions", json=LONG).status_code == 503
@@ -135,8 +83,6 @@ def test_what_was_accepted_is_finished_after_a_signal_and_nothing_new_is_taken(s
 
 
 def test_with_few_file_descriptors_some_are_told_to_come_back_and_then_all_are_served(served):
-    from tests.serve.raw import answer, connect, head
-
     server = served(files=64)
     with contextlib.ExitStack() as stack:
         owns = [stack.enter_context(connect(server)) for _ in range(80)]
@@ -159,8 +105,6 @@ def test_with_few_file_descriptors_some_are_told_to_come_back_and_then_all_are_s
 
 @pytest.mark.slow
 def test_the_command_serves_and_stops(tiny, tmp_path):
-    import subprocess
-
     log = tmp_path / "log"
     with log.open("w") as err:
         words = [sys.executable, "-m", "llmkit", "serve", str(tiny), "--port", "0", "--name", "tiny"]
