@@ -6,8 +6,8 @@ Models have the shapes of SmolLM2-135M and of Llama-3.2-1B and random weights, r
 Training: bf16_mixed, LoRA (rank 16, all linears) and full, AdamW; tokens that are no padding, per second, the median
 of the steps after the first four. The plain loop pads the same rows to the longest of each micro-batch. Peaks are what
 torch allocated; of ours the foretold one beside it. Decoding: bf16, greedy, prompts of 128 tokens, 128 made, tokens
-made per second with the prompts' reading. `--small` is a try on any machine. What does not fit into the budget (seconds) is
-left out, and said.
+made per second with the prompts' reading. `--small` is a try on any machine. What does not fit into the budget
+(seconds) is left out, and said.
 """
 
 import argparse
