@@ -17,7 +17,7 @@ from llmkit.build.llm import LLM
 from llmkit.cli.main import _guarded
 from llmkit.serve.page import PATHS
 from tests.conftest import make_model, make_tokenizer
-from tests.serve.conftest import Running
+from tests.serve.conftest import TOOLED, Running
 
 ASKED: list[Any] = [{"role": "user", "content": "hello world"}]
 SCHEMA = {"type": "object", "properties": {"city": {"enum": ["Bern", "Oslo"]}, "days": {"type": "integer", "maximum": 9,
@@ -29,20 +29,12 @@ TOOLS: list[Any] = [
 NAMED: Any = {"type": "function", "function": {"name": "weather"}}
 
 
-TEMPLATE = (
-    "{% if tools %}Call within <tool_call></tool_call>: {% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] or '' }}"
-    "{% for c in m.get('tool_calls') or [] %}<tool_call>{{ c['function'] | tojson }}</tool_call>{% endfor %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: Any) -> Iterator[Running]:
     """Of a model whose template knows tools."""
     folder = tmp_path_factory.mktemp("tools")
     make_model(max_position_embeddings=2048).save_pretrained(folder)
-    make_tokenizer(TEMPLATE).save_pretrained(folder)
+    make_tokenizer(TOOLED).save_pretrained(folder)
     running = Running(LLM(str(folder)))
     yield running
     running.stop()
