@@ -146,6 +146,7 @@ ROUTES = (
     "/",
     "/health",
     "/metrics",
+    "/openapi.json",
     "/v1/models",
     "/v1/chat/completions",
     "/v1/completions",
