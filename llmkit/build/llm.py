@@ -16,7 +16,7 @@ from llmkit.build.engines import engine_of as engine_of
 from llmkit.build.held import Here
 from llmkit.build.opened import Opened
 from llmkit.build.opening import load
-from llmkit.build.precision import types
+from llmkit.build.precision import reading
 from llmkit.build.scores import Pooling, Scores, embed, score
 from llmkit.build.training import check, headed
 from llmkit.core.errors import ModelError, RecipeError
@@ -65,7 +65,7 @@ class LLM:
         """
         asked = Opened(model=model, quant=quant, generator=generator, precision=precision, seed=seed)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        kinds, resolved = types(asked.precision, device), resolve(asked.model)
+        kinds, resolved = reading(asked.precision, device), resolve(asked.model)
         held = asked.quant or resolved.quant
         self.loaded = load(resolved, asked.model, How(device, kinds.params, kinds.half, held, allow_code))
         self.tokenizer, self.seed, self.device = self.loaded.tokenizer, seed, device

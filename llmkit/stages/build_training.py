@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -60,6 +61,8 @@ def train(node: Training, run: Run) -> Artifact:
     """Trains a stage, or goes on with one that was interrupted."""
     keep_freed_memory()
     torch.set_num_threads(run.threads)
+    if node.deterministic:  # cuBLAS asks for a workspace of one size then, before its first product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(node.deterministic, warn_only=False)
     with out_of_memory_named(run.device, KNOB):
         run.peers.phase("data")
