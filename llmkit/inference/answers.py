@@ -20,7 +20,9 @@ class Answers:
         self.texts = texts
         own = () if sampling.ignore_eos and sampling.grammar is None else facts.ends
         self.ends = (*own, *sampling.stop_ids)
-        self.rules = Rules(request, self.ends, texts.bad(sampling.bad_words))
+        words = texts.bad(sampling.bad_words)
+        possible = [one for one in words if max(one) < facts.words]  # a tokenizer may have more than the model can make
+        self.rules = Rules(request, self.ends, possible)
         self.matcher = None if sampling.grammar is None else texts.matcher(sampling.grammar, facts.words, facts.ends)
         """Before the first token."""
         self.steers: dict[int, Steer] = {}

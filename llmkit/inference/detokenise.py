@@ -36,7 +36,7 @@ def detokeniser(tokenizer: Any, special: bool = False) -> Callable[[], Detokenis
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return lambda: Window(tokenizer, special)
-    said = json.loads(backend.to_str())["decoder"] or {"type": "none"}
+    said: dict[str, Any] = {"type": "none"} if backend.decoder is None else json.loads(backend.decoder.__getstate__())
     steps = said["decoders"] if said["type"] == "Sequence" else [said]
     hidden = {id for id, token in backend.get_added_tokens_decoder().items() if token.special and not special}
 

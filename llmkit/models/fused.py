@@ -19,20 +19,21 @@ from torch.autograd.function import once_differentiable
 from llmkit.core.matmul import linear, through
 from llmkit.core.recast import recast
 from llmkit.core.remake import Way, remakable, way_to
+from llmkit.models.alike import Once
 
 
 def fuse(model: nn.Module) -> dict[str, int]:
     """Replaces submodules of `model` in place; tells how many of each kind."""
-    counts = {"linear": 0, "mlp": 0, "norm": 0}
+    counts, once = {"linear": 0, "mlp": 0, "norm": 0}, Once()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and child is not _head(model):
                 setattr(parent, name, recast(child, FusedLinear))
                 counts["linear"] += 1
-            elif gated(child):
+            elif once(gated, child):
                 setattr(parent, name, recast(child, FusedMlp))
                 counts["mlp"] += 1
-            elif root_mean_square(child):
+            elif once(root_mean_square, child):
                 setattr(parent, name, recast(child, FusedNorm))
                 counts["norm"] += 1
     return counts

@@ -6,7 +6,6 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,14 +17,17 @@ from llmkit.models import safe
 from llmkit.models.adapted import Readers, adapted
 from llmkit.models.attend import install
 from llmkit.models.classified import HEADS, auto_class, begin, name_classes, without_head
+from llmkit.models.finite import check_finite
 from llmkit.models.fused import fuse
 from llmkit.models.node import Head, ModelRef, Nf4, NoQuant, Quant
-from llmkit.models.probe import Support, probe
+from llmkit.models.probe import Support
 from llmkit.models.quantised import check_runs, settle
 from llmkit.models.resolve import Resolved, head_of
 from llmkit.models.rope import RopeScaling
 from llmkit.models.scaled import check_turned, scaled_config, stretch
-from llmkit.models.tokens import add, added, widen
+from llmkit.models.tokenizer import read_tokenizer
+from llmkit.models.tokens import added, widen
+from llmkit.models.tried import tried
 from llmkit.models.unread import settled, unread
 from llmkit.models.virtual import supported
 from llmkit.models.wrappers import check_causal, check_whole, name_inner
@@ -94,7 +96,7 @@ def load(resolved: Resolved, ref: ModelRef, how: How, own: Readers | None = None
             widen(model, tokenizer, new)
         kind = install(model, ref.attention, how.half)
         with deferred.running():
-            support = probe(model)
+            support = tried(model, base, new)
             if how.quant != NoQuant() and not support.packed:  # which has not run it
                 check_runs(model)
             if not getattr(model, "is_quantized", False):
@@ -137,7 +139,7 @@ def _base(
             f"{base.name} is of an unknown family ({family})", fix="use a causal LM", key="model"
         ) from cause
     if not how.allow_nonfinite:
-        _check_finite(base.folder, headers)
+        check_finite(base.folder, headers)
     kind: Any
     options: dict[str, Any] = {} if bits is None else {"quantization_config": bits}
     if head is None:
@@ -208,71 +210,6 @@ def _classifier(base: Resolved, head: Head, config: Any, tokenizer: Any) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     name_classes(config, head, tokenizer.pad_token_id)
     return kind
-
-
-def _check_finite(folder: Path, headers: dict[str, safe.Header]) -> None:
-    from safetensors import safe_open
-
-    for file, header in headers.items():
-        with safe_open(folder / file, "pt") as held:
-            for name in header:
-                value = held.get_tensor(name)
-                if value.is_floating_point() and value.element_size() > 1 and not torch.isfinite(value).all():
-                    raise ModelError(
-                        f"{name} holds NaN or infinity",
-                        fix="use sound weights, or pass --allow-nonfinite to look at them",
-                        file=str(folder / file),
-                    )
-
-
-def read_tokenizer(resolved: Resolved, ref: ModelRef, allow_code: bool = False) -> Any:
-    """The tokenizer of a model's folder, or of its base's, with the recipe's tokens and its template over its own."""
-    from transformers import AutoTokenizer
-
-    own = (resolved.folder / "tokenizer_config.json").is_file() or (resolved.folder / "tokenizer.json").is_file()
-    folder = resolved.folder if own or resolved.base is None else resolved.base.folder
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_code)
-    except (ValueError, OSError, KeyError) as cause:
-        if is_out_of_memory(cause):
-            raise
-        raise ModelError(
-            f"has no tokenizer that can be read ({str(cause).splitlines()[0][:120]})",
-            fix="add tokenizer.json",
-            file=str(folder),
-        ) from cause
-    add(tokenizer, ref)
-    if ref.template is not None:
-        tokenizer.chat_template = _template(ref.template)
-        _check_syntax(tokenizer, ref.template)
-    return tokenizer
-
-
-def _template(name: str) -> str:
-    """The chat template of a file, or one of ours by its name."""
-    ours = {path.stem: path for path in Path(__file__).with_name("templates").glob("*.jinja")}
-    try:
-        return ours.get(name, Path(name)).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as cause:
-        why = cause.strerror if isinstance(cause, OSError) else "it is no UTF-8"
-        fix = f"give a file, or one of {', '.join(sorted(ours))}"
-        raise ModelError(f"{name} cannot be read ({why})", fix=fix, key="model.template") from cause
-
-
-def _check_syntax(tokenizer: Any, name: str) -> None:
-    """Raises:
-    ModelError: it is no Jinja template.
-    """
-    from jinja2 import TemplateError, TemplateSyntaxError
-
-    try:
-        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
-    except TemplateSyntaxError as cause:
-        raise ModelError(
-            f"is no Jinja template ({cause.message})", fix="mend it", file=name, line=cause.lineno, key="model.template"
-        ) from cause
-    except (TemplateError, LookupError, TypeError, ValueError, AttributeError):
-        return  # it may want other messages than this one
 
 
 @contextlib.contextmanager

@@ -34,7 +34,8 @@ Each runs as a model of 2 layers with random weights, segments of 1 to 11 tokens
 - `merge`: the merged model's logits are the adapted model's, to 1e-10 in fp64.
 - `export`: what llmkit reads and writes again, transformers alone reads with the same weights and logits, bit for bit.
 
-Every model is tried when it is loaded, listed here or not: the last hidden states of two short sequences, without
+Every model is tried when it is first loaded, listed here or not (what came of it is kept in the cache by all that it
+follows from): the last hidden states of two short sequences, without
 gradients, must be those of eager attention to 2e-5 in fp32 and to 1e-1 in 16 bits or over quantised weights. Where the
 answer is no, packing, trees and the engine are refused by name; padded training works as in transformers, and so does
 `generate --generator transformers`.

@@ -105,8 +105,8 @@ def _plain(value: Any) -> Any:
 
 def event_out(event: Event) -> dict[str, Any]:
     """An event: what of it is not as it is in most."""
-    made = {item.name: getattr(event, item.name) for item in dataclasses.fields(Event)}
-    made = {name: value for name, value in made.items() if value or name in ("request", "index", "tokens")}
+    held = ((item.name, getattr(event, item.name), item.default) for item in dataclasses.fields(Event))
+    made = {name: value for name, value, usual in held if value != usual}
     made["tokens"] = [_token(token) for token in event.tokens]
     if event.prompt is not None:
         made["prompt"] = [None if token is None else _token(token) for token in event.prompt]

@@ -8,12 +8,13 @@ from typing import Any
 from llmkit.core.errors import LlmkitError
 from llmkit.data.prompt import rendered_ids
 from llmkit.data.render import Renderer
+from llmkit.serve.described import MOST_MESSAGES, PARTS
 from llmkit.serve.fields import Fields, whole_numbers, wrong
+from llmkit.serve.kinds import parse
+from llmkit.serve.node import Bounds
 from llmkit.serve.refusal import Refusal, refused
 from llmkit.serve.service import Service
-
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-MOST_MESSAGES = 4096
+from llmkit.serve.shapes import MESSAGE_IGNORED, Message
 
 
 async def tokens_of_text(service: Service, text: str, special: bool = True) -> tuple[int, ...]:
@@ -42,11 +43,15 @@ async def prompts(service: Service, fields: Fields, key: str, most: int) -> tupl
         return (own_ids(service, whole_numbers(value, key), key),)
     if len(value) > most:
         raise wrong(key, f"{len(value)} prompts are more than {most}")
-    if all(isinstance(item, str) for item in value):
-        return tuple(await service.aside(lambda: [_encoded(service.renderer, item, key) for item in value]))
-    if all(isinstance(item, list) and item for item in value):
-        return tuple(own_ids(service, whole_numbers(item, key), key) for item in value)
-    raise wrong(key, "holds something that is neither a text nor tokens")
+    if not all(isinstance(item, str) or (isinstance(item, list) and item) for item in value):
+        raise wrong(key, "holds something that is neither a text nor tokens")
+    return tuple(await service.aside(lambda: [_one(service, item, key) for item in value]))
+
+
+def _one(service: Service, item: str | list[Any], key: str) -> tuple[int, ...]:
+    if isinstance(item, str):
+        return _encoded(service.renderer, item, key)
+    return own_ids(service, whole_numbers(item, key), key)
 
 
 async def tokens_of_chat(service: Service, messages: Sequence[dict[str, Any]], tools: Sequence[Any]) -> tuple[int, ...]:
@@ -90,18 +95,16 @@ def messages(fields: Fields) -> list[dict[str, Any]]:
 
 
 def _message(fields: Fields) -> dict[str, Any]:
-    role = fields.choice("role", "", ROLES)
-    made: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(role, role)}
+    said = parse(Message, fields, Bounds())
+    made: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(said.role, said.role)}
     made["content"] = _content(fields)
     calls = fields.items("tool_calls", 128)
     if calls:
         made["tool_calls"] = [_call(Fields(item, f"{fields.at}.tool_calls.{i}")) for i, item in enumerate(calls)]
-    for key in ("name", "tool_call_id", "reasoning_content"):
-        if said := fields.text(key):
-            made[key] = said
-    if role in ("user", "system", "developer") and fields.held.get("content") is None:
+    made |= {key: text for key in ("name", "tool_call_id", "reasoning_content") if (text := getattr(said, key))}
+    if said.role in ("user", "system", "developer") and said.content is None:
         raise wrong(fields.name("content"), "is missing")
-    fields.end(("refusal", "annotations", "audio", "function_call"))
+    fields.end(MESSAGE_IGNORED)
     return made
 
 
@@ -115,7 +118,7 @@ def _content(fields: Fields) -> str:
     parts = []
     for index, item in enumerate(value):
         part = Fields(item, f"{fields.name('content')}.{index}")
-        part.choice("type", "text", ("text", "input_text", "output_text", "refusal"))
+        part.choice("type", "text", PARTS)
         parts.append(part.text("text"))
         part.end(("annotations", "logprobs", "refusal"))
     return "".join(parts)

@@ -27,6 +27,20 @@ def test_tokens_are_as_good_a_prompt_as_their_text_alone_and_in_batches(http: ht
     text = completed(http, prompt="hello world", temperature=0.0)
     assert completed(http, prompt=tokens, temperature=0.0) == text
     assert completed(http, prompt=[tokens, tokens], temperature=0.0) == text * 2
+    assert completed(http, prompt=["hello world", tokens], temperature=0.0) == text * 2
+    for bad in ([tokens, 7], ["hello", {}], ["hello", []], [1, "hello"], [[1, "hello"]]):
+        got = http.post("/v1/completions", json={"prompt": bad})
+        assert got.status_code == 400 and got.json()["error"]["param"] == "prompt"
+
+
+def test_tokens_are_told_with_their_texts(http: httpx.Client) -> None:
+    text = "a test with \u5abd and \U0001f917"
+    got = http.post("/tokenize", json={"content": text, "with_pieces": True}).json()["tokens"]
+    plain = http.post("/tokenize", json={"content": text}).json()["tokens"]
+    assert [one["id"] for one in got] == plain and all(one["piece"] for one in got)
+    assert http.post("/tokenize", json={"content": text, "add_special": False}).json()["tokens"] == plain
+    got = http.post("/tokenize", json={"messages": ASKED, "add_generation_prompt": False})
+    assert got.status_code == 400 and got.json()["error"]["param"] == "add_generation_prompt"
 
 
 def test_a_seed_repeats_alone_and_among_others_and_others_differ(http: httpx.Client) -> None:
@@ -52,7 +66,8 @@ def test_messages_that_are_none_are_refused(http: httpx.Client, messages: Any) -
 
 @pytest.mark.parametrize(
     "form",
-    [{"type": "sound"}, {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 123}}},
+    [{"type": "sound"}, {"type": "json_object", "schema": 123}, {"type": "json_object", "schema": {"type": "hiccup"}},
+     {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 123}}},
      {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "hiccup"}}}],
 )  # fmt: skip
 def test_a_form_that_cannot_be_held_is_refused(http: httpx.Client, form: Any) -> None:
@@ -60,8 +75,10 @@ def test_a_form_that_cannot_be_held_is_refused(http: httpx.Client, form: Any) ->
     assert got.status_code == 400 and "response_format" in got.json()["error"]["param"]
 
 
-def test_a_constant_is_all_that_its_schema_allows(http: httpx.Client) -> None:
-    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "42"}}}
+@pytest.mark.parametrize("kind", ["json_schema", "json_object"])
+def test_a_constant_is_all_that_its_schema_allows(http: httpx.Client, kind: str) -> None:
+    schema = {"schema": {"const": "42"}}
+    form = {"type": kind} | ({"json_schema": {"name": "x"} | schema} if kind == "json_schema" else schema)
     body = {"messages": ASKED, "response_format": form, "max_tokens": 40, "seed": 1}
     got = http.post("/v1/chat/completions", json=body).json()
     assert got["choices"][0]["message"]["content"].strip() == '"42"'

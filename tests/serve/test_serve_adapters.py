@@ -65,8 +65,7 @@ def choice(server, model="tiny", **more):
 
 def adapters(server):
     """Those of the engine, and the tensors that it holds."""
-    engine = server.engine.process.served.engine
-    return engine.adapters, engine.runner.forward.bank.held
+    return server.within.adapters, server.within.runner.forward.bank.held
 
 
 def test_what_is_loaded_is_asked_for_by_name_alone_and_beside_others(hosted, llm, root):
@@ -118,7 +117,7 @@ def test_e11_a_request_ends_on_the_version_that_it_began_with(how, hosted):
         assert ask(hosted, "mine").status_code == 404 and list(adapters(hosted)[0].old)
     else:
         load(hosted, "mine", "other")
-    assert hosted.engine.process.served.engine.live  # the control: it was in the midst of it
+    assert hosted.within.live  # the control: it was in the midst of it
     assert httpx.post(hosted.admin + "/admin/resume", **rest).status_code == 200
     thread.join(60)
     assert "".join(one["text"] for one in told) == whole and told[-1]["finish_reason"] == "length"
@@ -150,7 +149,7 @@ def test_more_than_may_lie_ready_take_turns_and_more_in_use_at_once_are_told_to_
     assert httpx.post(hosted.admin + "/admin/pause", **rest).status_code == 200
     with ThreadPoolExecutor(2) as pool:
         held = [pool.submit(choice, hosted, name) for name in ("lora", "other")]
-        while len(hosted.engine.process.served.engine.live) < 2:
+        while len(hosted.within.live) < 2:
             pass
         said = ask(hosted, "soft")
         assert said.status_code == 429 and int(said.headers["retry-after"]) >= 1, said.text
