@@ -30,8 +30,9 @@ from llmkit.data.batches import micro_batches
 from llmkit.data.feed import Feed, Known
 from llmkit.data.node import FirstFit, NoPacking, Packing
 from llmkit.data.prepare import Prepared
-from llmkit.models.load import DTYPES, read_tokenizer
+from llmkit.models.load import DTYPES
 from llmkit.models.positions import check_length
+from llmkit.models.tokenizer import read_tokenizer
 from llmkit.parallel.alike import compare
 from llmkit.parallel.degrees import Deal
 from llmkit.parallel.grid import grid
