@@ -37,7 +37,9 @@ def prompt_ids(renderer: Renderer, prompt: str | Sequence[Mapping[str, Any]], to
     return rendered_ids(renderer, prompt, tools)
 
 
-def continued(renderer: Renderer, prompt: str | Sequence[Mapping[str, Any]], completion: str) -> tuple[list[int], int]:
+def continued(
+    renderer: Renderer, prompt: str | Sequence[Mapping[str, Any]], completion: str, tools: Sequence[Any] = ()
+) -> tuple[list[int], int]:
     """The tokens of a prompt and of a text that follows it, each tokenised apart as in use; and how many are the
     prompt's.
 
@@ -45,7 +47,7 @@ def continued(renderer: Renderer, prompt: str | Sequence[Mapping[str, Any]], com
         ModelError, DataError: as `prompt_ids`; or the text holds special tokens.
     """
     _check(renderer, prompt)
-    rendered = _prompted(renderer, prompt, ())
+    rendered = _prompted(renderer, prompt, tools)
     if renderer.specials.search(completion):
         what = "the completion holds text of special tokens"
         raise DataError(what, fix="give the token ids of both", key="completion")
