@@ -66,11 +66,11 @@ def largest(values: Row, count: int) -> Ids:
 def nucleus(weights: Row, share: float) -> Ids:
     """The places, in order, of the fewest weights that hold `share` of the sum; of equal ones the first."""
     wanted = share * total(weights)
-    if HEAD * 8 < len(weights):
+    if len(weights) > HEAD * 8:
         at = largest(weights, HEAD)
         if (found := _holding(weights[at], wanted)) is not None:
             return at[found]
-    if 8 * SAMPLE <= len(weights) and (guessed := _guessed(weights, share, wanted)) is not None:
+    if len(weights) >= 8 * SAMPLE and (guessed := _guessed(weights, share, wanted)) is not None:
         return guessed
     found = _holding(weights, wanted)
     return np.arange(len(weights)) if found is None else found
