@@ -130,9 +130,10 @@ def door(app: ASGIApp, service: Service, metrics: Metrics, settings: Settings) -
     def over(caller: Caller, scope: Scope, status: int, seconds: float) -> None:
         path = scope["path"]
         metrics.ended(routes.get(path, "other"), status)
-        if status >= 400:
-            metrics.refused(scope.get("refused") or str(status))
         facts = {"request_id": caller.id, "tenant": caller.tenant, "method": scope["method"], "path": path}
+        if status >= 400 or "refused" in scope:  # a stream that failed in the middle had begun with 200
+            facts["refused"] = scope.get("refused") or str(status)
+            metrics.refused(facts["refused"])
         level = logging.DEBUG if path in WATCHED else logging.INFO
         LOG.log(level, "request", extra={**facts, "status": status, "seconds": round(seconds, 6)})
 
