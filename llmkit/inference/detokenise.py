@@ -36,8 +36,7 @@ def detokeniser(tokenizer: Any, special: bool = False) -> Callable[[], Detokenis
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return lambda: Window(tokenizer, special)
-    said: dict[str, Any] = {"type": "none"} if backend.decoder is None else json.loads(backend.decoder.__getstate__())
-    steps = said["decoders"] if said["type"] == "Sequence" else [said]
+    steps = _steps(backend)
     hidden = {id for id, token in backend.get_added_tokens_decoder().items() if token.special and not special}
 
     def piece(token: int) -> str | None:
@@ -48,6 +47,23 @@ def detokeniser(tokenizer: Any, special: bool = False) -> Callable[[], Detokenis
         return lambda: ByteLevel(piece, known)
     marked = _marked(steps)
     return (lambda: Window(tokenizer, special)) if marked is None else (lambda: Pieces(piece, marked))
+
+
+def spelled(tokenizer: Any) -> Callable[[int], bytes]:
+    """The bytes of one token wherever it stands: half a letter, and the space that a piece begins with, are in them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    steps = [] if backend is None else _steps(backend)
+    if [step["type"] for step in steps] == ["ByteLevel"]:
+        return lambda token: _raw(backend.id_to_token(token) or "")
+    marked = _marked(steps) if steps else None
+    if marked is None:
+        return lambda token: str(tokenizer.decode([token])).encode()
+    return lambda token: _whole(backend.id_to_token(token) or "", marked)
+
+
+def _steps(backend: Any) -> list[dict[str, Any]]:
+    said: dict[str, Any] = {"type": "none"} if backend.decoder is None else json.loads(backend.decoder.__getstate__())
+    return list(said["decoders"]) if said["type"] == "Sequence" else [said]
 
 
 class ByteLevel:
@@ -155,6 +171,13 @@ class Pieces:
             self.left = self.left - 1 if text[0] == self.how.stripped else 0
             text = text[1:] if text[0] == self.how.stripped else text
         return text
+
+
+def _whole(piece: str, how: Marked) -> bytes:
+    for old, new in how.replaced:
+        piece = piece.replace(old, new)
+    byte = _byte(piece) if how.bytes else None
+    return piece.encode() if byte is None else bytes([byte])
 
 
 def _byte(piece: str) -> int | None:

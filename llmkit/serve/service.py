@@ -20,6 +20,7 @@ from llmkit.serve.node import Bounds
 from llmkit.serve.refusal import Refusal
 from llmkit.serve.remote import Remote
 from llmkit.serve.said.formats import Format, format_of
+from llmkit.serve.told import Spelling
 
 T = TypeVar("T")
 
@@ -77,6 +78,11 @@ class Service:
     def special_texts(self) -> Texts:
         """The same where special tokens have text: formats of tool calls are written in them."""
         return Texts(self.tokenizer, special=True)
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """Single tokens as texts."""
+        return Spelling(self.tokenizer)
 
     @property
     def fingerprint(self) -> str:

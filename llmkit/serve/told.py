@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from llmkit.inference.detokenise import spelled
 from llmkit.inference.request import Token
 
 LEAST = -9999.0
@@ -15,11 +16,11 @@ class Spelling:
     """Tokens as texts."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+        self.raw = spelled(tokenizer)
 
     def text(self, id: int) -> str:
-        """One token alone; half a letter is shown as a mark in its place."""
-        return str(self.tokenizer.decode([id]))
+        """One token alone, with the space that it begins with; half a letter is shown as a mark in its place."""
+        return self.raw(id).decode("utf-8", "replace")
 
     def chat(self, tokens: Iterable[Token]) -> list[dict[str, Any]]:
         """`logprobs.content` of a chat's choice."""
@@ -30,8 +31,7 @@ class Spelling:
         return made
 
     def _entry(self, id: int, logprob: float | None) -> dict[str, Any]:
-        text = self.text(id)
-        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+        return {"token": self.text(id), "logprob": _finite(logprob), "bytes": list(self.raw(id))}
 
     def completion(self, tokens: Sequence[Token | None], ids: Sequence[int], offset: int, most: int) -> dict[str, Any]:
         """`logprobs` of a completion's choice, whose first token's text begins at `offset`; `ids` are the tokens, of
