@@ -145,6 +145,8 @@ class Adapters:
             RequestError: there is no such adapter.
         """
         with self.lock:
+            if not name:  # what requests get that name none is no adapter of its own
+                raise RequestError("no adapter is named ''", fix="name one that is loaded", key="lora_name")
             self._retire(self._current(name))
             del self.named[name]
 

@@ -14,8 +14,11 @@ from llmkit.serve import reply
 from llmkit.serve.body import read_fields
 from llmkit.serve.faults import HANDLERS
 from llmkit.serve.fields import Fields, wrong
+from llmkit.serve.kinds import parse
 from llmkit.serve.metrics import TYPE, Metrics
+from llmkit.serve.openapi import document
 from llmkit.serve.service import Service
+from llmkit.serve.shapes import LOAD_IGNORED, UNLOAD_IGNORED, LoadAdapter, NewWeights, UnloadAdapter
 
 Work = Callable[[Fields], Awaitable[Any]]
 
@@ -37,7 +40,8 @@ class Admin:
             "/admin/weights": self.weights,
         }
         routes = [Route(path, self._asked(work), methods=["POST"]) for path, work in post.items()]
-        routes += [Route("/metrics", self.numbers, methods=["GET"]), Route("/health", self.health, methods=["GET"])]
+        get = {"/metrics": self.numbers, "/health": self.health, "/openapi.json": self.document}
+        routes += [Route(path, answer, methods=["GET"]) for path, answer in get.items()]
         app = Starlette(routes=routes, exception_handlers=HANDLERS)
         app.router.redirect_slashes = False
         return app
@@ -51,19 +55,20 @@ class Admin:
 
     async def load(self, fields: Fields) -> Any:
         """An adapter of a folder under the root is served under a name, to all or to one tenant."""
-        name, path, tenant = fields.text("lora_name"), fields.text("lora_path"), fields.text("tenant")
-        fields.end(("load_inplace",))
+        said = parse(LoadAdapter, fields, self.service.bounds)
+        fields.end(LOAD_IGNORED)
+        name, path = said.lora_name, said.lora_path
         if name == self.service.name:
             raise wrong("lora_name", f"{name[:80]!r} is the model's own name")
         made = await self.service.engine.call("load", name=name, path=path)
-        self.service.adapters[name] = tenant
+        self.service.adapters[name] = said.tenant
         self.service.engine.settings["loaded"][name] = path  # for an engine that is started again
         return made
 
     async def unload(self, fields: Fields) -> Any:
         """No request gets it from now on; those that run end on it."""
-        name = fields.text("lora_name")
-        fields.end(("lora_int_id",))
+        name = parse(UnloadAdapter, fields, self.service.bounds).lora_name
+        fields.end(UNLOAD_IGNORED)
         if name not in self.service.adapters:
             raise wrong("lora_name", f"no adapter is named {name[:80]!r}")
         made = await self.service.engine.call("unload", name=name)
@@ -88,13 +93,17 @@ class Admin:
 
     async def weights(self, fields: Fields) -> Any:
         """Other weights for the model, of a folder under the root; what runs ends on those that it began with."""
-        path = fields.text("path")
+        path = parse(NewWeights, fields, self.service.bounds).path
         fields.end()
         return await self.service.engine.call("weights", path=path)
 
     async def numbers(self, request: Request) -> Response:
         """For Prometheus."""
         return Response(self.metrics.text(), headers={"content-type": TYPE})
+
+    async def document(self, request: Request) -> Response:
+        """What these routes take and answer."""
+        return reply.whole(document(self.service.bounds, request.scope["caller"].key is not None, admin=True))
 
     async def health(self, request: Request) -> Response:
         """Whether the engine is there."""

@@ -18,6 +18,7 @@ from llmkit.serve.completions import TextWriter
 from llmkit.serve.faults import HANDLERS
 from llmkit.serve.fields import Fields
 from llmkit.serve.metrics import TYPE, Metrics
+from llmkit.serve.openapi import document
 from llmkit.serve.refusal import Refusal
 from llmkit.serve.responses_told import ResponseWriter
 from llmkit.serve.service import Service
@@ -50,6 +51,7 @@ class App:
         get = {
             "/health": self.health,
             "/metrics": self.numbers,
+            "/openapi.json": self.document,
             "/v1/models": self.models,
             "/v1/models/{name:path}": self.model,
             "/v1/responses/{id}": self.response,
@@ -96,6 +98,10 @@ class App:
     async def numbers(self, request: Request) -> Response:
         """For Prometheus."""
         return Response(self.metrics.text(), headers={"content-type": TYPE})
+
+    async def document(self, request: Request) -> Response:
+        """What the routes take and answer."""
+        return reply.whole(document(self.service.bounds, request.scope["caller"].key is not None))
 
     async def page(self, request: Request) -> Response:
         """The playground."""

@@ -10,21 +10,13 @@ from llmkit.core.errors import LlmkitError
 from llmkit.inference.sampling import Sampling
 from llmkit.serve.fields import Fields, wrong
 from llmkit.serve.form import form
+from llmkit.serve.kinds import parse
 from llmkit.serve.node import Bounds
 from llmkit.serve.refusal import Refusal, refused
+from llmkit.serve.shapes import LARGEST, Sampled
 
-LARGEST = 2**63 - 1
-IGNORED = (
-    "user",
-    "metadata",
-    "store",
-    "service_tier",
-    "safety_identifier",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "verbosity",
-)
-"""What OpenAI's clients send and nothing follows from here; `user` is the unit of the request's record."""
+OTHERWISE = ("stop_token_ids", "allowed_token_ids", "response_format", "structured_outputs")
+"""Fields that the engine calls otherwise."""
 
 
 def sampling(
@@ -36,35 +28,21 @@ def sampling(
     Raises:
         Refusal: a field is out of bounds, or two contradict.
     """
-    given: dict[str, Any] = {
-        "temperature": fields.number("temperature", 1.0, 0.0, 2.0),
-        "top_p": fields.number("top_p", 1.0, 0.0, 1.0) or 1e-9,
-        "top_k": max(0, fields.whole("top_k", 0, -1, 1 << 20)),
-        "min_p": fields.number("min_p", 0.0, 0.0, 1.0),
-        "n": fields.whole("n", 1, 1, bounds.n),
-        "presence_penalty": fields.number("presence_penalty", 0.0, -2.0, 2.0),
-        "frequency_penalty": fields.number("frequency_penalty", 0.0, -2.0, 2.0),
-        "repetition_penalty": fields.number("repetition_penalty", 1.0, 0.01, 10.0),
-        "stop": stops(fields),
-        "stop_ids": fields.ids("stop_token_ids", 64),
-        "allowed_ids": fields.ids("allowed_token_ids", 1 << 16),
-        "bad_words": fields.texts("bad_words", 64),
-        "ignore_eos": fields.flag("ignore_eos"),
-        "min_tokens": fields.whole("min_tokens", 0, 0, max_tokens),
+    said = parse(Sampled, fields, bounds)
+    given = {name: value for name, value in vars(said).items() if name not in OTHERWISE} | {
+        "top_p": said.top_p or 1e-9,
+        "top_k": max(0, said.top_k),
+        "stop_ids": said.stop_token_ids,
+        "allowed_ids": said.allowed_token_ids,
         "logit_bias": bias(fields),
         "max_tokens": max_tokens,
+        "seed": fresh() if said.seed is None else said.seed & LARGEST,
+        "grammar": form(fields, schema),
     }
-    given |= {"seed": seed(fields), "grammar": form(fields, schema)}
     try:
         return Sampling(**given, **more)
     except LlmkitError as cause:
         raise refused(cause) from cause
-
-
-def seed(fields: Fields) -> int:
-    """The client's, or one that nobody knows."""
-    value = fields.whole_or_none("seed", -LARGEST - 1, LARGEST)
-    return fresh() if value is None else value & LARGEST
 
 
 def fresh() -> int:
@@ -72,14 +50,6 @@ def fresh() -> int:
     import secrets
 
     return secrets.randbits(63)
-
-
-def stops(fields: Fields) -> tuple[str, ...]:
-    """Texts that end an answer."""
-    found = fields.texts("stop", 16)
-    if any(not text or len(text) > 1000 for text in found):
-        raise wrong(fields.name("stop"), "holds a text that is empty or longer than 1000 letters")
-    return found
 
 
 def bias(fields: Fields) -> dict[int, float]:
@@ -97,9 +67,9 @@ def bias(fields: Fields) -> dict[int, float]:
     return made
 
 
-def deadline(fields: Fields, bounds: Bounds) -> float | None:
+def until(deadline: float | None, bounds: Bounds) -> float | None:
     """When, on `time.monotonic`'s clock, nobody waits for it any longer: after the client's `deadline`, in seconds."""
-    seconds = fields.number("deadline", bounds.deadline or 0.0, 0.0, 86_400.0)
+    seconds = bounds.deadline or 0.0 if deadline is None else deadline
     return time.monotonic() + seconds if seconds else None
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmkit.inference.request import Request
-from llmkit.serve.asked import IGNORED, deadline, most_tokens, sampling
+from llmkit.serve.asked import most_tokens, sampling, until
 from llmkit.serve.caller import Caller
 from llmkit.serve.fields import Fields, wrong
 from llmkit.serve.generated import Account
-from llmkit.serve.prompts import messages, tokens_of_chat
+from llmkit.serve.kinds import parse
+from llmkit.serve.node import Bounds
+from llmkit.serve.prompts import goes_on, messages, tokens_of_chat
 from llmkit.serve.said.choice import Chosen, chosen
 from llmkit.serve.service import Service
+from llmkit.serve.shapes import IGNORED, STREAM_IGNORED, Common, Conversation, StreamOptions
 
 
 @dataclass(frozen=True)
@@ -36,36 +39,32 @@ async def read(service: Service, fields: Fields, caller: Caller) -> Chat:
     Raises:
         Refusal, RequestError: a field cannot be used.
     """
-    model = fields.text("model")
-    adapter = service.adapter(model, caller)
-    said, tools, which = messages(fields), fields.items("tools", 128), _tools(fields)
-    prompt = await tokens_of_chat(service, said, tools if which.tools else ())
-    given = fields.whole_or_none("max_completion_tokens", 1, 1 << 31)
-    older = fields.whole_or_none("max_tokens", 1, 1 << 31)
-    most = most_tokens(older if given is None else given, len(prompt), service.longest, service.bounds)
-    logprobs, top = fields.flag("logprobs"), fields.whole("top_logprobs", 0, 0, service.bounds.logprobs)
-    if top and not logprobs:
+    bounds = service.bounds
+    common, asked = parse(Common, fields, bounds), parse(Conversation, fields, bounds)
+    adapter = service.adapter(common.model, caller)
+    said, which = messages(fields), chosen(asked.tools, asked.tool_choice, asked.parallel_tool_calls)
+    begun = goes_on(asked.continue_final_message, asked.add_generation_prompt, said)
+    prompt = await tokens_of_chat(service, said, asked.tools if which.tools else (), begun)
+    given = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+    most = most_tokens(given, len(prompt), service.longest, bounds)
+    if asked.top_logprobs and not asked.logprobs:
         raise wrong("top_logprobs", "needs logprobs: true")
-    how = sampling(fields, service.bounds, most, {"logprobs": top if logprobs else None}, which.schema)
-    stream, usage = streams(fields)
-    account = Account(caller, model or service.name, adapter, fields.text("user"), {"messages": float(len(said))})
-    until = deadline(fields, service.bounds)
+    how = sampling(fields, bounds, most, {"logprobs": asked.top_logprobs if asked.logprobs else None}, which.schema)
+    usage = tells_usage(fields, common.stream, bounds)
     fields.end(IGNORED)
-    request = Request(caller.number, prompt, how, adapter, caller.tenant, deadline=until)
-    return Chat(request, account, stream, usage, logprobs, which, service.thinks(prompt))
+    account = Account(caller, common.model or service.name, adapter, common.user, {"messages": float(len(said))})
+    last = until(common.deadline, bounds)
+    request = Request(caller.number, prompt, how, adapter, caller.tenant, deadline=last)
+    return Chat(request, account, common.stream, usage, asked.logprobs, which, service.thinks(prompt))
 
 
-def _tools(fields: Fields) -> Chosen:
-    return chosen(fields.get("tools"), fields.get("tool_choice"), fields.flag("parallel_tool_calls", True))
-
-
-def streams(fields: Fields) -> tuple[bool, bool]:
-    """Whether it is to be streamed, and whether the stream tells its usage."""
-    stream, options = fields.flag("stream"), fields.object("stream_options")
+def tells_usage(fields: Fields, stream: bool, bounds: Bounds) -> bool:
+    """Whether a stream tells its usage at its end."""
+    options = fields.object("stream_options")
     if options is None:
-        return stream, False
+        return False
     if not stream:
         raise wrong("stream_options", "needs stream: true")
-    usage = options.flag("include_usage")
-    options.end(("include_obfuscation",))
-    return stream, usage
+    usage = parse(StreamOptions, options, bounds).include_usage
+    options.end(STREAM_IGNORED)
+    return usage

@@ -9,13 +9,16 @@ from typing import Any
 
 from llmkit.inference.pieces import Piece
 from llmkit.inference.request import Request, Token
-from llmkit.serve.asked import IGNORED, deadline, most_tokens, sampling
+from llmkit.serve.asked import most_tokens, sampling, until
 from llmkit.serve.caller import Caller
-from llmkit.serve.chat import streams
+from llmkit.serve.chat import tells_usage
 from llmkit.serve.fields import Fields, wrong
 from llmkit.serve.generated import Account, Generation
+from llmkit.serve.kinds import parse
+from llmkit.serve.node import Bounds
 from llmkit.serve.prompts import prompts
 from llmkit.serve.service import Service
+from llmkit.serve.shapes import IGNORED, Common, Prompted
 from llmkit.serve.told import Spelling
 
 DEFAULT = 16
@@ -42,34 +45,33 @@ async def read(service: Service, fields: Fields, caller: Caller) -> Text:
     Raises:
         Refusal: a field cannot be used.
     """
-    model = fields.text("model")
-    adapter = service.adapter(model, caller)
-    if fields.get("suffix"):
+    bounds = service.bounds
+    common, said = parse(Common, fields, bounds), parse(Prompted, fields, bounds)
+    adapter = service.adapter(common.model, caller)
+    if said.suffix:
         raise wrong("suffix", "text cannot be filled in before a suffix", "unsupported_parameter")
-    asked = await prompts(service, fields, "prompt", service.bounds.prompts)
-    echo, logprobs = fields.flag("echo"), fields.whole_or_none("logprobs", 0, service.bounds.logprobs)
-    given = fields.whole_or_none("max_tokens", 0, 1 << 31)
-    if given == 0 and not echo:
+    if said.max_tokens == 0 and not said.echo:
         raise wrong("max_tokens", "0 needs echo: true")
-    longest = max(map(len, asked))
-    most = most_tokens(given or (1 if given == 0 else None), longest, service.longest, service.bounds, DEFAULT)
-    how = sampling(fields, service.bounds, most, {"logprobs": logprobs, "prompt_logprobs": logprobs if echo else None})
-    _check_many(service, fields, len(asked), how.n)
-    stream, usage = streams(fields)
-    account = Account(caller, model or service.name, adapter, fields.text("user"), {"prompts": float(len(asked))})
-    until = deadline(fields, service.bounds)
+    asked = await prompts(service, fields, "prompt", bounds.prompts)
+    nothing, longest = said.max_tokens == 0, max(map(len, asked))
+    most = most_tokens(1 if nothing else said.max_tokens, longest, service.longest, bounds, DEFAULT)
+    more = {"logprobs": said.logprobs, "prompt_logprobs": said.logprobs if said.echo else None}
+    how = sampling(fields, bounds, most, more)
+    _check_many(bounds, said.best_of, len(asked), how.n)
+    usage = tells_usage(fields, common.stream, bounds)
     fields.end(IGNORED)
+    account = Account(caller, common.model or service.name, adapter, common.user, {"prompts": float(len(asked))})
+    last = until(common.deadline, bounds)
     made = (
-        Request(f"{caller.number}-{i}", ids, how, adapter, caller.tenant, deadline=until) for i, ids in enumerate(asked)
+        Request(f"{caller.number}-{i}", ids, how, adapter, caller.tenant, deadline=last) for i, ids in enumerate(asked)
     )
-    return Text(tuple(made), account, stream, usage, echo, logprobs, given == 0)
+    return Text(tuple(made), account, common.stream, usage, said.echo, said.logprobs, nothing)
 
 
-def _check_many(service: Service, fields: Fields, prompts: int, n: int) -> None:
-    best = fields.whole_or_none("best_of", 1, service.bounds.n)
+def _check_many(bounds: Bounds, best: int | None, prompts: int, n: int) -> None:
     if best not in (None, n):
         raise wrong("best_of", "answers are not ranked: it can only be n", "unsupported_parameter")
-    if prompts * n > service.bounds.requests:
+    if prompts * n > bounds.requests:
         raise wrong("n", f"{prompts} prompts with {n} answers each are too many at once")
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from llmkit.core.errors import LlmkitError
 from llmkit.inference.grammar import Choice, Grammar, JsonObject, JsonSchema, Lark, Regex
 from llmkit.serve.fields import Fields, wrong
-from llmkit.serve.refusal import Refusal, refused
+from llmkit.serve.refusal import problem
 
 KEYS = {"json": "grammar.schema", "regex": "grammar.pattern", "choice": "grammar.choices", "grammar": "grammar.grammar"}
 """Of `structured_outputs` -> what the grammar calls them."""
@@ -35,7 +36,10 @@ def form(fields: Fields, schema: Mapping[str, Any] | None = None) -> Grammar | N
 def _formatted(format: Fields) -> Grammar | None:
     kind = format.choice("type", "", ("text", "json_object", "json_schema"))
     held = format.object("json_schema") if kind == "json_schema" else None
+    schema = format.object("schema") if kind == "json_object" else None
     format.end()
+    if schema is not None:  # not OpenAI's, but several servers know it
+        return _checked(JsonSchema(schema=json.dumps(schema.held)), "grammar.schema", schema.at)
     if kind == "json_object":
         return JsonObject()
     if kind == "text":
@@ -76,7 +80,6 @@ def _checked(grammar: Grammar, own: str, name: str) -> Grammar:
     try:
         grammar.source()
     except LlmkitError as cause:
-        refusal: Refusal = refused(cause)
-        refusal.key = (refusal.key or own).replace(own, name, 1)
-        raise refusal from cause
+        said = cause.problems[0]
+        raise problem(replace(said, key=(said.key or own).replace(own, name, 1))) from cause
     return grammar

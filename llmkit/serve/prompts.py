@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmkit.core.errors import LlmkitError
-from llmkit.data.prompt import rendered_ids
+from llmkit.data.prompt import continued, rendered_ids
 from llmkit.data.render import Renderer
+from llmkit.serve.described import MOST_MESSAGES, PARTS
 from llmkit.serve.fields import Fields, whole_numbers, wrong
+from llmkit.serve.kinds import parse
+from llmkit.serve.node import Bounds
 from llmkit.serve.refusal import Refusal, refused
 from llmkit.serve.service import Service
-
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-MOST_MESSAGES = 4096
+from llmkit.serve.shapes import MESSAGE_IGNORED, Message
 
 
 async def tokens_of_text(service: Service, text: str, special: bool = True) -> tuple[int, ...]:
@@ -42,24 +43,50 @@ async def prompts(service: Service, fields: Fields, key: str, most: int) -> tupl
         return (own_ids(service, whole_numbers(value, key), key),)
     if len(value) > most:
         raise wrong(key, f"{len(value)} prompts are more than {most}")
-    if all(isinstance(item, str) for item in value):
-        return tuple(await service.aside(lambda: [_encoded(service.renderer, item, key) for item in value]))
-    if all(isinstance(item, list) and item for item in value):
-        return tuple(own_ids(service, whole_numbers(item, key), key) for item in value)
-    raise wrong(key, "holds something that is neither a text nor tokens")
+    if not all(isinstance(item, str) or (isinstance(item, list) and item) for item in value):
+        raise wrong(key, "holds something that is neither a text nor tokens")
+    return tuple(await service.aside(lambda: [_one(service, item, key) for item in value]))
 
 
-async def tokens_of_chat(service: Service, messages: Sequence[dict[str, Any]], tools: Sequence[Any]) -> tuple[int, ...]:
-    """The tokens of a conversation, up to where its answer begins.
+def _one(service: Service, item: str | list[Any], key: str) -> tuple[int, ...]:
+    if isinstance(item, str):
+        return _encoded(service.renderer, item, key)
+    return own_ids(service, whole_numbers(item, key), key)
+
+
+async def tokens_of_chat(
+    service: Service, messages: Sequence[dict[str, Any]], tools: Sequence[Any], begun: bool = False
+) -> tuple[int, ...]:
+    """The tokens of a conversation, up to where its answer begins; `begun`: up to where its last message ends, which is
+    the beginning of the answer.
 
     Raises:
         Refusal: the template cannot render it.
     """
-    return await service.aside(lambda: _encoded(service.renderer, messages, "messages", tools))
+    return await service.aside(lambda: _encoded(service.renderer, messages, "messages", tools, begun))
 
 
-def _encoded(renderer: Renderer, prompt: Any, key: str, tools: Sequence[Any] = ()) -> tuple[int, ...]:
+def goes_on(more: bool, own: bool | None, messages: Sequence[dict[str, Any]]) -> bool:
+    """Whether the answer goes on with the last message (`continue_final_message`), or is a message of its own
+    (`add_generation_prompt`).
+
+    Raises:
+        Refusal: both or neither are asked for, or the last message is no assistant's.
+    """
+    if own == more:
+        raise wrong("add_generation_prompt", "is either this or continue_final_message")
+    last = messages[-1]
+    if more and (last["role"] != "assistant" or not last["content"] or "tool_calls" in last):
+        raise wrong("continue_final_message", "the last message is no text of an assistant")
+    return more
+
+
+def _encoded(
+    renderer: Renderer, prompt: Any, key: str, tools: Sequence[Any] = (), begun: bool = False
+) -> tuple[int, ...]:
     try:
+        if begun:
+            return tuple(continued(renderer, prompt[:-1], prompt[-1]["content"], tools)[0])
         return tuple(rendered_ids(renderer, prompt, tools))
     except LlmkitError as cause:
         raise Refusal(400, f"{key}: {refused(cause).what}", key=key) from cause
@@ -90,18 +117,16 @@ def messages(fields: Fields) -> list[dict[str, Any]]:
 
 
 def _message(fields: Fields) -> dict[str, Any]:
-    role = fields.choice("role", "", ROLES)
-    made: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(role, role)}
+    said = parse(Message, fields, Bounds())
+    made: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(said.role, said.role)}
     made["content"] = _content(fields)
     calls = fields.items("tool_calls", 128)
     if calls:
         made["tool_calls"] = [_call(Fields(item, f"{fields.at}.tool_calls.{i}")) for i, item in enumerate(calls)]
-    for key in ("name", "tool_call_id", "reasoning_content"):
-        if said := fields.text(key):
-            made[key] = said
-    if role in ("user", "system", "developer") and fields.held.get("content") is None:
+    made |= {key: text for key in ("name", "tool_call_id", "reasoning_content") if (text := getattr(said, key))}
+    if said.role in ("user", "system", "developer") and said.content is None:
         raise wrong(fields.name("content"), "is missing")
-    fields.end(("refusal", "annotations", "audio", "function_call"))
+    fields.end(MESSAGE_IGNORED)
     return made
 
 
@@ -115,7 +140,7 @@ def _content(fields: Fields) -> str:
     parts = []
     for index, item in enumerate(value):
         part = Fields(item, f"{fields.name('content')}.{index}")
-        part.choice("type", "text", ("text", "input_text", "output_text", "refusal"))
+        part.choice("type", "text", PARTS)
         parts.append(part.text("text"))
         part.end(("annotations", "logprobs", "refusal"))
     return "".join(parts)

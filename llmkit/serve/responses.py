@@ -10,21 +10,11 @@ from llmkit.serve import chat
 from llmkit.serve.caller import Caller
 from llmkit.serve.chat import Chat
 from llmkit.serve.fields import Fields, wrong
+from llmkit.serve.kinds import parse
 from llmkit.serve.refusal import Refusal
 from llmkit.serve.service import Service
+from llmkit.serve.shapes import RESPONSES_IGNORED, SAME, Responding
 
-SAME = ("model", "temperature", "top_p", "stream", "user", "parallel_tool_calls", "top_logprobs", "deadline", "seed")
-IGNORED = (
-    "metadata",
-    "service_tier",
-    "safety_identifier",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "truncation",
-    "reasoning",
-    "include",
-    "stream_options",
-)
 NAMES = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
 """What the conversation calls otherwise than the client did."""
 
@@ -47,19 +37,18 @@ async def read(service: Service, fields: Fields, caller: Caller) -> Asked:
     for key, what in (("previous_response_id", "nothing is stored: send the conversation"), ("conversation", "none")):
         if fields.get(key) is not None:
             raise Refusal(404, f"{key}: {what}", key=key, code="not_found")
-    if fields.flag("background"):
+    said = parse(Responding, fields, service.bounds)
+    if said.background:
         raise wrong("background", "an answer is made while its client waits", "unsupported_parameter")
-    fields.flag("store")
-    made = {key: fields.get(key) for key in SAME if fields.held.get(key) is not None}
-    made["messages"] = _messages(fields)
-    made["max_tokens"] = fields.get("max_output_tokens")
+    made = {key: value for key in SAME if (value := fields.get(key)) is not None}
+    made["messages"] = _messages(fields, said.instructions)
+    made["max_tokens"] = said.max_output_tokens
     made["response_format"] = _format(fields)
     tools = [_tool(Fields(tool, f"tools.{i}")) for i, tool in enumerate(fields.items("tools", 128))]
     made |= {"tools": tools, "tool_choice": _choice(fields)} if tools else {}
-    fields.read |= {"tool_choice"}
     if made.get("top_logprobs"):
         made["logprobs"] = True
-    fields.end(IGNORED)
+    fields.end(RESPONSES_IGNORED)
     try:
         asked = await chat.read(
             service, Fields({key: value for key, value in made.items() if value is not None}), caller
@@ -72,9 +61,9 @@ async def read(service: Service, fields: Fields, caller: Caller) -> Asked:
     return Asked(asked, {key: fields.held.get(key) for key in keys})
 
 
-def _messages(fields: Fields) -> list[dict[str, Any]]:
+def _messages(fields: Fields, instructions: str) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
-    if instructions := fields.text("instructions"):
+    if instructions:
         made.append({"role": "system", "content": instructions})
     given = fields.get("input")
     if isinstance(given, str):

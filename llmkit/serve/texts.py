@@ -7,33 +7,43 @@ import base64
 import struct
 from typing import Any
 
-from llmkit.serve.asked import IGNORED
 from llmkit.serve.caller import Caller
 from llmkit.serve.fields import Fields, wrong
-from llmkit.serve.prompts import messages, own_ids, prompts, tokens_of_chat, tokens_of_text
+from llmkit.serve.kinds import parse
+from llmkit.serve.prompts import goes_on, messages, own_ids, prompts, tokens_of_chat, tokens_of_text
 from llmkit.serve.refusal import Refusal
+from llmkit.serve.said.choice import offered
 from llmkit.serve.service import Service
+from llmkit.serve.shapes import IGNORED, Detokenizing, Embedding, Tokenizing
 from llmkit.serve.told import Spelling
 
 
 async def tokenize(service: Service, fields: Fields, caller: Caller) -> dict[str, Any]:
-    """The tokens of `prompt` (also called `content`), or of `messages` up to where the answer begins.
+    """The tokens of `prompt` (also called `content`), or of `messages` up to where the answer begins; `with_pieces`:
+    each with its text.
 
     Raises:
         Refusal: a field cannot be used.
     """
-    service.adapter(fields.text("model"), caller)
-    if fields.held.get("messages") is not None:
-        ids = await tokens_of_chat(service, messages(fields), fields.items("tools", 128))
+    said = parse(Tokenizing, fields, service.bounds)
+    service.adapter(said.model, caller)
+    fields.end()
+    tools = said.tools if offered(said.tools) else ()
+    if said.messages is not None:
+        talk = messages(fields)
+        begun = goes_on(said.continue_final_message, said.add_generation_prompt, talk)
+        ids = await tokens_of_chat(service, talk, tools, begun)
     else:
-        key = "content" if fields.held.get("prompt") is None else "prompt"
-        if not isinstance(fields.held.get(key), str):
+        text = said.content if said.prompt is None else said.prompt
+        if not isinstance(text, str):
             raise wrong("prompt", "is no text, and there are no messages")
-        ids = await tokens_of_text(service, fields.text(key), fields.flag("add_special_tokens", True))
-    pieces = fields.flag("return_token_strs")
-    fields.end(("with_pieces", "add_special", "add_generation_prompt"))
-    made: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": service.longest}
-    return made | {"token_strs": [Spelling(service.tokenizer).text(id) for id in ids]} if pieces else made
+        special = said.add_special if said.add_special_tokens is None else said.add_special_tokens
+        ids = await tokens_of_text(service, text, special)
+    pieces, apart = said.with_pieces, said.return_token_strs
+    texts = [Spelling(service.tokenizer).text(id) for id in ids] if pieces or apart else []
+    told = [{"id": id, "piece": text} for id, text in zip(ids, texts, strict=True)] if pieces else ids
+    made: dict[str, Any] = {"tokens": told, "count": len(ids), "max_model_len": service.longest}
+    return made | {"token_strs": texts} if apart else made
 
 
 async def detokenize(service: Service, fields: Fields, caller: Caller) -> dict[str, Any]:
@@ -42,8 +52,9 @@ async def detokenize(service: Service, fields: Fields, caller: Caller) -> dict[s
     Raises:
         Refusal: they are none of this model.
     """
-    service.adapter(fields.text("model"), caller)
-    ids = own_ids(service, fields.ids("tokens", service.bounds.body), "tokens")
+    said = parse(Detokenizing, fields, service.bounds)
+    service.adapter(said.model, caller)
+    ids = own_ids(service, said.tokens, "tokens")
     fields.end()
     text = await service.aside(lambda: str(service.tokenizer.decode(ids)))
     return {"prompt": text, "content": text}
@@ -55,23 +66,24 @@ async def embeddings(service: Service, fields: Fields, caller: Caller) -> dict[s
     Raises:
         Refusal: a field cannot be used, or there is no room.
     """
-    model = fields.text("model")
-    if service.adapter(model, caller):
+    said = parse(Embedding, fields, service.bounds)
+    if service.adapter(said.model, caller):
         raise wrong("model", "an adapter has no embeddings", "unsupported_parameter")
     asked = await prompts(service, fields, "input", service.bounds.prompts)
-    form = fields.choice("encoding_format", "float", ("float", "base64"))
-    pooling = fields.choice("pooling", "mean", ("mean", "last"))
     fields.end(IGNORED)
     longest = service.longest
     if any(len(ids) > longest for ids in asked):
         raise Refusal(400, f"input: a text has more than {longest} tokens", key="input", code="context_length_exceeded")
     tokens = sum(map(len, asked))
     with service.gate.place(caller, len(asked), tokens):
-        calls = (service.engine.call("embed", prompt=ids, pooling=pooling) for ids in asked)
+        calls = (service.engine.call("embed", prompt=ids, pooling=said.pooling) for ids in asked)
         vectors = await asyncio.gather(*calls)
-    data = [{"object": "embedding", "index": i, "embedding": _formed(v, form)} for i, v in enumerate(vectors)]
+    data = [
+        {"object": "embedding", "index": i, "embedding": _formed(v, said.encoding_format)}
+        for i, v in enumerate(vectors)
+    ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return {"object": "list", "data": data, "model": model or service.name, "usage": usage}
+    return {"object": "list", "data": data, "model": said.model or service.name, "usage": usage}
 
 
 def _formed(vector: list[float], form: str) -> Any:

@@ -80,6 +80,10 @@ def test_a_row_that_the_model_cannot_take_is_named(tiny, asked, tmp_path):
     asked.write_text('{"prompt": "a"}\n' + json.dumps({"prompt": "hello world " * 400}) + "\n")
     with pytest.raises(Exception, match=r"asked.jsonl:2: prompt: has \d+ tokens; the model takes 512"):
         generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW)
+    asked.write_text('{"prompt": "a"}\n' * 300 + json.dumps({"prompt": "hello world " * 200}) + "\n")
+    with pytest.raises(Exception, match=r"asked.jsonl:301: max_tokens: 400 after a prompt of \d+ is past the 512"):
+        generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), {"max_tokens": 400})
+    assert [path.name for path in tmp_path.iterdir()] == ["asked.jsonl"], "it is found before the first answer"
 
 
 @pytest.mark.parametrize(

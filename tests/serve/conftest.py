@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -16,12 +17,20 @@ from llmkit.serve.remote import Remote
 from llmkit.serve.served import served_of
 from llmkit.serve.start import Settings, assemble
 from llmkit.serve.worker import Worker
+from tests.conftest import make_tokenizer
 
 
 def url(own):
     return f"http://127.0.0.1:{own.getsockname()[1]}" if own else ""
 
 
+TOOLED = (
+    "{% if tools %}Call within <tool_call></tool_call>: {% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] or '' }}"
+    "{% for c in m.get('tool_calls') or [] %}<tool_call>{{ c['function'] | tojson }}</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A template that knows tools."""
 SMALL = OwnEngine(cache=Cache(size=8 << 20))
 
 
@@ -40,15 +49,19 @@ class Thread:
 
     def _run(self, llm):
         link = Link(self.own)
-        assert link.first(10)
-        self.served = served_of(llm.loaded, self.how, self.beside)
-        Worker(link, self.served).run()
+        try:
+            assert link.first(10)
+            self.served = served_of(llm.loaded, self.how, self.beside)
+            Worker(link, self.served).run()
+        finally:
+            self.own.close()  # as a process that ends does
 
     def poll(self):
         return None if self.thread.is_alive() else 0
 
     def kill(self):
-        self.own.shutdown(2)
+        with contextlib.suppress(OSError):
+            self.own.shutdown(2)
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +124,12 @@ def server(llm):
     running = Running(llm)
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def tooled(llm):
+    """The same model under a template that knows tools."""
+    return SimpleNamespace(loaded=llm.loaded, tokenizer=make_tokenizer(TOOLED))
 
 
 @pytest.fixture(scope="session")

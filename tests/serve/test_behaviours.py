@@ -27,6 +27,18 @@ def test_tokens_are_as_good_a_prompt_as_their_text_alone_and_in_batches(http: ht
     text = completed(http, prompt="hello world", temperature=0.0)
     assert completed(http, prompt=tokens, temperature=0.0) == text
     assert completed(http, prompt=[tokens, tokens], temperature=0.0) == text * 2
+    assert completed(http, prompt=["hello world", tokens], temperature=0.0) == text * 2
+    for bad in ([tokens, 7], ["hello", {}], ["hello", []], [1, "hello"], [[1, "hello"]]):
+        got = http.post("/v1/completions", json={"prompt": bad})
+        assert got.status_code == 400 and got.json()["error"]["param"] == "prompt"
+
+
+def test_tokens_are_told_with_their_texts(http: httpx.Client) -> None:
+    text = "a test with \u5abd and \U0001f917"
+    got = http.post("/tokenize", json={"content": text, "with_pieces": True}).json()["tokens"]
+    plain = http.post("/tokenize", json={"content": text}).json()["tokens"]
+    assert [one["id"] for one in got] == plain and all(one["piece"] for one in got)
+    assert http.post("/tokenize", json={"content": text, "add_special": False}).json()["tokens"] == plain
 
 
 def test_a_seed_repeats_alone_and_among_others_and_others_differ(http: httpx.Client) -> None:
@@ -41,6 +53,30 @@ def test_a_prompt_past_the_context_is_refused(http: httpx.Client) -> None:
     assert got.status_code == 400 and got.json()["error"]["code"] == "context_length_exceeded"
 
 
+def test_an_answer_goes_on_with_the_last_message(http: httpx.Client) -> None:
+    def told(**more: Any) -> httpx.Response:
+        return http.post("/v1/chat/completions", json={"temperature": 0.0, "max_tokens": 6, "logprobs": True} | more)
+
+    def said(got: httpx.Response) -> list[float]:
+        return [token["logprob"] for token in got.json()["choices"][0]["logprobs"]["content"]]
+
+    on: Any = {"continue_final_message": True, "add_generation_prompt": False}
+    talk = [*ASKED, {"role": "assistant", "content": "lazy dog"}]
+    whole = {"messages": talk} | on
+    parts = [http.post("/tokenize", json=one).json()["tokens"] for one in ({"messages": ASKED}, {"prompt": "lazy dog"})]
+    assert http.post("/tokenize", json=whole).json()["tokens"] == [*parts[0], *parts[1]]
+    plain = {"prompt": [*parts[0], *parts[1]], "max_tokens": 6, "temperature": 0.0, "logprobs": 0}
+    got = http.post("/v1/completions", json=plain).json()["choices"][0]["logprobs"]["token_logprobs"]
+    assert said(told(**whole)) == got != said(told(messages=talk))
+    for how, which in (
+        (on, ASKED),
+        (on | {"add_generation_prompt": True}, talk),
+        ({"add_generation_prompt": False}, talk),
+    ):
+        refused = told(messages=which, **how)
+        assert refused.status_code == 400 and refused.json()["error"]["param"] in on
+
+
 BROKEN: list[Any] = [None, "string", [123], [{}], [{"role": 123}], [{"role": "system", "content": 123}]]
 
 
@@ -52,7 +88,8 @@ def test_messages_that_are_none_are_refused(http: httpx.Client, messages: Any) -
 
 @pytest.mark.parametrize(
     "form",
-    [{"type": "sound"}, {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 123}}},
+    [{"type": "sound"}, {"type": "json_object", "schema": 123}, {"type": "json_object", "schema": {"type": "hiccup"}},
+     {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 123}}},
      {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "hiccup"}}}],
 )  # fmt: skip
 def test_a_form_that_cannot_be_held_is_refused(http: httpx.Client, form: Any) -> None:
@@ -60,8 +97,10 @@ def test_a_form_that_cannot_be_held_is_refused(http: httpx.Client, form: Any) ->
     assert got.status_code == 400 and "response_format" in got.json()["error"]["param"]
 
 
-def test_a_constant_is_all_that_its_schema_allows(http: httpx.Client) -> None:
-    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "42"}}}
+@pytest.mark.parametrize("kind", ["json_schema", "json_object"])
+def test_a_constant_is_all_that_its_schema_allows(http: httpx.Client, kind: str) -> None:
+    schema = {"schema": {"const": "42"}}
+    form = {"type": kind} | ({"json_schema": {"name": "x"} | schema} if kind == "json_schema" else schema)
     body = {"messages": ASKED, "response_format": form, "max_tokens": 40, "seed": 1}
     got = http.post("/v1/chat/completions", json=body).json()
     assert got["choices"][0]["message"]["content"].strip() == '"42"'

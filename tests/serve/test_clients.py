@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -16,7 +17,7 @@ from llmkit.build.llm import LLM
 from llmkit.cli.main import _guarded
 from llmkit.serve.page import PATHS
 from tests.conftest import make_model, make_tokenizer
-from tests.serve.conftest import Running
+from tests.serve.conftest import TOOLED, Running
 
 ASKED: list[Any] = [{"role": "user", "content": "hello world"}]
 SCHEMA = {"type": "object", "properties": {"city": {"enum": ["Bern", "Oslo"]}, "days": {"type": "integer", "maximum": 9,
@@ -28,20 +29,12 @@ TOOLS: list[Any] = [
 NAMED: Any = {"type": "function", "function": {"name": "weather"}}
 
 
-TEMPLATE = (
-    "{% if tools %}Call within <tool_call></tool_call>: {% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] or '' }}"
-    "{% for c in m.get('tool_calls') or [] %}<tool_call>{{ c['function'] | tojson }}</tool_call>{% endfor %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: Any) -> Iterator[Running]:
     """Of a model whose template knows tools."""
     folder = tmp_path_factory.mktemp("tools")
     make_model(max_position_embeddings=2048).save_pretrained(folder)
-    make_tokenizer(TEMPLATE).save_pretrained(folder)
+    make_tokenizer(TOOLED).save_pretrained(folder)
     running = Running(LLM(str(folder)))
     yield running
     running.stop()
@@ -149,3 +142,54 @@ def test_the_server_is_measured_by_its_own_verb(server: Any, capfd: Any) -> None
     got = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert got["requests"]["done"] == 6 and got["tokens"]["completion"] == 36
     assert got["tokens"]["prompt"] == pytest.approx(6 * 24, rel=0.35)
+
+
+def test_a_call_that_the_model_makes_by_itself_is_the_client_s_call_whole_and_streamed(client: Any) -> None:
+    call = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
+    how = {"model": "tiny", "messages": ASKED, "tools": TOOLS, "max_tokens": 200, "seed": 4}
+    how |= {"extra_body": {"structured_outputs": {"choice": ["Wait. " + call]}}}
+    whole = client.chat.completions.create(**how).choices[0]
+    assert whole.message.content.strip() == "Wait." and whole.finish_reason == "tool_calls"
+    assert [(one.function.name, json.loads(one.function.arguments)) for one in whole.message.tool_calls] == [
+        ("now", {})
+    ]
+    with client.chat.completions.stream(**how) as stream:
+        final = stream.get_final_completion().choices[0]
+    assert final.finish_reason == "tool_calls" and final.message.content == whole.message.content
+    assert [one.function.name for one in final.message.tool_calls] == ["now"]
+
+
+def test_structured_output_is_parsed_from_a_stream_and_from_a_response(client: Any) -> None:
+    with client.chat.completions.stream(
+        model="tiny", messages=ASKED, response_format=Answer, max_tokens=1500, seed=2
+    ) as stream:
+        final = stream.get_final_completion()
+    assert isinstance(final.choices[0].message.parsed, Answer)
+    made = client.responses.parse(model="tiny", input="hello", text_format=Answer, max_output_tokens=1500)
+    assert isinstance(made.output_parsed, Answer)
+
+
+def test_models_are_the_client_s_own(client: Any) -> None:
+    (one,) = client.models.list()
+    assert client.models.retrieve(one.id) == one and one.object == "model"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_strangers_and_overload_are_the_client_s_own_kinds(llm: Any, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("a" * 32 + " anna rpm=2")
+    running = Running(llm, keys=keys)
+    try:
+        with pytest.raises(openai.AuthenticationError) as stranger:
+            openai.OpenAI(base_url=running.url + "/v1", api_key="b" * 32, max_retries=0).models.list()
+        assert stranger.value.code == "invalid_api_key"
+        own = openai.OpenAI(base_url=running.url + "/v1", api_key="a" * 32, max_retries=0)
+        how: dict[str, Any] = {"model": "tiny", "messages": ASKED, "max_tokens": 2}
+        for _ in range(2):
+            assert own.chat.completions.create(**how).choices
+        with pytest.raises(openai.RateLimitError) as often:
+            own.chat.completions.create(**how)
+        assert 0 < int(often.value.response.headers["retry-after"]) <= 60
+    finally:
+        running.stop()

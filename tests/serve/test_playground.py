@@ -121,6 +121,9 @@ def test_two_models_answer_side_by_side_each_with_its_own_talk(talk: Browser, se
     talk.until(IDLE)
     said = "".join(WORDS)
     assert talk.js(TEXTS) == [f"{said} by small", f"{said} by poet"]
+    talk.js("document.querySelectorAll('.model')[1].value = 'large'")  # what was said stays the other's
+    names = talk.js("return [...document.querySelectorAll('.said .by')].map((one) => one.textContent)")
+    assert names == ["You", "small", "You", "poet"]
     assert sorted(one["model"] for one in server.asked) == ["poet", "small"]
     left, right = talk.js(
         "return [...document.querySelectorAll('.column')].map((one) => one.getBoundingClientRect().x)"

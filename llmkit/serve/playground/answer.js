@@ -7,9 +7,10 @@ function element(name, className, ...inside) {
   return made;
 }
 
-export function bubble(role, text) {
+// `by` is who says it.
+export function bubble(role, text, by) {
   const body = element("div", "text", text);
-  const name = element("div", "foot", role === "user" ? "You" : "Model");
+  const name = element("div", "foot by", by);
   const made = element("article", `said ${role}`, name, body);
   return { made, body };
 }
@@ -21,8 +22,8 @@ export function shade(logprob) {
 }
 
 export class Answer {
-  constructor(talk) {
-    const { made, body } = bubble("assistant", "");
+  constructor(talk, model) {
+    const { made, body } = bubble("assistant", "", model);
     this.text = "";
     this.body = body;
     this.began = performance.now();

@@ -39,8 +39,8 @@ class Column {
 
   async ask(text, settings, key, signal) {
     const mine = { role: "user", content: text };
-    this.talk.append(bubble("user", text).made);
-    const answer = new Answer(this.talk);
+    this.talk.append(bubble("user", text, "You").made);
+    const answer = new Answer(this.talk, this.model.value);
     const system = settings.system ? [{ role: "system", content: settings.system }] : [];
     const body = { ...settings.body, model: this.model.value, messages: [...system, ...this.said, mine] };
     try {
