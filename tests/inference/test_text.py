@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from llmkit.inference.detokenise import ByteLevel, Pieces, Window, detokeniser
-from llmkit.inference.detokenise import spelled as one_by_one
+from llmkit.inference.detokenise import speller as one_by_one
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.text import Stream, Texts
 from tests.conftest import make_tokenizer
