@@ -11,7 +11,6 @@ from torch import Tensor
 
 from llmkit_kernels.build import lacks, library
 
-
 # Both are on the way of each linear of each step, where what Python does is a good part of a narrow product: attributes
 # of tensors alone are asked for, and nothing twice.
 
