@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from llmkit.serve import shapes
+from llmkit.serve.idempotent import LONGEST
 from llmkit.serve.kinds import Schema, object_of
 from llmkit.serve.node import Bounds
 from llmkit.serve.openapi_answers import ANSWERS, ERROR, Answer
@@ -73,13 +74,13 @@ HEADERS: list[Schema] = [
         "name": "Idempotency-Key",
         "in": "header",
         "description": "the request is carried out once; its answer is told again to whoever asks with the same key",
-        "schema": {"type": "string", "maxLength": 255, "pattern": "^[!-~]+$"},
+        "schema": {"type": "string", "maxLength": LONGEST},
     },
     {
         "name": "X-Request-Id",
         "in": "header",
         "description": "the name of the request in logs; another is made of one that does not fit",
-        "schema": {"type": "string", "maxLength": 64, "pattern": "^[A-Za-z0-9_.:-]+$"},
+        "schema": {"type": "string"},
     },
 ]
 
