@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from llmkit.build.adapters_of import Beside
 from llmkit.build.engines import engine_of
+from llmkit.core.errors import ModelError
 from llmkit.inference.engine import Engine
 from llmkit.inference.node import OwnEngine
+from llmkit.inference.writer import Files
 from llmkit.models.load import Loaded
 
 
@@ -52,3 +54,29 @@ class Here:
             ModelError: the family cannot read a paged cache, or an adapter does not fit.
         """
         return engine_of(self.loaded, how, self.beside, self.trained, self.most)
+
+    def files(self) -> Files:
+        """The model's own.
+
+        Raises:
+            ModelError: what is held here is not what they hold.
+        """
+        if changed := self._changed():
+            what = f"it {changed}, and generator vllm reads the model's files as they are"
+            raise ModelError(what, fix="merge or export it first, or use generator: engine", key="generator")
+        short: dict[torch.dtype, Literal["fp32", "bf16", "fp16"]] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+        return Files(self.loaded.resolved.folder, short.get(next(self.model.parameters()).dtype, "fp32"))
+
+    def _changed(self) -> str:
+        """How it differs from its files."""
+        if self.trained is not None or self.loaded.resolved.base is not None:
+            return "has an adapter"
+        config = self.loaded.model.config
+        before = type(config).from_pretrained(self.loaded.resolved.folder)
+        if self.loaded.added:
+            return "has new tokens"
+        if hasattr(config, "quantization_config") != hasattr(before, "quantization_config"):
+            return "is quantised here"
+        if getattr(config, "rope_parameters", None) != getattr(before, "rope_parameters", None):
+            return "has its positions scaled"
+        return ""

@@ -137,7 +137,7 @@ class TextWriter:
         if self.asked.logprobs is not None and piece.tokens:
             ids = [token.id for token in piece.tokens]
             logprobs = self.spelling.completion(piece.tokens, ids, self.offsets[index], self.asked.logprobs)
-            self.offsets[index] += sum(map(len, logprobs["tokens"]))
+            self.offsets[index] += sum(len(self.spelling.text(id)) for id in ids)
         return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
 
     def _usage(self) -> dict[str, Any]:

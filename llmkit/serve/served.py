@@ -14,7 +14,7 @@ import torch
 from llmkit.build.adapters_of import Beside
 from llmkit.build.engines import engine_of
 from llmkit.build.opening import load
-from llmkit.build.precision import types
+from llmkit.build.precision import reading
 from llmkit.build.renewed import renewal
 from llmkit.core.errors import LlmkitError, ModelError
 from llmkit.core.types import Paged, Span
@@ -60,7 +60,7 @@ def open_served(settings: Mapping[str, Any]) -> Served:
         ModelError: it cannot be loaded or run.
     """
     device, ref = "cuda" if torch.cuda.is_available() else "cpu", ModelRef(**settings["model"])
-    kinds, resolved = types(settings["precision"], device), resolve(ref)
+    kinds, resolved = reading(settings["precision"], device), resolve(ref)
     how = How(device, kinds.params, kinds.half, resolved.quant, bool(settings["allow_code"]))
     loaded = load(resolved, ref, how)
     root = Path(settings["root"]) if settings["root"] else None

@@ -74,9 +74,9 @@ class Service:
         return Texts(self.tokenizer)
 
     @cached_property
-    def special_texts(self) -> Texts:
-        """The same where special tokens have text: formats of tool calls are written in them."""
-        return Texts(self.tokenizer, special=True)
+    def chat_texts(self) -> dict[bool, Texts]:
+        """The same where those special tokens have text that a chat's answers are read by: without tools, and with."""
+        return {tools: Texts(self.tokenizer, self.format.shown(tools)) for tools in (False, True)}
 
     @property
     def fingerprint(self) -> str:

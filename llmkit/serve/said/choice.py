@@ -33,7 +33,7 @@ class Chosen:
         """What takes the answer apart."""
         if self.schema is not None:
             return Parser(Format(FORCED), self.tools, eager=True)
-        return Parser(format, self.tools, begun)
+        return Parser(format, self.tools, begun, eager=True)
 
 
 def chosen(tools: Any, choice: Any = None, parallel: bool = True) -> Chosen:
