@@ -1,4 +1,4 @@
-"""HTTP/1.1 with bounds: on heads that do not end, on bodies that nobody wants or that are all chunks, on slow readers."""
+"""HTTP/1.1 with bounds: on heads that do not end, bodies that nobody wants or that are all chunks, slow readers."""
 
 from __future__ import annotations
 
