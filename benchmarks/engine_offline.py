@@ -11,9 +11,9 @@ that of one that is new. `torch's linears` is our engine with the products of to
 what exactness costs.
 
 With --vllm the peer's environment is made at first use (benchmarks/.envs/vllm). It is tuned: as many cores as threads
-are bound and none is reserved, tcmalloc and Intel's OpenMP are preloaded, and its forward is compiled. Its cache of keys
-and values has its size said (2 GiB, as ours): left to itself it asks for 0.92 of the machine's memory, and does not
-start where less is free.
+are bound and none is reserved, tcmalloc and Intel's OpenMP are preloaded, and its forward is compiled. Its cache of
+keys and values has its size said (2 GiB, as ours): left to itself it asks for 0.92 of the machine's memory, and does
+not start where less is free.
 """
 
 import argparse
