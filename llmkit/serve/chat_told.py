@@ -12,7 +12,6 @@ from llmkit.serve.chat import Chat
 from llmkit.serve.generated import Generation
 from llmkit.serve.said.events import CallArguments, CallBegins, CallEnds, Reasoning, Said, Text
 from llmkit.serve.service import Service
-from llmkit.serve.told import Spelling
 
 
 class Choice:
@@ -90,7 +89,7 @@ class ChatWriter:
 
     def __init__(self, service: Service, asked: Chat) -> None:
         self.service, self.asked = service, asked
-        self.spelling = Spelling(service.tokenizer)
+        self.spelling = service.spelling
         self.made = generation(service, asked)
         self.choices = [Choice(service, asked) for _ in range(asked.request.sampling.n)]
 

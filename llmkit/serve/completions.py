@@ -19,7 +19,6 @@ from llmkit.serve.node import Bounds
 from llmkit.serve.prompts import prompts
 from llmkit.serve.service import Service
 from llmkit.serve.shapes import IGNORED, Common, Prompted
-from llmkit.serve.told import Spelling
 
 DEFAULT = 16
 """Tokens where none are named, as OpenAI has it."""
@@ -80,7 +79,7 @@ class TextWriter:
 
     def __init__(self, service: Service, asked: Text) -> None:
         self.service, self.asked = service, asked
-        self.spelling = Spelling(service.tokenizer)
+        self.spelling = service.spelling
         self.made = Generation(service, asked.requests, asked.account)
         self.offsets = [0] * len(self.made.answers)
 
