@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-BY_LINEARS = ("LORA", "IA3", "PROMPT_TUNING", "P_TUNING")
-"""Kinds of peft that multiply rows by modules of their own (which the serving twin replaces), or by one number each;
+BY_LINEARS = ("LORA", "IA3", "PROMPT_TUNING", "P_TUNING", "LLMKIT_BOTTLENECK")
+"""Kinds that multiply rows by modules of their own (which the serving twin replaces), or by one number each;
 DoRA too. The others have products of their own, whose bits depend on how many rows there are."""
 OWN_PRODUCTS = ("target_parameters", "use_qalora", "use_bdlora", "arrow_config", "alora_invocation_tokens")
 """Settings of a LoRA that have such products too."""
