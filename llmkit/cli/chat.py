@@ -17,7 +17,7 @@ HELP = """/reset           forget the conversation
 /system [TEXT]   what the model is told before it; none without TEXT
 /adapter [NAME]  the adapter that answers; the model itself without NAME
 /help            this list
-An empty line ends the chat, Ctrl-C an answer.
+An empty line ends the chat, Ctrl-C an answer, or the chat where none is made.
 """
 
 
@@ -111,5 +111,7 @@ def _edited() -> None:
 def _ask() -> str:
     try:
         return input("> " if sys.stdin.isatty() else "")
-    except EOFError:
+    except (EOFError, KeyboardInterrupt):
+        if sys.stdin.isatty():
+            sys.stdout.write("\n")  # the shell goes on in a line of its own
         return ""

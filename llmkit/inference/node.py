@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from llmkit.core.config import Conflict, Duration, Size, config, setting
 from llmkit.inference.cache import Cache
 from llmkit.inference.sampling import Sampling
+from llmkit.inference.scheduler import Limits
 
 if TYPE_CHECKING:
     from llmkit.inference.writer import Held, Writer
@@ -18,10 +19,11 @@ class OwnEngine:
     """llmkit's engine, in process: continuous batching over a paged cache."""
 
     kind: Literal["engine"] = "engine"
-    sequences: int = setting(default=64, least=1)
+    sequences: int = setting(default=Limits.sequences, least=1)
     """Answers that are made at once."""
-    tokens: int = setting(default=512, least=1)
-    """Tokens of one step, over all of them: long prompts are read in parts of it."""
+    tokens: int = setting(default=Limits.tokens, least=1)
+    """Tokens of one step, over all of them: long prompts are read in parts of it, and who comes meanwhile waits until
+    it ends."""
     cache: Cache = Cache()
     """Where keys and values are kept."""
     exact: bool = False
@@ -132,7 +134,7 @@ class Vllm:
     """For `url`, such as `${env:VLLM_API_KEY}`."""
     python: str = ""
     """The interpreter of an environment that has vLLM: it pins other releases of transformers than ours."""
-    sequences: int = setting(default=64, least=1)
+    sequences: int = setting(default=Limits.sequences, least=1)
     """Answers that are made at once; by `url`, requests that are under way together."""
     length: int | None = setting(default=None, least=1)
     """Tokens of a prompt and its answer; left out, what the model allows."""
@@ -166,19 +168,22 @@ class Vllm:
             ModelError: the model is in no files as it is held here.
             ResourceError: vLLM is not there, or does not start.
         """
+        from llmkit.inference.text import Texts
+
+        texts = Texts(held.tokenizer)
         if self.url:
             from llmkit.inference.endpoint import Manners
             from llmkit.inference.vllm_served import VllmServed
 
             manners = Manners(self.url, self.key, self.sequences, self.tries, self.timeout)
-            return VllmServed(manners, self.model)
+            return VllmServed(manners, self.model, texts)
         if self.python:
             from llmkit.inference.vllm_start import served
 
-            return served(self, held.files())
+            return served(self, held.files(), texts)
         from llmkit.inference.vllm_here import VllmHere
 
-        return VllmHere(self, held.files())
+        return VllmHere(self, held.files(), texts)
 
     def refuse(self, sampling: Sampling) -> None:
         """Raises: RequestError when `sampling` asks for what vLLM does not do, or does otherwise."""

@@ -50,6 +50,16 @@ def test_a_conversation_goes_on_is_forgotten_and_told(tiny: Any, monkeypatch: An
     assert capsys.readouterr().out == f"{first}\n{second}\n{first}\n{system}\n{told}"
 
 
+@pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt])
+def test_a_chat_that_is_left_at_its_prompt_just_ends(tiny: Any, monkeypatch: Any, capsys: Any, end: Any) -> None:
+    def left(*_: str) -> str:
+        raise end
+
+    monkeypatch.setattr("builtins.input", left)
+    talking.chat(Asking(str(tiny), {"max_tokens": 5}))
+    assert capsys.readouterr().out == ""
+
+
 def test_what_is_too_long_is_told_and_the_chat_goes_on(tiny: Any, monkeypatch: Any, capsys: Any) -> None:
     first = LLM(str(tiny)).chat([{"role": "user", "content": "hello"}], Sampling(max_tokens=5)).text
     said(monkeypatch, "hello world " * 400, "hello")
