@@ -73,13 +73,13 @@ def _tempered(law: Row, temperature: float) -> Row:
     made: Row = law - law.max()
     with np.errstate(over="ignore"):
         if temperature != 1:
-            made *= _sharp(temperature)
+            made *= np.float32(_sharp(temperature))
         np.exp(made, out=made)
     return made
 
 
-def _sharp(temperature: float) -> np.float32:
-    return np.float32(min(max(1 / temperature, 1e-30), 1e30))
+def _sharp(temperature: float) -> float:
+    return min(max(1 / temperature, 1e-30), 1e30)
 
 
 def largest(values: Row, count: int) -> Ids:
