@@ -13,6 +13,7 @@ import torch
 
 from llmkit.build.adapters_of import Beside
 from llmkit.build.engines import engine_of
+from llmkit.build.exactness import exactness
 from llmkit.build.opening import load
 from llmkit.build.precision import reading
 from llmkit.build.renewed import renewal
@@ -41,12 +42,14 @@ class Served:
     """What is carried out between two steps: each settles a future, now or later."""
     beside: Mapping[str, Callable[[Said], Any]] = field(default_factory=dict)
     """What may take longer, and goes on beside the steps."""
+    exact: str = ""
+    """Whether an answer depends on those beside it."""
 
     def facts(self) -> Said:
         """For the server, when it is ready."""
         known = self.engine.facts
         said = {"words": known.words, "longest": known.longest, "ends": known.ends, "model": self.model}
-        return said | {"adapters": self.engine.adapters.names}
+        return said | {"adapters": self.engine.adapters.names, "exact": self.exact}
 
     def stats(self) -> Said:
         """How it does."""
@@ -81,7 +84,8 @@ def served_of(loaded: Loaded, how: OwnEngine = OwnEngine(), beside: Beside = Bes
     engine = engine_of(loaded, how, beside)
     work = Work(engine, loaded, beside.root)
     between = {"embed": work.embed, "reset": work.reset, "unload": work.unload, "weights": work.weights}
-    return Served(engine, loaded.resolved.facts(), between, {"load": work.load})
+    exact = exactness(loaded.model, how)
+    return Served(engine, loaded.resolved.facts(), between, {"load": work.load}, exact)
 
 
 @dataclass

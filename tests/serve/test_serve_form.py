@@ -55,3 +55,4 @@ def test_a_form_that_cannot_be_held_is_a_refusal_that_names_it(client, how, para
     with pytest.raises(openai.BadRequestError) as refused:
         asked(client, **how)
     assert refused.value.body["param"] == param, refused.value.body
+    assert "grammar." not in refused.value.body["message"]
