@@ -34,9 +34,10 @@ def _from_device(logits: Tensor, steers: Sequence[Steer]) -> list[Token | Reques
     rest = [at for at, steer in enumerate(steers) if not steer.greedy]
     made: dict[int, Token | RequestError] = {}
     if simple:
-        best = logits[torch.tensor(simple, device=logits.device)].max(-1)
-        for at, token, value in zip(simple, best.indices.tolist(), best.values.tolist(), strict=True):
-            made[at] = Token(token, None, 0.0) if np.isfinite(value) else no_token(value)
+        best = (logits[torch.tensor(simple, device=logits.device)] if rest else logits).max(-1)
+        both = torch.stack([best.indices.double(), best.values.double()]).tolist()  # exact, and waited for once
+        for at, token, value in zip(simple, *both, strict=True):
+            made[at] = Token(int(token), None, 0.0) if np.isfinite(value) else no_token(value)
     if rest:
         host = logits[torch.tensor(rest, device=logits.device)].cpu().numpy()
         made |= {at: _tried(row, steers[at]) for at, row in zip(rest, host, strict=True)}
