@@ -118,17 +118,18 @@ def _wait(process: subprocess.Popen[bytes], url: str, said: IO[bytes], most: flo
         except httpx.TransportError:
             pass
         time.sleep(PAUSE)
-    how = f"did not start in {most:g} s" if process.poll() is None else f"ended with {process.returncode}"
-    what = f"vLLM's server {how}: {_last(said)}"
-    raise ResourceError(what, fix="see that; memory, size and length bound it", key="generator")
+    running = process.poll() is None
+    how = f"did not start in {most:g} s" if running else f"ended with {process.returncode}"
+    what = f"vLLM's server {how}: {_last(said, '' if running else 'Error')}"
+    raise ResourceError(what, fix="see that; memory, size, length and timeout bound it", key="generator")
 
 
-def _last(said: IO[bytes]) -> str:
-    """The line that says most: the last error."""
+def _last(said: IO[bytes], word: str) -> str:
+    """The last line with `word` in it, or the last."""
     said.seek(0)
     lines = said.read().decode(errors="replace").splitlines()
-    errors = [line for line in lines if "Error" in line]
-    return one_line((errors or lines or ["it wrote nothing"])[-1])[-300:]
+    named = [line for line in lines if word in line and "WARNING" not in line]
+    return one_line((named or lines or ["it wrote nothing"])[-1])[-300:]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

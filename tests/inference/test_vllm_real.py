@@ -137,7 +137,7 @@ def test_by_url_of_a_server_that_is_started_for_it(own: Any) -> None:
     folder, _, _ = own
 
     held: Any = SimpleNamespace(files=lambda: Files(folder, "fp32"), tokenizer=make_tokenizer())
-    writer = Vllm(python=PYTHON, sequences=8, length=256, size=1 << 26).open(held)
+    writer = Vllm(python=PYTHON, sequences=8, length=256, size=1 << 26, timeout=2000.0).open(held)
     try:
         asks = [Ask(Prompt(tuple(ask)), sampling(way)) for ask, way in zip(prompts(), WAYS, strict=True)]
         asks.append(Ask(Prompt((5, 6)), sampling(DRAWN)))
