@@ -53,7 +53,7 @@ async def read(service: Service, fields: Fields, caller: Caller) -> Chat:
     usage = tells_usage(fields, common.stream, bounds)
     fields.end(IGNORED)
     account = Account(caller, common.model or service.name, adapter, common.user, {"messages": float(len(said))})
-    last = until(common.deadline, bounds)
+    last = until(common.deadline, caller.deadline, bounds)
     request = Request(caller.number, prompt, how, adapter, caller.tenant, deadline=last)
     return Chat(request, account, common.stream, usage, asked.logprobs, which, service.thinks(prompt))
 

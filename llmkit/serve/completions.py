@@ -60,7 +60,7 @@ async def read(service: Service, fields: Fields, caller: Caller) -> Text:
     usage = tells_usage(fields, common.stream, bounds)
     fields.end(IGNORED)
     account = Account(caller, common.model or service.name, adapter, common.user, {"prompts": float(len(asked))})
-    last = until(common.deadline, bounds)
+    last = until(common.deadline, caller.deadline, bounds)
     made = (
         Request(f"{caller.number}-{i}", ids, how, adapter, caller.tenant, deadline=last) for i, ids in enumerate(asked)
     )
