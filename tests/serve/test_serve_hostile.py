@@ -21,6 +21,7 @@ BROKEN = {
     "null": b"null",
     "text": b'"a"',
     "twice": ASKED + b',"max_tokens":2}',
+    "twice after many": ASKED + b"".join(b',"%x":0' % at for at in range(200_000)) + b',"z":0,"z":0}',
     "nan": ASKED + b',"top_p":NaN}',
     "infinity": ASKED + b',"top_p":-Infinity}',
     "huge number": ASKED + b',"top_p":1e999}',
