@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from llmkit_kernels.build import lacks
+
 from llmkit.build.adapters_of import Beside, adapters, support
 from llmkit.build.adapters_of import decoder as decoder_of
 from llmkit.build.cache import store_of
@@ -46,6 +48,7 @@ def engine_of(
     longest = steady_length(decoder.causal, store.blocks * store.size)
     facts = Facts(decoder.words, longest, tuple(ends(decoder.causal, loaded.tokenizer)))
     limits, runner = Limits(how.tokens, how.sequences), Runner(decoder, store)
+    lacks("draw")  # compiled now, if it has to be, and not in the midst of a step
     blocks = Blocks(store.blocks, store.size)
     return Engine(runner, blocks, limits, facts, Texts(loaded.tokenizer), store.copy, own)
 

@@ -163,7 +163,7 @@ def attention(kind: Kind) -> Callable[..., tuple[Tensor, None]]:
 def _in_one(kind: Kind, q: Tensor, k: Tensor, v: Tensor, attend: Packed, rule: Rule) -> Callable[..., Tensor] | None:
     """What takes a whole packed row in one call, if this kind has it for such a row."""
     if kind is compiled.pieces and compiled.suits(q, k, v, rule):
-        return partial(compiled.packed, attend=attend)
+        return lambda q, k, v, rule: compiled.packed(q, k, v, attend, rule)
     if kind is varlen.flex and (lengths := varlen.row_lengths(attend, q.shape)):
         return partial(varlen.packed_blocks, lengths=lengths, func=varlen.flex_func())
     if kind is varlen.flash and varlen.short(q) and (lengths := varlen.row_lengths(attend, q.shape)):
