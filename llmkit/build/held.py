@@ -9,10 +9,18 @@ from typing import Any
 import torch
 
 from llmkit.build.adapters_of import Beside
-from llmkit.build.engines import engine_of
+from llmkit.build.engines import engine_of, engine_over
+from llmkit.build.leading import Leading
+from llmkit.build.opening import load
+from llmkit.build.placed import check_placement
+from llmkit.build.precision import Types
+from llmkit.build.ranked import Spread
+from llmkit.core.errors import RecipeError
 from llmkit.inference.engine import Engine
 from llmkit.inference.node import OwnEngine
-from llmkit.models.load import Loaded
+from llmkit.models.load import How, Loaded
+from llmkit.models.node import ModelRef, Quant
+from llmkit.models.resolve import Resolved
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,10 @@ class Here:
     """Tokens that the engine's cache need not hold more of."""
     mixed: bool = False
     """Whether products run in 16 bits under autocast, by our own doing and not by the caller's."""
+    apart: str = ""
+    """Where its layers lie, if that is not on one device: then nobody but the engine runs it."""
+    device: str = ""
+    """That computes, where weights do not tell it."""
 
     @property
     def model(self) -> Any:
@@ -43,12 +55,111 @@ class Here:
         """Autocast, or nothing."""
         if not self.mixed:
             return nullcontext()
-        return torch.autocast(next(self.model.parameters()).device.type, dtype=torch.bfloat16)
+        return _autocast(self.device or next(self.model.parameters()).device.type)
 
     def engine(self, how: OwnEngine) -> Engine:
         """An engine over it.
 
         Raises:
             ModelError: the family cannot read a paged cache, or an adapter does not fit.
+            RecipeError: others read the model here too, and it is to be spread.
         """
+        if how.tensor > 1 or (how.placement is not None and not self.apart):
+            key = "placement" if how.placement is not None else "tensor"
+            what = "the model is read whole in this process, by others than the engine too"
+            raise RecipeError(what, fix=f"serve it with {key}, and use generator: openai", key=key)
         return engine_of(self.loaded, how, self.beside, self.trained, self.most)
+
+    def check(self) -> None:
+        """Nobody else is needed."""
+
+    def close(self) -> None:
+        """It goes with the last who holds it."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """A model that several processes hold together, of which this is the first; only the engine runs it."""
+
+    leading: Leading
+    device: str
+    beside: Beside = Beside()
+    mixed: bool = False
+
+    @property
+    def loaded(self) -> Loaded:
+        """With the part of its weights that lies here."""
+        return self.leading.loaded
+
+    @property
+    def apart(self) -> str:
+        """Where it lies."""
+        return f"{self.leading.others.world} processes hold it together"
+
+    @property
+    def model(self) -> Any:
+        """What of it lies here."""
+        return self.loaded.model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's."""
+        return self.loaded.tokenizer
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Autocast, or nothing; the other processes have their own."""
+        return _autocast(self.device) if self.mixed else nullcontext()
+
+    def engine(self, how: OwnEngine) -> Engine:
+        """An engine over it.
+
+        Raises:
+            ModelError: an adapter does not fit.
+        """
+        return engine_over(self.loaded, self.leading.led, how, self.beside)
+
+    def check(self) -> None:
+        """Raises: LlmkitError: another process is to blame for what cannot go on."""
+        self.leading.check()
+
+    def close(self) -> None:
+        """All processes but this one end."""
+        self.leading.close()
+
+
+Held = Here | Together
+
+
+def held(
+    resolved: Resolved,
+    ref: ModelRef,
+    types: Types,
+    device: str,
+    how: Any,
+    beside: Beside = Beside(),
+    quant: Quant | None = None,
+    allow_code: bool = False,
+) -> Held:
+    """A model as a generator `how` wants it: here, over devices, or over processes.
+
+    Raises:
+        RecipeError: it cannot be spread so.
+        ModelError: it cannot be loaded.
+        PeerError: another process could not be started.
+    """
+    quant = quant or resolved.quant
+    tensor, placement = (how.tensor, how.placement) if isinstance(how, OwnEngine) else (1, None)
+    if tensor > 1:
+        kinds = {"device": device, "dtype": types.params, "half": types.half, "allow_code": allow_code}
+        spread = Spread(ref, quant, kinds, how.cache, mixed=types.mixed)
+        return Together(Leading(resolved, spread, tensor), device, beside, types.mixed)
+    if placement is not None:
+        check_placement(placement, quant)
+    at = device if placement is None else "cpu"  # whole on the host before it is placed
+    loaded = load(resolved, ref, How(at, types.params, types.half, quant, allow_code))
+    apart = "" if placement is None else "its layers are placed over devices"
+    return Here(loaded, beside=beside, mixed=types.mixed, apart=apart, device=device)
+
+
+def _autocast(device: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device, dtype=torch.bfloat16)

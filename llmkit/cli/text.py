@@ -37,6 +37,8 @@ class Asking:
     quant: str = ""
     raw: bool = False
     code: bool = False
+    tensor: int | None = None
+    placement: str = ""
 
     def sampling(self) -> Sampling:
         """What is asked of each text.
@@ -60,12 +62,20 @@ class Asking:
         prepare(remote=is_remote(self.model))
         report = Report()
         generator = parse(self.generator, "", report, "--generator")
+        placement = parse(self.placement, "", report, "--placement") if self.placement else None
         report.stop_if_bad()
         if not Path(self.model).is_dir():
             resolve(ModelRef(name=self.model))  # a name that is none is told before the heavy imports
         from llmkit.build.llm import LLM
 
-        return LLM(self.model, quant=self.quant or None, generator=generator, allow_code=self.code)
+        return LLM(
+            self.model,
+            quant=self.quant or None,
+            generator=generator,
+            allow_code=self.code,
+            tensor=self.tensor,
+            placement=placement,
+        )
 
 
 def generate(asking: Asking, prompt: str, as_json: bool) -> None:

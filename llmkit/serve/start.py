@@ -15,9 +15,11 @@ from starlette.types import ASGIApp, Scope
 
 from llmkit.core.errors import LlmkitError, RecipeError
 from llmkit.inference.node import OwnEngine
+from llmkit.models import safe
 from llmkit.models.load import read_tokenizer
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
+from llmkit.parallel.fits import check_tensor
 from llmkit.serve import logs
 from llmkit.serve.admin import Admin
 from llmkit.serve.app import App
@@ -74,6 +76,9 @@ def start(settings: Settings, how: Start = spawn) -> None:
     own = listen(settings.host, settings.port)
     admin = listen(settings.host, settings.admin_port) if settings.admin_port is not None else None
     resolved = resolve(settings.model)
+    if settings.engine.tensor > 1:
+        config = safe.read_json((resolved.base or resolved).folder / "config.json")
+        check_tensor(config, settings.engine.tensor, "engine.tensor")
     tokenizer = read_tokenizer(resolved, settings.model, settings.allow_code)
     engine = Remote(told(settings), how)
     places = assemble(settings, engine, tokenizer, own, admin)
