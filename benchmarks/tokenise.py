@@ -45,9 +45,9 @@ def rows(data: Path, count: int, to: Path) -> None:
 
 def tokenizer() -> Any:
     """The quickstart's."""
-    from llmkit.models.load import read_tokenizer
     from llmkit.models.node import ModelRef
     from llmkit.models.resolve import resolve
+    from llmkit.models.tokenizer import read_tokenizer
 
     ref = ModelRef(name="smollm2-135m-instruct-q4")
     return read_tokenizer(resolve(ref), ref)

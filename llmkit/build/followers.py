@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import IO, Any, Protocol
 
@@ -43,7 +44,24 @@ Start = Callable[[Ranks, int, dict[str, Any]], Process]
 
 
 def spawn(rank: Ranks, port: int, said: dict[str, Any]) -> Process:
-    """A new interpreter, which is told by a line on its standard input."""
+    """A new interpreter, which is told by a line on its standard input. A thread starts it and lives as long as it does:
+    the system ends a rank together with the thread that started it, however that comes to its end (`rank.py:bound`)."""
+    made: Future[subprocess.Popen[bytes]] = Future()
+
+    def keep() -> None:
+        try:
+            child = _interpreter(rank, port, said)
+        except OSError as cause:
+            made.set_exception(cause)
+            return
+        made.set_result(child)
+        child.wait()
+
+    threading.Thread(target=keep, daemon=True, name=f"rank {rank.rank}").start()
+    return made.result()
+
+
+def _interpreter(rank: Ranks, port: int, said: dict[str, Any]) -> subprocess.Popen[bytes]:
     environment = os.environ | rank.environment(port) | {"OMP_NUM_THREADS": str(said["threads"])}
     command, pipe = [sys.executable, "-m", "llmkit.build.rank", str(os.getpid())], subprocess.PIPE
     made = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment)
@@ -55,38 +73,31 @@ def spawn(rank: Ranks, port: int, said: dict[str, Any]) -> Process:
 
 
 class Followers:
-    """Ranks 1 to `world` - 1. A thread starts them and lives as long as they do: the system ends a rank together with
-    the thread that started it, however that comes to its end (`rank.py:bound`)."""
+    """Ranks 1 to `world` - 1."""
 
-    def __init__(self, world: int, port: int, said: dict[str, Any], start: Start) -> None:
+    def __init__(self, world: int) -> None:
         self.world, self.ended = world, False
         self.children: list[Process] = []
-        self.failed: OSError | None = None
-        self._started = threading.Event()
-        self._thread = threading.Thread(target=self._keep, args=(port, said, start), daemon=True, name="followers")
-        self._thread.start()
-        self._started.wait()
 
-    def _keep(self, port: int, said: dict[str, Any], start: Start) -> None:
+    def begin(self, port: int, said: dict[str, Any], start: Start) -> None:
+        """Starts all of them.
+
+        Raises:
+            PeerError: one could not be started.
+        """
         try:
             for rank in range(1, self.world):
                 self.children.append(start(Ranks(rank, self.world, rank, self.world), port, said))
         except OSError as cause:
-            self.failed = cause
-        finally:
-            self._started.set()
-        for child in self.children:
-            child.wait()
+            what = f"another rank cannot be started ({cause.strerror or cause})"
+            raise PeerError(what, fix="free some memory or processes", key="tensor") from cause
 
     def ready(self, patience: float = PATIENCE) -> None:
         """Waits until all are ready to come.
 
         Raises:
-            PeerError: one could not be started, ended, or is not ready in time.
+            PeerError: one ended, or is not ready in time.
         """
-        if self.failed is not None:
-            what = f"another rank cannot be started ({self.failed.strerror or self.failed})"
-            raise PeerError(what, fix="free some memory or processes", key="tensor") from self.failed
         until = time.monotonic() + patience
         for rank, child in enumerate(self.children, 1):
             out = child.stdout

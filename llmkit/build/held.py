@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from llmkit.build.adapters_of import Beside
-from llmkit.build.engines import engine_of, engine_over
-from llmkit.build.leading import Leading
-from llmkit.build.opening import load
-from llmkit.build.placed import check_placement
-from llmkit.build.precision import Types
-from llmkit.build.ranked import Spread
-from llmkit.core.errors import RecipeError
+from llmkit.build.engines import engine_of
+from llmkit.core.errors import ModelError, RecipeError
 from llmkit.inference.engine import Engine
 from llmkit.inference.node import OwnEngine
-from llmkit.models.load import How, Loaded
-from llmkit.models.node import ModelRef, Quant
-from llmkit.models.resolve import Resolved
+from llmkit.inference.writer import Files
+from llmkit.models.load import Loaded
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ class Here:
         """Autocast, or nothing."""
         if not self.mixed:
             return nullcontext()
-        return _autocast(self.device or next(self.model.parameters()).device.type)
+        return autocast(self.device or next(self.model.parameters()).device.type)
 
     def engine(self, how: OwnEngine) -> Engine:
         """An engine over it.
@@ -76,90 +70,33 @@ class Here:
     def close(self) -> None:
         """It goes with the last who holds it."""
 
-
-@dataclass(frozen=True)
-class Together:
-    """A model that several processes hold together, of which this is the first; only the engine runs it."""
-
-    leading: Leading
-    device: str
-    beside: Beside = Beside()
-    mixed: bool = False
-
-    @property
-    def loaded(self) -> Loaded:
-        """With the part of its weights that lies here."""
-        return self.leading.loaded
-
-    @property
-    def apart(self) -> str:
-        """Where it lies."""
-        return f"{self.leading.others.world} processes hold it together"
-
-    @property
-    def model(self) -> Any:
-        """What of it lies here."""
-        return self.loaded.model
-
-    @property
-    def tokenizer(self) -> Any:
-        """The model's."""
-        return self.loaded.tokenizer
-
-    def computing(self) -> AbstractContextManager[Any]:
-        """Autocast, or nothing; the other processes have their own."""
-        return _autocast(self.device) if self.mixed else nullcontext()
-
-    def engine(self, how: OwnEngine) -> Engine:
-        """An engine over it.
+    def files(self) -> Files:
+        """The model's own.
 
         Raises:
-            ModelError: an adapter does not fit.
+            ModelError: what is held here is not what they hold.
         """
-        return engine_over(self.loaded, self.leading.led, how, self.beside)
+        if changed := self._changed():
+            what = f"it {changed}, and generator vllm reads the model's files as they are"
+            raise ModelError(what, fix="merge or export it first, or use generator: engine", key="generator")
+        short: dict[torch.dtype, Literal["fp32", "bf16", "fp16"]] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+        return Files(self.loaded.resolved.folder, short.get(next(self.model.parameters()).dtype, "fp32"))
 
-    def check(self) -> None:
-        """Raises: LlmkitError: another process is to blame for what cannot go on."""
-        self.leading.check()
-
-    def close(self) -> None:
-        """All processes but this one end."""
-        self.leading.close()
-
-
-Held = Here | Together
-
-
-def held(
-    resolved: Resolved,
-    ref: ModelRef,
-    types: Types,
-    device: str,
-    how: Any,
-    beside: Beside = Beside(),
-    quant: Quant | None = None,
-    allow_code: bool = False,
-) -> Held:
-    """A model as a generator `how` wants it: here, over devices, or over processes.
-
-    Raises:
-        RecipeError: it cannot be spread so.
-        ModelError: it cannot be loaded.
-        PeerError: another process could not be started.
-    """
-    quant = quant or resolved.quant
-    tensor, placement = (how.tensor, how.placement) if isinstance(how, OwnEngine) else (1, None)
-    if tensor > 1:
-        kinds = {"device": device, "dtype": types.params, "half": types.half, "allow_code": allow_code}
-        spread = Spread(ref, quant, kinds, how.cache, mixed=types.mixed)
-        return Together(Leading(resolved, spread, tensor), device, beside, types.mixed)
-    if placement is not None:
-        check_placement(placement, quant)
-    at = device if placement is None else "cpu"  # whole on the host before it is placed
-    loaded = load(resolved, ref, How(at, types.params, types.half, quant, allow_code))
-    apart = "" if placement is None else "its layers are placed over devices"
-    return Here(loaded, beside=beside, mixed=types.mixed, apart=apart, device=device)
+    def _changed(self) -> str:
+        """How it differs from its files."""
+        if self.trained is not None or self.loaded.resolved.base is not None:
+            return "has an adapter"
+        config = self.loaded.model.config
+        before = type(config).from_pretrained(self.loaded.resolved.folder)
+        if self.loaded.added:
+            return "has new tokens"
+        if hasattr(config, "quantization_config") != hasattr(before, "quantization_config"):
+            return "is quantised here"
+        if getattr(config, "rope_parameters", None) != getattr(before, "rope_parameters", None):
+            return "has its positions scaled"
+        return ""
 
 
-def _autocast(device: str) -> AbstractContextManager[Any]:
+def autocast(device: str) -> AbstractContextManager[Any]:
+    """Products in 16 bits on a device."""
     return torch.autocast(device, dtype=torch.bfloat16)

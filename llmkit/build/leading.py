@@ -46,8 +46,9 @@ class Leading:
         said = {"spread": spread.said(), "facts": facts, "device": device, "threads": threads, "patience": PATIENCE}
         with socket.create_server(("127.0.0.1", 0), backlog=1024) as own:  # bound before anybody is told of it
             port = int(own.getsockname()[1])
-            self.others = Followers(tensor, port, said, start)
+            self.others = Followers(tensor)
             try:
+                self.others.begin(port, said, start)
                 self.others.ready()
                 torch.set_num_threads(threads)
                 with _address(port):

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from llmkit.build.adapters_of import Beside
 from llmkit.build.engines import engine_of as engine_of
-from llmkit.build.held import held
 from llmkit.build.opened import Opened
-from llmkit.build.precision import types
+from llmkit.build.precision import reading
 from llmkit.build.scores import Pooling, Scores, embed, score
+from llmkit.build.spread import held
 from llmkit.build.training import check, headed
 from llmkit.core.errors import ModelError, RecipeError
 from llmkit.data.prompt import continued, prompt_ids
+from llmkit.data.render import Renderer
 from llmkit.inference.engine import Engine
 from llmkit.inference.engined import EngineWriter
 from llmkit.inference.generate import TransformersWriter
@@ -74,7 +75,7 @@ class LLM:
             placement=placement,
         )
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        kinds, resolved, how = types(asked.precision, device), resolve(asked.model), asked.made
+        kinds, resolved, how = reading(asked.precision, device), resolve(asked.model), asked.made
         if adapters and not isinstance(how, OwnEngine):
             what = f"generator {how.kind} knows no adapters by name"
             raise RecipeError(what, fix="open the adapter's folder, or use generator: engine", key="adapters")
@@ -196,7 +197,12 @@ class LLM:
         first = said[0] if said and not isinstance(said, str) else ""
         if isinstance(first, int) or (not said and not isinstance(said, str)):
             return list(cast(Sequence[int], said))
-        return prompt_ids(self.tokenizer, cast("str | Sequence[Mapping[str, Any]]", said), tools)
+        return prompt_ids(self.renderer, cast("str | Sequence[Mapping[str, Any]]", said), tools)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """From messages and texts to tokens."""
+        return Renderer(self.tokenizer)
 
     @cached_property
     def scored(self) -> Headed:
@@ -228,6 +234,11 @@ class LLM:
     def engine(self) -> Engine:
         """Of `turns`; whoever steps it himself asks it for everybody."""
         return self.turns.engine
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of a prompt and its answer together, at most; None where another generator has bounds of its own."""
+        return self.engine.facts.longest if isinstance(self.writer, EngineWriter) else None
 
     @property
     def adapters(self) -> list[str]:
@@ -267,7 +278,7 @@ class LLM:
         prompt, completion = one
         if isinstance(completion, str):
             if isinstance(prompt, str) or not isinstance(prompt[0], int):
-                return continued(self.tokenizer, prompt, completion)
+                return continued(self.renderer, prompt, completion)
             raise RecipeError("a prompt of tokens has a completion of text", fix="give both alike", key="score")
         before = self.tokens(prompt)
         return [*before, *completion], len(before)

@@ -21,7 +21,7 @@ class Opened:
     generator: OwnEngine | Transformers = OwnEngine()
     """What makes its text."""
     precision: Reading = "auto"
-    """`auto` is fp32 on CPU and bf16_mixed on GPUs."""
+    """`auto` is fp32 on CPU and bf16 on GPUs."""
     seed: int = setting(default=0, least=0)
     """Added to the seeds of what it is asked."""
     tensor: int | None = setting(default=None, least=1)

@@ -50,3 +50,9 @@ def types(precision: str, device: str) -> Types:
     """`auto` is fp32 on CPU and bf16_mixed on GPUs."""
     name = {"cpu": "fp32", "cuda": "bf16_mixed"}[device] if precision == "auto" else precision
     return Types(name, *KINDS[name])
+
+
+def reading(precision: str, device: str) -> Types:
+    """Of a model that is asked and not trained: `auto` is fp32 on CPU and bf16 on GPUs, where weights in fp32 would
+    take twice the room and be made short anew for every product."""
+    return types({"cpu": "fp32", "cuda": "bf16"}[device] if precision == "auto" else precision, device)

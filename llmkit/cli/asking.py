@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llmkit.cli.named import named
 from llmkit.core.errors import RecipeError
 
 Model = Annotated[str, typer.Argument(help="An alias, a Hub id, a model folder, an adapter folder or a run's folder.")]
@@ -79,6 +80,9 @@ def chat(
     stop: Stop = None,
     sampling: More = None,
     system: Annotated[str, typer.Option(help="What the model is told before the conversation.")] = "",
+    adapter: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Answers after /adapter NAME; may be given again.")
+    ] = None,
     generator: From = "engine",
     quant: Quant = "",
     tensor: Tensor = None,
@@ -91,5 +95,15 @@ def chat(
 
     said: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "top_k": top_k}
     said |= {"top_p": top_p, "min_p": min_p, "stop": tuple(stop or ())}
-    asking = Asking(model, said, tuple(sampling or ()), generator, quant, False, allow_code, tensor, placement)
+    asking = Asking(
+        model,
+        said,
+        tuple(sampling or ()),
+        generator,
+        quant,
+        code=allow_code,
+        tensor=tensor,
+        placement=placement,
+        adapters=named(adapter or ()),
+    )
     verb(asking, system)

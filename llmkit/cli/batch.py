@@ -7,20 +7,26 @@ import json
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmkit.core.console import Console
 from llmkit.core.errors import DataError, RecipeError
 from llmkit.core.files import sha256, write_json
 from llmkit.data.jsonl import read_jsonl
 from llmkit.data.prompt import prompt_ids
+from llmkit.data.render import Renderer
 from llmkit.data.rows import Raw
-from llmkit.inference.request import Completion, Prompt
+from llmkit.inference.check import check_length
+from llmkit.inference.request import Completion, Prompt, Request
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.writer import Writer, seeded
+
+if TYPE_CHECKING:
+    from llmkit.build.llm import LLM
 
 
 @dataclass(frozen=True)
@@ -112,23 +118,23 @@ def _question(raw: Raw, chat: bool) -> Any:
     raise DataError("asks nothing", fix=fix, file=raw.file, line=raw.line)
 
 
-def answer(tokenizer: Any, writer: Writer, work: Work, sampling: Sampling, raw: bool, console: Console) -> int:
+def answer(llm: LLM, work: Work, sampling: Sampling, raw: bool, console: Console) -> int:
     """Answers every row; gives how many there are.
 
     Raises:
-        DataError: a row cannot be asked.
+        DataError: a row cannot be asked; all are looked at before anything is written.
         RecipeError: the output is there, or was begun with something else.
     """
-    chat = bool(tokenizer.chat_template) and not raw
-    total = sum(1 for _ in questions(work.rows, chat))  # every row is read before the first answer is made
+    chat = bool(llm.tokenizer.chat_template) and not raw
+    total = Asked(questions(work.rows, chat), llm.renderer).checked(sampling, llm.longest)
     if not total:
         raise DataError("holds no rows", fix="give a file with rows", file=str(work.rows))
     done = work.begin()
-    rows = Asked(islice(questions(work.rows, chat), done, None), tokenizer)
+    rows = Asked(islice(questions(work.rows, chat), done, None), llm.renderer)
     console.start("answers", total, done)
     told = Told(console, total, done)
     with work.part.open("ab") as file:
-        for completion in rows.answered(writer, sampling, done):
+        for completion in rows.answered(llm.writer, sampling, done):
             file.write(_answered(rows.waiting.popleft(), completion).encode())
             file.flush()
             told.one(completion)
@@ -140,9 +146,24 @@ def answer(tokenizer: Any, writer: Writer, work: Work, sampling: Sampling, raw: 
 class Asked:
     """Rows on their way through a generator; those whose answers are not yet there wait in order."""
 
-    def __init__(self, rows: Iterable[tuple[Raw, Any]], tokenizer: Any) -> None:
-        self.rows, self.tokenizer = rows, tokenizer
+    def __init__(self, rows: Iterable[tuple[Raw, Any]], renderer: Renderer) -> None:
+        self.rows, self.renderer = rows, renderer
         self.waiting = deque[Raw]()
+
+    def checked(self, sampling: Sampling, longest: int | None) -> int:
+        """How many rows there are, each of which fits in `longest` tokens with its answer.
+
+        Raises:
+            DataError: one does not; it is named by its place.
+        """
+        count = 0
+        with self._placed():
+            for prompt in self._prompts():
+                count += 1
+                if longest is not None:
+                    check_length(Request(str(count), prompt.ids, sampling), longest)
+                self.waiting.clear()
+        return count
 
     def answered(self, writer: Writer, sampling: Sampling, first: int) -> Iterator[Completion]:
         """The answers in order; row i draws by a seed of its own, so that a file may be answered in two goes.
@@ -150,9 +171,17 @@ class Asked:
         Raises:
             DataError: a row cannot be asked; it is named by its place.
         """
-        try:
+        with self._placed():
             yield from writer.each(seeded(self._prompts(), sampling, first))
+
+    @contextmanager
+    def _placed(self) -> Iterator[None]:
+        """An error is one of the row that was read last."""
+        try:
+            yield
         except DataError as cause:
+            if not self.waiting:  # it was the file's own, with its place
+                raise
             problem, raw = cause.problems[0], self.waiting[-1]
             what = f"{problem.key}: {problem.what}" if problem.key else problem.what
             raise DataError(what, fix=problem.fix, file=raw.file, line=raw.line) from cause
@@ -161,7 +190,7 @@ class Asked:
         for raw, asked in self.rows:
             self.waiting.append(raw)
             said = asked if isinstance(asked, str) else tuple(asked)
-            yield Prompt(tuple(prompt_ids(self.tokenizer, asked)), said)
+            yield Prompt(tuple(prompt_ids(self.renderer, asked)), said)
 
 
 class Told:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from llmkit.cli.text import Asking
+from llmkit.core.errors import DataError
 from llmkit.inference.sampling import Sampling
 
 HELP = """/reset           forget the conversation
 /system [TEXT]   what the model is told before it; none without TEXT
 /adapter [NAME]  the adapter that answers; the model itself without NAME
 /help            this list
-An empty line ends the chat, Ctrl-C an answer.
+An empty line ends the chat, Ctrl-C an answer, or the chat where none is made.
 """
 
 
@@ -56,22 +57,31 @@ class Talk:
         return ""
 
     def answer(self, line: str) -> None:
-        """Asks, and writes the answer piece by piece; Ctrl-C ends it, and what was said stays said."""
+        """Asks, and writes the answer piece by piece; Ctrl-C ends it, and what was said stays said. What cannot be
+        asked is told, and is as if it had not been."""
         self.said.append({"role": "user", "content": line})
         pieces: list[str] = []
-        with _stoppable() as stopped:
-            for piece in self.llm.stream(self.messages(), self.sampling, adapter=self.adapter):
-                pieces.append(piece.text)
-                sys.stdout.write(piece.text)
-                sys.stdout.flush()
-                if stopped:
-                    break
+        try:
+            with _stoppable() as stopped:
+                for piece in self.llm.stream(self.messages(), self.sampling, adapter=self.adapter):
+                    pieces.append(piece.text)
+                    sys.stdout.write(piece.text)
+                    sys.stdout.flush()
+                    if stopped:
+                        break
+        except DataError as cause:
+            self.said.pop()
+            problem = cause.problems[0]
+            sys.stdout.write(f"{problem.key or 'this'}: {problem.what}; /reset forgets what was said\n")
+            return
         sys.stdout.write("\n")
         self.said.append({"role": "assistant", "content": "".join(pieces)})
 
 
 def chat(asking: Asking, system: str = "") -> None:
     """A conversation, until an empty line or the end of the input."""
+    if sys.stdin.isatty():
+        _edited()
     sampling = asking.sampling()
     talk = Talk(asking.open(), sampling, system)
     while (line := _ask()).strip():
@@ -92,8 +102,16 @@ def _stoppable() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
+def _edited() -> None:
+    """Lines can be edited, and said again by the arrow keys."""
+    with suppress(ImportError):  # not every Python has it
+        import readline  # noqa: F401 - `input` uses it once it is there
+
+
 def _ask() -> str:
     try:
         return input("> " if sys.stdin.isatty() else "")
-    except EOFError:
+    except (EOFError, KeyboardInterrupt):
+        if sys.stdin.isatty():
+            sys.stdout.write("\n")  # the shell goes on in a line of its own
         return ""

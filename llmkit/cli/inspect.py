@@ -29,9 +29,9 @@ from llmkit.evals.tasks import (
     longest,
 )
 from llmkit.models.alias import is_remote
-from llmkit.models.load import read_tokenizer
 from llmkit.models.positions import check_length
 from llmkit.models.resolve import resolve
+from llmkit.models.tokenizer import read_tokenizer
 from llmkit.plan.account import RECOMPUTE
 from llmkit.recipe.inputs import remote
 from llmkit.stages.build_inference import adapter_of

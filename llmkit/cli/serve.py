@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llmkit.cli.named import named
 from llmkit.core.environment import prepare
 from llmkit.core.errors import RecipeError
 from llmkit.core.wording import Report
@@ -45,7 +46,7 @@ def serve(
     """Serve a model over HTTP, as OpenAI's clients speak it."""
     given: dict[str, Any] = {"host": host, "port": port, "key_file": api_key_file, "name": name, "out": record}
     given |= {"adapter_root": adapter_root, "admin_port": admin_port, "admin_key_file": admin_key_file}
-    given |= {f"adapters.{key}": folder for key, folder in map(_named, adapter or ())}
+    given |= {f"adapters.{key}": folder for key, folder in named(adapter or ()).items()}
     given |= {"model.template": template, "bounds.max_tokens": max_tokens, "bounds.requests": requests}
     given |= {"bounds.length": max_length, "engine.cache.size": cache_size, "engine.cache.precision": cache_precision}
     given |= {"engine.tensor": tensor, "engine.placement": _placed(placement) if placement else ""}
@@ -81,10 +82,3 @@ def _placed(said: str) -> Any:
     made = parse(said, "", report, "--placement")
     report.stop_if_bad()
     return made
-
-
-def _named(said: str) -> tuple[str, str]:
-    name, equals, folder = said.partition("=")
-    if not (name and equals and folder) or "." in name:
-        raise RecipeError(f"{said} is not NAME=FOLDER", fix="write --adapter NAME=FOLDER", key="--adapter")
-    return name, folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class Asking:
     code: bool = False
     tensor: int | None = None
     placement: str = ""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """Others beside the model: name -> folder."""
 
     def sampling(self) -> Sampling:
         """What is asked of each text.
@@ -68,14 +70,9 @@ class Asking:
             resolve(ModelRef(name=self.model))  # a name that is none is told before the heavy imports
         from llmkit.build.llm import LLM
 
-        return LLM(
-            self.model,
-            quant=self.quant or None,
-            generator=generator,
-            allow_code=self.code,
-            tensor=self.tensor,
-            placement=placement,
-        )
+        how: dict[str, Any] = {"generator": generator, "allow_code": self.code, "adapters": self.adapters}
+        spread: dict[str, Any] = {"tensor": self.tensor, "placement": placement}
+        return LLM(self.model, quant=self.quant or None, **how, **spread)
 
 
 def generate(asking: Asking, prompt: str, as_json: bool) -> None:
@@ -119,5 +116,5 @@ def generate_file(asking: Asking, rows: str, output: str) -> None:
 
     more = {"raw": asking.raw, "generator": asking.generator, "quant": asking.quant}
     work = Work(path, target, facts(asking.model, llm.loaded.resolved.facts(), path, sampling, more))
-    count = answer(llm.tokenizer, llm.writer, work, sampling, asking.raw, Console())
+    count = answer(llm, work, sampling, asking.raw, Console())
     sys.stdout.write(f"{output}: {count} answers\n")

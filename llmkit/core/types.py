@@ -138,6 +138,10 @@ class KeyValueStore(Protocol):
         """Of a step of single tokens those of all sequences, (S, KV, M, D) each, and which are theirs, (S, M)."""
         ...
 
+    def read_flat(self, layer: int, laid: Laid, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the sequences of all spans end to end, (K, KV, D) each."""
+        ...
+
 
 @runtime_checkable
 class Steady(Protocol):

@@ -64,12 +64,14 @@ class Encoder:
     def _by_words(self, rendered: Sequence[Rendered]) -> dict[int, tuple[list[int], list[float]]]:
         """Those that words tell, by their place."""
         made: dict[int, tuple[list[int], list[float]]] = {}
-        if self.words is None:
-            return made
         end = self.tokenizer.eos_token_id
         for index, r in enumerate(rendered):
+            if r.mark or r.special or r.cut:
+                continue
+            if self.words is None:  # asked for late: to make them is to read the whole vocabulary
+                return made
             given = r.weights or (1.0,) * len(r.spans)
-            if r.mark or r.special or r.cut or (found := self.words.encode(r.text, r.spans, given)) is None:
+            if (found := self.words.encode(r.text, r.spans, given)) is None:
                 continue
             if r.close and end is not None:
                 found[0].append(end)

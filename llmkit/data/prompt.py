@@ -24,25 +24,30 @@ class Question:
     ids: tuple[int, ...]
 
 
-def prompt_ids(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()) -> list[int]:
+def prompt_ids(renderer: Renderer, prompt: str | Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()) -> list[int]:
     """The tokens of a text, or of a conversation up to where its answer begins; `tools` is what it may call.
+
+    A renderer reads its tokenizer's whole vocabulary once: whoever asks often keeps one.
 
     Raises:
         ModelError: there are messages and no chat template.
         DataError: it cannot be rendered.
     """
-    renderer, rendered = _rendered(tokenizer, prompt, tools)
-    return _ids(renderer, [rendered])[0]
+    _check(renderer, prompt)
+    return rendered_ids(renderer, prompt, tools)
 
 
-def continued(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], completion: str) -> tuple[list[int], int]:
+def continued(
+    renderer: Renderer, prompt: str | Sequence[Mapping[str, Any]], completion: str, tools: Sequence[Any] = ()
+) -> tuple[list[int], int]:
     """The tokens of a prompt and of a text that follows it, each tokenised apart as in use; and how many are the
     prompt's.
 
     Raises:
         ModelError, DataError: as `prompt_ids`; or the text holds special tokens.
     """
-    renderer, rendered = _rendered(tokenizer, prompt, ())
+    _check(renderer, prompt)
+    rendered = _prompted(renderer, prompt, tools)
     if renderer.specials.search(completion):
         what = "the completion holds text of special tokens"
         raise DataError(what, fix="give the token ids of both", key="completion")
@@ -57,7 +62,7 @@ def continued(tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], complet
 
 
 def rendered_ids(renderer: Renderer, prompt: str | Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()) -> list[int]:
-    """The same by a renderer that is there already, with what may be called.
+    """The same where a missing chat template is the row's own fault.
 
     Raises:
         DataError: it cannot be rendered.
@@ -65,15 +70,11 @@ def rendered_ids(renderer: Renderer, prompt: str | Sequence[Mapping[str, Any]], 
     return _ids(renderer, [_prompted(renderer, prompt, tools)])[0]
 
 
-def _rendered(
-    tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], tools: Sequence[Any]
-) -> tuple[Renderer, Rendered]:
-    if not isinstance(prompt, str) and not tokenizer.chat_template:
+def _check(renderer: Renderer, prompt: str | Sequence[Mapping[str, Any]]) -> None:
+    if not isinstance(prompt, str) and not renderer.tokenizer.chat_template:
         raise ModelError(
             "the tokenizer has no chat template", fix="give text, or set model.template", key="model.template"
         )
-    renderer = Renderer(tokenizer)
-    return renderer, _prompted(renderer, prompt, tools)
 
 
 def _prompted(renderer: Renderer, prompt: str | Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> Rendered:

@@ -12,6 +12,7 @@ import numpy as np
 from llmkit.core.errors import RecipeError
 from llmkit.core.seed import mixed
 from llmkit.data.prompt import prompt_ids
+from llmkit.data.render import Renderer
 
 WHO = "the baker|a sailor|the old teacher|a quiet farmer|the mayor|a young painter|the postman|a tired nurse"
 WHO += "|the carpenter|a visitor|the librarian|a musician|the gardener|a fisherman|the tailor|a student"
@@ -88,7 +89,7 @@ class Haystacks:
     """Makes questions for one tokenizer and one sample, through its chat template where it has one."""
 
     def __init__(self, tokenizer: Any, hidden: Fact, seed: int, sample: int, longest: int) -> None:
-        self.tokenizer, self.hidden = tokenizer, hidden
+        self.renderer, self.hidden = Renderer(tokenizer), hidden
         self.lead, self.keys = _split(tokenizer, [f"{hidden.lead} {key}" for key in hidden.keys])
         self.filler = sentences(seed, sample, longest // 4)
         told = tokenizer([f" {text}" for text in self.filler], add_special_tokens=False)["input_ids"]
@@ -116,9 +117,9 @@ class Haystacks:
         place = round(depth * count)
         told = [*self.filler[:place], self.hidden.needle, *self.filler[place:count]]
         text = f"{ASK}\n\n{' '.join(told)}\n\n{self.hidden.question}"
-        if self.tokenizer.chat_template:
-            return prompt_ids(self.tokenizer, [{"role": "user", "content": text}])
-        return prompt_ids(self.tokenizer, f"{text}\n")
+        if self.renderer.tokenizer.chat_template:
+            return prompt_ids(self.renderer, [{"role": "user", "content": text}])
+        return prompt_ids(self.renderer, f"{text}\n")
 
 
 def _split(tokenizer: Any, answers: Sequence[str]) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:

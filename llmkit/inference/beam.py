@@ -88,7 +88,7 @@ class Beams:
         """The texts that are open from here on; none where the search is over."""
         width, early = self.sampling.beams, self.sampling.early_stopping
         branches = [
-            (beam.score + token.sampling_logprob, beam, token)
+            (beam.score + (token.sampling_logprob or 0.0), beam, token)
             for beam in self.open.values()
             for token in beam.nexts or ()
         ]

@@ -34,6 +34,10 @@ class JsonSchema:
 
         return wrapped(json_schema=_spaced(enforced(self.schema, "grammar.schema")))
 
+    def named(self) -> dict[str, Any]:
+        """As vLLM's `structured_outputs` has it; its keywords are checked by `source`."""
+        return {"json": self.schema}
+
 
 @config
 class JsonObject:
@@ -44,6 +48,10 @@ class JsonObject:
     def source(self) -> str:
         """llguidance's grammar."""
         return wrapped(json_schema=_spaced({"type": "object"}))
+
+    def named(self) -> dict[str, Any]:
+        """As vLLM's `structured_outputs` has it."""
+        return {"json_object": True}
 
 
 @config
@@ -59,6 +67,10 @@ class Regex:
 
         made: str = LLMatcher.grammar_from_regex(self.pattern)
         return made
+
+    def named(self) -> dict[str, Any]:
+        """As vLLM's `structured_outputs` has it."""
+        return {"regex": self.pattern}
 
 
 @config
@@ -79,6 +91,10 @@ class Choice:
             raise RequestError("holds nothing to choose from", fix="give texts", key="grammar.choices")
         return wrapped(lark_grammar="start: " + " | ".join(map(json.dumps, dict.fromkeys(self.choices))))
 
+    def named(self) -> dict[str, Any]:
+        """As vLLM's `structured_outputs` has it."""
+        return {"choice": list(dict.fromkeys(self.choices))}
+
 
 @config
 class Lark:
@@ -96,6 +112,10 @@ class Lark:
 
         embedded(self.grammar, "grammar.grammar")
         return wrapped(lark_grammar=self.grammar)
+
+    def named(self) -> dict[str, Any]:
+        """As vLLM's `structured_outputs` has it."""
+        return {"grammar": self.grammar}
 
 
 def wrapped(**grammar: Any) -> str:

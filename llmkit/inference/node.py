@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from llmkit.core.config import Conflict, Duration, Later, Size, config, setting
+from llmkit.core.config import Conflict, Duration, Size, config, setting
 from llmkit.inference.cache import Cache
 from llmkit.inference.sampling import Sampling
+from llmkit.inference.scheduler import Limits
 
 if TYPE_CHECKING:
     from llmkit.inference.writer import Held, Writer
@@ -23,10 +24,11 @@ class OwnEngine:
     """llmkit's engine, in process: continuous batching over a paged cache."""
 
     kind: Literal["engine"] = "engine"
-    sequences: int = setting(default=64, least=1)
+    sequences: int = setting(default=Limits.sequences, least=1)
     """Answers that are made at once."""
-    tokens: int = setting(default=512, least=1)
-    """Tokens of one step, over all of them: long prompts are read in parts of it."""
+    tokens: int = setting(default=Limits.tokens, least=1)
+    """Tokens of one step, over all of them: long prompts are read in parts of it, and who comes meanwhile waits until
+    it ends."""
     cache: Cache = Cache()
     """Where keys and values are kept."""
     exact: bool = False
@@ -138,4 +140,75 @@ SPOKEN = (
     "logit_bias",
 )
 """What OpenAI's routes have words for."""
-Generator = Annotated[OwnEngine | Transformers | OpenAi, Later(("vllm",))]
+
+
+@config
+class Vllm:
+    """vLLM, for machines that have it: served already (`url`), started from an environment of its own (`python`), or
+    else in this process. It reads tokens of ours, and the model's own files."""
+
+    kind: Literal["vllm"] = "vllm"
+    url: str = ""
+    """Of a running `vllm serve`, up to and with `/v1`."""
+    model: str = ""
+    """By the name that it has at `url`."""
+    key: str = ""
+    """For `url`, such as `${env:VLLM_API_KEY}`."""
+    python: str = ""
+    """The interpreter of an environment that has vLLM: it pins other releases of transformers than ours."""
+    sequences: int = setting(default=Limits.sequences, least=1)
+    """Answers that are made at once; by `url`, requests that are under way together."""
+    length: int | None = setting(default=None, least=1)
+    """Tokens of a prompt and its answer; left out, what the model allows."""
+    memory: float = setting(default=0.9, above=0.0, most=1.0)
+    """The share that it takes of each GPU's memory. On a CPU its cache takes 2 GiB, or `size`."""
+    size: Size | None = setting(default=None, least=1)
+    """Bytes of its cache instead."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """What it computes in; auto: what the model's weights are held in here."""
+    tensor: int = setting(default=1, least=1)
+    """GPUs that share each layer."""
+    tries: int = setting(default=5, least=1)
+    """Of one request to a server: what is overloaded or cannot be reached is asked again, later each time."""
+    timeout: Duration = setting(default=600.0, above=0)
+    """Of one try, and of the start of a server."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """What contradicts what."""
+        if self.url and self.python:
+            yield Conflict("python", "what is served is not started", "leave it out", "url")
+        if self.url and not self.model:
+            yield Conflict("model", "is empty", "give the name that it has there", "url")
+        for key in ("model", "key"):
+            if getattr(self, key) and not self.url:
+                yield Conflict(key, "is for url alone", "leave it out, or give a url", "url")
+
+    def open(self, held: Held) -> Writer:
+        """Ready to be asked.
+
+        Raises:
+            ModelError: the model is in no files as it is held here.
+            ResourceError: vLLM is not there, or does not start.
+        """
+        if self.url:
+            from llmkit.inference.endpoint import Manners
+            from llmkit.inference.vllm_served import VllmServed
+
+            manners = Manners(self.url, self.key, self.sequences, self.tries, self.timeout)
+            return VllmServed(manners, self.model)
+        if self.python:
+            from llmkit.inference.vllm_start import served
+
+            return served(self, held.files())
+        from llmkit.inference.vllm_here import VllmHere
+
+        return VllmHere(self, held.files())
+
+    def refuse(self, sampling: Sampling) -> None:
+        """Raises: RequestError when `sampling` asks for what vLLM does not do, or does otherwise."""
+        from llmkit.inference.vllm_words import check_sampling
+
+        check_sampling(sampling)
+
+
+Generator = OwnEngine | Transformers | OpenAi | Vllm

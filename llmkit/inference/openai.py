@@ -1,36 +1,23 @@
-"""Text from an endpoint that speaks OpenAI's routes: so many requests at once, and tries with growing waits."""
+"""Text from an endpoint that speaks OpenAI's routes."""
 
 from __future__ import annotations
 
-import random
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import Any
 
-import httpx
-
-from llmkit.core.errors import ResourceError
+from llmkit.inference.endpoint import Endpoint, Manners
 from llmkit.inference.node import SPOKEN, OpenAi
-from llmkit.inference.request import Ask, Completion, Output, RequestError
+from llmkit.inference.request import Ask, Completion, Output
 from llmkit.inference.writer import refuse
-
-AGAIN = (408, 409, 429, 500, 502, 503, 504)
-"""Statuses that pass."""
-LONGEST = 60.0
-"""Seconds between two tries."""
 
 
 class OpenAiWriter:
     """The `openai` member of the `generator` union, open. Its completions have no token ids."""
 
     def __init__(self, node: OpenAi, sleep: Callable[[float], None] = time.sleep) -> None:
-        self.node, self.sleep = node, sleep
-        told = {"Authorization": f"Bearer {node.key}"} if node.key else {}
-        self.client = httpx.Client(headers=told, timeout=node.timeout, trust_env=False)
-        self.pool = ThreadPoolExecutor(node.at_once, "llmkit-openai")
+        self.node = node
+        self.endpoint = Endpoint(Manners(node.url, node.key, node.at_once, node.tries, node.timeout), sleep)
 
     def each(self, asks: Iterable[Ask]) -> Iterator[Completion]:
         """A completion for each ask, in their order.
@@ -39,70 +26,20 @@ class OpenAiWriter:
             RequestError: one asks for what the routes have no word for, or the endpoint refuses it.
             ResourceError: the endpoint cannot be reached, or stays overloaded.
         """
-        coming, flying = iter(asks), deque[Future[Completion]]()
-        try:
-            while True:
-                for ask in islice(coming, 2 * self.node.at_once - len(flying)):
-                    refuse("openai", ask.sampling, SPOKEN)
-                    flying.append(self.pool.submit(self._answered, ask))
-                if not flying:
-                    return
-                yield flying.popleft().result()
-        finally:
-            for one in flying:
-                one.cancel()
+        return self.endpoint.each(map(_checked, asks), self._answered)
 
     def close(self) -> None:
         """Waits for what is under way."""
-        self.pool.shutdown(cancel_futures=True)
-        self.client.close()
+        self.endpoint.close()
 
     def _answered(self, ask: Ask) -> Completion:
         route, body = _body(self.node.model, ask)
-        said = self._tried(f"{self.node.url.rstrip('/')}/{route}", body)
-        try:
-            outputs = tuple(_output(choice) for choice in said["choices"])
-            usage = said.get("usage") or {}
-            return Completion(outputs, int(usage.get("prompt_tokens", 0)))
-        except (KeyError, TypeError, ValueError, IndexError) as cause:
-            what = f"{self.node.url} answered with something else than a completion"
-            raise ResourceError(what, fix="give the address of an OpenAI endpoint", key="generator.url") from cause
-
-    def _tried(self, url: str, body: Mapping[str, Any]) -> Any:
-        why = ""
-        for turn in range(self.node.tries):
-            try:
-                answer = self.client.post(url, json=body)
-            except httpx.TransportError as cause:
-                why, wait = f"cannot be reached ({type(cause).__name__})", None
-            else:
-                if answer.status_code not in AGAIN:
-                    return _checked(url, answer)
-                why, wait = f"answers {answer.status_code}", answer.headers.get("retry-after", "")
-            if turn + 1 < self.node.tries:
-                self.sleep(_pause(turn, wait))
-        what = f"{self.node.url} {why}, {self.node.tries} times"
-        raise ResourceError(what, fix="see that it runs, or raise generator.tries", key="generator.url")
+        return self.endpoint.post(route, body, _completion)
 
 
-def _checked(url: str, answer: httpx.Response) -> Any:
-    """What a final answer holds."""
-    try:
-        said = answer.json()
-    except ValueError:
-        said = None
-    if answer.is_success:
-        return said
-    error = said.get("error") if isinstance(said, dict) else None
-    why = str(error.get("message") if isinstance(error, dict) else answer.reason_phrase)[:200]
-    raise RequestError(f"{url} refuses it ({answer.status_code}: {why})", fix="ask otherwise", key="generator")
-
-
-def _pause(turn: int, wait: str | None) -> float:
-    """Seconds: what the endpoint asks for, or twice as long each time, a little apart from others that wait."""
-    if wait and wait.replace(".", "", 1).isdigit():
-        return min(float(wait), LONGEST)
-    return min(LONGEST, float(0.5 * 2**turn)) * (0.5 + random.random() / 2)
+def _checked(ask: Ask) -> Ask:
+    refuse("openai", ask.sampling, SPOKEN)
+    return ask
 
 
 def _body(model: str, ask: Ask) -> tuple[str, dict[str, Any]]:
@@ -118,6 +55,11 @@ def _body(model: str, ask: Ask) -> tuple[str, dict[str, Any]]:
         return "completions", body | {"prompt": prompt.said or list(prompt.ids)}
     tools = {"tools": list(prompt.tools)} if prompt.tools else {}
     return "chat/completions", body | {"messages": [dict(message) for message in prompt.said]} | tools
+
+
+def _completion(said: Mapping[str, Any]) -> Completion:
+    outputs = tuple(_output(choice) for choice in said["choices"])
+    return Completion(outputs, int((said.get("usage") or {}).get("prompt_tokens", 0)))
 
 
 def _output(choice: Mapping[str, Any]) -> Output:

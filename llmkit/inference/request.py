@@ -79,8 +79,9 @@ class Token:
     id: int
     logprob: float | None
     """By the model itself: of the full vocabulary, before temperature, penalties and truncation; where it was asked."""
-    sampling_logprob: float
-    """By the law that it was drawn from; 0 where it was the likeliest and no other could be."""
+    sampling_logprob: float | None
+    """By the law that it was drawn from; 0 where it was the likeliest and no other could be. The engine always tells
+    it; generator vllm does not of what it draws."""
     top: Mapping[int, float] = field(default_factory=dict)
     """The likeliest tokens of the full vocabulary, as many as were asked for."""
 

@@ -63,9 +63,9 @@ def pick(logits: Row, steer: Steer) -> Token:
     if sampling.temperature == 0:
         return _told(logits, best, 0.0, sampling.logprobs)
     kept, weights = weighed(law, sampling)
-    at = drawn(weights, uniform(sampling.seed, steer.index, len(steer.made)))
+    at, mass = drawn(weights, uniform(sampling.seed, steer.index, len(steer.made)))
     chosen = at if kept is None else int(kept[at])
-    own = float(law[chosen] - law[best]) / sampling.temperature - math.log(total(weights))
+    own = float(law[chosen] - law[best]) / sampling.temperature - math.log(mass)
     return _told(logits, chosen, own, sampling.logprobs)
 
 
@@ -104,7 +104,8 @@ def normaliser(logits: Row) -> float:
     most = float(logits.max())
     if not np.isfinite(most):
         raise no_token(most)
-    return most + math.log(total(np.exp(logits - np.float32(most))))
+    weights = logits - np.float32(most)
+    return most + math.log(total(np.exp(weights, out=weights)))
 
 
 def scored(logits: Tensor, given: int, count: int | None) -> Token:

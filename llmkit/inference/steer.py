@@ -59,6 +59,41 @@ class Rules:
         self.moves = bool(self.counts or self.repeats or bias or asked.allowed_ids or bad or self.processors)
 
 
+class Times:
+    """How often each of some tokens was made: as short as they are few, whatever the vocabulary."""
+
+    def __init__(self, made: Sequence[int] = ()) -> None:
+        ids, counts = np.unique(np.array(made, np.int64), return_counts=True)
+        self.places = {int(token): at for at, token in enumerate(ids)}
+        self._ids, self._counts = ids, counts.astype(np.int32)
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """Each token that was made, be it taken back."""
+        return self._ids[: len(self.places)]
+
+    @property
+    def counts(self) -> NDArray[np.int32]:
+        """Of each of `ids`."""
+        return self._counts[: len(self.places)]
+
+    def add(self, token: int, times: int) -> None:
+        """It was made `times` more."""
+        at = self.places.setdefault(token, len(self.places))
+        if at == len(self._ids):  # twice the room, so that a long text moves each token but a few times
+            more = max(16, at)
+            self._ids = np.append(self._ids, np.zeros(more, np.int64))
+            self._counts = np.append(self._counts, np.zeros(more, np.int32))
+        self._ids[at] = token
+        self._counts[at] += times
+
+    def fork(self) -> Times:
+        """The same once more."""
+        made = Times()
+        made.places, made._ids, made._counts = dict(self.places), self._ids.copy(), self._counts.copy()
+        return made
+
+
 @dataclass(eq=False)
 class Steer:
     """One answer in the making: what its next token may be."""
@@ -67,8 +102,8 @@ class Steer:
     made: list[int]
     index: int = 0
     """Which of the request's answers."""
-    times: NDArray[np.int32] | None = None
-    """(V,) how often each token was made, where a penalty asks for it."""
+    times: Times | None = None
+    """How often each token was made, where a penalty asks for it."""
     matcher: Matcher | None = None
 
     @property
@@ -85,7 +120,7 @@ class Steer:
         """This one was made."""
         self.made.append(token)
         if self.times is not None:
-            self.times[token] += 1
+            self.times.add(token, 1)
         if self.matcher is not None and token not in self.rules.ends:
             self.matcher.take(token)
 
@@ -94,13 +129,14 @@ class Steer:
         gone = self.made[len(self.made) - count :]
         del self.made[len(self.made) - count :]
         if self.times is not None:
-            np.subtract.at(self.times, gone, 1)
+            for token in gone:
+                self.times.add(token, -1)
         if self.matcher is not None:
             self.matcher.back(sum(token not in self.rules.ends for token in gone))
 
     def fork(self, index: int) -> Steer:
         """Another answer that goes on from here."""
-        times = None if self.times is None else self.times.copy()
+        times = None if self.times is None else self.times.fork()
         matcher = None if self.matcher is None else self.matcher.fork()
         return Steer(self.rules, list(self.made), index, times, matcher)
 
@@ -141,17 +177,19 @@ class Steer:
         return law
 
     def _penalised(self, law: Row) -> Row:
-        sampling = self.rules.sampling
-        if (self.rules.counts or self.rules.repeats) and self.times is None:
-            self.times = np.bincount(np.array(self.made, np.int64), minlength=len(law)).astype(np.int32)
-        if self.rules.repeats and self.times is not None:
-            seen = self.times > 0
-            seen[self.rules.asked] = True
-            by = np.float32(sampling.repetition_penalty)
-            law[seen] = np.where(law[seen] > 0, law[seen] / by, law[seen] * by)
-        if self.rules.counts and self.times is not None:
-            law -= np.float32(sampling.presence_penalty) * (self.times > 0)
-            law -= np.float32(sampling.frequency_penalty) * self.times
+        rules, sampling = self.rules, self.rules.sampling
+        if not (rules.counts or rules.repeats):
+            return law
+        if self.times is None:
+            self.times = Times(self.made)
+        ids, counts = self.times.ids, self.times.counts
+        if rules.repeats:
+            seen = np.concatenate([rules.asked, ids[counts > 0]])  # some twice, which get the same twice
+            by, held = np.float32(sampling.repetition_penalty), law[seen]
+            law[seen] = np.where(held > 0, held / by, held * by)
+        if rules.counts:
+            law[ids] -= np.float32(sampling.presence_penalty) * (counts > 0)
+            law[ids] -= np.float32(sampling.frequency_penalty) * counts
         return law
 
     def _completing(self) -> list[int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from llmkit.inference.request import Ask, Completion, Prompt, RequestError
 from llmkit.inference.sampling import Sampling
@@ -27,6 +28,15 @@ class Writer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Files:
+    """A model that another program can read for itself."""
+
+    folder: Path
+    precision: Literal["fp32", "bf16", "fp16"]
+    """What its weights are held in here."""
+
+
 class Held(Protocol):
     """A model in this process, as a generator takes it."""
 
@@ -46,6 +56,14 @@ class Held(Protocol):
 
     def engine(self, how: OwnEngine) -> Engine:
         """An engine over it."""
+        ...
+
+    def files(self) -> Files:
+        """Where the model is, as it is held.
+
+        Raises:
+            ModelError: no files hold it so: it has an adapter, was changed, or is in training.
+        """
         ...
 
 

@@ -145,7 +145,10 @@ def attention(kind: Kind) -> Callable[..., tuple[Tensor, None]]:
             _no_gradient(query)
             if kind is not eager and compiled.reads(query, key, value, attend, rule):
                 return compiled.cached(_layer(module), query, key, value, attend, rule), None
-            if kind is sdpa and query.is_cuda and attend.laid.single:
+            if kind is varlen.flash and varlen.short(query) and attend.laid.chains:
+                func = varlen.varlen_func()
+                return varlen.paged(_layer(module), query, key, value, attend, rule, func), None
+            if kind in (sdpa, varlen.flash) and query.is_cuda and attend.laid.single:
                 return decoded(_layer(module), query, key, value, attend, rule), None
             places, pieces = _cached(module, query, key, value, attend)
         else:
@@ -203,9 +206,12 @@ def decoded(layer: int, q: Tensor, k: Tensor, v: Tensor, context: Paged, rule: R
     if rule.window:
         at = torch.arange(there.shape[1], device=q.device)
         there = there & (at >= there.sum(1, keepdim=True) - rule.window)
-    queries, mask = q[0].transpose(0, 1)[:, :, None], there[:, None, None]
-    out = fused(queries, keys, values, rule, mask=mask) if rule.plain else scored(queries, keys, values, mask, rule)
-    return out[None, :, :, 0]
+    queries, mask = q[0].transpose(0, 1), there[:, None, None]
+    if rule.sinks is not None:
+        return scored(queries[:, :, None], keys, values, mask, rule)[None, :, :, 0]
+    grouped = queries.unflatten(1, (keys.shape[1], -1))  # heads that share keys are queries of one: none is repeated
+    out = fused(grouped, keys, values, rule, mask=mask) if rule.plain else scored(grouped, keys, values, mask, rule)
+    return out.flatten(1, 2)[None]
 
 
 def _cached(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, context: Paged) -> tuple[list[Segment], list[Piece]]:

@@ -31,7 +31,7 @@ class Decoder:
         self.exact = not lacks_order(model, exact)
         """Whether a row does not depend on those beside it."""
         self.shape = shape_of(self.causal.config.get_text_config())
-        self.bank = Bank(self.causal, base or base_of(self.causal), narrow)
+        self.bank = Bank(self.causal, base or base_of(self.causal), narrow, self.exact)
         """Adapters over it, that requests name."""
 
     @property

@@ -6,7 +6,6 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,7 +25,8 @@ from llmkit.models.quantised import check_runs, settle
 from llmkit.models.resolve import Resolved, head_of
 from llmkit.models.rope import RopeScaling
 from llmkit.models.scaled import check_turned, scaled_config, stretch
-from llmkit.models.tokens import add, added, widen
+from llmkit.models.tokenizer import read_tokenizer
+from llmkit.models.tokens import added, widen
 from llmkit.models.tried import tried
 from llmkit.models.unread import settled, unread
 from llmkit.models.virtual import supported
@@ -210,56 +210,6 @@ def _classifier(base: Resolved, head: Head, config: Any, tokenizer: Any) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     name_classes(config, head, tokenizer.pad_token_id)
     return kind
-
-
-def read_tokenizer(resolved: Resolved, ref: ModelRef, allow_code: bool = False) -> Any:
-    """The tokenizer of a model's folder, or of its base's, with the recipe's tokens and its template over its own."""
-    from transformers import AutoTokenizer
-
-    own = (resolved.folder / "tokenizer_config.json").is_file() or (resolved.folder / "tokenizer.json").is_file()
-    folder = resolved.folder if own or resolved.base is None else resolved.base.folder
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_code)
-    except (ValueError, OSError, KeyError) as cause:
-        if is_out_of_memory(cause):
-            raise
-        raise ModelError(
-            f"has no tokenizer that can be read ({str(cause).splitlines()[0][:120]})",
-            fix="add tokenizer.json",
-            file=str(folder),
-        ) from cause
-    add(tokenizer, ref)
-    if ref.template is not None:
-        tokenizer.chat_template = _template(ref.template)
-        _check_syntax(tokenizer, ref.template)
-    return tokenizer
-
-
-def _template(name: str) -> str:
-    """The chat template of a file, or one of ours by its name."""
-    ours = {path.stem: path for path in Path(__file__).with_name("templates").glob("*.jinja")}
-    try:
-        return ours.get(name, Path(name)).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as cause:
-        why = cause.strerror if isinstance(cause, OSError) else "it is no UTF-8"
-        fix = f"give a file, or one of {', '.join(sorted(ours))}"
-        raise ModelError(f"{name} cannot be read ({why})", fix=fix, key="model.template") from cause
-
-
-def _check_syntax(tokenizer: Any, name: str) -> None:
-    """Raises:
-    ModelError: it is no Jinja template.
-    """
-    from jinja2 import TemplateError, TemplateSyntaxError
-
-    try:
-        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
-    except TemplateSyntaxError as cause:
-        raise ModelError(
-            f"is no Jinja template ({cause.message})", fix="mend it", file=name, line=cause.lineno, key="model.template"
-        ) from cause
-    except (TemplateError, LookupError, TypeError, ValueError, AttributeError):
-        return  # it may want other messages than this one
 
 
 @contextlib.contextmanager

@@ -29,9 +29,11 @@ Narrow = Callable[[str, Factors], Factors]
 class Bank:
     """The adapters of a base, by key; what `inference/adapters.py` drives."""
 
-    def __init__(self, model: nn.Module, base: Base, narrow: Narrow | None = None) -> None:
-        """`model`: a causal language model of transformers, without adapters of peft. `narrow`: where it is cut."""
+    def __init__(self, model: nn.Module, base: Base, narrow: Narrow | None = None, exact: bool = True) -> None:
+        """`model`: a causal language model of transformers, without adapters of peft. `narrow`: where it is cut.
+        `exact`: whether a row is to be the same to the bit whatever is beside it."""
         self.model, self.base, self.narrow = model, base, narrow
+        self.product = product if exact else torch.nn.functional.linear
         self.held: dict[str, Lora | Prompt] = {}
         self.hooks: dict[str, Any] = {}
         self.active: list[tuple[Lora, Tensor | None]] = []
@@ -110,7 +112,8 @@ class Bank:
         for key, parts in spans.items():
             one = self._of(key)
             if isinstance(one, Lora):
-                made.append((one, None if sum(map(len, parts)) == attend.spans[-1].end else torch.cat(parts)))
+                whole = sum(map(len, parts)) == attend.spans[-1].end
+                made.append((one, None if whole else torch.cat(parts).to(_device(self.model))))
         return made
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
@@ -128,8 +131,8 @@ class Bank:
             what = f"{name} is given {len(flat)} of {self.rows} rows, so that an adapter's own are not known"
             raise ModelError(what, fix="merge the adapter into its base", key="adapter")
         index = slice(None) if rows is None else rows.to(x.device)
-        low = product(flat[index].to(factors.down.dtype), factors.down.to(x.device))
-        more = product(low, factors.up.to(x.device)) * factors.scale
+        low = self.product(flat[index].to(factors.down.dtype), factors.down.to(x.device))
+        more = self.product(low, factors.up.to(x.device)) * factors.scale
         made[index] = (made[index] + more).to(made.dtype)
         return made.view(out.shape)
 
@@ -172,6 +175,12 @@ def _size(module: Any) -> tuple[int, int] | None:
     if hasattr(module, "nx") and hasattr(module, "nf"):
         return int(module.nx), int(module.nf)
     return None
+
+
+def _device(model: Any) -> torch.device | str:
+    """Of the embeddings; the host's, where they wait elsewhere until they are called."""
+    held: torch.device = _embeddings(model).weight.device
+    return "cpu" if held.type == "meta" else held
 
 
 def _embeddings(model: Any) -> Any:

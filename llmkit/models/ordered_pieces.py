@@ -21,19 +21,24 @@ NONE = -1e30
 
 
 def ordered(pieces: Sequence[Piece], rule: Rule) -> list[Tensor]:
-    """Each (1, H, L, Dv); as `eager`, without dropout."""
-    return [_piece(piece, rule) for piece in pieces]
+    """Each (1, H, L, Dv); as `eager`, without dropout; what has 16 bits is computed in fp32."""
+    return [_piece(piece, rule).to(piece.q.dtype) for piece in pieces]
 
 
 def _piece(piece: Piece, rule: Rule) -> Tensor:
     length, groups = piece.q.shape[2], piece.q.shape[1] // piece.k.shape[1]
+    wide = torch.promote_types(piece.q.dtype, torch.float32)
     keys, values = (
-        pad(x, (0, 0, 0, -x.shape[2] % KEYS)).repeat_interleave(groups, 1).split(KEYS, 2) for x in (piece.k, piece.v)
+        [
+            part.contiguous()  # a product's order may depend on how its input lies
+            for part in pad(x.to(wide), (0, 0, 0, -x.shape[2] % KEYS)).repeat_interleave(groups, 1).split(KEYS, 2)
+        ]
+        for x in (piece.k, piece.v)
     )
     outs = []
     for start in range(0, length, QUERIES):
         end = min(start + QUERIES, length)
-        q = pad(piece.q[:, :, start:end], (0, 0, 0, QUERIES - (end - start)))
+        q = pad(piece.q[:, :, start:end].to(wide), (0, 0, 0, QUERIES - (end - start)))
         seen = -(-(piece.before + end) // KEYS)  # chunks of keys
         outs.append(_rows(q, keys[:seen], values[:seen], piece.before + start, rule)[:, :, : end - start])
     return torch.cat(outs, 2)
@@ -41,11 +46,11 @@ def _piece(piece: Piece, rule: Rule) -> Tensor:
 
 def _rows(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], at: int, rule: Rule) -> Tensor:
     """Queries (1, H, 16, D), of which the first is at place `at`, over chunks of keys from place 0 on."""
-    places = torch.arange(at, at + QUERIES)[:, None]
+    places = torch.arange(at, at + QUERIES, device=q.device)[:, None]
     most, mass = q.new_full((*q.shape[:3], 1), NONE), q.new_zeros(*q.shape[:3], 1)
     total = q.new_zeros(*q.shape[:3], values[0].shape[3])
     for chunk, (k, v) in enumerate(zip(keys, values, strict=True)):
-        there = torch.arange(chunk * KEYS, (chunk + 1) * KEYS)[None]
+        there = torch.arange(chunk * KEYS, (chunk + 1) * KEYS, device=q.device)[None]
         sees = there <= places
         if rule.window:
             sees &= there > places - rule.window
@@ -61,7 +66,7 @@ def _rows(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], at: int, 
         most = higher
     if rule.sinks is None:
         return total / mass
-    sinks = rule.sinks.view(1, -1, 1, 1)
+    sinks = rule.sinks.to(most.dtype).view(1, -1, 1, 1)
     higher = torch.maximum(most, sinks)
     kept = elementwise(torch.exp, most - higher)
     return total * kept / (mass * kept + elementwise(torch.exp, sinks - higher))

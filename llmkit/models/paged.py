@@ -99,6 +99,18 @@ class BlockStore:
         flat = [x.masked_fill(~there[:, None, :, None], 0) for x in flat]
         return flat[0], flat[1][..., : held.size], there
 
+    def read_flat(self, layer: int, laid: Laid, like: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys (K, KV, D) and values (K, KV, Dv) of the sequences of all spans end to end, as `like`'s type."""
+        held = self.layers[self.same.get(layer, layer)]
+        slots = laid.flat(like.device)[0]
+        block, at = slots // self.size, slots % self.size
+        made = [held.keys[block, :, :, at], held.values[block, :, at]]
+        for which, scales in enumerate((held.key_scales, held.value_scales)):
+            made[which] = (made[which] if scales is None else made[which] * scales[block, :, at][..., None]).to(
+                like.dtype
+            )
+        return made[0], made[1][..., : held.size]
+
     def copy(self, source: int, target: int) -> None:
         """Copies all that a block holds into another."""
         for held in self.layers.values():

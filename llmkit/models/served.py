@@ -10,11 +10,13 @@ from llmkit_kernels.build import lacks
 from llmkit_kernels.gated import silu_mul
 from llmkit_kernels.norm import rms_norm
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import pad, silu
 
 from llmkit.models.ordered import Ordered, elementwise, product
 
 Forward = Callable[..., Any]
+TOGETHER = 64
+"""Rows that a norm is given at once, where their number matters."""
 STRETCH = 1024
 """Positions of which rotations are made at once."""
 
@@ -67,6 +69,18 @@ def over_whole_vectors(forward: Forward) -> Forward:
 
     def run(x: Tensor) -> Tensor:
         return elementwise(forward, x)
+
+    return run
+
+
+def by_rows(forward: Forward) -> Forward:
+    """A norm in calls of one number of rows: on a GPU how a sum is shared out depends on how many there are."""
+
+    def run(x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        whole = pad(rows, (0, 0, 0, -len(rows) % TOGETHER))
+        made = torch.cat([forward(part) for part in whole.split(TOGETHER)])
+        return made[: len(rows)].view(x.shape)
 
     return run
 

@@ -29,6 +29,7 @@ from llmkit.models.served import (
     ServedNorm,
     ServedShiftedNorm,
     Turned,
+    by_rows,
     in_order,
     over_whole_vectors,
 )
@@ -38,16 +39,17 @@ def serving(model: Any, exact: bool = False) -> Any:
     """A twin of `model` for the engine, in evaluation mode.
 
     Where linears are no fp32 on a CPU they stay as they are. `exact`: rows do not depend on each other also where the
-    compiled linear is not there, at the price of products in calls of one size.
+    compiled linear is not there (on a GPU, without a compiler), at the price of products in calls of one size.
 
     Raises:
-        ModelError: `exact` is asked of a model that lies elsewhere, is in 16 bits, or turns by the length of sequences.
+        ModelError: `exact` is asked of a model that lies on several devices, is quantised, is in 16 bits on a CPU, or
+            turns by the length of sequences.
     """
     why = lacks_order(model, exact)
     if exact and why:
         raise ModelError(f"cannot be run exactly: {why}", fix="drop exact", key="exact")
     made = twin(model)
-    if not _elsewhere(model) and row(exact):
+    if (exact and not why) or (not _elsewhere(model) and row()):
         _own_configs(made, exact)
         for parent in list(made.modules()):
             for name, child in list(parent.named_children()):
@@ -57,7 +59,7 @@ def serving(model: Any, exact: bool = False) -> Any:
 
 def lacks_order(model: Any, exact: bool = False) -> str:
     """Why rows of this model depend on each other in the engine, or nothing."""
-    if why := _elsewhere(model):
+    if (why := _elsewhere(model)) and not (exact and _on_one_gpu(model)):
         return why
     if turns_by_sequence(model):
         return "its rotations follow the length of a sequence, so that keys depend on when they were made"
@@ -73,7 +75,17 @@ def _elsewhere(model: Any) -> str:
     return ""
 
 
+def _on_one_gpu(model: Any) -> bool:
+    """Whether all weights are plain numbers on one GPU."""
+    kinds = {(weight.device, weight.is_floating_point()) for weight in model.parameters()}
+    device, plain = next(iter(kinds))
+    return len(kinds) == 1 and plain and device.type == "cuda" and not getattr(model, "is_quantized", False)
+
+
 def _served(module: Any) -> nn.Module:
+    if normal(module) and next(module.parameters()).device.type != "cpu":
+        module.forward = by_rows(module.forward)
+        return cast(nn.Module, module)
     for kind, suits in KINDS.items():
         if suits(module):
             return recast(module, kind)
@@ -91,9 +103,16 @@ def _shifted(module: Any) -> bool:
         return False
     if isinstance(module, nn.LayerNorm) or len(inspect.signature(module.forward).parameters) != 1:
         return False
-    x = torch.linspace(-1, 2, weight.numel())[None]
+    x = torch.linspace(-1, 2, weight.numel(), device=weight.device, dtype=weight.dtype)[None]
     with torch.no_grad():
         return torch.allclose(module(x), reference.rms_norm(x, 1.0 + weight, eps), rtol=1e-5, atol=1e-6)
+
+
+def normal(module: Any) -> bool:
+    """Whether a module sums over the last of its input's sizes: a norm, of whatever family."""
+    held = dict(module.named_parameters()) if not list(module.children()) else {}
+    takes = len(inspect.signature(module.forward).parameters) == 1
+    return takes and "norm" in type(module).__name__.lower() and set(held) <= {"weight", "bias"} and bool(held)
 
 
 def _activation(module: nn.Module) -> bool:
@@ -122,7 +141,8 @@ def _own_configs(made: Any, exact: bool) -> None:
 
 def _attends_in_order(model: Any) -> bool:
     """Whether the compiled attention over cached keys is used."""
-    return not lacks("paged") and model.config.get_text_config()._attn_implementation != NAMES["eager"]
+    here = next(model.parameters()).device.type == "cpu"
+    return here and not lacks("paged") and model.config.get_text_config()._attn_implementation != NAMES["eager"]
 
 
 def _steady_rotary(module: Any) -> bool:

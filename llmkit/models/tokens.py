@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from llmkit.core.errors import ModelError
 from llmkit.models.node import ModelRef
 
@@ -36,6 +34,8 @@ def added(tokenizer: Any, ref: ModelRef) -> tuple[int, ...]:
 def widen(model: Any, tokenizer: Any, new: tuple[int, ...]) -> None:
     """Gives every token of the tokenizer a row. Rows that the model lacks, and those of `new` tokens that it has to
     spare, are the mean of the rows of all other tokens; so each new token is at first as likely as the average one."""
+    import torch
+
     ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
     rows, size = ends[0].weight.shape[0], len(tokenizer)
     fresh = sorted({*range(rows, size), *new})

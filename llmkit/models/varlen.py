@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.functional import pad
 
 from llmkit.core.errors import ModelError
-from llmkit.models.kinds import missing
-from llmkit.models.pieces import Piece, Rule
+from llmkit.core.types import Paged
+from llmkit.models.kinds import missing, outside
+from llmkit.models.pieces import Piece, Rule, sdpa
 
 BLOCK = 128
 """Side of a block of flex attention's mask."""
+WHOLE = 8
+"""Sizes of heads that flash attention takes are multiples of it."""
 
 
 def flash_lacks(model: Any, half: bool) -> str:
@@ -26,6 +31,8 @@ def flash_lacks(model: Any, half: bool) -> str:
         return why
     if not half:
         return "computes in 16 bits only"
+    if not outside() and (getattr(config, "attn_logit_softcapping", None) or getattr(config, "attention_dropout", 0.0)):
+        return "needs the package flash-attn for soft-caps and attention dropout"
     if any(name.endswith("sinks") for name, _ in model.named_parameters()):
         return "knows no attention sinks"
     return "wants keys and values of one head size" if hasattr(config, "v_head_dim") else ""
@@ -40,32 +47,107 @@ def flex_lacks(model: Any, half: bool) -> str:
 
 
 def flash(pieces: Sequence[Piece], rule: Rule) -> list[Tensor]:
-    """flash-attn over pieces of unequal length; its causal order is aligned to the last key, as ours is."""
-    from flash_attn import flash_attn_varlen_func
+    """flash attention over pieces of unequal length; its causal order is aligned to the last key, as ours is. What is
+    asked outside of autocast in fp32, which it does not know, sdpa answers."""
+    return tiled(pieces, rule, varlen_func()) if short(pieces[0].q) else sdpa(pieces, rule)
 
-    return tiled(pieces, rule, flash_attn_varlen_func)
+
+def short(q: Tensor) -> bool:
+    """Whether attention is computed in 16 bits here."""
+    return q.dtype.itemsize == 2 or torch.is_autocast_enabled(q.device.type)
+
+
+@lru_cache(maxsize=1)
+def varlen_func() -> Callable[..., Tensor]:
+    """The package's function where it is installed, else torch's own (arXiv 2307.08691)."""
+    if outside():
+        from flash_attn import flash_attn_varlen_func
+
+        return cast(Callable[..., Tensor], flash_attn_varlen_func)
+    from torch.nn.attention import varlen
+
+    shares = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
+    return partial(own_varlen, varlen.varlen_attn, shares)
+
+
+def own_varlen(
+    attn: Callable[..., Any],
+    shares: bool,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_starts: Tensor,
+    k_starts: Tensor,
+    q_most: int,
+    k_most: int,
+    dropout_p: float,
+    softmax_scale: float,
+    causal: bool,
+    window_size: tuple[int, int],
+    softcap: float,
+) -> Tensor:
+    """torch's `varlen_attn` with the arguments of flash-attn's; `shares`: it lets several heads share keys.
+
+    Raises:
+        ModelError: dropout or a soft-cap, which torch's does not have.
+    """
+    if dropout_p or softcap:
+        what = "torch's flash attention knows neither dropout nor soft-caps"
+        raise ModelError(what, fix="use attention: auto, or pip install flash-attn", key="model.attention")
+    size, groups = v.shape[-1], q.shape[1] // k.shape[1]
+    more: dict[str, Any] = {}
+    if groups > 1 and shares:
+        more["enable_gqa"] = True
+    elif groups > 1:
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    if short := -q.shape[-1] % WHOLE:
+        q, k, v = (pad(t, (0, short)) for t in (q, k, v))
+    window = window_size if window_size[0] >= 0 else (-1, 0 if causal else -1)
+    out = attn(q, k, v, q_starts, k_starts, q_most, k_most, scale=softmax_scale, window_size=window, **more)
+    return cast(Tensor, out[..., :size])
 
 
 def tiled(pieces: Sequence[Piece], rule: Rule, varlen_func: Callable[..., Tensor]) -> list[Tensor]:
     """`varlen_func` takes q (sum of Lq, H, D), k and v (sum of Lk, KV, D) and where each piece starts in them."""
     flat = [torch.cat([t.transpose(1, 2).flatten(0, 1) for t in parts]) for parts in _parts(pieces)]
+    lengths = [tuple(t.shape[2] for t in parts for _ in range(t.shape[0])) for parts in _parts(pieces)[:2]]
+    out = _varlen(flat, [_starts(n, flat[0].device) for n in lengths], [max(n) for n in lengths], rule, varlen_func)
+    outs = torch.split(out, [p.q.shape[0] * p.q.shape[2] for p in pieces])
+    return [o.view(p.q.shape[0], -1, *o.shape[1:]).transpose(1, 2) for o, p in zip(outs, pieces, strict=True)]
+
+
+def paged(
+    layer: int, q: Tensor, k: Tensor, v: Tensor, context: Paged, rule: Rule, func: Callable[..., Tensor]
+) -> Tensor:
+    """A step of chains over cached keys, q (1, H, T, D) -> (1, T, H, Dv): one call, whatever the number of spans."""
+    context.store.write(layer, k[0], v[0], context.laid)
+    keys, values = context.store.read_flat(layer, context.laid, q)
+    starts = context.laid.flat(q.device)[1:]
+    return _varlen([q[0].transpose(0, 1), keys, values], starts, context.laid.most, rule, func)[None]
+
+
+def _varlen(
+    flat: Sequence[Tensor], starts: Sequence[Tensor], most: Sequence[int], rule: Rule, func: Callable[..., Tensor]
+) -> Tensor:
     device = flat[0].device.type
     if torch.is_autocast_enabled(device):
         flat = [t.to(torch.get_autocast_dtype(device)) for t in flat]
-    lengths = [[t.shape[2] for t in parts for _ in range(t.shape[0])] for parts in _parts(pieces)[:2]]
-    starts = [torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=flat[0].device) for n in lengths]
-    out = varlen_func(
+    return func(
         *flat,
         *starts,
-        *(max(n) for n in lengths),
+        *most,
         dropout_p=rule.dropout,
         softmax_scale=rule.scale,
         causal=True,
         window_size=(rule.window - 1, 0) if rule.window else (-1, -1),
         softcap=rule.cap,
     )
-    outs = torch.split(out, [p.q.shape[0] * p.q.shape[2] for p in pieces])
-    return [o.view(p.q.shape[0], -1, *o.shape[1:]).transpose(1, 2) for o, p in zip(outs, pieces, strict=True)]
+
+
+@lru_cache(maxsize=8)
+def _starts(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Made once for all layers: a device would wait for the host at each."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
 
 def flex(pieces: Sequence[Piece], rule: Rule) -> list[Tensor]:

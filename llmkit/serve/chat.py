@@ -11,7 +11,7 @@ from llmkit.serve.fields import Fields, wrong
 from llmkit.serve.generated import Account
 from llmkit.serve.kinds import parse
 from llmkit.serve.node import Bounds
-from llmkit.serve.prompts import messages, tokens_of_chat
+from llmkit.serve.prompts import goes_on, messages, tokens_of_chat
 from llmkit.serve.said.choice import Chosen, chosen
 from llmkit.serve.service import Service
 from llmkit.serve.shapes import IGNORED, STREAM_IGNORED, Common, Conversation, StreamOptions
@@ -43,7 +43,8 @@ async def read(service: Service, fields: Fields, caller: Caller) -> Chat:
     common, asked = parse(Common, fields, bounds), parse(Conversation, fields, bounds)
     adapter = service.adapter(common.model, caller)
     said, which = messages(fields), chosen(asked.tools, asked.tool_choice, asked.parallel_tool_calls)
-    prompt = await tokens_of_chat(service, said, asked.tools if which.tools else ())
+    begun = goes_on(asked.continue_final_message, asked.add_generation_prompt, said)
+    prompt = await tokens_of_chat(service, said, asked.tools if which.tools else (), begun)
     given = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     most = most_tokens(given, len(prompt), service.longest, bounds)
     if asked.top_logprobs and not asked.logprobs:

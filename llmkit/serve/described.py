@@ -49,6 +49,7 @@ NEEDED: Schema = {"description": "a JSON Schema; a keyword that cannot be enforc
 FORMAT: Schema = {
     "anyOf": [
         closed(("type",), type={"enum": ["text", "json_object"]}),
+        closed(("type", "schema"), type={"const": "json_object"}, schema=NEEDED),
         closed(
             ("type", "json_schema"),
             type={"const": "json_schema"},
@@ -68,9 +69,8 @@ STRUCTURED: Schema = {
 PROMPT: Schema = {
     "anyOf": [
         STRING,
-        listed(STRING, least=1),
         listed(TOKEN, least=1),
-        listed(listed(TOKEN, least=1), least=1),
+        listed({"anyOf": [STRING, listed(TOKEN, least=1)]}, least=1),
     ]
 }
 PART = closed(("text",), type={"enum": list(PARTS)}, text=STRING, annotations=ANY, logprobs=ANY, refusal=ANY)

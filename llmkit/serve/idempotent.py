@@ -115,10 +115,11 @@ class Idempotent:
                 await self.app(scope, _again(body, _never), kept.add)
             finally:
                 await kept.end()
-                if not kept.messages or kept.messages[0].get("status", 500) >= 400:
-                    self.kept.pop(name, None)  # what was refused may be tried again
+                if not kept.messages or kept.messages[0].get("status", 500) >= 400 or "refused" in scope:
+                    self.kept.pop(name, None)  # what was refused, or failed in the middle, may be tried again
 
         kept.task = asyncio.create_task(work())
+        kept.task.add_done_callback(_seen)
         return kept
 
     def _forget(self) -> None:
@@ -129,6 +130,12 @@ class Idempotent:
             if kept.done and (now - kept.at > LASTS or len(self.kept) > MOST or size > ROOM):
                 size -= kept.size
                 del self.kept[name]
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    """A fault was logged by the application, and told to its client: nobody awaits this one to hear of it again."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _key(scope: Scope) -> str:

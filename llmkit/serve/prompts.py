@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmkit.core.errors import LlmkitError
-from llmkit.data.prompt import rendered_ids
+from llmkit.data.prompt import continued, rendered_ids
 from llmkit.data.render import Renderer
 from llmkit.serve.described import MOST_MESSAGES, PARTS
 from llmkit.serve.fields import Fields, whole_numbers, wrong
@@ -54,17 +54,39 @@ def _one(service: Service, item: str | list[Any], key: str) -> tuple[int, ...]:
     return own_ids(service, whole_numbers(item, key), key)
 
 
-async def tokens_of_chat(service: Service, messages: Sequence[dict[str, Any]], tools: Sequence[Any]) -> tuple[int, ...]:
-    """The tokens of a conversation, up to where its answer begins.
+async def tokens_of_chat(
+    service: Service, messages: Sequence[dict[str, Any]], tools: Sequence[Any], begun: bool = False
+) -> tuple[int, ...]:
+    """The tokens of a conversation, up to where its answer begins; `begun`: up to where its last message ends, which is
+    the beginning of the answer.
 
     Raises:
         Refusal: the template cannot render it.
     """
-    return await service.aside(lambda: _encoded(service.renderer, messages, "messages", tools))
+    return await service.aside(lambda: _encoded(service.renderer, messages, "messages", tools, begun))
 
 
-def _encoded(renderer: Renderer, prompt: Any, key: str, tools: Sequence[Any] = ()) -> tuple[int, ...]:
+def goes_on(more: bool, own: bool | None, messages: Sequence[dict[str, Any]]) -> bool:
+    """Whether the answer goes on with the last message (`continue_final_message`), or is a message of its own
+    (`add_generation_prompt`).
+
+    Raises:
+        Refusal: both or neither are asked for, or the last message is no assistant's.
+    """
+    if own == more:
+        raise wrong("add_generation_prompt", "is either this or continue_final_message")
+    last = messages[-1]
+    if more and (last["role"] != "assistant" or not last["content"] or "tool_calls" in last):
+        raise wrong("continue_final_message", "the last message is no text of an assistant")
+    return more
+
+
+def _encoded(
+    renderer: Renderer, prompt: Any, key: str, tools: Sequence[Any] = (), begun: bool = False
+) -> tuple[int, ...]:
     try:
+        if begun:
+            return tuple(continued(renderer, prompt[:-1], prompt[-1]["content"], tools)[0])
         return tuple(rendered_ids(renderer, prompt, tools))
     except LlmkitError as cause:
         raise Refusal(400, f"{key}: {refused(cause).what}", key=key) from cause

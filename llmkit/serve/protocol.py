@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -15,6 +17,7 @@ from llmkit.serve.refusal import Refusal
 
 RESERVE = 32
 """File descriptors that are kept for what is not a connection."""
+RESET = struct.pack("ii", 1, 0)
 LINGER = 2.0
 """Seconds in which the rest of a body that was refused is read away, so that its client sees why."""
 
@@ -59,7 +62,7 @@ class Bounded(H11Protocol):
     def pause_writing(self) -> None:
         """The client does not read: it has its time to go on."""
         super().pause_writing()
-        self._in("stall", self.bounds.stall, self.transport.abort)
+        self._in("stall", self.bounds.stall, self._let_go)
 
     def resume_writing(self) -> None:
         """It reads again."""
@@ -75,6 +78,12 @@ class Bounded(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP, or has too long a head."""
         self._last_words(Refusal(400, "the request is no HTTP that is taken, or its head is too long"))
+
+    def _let_go(self) -> None:
+        """Reset, not closed: a closed one would keep what it has not read with the system for minutes."""
+        own = self.transport.get_extra_info("socket")
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.transport.abort()
 
     def _leave(self) -> None:
         if self.conn.their_state is h11.SEND_BODY:

@@ -63,6 +63,18 @@ class Remote:
         self.calls: dict[int, asyncio.Future[Any]] = {}
         self.numbers = count()
         self.on_ready: list[Callable[[], None]] = []
+        self.begun: socket.socket | None = None
+        """Our end of one that was begun and that nobody reads yet."""
+
+    def begin(self) -> None:
+        """Starts its process before `keep` does, which goes on with it."""
+        self.begun = self._begun()
+
+    def take_back(self) -> None:
+        """Ends what was begun, if `keep` never came to it."""
+        if self.begun is not None and self.process is not None:
+            self.begun.close()
+            self.process.kill()
 
     async def keep(self) -> None:
         """Starts it, and starts it again whenever it dies.
@@ -81,18 +93,24 @@ class Remote:
 
     async def _one(self) -> None:
         """One life of it."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self.process = self.start(theirs)
+        ours, self.begun = self.begun or self._begun(), None
         reader, self.writer = await asyncio.open_connection(sock=ours)
         try:
-            self.writer.write(packed(self.settings))
             while True:
                 self._take(await receive(reader))
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # it is gone: nothing more comes
         finally:
             self._gone()
+
+    def _begun(self) -> socket.socket:
+        """A process that is told what is served; our end of its socket."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.process = self.start(theirs)
+        with contextlib.suppress(OSError):  # it is gone already, which its reader sees
+            ours.sendall(packed(self.settings))
+        return ours
 
     def _take(self, message: dict[str, Any]) -> None:
         if "ready" in message:

@@ -60,7 +60,7 @@ class Events(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """All of them, and then the end; or as many as the client waits for."""
-        sent, left = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(until_left(receive))
+        sent, left = asyncio.ensure_future(self._send(scope, send)), asyncio.ensure_future(until_left(receive))
         try:
             await asyncio.wait((sent, left), return_when=asyncio.FIRST_COMPLETED)
             if sent.done():
@@ -68,24 +68,27 @@ class Events(Response):
         finally:
             await _over(sent, left)
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, scope: Scope, send: Send) -> None:
         async with aclosing(self.events):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for line in self._lines():
+            async for line in self._lines(scope):
                 await send({"type": "http.response.body", "body": line, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
 
-    async def _lines(self) -> AsyncIterator[bytes]:
-        """What fails in the middle is told as the last event, and then the stream ends without its end mark."""
+    async def _lines(self, scope: Scope) -> AsyncIterator[bytes]:
+        """What fails in the middle is told as the last event, and then the stream ends without its end mark. Its status
+        was told long ago: who counts failures finds it in the scope."""
         more = {"type": "error"} if self.named else {}
         try:
             yield _line(self.begun, self.named)
             async for event in self.events:
                 yield _line(event, self.named)
         except Refusal as cause:
+            scope["refused"] = cause.code
             yield _line(cause.error | more, self.named)
             return
         except Exception as cause:
+            scope["refused"] = fault(cause).code
             yield _line(fault(cause).error | more, self.named)
             raise
         if not self.named:

@@ -21,6 +21,10 @@ from llmkit.serve.remote import Remote
 LOG = logging.getLogger("llmkit.serve")
 
 
+SENDS = 256 << 10
+"""Bytes that the system keeps of one client's answer; it lets them grow to megabytes where a client does not read."""
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A socket that is bound, before anything is loaded.
 
@@ -31,6 +35,7 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         own = socket.socket(family, socket.SOCK_STREAM)
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SENDS)  # those that are accepted have it from here
         own.bind((host, port))
     except OSError as cause:
         what = f"{host}:{port} cannot be listened on: {cause.strerror or cause}"

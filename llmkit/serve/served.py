@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from llmkit.build.adapters_of import Beside
-from llmkit.build.held import Held, Here, held
-from llmkit.build.precision import types
+from llmkit.build.held import Here
+from llmkit.build.precision import reading
 from llmkit.build.renewed import renewal
+from llmkit.build.spread import Held, held
 from llmkit.core.errors import LlmkitError, ModelError
 from llmkit.core.types import Paged, Span
 from llmkit.inference.adapters import inside
@@ -61,7 +62,7 @@ def open_served(settings: Mapping[str, Any]) -> Served:
         ModelError: it cannot be loaded or run.
     """
     device, ref = "cuda" if torch.cuda.is_available() else "cpu", ModelRef(**settings["model"])
-    kinds, resolved = types(settings["precision"], device), resolve(ref)
+    kinds, resolved = reading(settings["precision"], device), resolve(ref)
     root = Path(settings["root"]) if settings["root"] else None
     beside = Beside(settings["adapters"], root, settings["most_adapters"])
     how, code = OwnEngine(**settings["engine"]), bool(settings["allow_code"])

@@ -99,6 +99,9 @@ class Conversation:
     max_tokens: int | None = shaped(Whole(1, MANY))
     logprobs: bool = shaped(Flag())
     top_logprobs: int = shaped(Whole(0, "logprobs", 0))
+    add_generation_prompt: bool | None = shaped(Flag(None))
+    continue_final_message: bool = shaped(Flag())
+    """The answer goes on with the last message, which is an assistant's, as vLLM and transformers call it."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,8 @@ class Tokenizing:
     add_special_tokens: bool | None = shaped(Flag(None))
     add_special: bool = shaped(Flag(True))
     """What llama.cpp calls it; the name of vLLM goes before it."""
-    add_generation_prompt: bool = shaped(Flag(True))
+    add_generation_prompt: bool | None = shaped(Flag(None))
+    continue_final_message: bool = shaped(Flag())
     return_token_strs: bool = shaped(Flag())
     with_pieces: bool = shaped(Flag())
 

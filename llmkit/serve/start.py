@@ -16,9 +16,9 @@ from starlette.types import ASGIApp, Scope
 from llmkit.core.errors import LlmkitError, RecipeError
 from llmkit.inference.node import OwnEngine
 from llmkit.models import safe
-from llmkit.models.load import read_tokenizer
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
+from llmkit.models.tokenizer import read_tokenizer
 from llmkit.parallel.fits import check_tensor
 from llmkit.serve import logs
 from llmkit.serve.admin import Admin
@@ -75,15 +75,16 @@ def start(settings: Settings, how: Start = spawn) -> None:
     logs.begin()
     own = listen(settings.host, settings.port)
     admin = listen(settings.host, settings.admin_port) if settings.admin_port is not None else None
-    resolved = resolve(settings.model)
-    if settings.engine.tensor > 1:
-        config = safe.read_json((resolved.base or resolved).folder / "config.json")
-        check_tensor(config, settings.engine.tensor, "engine.tensor")
-    tokenizer = read_tokenizer(resolved, settings.model, settings.allow_code)
     engine = Remote(told(settings), how)
-    places = assemble(settings, engine, tokenizer, own, admin)
-    _listen_for_keys([place.door for place in places])
-    asyncio.run(run(places, engine, settings.bounds))
+    engine.begin()  # it imports and reads for seconds: what is to be read here is read beside it
+    try:
+        resolved = resolve(settings.model)
+        tokenizer = read_tokenizer(resolved, settings.model, settings.allow_code)
+        places = assemble(settings, engine, tokenizer, own, admin)
+        _listen_for_keys([place.door for place in places])
+        asyncio.run(run(places, engine, settings.bounds))
+    finally:
+        engine.take_back()
 
 
 def told(settings: Settings) -> dict[str, Any]:
@@ -131,9 +132,10 @@ def door(app: ASGIApp, service: Service, metrics: Metrics, settings: Settings) -
     def over(caller: Caller, scope: Scope, status: int, seconds: float) -> None:
         path = scope["path"]
         metrics.ended(routes.get(path, "other"), status)
-        if status >= 400:
-            metrics.refused(scope.get("refused") or str(status))
         facts = {"request_id": caller.id, "tenant": caller.tenant, "method": scope["method"], "path": path}
+        if status >= 400 or "refused" in scope:  # a stream that failed in the middle had begun with 200
+            facts["refused"] = scope.get("refused") or str(status)
+            metrics.refused(facts["refused"])
         level = logging.DEBUG if path in WATCHED else logging.INFO
         LOG.log(level, "request", extra={**facts, "status": status, "seconds": round(seconds, 6)})
 
@@ -161,13 +163,17 @@ ROUTES = (
 def check(settings: Settings) -> None:
     """
     Raises:
-        RecipeError: strangers could reach what asks for no key.
+        RecipeError: strangers could reach what asks for no key, or the model cannot be shared by so many processes.
     """
     if settings.host not in LOOPBACK and settings.keys is None:
         what = f"{settings.host} can be reached by others, and no key is asked for"
         raise RecipeError(what, fix="give --api-key-file", key="host")
     if settings.admin_port is not None and settings.admin_keys is None:
         raise RecipeError("the routes of admins ask for a key", fix="give --admin-key-file", key="admin_port")
+    if settings.engine.tensor > 1:
+        resolved = resolve(settings.model)
+        config = safe.read_json((resolved.base or resolved).folder / "config.json")
+        check_tensor(config, settings.engine.tensor, "engine.tensor")
 
 
 def _journal(service: Service, journal: Journal) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from llmkit.serve.caller import Caller
 from llmkit.serve.fields import Fields, wrong
 from llmkit.serve.kinds import parse
-from llmkit.serve.prompts import messages, own_ids, prompts, tokens_of_chat, tokens_of_text
+from llmkit.serve.prompts import goes_on, messages, own_ids, prompts, tokens_of_chat, tokens_of_text
 from llmkit.serve.refusal import Refusal
 from llmkit.serve.said.choice import offered
 from llmkit.serve.service import Service
@@ -30,15 +30,15 @@ async def tokenize(service: Service, fields: Fields, caller: Caller) -> dict[str
     fields.end()
     tools = said.tools if offered(said.tools) else ()
     if said.messages is not None:
-        ids = await tokens_of_chat(service, messages(fields), tools)
+        talk = messages(fields)
+        begun = goes_on(said.continue_final_message, said.add_generation_prompt, talk)
+        ids = await tokens_of_chat(service, talk, tools, begun)
     else:
         text = said.content if said.prompt is None else said.prompt
         if not isinstance(text, str):
             raise wrong("prompt", "is no text, and there are no messages")
         special = said.add_special if said.add_special_tokens is None else said.add_special_tokens
         ids = await tokens_of_text(service, text, special)
-    if not said.add_generation_prompt:
-        raise wrong("add_generation_prompt", "only what is answered has tokens", "unsupported_parameter")
     pieces, apart = said.with_pieces, said.return_token_strs
     texts = [Spelling(service.tokenizer).text(id) for id in ids] if pieces or apart else []
     told = [{"id": id, "piece": text} for id, text in zip(ids, texts, strict=True)] if pieces else ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -29,8 +30,9 @@ from llmkit.data.batches import micro_batches
 from llmkit.data.feed import Feed, Known
 from llmkit.data.node import FirstFit, NoPacking, Packing
 from llmkit.data.prepare import Prepared
-from llmkit.models.load import DTYPES, read_tokenizer
+from llmkit.models.load import DTYPES
 from llmkit.models.positions import check_length
+from llmkit.models.tokenizer import read_tokenizer
 from llmkit.parallel.alike import compare
 from llmkit.parallel.degrees import Deal
 from llmkit.parallel.grid import grid
@@ -60,6 +62,8 @@ def train(node: Training, run: Run) -> Artifact:
     """Trains a stage, or goes on with one that was interrupted."""
     keep_freed_memory()
     torch.set_num_threads(run.threads)
+    if node.deterministic:  # cuBLAS asks for a workspace of one size then, before its first product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(node.deterministic, warn_only=False)
     with out_of_memory_named(run.device, KNOB):
         run.peers.phase("data")

@@ -14,9 +14,9 @@ from llmkit.data.cleaning import NoDedup
 from llmkit.data.findings import Finding
 from llmkit.data.node import Data
 from llmkit.data.prepare import Prepared
-from llmkit.models.load import read_tokenizer
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import Resolved
+from llmkit.models.tokenizer import read_tokenizer
 
 FILE = "lint.json"
 ASKED = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"})

@@ -44,7 +44,7 @@ class Serve:
     bounds: Bounds = Bounds()
     """What is taken on at most."""
     precision: Reading = "auto"
-    """`auto` is fp32 on CPU and bf16_mixed on GPUs."""
+    """`auto` is fp32 on CPU and bf16 on GPUs."""
     engine: OwnEngine = OwnEngine()
     """Its cache, and what a step holds."""
     playground: bool = True

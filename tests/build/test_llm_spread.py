@@ -14,7 +14,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from llmkit.build import held
+from llmkit.build import spread as spreading
 from llmkit.build.leading import Leading
 from llmkit.build.llm import LLM
 from llmkit.core.errors import LlmkitError, ModelError, PeerError, RecipeError
@@ -42,7 +42,7 @@ def one(tiny, lora):
 @pytest.fixture
 def forked(monkeypatch):
     """Other ranks are forked: what they need is imported here."""
-    monkeypatch.setattr(held, "Leading", partial(Leading, start=Fork))
+    monkeypatch.setattr(spreading, "Leading", partial(Leading, start=Fork))
 
 
 def told(made):
@@ -98,7 +98,7 @@ def test_an_adapter_s_own_folder_is_run_over_processes(lora, one, forked):
 
 def test_an_adapter_that_does_not_fit_leaves_no_process(tiny, tmp_path, forked, monkeypatch):
     made = []
-    monkeypatch.setattr(held, "Leading", lambda *given: made.append(Leading(*given, start=Fork)) or made[0])
+    monkeypatch.setattr(spreading, "Leading", lambda *given: made.append(Leading(*given, start=Fork)) or made[0])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="adapter_config"):
         LLM(str(tiny), adapters={"lora": tmp_path / "empty"}, tensor=2)
@@ -168,7 +168,7 @@ def test_one_killed_while_it_leads_leaves_nobody(tiny, one):
     pid = os.fork()
     if not pid:
         try:
-            held.Leading = partial(Leading, start=Fork)
+            spreading.Leading = partial(Leading, start=Fork)
             spread = LLM(str(tiny), tensor=2)
             os.write(writing, b"%d\n" % spread.held.leading.others.children[0].pid)
             time.sleep(600)

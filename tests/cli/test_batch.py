@@ -1,6 +1,10 @@
 """A file of prompts to a file of answers: in order, over a stop, and nothing of another question."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -80,6 +84,10 @@ def test_a_row_that_the_model_cannot_take_is_named(tiny, asked, tmp_path):
     asked.write_text('{"prompt": "a"}\n' + json.dumps({"prompt": "hello world " * 400}) + "\n")
     with pytest.raises(Exception, match=r"asked.jsonl:2: prompt: has \d+ tokens; the model takes 512"):
         generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW)
+    asked.write_text('{"prompt": "a"}\n' * 300 + json.dumps({"prompt": "hello world " * 200}) + "\n")
+    with pytest.raises(Exception, match=r"asked.jsonl:301: max_tokens: 400 after a prompt of \d+ is past the 512"):
+        generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), {"max_tokens": 400})
+    assert [path.name for path in tmp_path.iterdir()] == ["asked.jsonl"], "it is found before the first answer"
 
 
 @pytest.mark.parametrize(
@@ -128,3 +136,23 @@ def test_an_output_that_is_there_is_left_alone(tiny, asked, tmp_path):
     with pytest.raises(Exception, match="out.jsonl: is there already; fix: name another --output"):
         generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW)
     assert (tmp_path / "out.jsonl").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_a_thousand_rows_survive_a_kill_in_their_midst(tiny, tmp_path):
+    path, out = tmp_path / "asked.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"hello {i % 83}", "id": i}) + "\n" for i in range(1000)))
+    said = {"max_tokens": 16, "temperature": 0.8, "seed": 3}
+    generate_file(str(tiny), str(path), str(tmp_path / "whole.jsonl"), said)
+    flags = [word for key, value in said.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    words = [sys.executable, "-m", "llmkit", "generate", str(tiny), "--input", str(path), "--output", str(out), *flags]
+    part = tmp_path / "out.jsonl.part"
+    process = subprocess.Popen(words)
+    while process.poll() is None and (not part.exists() or part.read_bytes().count(b"\n") < 200):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and 200 <= part.read_bytes().count(b"\n") < 1000
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert "1000 answers" in done.stdout and "1000/1000" in done.stderr
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes() and not part.exists()
+    assert [row["id"] for row in lines(out)] == list(range(1000))

@@ -8,11 +8,13 @@ import signal
 from typing import Any
 
 import pytest
+from peft import LoraConfig
 
 from llmkit.build.llm import LLM
 from llmkit.cli import chat as talking
 from llmkit.cli.text import Asking, generate
 from llmkit.inference.sampling import Sampling
+from tests.build.test_adapters_of import folder
 
 
 def test_every_field_of_sampling_can_be_said_and_a_wrong_one_is_named(tiny: Any, capsys: Any) -> None:
@@ -46,6 +48,34 @@ def test_a_conversation_goes_on_is_forgotten_and_told(tiny: Any, monkeypatch: An
     talking.chat(Asking(str(tiny), {"max_tokens": 5}))
     told = "no adapter is named x (none is loaded)\n/wrong is no command; /help lists them\n"
     assert capsys.readouterr().out == f"{first}\n{second}\n{first}\n{system}\n{told}"
+
+
+@pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt])
+def test_a_chat_that_is_left_at_its_prompt_just_ends(tiny: Any, monkeypatch: Any, capsys: Any, end: Any) -> None:
+    def left(*_: str) -> str:
+        raise end
+
+    monkeypatch.setattr("builtins.input", left)
+    talking.chat(Asking(str(tiny), {"max_tokens": 5}))
+    assert capsys.readouterr().out == ""
+
+
+def test_what_is_too_long_is_told_and_the_chat_goes_on(tiny: Any, monkeypatch: Any, capsys: Any) -> None:
+    first = LLM(str(tiny)).chat([{"role": "user", "content": "hello"}], Sampling(max_tokens=5)).text
+    said(monkeypatch, "hello world " * 400, "hello")
+    talking.chat(Asking(str(tiny), {"max_tokens": 5}))
+    told, answer = capsys.readouterr().out.split("\n", 1)
+    assert "512" in told and told.endswith("/reset forgets what was said") and answer == first + "\n"
+
+
+def test_adapters_that_are_named_answer_by_turns(tiny: Any, tmp_path: Any, monkeypatch: Any, capsys: Any) -> None:
+    lora = folder(tiny, tmp_path / "lora", LoraConfig(r=4, target_modules=["o_proj", "down_proj"]))
+    drawn: Any = {"max_tokens": 9, "temperature": 1.0, "seed": 3}
+    llm, how = LLM(str(tiny), adapters={"own": str(lora)}), Sampling(**drawn)
+    plain, other = (llm.chat([{"role": "user", "content": "hello"}], how, adapter=name).text for name in ("", "own"))
+    said(monkeypatch, "hello", "/reset", "/adapter own", "hello", "/reset", "/adapter", "hello")
+    talking.chat(Asking(str(tiny), drawn, adapters={"own": str(lora)}))
+    assert capsys.readouterr().out == f"{plain}\n{other}\n{plain}\n" and plain != other
 
 
 def test_ctrl_c_ends_an_answer_and_not_the_chat(tiny: Any, monkeypatch: Any, capsys: Any) -> None:

@@ -27,9 +27,9 @@ def test_a_generation_prompt_that_refuses_the_rows(lint):
 
 
 def test_a_template_that_is_not_the_model_s_own_is_told(tiny, tmp_path):
-    from llmkit.models.load import read_tokenizer
     from llmkit.models.node import ModelRef
     from llmkit.models.resolve import resolve
+    from llmkit.models.tokenizer import read_tokenizer
     from llmkit.stages.lint_table import served
 
     resolved = resolve(ModelRef(name=str(tiny)))

@@ -114,7 +114,7 @@ def test_draws_follow_the_law(how: dict[str, Any]) -> None:
     sampling, draws = Sampling(**how), 100_000
     kept, weights = weighed(logits, sampling)
     ids = np.arange(24) if kept is None else kept
-    counts = np.bincount([drawn(weights, at) for at in uniforms(draws)], minlength=len(ids))
+    counts = np.bincount([drawn(weights, at)[0] for at in uniforms(draws)], minlength=len(ids))
     wanted = weights.astype(np.float64) / weights.sum(dtype=np.float64) * draws
     if len(ids) > 1:
         assert chisquare(counts, wanted).pvalue > 1e-3
@@ -135,10 +135,10 @@ def test_a_draw_in_blocks_is_the_draw() -> None:
     weights[np.random.default_rng(6).integers(0, 49_152, 30_000)] = 0
     mass = np.cumsum(weights, dtype=np.float64) / weights.sum(dtype=np.float64)
     for at in np.linspace(0, 1, 500, endpoint=False):
-        found = drawn(weights, float(at))
+        found = drawn(weights, float(at))[0]
         before = mass[found - 1] if found else 0.0
         assert weights[found] > 0 and before - 1e-6 <= at <= mass[found] + 1e-6
-    assert drawn(weights, np.nextafter(1.0, 0)) == np.flatnonzero(weights)[-1]
+    assert drawn(weights, np.nextafter(1.0, 0))[0] == np.flatnonzero(weights)[-1]
 
 
 def batch(rows: int, words: int) -> tuple[torch.Tensor, list[Steer]]:

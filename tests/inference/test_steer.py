@@ -137,3 +137,23 @@ def test_every_field_is_bounded(wrong: dict[str, Any]) -> None:
     with pytest.raises(RecipeError) as refused:
         Sampling(**wrong)
     assert next(iter(wrong)) in refused.value.problems[0].key
+
+
+def test_penalties_by_index_are_those_over_the_whole_vocabulary() -> None:
+    numbers, words = np.random.default_rng(3), 50
+    sampling = Sampling(repetition_penalty=1.3, presence_penalty=0.7, frequency_penalty=-0.4, max_tokens=400)
+    prompt, made = tuple(numbers.integers(0, words, 5).tolist()), []
+    one = Steer(Rules(Request("a", prompt, sampling), ()), made)
+    for step in range(120):
+        if step % 7 == 6:
+            one.back(3)
+        logits = numbers.standard_normal(words).astype(np.float32) * 4
+        times = np.bincount(one.made, minlength=words).astype(np.int32)
+        plain, seen = logits.copy(), (times > 0) | np.isin(np.arange(words), prompt)
+        plain[seen] = np.where(plain[seen] > 0, plain[seen] / np.float32(1.3), plain[seen] * np.float32(1.3))
+        plain -= np.float32(0.7) * (times > 0)
+        plain -= np.float32(-0.4) * times
+        fork = one.fork(1)
+        fork.take(0)  # what another answer does is its own
+        assert one.law(logits).tobytes() == plain.tobytes()
+        one.take(int(numbers.integers(0, words)))

@@ -8,9 +8,9 @@ from llmkit.core.errors import ModelError
 from llmkit.data.render import Renderer
 from llmkit.data.rows import Row, Unusable
 from llmkit.models import load
-from llmkit.models.load import _template, read_tokenizer
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
+from llmkit.models.tokenizer import _template, read_tokenizer
 
 SAID = [("system", "S"), ("user", "hello"), ("assistant", "one"), ("user", "world"), ("assistant", "two")]
 MESSAGES = tuple({"role": role, "content": text} for role, text in SAID)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from llmkit.core.errors import ModelError
+from llmkit.core.types import Paged, Span
+from llmkit.models.paged import BlockStore
 from llmkit.models.pieces import Piece, Rule, eager
-from llmkit.models.varlen import blocked, tiled
+from llmkit.models.varlen import blocked, own_varlen, paged, tiled
 
 SHAPES = [(0, 1), (0, 7), (9, 1), (0, 129), (130, 5), (3, 100)]
 
@@ -56,6 +59,46 @@ def test_flash_lays_pieces_end_to_end(rule: Rule) -> None:
     given = pieces()
     for ours, plain in zip(tiled(given, rule, plain_varlen), eager(given, rule), strict=True):
         assert torch.allclose(ours, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize("rule", [Rule(0.2), Rule(0.2, window=5)])
+def test_torch_s_own_flash_is_asked_for_the_same(rule: Rule, shares: bool) -> None:
+    def attn(q: Tensor, k: Tensor, v: Tensor, *rest: Any, scale: float, window_size: Any, **more: Any) -> Tensor:
+        assert q.shape[2] == 16 and more == ({"enable_gqa": True} if shares else {})
+        assert shares or k.shape[1] == q.shape[1]
+        assert window_size == ((rule.window - 1, 0) if rule.window else (-1, 0))
+        return plain_varlen(q, k, v, *rest, 0.0, scale, True, window_size if rule.window else (-1, -1), 0.0)
+
+    odd = [Piece(*(t[..., :12] for t in (p.q, p.k, p.v)), p.before) for p in pieces()]  # no multiple of 8
+    ours = tiled(odd, rule, partial(own_varlen, attn, shares))
+    for out, plain in zip(ours, eager(odd, rule), strict=True):
+        assert torch.allclose(out, plain, rtol=1e-5, atol=1e-6)
+    for wrong in (Rule(0.2, cap=1.5), Rule(0.2, dropout=0.1)):
+        with pytest.raises(ModelError, match="neither dropout nor soft-caps"):
+            tiled(odd, wrong, partial(own_varlen, attn, shares))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=str)
+def test_a_step_over_blocks_is_one_call(dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(3)
+    store = BlockStore(200, 4, dtype)
+    spans, at, taken = [], 0, 0
+    for before, length in SHAPES:
+        need = -(-(before + length) // 4)
+        used = tuple((taken + n) * 7 % 200 for n in range(need))
+        if before:
+            keys, values = torch.randn(2, 2, before, 16, generator=draw)
+            store.write(0, keys, values, store.lay([Span(0, 0, before, 0, used)]))
+        spans.append(Span(0, at, at + length, before, used))
+        at, taken = at + length, taken + need
+    q, k, v = (torch.randn(1, heads, at, 16, generator=draw) for heads in (4, 2, 2))
+    context = Paged(store, tuple(spans))
+    out = paged(0, q, k, v, context, Rule(0.2), plain_varlen)
+    for index, span in enumerate(spans):
+        keys, values = store.read(0, context.laid, index, q)
+        want = eager([Piece(q[:, :, span.start : span.end], keys[None], values[None], span.past)], Rule(0.2))[0]
+        assert torch.allclose(out[:, span.start : span.end].transpose(1, 2), want, rtol=1e-5, atol=1e-6)
 
 
 SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0])

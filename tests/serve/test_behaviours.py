@@ -39,8 +39,6 @@ def test_tokens_are_told_with_their_texts(http: httpx.Client) -> None:
     plain = http.post("/tokenize", json={"content": text}).json()["tokens"]
     assert [one["id"] for one in got] == plain and all(one["piece"] for one in got)
     assert http.post("/tokenize", json={"content": text, "add_special": False}).json()["tokens"] == plain
-    got = http.post("/tokenize", json={"messages": ASKED, "add_generation_prompt": False})
-    assert got.status_code == 400 and got.json()["error"]["param"] == "add_generation_prompt"
 
 
 def test_a_seed_repeats_alone_and_among_others_and_others_differ(http: httpx.Client) -> None:
@@ -53,6 +51,30 @@ def test_a_seed_repeats_alone_and_among_others_and_others_differ(http: httpx.Cli
 def test_a_prompt_past_the_context_is_refused(http: httpx.Client) -> None:
     got = http.post("/v1/completions", json={"model": "tiny", "prompt": "hello world " * 2000})
     assert got.status_code == 400 and got.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_an_answer_goes_on_with_the_last_message(http: httpx.Client) -> None:
+    def told(**more: Any) -> httpx.Response:
+        return http.post("/v1/chat/completions", json={"temperature": 0.0, "max_tokens": 6, "logprobs": True} | more)
+
+    def said(got: httpx.Response) -> list[float]:
+        return [token["logprob"] for token in got.json()["choices"][0]["logprobs"]["content"]]
+
+    on: Any = {"continue_final_message": True, "add_generation_prompt": False}
+    talk = [*ASKED, {"role": "assistant", "content": "lazy dog"}]
+    whole = {"messages": talk} | on
+    parts = [http.post("/tokenize", json=one).json()["tokens"] for one in ({"messages": ASKED}, {"prompt": "lazy dog"})]
+    assert http.post("/tokenize", json=whole).json()["tokens"] == [*parts[0], *parts[1]]
+    plain = {"prompt": [*parts[0], *parts[1]], "max_tokens": 6, "temperature": 0.0, "logprobs": 0}
+    got = http.post("/v1/completions", json=plain).json()["choices"][0]["logprobs"]["token_logprobs"]
+    assert said(told(**whole)) == got != said(told(messages=talk))
+    for how, which in (
+        (on, ASKED),
+        (on | {"add_generation_prompt": True}, talk),
+        ({"add_generation_prompt": False}, talk),
+    ):
+        refused = told(messages=which, **how)
+        assert refused.status_code == 400 and refused.json()["error"]["param"] in on
 
 
 BROKEN: list[Any] = [None, "string", [123], [{}], [{"role": 123}], [{"role": "system", "content": 123}]]

@@ -19,15 +19,15 @@ SOON = 0.15
 def settings(folder):
     """Little budget in a step, so that prompts are read in several; few places, so that many wait."""
     bounds = {"requests": 2 * LANES, "length": 512}
-    return {"folder": str(folder), "bounds": bounds, "engine": {"tokens": 64, "sequences": 8}, "cache": 4 * MIB}
+    return {"folder": str(folder), "bounds": bounds, "engine": {"tokens": 96, "sequences": 32}, "cache": 4 * MIB}
 
 
-def leaving(number):
+def leaving(number, streamed):
     """Half of the clients leave: at once, soon, after the head of an answer, or after some of its parts."""
     rng = random.Random(number)
     if number % 2:
         return lambda _: None
-    parts = rng.choice((0, 0, 1, 3))
+    parts = rng.choice((0, 0, 1, 3)) if streamed else 0
     wait = rng.choice((0.001, SOON * rng.random()))
 
     def leave(came):
@@ -37,11 +37,11 @@ def leaving(number):
 
 
 async def one_client(server, number, came):
-    one = asks(number, longest=24)
+    one = asks(number, longest=8)
     if number % 2 == 0:
-        body = {"n": random.Random(number).choice((1, 1, 4)), "max_tokens": 200}
+        body = {"n": random.Random(number).choice((1, 1, 4)), "max_tokens": 100}
         one = replace(one, body={**one.body, **body})
-    came[number] = await ask(server.url, one, leaving(number))
+    came[number] = await ask(server.url, one, leaving(number, one.body["stream"]))
 
 
 def come_and_go(server, numbers):

@@ -129,7 +129,7 @@ def edges(schema):
 
 
 CLASH = {"suffix", "max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens", "best_of", "background"}
-CLASH |= {"add_generation_prompt"}
+CLASH |= {"add_generation_prompt", "continue_final_message"}
 """At their largest there is no room for so many, or nothing that could do it: refused for another reason."""
 
 

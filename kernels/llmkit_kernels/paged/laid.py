@@ -88,11 +88,37 @@ class Laid:
     tasks: dict[int, Tensor] = field(default_factory=dict)
     there: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
     grids: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    flats: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def single(self) -> bool:
         """Whether every span is one token."""
         return self.full and all(run[1] - run[0] == 1 for run in self.runs)
+
+    @property
+    def chains(self) -> bool:
+        """Whether every token is of a span, and none of a tree."""
+        return self.full and not len(self.seen)
+
+    @property
+    def most(self) -> tuple[int, int]:
+        """Tokens of the longest span, and of the longest sequence."""
+        return max(run[1] - run[0] for run in self.runs), max(run[1] - run[0] + run[2] for run in self.runs)
+
+    def flat(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """On a device: where each key of each span's sequence lies (K,), the sequences end to end; and where spans and
+        sequences begin in their rows, (S + 1,) each in int32. Nothing is waited for but one transfer."""
+        if device not in self.flats:
+            whole = torch.stack([self.spans[:, 1] - self.spans[:, 0], self.spans[:, 1] - self.spans[:, 0]])
+            whole[1] += self.spans[:, 2]
+            starts, total = torch.nn.functional.pad(whole.cumsum(1), (1, 0)), int(whole[1].sum())
+            given = torch.stack([starts[1, :-1], self.spans[:, 3], whole[1]]).to(device)
+            of = torch.repeat_interleave(given[2], output_size=total)
+            at = torch.arange(total, device=device) - given[0][of]
+            block = self.on(device)[1][given[1][of] + at // self.block]
+            ends = starts.to(torch.int32).to(device)
+            self.flats[device] = block * self.block + at % self.block, ends[0], ends[1]
+        return self.flats[device]
 
     def grid(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Of spans of one token on a device: their blocks (S, most) and how many tokens each sees (S,); where a row has

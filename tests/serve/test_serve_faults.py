@@ -1,0 +1,208 @@
+"""What fails in the middle of an answer is told by a last event, and then it ends; what was tried may be tried again.
+And readers that do not read."""
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from llmkit.inference.text import Texts
+from llmkit.serve.node import Bounds
+from tests.serve.conftest import Running
+from tests.serve.crowd import Ask, Told, ask, crowd
+from tests.serve.raw import answer, connect, head
+from tests.serve.real import forked
+
+LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 400, "ignore_eos": True, "stream": True}
+
+
+def streamed(server, asked, **headers):
+    """The data of all events of a stream, and whether it came to an end by the rules of HTTP."""
+    told = []
+    with httpx.Client(base_url=server.url, timeout=60, headers=headers) as client:
+        try:
+            with client.stream("POST", "/v1/completions", json=asked) as said:
+                assert said.status_code == 200
+                for line in said.iter_lines():
+                    told += [line[6:]] if line else []
+        except httpx.RemoteProtocolError:
+            return told, False
+    return told, True
+
+
+def check_broken(told, code):
+    *before, last = map(json.loads, told)
+    assert last["error"]["code"] == code and set(last) == {"error"}
+    assert before and all(not choice["finish_reason"] for event in before for choice in event["choices"])
+
+
+def refusals(server, code):
+    lines = httpx.get(server.url + "/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f'llmkit_rejected_total{{code="{code}"}}'))
+
+
+def test_an_answer_that_cannot_go_on_ends_in_an_error(server):
+    (letter,) = httpx.post(server.url + "/tokenize", json={"prompt": "a"}).json()["tokens"]
+    never = {"allowed_token_ids": [letter], "bad_words": ["aaaa"]}  # a, a, a, and then nothing is left
+    before = refusals(server, "generation_failed")
+    told, whole = streamed(server, LONG | never)
+    check_broken(told, "generation_failed")
+    assert whole and len(told) == 4 and refusals(server, "generation_failed") == before + 1
+
+
+def test_a_deadline_in_the_middle_is_told(server):
+    told, whole = streamed(server, LONG | {"deadline": 0.05, "n": 8})
+    check_broken(told, "deadline_exceeded")
+    assert whole
+
+
+class Breaking(Texts):
+    """Meets a fault of its own at the fortieth token."""
+
+    def stream(self, sampling):
+        made = super().stream(sampling)
+        own, seen = made.add, []
+
+        def add(*given, **named):
+            seen.append(given)
+            return own(*given, **named) if len(seen) < 40 else 1 / 0
+
+        made.add = add
+        return made
+
+
+@pytest.fixture
+def small(llm):
+    running = Running(llm, bounds=Bounds(stall=0.5, requests=16))
+    yield running
+    running.stop()
+
+
+def test_a_fault_of_the_server_is_told_and_asked_again_with_its_key_it_is_carried_out_again(small, llm):
+    good = Texts(llm.tokenizer)
+    for number, key in enumerate(({}, {"idempotency-key": "one"}), 1):  # the second time it is asked again
+        small.service.__dict__["texts"] = Breaking(llm.tokenizer)
+        told, whole = streamed(small, LONG, **key)
+        check_broken(told, "internal_error")
+        assert not whole and "ZeroDivisionError" in told[-1] and refusals(small, "internal_error") == number
+        small.service.__dict__["texts"] = good
+        assert streamed(small, LONG | {"max_tokens": 5}, **(key and {"idempotency-key": "two"}))[0][-1] == "[DONE]"
+    assert streamed(small, LONG, **key)[0][-1] == "[DONE]"
+    assert not small.service.gate.answers and not small.engine.waiting
+
+
+def rss():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def reads_nothing(server, asked):
+    """A connection with little room on its side, over which more comes than it takes."""
+    own = socket.socket()
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    own.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
+    data = json.dumps(asked).encode()
+    own.sendall(head("/v1/completions", Content_Length=len(data)) + data)
+    return own
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_one_that_reads_nothing_is_let_go_and_holds_up_nobody(small, stream):
+    large = LONG | {"n": 16, "logprobs": 20, "stream": stream, "max_tokens": 90 if stream else 200}
+    before = rss()
+    with reads_nothing(small, large) as own:
+        while not small.service.gate.answers:
+            time.sleep(0.001)
+        end = time.monotonic() + 60
+        while small.door.inside:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert rss() - before < 64 << 20
+        assert not small.service.gate.answers and not small.engine.waiting
+        if not stream:  # the server's work is done, and what it made waits to be taken
+            time.sleep(3 * small.service.bounds.stall)
+        with pytest.raises(ConnectionResetError):
+            while own.recv(1 << 20):
+                pass
+    assert streamed(small, LONG | {"max_tokens": 5})[0][-1] == "[DONE]"
+    while small.engine.stats["used"]:
+        assert time.monotonic() < end
+
+
+def all_hear_of_it(server, count):
+    """Kills the engine while so many are answered or wait; gives seconds to the last one's error."""
+    told, began = Told(), threading.Event()
+
+    async def one(number):
+        came = await ask(server.url, Ask("/v1/completions", LONG, 1), lambda came: began.set() if came.times else None)
+        told.done[number] = came
+        ends.append(time.monotonic())
+
+    async def all_of_them():
+        waiting = asyncio.ensure_future(crowd(map(one, range(count)), count))
+        while not (began.is_set() and server_inside(server) >= count):
+            await asyncio.sleep(0.01)
+        dead = server.engine
+        os.kill(dead, signal.SIGKILL)
+        killed = time.monotonic()
+        await waiting
+        return dead, killed
+
+    ends = []
+    dead, killed = asyncio.run(all_of_them())
+    assert len(told.done) == count
+    for came in told.done.values():
+        assert came.error == "engine_died" and not came.whole and not came.finishes
+        assert came.status == (200 if came.times else 503)
+    assert sum(came.status == 200 for came in told.done.values()) >= min(count, 64) // 2
+    assert httpx.get(server.url + "/health").status_code == 503
+    server.said("ready", 2)
+    assert server.engine != dead and httpx.get(server.url + "/health").status_code == 200
+    assert asyncio.run(ask(server.url, Ask("/v1/completions", LONG | {"max_tokens": 3}, 1))).whole
+    return max(ends) - killed
+
+
+def server_inside(server):
+    return server.numbers()["llmkit_accepted"]
+
+
+@pytest.mark.slow
+def test_each_of_two_hundred_hears_that_the_engine_died(llm, tiny, tmp_path):
+    with forked(tmp_path / "log", {"folder": str(tiny)}) as server:
+        print(f"{all_hear_of_it(server, 200):.3f} s to the last one's error")
+
+
+@pytest.mark.slow
+def test_descriptors_run_out_under_load_and_all_are_answered_in_the_end(llm, tiny, tmp_path):
+    """The limit is 64; clients are refused, or wait to be let in, and come again."""
+    told, short = Told(), Ask("/v1/completions", LONG | {"max_tokens": 3}, 1)
+
+    async def one(number):
+        while number not in told.done:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
+                came = await ask(server.url, short)
+                if came.status == 503:
+                    told.refused.append(came)
+                    await asyncio.sleep(0.05)
+                elif came.status:
+                    told.done[number] = came
+
+    with forked(tmp_path / "log", {"folder": str(tiny)}, 64) as server:
+        idle = [connect(server) for _ in range(20)]  # each holds a descriptor
+        asyncio.run(crowd(map(one, range(100)), 20))
+        for own in idle:
+            own.close()
+        assert all(came.whole for came in told.done.values()) and len(told.done) == 100
+        assert told.refused and all(came.error == "overloaded" and came.wait for came in told.refused)
+        with connect(server) as own:
+            own.sendall(head("/health", "GET"))
+            assert answer(own)[0] == 200
+        assert server.files() < 32

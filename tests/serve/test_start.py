@@ -1,0 +1,92 @@
+"""The engine's process is begun before the server reads anything, and never outlives a start that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmkit.core.errors import LlmkitError
+from llmkit.models.node import ModelRef
+from llmkit.serve import start as module
+from llmkit.serve.messages import Link, packed
+from llmkit.serve.remote import Remote
+from llmkit.serve.start import Settings, start
+
+
+class Fake:
+    """A process that says at once that it is ready, and hears what it is told."""
+
+    def __init__(self, theirs: socket.socket) -> None:
+        self.own, self.pid, self.killed = theirs.dup(), 0, False
+        self.own.sendall(packed({"ready": {"words": 4}}))
+
+    def poll(self) -> int | None:
+        """It runs until it is killed."""
+        return -9 if self.killed else None
+
+    def kill(self) -> None:
+        """Ends it."""
+        self.killed = True
+        self.own.close()
+
+
+def test_what_was_begun_is_gone_on_with_and_started_again_when_it_dies() -> None:
+    made: list[Fake] = []
+
+    def how(theirs: socket.socket) -> Fake:
+        made.append(Fake(theirs))
+        return made[-1]
+
+    async def lives() -> None:
+        remote = Remote({"loaded": {}}, how)
+        remote.begin()
+        assert len(made) == 1 and Link(made[0].own).first(1.0) == {"loaded": {}}
+        keeping = asyncio.create_task(remote.keep())
+        for count in (1, 2):
+            while not (remote.ready and len(made) == count):
+                await asyncio.sleep(0.001)
+            made[-1].kill()
+            while remote.ready:
+                await asyncio.sleep(0.001)
+        keeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
+        remote.take_back()  # nothing is left to take back
+
+    asyncio.run(asyncio.wait_for(lives(), 20))
+
+
+@pytest.mark.parametrize("fault", ["no tokenizer", "no model", "no key"])
+def test_a_start_that_fails_leaves_no_process(
+    fault: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.logs, "begin", lambda: None)  # the loggers stay those of the tests
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in tiny.iterdir():
+        if not file.name.startswith("token" if fault == "no tokenizer" else " "):
+            (folder / file.name).symlink_to(file)
+    if fault == "no model":
+        (folder / "config.json").unlink()
+    keys = tmp_path / "keys" if fault == "no key" else None
+    made: list[Fake] = []
+
+    def how(theirs: socket.socket) -> Fake:
+        made.append(Fake(theirs))
+        return made[-1]
+
+    with pytest.raises(LlmkitError):
+        start(Settings(ModelRef(name=str(folder)), port=0, keys=keys), how)
+    assert [one.killed for one in made] == [True]
+
+
+def test_what_starts_the_engine_has_imported_nothing_heavy() -> None:
+    code = f"import sys, {module.__name__}; print(*{{'torch', 'transformers'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not done.stdout.split()
