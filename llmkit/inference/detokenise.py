@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,14 +31,14 @@ class Detokeniser(Protocol):
         ...
 
 
-def detokeniser(tokenizer: Any, special: bool = False) -> Callable[[], Detokeniser]:
-    """Makes detokenisers for one tokenizer; without `special` its special tokens have no text."""
+def detokeniser(tokenizer: Any, special: bool | Collection[str] = False) -> Callable[[], Detokeniser]:
+    """Makes detokenisers for one tokenizer; of its special tokens those have text that `special` names, or all."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return lambda: Window(tokenizer, special)
-    said: dict[str, Any] = {"type": "none"} if backend.decoder is None else json.loads(backend.decoder.__getstate__())
-    steps = said["decoders"] if said["type"] == "Sequence" else [said]
-    hidden = {id for id, token in backend.get_added_tokens_decoder().items() if token.special and not special}
+        return lambda: Window(tokenizer, bool(special))
+    steps, added = _steps(backend), backend.get_added_tokens_decoder()
+    shown = special if isinstance(special, Collection) else [token.content for token in added.values() if special]
+    hidden = {id for id, token in added.items() if token.special and token.content not in shown}
 
     def piece(token: int) -> str | None:
         return None if token in hidden else backend.id_to_token(token)
@@ -47,7 +47,33 @@ def detokeniser(tokenizer: Any, special: bool = False) -> Callable[[], Detokenis
         known: dict[int, bytes] = {}
         return lambda: ByteLevel(piece, known)
     marked = _marked(steps)
-    return (lambda: Window(tokenizer, special)) if marked is None else (lambda: Pieces(piece, marked))
+    return (lambda: Window(tokenizer, bool(special))) if marked is None else (lambda: Pieces(piece, marked))
+
+
+def speller(tokenizer: Any) -> Callable[[int], bytes]:
+    """Gives the bytes of one token, which may be a part of a letter; of a special one, those of its text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    steps = _steps(backend) if backend is not None else []
+    marked = _marked(steps) if steps else None
+
+    def spelt(token: int) -> bytes:
+        piece: str | None = backend.id_to_token(token) if backend is not None else None
+        if piece is not None and [step["type"] for step in steps] == ["ByteLevel"]:
+            return _raw(piece)
+        if piece is None or marked is None:
+            return str(tokenizer.decode([token])).encode("utf-8", "replace")
+        if marked.bytes and (byte := _byte(piece)) is not None:
+            return bytes([byte])
+        return marked.text(piece).encode("utf-8", "replace")
+
+    return spelt
+
+
+def _steps(backend: Any) -> list[dict[str, Any]]:
+    """What the tokenizer's decoder does, in order."""
+    said: dict[str, Any] = {"type": "none"} if backend.decoder is None else json.loads(backend.decoder.__getstate__())
+    steps: list[dict[str, Any]] = said["decoders"] if said["type"] == "Sequence" else [said]
+    return steps
 
 
 class ByteLevel:
@@ -99,6 +125,12 @@ class Marked:
     bare: bool = False
     """Whether the first piece loses its marks."""
 
+    def text(self, piece: str) -> str:
+        """Of one that is no byte."""
+        for old, new in self.replaced:
+            piece = piece.replace(old, new)
+        return piece
+
 
 def _marked(steps: list[dict[str, Any]]) -> Marked | None:
     """The description of a decoder after SentencePiece, if it is one."""
@@ -132,8 +164,7 @@ class Pieces:
         if self.first and self.how.bare:
             piece = piece.replace(self.how.replaced[0][0], "")
         self.first = False
-        for old, new in self.how.replaced:
-            piece = piece.replace(old, new)
+        piece = self.how.text(piece)
         if self.how.bytes and (byte := _byte(piece)) is not None:
             self.run.append(byte)
             return ""

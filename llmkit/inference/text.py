@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -17,8 +17,8 @@ from llmkit.inference.sampling import Sampling
 class Texts:
     """A tokenizer as the engine and those who show its answers need it."""
 
-    def __init__(self, tokenizer: Any, special: bool = False) -> None:
-        """`special`: whether special tokens have text."""
+    def __init__(self, tokenizer: Any, special: bool | Collection[str] = False) -> None:
+        """`special`: whether special tokens have text, or which of them do."""
         self.tokenizer = tokenizer
         self.made = detokeniser(tokenizer, special)
         added = getattr(tokenizer, "added_tokens_decoder", {})

@@ -10,9 +10,8 @@ from typing import Any
 from llmkit.inference.request import Token
 from llmkit.serve.chat import Chat
 from llmkit.serve.generated import Generation
-from llmkit.serve.said.events import CallArguments, CallBegins, Reasoning, Said, Text
+from llmkit.serve.said.events import CallArguments, CallBegins, CallEnds, Reasoning, Said, Text
 from llmkit.serve.service import Service
-from llmkit.serve.told import Spelling
 
 
 class Choice:
@@ -21,6 +20,8 @@ class Choice:
     def __init__(self, service: Service, asked: Chat) -> None:
         self.parser = asked.chosen.parser(service.format, asked.thinking)
         self.calls: list[dict[str, Any]] = []
+        self.called = False
+        """Whether one of them is whole: what broke off is told, and asks for nothing."""
         self.finish: str | None = None
         self.text, self.reasoning = "", ""
         self.tokens: list[Token] = []
@@ -34,7 +35,7 @@ class Choice:
         if finish is not None:
             said += self.parser.finish()
         self._keep(said)
-        self.finish = "tool_calls" if finish == "stop" and self.calls else finish
+        self.finish = "tool_calls" if finish == "stop" and self.called else finish
         return said
 
     def _keep(self, said: Iterable[Said]) -> None:
@@ -49,6 +50,8 @@ class Choice:
                     self.calls.append({"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function})
                 case CallArguments():
                     self.calls[one.index]["function"]["arguments"] += one.text
+                case CallEnds():
+                    self.called |= one.whole
 
     def deltas(self, said: Iterable[Said]) -> list[dict[str, Any]]:
         """The same as what a stream tells."""
@@ -77,9 +80,8 @@ class Choice:
 
 
 def generation(service: Service, asked: Chat) -> Generation:
-    """The answers to a conversation; calls of tools may be written in special tokens."""
-    special = bool(asked.chosen.tools) and service.format.calls.special
-    return Generation(service, [asked.request], asked.account, special)
+    """The answers to a conversation; calls and thoughts may be written in special tokens."""
+    return Generation(service, [asked.request], asked.account, service.chat_texts[bool(asked.chosen.tools)])
 
 
 class ChatWriter:
@@ -87,7 +89,7 @@ class ChatWriter:
 
     def __init__(self, service: Service, asked: Chat) -> None:
         self.service, self.asked = service, asked
-        self.spelling = Spelling(service.tokenizer)
+        self.spelling = service.spelling
         self.made = generation(service, asked)
         self.choices = [Choice(service, asked) for _ in range(asked.request.sampling.n)]
 

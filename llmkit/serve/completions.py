@@ -19,7 +19,6 @@ from llmkit.serve.node import Bounds
 from llmkit.serve.prompts import prompts
 from llmkit.serve.service import Service
 from llmkit.serve.shapes import IGNORED, Common, Prompted
-from llmkit.serve.told import Spelling
 
 DEFAULT = 16
 """Tokens where none are named, as OpenAI has it."""
@@ -80,7 +79,7 @@ class TextWriter:
 
     def __init__(self, service: Service, asked: Text) -> None:
         self.service, self.asked = service, asked
-        self.spelling = Spelling(service.tokenizer)
+        self.spelling = service.spelling
         self.made = Generation(service, asked.requests, asked.account)
         self.offsets = [0] * len(self.made.answers)
 
@@ -137,7 +136,7 @@ class TextWriter:
         if self.asked.logprobs is not None and piece.tokens:
             ids = [token.id for token in piece.tokens]
             logprobs = self.spelling.completion(piece.tokens, ids, self.offsets[index], self.asked.logprobs)
-            self.offsets[index] += sum(map(len, logprobs["tokens"]))
+            self.offsets[index] += sum(len(self.spelling.text(id)) for id in ids)
         return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
 
     def _usage(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from llmkit.core.clock import now
 from llmkit.inference.pieces import Answer, Piece
 from llmkit.inference.request import Event, Request
+from llmkit.inference.text import Texts
 from llmkit.serve.caller import Caller
 from llmkit.serve.refusal import Refusal
 from llmkit.serve.service import Service
@@ -44,12 +45,14 @@ class Account:
 class Generation:
     """The answers to requests of one call, numbered over all of them."""
 
-    def __init__(self, service: Service, requests: Sequence[Request], account: Account, special: bool = False) -> None:
-        """`special`: whether special tokens have text."""
+    def __init__(
+        self, service: Service, requests: Sequence[Request], account: Account, texts: Texts | None = None
+    ) -> None:
+        """`texts`: what makes text of tokens, if not as everywhere."""
         self.service, self.requests, self.account = service, requests, account
         how = requests[0].sampling
         self.n = how.n
-        texts = service.special_texts if special else service.texts
+        texts = texts or service.texts
         self.answers = [Answer(texts.stream(how)) for _ in range(how.n * len(requests))]
         self.usages = [Usage(len(request.prompt)) for request in requests]
 

@@ -91,8 +91,12 @@ class Idempotent:
             await self.app(scope, receive, send)
             return
         caller: Caller = scope["caller"]
+        if len(key) > LONGEST:
+            what = f"an idempotency key has at most {LONGEST} letters"
+            await _say(Refusal(400, what, key="idempotency-key", code="invalid_header"), send)
+            return
         body, whole = await _body(receive, self.bounds.body, self.bounds.receive)
-        if not whole or len(key) > LONGEST:  # the route says what is wrong with it
+        if not whole:  # the route says what is wrong with it
             await self.app(scope, _again(body, receive), send)
             return
         digest = hashlib.sha256(scope["path"].encode() + b"\0" + body).digest()

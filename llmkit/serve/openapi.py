@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from llmkit.serve import shapes
+from llmkit.serve.idempotent import LONGEST
 from llmkit.serve.kinds import Schema, object_of
 from llmkit.serve.node import Bounds
 from llmkit.serve.openapi_answers import ANSWERS, ERROR, Answer
@@ -68,20 +69,18 @@ REFUSALS = {
     "429": "there is no room; `Retry-After` says when to come back",
     "503": "the server is being started or stopped, or its engine died; `Retry-After` says when to come back",
 }
-HEADERS: list[Schema] = [
-    {
-        "name": "Idempotency-Key",
-        "in": "header",
-        "description": "the request is carried out once; its answer is told again to whoever asks with the same key",
-        "schema": {"type": "string", "maxLength": 255, "pattern": "^[!-~]+$"},
-    },
-    {
-        "name": "X-Request-Id",
-        "in": "header",
-        "description": "the name of the request in logs; another is made of one that does not fit",
-        "schema": {"type": "string", "maxLength": 64, "pattern": "^[A-Za-z0-9_.:-]+$"},
-    },
-]
+NAME: Schema = {
+    "name": "X-Request-Id",
+    "in": "header",
+    "description": "the name of the request in logs; another is made of one that does not fit",
+    "schema": {"type": "string"},
+}
+ONCE: Schema = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "the request is carried out once; its answer is told again to whoever asks with the same key",
+    "schema": {"type": "string", "maxLength": LONGEST},
+}
 
 
 def document(bounds: Bounds, keys: bool, admin: bool = False) -> Schema:
@@ -89,7 +88,7 @@ def document(bounds: Bounds, keys: bool, admin: bool = False) -> Schema:
     bodies, gets = (ADMIN_BODIES, ADMIN_GETS) if admin else (BODIES, GETS)
     paths: dict[str, Schema] = {path: {"get": _get(path)} for path in gets}
     for path, body in bodies.items():
-        paths.setdefault(path, {})["post"] = _post(path, body.schema(bounds))
+        paths.setdefault(path, {})["post"] = _post(path, body.schema(bounds), [NAME] if admin else [ONCE, NAME])
     made: Schema = {
         "openapi": "3.1.0",
         "info": {"title": "llmkit, admin" if admin else "llmkit", "version": version("llmkit")},
@@ -110,9 +109,9 @@ def _get(path: str) -> Schema:
     return made
 
 
-def _post(path: str, schema: Schema) -> Schema:
+def _post(path: str, schema: Schema, headers: list[Schema]) -> Schema:
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
-    return {"requestBody": body, "parameters": HEADERS, "responses": _answers(ANSWERS[path], tuple(REFUSALS))}
+    return {"requestBody": body, "parameters": headers, "responses": _answers(ANSWERS[path], tuple(REFUSALS))}
 
 
 def _answers(good: Answer | None, refusals: tuple[str, ...]) -> Schema:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 with bounds in time: on heads that do not end, on bodies that nobody wants, on clients that do not read."""
+"""HTTP/1.1 with bounds: on heads that do not end, bodies that nobody wants or that are all chunks, slow readers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,35 @@ RESERVE = 32
 RESET = struct.pack("ii", 1, 0)
 LINGER = 2.0
 """Seconds in which the rest of a body that was refused is read away, so that its client sees why."""
+CHUNKS, LEAST = 1024, 256
+"""Chunks of a body that may be of any size; beyond them there is one for each so many bytes."""
 
 
 def most_connections(bounds: Bounds) -> int:
     """As many as are allowed and as there are file descriptors for."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return max(1, min(bounds.connections, soft - RESERVE))
+
+
+class Chunked(h11.Connection):
+    """h11's side of a connection, which takes no body of very many chunks with next to nothing in them: each costs as
+    much as a large one, and a read holds tens of thousands."""
+
+    chunks, size = 0, 0
+
+    def next_event(self) -> Any:
+        """
+        Raises:
+            h11.RemoteProtocolError: what came is no HTTP, or such a body.
+        """
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self.chunks = self.size = 0
+        elif isinstance(event, h11.Data) and event.chunk_end:
+            self.chunks, self.size = self.chunks + 1, self.size + len(event.data)
+            if self.chunks > CHUNKS + self.size // LEAST:
+                raise h11.RemoteProtocolError("too many chunks with too little in them")
+        return event
 
 
 class Bounded(H11Protocol):
@@ -36,6 +59,7 @@ class Bounded(H11Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """One more is there, or too many."""
         super().connection_made(cast(asyncio.Transport, transport))
+        self.conn = Chunked(h11.SERVER, self.bounds.header)
         self.timers: dict[str, asyncio.TimerHandle] = {}
         if len(self.connections) > most_connections(self.bounds):
             refusal = Refusal(503, "too many connections; come back later", code="overloaded", wait=1)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from llmkit.core.errors import LlmkitError, Problem, one_line
+from llmkit.core.errors import LlmkitError, Problem, one_line, without_logins
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 LONGEST = 500
@@ -28,7 +28,7 @@ class Refusal(Exception):
     def error(self) -> dict[str, Any]:
         """The object in a body or in a stream."""
         kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        what = one_line(self.what)
+        what = one_line(without_logins(self.what))
         short = what if len(what) <= LONGEST else what[:LONGEST] + "..."
         return {"error": {"message": short, "type": kind, "param": self.key, "code": self.code}}
 

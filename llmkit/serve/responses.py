@@ -45,7 +45,7 @@ async def read(service: Service, fields: Fields, caller: Caller) -> Asked:
     made["max_tokens"] = said.max_output_tokens
     made["response_format"] = _format(fields)
     tools = [_tool(Fields(tool, f"tools.{i}")) for i, tool in enumerate(fields.items("tools", 128))]
-    made |= {"tools": tools, "tool_choice": _choice(fields)} if tools else {}
+    made |= {"tools": tools or None, "tool_choice": _choice(fields)}
     if made.get("top_logprobs"):
         made["logprobs"] = True
     fields.end(RESPONSES_IGNORED)

@@ -41,7 +41,7 @@ class Items:
                 self.items[-1]["arguments"] += said.text
                 yield self._event("response.function_call_arguments.delta", delta=said.text)
             case CallEnds():
-                yield from self.end()
+                yield from self.end("completed" if said.whole else "incomplete")
 
     def _begin(self, kind: str, name: str = "") -> Iterator[Event]:
         if self.open == kind:
@@ -62,13 +62,13 @@ class Items:
         yield self._event("response.output_item.added", item=item | {"content": []})
         yield self._part("response.content_part.added", part=dict(part))
 
-    def end(self) -> Iterator[Event]:
-        """The one that is being made is whole."""
+    def end(self, status: str = "completed") -> Iterator[Event]:
+        """No more of the one that is being made comes."""
         if not self.open:
             return
         kind, self.open = self.open, ""
         item = self.items[-1]
-        item["status"] = "completed"
+        item["status"] = status
         if kind == "function_call":
             told = {"name": item["name"], "arguments": item["arguments"]}
             yield self._event("response.function_call_arguments.done", **told)

@@ -20,6 +20,7 @@ from llmkit.serve.node import Bounds
 from llmkit.serve.refusal import Refusal
 from llmkit.serve.remote import Remote
 from llmkit.serve.said.formats import Format, format_of
+from llmkit.serve.told import Spelling
 
 T = TypeVar("T")
 
@@ -74,9 +75,14 @@ class Service:
         return Texts(self.tokenizer)
 
     @cached_property
-    def special_texts(self) -> Texts:
-        """The same where special tokens have text: formats of tool calls are written in them."""
-        return Texts(self.tokenizer, special=True)
+    def chat_texts(self) -> dict[bool, Texts]:
+        """The same where those special tokens have text that a chat's answers are read by: without tools, and with."""
+        return {tools: Texts(self.tokenizer, self.format.shown(tools)) for tools in (False, True)}
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """Single tokens as texts."""
+        return Spelling(self.tokenizer)
 
     @property
     def fingerprint(self) -> str:

@@ -15,7 +15,6 @@ from llmkit.serve.refusal import Refusal
 from llmkit.serve.said.choice import offered
 from llmkit.serve.service import Service
 from llmkit.serve.shapes import IGNORED, Detokenizing, Embedding, Tokenizing
-from llmkit.serve.told import Spelling
 
 
 async def tokenize(service: Service, fields: Fields, caller: Caller) -> dict[str, Any]:
@@ -40,7 +39,7 @@ async def tokenize(service: Service, fields: Fields, caller: Caller) -> dict[str
         special = said.add_special if said.add_special_tokens is None else said.add_special_tokens
         ids = await tokens_of_text(service, text, special)
     pieces, apart = said.with_pieces, said.return_token_strs
-    texts = [Spelling(service.tokenizer).text(id) for id in ids] if pieces or apart else []
+    texts = list(map(service.spelling.text, ids)) if pieces or apart else []
     told = [{"id": id, "piece": text} for id, text in zip(ids, texts, strict=True)] if pieces else ids
     made: dict[str, Any] = {"tokens": told, "count": len(ids), "max_model_len": service.longest}
     return made | {"token_strs": texts} if apart else made

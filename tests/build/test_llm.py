@@ -10,6 +10,7 @@ import torch
 
 from llmkit.build.llm import LLM
 from llmkit.core.errors import ModelError, RecipeError
+from llmkit.data import encode
 from llmkit.data.batches import micro_batches
 from llmkit.data.node import Data, FirstFit, Jsonl
 from llmkit.data.prepare import prepare
@@ -208,3 +209,11 @@ def test_a_family_that_the_engine_cannot_run_is_refused_with_the_way_out(tmp_pat
     assert other.generate(["hello"], Sampling(max_tokens=3))[0].outputs
     ids = other.tokens("hello world")
     assert other.score(["hello world"])[0].logprobs[1:] == pytest.approx(by_hand(other, ids), abs=1e-4)
+
+
+def test_the_vocabulary_is_read_once_for_all_that_is_asked(tiny: Any, monkeypatch: Any) -> None:
+    real, read = encode.words, list[int]()
+    monkeypatch.setattr(encode, "words", lambda tokenizer: read.append(1) or real(tokenizer))
+    llm = LLM(str(tiny))
+    told = [llm.tokens([{"role": "user", "content": text}]) for text in ("hello", "world", "hello")]
+    assert told[0] == told[2] != told[1] and len(read) == 1

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from llmkit.inference.detokenise import ByteLevel, Pieces, Window, detokeniser
+from llmkit.inference.detokenise import speller as one_by_one
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.text import Stream, Texts
 from tests.conftest import make_tokenizer
@@ -62,6 +63,16 @@ def test_what_comes_bit_by_bit_is_the_decoding_of_the_whole(kind: str, special: 
     for size in [1, 2, 3] * 40 + [5, 30, 300] * 20 + [50_000]:  # random ids: most bytes are no UTF-8
         ids = [drawn.randrange(len(tokenizer) + 3) for _ in range(size)]
         assert "".join(shown(made, ids)) == tokenizer.decode(ids, skip_special_tokens=not special)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "unknown"])
+def test_the_bytes_of_tokens_one_by_one_are_those_of_the_text(kind: str) -> None:
+    tokenizer = KINDS[kind][0]()
+    raw, ids = one_by_one(tokenizer), tokenizer.encode("the fox es日本. 😀 é the", add_special_tokens=False)
+    assert b"".join(map(raw, ids)).decode().lstrip() == tokenizer.decode(ids).lstrip() and len(ids) > 8
+    halves = [id for id in ids if raw(id).decode("utf-8", "ignore").encode() != raw(id)]
+    assert bool(halves) != kind.startswith("metaspace"), "which alone has no tokens of bytes"
+    assert raw(tokenizer.eos_token_id).decode() == tokenizer.eos_token
 
 
 @pytest.mark.parametrize("kind", KINDS)

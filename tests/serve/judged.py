@@ -6,8 +6,11 @@ import contextlib
 import json
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+import httpx
 
 from tests.serve.mutated import Case
 
@@ -59,13 +62,13 @@ def strict(text: bytes) -> Any:
     return json.loads(text.decode("utf-8"), parse_constant=refuse)
 
 
-def wrong(case: Case, answer: Answer) -> str:
-    """What is wrong with an answer; nothing if it is as it must be."""
+def wrong(case: Case, answer: Answer, most: float = HANGS) -> str:
+    """What is wrong with an answer that may take so many seconds; nothing if it is as it must be."""
     if answer.status >= 500:
         return f"status {answer.status}: {answer.body[:300]!r}"
     if not 200 <= answer.status < 500:
         return f"status {answer.status}"
-    if answer.seconds > HANGS:
+    if answer.seconds > most:
         return f"{answer.seconds:.1f} s"
     if case.method == "HEAD":
         return "a body after HEAD" if answer.body else ""
@@ -105,8 +108,37 @@ class Tally:
         self.slowest = sorted([*self.slowest, (answer.seconds, number)], reverse=True)[:10]
 
 
-def held(server: Any) -> int:
-    """What a server holds for requests; nothing, where there are none."""
+@dataclass(frozen=True)
+class Target:
+    """A server that is under fire: its two listeners, and whether it holds nothing and has lost nothing."""
+
+    url: str
+    admin: str
+    key: str
+    chief: str
+    """The key of its admins."""
+    left: Callable[[], dict[str, float]]
+    """What it holds for requests, by name, and how often its engine died: all 0 when all is over."""
+
+    def canary(self) -> str:
+        """The same each time, to the bit."""
+        head = {"authorization": f"Bearer {self.key}"}
+        said = httpx.post(self.url + "/v1/completions", json=CANARY, headers=head, timeout=60)
+        return json.dumps(said.json()["choices"])
+
+    def settled(self) -> dict[str, float]:
+        """What is left after a while."""
+        end = time.monotonic() + 10
+        while any(self.left().values()) and time.monotonic() < end:
+            time.sleep(0.1)
+        return {name: value for name, value in self.left().items() if value}
+
+
+CANARY = {"prompt": "the quick brown", "max_tokens": 12, "temperature": 0, "logprobs": 3, "ignore_eos": True}
+
+
+def held(server: Any) -> dict[str, float]:
+    """Of a server in this process."""
     gate, engine = server.service.gate, server.engine
-    kept = sum(gate.answers.values()) + sum(gate.tokens.values()) + len(engine.waiting) + len(engine.calls)
-    return kept + int(engine.stats["used"])
+    kept = {"answers": sum(gate.answers.values()), "tokens": sum(gate.tokens.values()), "used": engine.stats["used"]}
+    return kept | {"waiting": len(engine.waiting), "calls": len(engine.calls), "restarts": engine.restarts}

@@ -1,6 +1,7 @@
 """The server as it is run: two processes, HTTP over loopback; and what can be counted of it from outside.
 
-python -m tests.serve.real '{"folder": MODEL, "bounds": {...}, "engine": {...}, "keys": FILE, "journal": FILE}'
+python -m tests.serve.real '{"folder": MODEL, "bounds": {...}, "engine": {...}, "keys": FILE, "journal": FILE,
+"admin_keys": FILE, "admin_port": PORT, "adapter_root": FOLDER}'
 """
 
 from __future__ import annotations
@@ -44,8 +45,15 @@ def serving(said: Mapping[str, Any], start: Any = None) -> None:
 
     signal.signal(signal.SIGUSR1, count)
     engine = OwnEngine(cache=Cache(size=said.get("cache", 8 << 20)), **said.get("engine", {}))
-    paths = {name: Path(said[name]) for name in ("keys", "journal") if name in said}
-    own = Settings(ModelRef(name=str(said["folder"])), port=0, name="tiny", engine=engine, **paths)
+    paths = {name: Path(said[name]) for name in ("keys", "journal", "admin_keys", "adapter_root") if name in said}
+    own = Settings(
+        ModelRef(name=str(said["folder"])),
+        port=0,
+        name="tiny",
+        engine=engine,
+        admin_port=said.get("admin_port"),
+        **paths,
+    )
     serve(Settings(**vars(own) | {"bounds": Bounds(**said.get("bounds", {}))}), start or spawn)
 
 

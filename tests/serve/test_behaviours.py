@@ -133,6 +133,15 @@ def test_tokens_told_with_their_probabilities_are_the_text(client: Any) -> None:
     assert [token.token for token in streamed] == [token.token for token in whole.logprobs.content]
 
 
+def test_half_letters_are_told_as_their_bytes(client: Any) -> None:
+    how: dict[str, Any] = {"model": "tiny", "messages": ASKED, "max_tokens": 40, "logprobs": True}
+    text = "a \u5abd \U0001f917"
+    made = client.chat.completions.create(**how, extra_body={"structured_outputs": {"choice": [text]}}).choices[0]
+    told = made.logprobs.content
+    assert b"".join(bytes(token.bytes) for token in told).decode() == made.message.content == text
+    assert any(token.token == "\ufffd" for token in told)
+
+
 def test_a_bias_of_a_hundred_below_is_never_made(http: httpx.Client) -> None:
     (free,) = completed(http, prompt="hello", temperature=0.0)
     tokens = http.post("/tokenize", json={"prompt": free}).json()["tokens"]

@@ -1,5 +1,6 @@
 """The same key, the same request: carried out once, told as often as it is asked for."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -26,6 +27,12 @@ def test_a_retry_gets_the_same_answer(server):
     assert server.engine.stats["requests"] - begun == 3
 
 
+def test_a_key_that_is_too_long_is_refused_and_not_passed_over(server):
+    assert ask(server, "k" * 255).status_code == 200
+    said = ask(server, "k" * 256)
+    assert said.status_code == 400 and said.json()["error"]["param"] == "idempotency-key"
+
+
 def test_a_key_is_of_one_request_and_what_was_refused_may_be_tried_again(server):
     assert ask(server, "four").status_code == 200
     assert ask(server, "four", max_tokens=9).status_code == 409
@@ -50,6 +57,8 @@ def test_a_client_that_was_cut_off_finds_its_answer(server):
 def test_an_answer_is_kept_in_one_part_and_told_in_it(server):
     first = ask(server, "seven", stream=True, max_tokens=30, ignore_eos=True).content
     kept = server.door.app.kept["", "seven"]
+    while not kept.done:  # its client has all of it before that
+        time.sleep(0.01)
     assert [message["type"] for message in kept.messages] == ["http.response.start", "http.response.body"]
     assert (
         kept.messages[1]["body"] == first == ask(server, "seven", stream=True, max_tokens=30, ignore_eos=True).content

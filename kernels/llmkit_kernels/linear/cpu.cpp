@@ -40,11 +40,11 @@ inline void turned(vec (&square)[LANES]) {
   }
 }
 
-// 16 outputs at 16 inputs; `ahead` rows on is what will be asked for next.
+// 16 outputs at 16 inputs; `ahead` numbers on is what will be asked for next.
 inline void fetch(const float* weight, long step, long ahead, vec (&square)[LANES]) {
 #pragma GCC unroll 16
   for (int i = 0; i < LANES; i++) {
-    __builtin_prefetch(weight + (ahead + i) * step, 0, 2);
+    __builtin_prefetch(weight + i * step + ahead, 0, 2);
     square[i] = load(weight + i * step);
   }
   turned(square);
@@ -60,7 +60,7 @@ void stream(const Linear& s, long o) {
     vec sums[M] = {};
     for (long at = k; at < std::min(s.in, k + DEPTH); at += LANES) {
       vec square[LANES];
-      fetch(weight + at, s.in, LANES, square);
+      fetch(weight + at, s.in, LANES * s.in, square);
 #pragma GCC unroll 16
       for (int j = 0; j < LANES; j++)
 #pragma GCC unroll 16
@@ -78,7 +78,7 @@ void turn_border(const float* weight, long step, long outputs, long depth, float
 }
 
 // weight (outputs x depth, rows `step` apart) -> panel (depth x 64), filled with zeros.
-void turn(const float* weight, long step, long outputs, long depth, float* panel) {
+void turn(const float* weight, long step, long ahead, long outputs, long depth, float* panel) {
   for (long o = 0; o < WIDE; o += LANES)
     for (long k = 0; k < depth; k += LANES) {
       const float* from = weight + o * step + k;
@@ -87,17 +87,43 @@ void turn(const float* weight, long step, long outputs, long depth, float* panel
         continue;
       }
       vec square[LANES];
-      fetch(from, step, WIDE, square);
+      fetch(from, step, ahead, square);
 #pragma GCC unroll 16
       for (int i = 0; i < LANES; i++) store(panel + (k + i) * WIDE + o, square[i]);
     }
 }
 
-// y (M x outputs) += x (M x depth) times the panel.
+// Rows of outputs: where a block's sums go, and what they are added to.
+struct Out {
+  float* y;
+  const float* before;  // y itself, or at the first block the bias, whose rows are 0 apart
+  long y_step, before_step, outputs;
+};
+
+// y (M x 64) = before + sums, or its first `outputs`, where a panel is not full.
 template <int M>
-void meet(const float* x, long x_step, const float* panel, long depth, float* y, long y_step, long outputs) {
+inline void add(const vec (&sums)[M][VECTORS], const Out& out) {
+  if (out.outputs == WIDE) {
+#pragma GCC unroll 6
+    for (int i = 0; i < M; i++)
+#pragma GCC unroll 4
+      for (int j = 0; j < VECTORS; j++)
+        store(out.y + i * out.y_step + j * LANES, load(out.before + i * out.before_step + j * LANES) + sums[i][j]);
+    return;
+  }
+  for (int i = 0; i < M; i++)
+    for (long o = 0; o < out.outputs; o++)
+      out.y[i * out.y_step + o] = out.before[i * out.before_step + o] + sums[i][o / LANES][o % LANES];
+}
+
+// y (M x outputs) = before + x (M x depth) times the panel.
+template <int M>
+void meet(const float* x, long x_step, const float* panel, long depth, const Out& out) {
   vec sums[M][VECTORS] = {};
   for (long k = 0; k < depth; k++) {
+    if (k % LANES == 0)
+#pragma GCC unroll 6
+      for (int i = 0; i < M; i++) __builtin_prefetch(x + (M + i) * x_step + k, 0, 3);
     vec row[VECTORS];
 #pragma GCC unroll 4
     for (int j = 0; j < VECTORS; j++) row[j] = load(panel + k * WIDE + j * LANES);
@@ -108,16 +134,7 @@ void meet(const float* x, long x_step, const float* panel, long depth, float* y,
       for (int j = 0; j < VECTORS; j++) sums[i][j] += held * row[j];
     }
   }
-#pragma GCC unroll 6
-  for (int i = 0; i < M; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; j++) {
-      const size_t size = std::max(0L, std::min<long>(LANES, outputs - j * LANES)) * sizeof(float);
-      vec sum{};
-      std::memcpy(&sum, y + i * y_step + j * LANES, size);
-      sum += sums[i][j];
-      std::memcpy(y + i * y_step + j * LANES, &sum, size);
-    }
+  add<M>(sums, out);
 }
 
 template <int... I>
@@ -128,23 +145,26 @@ void streamed(std::integer_sequence<int, I...>, const Linear& s, long o) {
 
 template <int... I>
 void met(std::integer_sequence<int, I...>, long rows, const float* x, long x_step, const float* panel, long depth,
-         float* y, long y_step, long outputs) {
-  constexpr void (*of[])(const float*, long, const float*, long, float*, long, long) = {meet<I + 1>...};
-  of[rows - 1](x, x_step, panel, depth, y, y_step, outputs);
+         const Out& out) {
+  constexpr void (*of[])(const float*, long, const float*, long, const Out&) = {meet<I + 1>...};
+  of[rows - 1](x, x_step, panel, depth, out);
 }
 
 // y of the rows [from, to) at up to 64 outputs from `o` on.
 void block(const Linear& s, long from, long to, long o) {
-  alignas(64) float panel[DEPTH * WIDE];
+  alignas(64) float panel[DEPTH * WIDE], bias[WIDE] = {};
   const long outputs = std::min(WIDE, s.out - o);
-  for (long r = from; r < to; r++)
-    for (long j = o; j < o + outputs; j++) s.y[r * s.out + j] = s.bias ? s.bias[j] : 0.0f;
+  if (s.bias) std::copy_n(s.bias + o, outputs, bias);
   for (long k = 0; k < s.in; k += DEPTH) {
     const long depth = std::min(DEPTH, s.in - k);
-    turn(s.weight + o * s.in + k, s.in, outputs, depth, panel);
-    for (long r = from; r < to; r += TILE)
+    const long ahead = k + DEPTH < s.in ? DEPTH : WIDE * s.in - k;  // the next block, or the first of the next panel
+    turn(s.weight + o * s.in + k, s.in, ahead, outputs, depth, panel);
+    for (long r = from; r < to; r += TILE) {
+      float* y = s.y + r * s.out + o;
+      const Out out{y, k ? y : bias, s.out, k ? s.out : 0, outputs};
       met(std::make_integer_sequence<int, TILE>(), std::min(TILE, to - r), s.x + r * s.step + k, s.step, panel, depth,
-          s.y + r * s.out + o, s.out, outputs);
+          out);
+    }
   }
 }
 

@@ -33,7 +33,7 @@ class Chosen:
         """What takes the answer apart."""
         if self.schema is not None:
             return Parser(Format(FORCED), self.tools, eager=True)
-        return Parser(format, self.tools, begun)
+        return Parser(format, self.tools, begun, eager=True)
 
 
 def chosen(tools: Any, choice: Any = None, parallel: bool = True) -> Chosen:
@@ -112,8 +112,8 @@ def _function(tool: Any, key: str) -> tuple[str, Mapping[str, Any]]:
 
 def _named(choice: Any) -> str:
     function = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
-    name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(name, str):
+    name = function.get("name") if isinstance(function, dict) and len(function) == 1 else None
+    if not isinstance(name, str) or len(choice) > 2:
         fix = 'use auto, none, required or {"type": "function", "function": {"name": ...}}'
         raise RequestError("is no choice of tools", fix=fix, key="tool_choice")
     return name

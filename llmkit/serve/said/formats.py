@@ -39,6 +39,13 @@ class Format:
     calls: Calls
     thinking: Thinking | None = None
 
+    def shown(self, tools: bool) -> bool | tuple[str, ...]:
+        """Special tokens that have text, so that they are read: all of them where calls or channels are written in
+        them, else those around a thought."""
+        if self.calls.special and (tools or self.calls.frames):
+            return True
+        return () if self.thinking is None else (self.thinking.begin, self.thinking.end)
+
     def begun(self, prompt: str) -> bool:
         """Whether the prompt's end has begun the reasoning already."""
         return self.thinking is not None and prompt.rstrip().endswith(self.thinking.begin)

@@ -27,8 +27,9 @@ class Parser:
         eager: bool = False,
     ) -> None:
         """`tools`: the JSON schemas of the arguments by name; without any, calls are text. `begun`: the prompt has
-        begun the reasoning (`Format.begun`). `eager`: arguments are told as they come, for answers that a grammar
-        holds to the format; else a call is told once it is whole, since what breaks off later cannot be taken back."""
+        begun the reasoning (`Format.begun`). `eager`: arguments are told as they come, once a tool that was offered is
+        named; what breaks off after that cannot be taken back, and ends as a call that is not whole. Else a call is
+        told once all of it is there, and what is none is text."""
         self.format, self.begun = format, begun
         self.src, self.told = Source(), Told(tools or {}, eager)
         self.marks = {**format.calls.frames, **(format.calls.marks if tools else {})}

@@ -6,7 +6,8 @@ What a value is, the tool's schema says: a text stays a text, anything else is J
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,30 +49,97 @@ class Tags:
         called = yield from name(src)
         if called not in told.tools or (self.named and not (yield from src.word((self.named,)))):
             return False
-        found = yield from self._arguments(src, told.tools[called])
-        if found is None:
+        made = Object(told, called)
+        if not (yield from self._arguments(src, made, told.tools[called])):
             return False
-        told.call(called, "{" + ", ".join(f"{json.dumps(key)}: {text}" for key, text in found.items()) + "}")
+        made.end()
         return (yield from closed(src, told, *self.ends[1:]))
 
-    def _arguments(self, src: Source, schema: Mapping[str, Any]) -> Wait[dict[str, str] | None]:
-        found: dict[str, str] = {}
+    def _arguments(self, src: Source, made: Object, schema: Mapping[str, Any]) -> Wait[bool]:
         while True:
             yield from src.run(SPACE)
             mark = yield from src.word((self.key, self.ends[0]))
             if mark == self.ends[0]:
-                return found
+                return True
             key = (yield from src.until(self.keyed, LONGEST_KEY)) if mark else None
-            if key is None or key in found:
-                return None
+            if key is None or key in made.keys:
+                return False
             if self.value:
                 yield from src.run(SPACE)
                 if not (yield from src.word((self.value,))):
-                    return None
-            text = yield from src.until(self.valued)
-            if text is None:
-                return None
-            found[key] = written(text, kinds(schema, key))
+                    return False
+            if not (yield from self._value(src, made, key, kinds(schema, key))):
+                return False
+
+    def _value(self, src: Source, made: Object, key: str, kinds: frozenset[str]) -> Wait[bool]:
+        """A text is told as it comes; what else a value is, is known when all of it is there."""
+        if kinds == {"string"}:
+            made.key(key)
+            made.add('"')
+            good = yield from lines(src, self.valued, lambda text: made.add(quoted(text)))
+            made.add('"' if good else "")
+            return good
+        text = yield from src.until(self.valued)
+        if text is None:
+            return False
+        made.key(key)
+        made.add(written(text, kinds))
+        return True
+
+
+class Object:
+    """The object of a call's arguments, told as it comes or when it is whole."""
+
+    def __init__(self, told: Told, name: str) -> None:
+        self.told, self.name = told, name
+        self.keys: set[str] = set()
+        self.parts: list[str] = []
+
+    def key(self, key: str) -> None:
+        """A member begins."""
+        self.add(("{" if not self.keys else ", ") + json.dumps(key) + ": ")
+        self.keys.add(key)
+
+    def add(self, text: str) -> None:
+        """More of it, as JSON text."""
+        if not self.told.eager:
+            self.parts.append(text)
+            return
+        if not self.told.open:
+            self.told.begin(self.name)
+        if text:
+            self.told.argued(text)
+
+    def end(self) -> None:
+        """It is whole."""
+        self.add("}" if self.keys else "{}")
+        self.told.call(self.name, "".join(self.parts))
+
+
+def lines(src: Source, mark: str, tell: Callable[[str], None]) -> Wait[bool]:
+    """Tells text up to `mark`, without the line breaks around it; false where the mark never comes."""
+    others, first, held = re.compile(rf"[^\n{re.escape(mark[0])}]+"), True, ""
+    while c := (yield from src.peek()):
+        src.open()
+        found = (yield from src.word((mark,))) if c == mark[0] else ""
+        if c != mark[0]:
+            _ = src.read() if c == "\n" else src.here(others)
+        got = src.close()
+        if found:
+            return True
+        if got != "\n":
+            tell(held + got)
+            held = ""
+        elif not first:
+            tell(held)
+            held = got  # the last one is left out
+        first = False
+    return False
+
+
+def quoted(text: str) -> str:
+    """A part of a text as it stands within JSON's quotes."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def written(text: str, kinds: frozenset[str]) -> str:
