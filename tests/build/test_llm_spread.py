@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -162,12 +163,14 @@ def test_new_interpreters_do_not_outlive_the_one_that_started_them(tiny, tmp_pat
     assert gone(pid)
 
 
+@SLOW
 def test_one_killed_while_it_leads_leaves_nobody(tiny, one):
     """The same from a fork; `one`: what is needed is imported."""
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
         try:
+            gc.freeze()  # as in tests/distributed/followers.py
             spreading.Leading = partial(Leading, start=Fork)
             spread = LLM(str(tiny), tensor=2)
             os.write(writing, b"%d\n" % spread.held.leading.others.children[0].pid)

@@ -24,7 +24,7 @@ class Fork:
         if not self.pid:
             code = 1
             try:
-                gc.freeze()  # what an earlier group left has threads that are not here: to collect it would wait for them
+                gc.freeze()  # threads of an earlier group are not here: to collect what it left would wait for them
                 os.closerange(3, told)  # a socket of the first rank would stay open in it
                 os.closerange(told + 1, 4096)
                 rank.bound(parent)
