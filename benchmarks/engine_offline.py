@@ -19,12 +19,14 @@ less is free.
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import venv
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -97,7 +99,8 @@ class Contender:
 
     def _each(self, verb):
         for one in self._family():
-            getattr(one, verb)()
+            with suppress(psutil.NoSuchProcess):
+                getattr(one, verb)()
 
     def _spent(self):
         return sum(one.cpu_times().user + one.cpu_times().system for one in self._family())
@@ -177,7 +180,9 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vllm", action="store_true")
     parser.add_argument("--only", nargs="*", default=[], help="names of contenders")
-    told = rounds(parser.parse_args())
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # contenders that stand still are not left behind
+    told = rounds(args)
     middle = {
         name: {key: statistics.median(r[key] for r in results) for key in results[0] if key != "ids"}
         for name, results in told.items()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+from llmkit_kernels.build import lacks
+
 from llmkit.build.adapters_of import Beside, adapters, adapters_in, support
 from llmkit.build.adapters_of import decoder as decoder_of
 from llmkit.build.cache import store_of
@@ -76,6 +78,7 @@ def _engine(
     longest = steady_length(decoder.causal, store.blocks * store.size)
     facts = Facts(decoder.words, longest, tuple(ends(decoder.causal, tokenizer)))
     limits, blocks = Limits(how.tokens, how.sequences), Blocks(store.blocks, store.size)
+    lacks("draw")  # compiled now, if it has to be, and not in the midst of a step
     return Engine(Runner(forward, store), blocks, limits, facts, Texts(tokenizer), copy, own)
 
 

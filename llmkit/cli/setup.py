@@ -58,6 +58,7 @@ def doctor(as_json: bool) -> None:
     import torch
     from llmkit_kernels.table import rows as compiled_rows
 
+    from llmkit.build.exactness import exactness_here
     from llmkit.checkpoint.identity import packages
     from llmkit.core.matmul import row
     from llmkit.core.memory import available
@@ -72,6 +73,7 @@ def doctor(as_json: bool) -> None:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "families": f"{len(table.measured())} measured (llmkit doctor --support prints the table)",
         "supported": table.summary(table.measured()),
+        "exact": exactness_here(),
         "rows": {
             "linear": row(),
             **{f"kernel {name}": how for name, how in compiled_rows().items()},

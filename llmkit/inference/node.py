@@ -190,19 +190,22 @@ class Vllm:
             ModelError: the model is in no files as it is held here.
             ResourceError: vLLM is not there, or does not start.
         """
+        from llmkit.inference.text import Texts
+
+        texts = Texts(held.tokenizer)
         if self.url:
             from llmkit.inference.endpoint import Manners
             from llmkit.inference.vllm_served import VllmServed
 
             manners = Manners(self.url, self.key, self.sequences, self.tries, self.timeout)
-            return VllmServed(manners, self.model)
+            return VllmServed(manners, self.model, texts)
         if self.python:
             from llmkit.inference.vllm_start import served
 
-            return served(self, held.files())
+            return served(self, held.files(), texts)
         from llmkit.inference.vllm_here import VllmHere
 
-        return VllmHere(self, held.files())
+        return VllmHere(self, held.files(), texts)
 
     def refuse(self, sampling: Sampling) -> None:
         """Raises: RequestError when `sampling` asks for what vLLM does not do, or does otherwise."""

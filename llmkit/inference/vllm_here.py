@@ -11,6 +11,7 @@ from typing import Any
 from llmkit.core.errors import ResourceError, one_line
 from llmkit.inference.node import Vllm
 from llmkit.inference.request import Ask, Completion, RequestError
+from llmkit.inference.text import Texts
 from llmkit.inference.vllm_start import settings
 from llmkit.inference.vllm_words import check, completion, output, said
 from llmkit.inference.writer import Files
@@ -22,12 +23,12 @@ AHEAD = 4
 class VllmHere:
     """The `vllm` member of the `generator` union, open in this process. vLLM's engine is in processes of its own."""
 
-    def __init__(self, node: Vllm, files: Files) -> None:
+    def __init__(self, node: Vllm, files: Files, texts: Texts) -> None:
         """
         Raises:
             ResourceError: vLLM is not installed, or does not start.
         """
-        self.most = AHEAD * node.sequences
+        self.texts, self.most = texts, AHEAD * node.sequences
         self.engine = _started(node, files)
         self.names, self.ended = count(), dict[str, Any]()
 
@@ -48,7 +49,7 @@ class VllmHere:
                 while flying[0][0] not in self.ended:
                     self._step()
                 name, ask = flying.popleft()
-                yield _completion(ask, self.ended.pop(name))
+                yield _completion(self.texts, ask, self.ended.pop(name))
         finally:
             if names := [name for name, _ in flying]:
                 self.engine.abort_request([name for name in names if self.ended.pop(name, None) is None])
@@ -106,11 +107,11 @@ def _started(node: Vllm, files: Files) -> Any:
         raise ResourceError(what, fix="see what it wrote; memory, size and length bound it", key="generator") from cause
 
 
-def _completion(ask: Ask, made: Any) -> Completion:
+def _completion(texts: Texts, ask: Ask, made: Any) -> Completion:
     outputs = [
         output(
+            texts,
             ask.sampling,
-            one.text,
             list(one.token_ids),
             (str(one.finish_reason), one.stop_reason),
             None if one.logprobs is None else [_told(place) for place in one.logprobs],

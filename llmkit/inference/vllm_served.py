@@ -10,6 +10,7 @@ from typing import Any
 from llmkit.inference.endpoint import Endpoint, Manners
 from llmkit.inference.request import Ask, Completion, Output, RequestError
 from llmkit.inference.sampling import Sampling
+from llmkit.inference.text import Texts
 from llmkit.inference.vllm_words import check, completion, output, said
 
 
@@ -20,11 +21,13 @@ class VllmServed:
         self,
         manners: Manners,
         model: str,
+        texts: Texts,
         sleep: Callable[[float], None] = time.sleep,
         end: Callable[[], None] = lambda: None,
     ) -> None:
         """`model`: by the name that it has there. `end` is called when all is closed."""
-        self.model, self.endpoint, self.end = model, Endpoint(manners, sleep), end
+        self.model, self.texts, self.end = model, texts, end
+        self.endpoint = Endpoint(manners, sleep)
 
     def each(self, asks: Iterable[Ask]) -> Iterator[Completion]:
         """A completion for each ask, in their order.
@@ -41,7 +44,7 @@ class VllmServed:
         self.end()
 
     def _answered(self, ask: Ask) -> Completion:
-        return self.endpoint.post("completions", body(self.model, ask), partial(_completion, ask))
+        return self.endpoint.post("completions", body(self.model, ask), partial(_completion, self.texts, ask))
 
 
 def _checked(ask: Ask) -> Ask:
@@ -63,23 +66,22 @@ def body(model: str, ask: Ask) -> dict[str, Any]:
     return made
 
 
-def _completion(ask: Ask, told: Mapping[str, Any]) -> Completion:
+def _completion(texts: Texts, ask: Ask, told: Mapping[str, Any]) -> Completion:
     choices = sorted(told["choices"], key=lambda one: int(one["index"]))
     if any(one.get("token_ids") is None for one in choices):
         raise ValueError("no token ids: it is no vLLM, or one of before 0.10")
     prompt = choices[0].get("prompt_logprobs")
     places = None if prompt is None else [None if place is None else _numbers(place) for place in prompt]
     details = (told.get("usage") or {}).get("prompt_tokens_details") or {}
-    return completion(
-        ask, [_output(ask.sampling, one) for one in choices], places, int(details.get("cached_tokens") or 0)
-    )
+    outputs = [_output(texts, ask.sampling, one) for one in choices]
+    return completion(ask, outputs, places, int(details.get("cached_tokens") or 0))
 
 
-def _output(sampling: Sampling, one: Mapping[str, Any]) -> Output:
+def _output(texts: Texts, sampling: Sampling, one: Mapping[str, Any]) -> Output:
     laid = one.get("logprobs")
     told = None if sampling.logprobs is None or laid is None else list(map(_place, *_columns(laid)))
     why = (str(one.get("finish_reason") or "stop"), one.get("stop_reason"))
-    return output(sampling, str(one["text"]), [int(id) for id in one["token_ids"]], why, told)
+    return output(texts, sampling, [int(id) for id in one["token_ids"]], why, told)
 
 
 def _columns(laid: Mapping[str, Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:

@@ -18,6 +18,7 @@ from llmkit.core.errors import ResourceError, one_line
 from llmkit.inference.cache import ON_CPU
 from llmkit.inference.endpoint import Manners
 from llmkit.inference.node import Vllm
+from llmkit.inference.text import Texts
 from llmkit.inference.vllm_served import VllmServed
 from llmkit.inference.writer import Files
 
@@ -47,7 +48,7 @@ def _length(node: Vllm) -> dict[str, Any]:
     return {} if node.length is None else {"max_model_len": node.length}
 
 
-def served(node: Vllm, files: Files) -> VllmServed:
+def served(node: Vllm, files: Files, texts: Texts) -> VllmServed:
     """A server of our own, by `node.python`, on the loopback with a key that nobody else has.
 
     Raises:
@@ -68,7 +69,7 @@ def served(node: Vllm, files: Files) -> VllmServed:
         _end(process)
         raise
     manners = Manners(f"{url}/v1", key, node.sequences, node.tries, node.timeout)
-    return VllmServed(manners, str(files.folder), end=partial(_end, process))
+    return VllmServed(manners, str(files.folder), texts, end=partial(_end, process))
 
 
 def command(node: Vllm, files: Files, port: int) -> list[str]:

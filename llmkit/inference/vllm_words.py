@@ -11,6 +11,7 @@ from typing import Any
 
 from llmkit.inference.request import Ask, Completion, Output, RequestError, Token
 from llmkit.inference.sampling import Sampling
+from llmkit.inference.text import Texts
 from llmkit.inference.writer import refuse
 
 NAMES = {
@@ -69,9 +70,12 @@ Told = Mapping[int, float]
 """Tokens of one place and their log-probabilities: the one that is there, and the likeliest."""
 
 
-def output(sampling: Sampling, text: str, ids: list[int], why: tuple[str, Any], told: Sequence[Told] | None) -> Output:
-    """One answer. `why`: vLLM's finish reason and stop reason. The token that ended it is none of it, and a reason is
-    told where the request named it: vLLM tells the model's other ends too."""
+def output(
+    texts: Texts, sampling: Sampling, ids: list[int], why: tuple[str, Any], told: Sequence[Told] | None
+) -> Output:
+    """One answer, with the text that the engine makes of these tokens. `why`: vLLM's finish reason and stop reason. The
+    token that ended it is none of it, and a reason is told where the request named it: vLLM tells the model's other
+    ends too."""
     finish, stopped = why
     kept = len(ids) - (finish == "stop" and not isinstance(stopped, str))
     law = None if sampling.temperature else 0.0
@@ -80,6 +84,7 @@ def output(sampling: Sampling, text: str, ids: list[int], why: tuple[str, Any], 
         for id, place in zip(ids[:kept], (told or ())[:kept], strict=told is not None)
     )
     named = isinstance(stopped, str) or stopped in sampling.stop_ids
+    text = texts.whole(ids[:kept], sampling)
     return Output(text, tuple(ids[:kept]), finish, tokens, stopped if named else None)
 
 

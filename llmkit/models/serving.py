@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from llmkit.core.errors import ModelError
 from llmkit.core.recast import recast
+from llmkit.models.adapter_order import disordered
 from llmkit.models.attend import NAMES, registered
 from llmkit.models.bare import twin
 from llmkit.models.fused import FusedLinear, FusedMlp, FusedNorm, gated, root_mean_square
@@ -59,6 +60,8 @@ def serving(model: Any, exact: bool = False) -> Any:
 
 def lacks_order(model: Any, exact: bool = False) -> str:
     """Why rows of this model depend on each other in the engine, or nothing."""
+    if why := disordered(model):
+        return why
     if (why := _elsewhere(model)) and not (exact and _on_one_gpu(model)):
         return why
     if turns_by_sequence(model):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from llmkit.build.adapters_of import Beside
+from llmkit.build.exactness import exactness
 from llmkit.build.held import Here
 from llmkit.build.precision import reading
 from llmkit.build.renewed import renewal
@@ -42,13 +43,15 @@ class Served:
     """What is carried out between two steps: each settles a future, now or later."""
     beside: Mapping[str, Callable[[Said], Any]] = field(default_factory=dict)
     """What may take longer, and goes on beside the steps."""
+    exact: str = ""
+    """Whether an answer depends on those beside it."""
 
     def facts(self) -> Said:
         """For the server, when it is ready."""
         known = self.engine.facts
         said = {"words": known.words, "longest": known.longest, "ends": known.ends}
-        model = self.held.loaded.resolved.facts()
-        return said | {"model": model, "adapters": self.engine.adapters.names}
+        said |= {"model": self.held.loaded.resolved.facts(), "exact": self.exact}
+        return said | {"adapters": self.engine.adapters.names}
 
     def stats(self) -> Said:
         """How it does."""
@@ -91,7 +94,8 @@ def served_over(model: Held, how: OwnEngine, root: Path | None = None) -> Served
     engine = model.engine(how)
     work = Work(engine, model, root)
     between = {"embed": work.embed, "reset": work.reset, "unload": work.unload, "weights": work.weights}
-    return Served(engine, model, between, {"load": work.load})
+    exact = exactness(model.model, how)
+    return Served(engine, model, between, {"load": work.load}, exact)
 
 
 @dataclass

@@ -64,8 +64,8 @@ class Settings:
     engine: OwnEngine = field(default_factory=OwnEngine)
 
 
-def start(settings: Settings, how: Start = spawn) -> None:
-    """Serves until a signal; `how` starts the engine's process.
+def start(settings: Settings, how: Start = spawn) -> dict[str, Any]:
+    """Serves until a signal; `how` starts the engine's process. Gives what the manifest of a run tells of it.
 
     Raises:
         LlmkitError: it cannot be served.
@@ -85,6 +85,7 @@ def start(settings: Settings, how: Start = spawn) -> None:
         asyncio.run(run(places, engine, settings.bounds))
     finally:
         engine.take_back()
+    return {key: engine.facts.get(key, "") for key in ("model", "exact")}
 
 
 def told(settings: Settings) -> dict[str, Any]:
@@ -201,4 +202,5 @@ def _ready(service: Service, address: tuple[object, ...]) -> None:
         del service.adapters[name]
         service.engine.settings["loaded"].pop(name, None)
     url = f"http://{address[0]}:{address[1]}"
-    LOG.info("ready", extra={"url": url, "model": service.name, "longest": service.engine.facts["longest"]})
+    facts = {key: service.engine.facts[key] for key in ("longest", "exact")}
+    LOG.info("ready", extra={"url": url, "model": service.name, **facts})

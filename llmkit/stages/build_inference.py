@@ -11,6 +11,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from llmkit.adapters.limits import UNMERGEABLE
+from llmkit.build.exactness import exactness
 from llmkit.build.held import Here
 from llmkit.build.opening import load
 from llmkit.build.precision import Types, types
@@ -67,6 +68,8 @@ def evaluate(node: Evaluate, run: Run) -> Artifact:
         "quant": asdict(node.quant or loaded.resolved.quant),
         "reports": [vars(report) for report in reports],
     }
+    if any(isinstance(task, Generation) for task in node.tasks):
+        facts["exact"] = exactness(loaded.model, node.generator, kinds.mixed)
     return publish(run.folder, facts)
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from llmkit_kernels import memory
 from llmkit_kernels.table import rows
 
+from llmkit.build.exactness import exactness
 from llmkit.build.training import Built
 from llmkit.checkpoint import state
 from llmkit.checkpoint.identity import packages, processor
@@ -19,7 +20,7 @@ from llmkit.models.export import export
 from llmkit.parallel.steps import Steps
 from llmkit.plan.account import RECOMPUTE
 from llmkit.stages.job import Job
-from llmkit.stages.measured import subject
+from llmkit.stages.measured import generator, subject
 from llmkit.stages.report import write_report, write_reports
 from llmkit.stages.sizes import KNOB
 from llmkit.train.fit import Progress
@@ -34,6 +35,13 @@ def _conclude(job: Job, built: Built, steps: Steps) -> None:
     if rows and job.run.main:
         records.write(job.run.folder / "predictions.jsonl", rows)
         write_reports(job.run, reports)
+
+
+def _exact(job: Job, built: Built) -> dict[str, str]:
+    """Whether the samples depend on what was made beside them, where there are any."""
+    if not (job.run.folder / "samples.jsonl").is_file():
+        return {}
+    return {"exact": exactness(built.model, generator(job, built), job.types.mixed)}
 
 
 def finish(job: Job, built: Built, steps: Steps, progress: Progress) -> Artifact:
@@ -88,6 +96,7 @@ def finish(job: Job, built: Built, steps: Steps, progress: Progress) -> Artifact
             "step": progress.step,
             "best_step": progress.best_step,
             "labels": list(labels),
+            **_exact(job, built),
             "stopped_early": progress.step < job.steps,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
         },

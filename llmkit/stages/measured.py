@@ -48,9 +48,13 @@ def subject(job: Job, built: Built, steps: Steps) -> Subject:
 def writer(job: Job, built: Built, most: int | None = None) -> closing[Writer]:
     """What writes samples: the engine, over the weights as they are at that moment, with a cache of at most `most`
     tokens; transformers where it cannot run the model, or no rank has it whole."""
+    return closing(generator(job, built).open(Here(built.loaded, built.model, most=most)))
+
+
+def generator(job: Job, built: Built) -> OwnEngine | Transformers:
+    """Which of both."""
     able = built.loaded.support.paged and job.node.parallel.whole(job.run.ranks.world)
-    generator = OwnEngine() if able else Transformers()
-    return closing(generator.open(Here(built.loaded, built.model, most=most)))
+    return OwnEngine() if able else Transformers()
 
 
 def _share(job: Job) -> Share:

@@ -95,5 +95,7 @@ class Serve:
         from llmkit.core.artifact import publish
         from llmkit.serve.start import start
 
-        start(self.settings(run.grants.code))
-        return publish(run.folder, {"kind": self.kind, "recipe_digest": run.recipe_digest, "recipe": run.values})
+        facts = start(self.settings(run.grants.code))
+        return publish(
+            run.folder, {"kind": self.kind, "recipe_digest": run.recipe_digest, "recipe": run.values, **facts}
+        )

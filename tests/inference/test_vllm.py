@@ -27,12 +27,14 @@ from llmkit.models.load import Loaded
 from llmkit.models.node import ModelRef
 from llmkit.models.probe import Support
 from llmkit.models.resolve import resolve
+from tests.conftest import make_tokenizer
 from tests.inference.test_generators import Endpoint, endpoint
 
 _ = endpoint  # a fixture
 
 FILES = Files(Path("/models/tiny"), "fp32")
-HELD: Any = SimpleNamespace(files=lambda: FILES)
+TOKENIZER = make_tokenizer()
+HELD: Any = SimpleNamespace(files=lambda: FILES, tokenizer=TOKENIZER)
 EVERY = {
     **{"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "max_tokens": 9, "min_tokens": 2, "seed": 3, "n": 2},
     **{"repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.25, "ignore_eos": True},
@@ -136,7 +138,7 @@ def served(to: Endpoint) -> Any:
 
 def checked(made: Completion, law: float | None) -> None:
     """What both ways make of the same answer."""
-    assert made.token_ids == (7, 8) and made.text == "ab" and made.finish_reason == "stop"
+    assert made.token_ids == (7, 8) and made.text == TOKENIZER.decode([7, 8]) and made.finish_reason == "stop"
     assert made.outputs[0].stop_reason is None and made.cached_tokens == 1 and made.prompt_tokens == 2
     assert [(one.logprob, one.sampling_logprob) for one in made.logprobs] == [(-0.5, law), (-2.0, law)]
     assert [one.top for one in made.logprobs] == [{7: -0.5}, {9: -0.25}]
@@ -328,7 +330,7 @@ def test_in_process_faults_have_one_line(vllm: Any, monkeypatch: pytest.MonkeyPa
 def test_a_model_that_is_in_no_files_as_it_is_held_is_refused(tiny: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(tiny)
     resolved = resolve(ModelRef(name=str(tiny)))
-    here = Here(Loaded(model, None, "packed", Support(True, True, True), resolved))
+    here = Here(Loaded(model, TOKENIZER, "packed", Support(True, True, True), resolved))
     assert here.files() == Files(tiny, "fp32")
     for changed in (replace(here, trained=model), replace(here, loaded=replace(here.loaded, added=(3,)))):
         with pytest.raises(ModelError, match=r"generator: it has (an adapter|new tokens), .*merge or export"):

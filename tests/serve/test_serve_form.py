@@ -6,6 +6,8 @@ import jsonschema
 import openai
 import pytest
 
+from tests.serve.raw import post
+
 ASKED = [{"role": "user", "content": "hello world"}]
 SCHEMA = {
     "type": "object",
@@ -38,6 +40,25 @@ def test_an_answer_has_the_form_that_is_asked_for(client):
     assert asked(client, response_format={"type": "text"}).message.content
 
 
+VALUES = {"type": "object", "properties": {"a": {"enum": [f"v{at}" for at in range(90_000)]}}, "required": ["a"]}
+BOMBS = [
+    ("/v1/chat/completions", {"response_format": formatted(VALUES)}, "response_format"),
+    ("/v1/chat/completions", {"structured_outputs": {"json": VALUES}}, "structured_outputs"),
+    ("/v1/completions", {"structured_outputs": {"regex": "(a"}}, "structured_outputs"),
+    ("/v1/responses", {"text": {"format": {"type": "json_schema", "name": "a", "schema": VALUES}}}, "text.format"),
+]
+
+
+@pytest.mark.parametrize(("path", "more", "param"), BOMBS)
+def test_e4_a_form_that_the_engine_refuses_is_called_as_its_client_called_it(server, path, more, param):
+    asked = {"/v1/responses": {"input": "a"}, "/v1/completions": {"prompt": "a"}}.get(path, {"messages": ASKED})
+    for stream in (False, True):
+        status, said = post(server, asked | more | {"stream": stream}, path=path)
+        assert status == 400 and said["error"]["param"] == param, said
+        assert said["error"]["message"].startswith(f"{param}: cannot be enforced")
+    assert post(server, {"prompt": "a", "max_tokens": 1}, path="/v1/completions")[0] == 200
+
+
 @pytest.mark.parametrize(
     ("how", "param"),
     [
@@ -55,3 +76,4 @@ def test_a_form_that_cannot_be_held_is_a_refusal_that_names_it(client, how, para
     with pytest.raises(openai.BadRequestError) as refused:
         asked(client, **how)
     assert refused.value.body["param"] == param, refused.value.body
+    assert "grammar." not in refused.value.body["message"]

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from llmkit_kernels.build import lacks, library
 
+# Both are on the way of each linear of each step, where what Python does is a good part of a narrow product: attributes
+# of tensors alone are asked for, and nothing twice.
+
 
 def suits(x: Tensor, weight: Tensor) -> bool:
     """Whether the compiled row takes these: plain fp32 tensors on a CPU, the weight's rows end to end."""
-    plain = type(weight) in (Tensor, torch.nn.Parameter) and weight.is_contiguous()
-    fp32 = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (x, weight))
-    return plain and fp32 and not lacks("linear")
+    kind = type(weight)
+    plain = (kind is torch.nn.Parameter or kind is Tensor) and weight.is_contiguous()
+    return plain and _held(x) and _held(weight) and not lacks("linear")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -25,19 +28,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: the shapes do not go together, something is not fp32 on a CPU, or a gradient is asked for.
     """
-    held = [x, weight] if bias is None else [x, weight, bias]
-    if x.dim() != 2 or weight.shape != (weight.shape[0], x.shape[1]) or (bias is not None and len(bias) != len(weight)):
-        raise ValueError(f"rows {tuple(x.shape)} do not go with a weight {tuple(weight.shape)}")
-    if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in held):
+    shape, (outs, ins) = x.shape, weight.shape
+    if len(shape) != 2 or shape[1] != ins or (bias is not None and bias.shape != (outs,)):
+        raise ValueError(f"rows {tuple(shape)} do not go with a weight {tuple(weight.shape)}")
+    if not (_held(x) and _held(weight) and (bias is None or _held(bias))):
         raise ValueError("something is not fp32 on a CPU")
-    if torch.is_grad_enabled() and any(t.requires_grad for t in held):
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         raise ValueError("no gradient is made here: call it under torch.no_grad()")
     x, weight = x if x.stride(1) == 1 else x.contiguous(), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
-    out = torch.empty(len(x), len(weight))
+    out = torch.empty(shape[0], outs)
     given = (x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr())
-    _call()(*given, len(x), x.shape[1], len(weight), x.stride(0), torch.get_num_threads())
+    _call()(*given, shape[0], ins, outs, x.stride(0), torch.get_num_threads())
     return out
+
+
+def _held(x: Tensor) -> bool:
+    return x.is_cpu and x.dtype is torch.float32
 
 
 @cache
