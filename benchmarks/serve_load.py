@@ -73,10 +73,10 @@ def share(values: Sequence[float], of: float) -> float:
     return 1000 * sorted(values)[min(len(values) - 1, int(of * len(values)))] if values else 0.0
 
 
-def rest(server: Real) -> float:
+def rest(server: Real, key: str = "") -> float:
     """Seconds until nothing is held."""
     began = time.monotonic()
-    while any((held := server.held()).values()):
+    while any((held := server.held(key)).values()):
         if time.monotonic() > began + 60:
             raise SystemExit(f"held for a minute: {held}")
         time.sleep(0.01)

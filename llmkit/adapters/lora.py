@@ -118,17 +118,30 @@ class FusedLora(PeftLinear):  # type: ignore[misc]
         """What the fused way needs to know for this input; None where it has to be peft's."""
         names = [name for name in self.active_adapters if name in self.lora_A]
         special = self.disable_adapters or self.merged or any(name in self.lora_variant for name in names)
-        if special or not names or torch.is_autocast_enabled(x.device.type):
+        if special or not names:
             return None
         downs, ups = ([part[name] for name in names] for part in (self.lora_A, self.lora_B))
         scales, base = {self.scaling[name] for name in names}, self.base_layer
-        plain = all(x.dtype == down.weight.dtype for down in downs) and all(up.bias is None for up in ups)
+        half = _autocast(x)
+        known = type(base).__module__.startswith(("torch.", "llmkit."))  # fp8 has its own way
+        if half is not None and not (known and base.weight.dtype == half):
+            return None  # a copy of each weight would be kept for the backward pass
+        alike = half is not None or all(x.dtype == down.weight.dtype for down in downs)
+        plain = alike and all(up.bias is None for up in ups)
         if not plain or len(scales) > 1 or base.weight.requires_grad:
             return None
         if self.training and not all(isinstance(self.lora_dropout[name], nn.Identity) for name in names):
             return None
         down, up = _joined([one.weight for one in downs], 0), _joined([one.weight for one in ups], 1)
-        return Part(base.weight, base.bias, down, up, scales.pop())
+        given = (base.weight, base.bias, down, up)
+        made = given if half is None else [None if t is None else t.to(half) for t in given]
+        return Part._make((*made, scales.pop()))
+
+
+def _autocast(x: Tensor) -> torch.dtype | None:
+    """The type that products are made in by autocast, where it is on."""
+    where = x.device.type
+    return torch.get_autocast_dtype(where) if torch.is_autocast_enabled(where) else None
 
 
 def _joined(parts: Sequence[Tensor], along: int) -> Tensor:

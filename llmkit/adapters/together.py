@@ -55,7 +55,9 @@ class Together:
 
 
 def lora_linears(x: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
-    """x (..., in) -> (..., out) for each part."""
+    """x (..., in) -> (..., out) for each part, in the type of its weight: under autocast x may have another."""
+    if parts and x.dtype != parts[0].weight.dtype:
+        x = x.to(parts[0].weight.dtype)  # once for all of them
     flat = [tensor for part in parts for tensor in part[:4]]
     rows = cast(Any, _LoraLinears).apply(x, way_to(x), [part.scale for part in parts], *flat)
     return tuple(out.view(*x.shape[:-1], out.shape[-1]) for out in rows)

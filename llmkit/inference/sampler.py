@@ -2,14 +2,16 @@
 
 Randomness is one number for each (seed, answer, place), so that a text does not depend on what is made beside it, on
 preemption, or on how many tokens are checked at once. Rows are worked on one by one on the host: on a CPU that is
-faster than torch's own operations on all of them, and a row's bits cannot depend on its neighbours. What is on another
-device is copied once a step, but for greedy rows, of which only the token comes over.
+faster than torch's own operations on all of them, and a row's bits cannot depend on its neighbours. Draws of a step are
+one call of the compiled row (`llmkit_kernels/draw`) where it is. What is on another device is copied once a step, but
+for greedy rows, of which only the token comes over.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,14 +19,26 @@ from torch import Tensor
 
 from llmkit.core.seed import mixed
 from llmkit.inference.request import RequestError, Token
-from llmkit.inference.shortlist import Row, drawn, largest, total, weighed
+from llmkit.inference.sampling import Sampling
+from llmkit.inference.shortlist import Row, draws, largest, total
 from llmkit.inference.steer import Steer
+
+
+@dataclass(frozen=True)
+class Open:
+    """A place whose token is still to be drawn."""
+
+    logits: Row
+    law: Row
+    best: float
+    """The largest of `law`."""
+    steer: Steer
 
 
 def choose(rows: Sequence[Tensor], steers: Sequence[Steer]) -> list[Token | RequestError]:
     """For each row of logits (V,) its next token, or why there is none: one request's fault is no other's."""
     if all(row.device.type == "cpu" for row in rows):
-        return [_tried(row.numpy(), steer) for row, steer in zip(rows, steers, strict=True)]
+        return _on_host([row.numpy() for row in rows], steers)
     return _from_device(torch.stack(list(rows)), steers)
 
 
@@ -34,18 +48,26 @@ def _from_device(logits: Tensor, steers: Sequence[Steer]) -> list[Token | Reques
     rest = [at for at, steer in enumerate(steers) if not steer.greedy]
     made: dict[int, Token | RequestError] = {}
     if simple:
-        best = logits[torch.tensor(simple, device=logits.device)].max(-1)
-        for at, token, value in zip(simple, best.indices.tolist(), best.values.tolist(), strict=True):
-            made[at] = Token(token, None, 0.0) if np.isfinite(value) else no_token(value)
+        best = (logits[torch.tensor(simple, device=logits.device)] if rest else logits).max(-1)
+        both = torch.stack([best.indices.double(), best.values.double()]).tolist()  # exact, and waited for once
+        for at, token, value in zip(simple, *both, strict=True):
+            made[at] = Token(int(token), None, 0.0) if np.isfinite(value) else no_token(value)
     if rest:
         host = logits[torch.tensor(rest, device=logits.device)].cpu().numpy()
-        made |= {at: _tried(row, steers[at]) for at, row in zip(rest, host, strict=True)}
+        made |= dict(zip(rest, _on_host(list(host), [steers[at] for at in rest]), strict=True))
     return [made[at] for at in range(len(steers))]
 
 
-def _tried(row: Row, steer: Steer) -> Token | RequestError:
+def _on_host(rows: Sequence[Row], steers: Sequence[Steer]) -> list[Token | RequestError]:
+    """Laws one by one, and draws together: the compiled row has them side by side on all threads."""
+    made = [_tried(row, steer) for row, steer in zip(rows, steers, strict=True)]
+    tokens = iter(_drawn([one for one in made if isinstance(one, Open)]))
+    return [next(tokens) if isinstance(one, Open) else one for one in made]
+
+
+def _tried(row: Row, steer: Steer) -> Token | Open | RequestError:
     try:
-        return pick(row, steer)
+        return _opened(row, steer)
     except RequestError as wrong:
         return wrong
 
@@ -56,17 +78,33 @@ def pick(logits: Row, steer: Steer) -> Token:
     Raises:
         RequestError: the model gave no numbers, nothing may be made here, or a processor of the request failed.
     """
-    law, sampling = steer.law(logits), steer.rules.sampling
+    made = _opened(logits, steer)
+    return _drawn([made])[0] if isinstance(made, Open) else made
+
+
+def _opened(logits: Row, steer: Steer) -> Token | Open:
+    """The likeliest token, where it is what is asked for, or the law of the one that is to be drawn."""
+    law = steer.law(logits)
     best = int(law.argmax())
     if not np.isfinite(law[best]):
         raise no_token(float(law[best]))
-    if sampling.temperature == 0:
-        return _told(logits, best, 0.0, sampling.logprobs)
-    kept, weights = weighed(law, sampling)
-    at, mass = drawn(weights, uniform(sampling.seed, steer.index, len(steer.made)))
-    chosen = at if kept is None else int(kept[at])
-    own = float(law[chosen] - law[best]) / sampling.temperature - math.log(mass)
-    return _told(logits, chosen, own, sampling.logprobs)
+    if steer.rules.sampling.temperature == 0:
+        return _told(logits, best, 0.0, steer.rules.sampling.logprobs)
+    return Open(logits, law, float(law[best]), steer)
+
+
+def _drawn(places: Sequence[Open]) -> list[Token]:
+    made = []
+    for one, (chosen, mass) in zip(places, draws([_ask(one) for one in places]), strict=True):
+        sampling = one.steer.rules.sampling
+        own = (float(one.law[chosen]) - one.best) / sampling.temperature - math.log(mass)
+        made.append(_told(one.logits, chosen, own, sampling.logprobs))
+    return made
+
+
+def _ask(one: Open) -> tuple[Row, Sampling, float]:
+    sampling = one.steer.rules.sampling
+    return one.law, sampling, uniform(sampling.seed, one.steer.index, len(one.steer.made))
 
 
 def no_token(value: float) -> RequestError:

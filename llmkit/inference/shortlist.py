@@ -5,9 +5,12 @@ A row is worked on alone, so that what comes of it cannot depend on the rows bes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from llmkit_kernels import draw
+from llmkit_kernels.build import lacks
 from numpy.typing import NDArray
 
 from llmkit.inference.sampling import Sampling
@@ -22,19 +25,43 @@ SAMPLE, MARGIN = 1024, 96
 """Weights by which `top_p` guesses where the last one lies that it keeps, and how many of them it may be off."""
 
 
+def draws(asked: Sequence[tuple[Row, Sampling, float]]) -> list[tuple[int, float]]:
+    """For each law (V,), how it is drawn from, and its number in [0, 1): the token, and the sum of all weights."""
+    if not asked or lacks("draw"):
+        return [_draw(*one) for one in asked]
+    kept = [_likeliest(law, sampling.top_k) for law, sampling, _ in asked]
+    laws = [law if ids is None else law[ids] for ids, (law, _, _) in zip(kept, asked, strict=True)]
+    given = [
+        draw.Asked(np.ascontiguousarray(law), _sharp(how.temperature), how.top_p, how.min_p, at)
+        for law, (_, how, at) in zip(laws, asked, strict=True)
+    ]
+    found = zip(kept, draw.draw(given), strict=True)
+    return [(at if ids is None else int(ids[at]), mass) for ids, (at, mass) in found]
+
+
+def _draw(law: Row, sampling: Sampling, at: float) -> tuple[int, float]:
+    kept, weights = weighed(law, sampling)
+    place, mass = drawn(weights, at)
+    return place if kept is None else int(kept[place]), mass
+
+
 def weighed(law: Row, sampling: Sampling) -> tuple[Ids | None, Row]:
     """The tokens that can be drawn, in the order of the vocabulary (None: all), and their weights, the likeliest's 1.
 
     Of all tokens the `top_k` likeliest, of these the fewest that hold `top_p` of the mass (arXiv:1904.09751), of these
     the ones at least `min_p` as likely as the likeliest (arXiv:2407.01082).
     """
-    kept = largest(law, sampling.top_k) if 0 < sampling.top_k < len(law) else None
+    kept = _likeliest(law, sampling.top_k)
     weights = _tempered(law if kept is None else law[kept], sampling.temperature)
     if sampling.top_p < 1:
         kept, weights = _narrowed(kept, weights, nucleus(weights, sampling.top_p))
     if sampling.min_p > 0:
         kept, weights = _narrowed(kept, weights, np.flatnonzero(weights >= np.float32(sampling.min_p)))
     return kept, weights
+
+
+def _likeliest(law: Row, top_k: int) -> Ids | None:
+    return largest(law, top_k) if 0 < top_k < len(law) else None
 
 
 def _narrowed(kept: Ids | None, weights: Row, at: Ids) -> tuple[Ids, Row]:
@@ -46,9 +73,13 @@ def _tempered(law: Row, temperature: float) -> Row:
     made: Row = law - law.max()
     with np.errstate(over="ignore"):
         if temperature != 1:
-            made *= np.float32(min(max(1 / temperature, 1e-30), 1e30))
+            made *= np.float32(_sharp(temperature))
         np.exp(made, out=made)
     return made
+
+
+def _sharp(temperature: float) -> float:
+    return min(max(1 / temperature, 1e-30), 1e30)
 
 
 def largest(values: Row, count: int) -> Ids:

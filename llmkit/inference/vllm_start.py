@@ -26,6 +26,15 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 GRACE = 30.0
 """Seconds that a server has to end by itself."""
 PAUSE = 0.5
+SERVER = """
+import os, runpy, signal, sys, threading
+def watch():
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=watch, daemon=True).start()
+runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
+"""
+"""vLLM's server, which ends with the process that holds the other end of its standard input, however that ends."""
 
 
 def settings(node: Vllm, files: Files, cpu: bool) -> dict[str, Any]:
@@ -58,7 +67,7 @@ def served(node: Vllm, files: Files, texts: Texts) -> VllmServed:
     process = subprocess.Popen(
         command(node, files, port),
         env=os.environ | {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1"},
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=said,
         stderr=said,
     )
@@ -74,7 +83,7 @@ def served(node: Vllm, files: Files, texts: Texts) -> VllmServed:
 
 def command(node: Vllm, files: Files, port: int) -> list[str]:
     """The server's command line."""
-    made = [node.python, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
+    made = [node.python, "-c", SERVER, "--host", "127.0.0.1", "--port", str(port)]
     for name, value in settings(node, files, _on_cpu(node.python)).items():
         made += [f"--{name.replace('_', '-')}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return made

@@ -8,6 +8,7 @@ Without one it runs as transformers' own sdpa does, padded and with its cache. A
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -139,8 +140,8 @@ def attention(kind: Kind) -> Callable[..., tuple[Tensor, None]]:
             whole: Any = {"sliding_window": sliding_window, "softcap": softcap, "s_aux": sinks, "attend": attend.whole}
             out, _ = run(module, q, k, v, None, scaling, dropout, **whole, **others)
             return ulysses.by_tokens(out, attend), None
-        if kind is compiled.pieces and isinstance(attend, Packed) and compiled.suits(query, key, value, rule):
-            return compiled.packed(query, key, value, attend, rule), None
+        if isinstance(attend, Packed) and (row := _in_one(kind, query, key, value, attend, rule)) is not None:
+            return row(query, key, value, rule=rule), None
         if isinstance(attend, Paged):
             _no_gradient(query)
             if kind is not eager and compiled.reads(query, key, value, attend, rule):
@@ -157,6 +158,17 @@ def attention(kind: Kind) -> Callable[..., tuple[Tensor, None]]:
         return _assembled(places, kind(pieces, rule), query, value.shape[3]), None
 
     return run
+
+
+def _in_one(kind: Kind, q: Tensor, k: Tensor, v: Tensor, attend: Packed, rule: Rule) -> Callable[..., Tensor] | None:
+    """What takes a whole packed row in one call, if this kind has it for such a row."""
+    if kind is compiled.pieces and compiled.suits(q, k, v, rule):
+        return lambda q, k, v, rule: compiled.packed(q, k, v, attend, rule)
+    if kind is varlen.flex and (lengths := varlen.row_lengths(attend, q.shape)):
+        return partial(varlen.packed_blocks, lengths=lengths, func=varlen.flex_func())
+    if kind is varlen.flash and varlen.short(q) and (lengths := varlen.row_lengths(attend, q.shape)):
+        return partial(varlen.packed, lengths=lengths, func=varlen.varlen_func())
+    return None
 
 
 def _uncontexted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rule: Rule, kind: Kind) -> Tensor:

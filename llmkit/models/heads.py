@@ -92,7 +92,7 @@ class Scored(Headed):
     def forward(self, batch: Batch, needs: Needs = Needs()) -> Tensor | Scores:
         """Log-probabilities of `batch.labels` where `batch.weights` is not 0, row by row: (N,), fp32; or `Scores`."""
         hidden = self.hidden(batch)
-        chosen = batch.weights != 0
+        chosen = (batch.weights != 0).nonzero(as_tuple=True)  # once: a device is waited for
         if needs.spread:
             return self.scores(hidden[chosen], batch.labels[chosen])
         weights = batch.weights[chosen] if needs.by_weight else None

@@ -64,12 +64,11 @@ class BlockStore:
     def write(self, layer: int, keys: Tensor, values: Tensor, laid: Laid) -> None:
         """Stores the new keys (KV, T, D) and values (KV, T, Dv) of a step."""
         held = self.held(layer, keys, values)
-        slots = laid.on(keys.device)[0]
-        rows = [new.detach().transpose(0, 1)[: len(slots)] for new in (keys, values)]
+        block, at = laid.place("new", keys.device)
+        rows = [new.detach().transpose(0, 1)[: len(block)] for new in (keys, values)]
         if not laid.full:  # a GPU would wait for the host here
-            taken = slots >= 0
-            slots, rows = slots[taken], [row[taken] for row in rows]
-        block, at = slots // self.size, slots % self.size
+            taken = block >= 0  # -1 lies in block -1
+            block, at, rows = block[taken], at[taken], [row[taken] for row in rows]
         for which, scales in enumerate((held.key_scales, held.value_scales)):
             if scales is not None:
                 rows[which], scales[block, :, at] = quantised(rows[which])
@@ -102,8 +101,7 @@ class BlockStore:
     def read_flat(self, layer: int, laid: Laid, like: Tensor) -> tuple[Tensor, Tensor]:
         """All keys (K, KV, D) and values (K, KV, Dv) of the sequences of all spans end to end, as `like`'s type."""
         held = self.layers[self.same.get(layer, layer)]
-        slots = laid.flat(like.device)[0]
-        block, at = slots // self.size, slots % self.size
+        block, at = laid.place("flat", like.device)
         made = [held.keys[block, :, :, at], held.values[block, :, at]]
         for which, scales in enumerate((held.key_scales, held.value_scales)):
             made[which] = (made[which] if scales is None else made[which] * scales[block, :, at][..., None]).to(

@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
 from llmkit.core.errors import ModelError
-from llmkit.core.types import Paged
+from llmkit.core.types import Packed, Paged
 from llmkit.models.kinds import missing, outside
 from llmkit.models.pieces import Piece, Rule, sdpa
 
@@ -116,6 +116,34 @@ def tiled(pieces: Sequence[Piece], rule: Rule, varlen_func: Callable[..., Tensor
     return [o.view(p.q.shape[0], -1, *o.shape[1:]).transpose(1, 2) for o, p in zip(outs, pieces, strict=True)]
 
 
+def row_lengths(attend: Packed, shape: Sequence[int]) -> tuple[int, ...]:
+    """Of a row (1, H, T, D) that is segments end to end, without parents: their lengths; nothing of another one."""
+    at, lengths = 0, []
+    for segment in attend.segments:
+        if segment.row or segment.parent >= 0 or segment.start != at:
+            return ()
+        lengths.append(segment.end - at)
+        at = segment.end
+    return tuple(lengths) if shape[0] == 1 and at == shape[2] and all(n > 0 for n in lengths) else ()
+
+
+def packed(
+    q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], rule: Rule, func: Callable[..., Tensor]
+) -> Tensor:
+    """Such a row, q (1, H, T, D) -> (1, T, H, Dv): nothing is cut and put together again, which costs a GPU some
+    operations for each segment, layer and direction."""
+    flat = [t[0].transpose(0, 1).contiguous() for t in (q, k, v)]
+    starts, most = _starts(lengths, q.device), max(lengths)
+    return _varlen(flat, [starts, starts], [most, most], rule, func)[None]
+
+
+def packed_blocks(
+    q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], rule: Rule, func: Callable[..., Any]
+) -> Tensor:
+    """The same by a function with the signature of torch's `flex_attention`."""
+    return _masked(q, k, v, tuple((length, 0) for length in lengths), rule, func).transpose(1, 2)
+
+
 def paged(
     layer: int, q: Tensor, k: Tensor, v: Tensor, context: Paged, rule: Rule, func: Callable[..., Tensor]
 ) -> Tensor:
@@ -152,12 +180,14 @@ def _starts(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 
 def flex(pieces: Sequence[Piece], rule: Rule) -> list[Tensor]:
     """Compiled flex attention over all pieces, by a block mask made from the pieces' lengths."""
-    return blocked(pieces, rule, _compiled())
+    return blocked(pieces, rule, flex_func())
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=True)
+def flex_func() -> Callable[..., Any]:
+    """torch's, compiled. Its kernel for few queries, which it would take by itself for less than 128, has no variant
+    for every size of heads; the one for many takes all."""
+    return partial(torch.compile(flex_attention, dynamic=True), kernel_options={"BACKEND": "TRITON"})
 
 
 def blocked(pieces: Sequence[Piece], rule: Rule, flex_func: Callable[..., Any]) -> list[Tensor]:
@@ -166,10 +196,18 @@ def blocked(pieces: Sequence[Piece], rule: Rule, flex_func: Callable[..., Any]) 
     Raises:
         ModelError: attention dropout, which flex attention does not have.
     """
-    if rule.dropout:
-        raise ModelError("flex knows no attention dropout", fix="use attention: auto", key="model.attention")
     q, k, v = (torch.cat([row for t in parts for row in torch.split(t, 1)], 2) for parts in _parts(pieces))
     shapes = tuple((p.q.shape[2], p.before) for p in pieces for _ in range(p.q.shape[0]))
+    outs = iter(torch.split(_masked(q, k, v, shapes, rule, flex_func), [length for length, _ in shapes], 2))
+    return [torch.cat([next(outs) for _ in range(p.q.shape[0])]) for p in pieces]
+
+
+def _masked(
+    q: Tensor, k: Tensor, v: Tensor, shapes: tuple[tuple[int, int], ...], rule: Rule, flex_func: Callable[..., Any]
+) -> Tensor:
+    """Queries of pieces (length, tokens before) end to end over their keys end to end."""
+    if rule.dropout:
+        raise ModelError("flex knows no attention dropout", fix="use attention: auto", key="model.attention")
 
     def capped(score: Tensor, *_: Tensor) -> Tensor:
         return torch.tanh(score / rule.cap) * rule.cap
@@ -180,8 +218,7 @@ def blocked(pieces: Sequence[Piece], rule: Rule, flex_func: Callable[..., Any]) 
     out, lse = flex_func(q, k, v, score, mask, rule.scale, shared, return_lse=True)
     if rule.sinks is not None:  # a key without a value takes its share of the softmax
         out = out * torch.sigmoid(lse - rule.sinks.float().view(1, -1, 1))[..., None].to(out.dtype)
-    outs = iter(torch.split(out, [length for length, _ in shapes], 2))
-    return [torch.cat([next(outs) for _ in range(p.q.shape[0])]) for p in pieces]
+    return cast(Tensor, out)
 
 
 @lru_cache(maxsize=8)

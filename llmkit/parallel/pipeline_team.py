@@ -154,7 +154,7 @@ class Piped(Steps):
             return Flight(given, made), {}
         part = loss(scores, batch)
         scale = self.ways.scaler.scale if self.ways.scaler else 1.0
-        return Flight(given, part.total / count * scale), numbers(part)
+        return Flight(given, part.total / count * scale), numbers([part])[0]
 
     def _backward(self, flight: Flight) -> None:
         grad = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -143,7 +143,7 @@ class Steps:
         Raises:
             ResourceError: parameters are updated in the backward pass, and there is more than one.
         """
-        scaler, own = self.ways.scaler, dict[str, tuple[float, ...]]()
+        scaler, parts = self.ways.scaler, list[LossSum]()
         needs = getattr(loss, "needs", PLAIN)
         self.squares = 0.0
         for index, batch in enumerate(batches):
@@ -158,8 +158,8 @@ class Steps:
                 part = loss(scores, batch)
                 (part.total / count * (scaler.scale if scaler else 1.0)).backward()
             self.team.after(index, turns)
-            own = summed([own, numbers(part)])
-        return self.sums(own)
+            parts.append(detached(part))
+        return self.sums(summed(numbers(parts)))
 
     def sums(self, own: Sums) -> LossSum:
         """The sums of all ranks, after the last micro-batch: the gradients are then those of the loss itself."""
@@ -251,7 +251,16 @@ def autocast(ways: Ways, params: Mapping[str, nn.Parameter]) -> AbstractContextM
     return torch.autocast(ways.device or next(iter(params.values())).device.type, dtype=ways.compute)
 
 
-def numbers(part: LossSum) -> Sums:
-    """The sums of a micro-batch by name, each (sum, count); the loss itself has no name."""
-    found = {"": (float(part.total.detach()), float(part.count))}
-    return found | {name: (float(top.detach()), float(bottom.detach())) for name, (top, bottom) in part.extras.items()}
+def detached(part: LossSum) -> LossSum:
+    """The same sums without what they were made of."""
+    extras = {name: (top.detach(), bottom.detach()) for name, (top, bottom) in part.extras.items()}
+    return LossSum(part.total.detach(), part.count.detach(), extras)
+
+
+def numbers(parts: Sequence[LossSum]) -> list[Sums]:
+    """The sums of micro-batches by name, each (sum, count); the loss itself has no name. All come over from a device in
+    one transfer: it is waited for once a step, not after each micro-batch."""
+    pairs = [{"": (part.total, part.count), **part.extras} for part in parts]
+    flat = [number.double().reshape(1) for one in pairs for pair in one.values() for number in pair]
+    values = iter(torch.cat([number.to(flat[0].device) for number in flat]).tolist() if flat else [])
+    return [{name: (next(values), next(values)) for name in one} for one in pairs]

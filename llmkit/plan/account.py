@@ -137,6 +137,12 @@ HALF = Kept(2 * 14, 2 * 2, 2 * 4)
 """Parameters of 16 bits, with norms in fp32."""
 MIXED = Kept(2 * 14, 2 * 3, 2 * 4)
 """16 bits by autocast, with norms in fp32."""
+CUDA_HALF = Kept(2 * 9, 2 * 2, 2 * 4)
+"""On a CUDA device, where a norm is one kernel that keeps its input, and a packed row is attended to as it lies."""
+CUDA_MIXED = Kept(2 * 12, 2 * 3, 2 * 4)
+"""The same by autocast."""
+CUDA_MIXED_LORA = Kept(2 * 7, 2 * 2, 2 * 4)
+"""Our LoRA over weights of 16 bits there: linears of one input keep it once, and a gated product is made again."""
 HALF_LORA = Kept(2 * 8 + 4 * 6, 2 * 2 + 4, 2 * 4)
 """Parameters of 16 bits under adapters of 32: each linear's input is kept in 32."""
 

@@ -33,6 +33,13 @@ def form(fields: Fields, schema: Mapping[str, Any] | None = None) -> Grammar | N
     return found[0] if found else None
 
 
+def field_of(fields: Fields, schema: Mapping[str, Any] | None = None) -> str:
+    """The field that asks for a form, as `form` finds it."""
+    if schema is not None:
+        return "tools"
+    return "structured_outputs" if fields.get("structured_outputs") is not None else "response_format"
+
+
 def _formatted(format: Fields) -> Grammar | None:
     kind = format.choice("type", "", ("text", "json_object", "json_schema"))
     held = format.object("json_schema") if kind == "json_schema" else None

@@ -17,6 +17,9 @@ from llmkit.serve.refusal import Refusal
 from llmkit.serve.service import Service
 from llmkit.serve.usage import Usage
 
+FORM = "response_format"
+"""What a refused grammar is called where nothing else is known of it."""
+
 
 @dataclass
 class Account:
@@ -29,6 +32,8 @@ class Account:
     unit: str
     """Whom it is for, as the client says (`user`)."""
     features: Mapping[str, float]
+    form: str = FORM
+    """The field that says what the answer must look like."""
     arrived: float = field(default_factory=now)
     begun: float = field(default_factory=time.monotonic)
     first: float | None = None
@@ -71,6 +76,8 @@ class Generation:
                     account.finish = event.finish or account.finish
                     yield index, event, self.answers[index].take(event)
         except Refusal as cause:
+            if cause.key == FORM:
+                cause.key, cause.what = account.form, cause.what.replace(FORM, account.form, 1)
             account.finish = cause.code or "error"
             raise
         finally:

@@ -57,6 +57,7 @@ async def read(service: Service, fields: Fields, caller: Caller) -> Asked:
         first, dot, rest = (cause.key or "").partition(".")
         cause.key = NAMES.get(first, first) + dot + rest or None
         raise
+    asked.account.form = NAMES.get(asked.account.form, asked.account.form)
     keys = ("instructions", "metadata", "max_output_tokens", "temperature", "top_p", "tools", "tool_choice", "text")
     return Asked(asked, {key: fields.held.get(key) for key in keys})
 

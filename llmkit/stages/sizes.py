@@ -19,6 +19,9 @@ from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.safe import NUMBERED, read_json
 from llmkit.parallel.node import Auto, Fsdp
 from llmkit.plan.account import (
+    CUDA_HALF,
+    CUDA_MIXED,
+    CUDA_MIXED_LORA,
     DORA,
     DROPPED,
     FUSED,
@@ -128,12 +131,12 @@ def held_by(node: Training, shape: Shape, device: str) -> Held:
     return Held(
         weight_bytes=node.quant.weight_bytes or plain,
         plain_bytes=plain,
-        kept=_kept(node, cost, kinds),
+        kept=_kept(node, cost, kinds, device),
         cost=cost,
         moment_bytes=min(_moments(node, shape, cost), 2 * trained),
         trained_bytes=trained,
         recompute=0,
-        head_bytes=_head(cost.head, device),
+        head_bytes=_head(cost.head, device, 6 * shape.vocab * shape.hidden if kinds.half else 0),
         head_gradient=4 * shape.vocab * shape.hidden if cost.head else 0,
         gradients=min(largest, cost.trained) if early else None,
         offload=node.memory.offload_activations,
@@ -164,13 +167,17 @@ def _moments(node: Training, shape: Shape, cost: Cost) -> float:
     return node.optim.moments(inner, shape.embedded, shape.hidden) / max(1, shape.params)
 
 
-def _kept(node: Training, cost: Cost, kinds: Types) -> Kept:
+def _kept(node: Training, cost: Cost, kinds: Types, device: str) -> Kept:
     plain = isinstance(node.quant, NoQuant)
     if any(cost.own):
         hidden, inner, keys = cost.own
         size = 3 if kinds.half else 4  # some of it is in 16 bits, some is not
         return Kept(size * hidden, size * (inner if plain else inner + 1), size * keys)
     if kinds.half:
+        if device == "cuda" and plain and not node.adapter.frozen_base:
+            return CUDA_MIXED if kinds.mixed else CUDA_HALF
+        if device == "cuda" and plain and kinds.mixed and cost.low and cost.keeps == "shared":
+            return CUDA_MIXED_LORA
         if kinds.mixed:
             return MIXED
         return HALF_LORA if node.adapter.frozen_base else HALF
@@ -179,9 +186,10 @@ def _kept(node: Training, cost: Cost, kinds: Types) -> Kept:
     return FUSED if plain else QUANTISED
 
 
-def _head(trained: bool, device: str) -> int:
-    """A block of logits with its chances; of a trained head a chunk."""
+def _head(trained: bool, device: str, product: int) -> int:
+    """A block of logits with its chances; of a trained head a chunk. On a GPU in 16 bits a chunk's chances are rounded
+    beside it, and so is the `product` that is added to the gradient."""
     if trained:
-        return CHUNK_BYTES[device]
+        return CHUNK_BYTES[device] if device == "cpu" else CHUNK_BYTES[device] * 3 // 2 + product
     positions, words = BLOCK[device]
     return 2 * 4 * positions * words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llmkit.core.types import Packed, Paged, Segment, Span
-from llmkit.models.attend import KINDS, install
+from llmkit.models.attend import KINDS, attention, install
 from llmkit.models.families import tiny
 from llmkit.models.paged import BlockStore
 from llmkit.models.pieces import Piece, Rule, eager
@@ -58,6 +59,28 @@ def test_values_and_gradients_are_those_of_the_plain_twin(
     given = pieces(device, dtype)
     wide = [Piece(*(part.detach().float().requires_grad_() for part in (p.q, p.k, p.v)), 0) for p in given]
     near(results(KINDS[kind], given, rule), results(eager, wide, rule), CLOSE[dtype])
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, (5, 3)], ids=["long", "short"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("flash", BF16), ("flash", FP16), ("flex", FP32), ("flex", BF16)], ids=lambda said: str(said)
+)
+def test_a_packed_row_in_one_call(kind: str, dtype: torch.dtype, lengths: tuple[int, ...], gpu: str) -> None:
+    """Values and gradients of a whole row (1, H, T, D); flex has no kernel for few queries of 16 numbers."""
+    torch.compiler.reset()
+    draw, ends = torch.Generator().manual_seed(0), list(accumulate(lengths))
+    wide = [torch.randn(1, heads, ends[-1], 16, generator=draw).to(gpu, dtype).float() for heads in (4, 2, 2)]
+    own, true = ([t.to(kind).requires_grad_() for t in wide] for kind in (dtype, FP32))
+    attend = Packed(tuple(Segment(0, a, b) for a, b in zip([0, *ends], ends, strict=False)))
+    outs = [
+        attention(KINDS[name])(None, *row, scaling=0.2, attend=attend)[0]
+        for name, row in ((kind, own), ("eager", true))
+    ]
+    ours, plain = (
+        [out.float().detach(), *(g.float() for g in torch.autograd.grad(out.float().sin().sum(), row))]
+        for out, row in zip(outs, (own, true), strict=True)
+    )
+    near(ours, plain, CLOSE[dtype])
 
 
 def test_flash_under_autocast_takes_what_rotations_left_in_fp32(gpu: str) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -138,10 +139,10 @@ def killed(model: Path, rows: Path, out: Path, **more: Any) -> None:
 
 def test_memory_that_gives_out_is_named(gpu: str, sound: Path, rows: Path, tmp_path: Path) -> None:
     """The account is passed by: what it cannot know, others on the same card, is what gives out."""
-    hog = torch.empty(64 << 20, dtype=torch.uint8, device=gpu)
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (2 << 20)) / total)
+    hog = [filled for size in (1 << 20, 1 << 16, 1 << 12, 512) for filled in until_full(size, gpu)]
     try:
         with pytest.raises(ResourceError, match=r"memory gave out .*MiB are free.*fix: "):
             go(node(sound, rows, tmp_path / "run", **FULL))
@@ -150,6 +151,15 @@ def test_memory_that_gives_out_is_named(gpu: str, sound: Path, rows: Path, tmp_p
         del hog
     said = json.loads((tmp_path / "run" / "status.json").read_text())
     assert said["state"] == "failed" and "memory gave out" in json.dumps(said)
+
+
+def until_full(size: int, device: str) -> Iterator[torch.Tensor]:
+    """What the allocator has left, in tensors of `size` bytes: gaps between those of earlier tests too."""
+    while True:
+        try:
+            yield torch.empty(size, dtype=torch.uint8, device=device)
+        except torch.cuda.OutOfMemoryError:
+            return
 
 
 @pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), GPU], indirect=True)

@@ -98,7 +98,7 @@ def test_the_peak_is_the_one_foretold(plan: str, gpu: str, middle: Path, tmp_pat
     used = max(line["peak_memory_bytes"] for line in lines(artifact.folder)) - before
     foretold = max(account.load, account.total) - BASE[gpu]  # what the driver takes is no tensor
     assert abs(used / foretold - 1) < SPARE, (
-        f"{plan}: used {used >> 20} MiB, foretold {foretold >> 20}: {account.parts}"
+        f"{plan}: used {used / 2**20:.0f} MiB, foretold {foretold / 2**20:.0f}: {account.parts}"
     )
 
 

@@ -16,7 +16,7 @@ from transformers.generation import logits_process as theirs
 from llmkit.inference.request import Request, RequestError
 from llmkit.inference.sampler import _from_device, choose, pick, scored, uniform
 from llmkit.inference.sampling import Sampling
-from llmkit.inference.shortlist import drawn, largest, nucleus, weighed
+from llmkit.inference.shortlist import _draw, drawn, draws, largest, nucleus, weighed
 from llmkit.inference.steer import Rules, Steer
 
 SETTINGS: list[dict[str, Any]] = [
@@ -139,6 +139,20 @@ def test_a_draw_in_blocks_is_the_draw() -> None:
         before = mass[found - 1] if found else 0.0
         assert weights[found] > 0 and before - 1e-6 <= at <= mass[found] + 1e-6
     assert drawn(weights, np.nextafter(1.0, 0))[0] == np.flatnonzero(weights)[-1]
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0, 12.0])
+def test_draws_of_a_step_are_those_of_one_row_at_a_time(spread: float) -> None:
+    numbers, asked = np.random.default_rng(8), []
+    for how in SETTINGS:
+        for words in (3, 400, 9000):
+            law = (numbers.standard_normal(words) * spread).astype(np.float32)
+            law[1:][numbers.random(words - 1) < 0.2] = -np.inf
+            asked += [(law, Sampling(**how), float(at)) for at in numbers.random(5)]
+    pairs = list(zip(draws(asked), map(lambda one: _draw(*one), asked), strict=True))
+    assert sum(mine[0] != plain[0] for mine, plain in pairs) <= 1  # on the border of two tokens, by rounding
+    assert all(abs(mine[1] - plain[1]) <= 1e-5 * plain[1] + 1e-6 for mine, plain in pairs)
+    assert draws(asked[:7]) == draws(asked)[:7] and draws(asked[::-1]) == draws(asked)[::-1]
 
 
 def batch(rows: int, words: int) -> tuple[torch.Tensor, list[Steer]]:

@@ -98,7 +98,7 @@ def test_vllm_is_told_where_the_model_is_and_what_it_may_take(tmp_path: Path) ->
     python.write_text("#!/bin/sh\necho cpu\n")
     python.chmod(0o755)
     line = command(Vllm(python=str(python), length=64), FILES, 81)
-    assert line[:3] == [str(python), "-m", "vllm.entrypoints.openai.api_server"]
+    assert line[:2] == [str(python), "-c"] and "vllm.entrypoints.openai.api_server" in line[2]
     pairs = dict(zip(line[3::2], line[4::2], strict=True))
     assert (pairs["--host"], pairs["--port"], pairs["--model"]) == ("127.0.0.1", "81", "/models/tiny")
     assert (pairs["--max-model-len"], pairs["--kv-cache-memory-bytes"]) == ("64", str(2 << 30))
@@ -107,13 +107,57 @@ def test_vllm_is_told_where_the_model_is_and_what_it_may_take(tmp_path: Path) ->
 
 def test_a_server_that_does_not_start_is_named_with_what_it_said(tmp_path: Path) -> None:
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nif [ $1 = -c ]; then echo cpu; exit; fi\necho ValueError: no room\nexit 3\n")
+    python.write_text("#!/bin/sh\nif [ $# = 2 ]; then echo cpu; exit; fi\necho ValueError: no room\nexit 3\n")
     python.chmod(0o755)
     with pytest.raises(ResourceError, match=r"generator: vLLM's server ended with 3: ValueError: no room; fix"):
         Vllm(python=str(python)).open(HELD)
     python.write_text("#!/bin/sh\necho No module named vllm >&2; exit 1\n")
     with pytest.raises(ResourceError, match=r"generator.python: .* has no vLLM .*No module named vllm"):
         Vllm(python=str(python)).open(HELD)
+
+
+SERVER = """
+import json, os, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.tell(b"")
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        known = self.headers["authorization"] == "Bearer " + os.environ["VLLM_API_KEY"]
+        self.tell(open(os.environ["ANSWER"], "rb").read() if known else b"{}")
+
+    def tell(self, text):
+        self.send_response(200)
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+def test_a_server_is_started_asked_with_its_key_and_ends_with_us(tmp_path: Path, monkeypatch: Any) -> None:
+    place = tmp_path / "vllm" / "entrypoints" / "openai"
+    place.mkdir(parents=True)
+    (tmp_path / "vllm" / "platforms.py").write_text("class current_platform:\n    is_cpu = lambda: True\n")
+    (place / "api_server.py").write_text(SERVER)
+    (tmp_path / "answer").write_text(json.dumps(ANSWER))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("ANSWER", str(tmp_path / "answer"))
+    writers: list[Any] = [Vllm(python=sys.executable).open(HELD) for _ in range(2)]
+    for writer in writers:
+        (made,) = writer.each([Ask(Prompt((5, 6)), Sampling(logprobs=1, prompt_logprobs=1))])
+        checked(made, 0.0)
+    closed, left = (writer.end.args[0] for writer in writers)
+    assert closed.poll() is None and left.poll() is None
+    writers[0].close()
+    assert closed.poll() is not None
+    left.stdin.close()  # what happens when this process is killed
+    assert left.wait(60) is not None
+    writers[1].close()
 
 
 LOGPROBS = {

@@ -69,3 +69,12 @@ def test_a_norm_with_a_gate_beside_it_stays_as_it_is(family):
         close(model(input_ids=ids, use_cache=False).logits, before, 1e-5)
     assert counts["linear"] > 5
     assert any("Gated" in type(module).__name__ for module in model.modules())
+
+
+def test_torch_s_norm_in_16_bits_rounds_as_transformers_does():
+    """What a GPU runs in one kernel: the norm in fp32, rounded, times the weight."""
+    x, weight = torch.randn(7, 24).bfloat16(), torch.randn(24).bfloat16()
+    wide = x.float()
+    want = weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).bfloat16()
+    got = weight * nn.functional.rms_norm(x, (24,), None, 1e-6)
+    assert (got == want).float().mean() > 0.98 and torch.allclose(got.float(), want.float(), rtol=1e-2)

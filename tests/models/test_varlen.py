@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -11,10 +12,10 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from llmkit.core.errors import ModelError
-from llmkit.core.types import Paged, Span
+from llmkit.core.types import Packed, Paged, Segment, Span
 from llmkit.models.paged import BlockStore
 from llmkit.models.pieces import Piece, Rule, eager
-from llmkit.models.varlen import blocked, own_varlen, paged, tiled
+from llmkit.models.varlen import blocked, own_varlen, packed, packed_blocks, paged, row_lengths, tiled
 
 SHAPES = [(0, 1), (0, 7), (9, 1), (0, 129), (130, 5), (3, 100)]
 
@@ -128,3 +129,39 @@ def test_flex_visits_only_blocks_that_share_a_piece() -> None:
 def test_flex_refuses_dropout() -> None:
     with pytest.raises(ModelError, match="flex knows no attention dropout"):
         blocked(pieces(), Rule(1.0, dropout=0.1), flex_attention)
+
+
+LENGTHS = (1, 7, 129, 64)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("rule", [Rule(0.2), Rule(0.2, window=5)])
+def test_a_whole_packed_row_needs_no_cutting(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call over the row: values and gradients are those of its segments, cut out."""
+    monkeypatch.setitem(globals(), "SHAPES", [(0, n) for n in LENGTHS])
+    ends = list(accumulate(LENGTHS))
+    places = list(zip([0, *ends], ends, strict=False))
+    draw = torch.Generator().manual_seed(0)
+    row = [torch.randn(1, heads, ends[-1], 16, generator=draw).requires_grad_() for heads in (4, 2, 2)]
+    lengths = row_lengths(Packed(tuple(Segment(0, a, b) for a, b in places)), row[0].shape)
+    assert lengths == LENGTHS
+    cut = eager([Piece(*(t[:, :, a:b] for t in row), 0) for a, b in places], rule)
+    want = torch.cat([out.transpose(1, 2) for out in cut], 1)
+    got = packed(*row, lengths=lengths, rule=rule, func=plain_varlen)
+    assert torch.allclose(got, want, rtol=1e-5, atol=2e-6)
+    for a, b in zip(*(torch.autograd.grad(x.sin().sum(), row, retain_graph=True) for x in (got, want)), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+    blocks = packed_blocks(*(t.detach() for t in row), lengths=lengths, rule=rule, func=flex_attention)
+    assert torch.allclose(blocks, want, rtol=1e-5, atol=2e-6)
+
+
+def test_a_row_with_gaps_parents_or_neighbours_is_cut() -> None:
+    shape = (1, 4, 10, 16)
+    for segments in (
+        [Segment(0, 0, 4), Segment(0, 5, 10)],
+        [Segment(0, 0, 9)],
+        [Segment(0, 0, 4), Segment(0, 4, 10, 0)],
+        [Segment(1, 0, 10)],
+    ):
+        assert row_lengths(Packed(tuple(segments)), shape) == ()
+    assert row_lengths(Packed((Segment(0, 0, 10),)), (2, 4, 10, 16)) == ()

@@ -65,7 +65,7 @@ class Real:
         self.process, self.log = process, log
         self.url = self.said("ready")["url"]
 
-    def said(self, event: str, count: int = 1, seconds: float = 120.0) -> dict[str, Any]:
+    def said(self, event: str, count: int = 1, seconds: float = 280.0) -> dict[str, Any]:
         """The `count`-th line of the log about something."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.process.poll() is None:

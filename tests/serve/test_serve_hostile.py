@@ -21,6 +21,7 @@ BROKEN = {
     "null": b"null",
     "text": b'"a"',
     "twice": ASKED + b',"max_tokens":2}',
+    "twice after many": ASKED + b"".join(b',"%x":0' % at for at in range(200_000)) + b',"z":0,"z":0}',
     "nan": ASKED + b',"top_p":NaN}',
     "infinity": ASKED + b',"top_p":-Infinity}',
     "huge number": ASKED + b',"top_p":1e999}',
@@ -41,6 +42,32 @@ def test_a_body_that_is_no_sound_json_is_refused(server, name):
     status, said = post(server, BROKEN[name])
     assert status == 400 and set(said["error"]) == {"message", "type", "param", "code"}
     assert post(server, ASKED + b"}")[0] == 200
+
+
+ROUTES = ("/v1/completions", "/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize")
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_h1_bodies_are_read_so_on_every_route(server, path):
+    for name, body in BROKEN.items():
+        status, said = post(server, body, path=path)
+        wanted = "unknown_parameter" if name == "unknown" else "invalid_json"
+        assert status == 400 and (name == "unknown" or said["error"]["code"] == wanted), (name, said)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/responses", {"input": "a", "tool_choice": "required"}, "tool_choice"),
+        ("/v1/responses", {"input": "a", "tool_choice": {"x": 1}}, "tool_choice"),
+        ("/v1/completions", {"prompt": "a", "suffix": {}}, "suffix"),
+        ("/v1/completions", {"prompt": "a", "suffix": False}, "suffix"),
+        ("/tokenize", {"prompt": "a", "tools": "a"}, "tools"),
+    ],
+)
+def test_what_a_route_would_not_use_is_refused_and_not_passed_over(server, path, body, param):
+    status, said = post(server, body, path=path)
+    assert status == 400 and said["error"]["param"] == param, said
 
 
 FIELDS = {

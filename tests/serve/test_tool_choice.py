@@ -45,6 +45,12 @@ def test_required_is_a_list_of_calls_that_follow_their_schemas() -> None:
     assert not allows(chosen(GIVEN, "required", parallel=False), f"[{NOW}, {NOW}]")
 
 
+def test_a_choice_with_more_in_it_than_a_name_is_refused() -> None:
+    for more in ({**ONE, "strict": True}, {**ONE, "function": {"name": "now", "arguments": {}}}):
+        with pytest.raises(RequestError, match="is no choice of tools"):
+            chosen(GIVEN, more)
+
+
 def test_a_named_tool_is_the_only_one() -> None:
     named = chosen(GIVEN, ONE)
     assert list(named.tools) == ["now"]

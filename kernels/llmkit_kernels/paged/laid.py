@@ -89,6 +89,7 @@ class Laid:
     there: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
     grids: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
     flats: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    places: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def single(self) -> bool:
@@ -129,6 +130,14 @@ class Laid:
             table = _whole([row + row[:1] * (most - len(row)) for row in used])
             self.grids[device] = table.to(device), _whole([run[2] + 1 for run in self.runs]).to(device)
         return self.grids[device]
+
+    def place(self, which: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Block and place in it of each new token (`new`), or of each key of each span's sequence (`flat`): worked out
+        once for all layers."""
+        if (which, device) not in self.places:
+            slots = self.on(device)[0] if which == "new" else self.flat(device)[0]
+            self.places[which, device] = slots // self.block, slots % self.block
+        return self.places[which, device]
 
     def by(self, queries: int) -> Tensor:
         """(N, 2): span and first query of every task of so many queries, the longest first."""

@@ -58,7 +58,7 @@ def summary(load: Load, driven: Driven, slo: Mapping[str, float]) -> dict[str, A
         "window": window,
         "ttft": spread([shot.first for shot in good]),
         "itl": spread([gap for shot in good for gap in shot.gaps]),
-        "itl_mean": spread([shot.between for shot in good if shot.tokens > 1]),
+        "itl_mean": spread([shot.between for shot in good if len(shot.times) > 1]),
         "e2e": spread([shot.whole for shot in good]),
         "tokens": {
             "prompt": prompt,
