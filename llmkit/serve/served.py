@@ -119,7 +119,7 @@ class Work:
         with self.held.computing():
             hidden = forward.hidden(tokens, positions, Paged(store, (span,)), [whole.key])[whole.before :].float()
         vector = hidden.mean(0) if asked["pooling"] == "mean" else hidden[-1]
-        done.set_result((vector / vector.norm()).tolist())
+        done.set_result(torch.nn.functional.normalize(vector, dim=0).tolist())  # one of nothing but zeros stays so
 
     def reset(self, asked: Said, done: Future[Any]) -> None:
         """The prefix cache is emptied."""
