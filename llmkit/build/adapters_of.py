@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from llmkit.core.errors import ModelError
-from llmkit.inference.adapters import MOST, Adapters
+from llmkit.inference.adapters import MOST, Adapters, Bank
 from llmkit.models.adapter_files import Base, lacks
 from llmkit.models.bare import bare
 from llmkit.models.decoder import Decoder
@@ -67,9 +67,18 @@ def adapters(loaded: Loaded, decoder: Decoder, beside: Beside = Beside()) -> Ada
             what = f"{resolved.name} {why}, over which no other adapters are run"
             raise ModelError(what, fix="merge it into its base first", key="model")
         return Adapters()
-    made = Adapters(decoder.bank, beside.root, beside.most)
-    if hasattr(loaded.model, "peft_config"):
-        made.be(resolved.folder)
+    return adapters_in(decoder.bank, beside, resolved.folder if hasattr(loaded.model, "peft_config") else None)
+
+
+def adapters_in(bank: Bank, beside: Beside, own: Path | None) -> Adapters:
+    """What requests may ask for of a bank; `own` is the folder of the adapter that the model itself is.
+
+    Raises:
+        ModelError: an adapter does not fit.
+    """
+    made = Adapters(bank, beside.root, beside.most)
+    if own is not None:
+        made.be(own)
     for name, folder in beside.named.items():
         made.add(name, Path(folder).expanduser())
     return made

@@ -17,10 +17,16 @@ DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": t
 
 
 def store_of(
-    forward: Forward, cache: Cache, notice: Callable[[str], None] = lambda _: None, most: int | None = None
+    forward: Forward,
+    cache: Cache,
+    notice: Callable[[str], None] = lambda _: None,
+    most: int | None = None,
+    ranks: int = 1,
+    least: Callable[[int], int] = int,
 ) -> BlockStore:
     """Blocks for a model, as many as the budget holds; one token is run to see what its layers keep. No more
-    than for `most` tokens.
+    than for `most` tokens; `least`: the number that fits here -> the least that fits on any of the `ranks` that hold
+    the model together.
 
     Raises:
         ResourceError: there is no room for a single block.
@@ -29,12 +35,12 @@ def store_of(
     one = torch.zeros(1, dtype=torch.int64, device=forward.device)
     with torch.no_grad():
         forward.hidden(one, one, Paged(store, (Span(0, 0, 1, 0, (0,)),)), [""])
-    rooms = [(cache.budget(at.type, free(at)), each) for at, each in store.bytes.items()]
+    rooms = [(cache.budget(at.type, free(at), ranks), each) for at, each in store.bytes.items()]
     if wrong := [(budget, each) for budget, each in rooms if budget < each]:
         budget, each = (x / 2**20 for x in wrong[0])
         what = f"a block of {cache.block} tokens takes {each:.2f} MiB and there are {budget:.2f} for it"
         raise ResourceError(what, fix="give cache.size more", key="cache")
-    fit = min(budget // each for budget, each in rooms)
+    fit = least(min(budget // each for budget, each in rooms))
     store.resize(fit if most is None else min(fit, -(-most // cache.block)))
     notice(told(store))
     return store

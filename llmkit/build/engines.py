@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from llmkit_kernels.build import lacks
 
-from llmkit.build.adapters_of import Beside, adapters, support
+from llmkit.build.adapters_of import Beside, adapters, adapters_in, support
 from llmkit.build.adapters_of import decoder as decoder_of
 from llmkit.build.cache import store_of
+from llmkit.build.placed import place
 from llmkit.core.errors import ModelError
 from llmkit.inference.adapters import Adapters
 from llmkit.inference.blocks import Blocks
@@ -17,11 +18,13 @@ from llmkit.inference.check import Facts
 from llmkit.inference.engine import Engine
 from llmkit.inference.generate import ends
 from llmkit.inference.node import OwnEngine
-from llmkit.inference.runner import Runner
+from llmkit.inference.ranks import Led
+from llmkit.inference.runner import Forward, Runner
 from llmkit.inference.scheduler import Limits
 from llmkit.inference.text import Texts
 from llmkit.models.decoder import Decoder
 from llmkit.models.load import Loaded
+from llmkit.models.paged import BlockStore
 from llmkit.models.positions import steady_length
 
 
@@ -43,14 +46,40 @@ def engine_of(
     if model is None:
         check_engine(loaded)
     decoder = decoder_of(loaded, how.exact) if model is None else Decoder(model, exact=how.exact)
+    if how.placement is not None:
+        place(decoder, how.placement)
     own = adapters(loaded, decoder, beside) if model is None else Adapters()
     store = store_of(decoder, how.cache, notice, most)
+    return _engine(decoder, decoder, store, store.copy, loaded.tokenizer, how, own)
+
+
+def engine_over(loaded: Loaded, led: Led, how: OwnEngine, beside: Beside = Beside()) -> Engine:
+    """An engine over a model that several ranks hold together, on the first of them.
+
+    Raises:
+        ModelError: an adapter does not fit.
+    """
+    resolved = loaded.resolved
+    own = adapters_in(led, beside, resolved.folder if resolved.base is not None else None)
+    decoder, store = cast(Decoder, led.rank.forward), cast(BlockStore, led.rank.store)
+    return _engine(led, decoder, store, led.copy, loaded.tokenizer, how, own)
+
+
+def _engine(
+    forward: Forward,
+    decoder: Decoder,
+    store: BlockStore,
+    copy: Callable[[int, int], None],
+    tokenizer: Any,
+    how: OwnEngine,
+    own: Adapters,
+) -> Engine:
+    """`decoder` is what of the model lies here."""
     longest = steady_length(decoder.causal, store.blocks * store.size)
-    facts = Facts(decoder.words, longest, tuple(ends(decoder.causal, loaded.tokenizer)))
-    limits, runner = Limits(how.tokens, how.sequences), Runner(decoder, store)
+    facts = Facts(decoder.words, longest, tuple(ends(decoder.causal, tokenizer)))
+    limits, blocks = Limits(how.tokens, how.sequences), Blocks(store.blocks, store.size)
     lacks("draw")  # compiled now, if it has to be, and not in the midst of a step
-    blocks = Blocks(store.blocks, store.size)
-    return Engine(runner, blocks, limits, facts, Texts(loaded.tokenizer), store.copy, own)
+    return Engine(Runner(forward, store), blocks, limits, facts, Texts(tokenizer), copy, own)
 
 
 def check_engine(loaded: Loaded) -> None:

@@ -19,6 +19,8 @@ def exactness(model: Any, generator: Generator, mixed: bool = False) -> str:
     if not isinstance(generator, OwnEngine):
         return f"not known: made by {generator.kind}"
     why = "products run in 16 bits" if mixed else lacks_order(model, generator.exact)
+    if generator.tensor > 1:
+        why = f"{generator.tensor} processes add up in an order of their own"
     return f"no: {why}" if why else YES
 
 

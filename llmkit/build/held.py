@@ -10,7 +10,7 @@ import torch
 
 from llmkit.build.adapters_of import Beside
 from llmkit.build.engines import engine_of
-from llmkit.core.errors import ModelError
+from llmkit.core.errors import ModelError, RecipeError
 from llmkit.inference.engine import Engine
 from llmkit.inference.node import OwnEngine
 from llmkit.inference.writer import Files
@@ -30,6 +30,10 @@ class Here:
     """Tokens that the engine's cache need not hold more of."""
     mixed: bool = False
     """Whether products run in 16 bits under autocast, by our own doing and not by the caller's."""
+    apart: str = ""
+    """Where its layers lie, if that is not on one device: then nobody but the engine runs it."""
+    device: str = ""
+    """That computes, where weights do not tell it."""
 
     @property
     def model(self) -> Any:
@@ -45,15 +49,26 @@ class Here:
         """Autocast, or nothing."""
         if not self.mixed:
             return nullcontext()
-        return torch.autocast(next(self.model.parameters()).device.type, dtype=torch.bfloat16)
+        return autocast(self.device or next(self.model.parameters()).device.type)
 
     def engine(self, how: OwnEngine) -> Engine:
         """An engine over it.
 
         Raises:
             ModelError: the family cannot read a paged cache, or an adapter does not fit.
+            RecipeError: others read the model here too, and it is to be spread.
         """
+        if how.tensor > 1 or (how.placement is not None and not self.apart):
+            key = "placement" if how.placement is not None else "tensor"
+            what = "the model is read whole in this process, by others than the engine too"
+            raise RecipeError(what, fix=f"serve it with {key}, and use generator: openai", key=key)
         return engine_of(self.loaded, how, self.beside, self.trained, self.most)
+
+    def check(self) -> None:
+        """Nobody else is needed."""
+
+    def close(self) -> None:
+        """It goes with the last who holds it."""
 
     def files(self) -> Files:
         """The model's own.
@@ -80,3 +95,8 @@ class Here:
         if getattr(config, "rope_parameters", None) != getattr(before, "rope_parameters", None):
             return "has its positions scaled"
         return ""
+
+
+def autocast(device: str) -> AbstractContextManager[Any]:
+    """Products in 16 bits on a device."""
+    return torch.autocast(device, dtype=torch.bfloat16)

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from llmkit.build.adapters_of import Beside
 from llmkit.build.engines import engine_of as engine_of
-from llmkit.build.held import Here
 from llmkit.build.opened import Opened
-from llmkit.build.opening import load
 from llmkit.build.precision import reading
 from llmkit.build.scores import Pooling, Scores, embed, score
+from llmkit.build.spread import held
 from llmkit.build.training import check, headed
 from llmkit.core.errors import ModelError, RecipeError
 from llmkit.data.prompt import continued, prompt_ids
@@ -34,7 +33,6 @@ from llmkit.inference.sampling import Sampling
 from llmkit.inference.turns import Turns
 from llmkit.inference.writer import answered, seeded
 from llmkit.models.heads import Headed
-from llmkit.models.load import How
 from llmkit.models.resolve import resolve
 
 Said = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -55,25 +53,41 @@ class LLM:
         seed: int = 0,
         device: str = "",
         allow_code: bool = False,
+        tensor: int | None = None,
+        placement: Any = None,
     ) -> None:
         """`model`, `quant`, `generator` and `precision` are as in a recipe: names, mappings or nodes. `adapters` are
-        folders by the names that they are asked for by.
+        folders by the names that they are asked for by. `tensor` and `placement` are those of the engine: processes
+        that hold the model together, or devices that its layers are placed over.
 
         Raises:
             RecipeError: an argument is wrong.
             ModelError: the model cannot be loaded, or `generator` cannot run its family.
+            PeerError: another process could not be started.
         """
-        asked = Opened(model=model, quant=quant, generator=generator, precision=precision, seed=seed)
+        asked = Opened(
+            model=model,
+            quant=quant,
+            generator=generator,
+            precision=precision,
+            seed=seed,
+            tensor=tensor,
+            placement=placement,
+        )
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        kinds, resolved = reading(asked.precision, device), resolve(asked.model)
-        held = asked.quant or resolved.quant
-        self.loaded = load(resolved, asked.model, How(device, kinds.params, kinds.half, held, allow_code))
-        self.tokenizer, self.seed, self.device = self.loaded.tokenizer, seed, device
-        self.held = Here(self.loaded, beside=Beside(adapters or {}), mixed=kinds.mixed)
-        if adapters and not isinstance(asked.generator, OwnEngine):
-            what = f"generator {asked.generator.kind} knows no adapters by name"
+        kinds, resolved, how = reading(asked.precision, device), resolve(asked.model), asked.made
+        if adapters and not isinstance(how, OwnEngine):
+            what = f"generator {how.kind} knows no adapters by name"
             raise RecipeError(what, fix="open the adapter's folder, or use generator: engine", key="adapters")
-        self.writer = asked.generator.open(self.held)
+        beside = Beside(adapters or {})
+        self.held = held(resolved, asked.model, kinds, device, how, beside, asked.quant, allow_code)
+        self.loaded, self.seed, self.device = self.held.loaded, seed, device
+        self.tokenizer = self.loaded.tokenizer
+        try:
+            self.writer = how.open(self.held)
+        except BaseException:
+            self.held.close()
+            raise
 
     def __enter__(self) -> LLM:
         return self
@@ -82,10 +96,11 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Ends the engine's thread, if there is one."""
+        """Ends the engine's thread and its other processes, if there are any."""
         self.writer.close()
         if "pump" in self.__dict__:
             self.pump.close()
+        self.held.close()
 
     def generate(
         self,
@@ -194,8 +209,11 @@ class LLM:
         """The model with the head that training has.
 
         Raises:
-            ModelError: the head is not what the model itself does.
+            ModelError: the head is not what the model itself does, or the model does not lie whole in one place.
         """
+        if self.held.apart:
+            what = f"score and embed run the whole model in one place, and {self.held.apart}"
+            raise ModelError(what, fix="open it without tensor and placement", key="generator")
         made = headed(self.loaded, self.loaded.model).eval()
         check(made)
         return made

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from llmkit.build.precision import Reading
-from llmkit.core.config import config, setting
-from llmkit.inference.node import OwnEngine, Transformers
+from llmkit.core.config import Conflict, config, setting
+from llmkit.inference.node import OwnEngine, Placement, Transformers
 from llmkit.models.node import ModelRef, Quant
 
 
@@ -21,3 +24,28 @@ class Opened:
     """`auto` is fp32 on CPU and bf16 on GPUs."""
     seed: int = setting(default=0, least=0)
     """Added to the seeds of what it is asked."""
+    tensor: int | None = setting(default=None, least=1)
+    """The generator's, in short."""
+    placement: Placement | None = None
+    """The same."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """What contradicts what."""
+        for key in ("tensor", "placement"):
+            if getattr(self, key) is None:
+                continue
+            if not isinstance(self.generator, OwnEngine):
+                what = f"generator {self.generator.kind} has no {key}"
+                yield Conflict(key, what, "leave one of them out", "generator")
+            elif getattr(self.generator, key) not in (getattr(OwnEngine(), key), getattr(self, key)):
+                yield Conflict(key, f"generator has another {key}", "give it once", "generator")
+
+    @property
+    def made(self) -> OwnEngine | Transformers:
+        """The generator with all that is said of it.
+
+        Raises:
+            RecipeError: its settings contradict each other.
+        """
+        said = {key: value for key in ("tensor", "placement") if (value := getattr(self, key)) is not None}
+        return replace(self.generator, **said) if said else self.generator

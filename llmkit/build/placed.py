@@ -5,25 +5,22 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from llmkit.core.errors import ModelError, RecipeError
 from llmkit.core.memory import is_out_of_memory
+from llmkit.inference.node import Placement
 from llmkit.models.decoder import Decoder
-
-Placement = Literal["auto"] | Mapping[str, str]
-"""`auto` fills the devices that there are, then the host; or device -> how much of it: `{"cuda:0": "10GiB"}`."""
+from llmkit.models.node import NoQuant, Quant
 
 
-def check_placement(placement: Placement | None, tensor: int) -> None:
-    """Raises: RecipeError when a model is to be placed and cut at once, or a device is none."""
-    if placement is None:
-        return
-    if tensor > 1:
-        what = f"a model that {tensor} ranks hold together is not placed over devices"
-        raise RecipeError(what, fix="set tensor=1, or leave placement out", key="placement")
+def check_placement(placement: Placement, quant: Quant = NoQuant()) -> None:
+    """Raises: RecipeError when a device is not there; ModelError where the model is quantised."""
+    if not isinstance(quant, NoQuant):
+        what = "a quantised base is not placed over devices"
+        raise ModelError(what, fix="leave placement out, or drop quant", key="placement")
     if not isinstance(placement, str):
         _room(placement)
 
@@ -33,7 +30,7 @@ def place(decoder: Decoder, placement: Placement) -> dict[str, str]:
     that it is a twin of is not to be run any more.
 
     Raises:
-        RecipeError: a device is none, or its size is no size.
+        RecipeError: a device is not there.
         ModelError: there is no room for the model.
     """
     from accelerate import dispatch_model, infer_auto_device_map
@@ -43,6 +40,8 @@ def place(decoder: Decoder, placement: Placement) -> dict[str, str]:
     split = list(getattr(model, "_no_split_modules", None) or ())
     try:
         found = infer_auto_device_map(model, max_memory=room, no_split_module_classes=split)
+        if set(found) == {""}:  # dispatch looks for names below it, and would find no weight for a disk
+            found = dict.fromkeys((name for name, _ in model.named_children()), found[""])
         if room is not None and (odd := {str(where) for where in found.values()} - set(map(str, room))):
             raise ModelError(
                 f"the model has no room in {', '.join(map(str, placement))}: some of it would go to {min(odd)}",
@@ -66,21 +65,15 @@ def place(decoder: Decoder, placement: Placement) -> dict[str, str]:
     return {name: str(where) for name, where in found.items()}
 
 
-def _room(placement: Mapping[str, str]) -> dict[int | str, str]:
+def _room(placement: Mapping[str, int]) -> dict[int | str, int]:
     """As accelerate calls devices."""
-    from accelerate.utils import convert_file_size_to_int
-
-    made: dict[int | str, str] = {}
+    made: dict[int | str, int] = {}
     for device, size in placement.items():
         kind, _, number = device.partition(":")
         there = device in ("cpu", "disk") or (kind == "cuda" and number.isdecimal() and int(number) < _cards())
         if not there:
             known = ", ".join(["cpu", "disk", *(f"cuda:{n}" for n in range(_cards()))])
             raise RecipeError(f"{device} is no device here", fix=f"name some of {known}", key="placement")
-        try:
-            convert_file_size_to_int(size)
-        except ValueError as cause:
-            raise RecipeError(f"{size!r} of {device} is no size", fix="write it as 10GiB", key="placement") from cause
         made[int(number) if kind == "cuda" else device] = size
     return made
 

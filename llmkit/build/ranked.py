@@ -13,9 +13,12 @@ import torch.distributed as dist
 from torch import nn
 
 from llmkit.build.adapters_of import base
+from llmkit.build.cache import store_of
+from llmkit.build.engines import check_engine
 from llmkit.core.convert import convert, wrapped
-from llmkit.core.errors import ModelError
+from llmkit.core.errors import ModelError, RecipeError
 from llmkit.core.wording import Report
+from llmkit.inference.cache import Cache
 from llmkit.inference.ranks import Part, Rank
 from llmkit.models import load as files
 from llmkit.models import safe
@@ -40,10 +43,12 @@ class Spread:
     quant: Quant
     how: Mapping[str, Any]
     """Device, types and what is allowed: fields of `How`."""
-    blocks: int
-    size: int
-    cache: str = ""
-    """The type of cached keys and values; empty is that of the model."""
+    cache: Cache = Cache()
+    """Of each rank."""
+    most: int | None = None
+    """Tokens that it need not hold more of."""
+    mixed: bool = False
+    """Whether products run in 16 bits under autocast."""
 
     def said(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -55,29 +60,39 @@ class Spread:
         report = Report()
         model = convert(ModelRef, wrapped(said["model"]), "model", report)
         quant = convert(Quant, wrapped(said["quant"]), "quant", report)
+        cache = convert(Cache, wrapped(said["cache"]), "cache", report)
         report.stop_if_bad()
-        return Spread(**{**said, "model": model, "quant": quant})
+        return Spread(**{**said, "model": model, "quant": quant, "cache": cache})
 
 
-def check(resolved: Resolved, quant: Quant, tensor: int) -> None:
+def check(resolved: Resolved, quant: Quant, tensor: int, device: str = "cpu") -> None:
     """Sees to it that a model can be held by `tensor` ranks, before any of it is read.
 
     Raises:
-        RecipeError: its heads cannot be dealt out evenly.
+        RecipeError: its heads cannot be dealt out evenly, or there are fewer GPUs.
         ModelError: it is quantised, or has an adapter that cannot be run on ranks.
     """
+    if device == "cuda" and torch.cuda.device_count() < tensor:
+        what = f"{tensor} processes take a GPU each, and {torch.cuda.device_count()} are here"
+        raise RecipeError(what, fix="give fewer", key="tensor")
     if not isinstance(quant, NoQuant):
         raise ModelError("a quantised base is not cut over ranks", fix="set tensor=1, or drop quant", key="tensor")
     if resolved.base is not None and (why := lacks(resolved.folder)):
         what = f"{resolved.name} {why}, and cannot be run on several ranks"
         raise ModelError(what, fix="merge it into its base, or set tensor=1", key="tensor")
-    check_tensor(safe.read_json((resolved.base or resolved).folder / "config.json"), tensor)
+    check_tensor(safe.read_json((resolved.base or resolved).folder / "config.json"), tensor, "tensor")
 
 
 def opened(resolved: Resolved, spread: Spread) -> Loaded:
-    """The base of a model, whose layers are not read before they are cut; an adapter stays in its folder."""
+    """The base of a model, whose layers are not read before they are cut; an adapter stays in its folder.
+
+    Raises:
+        ModelError: it cannot be loaded, or run by the engine.
+    """
     how = How(**{**spread.how, "quant": spread.quant, "deferred": True})
-    return files.load(resolved, spread.model, how, dict.fromkeys(("LORA", *PROMPTS), _aside))
+    loaded = files.load(resolved, spread.model, how, dict.fromkeys(("LORA", *PROMPTS), _aside))
+    check_engine(loaded)
+    return loaded
 
 
 def _aside(model: Any, folder: Path, towers: Any) -> Any:
@@ -89,6 +104,7 @@ def rank_of(loaded: Loaded, spread: Spread, group: Group) -> Rank:
 
     Raises:
         ModelError: transformers has no plan for the model, or the parts do not give what the whole gives.
+        ResourceError: there is no room for a cache.
     """
     model, facts = loaded.model, base(loaded)
     group.barrier("start")  # some have read for longer than others
@@ -98,9 +114,14 @@ def rank_of(loaded: Loaded, spread: Spread, group: Group) -> Rank:
         loaded.deferred.fill(model)
     shares = _cut_head(model, place)
     decoder = Decoder(model, facts, _narrow(model, layout))
-    cache = getattr(torch, spread.cache) if spread.cache else None
-    part = Part(decoder, facts.hidden, shares)
-    return Rank(part, BlockStore(spread.blocks, spread.size, cache), decoder.bank, Wire(group))
+    wire = Wire(group)
+
+    def least(fit: int) -> int:
+        return min(int(one) for one in wire.gather(torch.tensor([fit], device=decoder.device)))
+
+    with group.naming():
+        store = store_of(decoder, spread.cache, most=spread.most, ranks=group.ranks.world, least=least)
+    return Rank(Part(decoder, facts.hidden, shares), store, decoder.bank, wire, BlockStore)
 
 
 def _cut_head(model: Any, place: Place) -> bool:

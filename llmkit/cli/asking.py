@@ -25,6 +25,8 @@ More = Annotated[
 ]
 From = Annotated[str, typer.Option(help="engine, transformers, or more of it: '{kind: engine, sequences: 8}'.")]
 Quant = Annotated[str, typer.Option(help="How the weights are held, such as bnb_nf4.")]
+Tensor = Annotated[int | None, typer.Option(min=1, help="Processes that hold the model together.")]
+Placed = Annotated[str, typer.Option(help="auto, or where its layers lie: '{cuda:0: 10GiB, cpu: 20GiB}'.")]
 Code = Annotated[bool, typer.Option("--allow-code", help="Run code that the model's folder brings.")]
 
 
@@ -44,6 +46,8 @@ def generate(
     sampling: More = None,
     generator: From = "engine",
     quant: Quant = "",
+    tensor: Tensor = None,
+    placement: Placed = "",
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text itself, all of it plain.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")
@@ -58,7 +62,7 @@ def generate(
         raise RecipeError("takes a PROMPT, or both --input and --output", fix="give one of the two")
     said: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "top_k": top_k}
     said |= {"top_p": top_p, "min_p": min_p, "n": n, "stop": tuple(stop or ())}
-    asking = Asking(model, said, tuple(sampling or ()), generator, quant, raw, allow_code)
+    asking = Asking(model, said, tuple(sampling or ()), generator, quant, raw, allow_code, tensor, placement)
     if prompt is not None:
         verb(asking, prompt, json)
     else:
@@ -81,6 +85,8 @@ def chat(
     ] = None,
     generator: From = "engine",
     quant: Quant = "",
+    tensor: Tensor = None,
+    placement: Placed = "",
     allow_code: Code = False,
 ) -> None:
     """Talk with a model in the terminal; an empty line ends it, /help lists what else there is."""
@@ -89,5 +95,15 @@ def chat(
 
     said: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "top_k": top_k}
     said |= {"top_p": top_p, "min_p": min_p, "stop": tuple(stop or ())}
-    adapters = named(adapter or ())
-    verb(Asking(model, said, tuple(sampling or ()), generator, quant, code=allow_code, adapters=adapters), system)
+    asking = Asking(
+        model,
+        said,
+        tuple(sampling or ()),
+        generator,
+        quant,
+        code=allow_code,
+        tensor=tensor,
+        placement=placement,
+        adapters=named(adapter or ()),
+    )
+    verb(asking, system)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from llmkit.adapters.limits import virtual_tokens
+from llmkit.build.ranked import check as check_ranks
 from llmkit.core.environment import prepare as quiet_libraries
 from llmkit.core.errors import DataError
 from llmkit.core.memory import available, device
@@ -37,6 +38,7 @@ from llmkit.stages.build_inference import adapter_of
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.lint_table import lines, linted, served, shares
 from llmkit.stages.merge import Merge
+from llmkit.stages.serve import Serve
 from llmkit.stages.sizes import sizes, whole_model
 from llmkit.stages.training import Training
 
@@ -56,7 +58,9 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
     elif isinstance(node, Evaluate):
         _evaluate(title, node)
     else:
-        adapter_of(node) if isinstance(node, Merge) else resolve(node.model)
+        resolved = adapter_of(node) if isinstance(node, Merge) else resolve(node.model)
+        if isinstance(node, Serve) and node.engine.tensor > 1:
+            check_ranks(resolved, resolved.quant, node.engine.tensor, device())
         _say(f"{title}{node.kind} is sound")
 
 

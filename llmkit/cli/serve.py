@@ -10,9 +10,11 @@ import typer
 from llmkit.cli.named import named
 from llmkit.core.environment import prepare
 from llmkit.core.errors import RecipeError
+from llmkit.core.wording import Report
 from llmkit.models.alias import is_remote
 from llmkit.models.resolve import resolve
 from llmkit.recipe.load import load_recipe
+from llmkit.recipe.parse import parse
 from llmkit.stages.serve import Serve
 
 Keys = Annotated[str, typer.Option(help="Keys, one a line; asked for on every route but /health.")]
@@ -35,6 +37,11 @@ def serve(
     max_length: Annotated[int | None, typer.Option(min=2, help="Of a prompt and its answer; the model's own.")] = None,
     cache_size: Annotated[str, typer.Option(help="Of keys and values, such as 4GiB; a share of what is free.")] = "",
     cache_precision: Annotated[str, typer.Option(help="Of them: auto, fp32, bf16, fp16 or int8.")] = "",
+    memory: Annotated[float | None, typer.Option(help="Share of a GPU's free memory that the cache takes.")] = None,
+    most_adapters: Annotated[int | None, typer.Option(min=1, help="That lie ready at once; 16 without it.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Answers that depend on no others, or refuse.")] = False,
+    tensor: Annotated[int | None, typer.Option(min=1, help="Processes that hold the model together.")] = None,
+    placement: Annotated[str, typer.Option(help="auto, or where its layers lie: '{cuda:0: 10GiB, cpu: 20GiB}'.")] = "",
     requests: Annotated[int | None, typer.Option(min=1, help="Answers that wait or are made, at most.")] = None,
     record: Annotated[str, typer.Option(metavar="FOLDER", help="Where requests.jsonl goes.")] = "",
     allow_code: Annotated[bool, typer.Option("--allow-code", help="Run code that the model's folder brings.")] = False,
@@ -45,6 +52,8 @@ def serve(
     given |= {f"adapters.{key}": folder for key, folder in named(adapter or ()).items()}
     given |= {"model.template": template, "bounds.max_tokens": max_tokens, "bounds.requests": requests}
     given |= {"bounds.length": max_length, "engine.cache.size": cache_size, "engine.cache.precision": cache_precision}
+    given |= {"engine.cache.memory": memory, "most_adapters": most_adapters, "engine.exact": exact or None}
+    given |= {"engine.tensor": tensor, "engine.placement": _placed(placement) if placement else ""}
     node = _node(model, recipe, {key: value for key, value in given.items() if value not in ("", None)})
     if not Path(model).is_dir():
         resolve(node.model)  # a name that is none is told before the heavy imports
@@ -69,3 +78,11 @@ def _node(model: str, recipe: str, given: dict[str, Any]) -> Serve:
             room = room.setdefault(name, {})
         room[last] = value
     return Serve(**tree)
+
+
+def _placed(said: str) -> Any:
+    """Where layers lie, read as YAML."""
+    report = Report()
+    made = parse(said, "", report, "--placement")
+    report.stop_if_bad()
+    return made

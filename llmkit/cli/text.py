@@ -37,6 +37,8 @@ class Asking:
     quant: str = ""
     raw: bool = False
     code: bool = False
+    tensor: int | None = None
+    placement: str = ""
     adapters: Mapping[str, str] = field(default_factory=dict)
     """Others beside the model: name -> folder."""
 
@@ -62,13 +64,15 @@ class Asking:
         prepare(remote=is_remote(self.model))
         report = Report()
         generator = parse(self.generator, "", report, "--generator")
+        placement = parse(self.placement, "", report, "--placement") if self.placement else None
         report.stop_if_bad()
         if not Path(self.model).is_dir():
             resolve(ModelRef(name=self.model))  # a name that is none is told before the heavy imports
         from llmkit.build.llm import LLM
 
         how: dict[str, Any] = {"generator": generator, "allow_code": self.code, "adapters": self.adapters}
-        return LLM(self.model, quant=self.quant or None, **how)
+        spread: dict[str, Any] = {"tensor": self.tensor, "placement": placement}
+        return LLM(self.model, quant=self.quant or None, **how, **spread)
 
 
 def generate(asking: Asking, prompt: str, as_json: bool) -> None:

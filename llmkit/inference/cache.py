@@ -18,15 +18,15 @@ class Cache:
     """The share that it takes of a GPU's memory that is free once the model is loaded. On a CPU it takes 2 GiB, or half
     of that share where less is free."""
     size: Size | None = setting(default=None, least=1)
-    """Bytes instead."""
+    """Bytes instead: of each process, where several hold the model."""
     block: int = setting(default=16, least=1, most=256)
     """Tokens of a block: only whole ones are found again by other requests."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
     """How keys and values are kept; auto: as the model computes them. int8 has a factor for each head of a token."""
 
-    def budget(self, device: str, free: int) -> int:
-        """Bytes, where so many are free."""
+    def budget(self, device: str, free: int, ranks: int = 1) -> int:
+        """Bytes of each of `ranks` processes that hold the model, where so many are free; those on a CPU share it."""
         if self.size is not None:
             return self.size
         share = int(free * self.memory)
-        return share if device == "cuda" else min(ON_CPU, share // 2)
+        return share if device == "cuda" else min(ON_CPU, share // 2) // ranks

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from llmkit.core.config import Conflict, Duration, Size, config, setting
@@ -12,6 +13,10 @@ from llmkit.inference.scheduler import Limits
 
 if TYPE_CHECKING:
     from llmkit.inference.writer import Held, Writer
+
+Placement = Literal["auto"] | Mapping[str, Size]
+"""`auto` fills the devices that there are, then the host; or how much of each: `{"cuda:0": 10GiB, cpu: 20GiB}`."""
+PLACES = re.compile(r"cpu|disk|cuda:\d+")
 
 
 @config
@@ -29,6 +34,23 @@ class OwnEngine:
     exact: bool = False
     """Whether what a request gets must be the same to the bit whatever is made beside it. It is on a CPU in fp32 where
     kernels are compiled (`llmkit doctor`); elsewhere this makes it so at a cost, or refuses."""
+    tensor: int = setting(default=1, least=1)
+    """Processes of this host that hold the model together, each a part of every layer and of the cache."""
+    placement: Placement | None = None
+    """Where the layers of a model lie that no single device holds: `auto`, or what each of cuda:N, cpu and disk takes.
+    Left out, all of it lies on the one device that computes."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """What contradicts what."""
+        if self.placement is not None and self.tensor > 1:
+            what = f"a model that {self.tensor} processes hold together is not placed over devices"
+            yield Conflict("placement", what, "leave one of them out", "tensor")
+        if self.exact and self.tensor > 1:
+            what = f"what {self.tensor} processes add up has no order of its own"
+            yield Conflict("exact", what, "leave one of them out", "tensor")
+        for name in self.placement if isinstance(self.placement, Mapping) else ():
+            if not PLACES.fullmatch(name):
+                yield Conflict(f"placement.{name}", f"{name} is no device", "name cpu, disk or cuda:N")
 
     def open(self, held: Held) -> Writer:
         """Ready to be asked.

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from llmkit.core.errors import LlmkitError, ModelError
+from llmkit.core.errors import LlmkitError, ModelError, PeerError
 from llmkit.core.types import KeyValueStore, Paged, Span
 from llmkit.inference.runner import Forward
 
@@ -27,7 +27,10 @@ Said = Mapping[str, Any]
 
 
 class Store(KeyValueStore, Protocol):
-    """Blocks of keys and values."""
+    """`blocks` blocks of keys and values, of `size` tokens each."""
+
+    blocks: int
+    size: int
 
     def copy(self, source: int, target: int) -> None:
         """Copies all that a block holds into another."""
@@ -90,8 +93,10 @@ def _tupled(value: Any) -> Any:
 class Rank:
     """What one rank does for each thing that is told."""
 
-    def __init__(self, part: Part, store: Store, bank: Bank, wire: Wire) -> None:
+    def __init__(self, part: Part, store: Store, bank: Bank, wire: Wire, aside: Callable[[int, int], Store]) -> None:
+        """`aside` makes a store of blocks of a size, for what is computed beside the steps."""
         self.forward, self.part, self.store, self.bank, self.wire = part.forward, part, store, bank, wire
+        self.aside = aside
         self.read_: dict[int, Any] = {}
         """Adapters by their tickets."""
         self.verbs: Mapping[str, Callable[[Said], Any]] = {
@@ -112,8 +117,9 @@ class Rank:
         device = self.forward.device
         spans = tuple(Span(*map(_tupled, span)) for span in said["spans"])
         tokens, positions = (torch.tensor(said[key], device=device) for key in ("tokens", "positions"))
+        own = self.store if said["aside"] is None else self.aside(*said["aside"])
         with self.wire.naming():
-            return self.forward.hidden(tokens, positions, Paged(self.store, spans), said["adapters"])
+            return self.forward.hidden(tokens, positions, Paged(own, spans), said["adapters"])
 
     def logits(self, said: Said) -> Tensor:
         """(R, V) from this rank's rows of the vocabulary and those of the others."""
@@ -171,6 +177,8 @@ class Led:
     def __init__(self, rank: Rank) -> None:
         self.rank, self.lock, self.count = rank, threading.RLock(), 0
         self.open = True
+        self.lost: BaseException | None = None
+        """Why the others wait for what will not come."""
 
     @property
     def device(self) -> torch.device:
@@ -178,14 +186,17 @@ class Led:
         return self.rank.forward.device
 
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Paged, adapters: Sequence[str]) -> Tensor:
-        """Last hidden states (N, H) of tokens (N,) at positions (N,).
+        """Last hidden states (N, H) of tokens (N,) at positions (N,). Where `attend` has another store than the ranks'
+        own, each of them makes one of as many blocks, of which nothing is kept.
 
         Raises:
             PeerError: a rank is gone; it is named.
         """
+        given = cast(Store, attend.store)
         made: Tensor = self._all(
             {
                 "do": "hidden",
+                "aside": None if given is self.rank.store else [given.blocks, given.size],
                 "tokens": tokens.tolist(),
                 "positions": positions.tolist(),
                 "spans": [astuple(span) for span in attend.spans],
@@ -230,16 +241,31 @@ class Led:
         self._all({"do": "drop", "key": key})
 
     def close(self) -> None:
-        """The others end, if they are there."""
+        """The others end, if they are there and listen."""
         with self.lock:
             if self.open:
                 self.open = False
-                self.rank.wire.tell({"do": "end"})
+                if self.lost is None:
+                    self.rank.wire.tell({"do": "end"})
 
     def _all(self, said: Said, **here: Any) -> Any:
         """What is `here` is not sent."""
         with self.lock:
-            if not self.open:
-                raise ModelError("the engine's other ranks have ended", fix="load the model again", key="tensor")
-            self.rank.wire.tell(said)
-            return self.rank.do({**said, **here})
+            self._check()
+            try:
+                self.rank.wire.tell(said)
+                return self.rank.do({**said, **here})
+            except BaseException as cause:
+                if isinstance(cause, PeerError) or not isinstance(cause, LlmkitError):  # all ranks know of the others
+                    self.lost = cause
+                raise
+
+    def _check(self) -> None:
+        again = "load the model again"
+        if not self.open:
+            raise ModelError("the engine's other ranks have ended", fix=again, key="tensor")
+        if isinstance(self.lost, PeerError):
+            raise PeerError(problems=self.lost.problems)
+        if self.lost is not None:
+            what = f"the ranks are out of step since a call was left ({type(self.lost).__name__}: {self.lost})"
+            raise PeerError(what, fix=again, key="tensor")

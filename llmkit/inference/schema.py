@@ -13,6 +13,8 @@ LARGEST = 1 << 20
 """Letters of a schema or a grammar."""
 DEEPEST = 50
 """Levels of schemas within schemas."""
+LONGEST = 80
+"""Letters of a name that are told."""
 ONE = ("additionalProperties", "additionalItems", "items")
 """Keywords that hold a schema; `items` of old drafts a list of them."""
 SEVERAL = ("anyOf", "oneOf", "allOf", "prefixItems")
@@ -68,20 +70,34 @@ def _number(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
 
 
+Way = tuple[Any, str]
+"""Where a schema stands: the way to the one around it, and its own name. Put together where it is told alone: names may
+be long, and the schemas within one many."""
+
+
+def _told(way: Way) -> str:
+    names: list[str] = []
+    around: Any = way
+    while around is not None:
+        around, name = around
+        names.append(name[:LONGEST])
+    return ".".join(reversed(names))
+
+
 def _check(schema: Any, key: str) -> None:
-    left = [(schema, key, 0)]
+    left: list[tuple[Any, Way, int]] = [(schema, (None, key), 0)]
     while left:
-        one, path, depth = left.pop()
+        one, way, depth = left.pop()
         if depth > DEEPEST:
             what = f"has more than {DEEPEST} schemas within each other"
             raise RequestError(what, fix="give a flatter schema, or $ref", key=key)
         if not isinstance(one, dict | bool):
-            raise RequestError(f"{type(one).__name__} is no schema", fix="give an object", key=path)
+            raise RequestError(f"{type(one).__name__} is no schema", fix="give an object", key=_told(way))
         if isinstance(one, dict):
             for name in [name for name, value in one.items() if _idle(name, value)]:
                 del one[name]
             for name, value in one.items():
-                left += [(inner, at, depth + 1) for inner, at in _inner(name, value, f"{path}.{name}")]
+                left += [(inner, at, depth + 1) for inner, at in _inner(name, value, (way, name))]
 
 
 def _idle(name: str, value: Any) -> bool:
@@ -89,19 +105,20 @@ def _idle(name: str, value: Any) -> bool:
     return (name.startswith("x-") and name != "x-guidance") or (name == "uniqueItems" and value is False)
 
 
-def _inner(name: str, value: Any, path: str) -> Iterator[tuple[Any, str]]:
+def _inner(name: str, value: Any, way: Way) -> Iterator[tuple[Any, Way]]:
     """The schemas under a keyword."""
     if name in NOTES or name in PLAIN:
         return
     if name in ONE and not (name == "items" and isinstance(value, list)):
-        yield value, path
+        yield value, way
     elif name in SEVERAL or name == "items":
         if not isinstance(value, list):
-            raise RequestError(f"{type(value).__name__} is no list of schemas", fix="give a list", key=path)
-        yield from ((inner, f"{path}.{at}") for at, inner in enumerate(value))
+            raise RequestError(f"{type(value).__name__} is no list of schemas", fix="give a list", key=_told(way))
+        yield from ((inner, (way, str(at))) for at, inner in enumerate(value))
     elif name in NAMED:
         if not isinstance(value, dict):
-            raise RequestError(f"{type(value).__name__} is no mapping of schemas", fix="give an object", key=path)
-        yield from ((inner, f"{path}.{at}") for at, inner in value.items())
+            raise RequestError(f"{type(value).__name__} is no mapping of schemas", fix="give an object", key=_told(way))
+        yield from ((inner, (way, at)) for at, inner in value.items())
     else:
-        raise RequestError(f"the keyword {name} cannot be enforced", fix="leave it out", key=path)
+        what = f"the keyword {name[:LONGEST]} cannot be enforced"
+        raise RequestError(what, fix="leave it out", key=_told(way))

@@ -15,9 +15,9 @@ DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout")
 INNER = ("intermediate_size", "moe_intermediate_size", "ffn_dim", "n_inner")
 
 
-def check_tensor(config: Mapping[str, Any], tensor: int) -> None:
+def check_tensor(config: Mapping[str, Any], tensor: int, key: str = "parallel.tensor") -> None:
     """Sees to it that heads and inner units can be dealt out to `tensor` ranks: query heads evenly, key-value heads
-    evenly or each to as many ranks.
+    evenly or each to as many ranks. `key` is the setting that asks for it.
 
     Raises:
         RecipeError: they cannot; it names the numbers that fit.
@@ -25,16 +25,16 @@ def check_tensor(config: Mapping[str, Any], tensor: int) -> None:
     text = config.get("text_config") or config
     if odd := _dropout(text):
         what = f"the model's {odd} draws for heads that lie on other ranks, which would all draw the same"
-        raise RecipeError(what, fix="set parallel.tensor=1", key="parallel.tensor")
+        raise RecipeError(what, fix=f"set {key}=1", key=key)
     heads, keys = _first(text, HEADS), _first(text, KEYS)
-    inner = {key: text[key] for key in INNER if _whole(text.get(key))}
+    inner = {name: text[name] for name in INNER if _whole(text.get(name))}
     if not heads or _fits(tensor, heads, keys, inner):
         return
     fit = [n for n in range(1, heads + 1) if _fits(n, heads, keys, inner)]
     said = [f"{heads} heads", f"{keys} key-value heads" if keys and keys != heads else ""]
-    said += [f"{key} {value}" for key, value in inner.items()]
+    said += [f"{name} {value}" for name, value in inner.items()]
     what = f"{tensor} ranks cannot share {', '.join(filter(None, said))} of {text.get('model_type', 'it')} evenly"
-    raise RecipeError(what, fix=f"use {_listed(fit)}", key="parallel.tensor")
+    raise RecipeError(what, fix=f"use {_listed(fit)}", key=key)
 
 
 def check_context(config: Mapping[str, Any], method: str, context: int, tensor: int = 1) -> None:

@@ -6,10 +6,11 @@ import faulthandler
 import hashlib
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
@@ -168,17 +169,20 @@ def joined(
     interface: str = "auto",
     facts: Mapping[str, Any] = {},
     serves: bool = False,
+    own: socket.socket | None = None,
 ) -> Iterator[Group]:
-    """The group of all ranks, until the end; `facts` are what they must share.
+    """The group of all ranks, until the end; `facts` are what they must share. `own`: the main rank's socket, where it
+    listens already at the address that the others know.
 
     Ranks that serve wait for their main one as long as nothing is asked of it, which is no fault; and where one of them
-    is to blame, the main one's next call raises it, and its process goes on.
+    is to blame, the main one's next call raises it, and its process goes on. One that hangs is ended: the main one may
+    wait for it where nothing but its end is heard.
 
     Raises:
         PeerError: they do not come together within `patience` seconds, or differ.
     """
     address, named = bound(interface, ranks.here < ranks.world)
-    place = store(ranks, address, patience)
+    place = store(ranks, address, patience, own)
     before = os.environ.get(GLOO)
     if named:
         os.environ[GLOO] = named
@@ -213,7 +217,13 @@ def _grouped(
     sys.excepthook = hook
     group = Group(ranks, watch)
     agreed(group, facts)
-    yield group
+    try:
+        yield group
+    except BaseException:
+        if serves:  # the process goes on, and may be one of another group
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
+        raise
     dist.destroy_process_group()  # after a fault others have left it, and it cannot be ended in good order
 
 

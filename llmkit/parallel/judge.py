@@ -83,6 +83,8 @@ class Seen:
     """Its connection is gone."""
     near: float = 0.0
     """Seconds that it may be silent before its first step, while it is seen at work: none on another host."""
+    at_leisure: bool = False
+    """It does nothing where nothing is asked of it: to stand still is no fault of it."""
 
     def beat(self, said: dict[str, Any], now: float) -> None:
         """It says where it is."""
@@ -134,9 +136,9 @@ class Seen:
         """Its process is gone."""
         return self.verdict(f"died {self.at}")
 
-    def silent(self, now: float, median: float | None) -> Verdict | None:
+    def silent(self, now: float, median: float | None, quiet: float = QUIET) -> Verdict | None:
         """Whether it has said nothing for too long."""
-        allowed = QUIET if median is None else 3 * median + SLACK
+        allowed = quiet if median is None else 3 * median + SLACK
         if now - self.heard <= allowed:
             return None
         if median is None and now - self.heard <= self.near and states(self.pid) & {"R", "D"}:
@@ -154,8 +156,11 @@ class Fault:
     at: float
 
 
-def verdict(seen: Mapping[int, Seen], faults: Iterable[Fault], now: float, median: float | None) -> Verdict | None:
-    """Who is to blame, if anyone is: who died, else who told a fault, else who is silent."""
+def verdict(
+    seen: Mapping[int, Seen], faults: Iterable[Fault], now: float, median: float | None, quiet: float = QUIET
+) -> Verdict | None:
+    """Who is to blame, if anyone is: who died, else who told a fault, else who is silent, for `quiet` seconds before a
+    step is known to last how long."""
     told = list(faults)
     real = [fault for fault in told if fault.code != Stopped.code]
     dead = [one for one in seen.values() if one.lost and not one.gone]
@@ -168,8 +173,8 @@ def verdict(seen: Mapping[int, Seen], faults: Iterable[Fault], now: float, media
         return Verdict(first.code, lines, first.rank, one.host, one.pid)
     if told:
         return None
-    quiet = (one.silent(now, median) for one in seen.values() if not one.gone)
-    return next(filter(None, quiet), None)
+    silent = (one.silent(now, median, quiet) for one in seen.values() if not one.gone)
+    return next(filter(None, silent), None)
 
 
 def hung(seen: Mapping[int, Seen], now: float, median: float | None, patience: float) -> Verdict | None:
@@ -183,7 +188,7 @@ def hung(seen: Mapping[int, Seen], now: float, median: float | None, patience: f
     if any(now - one.heard > HEARD for one in here):
         return None  # who is silent is another matter
     waiting = [one for one in here if one.waits]
-    stuck = [one for one in here if _over(one, now, median, patience)]
+    stuck = [one for one in here if not one.at_leisure and _over(one, now, median, patience)]
     behind = [one for one in stuck if one not in waiting]
     if waiting and behind:
         worst = min(behind, key=lambda one: one.changed)

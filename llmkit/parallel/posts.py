@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import socket
 import time
@@ -10,10 +9,14 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from llmkit.core.ranks import Ranks
-from llmkit.parallel.judge import Fault, Seen, Verdict, hung, verdict
+from llmkit.parallel.judge import QUIET, Fault, Seen, Verdict, hung, verdict
 from llmkit.parallel.line import Line
 from llmkit.parallel.where import Where
 
+SILENT = 10.0
+"""Seconds that a rank may be silent for which a request waits."""
+STILL = 20.0
+"""Seconds that it may stand still, while the main rank waits for it."""
 STRANGER = 10.0
 """Seconds that a connection may take to say who it is."""
 
@@ -64,7 +67,7 @@ class Post(Protocol):
         ...
 
     def patient(self) -> None:
-        """Ranks may stay where they are as long as they live."""
+        """The main rank may leave the others waiting as long as it likes."""
         ...
 
     def close(self) -> None:
@@ -86,7 +89,7 @@ class Hub:
         self.listening = socket.create_server((bound, 0), family=family, backlog=min(4096, ranks.world + 16))
         self.listening.setblocking(False)
         self.token = secrets.token_hex(16)
-        self.world, self.where, self.patience = ranks.world, where, patience
+        self.world, self.where, self.patience, self.silence = ranks.world, where, patience, QUIET
         self.began, self.complete, self.over, self.leaving = time.monotonic(), ranks.world == 1, False, False
         self.me = Seen(0, ranks.name, host, ranks.pid, self.began, self.began, self.began)
         self.seen, self.faults = {0: self.me}, list[Fault]()
@@ -120,7 +123,7 @@ class Hub:
             missing = ", ".join(str(rank) for rank in range(self.world) if rank not in self.seen)
             what = f"rank {missing} of {self.world} did not come in {self.patience:.0f} s"
             return Verdict(6, (f"{what}; fix: start all ranks by one launcher",), int(missing.split(",")[0]))
-        found = verdict(self.seen, self.faults, now, self.where.median)
+        found = verdict(self.seen, self.faults, now, self.where.median, self.silence)
         return found or hung(self.seen, now, self.where.median, self.patience)
 
     def _accept(self, now: float) -> None:
@@ -206,8 +209,8 @@ class Hub:
             one.forgive(now)
 
     def patient(self) -> None:
-        """Ranks may stay where they are as long as they live."""
-        self.patience = math.inf
+        """The main rank may leave the others waiting as long as it likes; they may not leave it."""
+        self.patience, self.silence, self.me.at_leisure = STILL, SILENT, True
 
     def close(self) -> None:
         """Hangs up, without a word."""

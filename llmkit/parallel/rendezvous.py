@@ -76,8 +76,9 @@ def _main() -> tuple[str, int]:
     return host, int(port)
 
 
-def store(ranks: Ranks, address: str, patience: float) -> Store:
-    """The launcher's store, or one that the main rank makes, listening at `address` alone.
+def store(ranks: Ranks, address: str, patience: float, own: socket.socket | None = None) -> Store:
+    """The launcher's store, or one that the main rank makes, listening at `address` alone: by its `own` socket, if it
+    listens already.
 
     Raises:
         PeerError: nobody is there in time, or the port is taken.
@@ -89,7 +90,7 @@ def store(ranks: Ranks, address: str, patience: float) -> Store:
         tcp: Any = dist
         if ranks.main and not launcher:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            listening = socket.create_server((address, port), family=family, backlog=1024)
+            listening = own or socket.create_server((address, port), family=family, backlog=1024)
             handle = listening.detach()
             made = tcp.TCPStore(address, port, ranks.world, True, limit, False, master_listen_fd=handle)
         else:

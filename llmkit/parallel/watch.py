@@ -209,6 +209,9 @@ class Watch:
         mine = found.rank == self.ranks.rank and not found.hangs
         if self.serving:
             self.known.set()
+            if found.hangs and found.pid != self.ranks.pid and found.host == host():
+                with suppress(OSError):  # the main thread may wait for it in a sum that nothing else ends
+                    os.kill(found.pid, signal.SIGKILL)
             return
         try:
             if not mine:

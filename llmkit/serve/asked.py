@@ -67,9 +67,11 @@ def bias(fields: Fields) -> dict[int, float]:
     return made
 
 
-def until(deadline: float | None, bounds: Bounds) -> float | None:
-    """When, on `time.monotonic`'s clock, nobody waits for it any longer: after the client's `deadline`, in seconds."""
-    seconds = bounds.deadline or 0.0 if deadline is None else deadline
+def until(deadline: float | None, header: float | None, bounds: Bounds) -> float | None:
+    """When, on `time.monotonic`'s clock, nobody waits for it any longer: after the client's `deadline`, in seconds, or
+    what its header says, or the server's own."""
+    given = header if deadline is None else deadline
+    seconds = bounds.deadline or 0.0 if given is None else given
     return time.monotonic() + seconds if seconds else None
 
 

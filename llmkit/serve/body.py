@@ -11,6 +11,9 @@ from llmkit.serve.node import Bounds
 from llmkit.serve.refusal import Refusal
 from llmkit.serve.strict import read_json
 
+ASIDE = 64 << 10
+"""Bytes of a body that is read beside the loop: a large one takes a while, in which others are answered."""
+
 
 async def read_fields(request: Request, bounds: Bounds) -> Fields:
     """The fields of a JSON body.
@@ -26,7 +29,7 @@ async def read_fields(request: Request, bounds: Bounds) -> Fields:
         raise Refusal(408, f"the body did not come within {bounds.receive:g} s", code="timeout") from None
     except ClientDisconnect:
         raise Refusal(400, "the body ends early", code="invalid_body") from None
-    return Fields(read_json(body))
+    return Fields(await asyncio.to_thread(read_json, body) if len(body) > ASIDE else read_json(body))
 
 
 def _check_kind(request: Request) -> None:

@@ -17,3 +17,5 @@ class Caller:
     number: str = ""
     """Of the request, in the engine: nobody else can know it."""
     key: Key | None = None
+    deadline: float | None = None
+    """Seconds after which nobody waits for it, where a header says so."""

@@ -55,7 +55,7 @@ async def read(service: Service, fields: Fields, caller: Caller) -> Chat:
     fields.end(IGNORED)
     features, shape = {"messages": float(len(said))}, field_of(fields, which.schema)
     account = Account(caller, common.model or service.name, adapter, common.user, features, shape)
-    last = until(common.deadline, bounds)
+    last = until(common.deadline, caller.deadline, bounds)
     request = Request(caller.number, prompt, how, adapter, caller.tenant, deadline=last)
     return Chat(request, account, common.stream, usage, asked.logprobs, which, service.thinks(prompt))
 

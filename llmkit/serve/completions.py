@@ -62,7 +62,7 @@ async def read(service: Service, fields: Fields, caller: Caller) -> Text:
     fields.end(IGNORED)
     features, shape = {"prompts": float(len(asked))}, field_of(fields)
     account = Account(caller, common.model or service.name, adapter, common.user, features, shape)
-    last = until(common.deadline, bounds)
+    last = until(common.deadline, caller.deadline, bounds)
     made = (
         Request(f"{caller.number}-{i}", ids, how, adapter, caller.tenant, deadline=last) for i, ids in enumerate(asked)
     )

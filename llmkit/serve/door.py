@@ -6,6 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from llmkit.serve.service import Service
 
 OPEN = b"/health"
 """The one path that asks for no key."""
+DEADLINE = b"x-deadline"
+"""How many seconds a client waits; the field `deadline` of its body says the same, and goes before it."""
+SECONDS = re.compile(r"[0-9]{1,5}(\.[0-9]{1,9})?")
 ID = re.compile(r"[A-Za-z0-9_.:\-]{1,64}")
 
 
@@ -87,12 +91,12 @@ class Door:
             key = find(self.keys, headers.get(b"authorization", ""))
             if key is None:
                 raise Refusal(401, "no valid key: send `Authorization: Bearer KEY`", code="invalid_api_key")
-            caller = Caller(key.tenant, caller.id, caller.number, key)
+            caller = replace(caller, tenant=key.tenant, key=key)
             if scope["method"] == "POST":
                 self.service.meter.take(key, {"rpm": 1})
         if self.service.draining and raw not in self.open:
             raise Refusal(503, "the server is being stopped", code="draining", wait=5)
-        return caller
+        return replace(caller, deadline=_seconds(headers.get(DEADLINE)))
 
 
 async def _say(refusal: Refusal, send: Any) -> None:
@@ -100,6 +104,15 @@ async def _say(refusal: Refusal, send: Any) -> None:
     headers = [(name.encode(), value.encode()) for name, value in head.items()]
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": refusal.body})
+
+
+def _seconds(said: str | None) -> float | None:
+    """Of the header that says how long a client waits."""
+    if said is None:
+        return None
+    if not SECONDS.fullmatch(said):
+        raise Refusal(400, "x-deadline: is no number of seconds", key="x-deadline", code="invalid_value")
+    return float(said)
 
 
 def _name(said: str) -> str:

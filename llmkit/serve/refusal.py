@@ -30,7 +30,8 @@ class Refusal(Exception):
         kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         what = one_line(without_logins(self.what))
         short = what if len(what) <= LONGEST else what[:LONGEST] + "..."
-        return {"error": {"message": short, "type": kind, "param": self.key, "code": self.code}}
+        key = self.key and self.key[:LONGEST]
+        return {"error": {"message": short, "type": kind, "param": key, "code": self.code}}
 
     @property
     def body(self) -> bytes:

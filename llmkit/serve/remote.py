@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import count
 from typing import Any, Protocol
 
-from llmkit.core.errors import DataError, LlmkitError, ModelError, Problem, RecipeError, ResourceError
+from llmkit.core.errors import DataError, LlmkitError, ModelError, PeerError, Problem, RecipeError, ResourceError
 from llmkit.inference.request import Event, Request
 from llmkit.serve.messages import event_in, packed, receive, request_out
 from llmkit.serve.refusal import Refusal, problem
@@ -117,8 +117,8 @@ class Remote:
             self.facts, self.ready = message["ready"], True
             for told in self.on_ready:
                 told()
-        if "failed" in message and not self.restarts:
-            raise _failure(message)
+        if "failed" in message:
+            self._failed(_failure(message))
         for said in message.get("events", ()):
             event = event_in(said)
             if event.request in self.waiting:
@@ -128,6 +128,12 @@ class Remote:
         if "call" in message and (call := self.calls.pop(message["call"], None)) is not None and not call.done():
             _settle(call, message)
         self.stats = message.get("stats", self.stats)
+
+    def _failed(self, cause: LlmkitError) -> None:
+        """One that has never run will not run the next time either."""
+        if not self.facts:
+            raise cause
+        LOG.error("the engine failed", extra={"why": str(cause)})
 
     def _gone(self) -> None:
         """Everybody who waits for it is told at once."""
@@ -179,7 +185,7 @@ class Remote:
         self.writer.write(packed(message))
 
 
-KINDS = {kind.code: kind for kind in (RecipeError, DataError, ModelError, ResourceError)}
+KINDS = {kind.code: kind for kind in (RecipeError, DataError, ModelError, ResourceError, PeerError)}
 
 
 def _failure(message: dict[str, Any]) -> LlmkitError:

@@ -26,7 +26,7 @@ def whole(value: Any, status: int = 200) -> Response:
 
 def as_json(value: Any) -> bytes:
     """In as few letters as there are."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 def error(refusal: Refusal) -> Response:

@@ -12,17 +12,18 @@ from typing import Any
 import torch
 
 from llmkit.build.adapters_of import Beside
-from llmkit.build.engines import engine_of
 from llmkit.build.exactness import exactness
-from llmkit.build.opening import load
+from llmkit.build.held import Here
 from llmkit.build.precision import reading
 from llmkit.build.renewed import renewal
+from llmkit.build.spread import Held, held
 from llmkit.core.errors import LlmkitError, ModelError
 from llmkit.core.types import Paged, Span
 from llmkit.inference.adapters import inside
 from llmkit.inference.engine import Engine
 from llmkit.inference.node import OwnEngine
-from llmkit.models.load import How, Loaded
+from llmkit.inference.request import RequestError
+from llmkit.models.load import Loaded
 from llmkit.models.node import ModelRef
 from llmkit.models.paged import BlockStore
 from llmkit.models.resolve import resolve
@@ -36,8 +37,8 @@ class Served:
     """A model that is served."""
 
     engine: Engine
-    model: Mapping[str, Any]
-    """Its name, source, revision and digest."""
+    held: Held
+    """What the engine runs."""
     between: Mapping[str, Callable[[Said, Future[Any]], None]] = field(default_factory=dict)
     """What is carried out between two steps: each settles a future, now or later."""
     beside: Mapping[str, Callable[[Said], Any]] = field(default_factory=dict)
@@ -48,8 +49,9 @@ class Served:
     def facts(self) -> Said:
         """For the server, when it is ready."""
         known = self.engine.facts
-        said = {"words": known.words, "longest": known.longest, "ends": known.ends, "model": self.model}
-        return said | {"adapters": self.engine.adapters.names, "exact": self.exact}
+        said = {"words": known.words, "longest": known.longest, "ends": known.ends}
+        said |= {"model": self.held.loaded.resolved.facts(), "exact": self.exact}
+        return said | {"adapters": self.engine.adapters.names}
 
     def stats(self) -> Said:
         """How it does."""
@@ -64,11 +66,10 @@ def open_served(settings: Mapping[str, Any]) -> Served:
     """
     device, ref = "cuda" if torch.cuda.is_available() else "cpu", ModelRef(**settings["model"])
     kinds, resolved = reading(settings["precision"], device), resolve(ref)
-    how = How(device, kinds.params, kinds.half, resolved.quant, bool(settings["allow_code"]))
-    loaded = load(resolved, ref, how)
     root = Path(settings["root"]) if settings["root"] else None
     beside = Beside(settings["adapters"], root, settings["most_adapters"])
-    served = served_of(loaded, OwnEngine(**settings["engine"]), beside)
+    how, code = OwnEngine(**settings["engine"]), bool(settings["allow_code"])
+    served = served_over(held(resolved, ref, kinds, device, how, beside, allow_code=code), how, root)
     for name, path in settings["loaded"].items():  # what was loaded before the last one died
         with suppress(LlmkitError):  # its folder is gone: that must keep nobody from being served; the facts tell it
             served.engine.adapters.load(name, path)
@@ -81,11 +82,20 @@ def served_of(loaded: Loaded, how: OwnEngine = OwnEngine(), beside: Beside = Bes
     Raises:
         ModelError: the engine cannot run it, or an adapter does not fit.
     """
-    engine = engine_of(loaded, how, beside)
-    work = Work(engine, loaded, beside.root)
+    return served_over(Here(loaded, beside=beside), how, beside.root)
+
+
+def served_over(model: Held, how: OwnEngine, root: Path | None = None) -> Served:
+    """The same of one that lies wherever it does; `root`: under it weights and adapters may be loaded by path.
+
+    Raises:
+        ModelError: the engine cannot run it, or an adapter does not fit.
+    """
+    engine = model.engine(how)
+    work = Work(engine, model, root)
     between = {"embed": work.embed, "reset": work.reset, "unload": work.unload, "weights": work.weights}
-    exact = exactness(loaded.model, how)
-    return Served(engine, loaded.resolved.facts(), between, {"load": work.load}, exact)
+    exact = exactness(model.model, how)
+    return Served(engine, model, between, {"load": work.load}, exact)
 
 
 @dataclass
@@ -93,7 +103,7 @@ class Work:
     """What admins ask for."""
 
     engine: Engine
-    loaded: Loaded
+    held: Held
     root: Path | None
 
     @torch.no_grad()
@@ -106,9 +116,10 @@ class Work:
         count = -(-len(ids) // BLOCK)
         store = BlockStore(count, BLOCK)  # of this text alone: nothing of it is kept
         span = Span(0, 0, len(ids), 0, tuple(range(count)))
-        hidden = forward.hidden(tokens, positions, Paged(store, (span,)), [whole.key])[whole.before :].float()
+        with self.held.computing():
+            hidden = forward.hidden(tokens, positions, Paged(store, (span,)), [whole.key])[whole.before :].float()
         vector = hidden.mean(0) if asked["pooling"] == "mean" else hidden[-1]
-        done.set_result((vector / vector.norm()).tolist())
+        done.set_result(torch.nn.functional.normalize(vector, dim=0).tolist())  # one of nothing but zeros stays so
 
     def reset(self, asked: Said, done: Future[Any]) -> None:
         """The prefix cache is emptied."""
@@ -126,8 +137,15 @@ class Work:
         done.set_result(asked["name"])
 
     def weights(self, asked: Said, done: Future[Any]) -> None:
-        """Weights of a folder under the root, once what runs has ended."""
-        work = renewal(self.loaded.model, inside(self.root, asked["path"], "path"))
+        """Weights of a folder under the root, once what runs has ended.
+
+        Raises:
+            RequestError: they do not lie in one place.
+        """
+        if self.held.apart:
+            what = f"weights are replaced where they lie whole, and {self.held.apart}"
+            raise RequestError(what, fix="start the server again with the others", key="path")
+        work = renewal(self.held.loaded.model, inside(self.root, asked["path"], "path"))
 
         def carry_out() -> None:
             try:

@@ -15,9 +15,11 @@ from starlette.types import ASGIApp, Scope
 
 from llmkit.core.errors import LlmkitError, RecipeError
 from llmkit.inference.node import OwnEngine
+from llmkit.models import safe
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
 from llmkit.models.tokenizer import read_tokenizer
+from llmkit.parallel.fits import check_tensor
 from llmkit.serve import logs
 from llmkit.serve.admin import Admin
 from llmkit.serve.app import App
@@ -162,13 +164,17 @@ ROUTES = (
 def check(settings: Settings) -> None:
     """
     Raises:
-        RecipeError: strangers could reach what asks for no key.
+        RecipeError: strangers could reach what asks for no key, or the model cannot be shared by so many processes.
     """
     if settings.host not in LOOPBACK and settings.keys is None:
         what = f"{settings.host} can be reached by others, and no key is asked for"
         raise RecipeError(what, fix="give --api-key-file", key="host")
     if settings.admin_port is not None and settings.admin_keys is None:
         raise RecipeError("the routes of admins ask for a key", fix="give --admin-key-file", key="admin_port")
+    if settings.engine.tensor > 1:
+        resolved = resolve(settings.model)
+        config = safe.read_json((resolved.base or resolved).folder / "config.json")
+        check_tensor(config, settings.engine.tensor, "engine.tensor")
 
 
 def _journal(service: Service, journal: Journal) -> None:

@@ -36,9 +36,11 @@ def read_json(body: bytes) -> dict[str, Any]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} is there twice")
+        seen: set[str] = set()
+        for name, _ in pairs:  # in one pass: there may be hundreds of thousands
+            if name in seen:
+                raise ValueError(f"the key {name[:80]!r} is there twice")
+            seen.add(name)
     return made
 
 

@@ -17,8 +17,11 @@ from llmkit.inference.request import Busy, Request
 from llmkit.serve.messages import Link, event_out, request_in
 from llmkit.serve.served import Served, open_served
 
-IDLE = 3600.0
-"""Seconds that are waited for a message where there is nothing to do."""
+IDLE = 1.0
+"""Seconds that are waited for a message where there is nothing to do: so soon it is seen that a process is gone which
+holds the model too."""
+PATIENCE = 3600.0
+"""The same before it is said what is served."""
 SOON = 0.02
 """The same while a call is being carried out beside the steps."""
 TELL = 0.25
@@ -44,6 +47,7 @@ class Worker:
         """Ready at first; then what is asked, and steps as long as there is work."""
         self.link.send({"ready": self.served.facts(), "stats": self.served.stats()})
         while self.link.open:
+            self.served.held.check()
             for message in self.link.read(self._patience()):
                 self._do(message)
             if self.calls:
@@ -51,7 +55,8 @@ class Worker:
             self._settle()
             self._tried()
             if self._steps:
-                events = self.served.engine.step()
+                with self.served.held.computing():
+                    events = self.served.engine.step()
                 self._tell({"events": list(map(event_out, events))} if events else {})
         self.beside.shutdown(wait=False)
 
@@ -149,15 +154,17 @@ def serve(own: socket.socket) -> int:
     """The first message says what is served; gives the exit status."""
     own.setblocking(True)
     link = Link(own)
-    settings = link.first(IDLE)
+    settings = link.first(PATIENCE)
     if settings is None:
         return 0
     try:
         served = open_served(settings)
+        Worker(link, served).run()
     except LlmkitError as cause:
         link.send({"failed": [vars(problem) for problem in cause.problems], "code": cause.code})
+        own.close()  # whoever waits hears it now, and not when all that there was is cleared away
         return cause.code
-    Worker(link, served).run()
+    served.held.close()
     return 0
 
 

@@ -37,6 +37,10 @@ class Evaluate:
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
         names = [task.name for task in self.tasks]
+        for key in ("tensor", "placement") if isinstance(self.generator, OwnEngine) else ():
+            if getattr(self.generator, key) != getattr(OwnEngine(), key):
+                what, fix = "tasks read the whole model in this process", f"serve it with {key}; use generator: openai"
+                yield Conflict(f"generator.{key}", what, fix)
         if not names:
             yield Conflict("tasks", "is empty", "name at least one task")
         if len(set(names)) != len(names):

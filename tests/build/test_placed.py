@@ -8,9 +8,10 @@ from peft import LoraConfig
 
 from llmkit.build.placed import check_placement, place
 from llmkit.core.errors import ModelError, RecipeError
+from llmkit.models.node import Nf4
 from tests.models.test_loras import decoder, drawn, saved, stepped
 
-SIZES = {"cpu": "40KB", "disk": "10MB"}
+SIZES = {"cpu": 40_000, "disk": 10_000_000}
 
 
 @torch.no_grad()
@@ -31,17 +32,19 @@ def test_layers_on_a_disk_say_what_they_say_in_memory(family, tmp_path):
     assert [name for name, weight in there.causal.named_parameters() if weight.is_meta] == away
 
 
-def test_what_cannot_be_placed_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="2 ranks hold together is not placed"):
-        check_placement("auto", 2)
-    check_placement("auto", 1)
-    for placement, what in (
-        ({"tpu:0": "1GiB"}, "tpu:0 is no device here"),
-        ({"cpu": "much"}, "'much' of cpu is no size"),
-    ):
-        with pytest.raises(RecipeError, match=what):
-            check_placement(placement, 1)
+def test_all_of_a_model_may_lie_on_a_disk():
+    made = decoder()
+    assert set(place(made, {"cpu": 1, "disk": 10_000_000}).values()) == {"disk"}
+    assert all(weight.is_meta for weight in made.causal.parameters())
+
+
+def test_what_cannot_be_placed_is_refused():
+    check_placement("auto")
+    with pytest.raises(RecipeError, match="cuda:77 is no device here"):
+        check_placement({"cuda:77": 1 << 30})
+    with pytest.raises(ModelError, match="a quantised base is not placed"):
+        check_placement("auto", Nf4())
     with pytest.raises(ModelError, match="no room in cpu: some of it would go to disk"):
-        place(decoder(), {"cpu": "20KB"})
+        place(decoder(), {"cpu": 20_000})
     made = decoder()
     assert set(place(made, "auto").values()) == {"cpu" if not torch.cuda.is_available() else "0"}

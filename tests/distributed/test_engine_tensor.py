@@ -18,6 +18,7 @@ from llmkit.core.ranks import ranks
 from llmkit.core.types import Paged, Span
 from llmkit.inference.adapters import Adapters
 from llmkit.inference.blocks import Blocks
+from llmkit.inference.cache import Cache
 from llmkit.inference.check import Facts
 from llmkit.inference.engine import Engine
 from llmkit.inference.ranks import Led, Rank, follow
@@ -65,10 +66,6 @@ def engine(forward, store, words: int, bank) -> Engine:
     return Engine(Runner(forward, store), Blocks(32, 4), Limits(24, 8), facts, TEXTS, copies, bank)
 
 
-def forward_copy(forward, store):
-    return forward.copy if isinstance(forward, Led) else store.copy
-
-
 def requests(names: list[str]) -> list[Request]:
     source = torch.Generator().manual_seed(5)
     made = []
@@ -102,9 +99,9 @@ def whole(folder: Path):
     return decoder, BlockStore(32, 4)
 
 
-def part(folder: Path, group) -> Rank:
+def part(folder: Path, group, cache: Cache = Cache(block=4), most: int | None = 32 * 4) -> Rank:
     ref = ModelRef(name=str(folder))
-    spread = Spread(ref, NoQuant(), {"device": "cpu"}, 32, 4)
+    spread = Spread(ref, NoQuant(), {"device": "cpu"}, cache, most)
     return rank_of(opened(resolve(ref), spread), spread, group)
 
 
@@ -195,6 +192,29 @@ def test_an_adapter_that_cannot_be_read_leaves_all_ranks_as_they_were(folders, a
     together(2, work, tmp_path)
 
 
+def test_the_smallest_room_of_all_ranks_counts_and_what_is_beside_it_is_left_alone(folders, tmp_path):
+    decoder, store = whole(folders["Llama"])
+    before = logits(decoder, store, 64)
+
+    def work(index):
+        with joined(ranks(), "cpu", serves=True) as group:
+            rank = part(folders["Llama"], group, Cache(block=4, size=(1 + index) << 16), None)
+            own = (1 << 16) // sum(held.keys[0].nbytes + held.values[0].nbytes for held in rank.store.layers.values())
+            assert rank.store.blocks == own > 0  # as many as the first has room for; the other has twice that
+            if index:
+                follow(rank)
+                return
+            led = Led(rank)
+            for held in rank.store.layers.values():
+                held.keys.fill_(7.0)
+            gap = (logits(led, BlockStore(32, 4), 64) - before).abs().max() / before.abs().max()
+            assert gap < 1e-5, gap
+            assert all((held.keys == 7.0).all() for held in rank.store.layers.values())
+            led.close()
+
+    together(2, work, tmp_path)
+
+
 def test_what_cannot_be_cut_is_refused_before_it_is_read(folders, adapters, tmp_path):
     ref = ModelRef(name=str(folders["Llama"]))
     with pytest.raises(RecipeError, match="3 ranks cannot share 4 heads"):
@@ -211,14 +231,14 @@ def test_ranks_that_the_first_one_starts_itself(folders, adapters):
     asked = requests(["", "lora"])
     given = {"lora": adapters["Qwen3"]}
     expected = answers(engine(*decoder_store, 64, served(given, decoder_store[0].bank)), asked)
-    leading = Leading(resolve(ref), Spread(ref, NoQuant(), {"device": "cpu"}, 32, 4), 2)
-    children = list(leading.children)
+    leading = Leading(resolve(ref), Spread(ref, NoQuant(), {"device": "cpu"}, Cache(block=4), 128), 2)
+    children = list(leading.others.children)
     try:
         made = engine(leading.led, leading.led.rank.store, 64, served(given, leading.led))
         assert answers(made, asked) == expected
     finally:
         leading.close()
-    assert [child.returncode for child in children] == [0]
+    assert [child.wait(0) for child in children] == [0]
     with pytest.raises(ModelError, match="other ranks have ended"):
         made.add(asked[0])
         made.step()

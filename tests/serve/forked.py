@@ -1,5 +1,6 @@
 """Processes that are forked from this one, which has imported all that they need."""
 
+import gc
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ class Forked:
         if not self.pid:
             code = 1
             try:
+                gc.freeze()  # threads of a group of ranks are not here: to collect what it left would wait for them
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 if err is not None:

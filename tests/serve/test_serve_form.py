@@ -7,6 +7,7 @@ import openai
 import pytest
 
 from tests.serve.raw import post
+from tests.serve.test_serve_hostile import rss
 
 ASKED = [{"role": "user", "content": "hello world"}]
 SCHEMA = {
@@ -77,3 +78,15 @@ def test_a_form_that_cannot_be_held_is_a_refusal_that_names_it(client, how, para
         asked(client, **how)
     assert refused.value.body["param"] == param, refused.value.body
     assert "grammar." not in refused.value.body["message"]
+
+
+def test_e4_a_long_name_around_many_schemas_is_not_told_for_each(server):
+    """Each way to them, written out, would take 20 GB."""
+    inner = {"type": "object", "properties": {f"k{at}": {} for at in range(40_000)} | {"last": {"not": {}}}}
+    schema = {"type": "object", "properties": {"n" * 400_000: inner}}
+    before = rss()
+    for more in ({"response_format": formatted(schema)}, {"structured_outputs": {"json": schema}}):
+        status, said = post(server, {"messages": ASKED} | more)
+        assert status == 400 and said["error"]["message"].endswith("the keyword not cannot be enforced; leave it out")
+        assert len(said["error"]["param"]) < 500
+    assert rss() - before < 1 << 30

@@ -21,6 +21,7 @@ BROKEN = {
     "null": b"null",
     "text": b'"a"',
     "twice": ASKED + b',"max_tokens":2}',
+    "twice after many": ASKED + b"".join(b',"%x":0' % at for at in range(200_000)) + b',"z":0,"z":0}',
     "nan": ASKED + b',"top_p":NaN}',
     "infinity": ASKED + b',"top_p":-Infinity}',
     "huge number": ASKED + b',"top_p":1e999}',
@@ -67,6 +68,14 @@ def test_h1_bodies_are_read_so_on_every_route(server, path):
 def test_what_a_route_would_not_use_is_refused_and_not_passed_over(server, path, body, param):
     status, said = post(server, body, path=path)
     assert status == 400 and said["error"]["param"] == param, said
+
+
+def test_a_text_whose_states_are_zeros_has_an_embedding_of_numbers(server):
+    """Token 0 of this model pads: its row is zeros, and so is the length by which it would be divided."""
+    status, said = post(server, {"input": [[0], [5]]}, path="/v1/embeddings")
+    zeros, other = (one["embedding"] for one in said["data"])
+    assert status == 200 and set(zeros) == {0.0}
+    assert abs(sum(x * x for x in other) - 1) < 1e-5
 
 
 FIELDS = {
