@@ -5,7 +5,7 @@
 
 The capacity is measured first, with as many clients as there is room for. Exits 1 where an accepted request did not
 come to its end, the 99th percentile of refusals is not under 100 ms, memory is not back within 10 MiB, or blocks,
-tasks or descriptors are left. tests/serve/test_load.py and test_leaks.py assert all of it but the times.
+tasks or descriptors are left. tests/serve/test_serve_load.py and test_leaks.py assert all of it but the times.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 from llmkit.data.rows import Unusable
 from llmkit.data.skeleton import opaque, skeleton
 from llmkit.data.template import Template
-from llmkit.models.load import _template
+from llmkit.models.tokenizer import _template
 from tests.conftest import CHATML, make_tokenizer
 
 DEFAULT_SYSTEM = (
