@@ -111,6 +111,27 @@ def test_records_turn_over_when_a_file_is_full(tmp_path):
     assert all(path.stat().st_size <= 1400 for path in files) and len(list(read(files[1], RequestLog))) > 1
 
 
+def test_files_that_cannot_turn_over_lose_records_and_fail_no_request(tmp_path):
+    from llmkit.serve.journal import Journal
+
+    row = RequestLog("r", "u", "base", 1.0, "single", "w", "", {}, 1, 1, 0.0, 0.1, 0.2, "stop")
+    path = tmp_path / "requests.jsonl"
+    journal = Journal(path, most=1000, keep=3)
+    (tmp_path / "requests.jsonl.1" / "in the way").mkdir(parents=True)
+    (tmp_path / "requests.jsonl.2").write_text("an older one")
+    for _ in range(20):
+        journal.write(row)
+    full = path.stat().st_size
+    assert journal.lost and 1000 <= full <= 1400  # what is full does not grow
+    (tmp_path / "requests.jsonl.1" / "in the way").rmdir()
+    (tmp_path / "requests.jsonl.1").rmdir()
+    lost = journal.lost
+    journal.write(row)
+    journal.close()
+    assert journal.lost == lost and len(list(read(path, RequestLog))) == 1
+    assert (tmp_path / "requests.jsonl.1").stat().st_size == full
+
+
 EVIL = 'a"}\r\n{"level": "info", "event": "forged"}\x1b[2J\u2028\x00\ud800'
 
 
