@@ -222,7 +222,7 @@ def test_one_tenant_leaves_room_for_others():
     from llmkit.serve.node import Bounds
     from llmkit.serve.refusal import Refusal
 
-    gate = Gate(Bounds(requests=10, tokens=1000, share=0.5), tenants=2)
+    gate = Gate(Bounds(requests=10, tokens=1000, share=0.5), tenants=lambda: 2)
     anna, ben = Caller("anna"), Caller("ben")
     with gate.place(anna, 5, 10):
         with pytest.raises(Refusal) as refused, gate.place(anna, 1, 1):
@@ -230,7 +230,7 @@ def test_one_tenant_leaves_room_for_others():
         assert refused.value.status == 429 and refused.value.wait
         with gate.place(ben, 5, 500), pytest.raises(Refusal), gate.place(Caller("carl"), 1, 1):
             pass
-    assert not gate.answers and not gate.tokens
+    assert not gate.answers and not gate.tokens and not gate.keys
     with pytest.raises(Refusal) as refused, gate.place(anna, 1, 501):
         pass
     assert refused.value.status == 400
