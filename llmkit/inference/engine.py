@@ -26,6 +26,9 @@ from llmkit.inference.sequence import Sequence
 from llmkit.inference.text import Texts
 from llmkit.inference.update import Update
 
+Place = tuple[Sequence, Tensor]
+"""A sequence, and the logits (V,) of what follows it."""
+
 
 class Engine:
     """Answers requests by continuous batching over a paged cache.
@@ -51,6 +54,8 @@ class Engine:
         self.scheduler = Scheduler(blocks, limits, self._salt)
         self.live: dict[str, Live] = {}
         self.updates: deque[Update] = deque()
+        self.untold: list[Event] = []
+        """What happened in a step that failed after it."""
         self.tally = Tally()
 
     def add(self, request: Request) -> None:
@@ -103,7 +108,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self.live and not self.updates
+        return not self.live and not self.updates and not self.untold
 
     def step(self) -> list[Event]:
         """Computes one step, and tells what it made. Where the model itself fails nothing is lost: a further step
@@ -111,11 +116,12 @@ class Engine:
         began = time.perf_counter()
         self._renew()
         step = plan(self.scheduler, time.monotonic())
-        events = self._late(step)
+        self.untold += self._late(step)
         if step.chunks:
-            events += self._computed(step)
+            self._compute(step)
             self.tally.steps += 1
             self.tally.seconds += time.perf_counter() - began
+        events, self.untold = self.untold, []
         return events
 
     def stats(self) -> Stats:
@@ -144,19 +150,28 @@ class Engine:
             events += self._close(live, "deadline")
         return events
 
-    def _computed(self, step: Step) -> list[Event]:
-        whole = [self.live[chunk.sequence.request.id].tells(chunk) for chunk in step.chunks]
+    def _compute(self, step: Step) -> None:
+        """What comes of it is untold. A fault of one request is no other's; after any other all is computed again."""
         try:
-            for source, target in step.copies:
-                self.copy(source, target)
-            rows = self.runner.run(step.chunks, whole)
+            places, searched = self._places(step)
+            steers = [self.live[one.request.id].answers.steer(one.index) for one, _ in places]
+            chosen = choose([logits for _, logits in places], steers)
+            for (one, _), token in zip(places, chosen, strict=True):
+                self.untold += self._grown(one, token)
+            self.untold += self._searched(searched)
         except BaseException:
             self.scheduler.undo(step)
             raise
+
+    def _places(self, step: Step) -> tuple[list[Place], list[Place]]:
+        """Where a token is to be chosen, and where beams go on."""
+        whole = [self.live[chunk.sequence.request.id].tells(chunk) for chunk in step.chunks]
+        for source, target in step.copies:
+            self.copy(source, target)
+        rows = self.runner.run(step.chunks, whole)
         self.scheduler.commit(step)
-        places: list[tuple[Sequence, Tensor]] = []
-        searched: list[tuple[Sequence, Tensor]] = []
-        events: list[Event] = []
+        places: list[Place] = []
+        searched: list[Place] = []
         for chunk, logits, all_ in zip(step.chunks, rows, whole, strict=True):
             live = self.live[chunk.sequence.request.id]
             self.tally.read += max(0, min(chunk.end, len(live.request.prompt) + chunk.sequence.before) - chunk.start)
@@ -164,19 +179,15 @@ class Engine:
                 if all_:
                     live.tell(chunk, logits)
             except RequestError as cause:
-                events += self._failed(live, cause)
+                self.untold += self._failed(live, cause)
                 continue
             if chunk.last and live.beams is not None:
                 searched.append((chunk.sequence, logits[-1]))
             elif chunk.last:
                 places += [(one, logits[-1]) for one in self._answers(live, chunk.sequence)]
-        steers = [self.live[one.request.id].answers.steer(one.index) for one, _ in places]
-        chosen = choose([logits for _, logits in places], steers)
-        for (one, _), token in zip(places, chosen, strict=True):
-            events += self._grown(one, token)
-        return events + self._searched(searched)
+        return places, searched
 
-    def _searched(self, places: Seq[tuple[Sequence, Tensor]]) -> list[Event]:
+    def _searched(self, places: Seq[Place]) -> list[Event]:
         """Beams go on where what follows is known of all of a request's; the search is seldom over."""
         events: list[Event] = []
         for one, logits in places:

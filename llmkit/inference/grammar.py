@@ -62,10 +62,18 @@ class Regex:
     pattern: str
 
     def source(self) -> str:
-        """llguidance's grammar."""
+        """
+        Raises:
+            RequestError: it holds half a letter (a lone surrogate).
+        """
         from llguidance import LLMatcher
 
-        made: str = LLMatcher.grammar_from_regex(self.pattern)
+        from llmkit.inference.request import RequestError
+
+        try:
+            made: str = LLMatcher.grammar_from_regex(self.pattern)
+        except ValueError as cause:
+            raise RequestError("is no text that can be written", fix="leave it out", key="grammar.pattern") from cause
         return made
 
     def named(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 from llmkit.inference.grammar import Grammar
 from llmkit.inference.grammar_worker import MEMORY, SECONDS
 from llmkit.inference.matching import Match, begun, described, refused, vocabulary
-from llmkit.inference.request import RequestError
+from llmkit.inference.request import Busy, RequestError
 
 KEPT = 256
 """Grammars, refused ones among them."""
@@ -92,11 +92,10 @@ class Trial:
         """What is wrong with a grammar; nothing if it can be used."""
         with self.lock:
             if self.process is None or self.process.poll() is not None:
-                command = [sys.executable, "-m", "llmkit.inference.grammar_worker"]
-                self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+                self.process = _begun()
                 said = self._exchange(self.process, self.opening)
                 if said:
-                    raise RequestError(f"no process to try it could be begun: {said}", fix="ask again", key="grammar")
+                    raise _unbegun(said)
             return self._exchange(self.process, json.dumps(source))
 
     def close(self) -> None:
@@ -117,8 +116,24 @@ class Trial:
         if code == -signal.SIGXCPU:
             return f"it takes more than {SECONDS} s"
         if code == -signal.SIGKILL:  # no fault of the grammar: it is not kept
-            raise RequestError(f"nothing was heard of it in {PATIENCE:g} s", fix="ask again", key="grammar")
+            raise Busy(f"nothing was heard of it in {PATIENCE:g} s", fix="ask again", key="grammar")
         return f"it takes more than {MEMORY >> 20} MiB"
+
+
+def _begun() -> subprocess.Popen[bytes]:
+    """
+    Raises:
+        Busy: the machine has no room for a process now.
+    """
+    command = [sys.executable, "-m", "llmkit.inference.grammar_worker"]
+    try:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    except OSError as cause:
+        raise _unbegun(cause.strerror or str(cause)) from cause
+
+
+def _unbegun(why: str) -> Busy:
+    return Busy(f"no process to try it could be begun: {why}", fix="ask again", key="grammar")
 
 
 def _said(process: subprocess.Popen[bytes], line: bytes) -> bytes:

@@ -6,9 +6,10 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from llmkit.inference.request import Ask, Event, RequestError
+from llmkit.inference.request import Ask, Event
 from llmkit.inference.turns import Turns
 
 
@@ -24,7 +25,7 @@ class Listener:
 
     def tell(self, what: Event | BaseException) -> None:
         """From the engine's thread; who listens in a loop that has been closed is told nothing."""
-        if not self.loop.is_closed():
+        with suppress(RuntimeError):  # it may be closed at any moment
             self.loop.call_soon_threadsafe(self.said.put_nowait, what)
 
 
@@ -92,8 +93,8 @@ class Pump:
         try:
             one.id = self.turns.add(one.ask, one.tell).id
             self.listening.append(one)
-        except RequestError as refused:
-            one.tell(refused)
+        except Exception as cause:  # its own alone: others that come with it are taken on
+            one.tell(cause)
 
     def _ended(self, done: Future[None]) -> None:
         """What a step failed of, everybody is told."""

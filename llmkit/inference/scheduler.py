@@ -218,10 +218,10 @@ class Scheduler:
         del one.blocks[used:]
 
     def undo(self, step: Step) -> None:
-        """The step failed: what it was to compute is computed again."""
-        for chunk in step.chunks:
-            if chunk.sequence in self.running:
-                self.preempt(chunk.sequence)
+        """The step failed: what it was to compute is computed again, and all that was and of which no token came."""
+        chunked = {chunk.sequence for chunk in step.chunks}
+        for one in [one for one in self.running if one in chunked or not (one.waiting or one.rests)]:
+            self.preempt(one)
 
     def forget(self) -> None:
         """The weights are others: nothing of the cache is of use any longer."""

@@ -167,11 +167,9 @@ class Steer:
         if self.matcher is None:
             law[self.rules.ends[: len(self.rules.ends) if early else 0]] = NEVER
             return law
-        mask = self.matcher.mask(len(law))
-        ends = self.rules.ends
-        if (early or sampling.ignore_eos) and mask.sum() > mask[
-            ends
-        ].sum():  # where the grammar is at its end, so is the text
+        mask, ends = self.matcher.mask(len(law)), self.rules.ends
+        done = mask.sum() == mask[ends].sum()  # where the grammar is at its end, so is the text
+        if (early or sampling.ignore_eos) and not done:
             mask[ends] = False
         law[~mask] = NEVER
         return law
@@ -218,5 +216,5 @@ def _processed(processor: Processor, prompt: Sequence[int], made: Sequence[int],
         shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
         what = f"{name} gave {shape} where ({len(law)},) is asked for"
         raise RequestError(what, fix="give logits for each token", key="processors")
-    out: Row = given.detach().to("cpu", torch.float32).numpy()
+    out: Row = given.detach().to("cpu", torch.float32).numpy().copy()  # it may give one tensor of its own each time
     return out

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import subprocess
 from functools import cache
 from typing import Any
 
@@ -19,7 +21,7 @@ from llmkit.inference.answers import Answers
 from llmkit.inference.check import Facts
 from llmkit.inference.grammar import Choice, Grammar, JsonObject, JsonSchema, Lark, Regex
 from llmkit.inference.grammars import Grammars
-from llmkit.inference.request import Request, RequestError
+from llmkit.inference.request import Busy, Request, RequestError
 from llmkit.inference.sampler import choose, pick
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.text import Texts
@@ -197,6 +199,26 @@ def test_e4_the_process_that_tries_is_bounded_and_replaced(monkeypatch: pytest.M
     with pytest.raises(RequestError, match="takes more than 2 s"):
         tried.matcher(Regex(pattern="(a?){6000}a{6000}"))
     tried.trial.close()
+
+
+def test_a_machine_without_room_for_a_process_refuses_for_now_and_keeps_no_refusal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = Grammars(make_tokenizer(), WORDS, (END,))
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as patched, pytest.raises(Busy, match="temporarily"):
+        patched.setattr(subprocess, "Popen", full)
+        tried.matcher(Regex(pattern="a+"))
+    tried.matcher(Regex(pattern="a+"))
+    tried.trial.close()
+
+
+def test_half_a_letter_in_a_pattern_is_refused() -> None:
+    with pytest.raises(RequestError, match="pattern: is no text"):
+        texts().matcher(Regex(pattern="a\ud800"), WORDS, (END,))
 
 
 def test_the_cache_is_bounded_and_spares_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,3 +157,12 @@ def test_penalties_by_index_are_those_over_the_whole_vocabulary() -> None:
         fork.take(0)  # what another answer does is its own
         assert one.law(logits).tobytes() == plain.tobytes()
         one.take(int(numbers.integers(0, words)))
+
+
+def test_what_a_processor_gives_stays_its_own() -> None:
+    own = torch.from_numpy(logits(5))
+    made = steer(Sampling(allowed_ids=(3, 4)), processors=(lambda prompt, made, row: own,))
+    assert np.flatnonzero(np.isfinite(made.law(logits()))).tolist() == [3, 4]
+    assert np.array_equal(own.numpy(), logits(5))
+    made = steer(Sampling(min_tokens=9), ends=(2,), processors=(lambda prompt, made, row: row[:1].expand(WORDS),))
+    assert np.isneginf(made.law(logits())).sum() == 1  # each number lies for itself

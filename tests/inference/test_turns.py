@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from torch import Tensor
 
 from llmkit.core.errors import ModelError
+from llmkit.inference import beam
+from llmkit.inference import engine as engine_
 from llmkit.inference.engine import Engine
 from llmkit.inference.request import Event, Request
 from llmkit.inference.sampling import Sampling
@@ -31,6 +34,12 @@ def all_of(engine: Engine) -> list[Event]:
     while not engine.idle:
         events += engine.step()
     return events
+
+
+def asked(engine: Engine, *requests: Request) -> Engine:
+    for one in requests:
+        engine.add(one)
+    return engine
 
 
 def free(engine: Engine) -> bool:
@@ -165,6 +174,33 @@ def test_a_step_that_fails_is_computed_again(model: Any) -> None:
             assert engine.stats().running == 0
     own = answers(made(model), [request])["a"]
     assert [[t.id for e in said if e.index == index for t in e.tokens] for index in (0, 1)] == own and free(engine)
+
+
+@pytest.mark.parametrize("how", [{}, {"n": 2, "temperature": 1.0}, {"beams": 2}])
+def test_what_fails_after_the_model_is_computed_again_and_nothing_that_was_told_is_lost(
+    model: Any, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, name = 0, "normaliser" if "beams" in how else "choose"
+    module = beam if "beams" in how else engine_
+    whole = getattr(module, name)
+
+    def sometimes(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls in (1, 4):
+            raise RuntimeError("out of memory")
+        return whole(*given)
+
+    request, said = Request("a", PROMPT, Sampling(max_tokens=6, **how)), []
+    own = all_of(asked(made(model), request))
+    engine = asked(made(model), request, Request("b", PROMPT, Sampling(), deadline=time.monotonic()))
+    monkeypatch.setattr(module, name, sometimes)
+    for _ in range(40):  # and no more: what is forgotten would never end
+        with suppress(RuntimeError):
+            said += engine.step()
+    texts = [[(e.index, t.id) for e in events if e.request == "a" for t in e.tokens] for events in (said, own)]
+    assert sorted(texts[0]) == sorted(texts[1]) and calls > 4 and free(engine) and engine.idle
+    assert [e.finish for e in said if e.request == "b"] == ["deadline"]
 
 
 def test_what_it_counts_is_what_it_did(model: Any) -> None:
