@@ -13,14 +13,10 @@ from llmkit.core.errors import ResourceError
 
 
 @pytest.fixture
-def fresh(tmp_path, monkeypatch):
+def fresh(tmp_path, monkeypatch, forgotten):
     """An empty cache, and nothing remembered of what was compiled."""
     monkeypatch.setenv("LLMKIT_CACHE", str(tmp_path / "cache"))
-    for known in (build.library, build.lacks):
-        known.cache_clear()
-    yield tmp_path
-    for known in (build.library, build.lacks):
-        known.cache_clear()
+    return tmp_path
 
 
 def compiler(folder, text):
