@@ -51,7 +51,7 @@ class Served:
         known = self.engine.facts
         said = {"words": known.words, "longest": known.longest, "ends": known.ends}
         said |= {"model": self.held.loaded.resolved.facts(), "exact": self.exact}
-        return said | {"adapters": self.engine.adapters.names}
+        return said | {"adapters": self.engine.adapters.names, "version": self.engine.version}
 
     def stats(self) -> Said:
         """How it does."""
@@ -73,6 +73,11 @@ def open_served(settings: Mapping[str, Any]) -> Served:
     for name, path in settings["loaded"].items():  # what was loaded before the last one died
         with suppress(LlmkitError):  # its folder is gone: that must keep nobody from being served; the facts tell it
             served.engine.adapters.load(name, path)
+    if settings["weights"]:
+        with suppress(LlmkitError):
+            served.engine.update(renewal(served.held.loaded.model, inside(root, settings["weights"], "path")))
+        if served.engine.version:
+            served.engine.version = settings["version"]
     return served
 
 

@@ -89,7 +89,10 @@ def test_what_is_loaded_is_asked_for_by_name_alone_and_beside_others(hosted, llm
     assert admin(hosted, "unload", lora_name="soft").json() == {"status": "ok", "value": "soft"}
     assert ask(hosted, "soft").status_code == 404 and choice(hosted, "lora") == alone["lora"]
     assert admin(hosted, "unload", lora_name="soft").json()["error"]["param"] == "lora_name"
+    hosted.engine.settings["adapters"] = {"lora": str(root / "lora")}  # as if it had been named at the start
     assert [key.partition("@")[0] for key in adapters(hosted)[1]] == ["lora"]
+    assert admin(hosted, "unload", lora_name="lora").status_code == 200
+    assert hosted.engine.settings == {"loaded": {}, "adapters": {}}  # one that is started again has neither
 
 
 def streamed(server, model, begun, told):
