@@ -27,6 +27,9 @@ from llmkit.models.load import Loaded
 from llmkit.models.paged import BlockStore
 from llmkit.models.positions import steady_length
 
+GPU_TOKENS = 2048
+"""Of a step on a GPU: fewer leave it waiting for the host."""
+
 
 def engine_of(
     loaded: Loaded,
@@ -77,7 +80,8 @@ def _engine(
     """`decoder` is what of the model lies here."""
     longest = steady_length(decoder.causal, store.blocks * store.size)
     facts = Facts(decoder.words, longest, tuple(ends(decoder.causal, tokenizer)))
-    limits, blocks = Limits(how.tokens, how.sequences), Blocks(store.blocks, store.size)
+    tokens = how.tokens or (Limits.tokens if forward.device.type == "cpu" else GPU_TOKENS)
+    limits, blocks = Limits(tokens, how.sequences), Blocks(store.blocks, store.size)
     lacks("draw")  # compiled now, if it has to be, and not in the midst of a step
     return Engine(Runner(forward, store), blocks, limits, facts, Texts(tokenizer), copy, own)
 

@@ -1,9 +1,11 @@
 """What the next step computes: decided by numbers alone, without tensors.
 
 Every step has a budget of tokens. Answers that are being made get their next token, and half of the budget is kept for
-prompts while any wait; these are cut into chunks, the least served tenant's first. Where blocks run out, or one who is
-below its share finds no place, the least entitled give theirs back and are computed again later. Of those that run, the
-one of the least `priority` number that came first never does, so that it ends whatever comes.
+prompts while any wait; these are cut into chunks, the least served tenant's first. A prompt
+whose tenant was served less than those who answer has the whole budget, where these have more than their share. Where
+blocks run out, or one who is below its share finds no place, the least entitled give theirs back and are computed again
+later. Of those that run, the one of the least `priority` number that came first never does, so that it ends whatever
+comes.
 """
 
 from __future__ import annotations
@@ -66,9 +68,8 @@ class Planner:
     def _prompts(self) -> None:
         """Chunks of prompts, of those that run and of those that wait, while there is budget and room."""
         reading = [one for one in self.order if one.reads and one in self.scheduler.running]
-        most = self.limits.tokens - self.limits.tokens // 2
-        budget = self.limits.tokens - min(sum(one.waiting for one in self.ready), most)
         full = bool(self.step.preempted)  # who gave way in this step would come back in it
+        budget = self._budget([*reading, *filter(None, [None if full else self.scheduler.next()])])
         while budget > 0:
             waits = None if full else self.scheduler.next()
             one = min([*reading, *filter(None, [waits])], key=self.scheduler.turn, default=None)
@@ -81,6 +82,19 @@ class Planner:
             reading.remove(one)
             if one in self.scheduler.running:
                 budget -= self._read(one, budget)
+
+    def _budget(self, prompts: list[Sequence]) -> int:
+        """Tokens of the step for prompts: what next tokens leave, half at least. Those of a tenant that has more than
+        its share of places, and was served more than the one whose prompt is next, wait for that prompt: else a flood
+        of answers makes two steps of what is one alone."""
+        ahead = min(prompts, key=self.scheduler.turn, default=None)
+        kept = sum(one.waiting for one in self.ready if ahead is None or not self._yields(one, ahead))
+        return self.limits.tokens - min(kept, self.limits.tokens - self.limits.tokens // 2)
+
+    def _yields(self, one: Sequence, to: Sequence) -> bool:
+        accounts = self.scheduler.accounts
+        mine, other = accounts[one], accounts[to]
+        return mine.counter > other.counter and mine.slots > accounts.share(one, self.limits.sequences)
 
     def _holds_up(self, one: Sequence) -> bool:
         """Whether its tenant, which has more than its share, would make a step longer in which another's prompt is."""

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llmkit.serve import reply
 from llmkit.serve.caller import Caller
 from llmkit.serve.keys import Key, find, read_keys
 from llmkit.serve.refusal import Refusal
@@ -33,26 +33,25 @@ class Door:
     ) -> None:
         """`keys`: a file of them; without it nobody is asked for one. `open_paths`: those that need none either."""
         self.app, self.service, self.path = app, service, keys
-        self.keys: tuple[Key, ...] = read_keys(keys) if keys is not None else ()
+        self.keys: tuple[Key, ...] = ()
+        self.tenants = 1
+        """How many there are."""
+        self.read_again()
         self.open = {OPEN, *open_paths}
         self.inside = 0
         """Requests that were let in and are not over."""
         self.over: list[Callable[[Caller, Scope, int, float], None]] = []
         """Told of each that ends: its status, and its seconds."""
 
-    @property
-    def tenants(self) -> int:
-        """How many there are."""
-        return len({key.tenant for key in self.keys}) or 1
-
     def read_again(self) -> None:
-        """The file of keys has changed.
+        """The file of keys is new, or has changed.
 
         Raises:
             RecipeError: it is no file of keys; those that there were stay.
         """
         if self.path is not None:
             self.keys = read_keys(self.path)
+            self.tenants = len({key.tenant for key in self.keys})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -72,7 +71,7 @@ class Door:
             caller = self._admitted(scope, headers, caller)
         except Refusal as refusal:
             scope["refused"] = refusal.code
-            await _say(refusal, answer)
+            await reply.error(refusal)(scope, receive, answer)
         else:
             scope["caller"] = caller
             self.inside += 1
@@ -97,13 +96,6 @@ class Door:
         if self.service.draining and raw not in self.open:
             raise Refusal(503, "the server is being stopped", code="draining", wait=5)
         return replace(caller, deadline=_seconds(headers.get(DEADLINE)))
-
-
-async def _say(refusal: Refusal, send: Any) -> None:
-    head = {"content-type": "application/json", "content-length": str(len(refusal.body)), **refusal.headers}
-    headers = [(name.encode(), value.encode()) for name, value in head.items()]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": refusal.body})
 
 
 def _seconds(said: str | None) -> float | None:

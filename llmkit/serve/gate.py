@@ -1,9 +1,10 @@
-"""How much is taken on: so many answers and so many tokens of prompts, of one tenant no more than its share."""
+"""How much is taken on: so many answers and so many tokens of prompts, of one tenant no more than its share, of one key
+no more than it may ask for."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from llmkit.serve.caller import Caller
@@ -17,11 +18,13 @@ WAIT = 1.0
 class Gate:
     """Counts what was accepted and is not finished."""
 
-    def __init__(self, bounds: Bounds, tenants: int = 1) -> None:
+    def __init__(self, bounds: Bounds, tenants: Callable[[], int] = lambda: 1) -> None:
         """`tenants`: how many there are; where there are several, none takes the room of all."""
         self.bounds, self.tenants = bounds, tenants
         self.answers: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
+        self.keys: Counter[str] = Counter()
+        """Answers by the digest of a key."""
 
     def check(self, caller: Caller, answers: int = 1, tokens: int = 1) -> None:
         """Whether there is room.
@@ -29,19 +32,15 @@ class Gate:
         Raises:
             Refusal: 429, there is none now; 400, there can never be.
         """
-        share = self.bounds.share if self.tenants > 1 else 1.0
-        own_most = caller.key.limits.requests if caller.key is not None else 0
-        self._within("answers", self.answers, caller.tenant, answers, self.bounds.requests, share, own_most)
-        self._within("tokens of prompts", self.tokens, caller.tenant, tokens, self.bounds.tokens, share, 0)
-
-    def _within(
-        self, what: str, held: Counter[str], tenant: str, more: int, most: int, share: float, own_most: int
-    ) -> None:
-        own = min(max(1, int(most * share)), own_most or most)
-        if more > own:
-            raise Refusal(400, f"the request asks for {more} {what}, and {own} are taken at once", code="too_large")
-        if held[tenant] + more > own or held.total() + more > most:
-            raise Refusal(429, f"too many {what} wait already; come back later", code="overloaded", wait=WAIT)
+        share = self.bounds.share if self.tenants() > 1 else 1.0
+        for what, held, more, most in (
+            ("answers", self.answers, answers, self.bounds.requests),
+            ("tokens of prompts", self.tokens, tokens, self.bounds.tokens),
+        ):
+            _fit(what, held[caller.tenant], more, max(1, int(most * share)))
+            _fit(what, held.total(), more, most)
+        if caller.key is not None and (most := caller.key.limits.requests):
+            _fit("answers", self.keys[caller.key.digest], answers, most)
 
     @contextmanager
     def place(self, caller: Caller, answers: int, tokens: int) -> Iterator[None]:
@@ -51,13 +50,21 @@ class Gate:
             Refusal: as `check`.
         """
         self.check(caller, answers, tokens)
-        tenant = caller.tenant
-        self.answers[tenant] += answers
-        self.tokens[tenant] += tokens
+        key = "" if caller.key is None else caller.key.digest
+        held = ((self.answers, caller.tenant, answers), (self.tokens, caller.tenant, tokens), (self.keys, key, answers))
+        for counts, name, more in held:
+            counts[name] += more
         try:
             yield
         finally:
-            self.answers[tenant] -= answers
-            self.tokens[tenant] -= tokens
-            if not self.answers[tenant]:
-                del self.answers[tenant], self.tokens[tenant]
+            for counts, name, more in held:
+                counts[name] -= more
+                if not counts[name]:
+                    del counts[name]
+
+
+def _fit(what: str, held: int, more: int, most: int) -> None:
+    if more > most:
+        raise Refusal(400, f"the request asks for {more} {what}, and {most} are taken at once", code="too_large")
+    if held + more > most:
+        raise Refusal(429, f"too many {what} wait already; come back later", code="overloaded", wait=WAIT)

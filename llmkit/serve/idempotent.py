@@ -16,6 +16,7 @@ from functools import partial
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llmkit.serve import reply
 from llmkit.serve.caller import Caller
 from llmkit.serve.node import Bounds
 from llmkit.serve.refusal import Refusal
@@ -93,7 +94,8 @@ class Idempotent:
         caller: Caller = scope["caller"]
         if len(key) > LONGEST:
             what = f"an idempotency key has at most {LONGEST} letters"
-            await _say(Refusal(400, what, key="idempotency-key", code="invalid_header"), send)
+            refusal = Refusal(400, what, key="idempotency-key", code="invalid_header")
+            await reply.error(refusal)(scope, receive, send)
             return
         body, whole = await _body(receive, self.bounds.body, self.bounds.receive)
         if not whole:  # the route says what is wrong with it
@@ -106,7 +108,8 @@ class Idempotent:
             kept = self._begin(scope, (caller.tenant, key), body, digest)
         elif kept.digest != digest:
             what = "the idempotency key was used for another request"
-            await _say(Refusal(409, what, key="idempotency-key", code="idempotency_key_reused"), send)
+            refusal = Refusal(409, what, key="idempotency-key", code="idempotency_key_reused")
+            await reply.error(refusal)(scope, receive, send)
             return
         await _while_there(kept, receive, send)
 
@@ -180,20 +183,8 @@ async def _never() -> Message:
 
 
 async def _while_there(kept: Kept, receive: Receive, send: Send) -> None:
-    async def left() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = [asyncio.ensure_future(kept.tell(send)), asyncio.ensure_future(left())]
+    told, left = asyncio.ensure_future(kept.tell(send)), asyncio.ensure_future(reply.until_left(receive))
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((told, left), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _say(refusal: Refusal, send: Send) -> None:
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(refusal.body)).encode())]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": refusal.body})
+        await reply.over(told, left)

@@ -42,20 +42,23 @@ class Journal:
         """One more; a disk that refuses delays no answer: it is counted and told."""
         line = json.dumps(asdict(record), allow_nan=False).encode() + b"\n"
         try:
-            self.file.write(line)
             if self.file.tell() >= self.most:
                 self._turn()
+            self.file.write(line)
         except (OSError, ResourceError) as cause:
             self.lost += 1
             LOG.error("a record of a request is lost", extra={"why": str(cause), "lost": self.lost})
 
     def _turn(self) -> None:
-        self.file.close()
+        """Where it fails the next record tries it again."""
         named = [self.path, *(self.path.with_name(f"{self.path.name}.{n}") for n in range(1, self.keep))]
-        for newer, older in reversed(list(pairwise(named))):
-            if newer.exists():
-                newer.replace(older)
-        self.file = self._open()
+        if self.path.exists():  # else the files were moved already, and the new one could not be opened
+            for newer, older in reversed(list(pairwise(named))):
+                if newer.exists():
+                    newer.replace(older)
+        fresh = self._open()
+        self.file.close()
+        self.file = fresh
 
     def close(self) -> None:
         """No more come."""

@@ -176,8 +176,12 @@ class Remote:
         """
         number = next(self.numbers)
         future = self.calls[number] = asyncio.get_running_loop().create_future()
-        self._send({"do": verb, "call": number, **asked})
-        return await future
+        try:
+            self._send({"do": verb, "call": number, **asked})
+            return await future
+        finally:
+            if self.calls.pop(number, None) is not None and self.ready:
+                self._send({"do": "drop", "call": number})  # nobody waits for it any longer
 
     def _send(self, message: Any) -> None:
         if not self.ready or self.writer is None:

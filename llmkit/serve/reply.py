@@ -66,7 +66,7 @@ class Events(Response):
             if sent.done():
                 sent.result()
         finally:
-            await _over(sent, left)
+            await over(sent, left)
 
     async def _send(self, scope: Scope, send: Send) -> None:
         async with aclosing(self.events):
@@ -118,7 +118,7 @@ async def while_there(request: Request, work: Awaitable[Response]) -> Response:
             return done.result()
         raise Refusal(499, "the client left", code="client_closed")
     finally:
-        await _over(done, left)
+        await over(done, left)
 
 
 async def until_left(receive: Receive) -> None:
@@ -127,7 +127,8 @@ async def until_left(receive: Receive) -> None:
         pass
 
 
-async def _over(*tasks: asyncio.Future[Any]) -> None:
+async def over(*tasks: asyncio.Future[Any]) -> None:
+    """Gives them up, where they have not ended."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

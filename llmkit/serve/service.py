@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -129,6 +130,18 @@ class Service:
         """What `work` gives, computed beside the loop."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, work)
 
+    @contextmanager
+    def place(self, caller: Caller, answers: int, tokens: int) -> Iterator[None]:
+        """Room for as long as it is needed; what is let in uses up the tokens of its key's minute.
+
+        Raises:
+            Refusal: there is none, or its key has asked for too much.
+        """
+        with self.gate.place(caller, answers, tokens):
+            if caller.key is not None:
+                self.meter.take(caller.key, {"tpm": tokens})
+            yield
+
     async def events(self, requests: Sequence[Request], caller: Caller) -> AsyncGenerator[tuple[int, Event], None]:
         """Each event with the number of its answer, counted over all requests, until all answers have ended.
 
@@ -139,9 +152,7 @@ class Service:
         for request in requests:
             first[request.id], total = total, total + request.sampling.n
         tokens = sum(len(request.prompt) for request in requests)
-        if caller.key is not None:
-            self.meter.take(caller.key, {"tpm": tokens})
-        with self.gate.place(caller, total, tokens):
+        with self.place(caller, total, tokens):
             async with self.engine.ask(requests) as queue:
                 while total:
                     event = await queue.get()

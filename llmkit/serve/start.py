@@ -127,7 +127,7 @@ def door(app: ASGIApp, service: Service, metrics: Metrics, settings: Settings) -
     """What stands before the routes: keys, then answers that are told again, then the routes."""
     pages = [path.encode() for path in PATHS] if settings.playground else []
     made = Door(Idempotent(app, settings.bounds), service, settings.keys, pages)
-    service.gate.tenants = made.tenants
+    service.gate.tenants = lambda: made.tenants  # as many as there are when the file is read again
     routes = {path: path for path in ROUTES}
 
     def over(caller: Caller, scope: Scope, status: int, seconds: float) -> None:

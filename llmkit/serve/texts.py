@@ -74,7 +74,7 @@ async def embeddings(service: Service, fields: Fields, caller: Caller) -> dict[s
     if any(len(ids) > longest for ids in asked):
         raise Refusal(400, f"input: a text has more than {longest} tokens", key="input", code="context_length_exceeded")
     tokens = sum(map(len, asked))
-    with service.gate.place(caller, len(asked), tokens):
+    with service.place(caller, len(asked), tokens):
         calls = (service.engine.call("embed", prompt=ids, pooling=said.pooling) for ids in asked)
         vectors = await asyncio.gather(*calls)
     data = [

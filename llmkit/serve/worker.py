@@ -76,6 +76,8 @@ class Worker:
         elif verb == "abort":
             self.trying.pop(message["id"], None)
             self.served.engine.abort(message["id"])
+        elif verb == "drop":  # nobody waits for it; one that has begun goes on
+            self.calls = deque(call for call in self.calls if call["call"] != message["call"])
         else:
             self.calls.append(message)
         self._tell({})

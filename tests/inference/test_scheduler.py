@@ -221,6 +221,17 @@ def add(scheduler: Scheduler, tenant: str, now: float, prompt: list[int], max_to
     scheduler.add(Sequence(one, 0, prompt))
 
 
+def test_a_prompt_of_one_who_was_served_less_is_a_step_of_its_own_beside_many_answers() -> None:
+    world = World(blocks=200, limits=Limits(tokens=8, sequences=8))
+    for id in "abcdef":
+        world.add(request(id, (1,), max_tokens=40, tenant="anna"))
+    for _ in range(3):
+        world.step()
+    world.add(request("ben", tuple(range(12)), max_tokens=4, tenant="ben"))
+    assert parts(world) == [("ben", 8)]
+    assert parts(world) == sorted([*((id, 1) for id in "abcd"), ("ben", 4)])
+
+
 def test_a_flood_of_another_tenant_delays_a_first_token_by_less_than_its_own_time() -> None:
     alone, flooded = first_tokens(False), first_tokens(True)
     assert flooded[98] <= 2 * alone[98]

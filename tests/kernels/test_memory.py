@@ -15,6 +15,8 @@ old = torch.arange(100_000.0)  # from before: it goes back to where it came from
 assert memory.install() == "" == memory.install()
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+def addresses():
+    return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 """
 
 
@@ -60,15 +62,18 @@ print(min(first) <= whole.data_ptr() <= max(first))
     assert out == ["True", "True"]
 
 
-def test_a_trim_gives_pages_back_and_keeps_what_is_in_use():
+def test_a_trim_gives_memory_and_addresses_back_and_keeps_what_is_in_use():
     out = said("""
-kept, gone = torch.ones(1 << 20), torch.ones(100 << 20)
+kept, gone, held = torch.ones(1 << 20), torch.ones(100 << 20), torch.ones(1 << 20)
 del gone
-full = resident()
+full, long = resident(), addresses()
 memory.trim()
-print(full - resident() > 300 << 20, float(kept.sum()) == 1 << 20)
+print(full - resident() > 300 << 20, long - addresses() > 300 << 20, float(kept.sum() + held.sum()) == 2 << 20)
+again = [torch.full((size,), 2.0) for size in (100 << 20, 10_000, 1 << 20)]
+del kept, held
+print(all(float(one[0] + one[-1]) == 4 for one in again))
 """)
-    assert out == ["True", "True"]
+    assert out == ["True", "True", "True", "True"]
 
 
 def test_what_is_reserved_is_resident_before_it_is_taken():

@@ -132,6 +132,21 @@ def test_values_of_tags_are_what_the_schema_says() -> None:
     assert json.loads(got.calls[0].arguments) == made
 
 
+HALVES = {
+    "pythonic": r"""[now(a="\ud800", b={"\udfff": 1}, c="\ud83d\ude00")]""",
+    "hermes": r"""<tool_call>{"name": "now", "arguments": "{\"a\": \"\ud800\", \"b\": {\"\udfff\": 1}, """
+    r"""\"c\": \"\ud83d\ude00\"}"}</tool_call>""",
+}
+
+
+@pytest.mark.parametrize("name", sorted(HALVES))
+def test_half_a_surrogate_pair_in_arguments_can_be_sent(name: str) -> None:
+    (call,) = whole(HALVES[name], FORMATS[name], OFFERED).calls
+    assert call.arguments.encode()
+    made = json.loads(call.arguments)
+    assert made == {"a": "\ud800", "b": {"\udfff": 1}, "c": "\U0001f600"}
+
+
 SIGNS = {
     "hermes": "<tool_call></tool_call> within XML tags",
     "qwen3_coder": "<tool_call>\n<function=example>",

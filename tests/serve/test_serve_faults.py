@@ -17,10 +17,13 @@ import pytest
 
 from llmkit.inference.text import Texts
 from llmkit.serve.node import Bounds
+from llmkit.serve.refusal import Refusal
+from llmkit.serve.remote import Remote
 from tests.serve.conftest import Running
 from tests.serve.crowd import Ask, Told, ask, crowd
 from tests.serve.raw import answer, connect, head
 from tests.serve.real import forked
+from tests.serve.test_serve_rows import until
 
 LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 400, "ignore_eos": True, "stream": True}
 
@@ -206,3 +209,41 @@ def test_descriptors_run_out_under_load_and_all_are_answered_in_the_end(llm, tin
             own.sendall(head("/health", "GET"))
             assert answer(own)[0] == 200
         assert server.files() < 32
+
+
+def test_texts_whose_client_left_are_not_embedded(llm):
+    server, go, begun, done = Running(llm), threading.Event(), threading.Event(), []
+    between = server.engine.process.served.between
+    own = between["embed"]
+
+    def slow(asked, future):
+        done.append(asked)
+        begun.set()
+        assert go.wait(30)
+        own(asked, future)
+
+    between["embed"] = slow
+    try:
+        body = json.dumps({"input": [[5, at] for at in range(8)]}).encode()
+        with connect(server) as client:
+            client.sendall(head("/v1/embeddings", Content_Length=len(body)) + body)
+            assert begun.wait(30)
+        until(lambda: not server.engine.calls and not server.service.gate.answers)
+        go.set()
+        server.call("reset")  # comes after all that was asked before
+        assert len(done) == 1
+        assert httpx.post(server.url + "/v1/embeddings", json={"input": ["a", "b"]}).status_code == 200
+        assert len(done) == 3  # the control
+    finally:
+        server.stop()
+
+
+def test_what_no_engine_could_be_told_is_waited_for_by_nobody():
+    engine = Remote({})
+
+    async def ask_it():
+        with pytest.raises(Refusal):
+            await engine.call("embed")
+
+    asyncio.run(ask_it())
+    assert not engine.calls

@@ -7,7 +7,10 @@ import httpx
 import pytest
 
 from llmkit.core.errors import RecipeError
+from llmkit.serve.caller import Caller
+from llmkit.serve.gate import Gate
 from llmkit.serve.keys import Key, Limits, Meter, find, read_keys
+from llmkit.serve.node import Bounds
 from llmkit.serve.refusal import Refusal
 from tests.serve.conftest import Running
 from tests.serve.raw import answer, connect, head
@@ -112,6 +115,34 @@ def test_a_key_s_own_limit_is_its_own(guarded):
         )
 
 
+def test_keys_of_one_tenant_have_limits_of_their_own():
+    one, two = (Caller("anna", key=Key(digest, "anna", Limits(requests=2))) for digest in "ef")
+    gate = Gate(Bounds(requests=10))
+    with gate.place(one, 2, 5):
+        with pytest.raises(Refusal) as refused:
+            gate.check(one)
+        assert refused.value.status == 429
+        gate.check(two)  # the control: what one asks takes no room of the other's
+    gate.check(one)
+
+
+def test_tokens_of_a_minute_are_those_of_embeddings_too_and_not_of_what_is_refused(llm, tmp_path):
+    (tmp_path / "keys").write_text(f"{ANNA} anna tpm=40 requests=1\n")
+    server = Running(llm, keys=tmp_path / "keys")
+    key = server.door.keys[0]
+    try:
+        with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {ANNA}"}, timeout=30) as client:
+            for _ in range(3):
+                many = client.post("/v1/embeddings", json={"input": [[5] * 20, [6] * 20]})
+                assert many.status_code == 400 and "at once" in many.text  # of answers: the room was refused
+            assert not server.service.meter.left.get((key.digest, "tpm"))
+            asked = [client.post("/v1/embeddings", json={"input": [5] * 30}) for _ in range(2)]
+            assert [said.status_code for said in asked] == [200, 429]
+            assert asked[1].json()["error"]["code"] == "rate_limit_exceeded"
+    finally:
+        server.stop()
+
+
 def test_keys_are_read_again_and_a_broken_file_changes_nothing(guarded, tmp_path):
     path = guarded.door.path
     before, carl = path.read_text(), "d" * 32
@@ -119,6 +150,7 @@ def test_keys_are_read_again_and_a_broken_file_changes_nothing(guarded, tmp_path
         path.write_text(before + f"{carl} carl\n")
         guarded.door.read_again()
         assert client.get("/v1/models", headers={"authorization": f"Bearer {carl}"}).status_code == 200
+        assert guarded.service.gate.tenants() == 3  # none of whom takes the room of all
         path.write_text("x")
         with pytest.raises(RecipeError):
             guarded.door.read_again()
@@ -126,6 +158,7 @@ def test_keys_are_read_again_and_a_broken_file_changes_nothing(guarded, tmp_path
         path.write_text(before)
         guarded.door.read_again()
         assert client.get("/v1/models", headers={"authorization": f"Bearer {carl}"}).status_code == 401
+        assert guarded.service.gate.tenants() == 2
 
 
 ADMIN = (

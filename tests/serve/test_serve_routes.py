@@ -111,6 +111,27 @@ def test_records_turn_over_when_a_file_is_full(tmp_path):
     assert all(path.stat().st_size <= 1400 for path in files) and len(list(read(files[1], RequestLog))) > 1
 
 
+def test_files_that_cannot_turn_over_lose_records_and_fail_no_request(tmp_path):
+    from llmkit.serve.journal import Journal
+
+    row = RequestLog("r", "u", "base", 1.0, "single", "w", "", {}, 1, 1, 0.0, 0.1, 0.2, "stop")
+    path = tmp_path / "requests.jsonl"
+    journal = Journal(path, most=1000, keep=3)
+    (tmp_path / "requests.jsonl.1" / "in the way").mkdir(parents=True)
+    (tmp_path / "requests.jsonl.2").write_text("an older one")
+    for _ in range(20):
+        journal.write(row)
+    full = path.stat().st_size
+    assert journal.lost and 1000 <= full <= 1400  # what is full does not grow
+    (tmp_path / "requests.jsonl.1" / "in the way").rmdir()
+    (tmp_path / "requests.jsonl.1").rmdir()
+    lost = journal.lost
+    journal.write(row)
+    journal.close()
+    assert journal.lost == lost and len(list(read(path, RequestLog))) == 1
+    assert (tmp_path / "requests.jsonl.1").stat().st_size == full
+
+
 EVIL = 'a"}\r\n{"level": "info", "event": "forged"}\x1b[2J\u2028\x00\ud800'
 
 
@@ -201,7 +222,7 @@ def test_one_tenant_leaves_room_for_others():
     from llmkit.serve.node import Bounds
     from llmkit.serve.refusal import Refusal
 
-    gate = Gate(Bounds(requests=10, tokens=1000, share=0.5), tenants=2)
+    gate = Gate(Bounds(requests=10, tokens=1000, share=0.5), tenants=lambda: 2)
     anna, ben = Caller("anna"), Caller("ben")
     with gate.place(anna, 5, 10):
         with pytest.raises(Refusal) as refused, gate.place(anna, 1, 1):
@@ -209,7 +230,7 @@ def test_one_tenant_leaves_room_for_others():
         assert refused.value.status == 429 and refused.value.wait
         with gate.place(ben, 5, 500), pytest.raises(Refusal), gate.place(Caller("carl"), 1, 1):
             pass
-    assert not gate.answers and not gate.tokens
+    assert not gate.answers and not gate.tokens and not gate.keys
     with pytest.raises(Refusal) as refused, gate.place(anna, 1, 501):
         pass
     assert refused.value.status == 400

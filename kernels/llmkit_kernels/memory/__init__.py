@@ -27,6 +27,6 @@ def reserve(size: int) -> None:
 
 
 def trim() -> None:
-    """Gives what is free in the pool back to the system."""
+    """Gives what is free in the pool back to the system, addresses too."""
     if not lacks("memory"):
         library("memory").memory_trim()

@@ -94,12 +94,21 @@ struct Pool {
     madvise(reinterpret_cast<void*>(from), up(reinterpret_cast<size_t>(at) + size - from, 4096), POPULATE);
   }
 
-  // Gives the pages of what is free back to the system.
+  // Gives what is free back to the system, addresses too: whole pages of it.
   void trim() {
     std::lock_guard<std::mutex> held(lock);
-    for (auto& [at, size] : free) {
-      const size_t from = up(reinterpret_cast<size_t>(at), PAGE), to = (reinterpret_cast<size_t>(at) + size) / PAGE * PAGE;
-      if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_DONTNEED);
+    const std::map<char*, size_t> all(std::move(free));
+    free.clear();
+    by_size.clear();
+    for (auto& [at, size] : all) {
+      char* const to = reinterpret_cast<char*>((reinterpret_cast<size_t>(at) + size) / PAGE * PAGE);
+      char* const from = reinterpret_cast<char*>(up(reinterpret_cast<size_t>(at), PAGE));
+      if (from >= to || munmap(from, to - from) != 0) {
+        put(at, size);
+        continue;
+      }
+      if (from > at) put(at, from - at);
+      if (at + size > to) put(to, at + size - to);
     }
   }
 };

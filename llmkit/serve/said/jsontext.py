@@ -16,6 +16,7 @@ PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
 DIGITS = re.compile(r"[-+0-9.eE]*")
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 HEX = "0123456789abcdefABCDEF"
+HALF = re.compile(r"[\ud800-\udfff]")
 DEEPEST = 64
 LONGEST = 1000
 
@@ -84,6 +85,11 @@ def is_value(text: str) -> bool:
     except StopIteration as end:
         return bool(end.value)
     raise RuntimeError("a text that is all there was waited for")
+
+
+def sound(text: str) -> str:
+    """JSON text in which a half of a surrogate pair is an escape: no UTF-8 has it as a letter."""
+    return HALF.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _string(src: Source) -> Wait[bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from llmkit.serve.said.jsontext import SPACE, is_value, pairs, string
+from llmkit.serve.said.jsontext import SPACE, is_value, pairs, sound, string
 from llmkit.serve.said.source import Source, Wait
 from llmkit.serve.said.told import Told, arguments
 
@@ -41,7 +41,7 @@ class Member:
         if (yield from self.src.peek()) == '"':  # an object as text, as requests write it
             text = yield from string(self.src)
             inner = json.loads(text) if text is not None else ""
-            self.arguments = inner
+            self.arguments = sound(inner)
             return inner.lstrip().startswith("{") and is_value(inner)
         text = yield from arguments(self.src, self.told, self.name)
         self.arguments = text or ""

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 
-from llmkit.serve.said.jsontext import DEEPEST, LONGEST, NUMBER
+from llmkit.serve.said.jsontext import DEEPEST, LONGEST, NUMBER, sound
 from llmkit.serve.said.source import SPACE, Source, Wait
 from llmkit.serve.said.told import NAME, Told
 
@@ -126,7 +126,7 @@ def _string(src: Source) -> Wait[str | None]:
             return None
         src.read()
         if c == quote:
-            return json.dumps("".join(parts), ensure_ascii=False)
+            return sound(json.dumps("".join(parts), ensure_ascii=False))
         escaped = yield from _escaped(src)
         if escaped is None:
             return None
