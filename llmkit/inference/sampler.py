@@ -70,6 +70,8 @@ def _tried(row: Row, steer: Steer) -> Token | Open | RequestError:
         return _opened(row, steer)
     except RequestError as wrong:
         return wrong
+    except Exception as cause:  # whatever it is, the others of the step have nothing to do with it
+        return RequestError(f"its next token cannot be chosen ({type(cause).__name__}: {cause})", fix="ask otherwise")
 
 
 def pick(logits: Row, steer: Steer) -> Token:
