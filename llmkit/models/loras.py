@@ -69,6 +69,9 @@ class Bank:
             for name in (adapter.factors.keys() if isinstance(adapter, Lora) else set()) - self.hooks.keys():
                 self.hooks[name] = self.model.get_submodule(name).register_forward_hook(self._hook(name), prepend=True)
 
+    def leave(self, adapter: Lora | Prompt) -> None:
+        """It goes with whoever read it."""
+
     def drop(self, key: str) -> None:
         """Nobody needs it any longer."""
         with self.lock:
