@@ -96,9 +96,9 @@ class Admin:
         """Other weights for the model, of a folder under the root; what runs ends on those that it began with."""
         path = parse(NewWeights, fields, self.service.bounds).path
         fields.end()
-        version = await self.service.engine.call("weights", path=path)
-        self.service.engine.settings |= {"weights": path, "version": version}  # for an engine that is started again
-        return version
+        made = await self.service.engine.call("weights", path=path)
+        self.service.engine.settings["weights"] = path, made  # for an engine that is started again
+        return made
 
     async def numbers(self, request: Request) -> Response:
         """For Prometheus."""

@@ -99,8 +99,6 @@ def told(settings: Settings) -> dict[str, Any]:
         "root": str(settings.adapter_root or ""),
         "most_adapters": settings.most_adapters,
         "loaded": {},
-        "weights": "",
-        "version": 0,
     }
 
 
@@ -205,9 +203,6 @@ def _ready(service: Service, address: tuple[object, ...]) -> None:
         LOG.error("an adapter is gone", extra={"adapter": name})  # it was there before the engine was started again
         del service.adapters[name]
         service.engine.settings["loaded"].pop(name, None)
-    if service.engine.settings.get("weights") and not service.engine.facts["version"]:
-        LOG.error("the weights are those of the start again", extra={"gone": service.engine.settings["weights"]})
-        service.engine.settings |= {"weights": "", "version": 0}
     host = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
     url = f"http://{host}:{address[1]}"
     facts = {key: service.engine.facts[key] for key in ("longest", "exact")}
