@@ -214,6 +214,8 @@ def _answered(raw: Raw, made: Completion) -> str:
     told |= {"prompt_tokens": made.prompt_tokens, "completion_tokens": len(made.token_ids)}
     if len(made.outputs) > 1:
         told["completions"] = [output.text for output in made.outputs]
+    if made.why:
+        told["error"] = made.why
     own = {"reference": raw.values["completion"]} if "completion" in raw.values else {}
     return _line({**raw.values, **own, **told})
 

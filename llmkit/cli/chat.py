@@ -11,6 +11,7 @@ from typing import Any
 
 from llmkit.cli.text import Asking
 from llmkit.core.errors import DataError
+from llmkit.inference.request import RequestError
 from llmkit.inference.sampling import Sampling
 
 HELP = """/reset           forget the conversation
@@ -58,7 +59,7 @@ class Talk:
 
     def answer(self, line: str) -> None:
         """Asks, and writes the answer piece by piece; Ctrl-C ends it, and what was said stays said. What cannot be
-        asked is told, and is as if it had not been."""
+        asked, or fails, is told, and is as if it had not been."""
         self.said.append({"role": "user", "content": line})
         pieces: list[str] = []
         try:
@@ -67,12 +68,14 @@ class Talk:
                     pieces.append(piece.text)
                     sys.stdout.write(piece.text)
                     sys.stdout.flush()
+                    if piece.why:
+                        raise RequestError(f"the answer failed: {piece.why}")
                     if stopped:
                         break
         except DataError as cause:
             self.said.pop()
-            problem = cause.problems[0]
-            sys.stdout.write(f"{problem.key or 'this'}: {problem.what}; /reset forgets what was said\n")
+            problem, begun = cause.problems[0], "\n" * any(pieces)
+            sys.stdout.write(f"{begun}{problem.key or 'this'}: {problem.what}; /reset forgets what was said\n")
             return
         sys.stdout.write("\n")
         self.said.append({"role": "assistant", "content": "".join(pieces)})

@@ -80,7 +80,7 @@ def generate(asking: Asking, prompt: str, as_json: bool) -> None:
     sampling = asking.sampling()
     llm = asking.open()
     asked: Any = prompt if asking.raw or not llm.tokenizer.chat_template else [{"role": "user", "content": prompt}]
-    made = llm.generate([asked], sampling)[0]
+    made = llm.generate([asked], sampling)[0].sound()
     if as_json:
         sys.stdout.write(json.dumps(told(made)) + "\n")
     else:

@@ -172,7 +172,7 @@ def generation(task: Generation, subject: Subject) -> tuple[list[Prediction], li
     """Exact match and ROUGE-1, -2, -L (F1) of what the model writes.
 
     Raises:
-        DataError: there is nothing to evaluate, or too many rows cannot be used.
+        DataError: there is nothing to evaluate, too many rows cannot be used, or an answer failed.
     """
     asked = questions(task.data, subject.tokenizer, f"tasks.{task.name}", task.rows)
     subject.console.start(task.name, len(asked))
@@ -183,7 +183,7 @@ def generation(task: Generation, subject: Subject) -> tuple[list[Prediction], li
 
     prompts, sampling = [prompt_of(question) for question in asked], Sampling(max_tokens=task.max_tokens)
     with at_rest(subject), subject.autocast(), subject.writer() as writer:
-        made = generate(writer, prompts, sampling, moved)
+        made = [one.sound() for one in generate(writer, prompts, sampling, moved)]
     subject.console.end()
     table = [
         record(

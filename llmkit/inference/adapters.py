@@ -63,6 +63,10 @@ class Bank(Protocol):
         """Keeps what was read or made."""
         ...
 
+    def leave(self, adapter: Any) -> None:
+        """What was read or made is not to be kept after all."""
+        ...
+
     def drop(self, key: str) -> None:
         """Nobody needs it any longer."""
         ...
@@ -135,6 +139,8 @@ class Adapters:
         """
         with self.lock:
             like = self._current(name)
+            if not like.key:
+                raise RequestError("the model itself is no adapter", fix="name one that is loaded", key="lora_name")
             self._load_again(name, like)
         self._commit(name, self._bank().made(like.key, tensors), None)
 
@@ -185,7 +191,11 @@ class Adapters:
         with self.lock:
             before = self.named.get(name) if name else self.whole
             if before is None or not before.here:
-                self._make_room()
+                try:
+                    self._make_room()
+                except Busy:
+                    self._bank().leave(adapter)
+                    raise
             self.count += 1
             one = Version(f"{name}@{self.count}", adapter.virtual, adapter.mark, folder)
             self._bank().put(one.key, adapter)
@@ -207,6 +217,7 @@ class Adapters:
         except ModelError as cause:
             raise RequestError(f"{name} cannot be read again", fix="load it anew", key="model") from cause
         if found.mark != one.mark:
+            self._bank().leave(found)
             raise RequestError(f"{name} is not what it was when it was loaded", fix="load it anew", key="model")
         self._bank().put(one.key, found)
         one.here = True

@@ -35,4 +35,4 @@ class Collected:
         ids = tuple(token.id for token in tokens)
         text = self.texts.whole(ids, self.request.sampling)
         logprobs = tuple(tokens) if self.request.sampling.logprobs is not None else ()
-        return Output(text, ids, str(end.finish), logprobs, end.stopped)
+        return Output(text, ids, str(end.finish), logprobs, end.stopped, end.why)

@@ -27,7 +27,7 @@ class Stats:
     requests: int
     """Taken on."""
     dropped: int
-    """Answers whose deadline passed before they began."""
+    """Requests whose deadline passed before they began."""
     late: int
     """Answers that their deadline ended, those that were dropped included."""
     aborted: int

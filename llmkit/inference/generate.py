@@ -18,7 +18,7 @@ from llmkit.core.types import Steady
 from llmkit.inference.node import ABLE
 from llmkit.inference.request import Ask, Completion, Output, Prompt, RequestError
 from llmkit.inference.sampling import Sampling
-from llmkit.inference.writer import refuse
+from llmkit.inference.writer import refuse, refuse_functions
 
 AHEAD = 4
 """Batches that are sorted by length together."""
@@ -92,6 +92,7 @@ def _alike(one: Ask, other: Ask) -> bool:
 
 def _refuse(ask: Ask) -> None:
     refuse("transformers", ask.sampling, ABLE)
+    refuse_functions("transformers", ask)
     if ask.adapter:
         what = "generator transformers knows no adapters by name"
         raise RequestError(what, fix="load the adapter's folder, or use generator: engine", key="adapter")

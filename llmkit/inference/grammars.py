@@ -144,7 +144,9 @@ def _said(process: subprocess.Popen[bytes], line: bytes) -> bytes:
     while sent:
         sent = sent[process.stdin.write(sent) or 0 :]
     until, said = time.monotonic() + PATIENCE, b""
-    while not said.endswith(b"\n") and select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))[0]:
+    ready = select.poll()  # `select` knows no file whose number is past 1023
+    ready.register(process.stdout)
+    while not said.endswith(b"\n") and ready.poll(max(0.0, 1000 * (until - time.monotonic()))):
         part = process.stdout.read(1 << 16)
         if not part:
             break

@@ -9,7 +9,7 @@ from typing import Any
 from llmkit.inference.endpoint import Endpoint, Manners
 from llmkit.inference.node import SPOKEN, OpenAi
 from llmkit.inference.request import Ask, Completion, Output
-from llmkit.inference.writer import refuse
+from llmkit.inference.writer import refuse, refuse_functions
 
 
 class OpenAiWriter:
@@ -39,6 +39,7 @@ class OpenAiWriter:
 
 def _checked(ask: Ask) -> Ask:
     refuse("openai", ask.sampling, SPOKEN)
+    refuse_functions("openai", ask)
     return ask
 
 

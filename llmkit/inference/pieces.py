@@ -21,6 +21,8 @@ class Piece:
     index: int = 0
     """Which of the n answers."""
     stop_reason: int | str | None = None
+    why: str = ""
+    """Of an error: what it was."""
 
 
 class Answer:
@@ -34,7 +36,7 @@ class Answer:
         text = "".join(self.stream.add(token.id) for token in event.said)
         if event.finish is not None:
             text += self.stream.end()
-        return Piece(text, event.said, event.finish, event.index, event.stopped)
+        return Piece(text, event.said, event.finish, event.index, event.stopped, event.why)
 
 
 class Pieces:

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from llmkit.inference.request import Ask, Event
+from llmkit.inference.request import Ask, Event, RequestError
 from llmkit.inference.turns import Turns
 
 
@@ -91,10 +91,20 @@ class Pump:
 
     def _begin(self, one: Listener) -> None:
         try:
-            one.id = self.turns.add(one.ask, one.tell).id
+            one.id = self._added(one)
             self.listening.append(one)
-        except Exception as cause:  # its own alone: others that come with it are taken on
-            one.tell(cause)
+        except RequestError as refused:
+            one.tell(refused)
+
+    def _added(self, one: Listener) -> str:
+        """The name of its request; what it fails of is its own, and others that come with it are taken on."""
+        try:
+            return self.turns.add(one.ask, one.tell).id
+        except RequestError:
+            raise
+        except Exception as cause:
+            what = f"it cannot be taken on ({type(cause).__name__}: {cause})"
+            raise RequestError(what, fix="ask otherwise") from cause
 
     def _ended(self, done: Future[None]) -> None:
         """What a step failed of, everybody is told."""

@@ -105,6 +105,7 @@ class Rank:
             "copy": lambda said: self.store.copy(said["source"], said["target"]),
             "read": self.read,
             "put": lambda said: self.bank.put(said["key"], self.read_.pop(said["number"])),
+            "leave": lambda said: self.read_.pop(said["number"]),
             "drop": lambda said: self.bank.drop(said["key"]),
         }
 
@@ -235,6 +236,10 @@ class Led:
     def put(self, key: str, adapter: Ticket) -> None:
         """Keeps what was read."""
         self._all({"do": "put", "key": key, "number": adapter.number})
+
+    def leave(self, adapter: Ticket) -> None:
+        """No rank keeps what it has read."""
+        self._all({"do": "leave", "number": adapter.number})
 
     def drop(self, key: str) -> None:
         """Nobody needs it any longer."""

@@ -124,6 +124,8 @@ class Output:
     logprobs: tuple[Token, ...] = ()
     """Of each of `token_ids`, where they were asked for."""
     stop_reason: int | str | None = None
+    why: str = ""
+    """Of an error: what it was."""
 
 
 @dataclass(frozen=True)
@@ -156,3 +158,18 @@ class Completion:
     def logprobs(self) -> tuple[Token, ...]:
         """Of the first answer."""
         return self.outputs[0].logprobs
+
+    @property
+    def why(self) -> str:
+        """Of the first answer that failed, what it failed of."""
+        return next((one.why for one in self.outputs if one.why), "")
+
+    def sound(self) -> Completion:
+        """Itself, for whom half an answer is of no use.
+
+        Raises:
+            RequestError: an answer failed.
+        """
+        if self.why:
+            raise RequestError(f"an answer failed: {self.why}")
+        return self

@@ -67,9 +67,20 @@ def _on_host(rows: Sequence[Row], steers: Sequence[Steer]) -> list[Token | Reque
 
 def _tried(row: Row, steer: Steer) -> Token | Open | RequestError:
     try:
-        return _opened(row, steer)
+        return _alone(row, steer)
     except RequestError as wrong:
         return wrong
+
+
+def _alone(row: Row, steer: Steer) -> Token | Open:
+    """The same; what nobody foresaw is its request's too: the others of the step have nothing to do with it."""
+    try:
+        return _opened(row, steer)
+    except RequestError:
+        raise
+    except Exception as cause:
+        what = f"its next token cannot be chosen ({type(cause).__name__}: {cause})"
+        raise RequestError(what, fix="ask otherwise") from cause
 
 
 def pick(logits: Row, steer: Steer) -> Token:

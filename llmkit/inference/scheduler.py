@@ -73,7 +73,7 @@ class Counts:
 
     preempted: int = 0
     dropped: int = 0
-    """Sequences whose deadline passed before anything was computed for them."""
+    """Requests whose deadline passed before anything was computed for them: their answers have not parted yet."""
     looked: int = 0
     """Tokens of prompts that were looked for in the cache."""
     hits: int = 0

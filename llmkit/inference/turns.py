@@ -11,6 +11,7 @@ from typing import Any
 
 from llmkit.inference.engine import Engine
 from llmkit.inference.request import Ask, Event, Request
+from llmkit.inference.update import Update
 
 Sink = Callable[[Event], None]
 
@@ -54,6 +55,14 @@ class Turns:
         """Computes one step."""
         with self.lock:
             self._step()
+
+    def update(self, work: Callable[[], None], drain: bool = True) -> Update:
+        """Changes the weights (`Engine.update`); computes the steps that it waits for, and what they make is dealt."""
+        with self.lock:
+            update = self.engine.update(work, drain)
+        while not update.done:
+            self.step()
+        return update
 
     def drop(self, id: str) -> None:
         """Nobody asks for this one any longer: what it held in the engine is free."""

@@ -12,7 +12,7 @@ from typing import Any
 from llmkit.inference.request import Ask, Completion, Output, RequestError, Token
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.text import Texts
-from llmkit.inference.writer import refuse
+from llmkit.inference.writer import refuse, refuse_functions
 
 NAMES = {
     **{name: name for name in ("temperature", "top_k", "top_p", "min_p", "max_tokens", "min_tokens", "seed", "n")},
@@ -48,8 +48,7 @@ def check(ask: Ask) -> Ask:
         RequestError: it asks for what vLLM does not do.
     """
     check_sampling(ask.sampling)
-    if ask.processors:
-        _no("processors", "runs no functions of ours", "leave them out, or use generator: engine")
+    refuse_functions("vllm", ask)
     if not ask.prompt.ids:
         raise RequestError("holds no tokens", fix="ask something", key="prompt")
     return ask

@@ -99,3 +99,10 @@ def refuse(kind: str, sampling: Sampling, able: Iterable[str]) -> None:
         if field.name not in known and getattr(sampling, field.name) != getattr(plain, field.name):
             what = f"generator {kind} has no {field.name}"
             raise RequestError(what, fix="leave it out, or use generator: engine", key=field.name)
+
+
+def refuse_functions(kind: str, ask: Ask) -> None:
+    """Raises: RequestError when functions of Python are to move the logits, which generator `kind` does not have."""
+    if ask.processors:
+        what = f"generator {kind} runs no functions of ours"
+        raise RequestError(what, fix="leave them out, or use generator: engine", key="processors")

@@ -69,6 +69,9 @@ class Bank:
             for name in (adapter.factors.keys() if isinstance(adapter, Lora) else set()) - self.hooks.keys():
                 self.hooks[name] = self.model.get_submodule(name).register_forward_hook(self._hook(name), prepend=True)
 
+    def leave(self, adapter: Lora | Prompt) -> None:
+        """It goes with whoever read it."""
+
     def drop(self, key: str) -> None:
         """Nobody needs it any longer."""
         with self.lock:
@@ -148,7 +151,8 @@ class Bank:
         tokens = torch.arange(1, 5, device=_embeddings(self.model).weight.device)[None]
         model: Any = self.model
         try:
-            with self.lock:
+            # without autocast, which of several ranks the one that loads is not in, and the others are
+            with self.lock, torch.autocast(tokens.device.type, enabled=False):
                 own = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
                 ours = model.base_model(inputs_embeds=_embeddings(model)(tokens), use_cache=False).last_hidden_state
             same = torch.equal(own, ours)

@@ -73,7 +73,8 @@ class Admin:
             raise wrong("lora_name", f"no adapter is named {name[:80]!r}")
         made = await self.service.engine.call("unload", name=name)
         self.service.adapters.pop(name, None)
-        self.service.engine.settings["loaded"].pop(name, None)
+        for known in ("loaded", "adapters"):  # an engine that is started again reads it no more
+            self.service.engine.settings.get(known, {}).pop(name, None)
         return made
 
     async def pause(self, fields: Fields) -> Any:
@@ -95,7 +96,9 @@ class Admin:
         """Other weights for the model, of a folder under the root; what runs ends on those that it began with."""
         path = parse(NewWeights, fields, self.service.bounds).path
         fields.end()
-        return await self.service.engine.call("weights", path=path)
+        made = await self.service.engine.call("weights", path=path)
+        self.service.engine.settings["weights"] = path, made  # for an engine that is started again
+        return made
 
     async def numbers(self, request: Request) -> Response:
         """For Prometheus."""

@@ -71,8 +71,8 @@ def until(deadline: float | None, header: float | None, bounds: Bounds) -> float
     """When, on `time.monotonic`'s clock, nobody waits for it any longer: after the client's `deadline`, in seconds, or
     what its header says, or the server's own."""
     given = header if deadline is None else deadline
-    seconds = bounds.deadline or 0.0 if given is None else given
-    return time.monotonic() + seconds if seconds else None
+    seconds = bounds.deadline if given is None else given
+    return None if seconds is None else time.monotonic() + seconds
 
 
 def most_tokens(given: int | None, prompt: int, longest: int, bounds: Bounds, default: int | None = None) -> int:

@@ -153,4 +153,6 @@ class TextWriter:
 def _joined(before: dict[str, Any] | None, more: dict[str, Any] | None) -> dict[str, Any] | None:
     if before is None or more is None:
         return more or before
-    return {key: before[key] + more[key] for key in before}
+    for key, held in before.items():
+        held += more[key]  # in place: an answer of thousands of tokens comes token by token
+    return before

@@ -67,13 +67,15 @@ class Generation:
         Raises:
             Refusal: they cannot be made, or not to the end.
         """
-        account, last = self.account, dict[int, float]()
+        account, last, left = self.account, dict[int, float](), len(self.answers)
         try:
             async with aclosing(self.service.events(self.requests, account.caller)) as events:
                 async for index, event in events:
                     self._time(index, event, last)
                     self.usages[index // self.n].take(event)
-                    account.finish = event.finish or account.finish
+                    left -= event.finish is not None
+                    if not left and event.finish is not None:
+                        account.finish = event.finish  # until then whoever leaves has given it up
                     yield index, event, self.answers[index].take(event)
         except Refusal as cause:
             if cause.key == FORM:
@@ -92,7 +94,7 @@ class Generation:
             "object": kind,
             "created": int(self.account.arrived),
             "model": self.account.model,
-            "system_fingerprint": self.service.fingerprint,
+            "system_fingerprint": self.service.fingerprint(self.account.version),
             "choices": choices,
         }
 

@@ -26,7 +26,7 @@ COUNTS = {
     "looked": "Tokens of prompts that were looked for in the cache.",
     "hits": "Those of them that were there.",
     "preempted": "Times that blocks were given back to be computed again.",
-    "dropped": "Answers whose deadline passed before they began.",
+    "dropped": "Requests whose deadline passed before they began.",
     "late": "Answers that their deadline ended.",
     "aborted": "Requests that nobody waited for any longer.",
     "failed": "Requests that ended by a fault of their own.",

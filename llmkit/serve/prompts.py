@@ -96,9 +96,9 @@ def own_ids(service: Service, ids: tuple[int, ...], key: str) -> tuple[int, ...]
     """Tokens that the vocabulary has.
 
     Raises:
-        Refusal: one is none.
+        Refusal: one is none, or the vocabulary is not known yet.
     """
-    words = int(service.engine.facts.get("words", 0))
+    words = service.words
     if bad := [id for id in ids if not 0 <= id < words]:
         raise wrong(key, f"token {str(bad[0])[:40]} is none of the {words} of the vocabulary")
     return ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +43,7 @@ class Refusal(Exception):
     def headers(self) -> Mapping[str, str]:
         """What tells a client whether to come back."""
         if self.wait is not None:
-            return {"retry-after": str(max(1, round(self.wait))), "x-should-retry": "true"}
+            return {"retry-after": str(max(1, math.ceil(self.wait))), "x-should-retry": "true"}
         return {"x-should-retry": "false"}
 
 

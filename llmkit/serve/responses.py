@@ -17,6 +17,8 @@ from llmkit.serve.shapes import RESPONSES_IGNORED, SAME, Responding
 
 NAMES = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
 """What the conversation calls otherwise than the client did."""
+TOLD = ("instructions", "metadata", "max_output_tokens", "tools", "tool_choice", "parallel_tool_calls", "text")
+"""Fields that the answer tells again."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,7 @@ async def read(service: Service, fields: Fields, caller: Caller) -> Asked:
         cause.key = NAMES.get(first, first) + dot + rest or None
         raise
     asked.account.form = NAMES.get(asked.account.form, asked.account.form)
-    keys = ("instructions", "metadata", "max_output_tokens", "temperature", "top_p", "tools", "tool_choice", "text")
-    return Asked(asked, {key: fields.held.get(key) for key in keys})
+    return Asked(asked, {key: fields.held.get(key) for key in TOLD})
 
 
 def _messages(fields: Fields, instructions: str) -> list[dict[str, Any]]:

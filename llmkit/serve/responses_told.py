@@ -152,7 +152,7 @@ class ResponseWriter:
             "max_output_tokens": said["max_output_tokens"],
             "model": self.asked.chat.account.model,
             "output": [dict(item) for item in self.items.items] if over else [],
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": said["parallel_tool_calls"] is not False,
             "previous_response_id": None,
             "temperature": self.asked.chat.request.sampling.temperature,
             "text": said["text"] or {"format": {"type": "text"}},

@@ -63,6 +63,7 @@ def open_served(settings: Mapping[str, Any]) -> Served:
 
     Raises:
         ModelError: it cannot be loaded or run.
+        RequestError: weights that were put in the place of its own before are gone.
     """
     device, ref = "cuda" if torch.cuda.is_available() else "cpu", ModelRef(**settings["model"])
     kinds, resolved = reading(settings["precision"], device), resolve(ref)
@@ -73,6 +74,9 @@ def open_served(settings: Mapping[str, Any]) -> Served:
     for name, path in settings["loaded"].items():  # what was loaded before the last one died
         with suppress(LlmkitError):  # its folder is gone: that must keep nobody from being served; the facts tell it
             served.engine.adapters.load(name, path)
+    if (last := settings.get("weights")) is not None:  # the last that answered: others would be taken for them
+        path, served.engine.version = last
+        renewal(served.held.loaded.model, inside(root, path, "path"))()
     return served
 
 

@@ -85,10 +85,10 @@ class Service:
         """Single tokens as texts."""
         return Spelling(self.tokenizer)
 
-    @property
-    def fingerprint(self) -> str:
-        """Of what answers: the same weights, the same fingerprint."""
-        return "fp_" + str(self.engine.facts.get("model", {}).get("sha256", ""))[:10]
+    def fingerprint(self, version: int) -> str:
+        """Of what answers: the same weights, the same fingerprint. `version`: how often they were replaced."""
+        read = "fp_" + str(self.engine.facts.get("model", {}).get("sha256", ""))[:10]
+        return f"{read}_{version}" if version else read
 
     @property
     def longest(self) -> int:
@@ -97,10 +97,22 @@ class Service:
         Raises:
             Refusal: there is no engine that could say so.
         """
-        if "longest" not in self.engine.facts:
-            raise Refusal(503, "the model is being loaded; ask again", code="not_ready", wait=2)
-        known = int(self.engine.facts["longest"])
+        known = self._known("longest")
         return min(known, self.bounds.length or known)
+
+    @property
+    def words(self) -> int:
+        """Tokens of the vocabulary.
+
+        Raises:
+            Refusal: as `longest`.
+        """
+        return self._known("words")
+
+    def _known(self, name: str) -> int:
+        if name not in self.engine.facts:
+            raise Refusal(503, "the model is being loaded; ask again", code="not_ready", wait=2)
+        return int(self.engine.facts[name])
 
     @cached_property
     def renderer(self) -> Renderer:

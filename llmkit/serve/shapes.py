@@ -210,8 +210,3 @@ class NewWeights:
     """`/admin/weights`."""
 
     path: str = shaped(Text())
-
-
-@dataclass(frozen=True)
-class Nothing:
-    """Routes that are told nothing."""

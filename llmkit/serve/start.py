@@ -171,6 +171,8 @@ def check(settings: Settings) -> None:
         raise RecipeError(what, fix="give --api-key-file", key="host")
     if settings.admin_port is not None and settings.admin_keys is None:
         raise RecipeError("the routes of admins ask for a key", fix="give --admin-key-file", key="admin_port")
+    if (name := settings.name or settings.model.name) in settings.adapters:
+        raise RecipeError(f"{name} is the model's own name too", fix="give one another name", key=f"adapters.{name}")
     if settings.engine.tensor > 1:
         resolved = resolve(settings.model)
         config = safe.read_json((resolved.base or resolved).folder / "config.json")
@@ -201,6 +203,7 @@ def _ready(service: Service, address: tuple[object, ...]) -> None:
         LOG.error("an adapter is gone", extra={"adapter": name})  # it was there before the engine was started again
         del service.adapters[name]
         service.engine.settings["loaded"].pop(name, None)
-    url = f"http://{address[0]}:{address[1]}"
+    host = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
+    url = f"http://{host}:{address[1]}"
     facts = {key: service.engine.facts[key] for key in ("longest", "exact")}
     LOG.info("ready", extra={"url": url, "model": service.name, **facts})

@@ -111,4 +111,4 @@ def _samples(job: Job, built: Built, seen: Subject, step: int) -> None:
     for question, completion in zip(questions, made, strict=True):
         row = question.row
         last = row.question if isinstance(row.question, str) else str(row.question[-1].get("content"))
-        lines.add({"step": step, "prompt": last, "expected": row.answer, "answer": completion.text})
+        lines.add({"step": step, "prompt": last, "expected": row.answer, "answer": completion.text or completion.why})

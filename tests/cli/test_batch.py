@@ -11,6 +11,7 @@ import pytest
 from llmkit.cli import batch
 from llmkit.cli.text import Asking, generate
 from llmkit.cli.text import generate_file as to_file
+from llmkit.inference.request import RequestError
 
 HOW = {"max_tokens": 4}
 
@@ -129,6 +130,14 @@ def test_a_note_without_answers_begins_anew(tiny, asked, tmp_path, note):
     (tmp_path / "out.jsonl.part.json").write_text(note)
     with pytest.raises(Exception, match="was begun with another"):
         generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW)
+
+
+def test_an_answer_that_fails_says_of_what(tiny, asked, tmp_path):
+    how = {"max_tokens": 4, "min_tokens": 2, "allowed_ids": [2]}  # nothing but its end may be made, and not yet
+    generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), how)
+    assert all("no token may be made" in row["error"] for row in lines(tmp_path / "out.jsonl"))
+    with pytest.raises(RequestError, match="an answer failed: .*no token may be made"):
+        generate(Asking(str(tiny), how), "hello", False)
 
 
 def test_an_output_that_is_there_is_left_alone(tiny, asked, tmp_path):

@@ -68,6 +68,13 @@ def test_what_is_too_long_is_told_and_the_chat_goes_on(tiny: Any, monkeypatch: A
     assert "512" in told and told.endswith("/reset forgets what was said") and answer == first + "\n"
 
 
+def test_an_answer_that_fails_is_told_and_the_chat_goes_on(tiny: Any, monkeypatch: Any, capsys: Any) -> None:
+    said(monkeypatch, "hello", "hello")
+    talking.chat(Asking(str(tiny), {"max_tokens": 4, "min_tokens": 2, "allowed_ids": [2]}))
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 2 and told[0] == told[1] and "the answer failed: " in told[0] and "no token" in told[0]
+
+
 def test_adapters_that_are_named_answer_by_turns(tiny: Any, tmp_path: Any, monkeypatch: Any, capsys: Any) -> None:
     lora = folder(tiny, tmp_path / "lora", LoraConfig(r=4, target_modules=["o_proj", "down_proj"]))
     drawn: Any = {"max_tokens": 9, "temperature": 1.0, "seed": 3}

@@ -22,7 +22,7 @@ from llmkit.inference.cache import Cache
 from llmkit.inference.check import Facts
 from llmkit.inference.engine import Engine
 from llmkit.inference.ranks import Led, Rank, follow
-from llmkit.inference.request import Request
+from llmkit.inference.request import Busy, Request
 from llmkit.inference.runner import Runner
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.scheduler import Limits
@@ -178,9 +178,15 @@ def test_an_adapter_that_cannot_be_read_leaves_all_ranks_as_they_were(folders, a
             rank = part(folders["Llama"], group)
             if index:
                 follow(rank)
+                assert not rank.read_
                 return
             led = Led(rank)
             bank = served({"lora": adapters["Llama"]}, led)
+            held, bank.most = bank.hold("lora"), 1
+            with pytest.raises(Busy):
+                bank.add("another", adapters["Llama"])
+            bank.release(held)
+            assert not rank.read_  # here and there: what is not kept takes no memory
             with pytest.raises(ModelError, match="has shape"):
                 bank.add("lora", other)
             with pytest.raises(ModelError, match="weights that are handed over do not reach other ranks"):

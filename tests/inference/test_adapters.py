@@ -25,6 +25,7 @@ class Folders:
 
     def __init__(self) -> None:
         self.held: dict[str, str] = {}
+        self.left: list[str] = []
 
     def read(self, folder: Path) -> One:
         try:
@@ -37,6 +38,9 @@ class Folders:
 
     def put(self, key: str, adapter: One) -> None:
         self.held[key] = adapter.mark
+
+    def leave(self, adapter: One) -> None:
+        self.left.append(adapter.mark)
 
     def drop(self, key: str) -> None:
         del self.held[key]
@@ -62,6 +66,8 @@ def test_a_request_keeps_the_version_that_it_began_with(folders):
     adapters.unload("x")
     with pytest.raises(RequestError, match="no adapter is named 'x'"):
         adapters.hold("x")
+    with pytest.raises(RequestError, match="itself is no adapter"):
+        adapters.replace("", {"text": "more"})
     for one in (first, second, third):
         assert one.key in bank.held
         adapters.release(one)
@@ -89,10 +95,14 @@ def test_the_longest_unused_makes_room_and_comes_back_as_it_was(folders):
     adapters.hold("c")
     with pytest.raises(RequestError, match="all 2 adapters that may lie ready are in use"):
         adapters.hold("b")
+    with pytest.raises(RequestError, match="all 2 adapters"):
+        adapters.load("d", "b")
+    assert bank.left == ["b"]
     adapters.release(held)
     (folders / "b" / "text").write_text("another")
     with pytest.raises(RequestError, match="is not what it was when it was loaded"):
         adapters.hold("b")
+    assert bank.left == ["b", "another"]
     (folders / "b" / "text").write_text("b")
     assert bank.held[adapters.hold("b").key] == "b"
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from llmkit.core.errors import ResourceError
+from llmkit.inference.generate import TransformersWriter
 from llmkit.inference.node import OpenAi
 from llmkit.inference.openai import OpenAiWriter
 from llmkit.inference.request import Ask, Prompt, RequestError
@@ -117,4 +118,9 @@ def test_what_the_routes_have_no_word_for_is_refused_before_anything_is_sent(end
     for field, value in {"top_k": 5, "logprobs": 1, "allowed_ids": (3,), "min_tokens": 2}.items():
         with pytest.raises(RequestError, match=rf"{field}: generator openai has no {field}"):
             list(writer(to, []).each([Ask(Prompt((1,), "a"), Sampling(**{field: value}))]))
+    moved = Ask(Prompt((1,), "a"), processors=(lambda prompt, made, logits: logits,))
+    with pytest.raises(RequestError, match="processors: generator openai runs no functions"):
+        list(writer(to, []).each([moved]))
+    with pytest.raises(RequestError, match="processors: generator transformers runs no functions"):
+        list(TransformersWriter(None, None).each([moved]))
     assert not to.asked

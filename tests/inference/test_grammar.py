@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import resource
 import subprocess
 from functools import cache
 from typing import Any
@@ -214,6 +215,24 @@ def test_a_machine_without_room_for_a_process_refuses_for_now_and_keeps_no_refus
         tried.matcher(Regex(pattern="a+"))
     tried.matcher(Regex(pattern="a+"))
     tried.trial.close()
+
+
+def test_a_process_that_holds_many_files_tries_grammars_too() -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most[1] != resource.RLIM_INFINITY and most[1] < 1300:
+        pytest.skip(f"no more than {most[1]} files may be open here")
+    tried = Grammars(make_tokenizer(), WORDS, (END,))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(most[0], 1300), most[1]))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        tried.matcher(Regex(pattern="a+"))
+        assert tried.trial.process is not None and tried.trial.process.stdout is not None
+        assert tried.trial.process.stdout.fileno() > 1023
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+        tried.trial.close()
 
 
 def test_half_a_letter_in_a_pattern_is_refused() -> None:

@@ -231,3 +231,15 @@ def test_extreme_temperatures_are_greedy_and_even() -> None:
     even = law_of(logits, Sampling(temperature=1e300))
     assert even[:3] == pytest.approx([1 / 3] * 3) and even[3] == 0
     assert law_of(np.array([5.0], np.float32), Sampling(temperature=1.0)).tolist() == [1.0]
+
+
+def test_what_nobody_foresaw_in_one_row_is_its_request_s_error_alone() -> None:
+    class Odd:
+        def mask(self, words: int) -> Any:
+            raise ValueError("a grammar's own fault")
+
+    steers = [steer(Sampling(temperature=1.0)) for _ in range(3)]
+    steers[1].matcher = Odd()  # type: ignore[assignment]
+    alone, wrong, other = choose([torch.tensor([0.0, 2.0, 1.0])] * 3, steers)
+    assert isinstance(wrong, RequestError) and "grammar's own fault" in str(wrong)
+    assert not isinstance(alone, RequestError) and alone == other

@@ -13,8 +13,9 @@ from llmkit.core.errors import ModelError
 from llmkit.inference import beam
 from llmkit.inference import engine as engine_
 from llmkit.inference.engine import Engine
-from llmkit.inference.request import Event, Request
+from llmkit.inference.request import Ask, Event, Prompt, Request
 from llmkit.inference.sampling import Sampling
+from llmkit.inference.turns import Turns
 from llmkit.models.attend import install
 from llmkit.models.families import tiny
 from tests.inference.test_engine import answers, made
@@ -201,6 +202,18 @@ def test_what_fails_after_the_model_is_computed_again_and_nothing_that_was_told_
     texts = [[(e.index, t.id) for e in events if e.request == "a" for t in e.tokens] for events in (said, own)]
     assert sorted(texts[0]) == sorted(texts[1]) and calls > 4 and free(engine) and engine.idle
     assert [e.finish for e in said if e.request == "b"] == ["deadline"]
+
+
+def test_who_asks_hears_what_was_made_while_another_changes_the_weights(model: Any) -> None:
+    turns, ask = Turns(made(model)), Ask(Prompt(PROMPT), Sampling(max_tokens=6))
+    waits, own = turns.add(ask).id, answers(made(model), [Request("a", PROMPT, ask.sampling)])["a"][0]
+    said = [turns.next(waits)]
+    update = turns.update(lambda: None)
+    assert update.done and update.failed is None and turns.engine.version == 1 and turns.engine.idle
+    while said[-1].finish is None:
+        said.append(turns.boxes[waits].popleft())  # they wait there
+    assert [t.id for e in said for t in e.tokens] == own and {e.version for e in said} == {0}
+    assert turns.update(lambda: None).done and turns.engine.version == 2  # nothing has begun: at once
 
 
 def test_what_it_counts_is_what_it_did(model: Any) -> None:

@@ -252,3 +252,13 @@ def test_other_weights_in_the_place_of_the_old_ones(folders):
 def test_a_family_that_reads_its_tokens_elsewhere_takes_no_learned_embeddings(folders):
     with pytest.raises(ModelError, match="takes no embeddings in the place of tokens"):
         decoder("Gemma-3n").bank.read(folders["soft"])
+
+
+def test_embeddings_are_tried_in_the_model_s_own_numbers(folders):
+    """Of several ranks one reads an adapter outside of autocast, the others in it: their sums must be of one kind."""
+    made, mixed = decoder(), []
+    made.causal.base_model.norm.register_forward_hook(lambda *_: mixed.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made.bank.read(folders["soft"])
+        assert torch.is_autocast_enabled("cpu")
+    assert mixed == [False, False]  # tokens, and their embeddings

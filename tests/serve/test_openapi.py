@@ -129,8 +129,8 @@ def edges(schema):
 
 
 CLASH = {"suffix", "max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens", "best_of", "background"}
-CLASH |= {"add_generation_prompt", "continue_final_message"}
-"""At their largest there is no room for so many, or nothing that could do it: refused for another reason."""
+CLASH |= {"add_generation_prompt", "continue_final_message", "deadline"}
+"""At their largest or least there is no room for so many, no time, or nothing that could do it."""
 
 
 ALIKE = ("/v1/completions", "/v1/responses")

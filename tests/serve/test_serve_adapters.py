@@ -1,6 +1,7 @@
 """Adapters over HTTP: an admin loads them, requests name them as models, and each ends on what it began with."""
 
 import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,6 +9,7 @@ import httpx
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PromptTuningConfig
+from safetensors.torch import load_file, save_file
 
 from tests.build.test_adapters_of import folder, opened
 from tests.serve.conftest import Running
@@ -89,7 +91,10 @@ def test_what_is_loaded_is_asked_for_by_name_alone_and_beside_others(hosted, llm
     assert admin(hosted, "unload", lora_name="soft").json() == {"status": "ok", "value": "soft"}
     assert ask(hosted, "soft").status_code == 404 and choice(hosted, "lora") == alone["lora"]
     assert admin(hosted, "unload", lora_name="soft").json()["error"]["param"] == "lora_name"
+    hosted.engine.settings["adapters"] = {"lora": str(root / "lora")}  # as if it had been named at the start
     assert [key.partition("@")[0] for key in adapters(hosted)[1]] == ["lora"]
+    assert admin(hosted, "unload", lora_name="lora").status_code == 200
+    assert hosted.engine.settings == {"loaded": {}, "adapters": {}}  # one that is started again has neither
 
 
 def streamed(server, model, begun, told):
@@ -202,3 +207,25 @@ def test_adapters_that_an_admin_loaded_come_back_with_an_engine_that_is_started_
     said = told(settings) | {"loaded": {"mine": "lora", "gone": "deleted-since"}}
     served = open_served(said)
     assert served.engine.adapters.names == ["mine"] == served.facts()["adapters"]
+
+
+def test_weights_that_an_admin_gave_come_back_with_an_engine_that_is_started_again(tiny, tmp_path):
+    from llmkit.core.errors import LlmkitError
+    from llmkit.models.node import ModelRef
+    from llmkit.serve.served import open_served
+    from llmkit.serve.start import Settings, told
+    from tests.serve.conftest import SMALL
+
+    (tmp_path / "root").mkdir()
+    shutil.copytree(tiny, tmp_path / "root" / "new")
+    file = tmp_path / "root" / "new" / "model.safetensors"
+    new = {name: tensor * 1.5 for name, tensor in load_file(file).items()}
+    save_file(new, file, {"format": "pt"})
+    settings = told(Settings(ModelRef(name=str(tiny)), adapter_root=tmp_path / "root", engine=SMALL))
+    for more, version, by in (({}, 0, 1.0), ({"weights": ["new", 3]}, 3, 1.5)):
+        served = open_served(settings | more)
+        held = served.held.loaded.model.state_dict()
+        assert all(torch.equal(tensor, held[name] if by > 1 else held[name] * 1.5) for name, tensor in new.items())
+        assert served.engine.version == served.stats()["version"] == version
+    with pytest.raises(LlmkitError, match="no folder"):  # never the old ones in their place
+        open_served(settings | {"weights": ["gone", 3]})

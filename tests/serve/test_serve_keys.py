@@ -233,5 +233,8 @@ def test_an_admin_puts_other_weights_in_place_and_a_bad_folder_changes_nothing(l
         assert put("bad").status_code == 400 and put("none").status_code == 400 and said(0)
         assert put("1").json() == {"status": "ok", "value": 1}
         assert said(1) and server.engine.stats["version"] == 1
+        chat = httpx.post(server.url + "/v1/chat/completions", json=ASKED, timeout=30).json()
+        assert chat["system_fingerprint"] == server.service.fingerprint(1) != server.service.fingerprint(0)
+        assert server.engine.settings["weights"] == ("1", 1)  # for an engine that is started again
     finally:
         server.stop()

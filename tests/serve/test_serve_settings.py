@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from llmkit.cli import serve as verb
+from llmkit.core.errors import RecipeError
 from llmkit.inference.cache import Cache
 from llmkit.inference.node import OwnEngine
 from llmkit.models.load import read_tokenizer
@@ -15,7 +16,7 @@ from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
 from llmkit.serve.node import Bounds
 from llmkit.serve.served import open_served
-from llmkit.serve.start import Settings, told
+from llmkit.serve.start import Settings, check, told
 from tests.serve.conftest import Running
 
 FLAGS: dict[str, tuple[str, str, Any]] = {
@@ -116,6 +117,15 @@ def test_a_deadline_may_be_told_by_a_header_and_the_body_s_goes_before_it(server
         return said.status_code, said.json().get("error", {}).get("param")
 
     assert status("0.000000001") == (408, "deadline") and status("60") == (200, None)
+    assert status("0") == status("60", deadline=0) == (408, "deadline")  # nobody waits: it is no way around a bound
     assert status("0.000000001", deadline=60) == (200, None)
     for wrong in ("soon", "-1", "1e9", "999999", "nan"):
         assert status(wrong) == (400, "x-deadline")
+
+
+def test_an_adapter_that_is_called_as_the_model_is_refused() -> None:
+    """Nobody could ask for it: its name would be the model's."""
+    for name in ("", "mine"):
+        own = Settings(ModelRef(name="m"), name=name, adapters={name or "m": "folder"})
+        with pytest.raises(RecipeError, match="is the model's own name too"):
+            check(own)

@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 
-from llmkit.inference.request import Event, Request, Token
+from llmkit.inference.request import Event, Finish, Request, Token
 from llmkit.inference.sampling import Sampling
 from llmkit.serve.caller import Caller
 from llmkit.serve.chat import Chat
 from llmkit.serve.chat_told import ChatWriter
-from llmkit.serve.generated import Account
-from llmkit.serve.responses import Asked
+from llmkit.serve.fields import Fields
+from llmkit.serve.generated import Account, Generation
+from llmkit.serve.prompts import prompts
+from llmkit.serve.refusal import Refusal
+from llmkit.serve.remote import Remote
+from llmkit.serve.responses import TOLD, Asked
 from llmkit.serve.responses_told import ResponseWriter
 from llmkit.serve.said.choice import chosen
 from llmkit.serve.said.events import CallArguments, Message, message
@@ -57,6 +61,7 @@ def test_what_breaks_off_is_a_call_that_is_not_whole_and_ends_no_answer_by_a_cal
     good = asyncio.run(ChatWriter(Scripted(HERMES), asked(GOOD["hermes"])).whole())["choices"][0]
     assert good["finish_reason"] == "tool_calls"  # the control
     told = asyncio.run(ResponseWriter(Scripted(HERMES), response("<tool_call>" + OBJECT[:50])).whole())
+    assert told["parallel_tool_calls"] is False  # as it was asked
     assert [item["status"] for item in told["output"] if item["type"] == "function_call"] == ["incomplete"]
 
 
@@ -95,8 +100,7 @@ class Scripted(Service):
         tokenizer.add_tokens(list(marks), special_tokens=True)
         super().__init__("m", engine=None, tokenizer=tokenizer)
 
-    @property
-    def fingerprint(self) -> str:
+    def fingerprint(self, version: int) -> str:
         return "fp"
 
     async def events(self, requests: Sequence[Request], caller: Caller) -> AsyncGenerator[tuple[int, Event], None]:
@@ -115,8 +119,7 @@ def asked(text: str, tools: Any = TOOLS_ASKED, logprobs: bool = False) -> Chat:
 
 
 def response(text: str) -> Asked:
-    keys = ("instructions", "metadata", "max_output_tokens", "temperature", "top_p", "tools", "tool_choice", "text")
-    return Asked(asked(text), dict.fromkeys(keys))
+    return Asked(asked(text), dict.fromkeys(TOLD) | {"parallel_tool_calls": False})
 
 
 def both(service: Service, chat: Any) -> dict[str, Any]:
@@ -203,3 +206,33 @@ def test_the_bytes_of_pieces_have_their_space_and_their_byte() -> None:
 def test_no_format_is_left_out_here() -> None:
     assert set(TOOLS) - {"none", "pythonic"} == set(AS_THEY_COME)
     assert Format(TOOLS["none"]).shown(True) == ()
+
+
+class Two(Scripted):
+    """Its first answer ends before its second."""
+
+    async def events(self, requests: Sequence[Request], caller: Caller) -> AsyncGenerator[tuple[int, Event], None]:
+        ends: tuple[tuple[int, Finish | None], ...] = ((0, None), (0, "stop"), (1, None), (1, "length"))
+        for index, finish in ends:
+            yield index, Event(requests[0].id, index, (Token(5, -0.5, -0.5, {}),), finish)
+
+
+@pytest.mark.parametrize(("taken", "finish"), [(3, "abort"), (4, "length")])
+def test_who_leaves_before_all_answers_have_ended_has_given_them_up(taken: int, finish: str) -> None:
+    async def leave() -> str:
+        request = Request("1", (1,), Sampling(max_tokens=500, n=2))
+        account = Account(Caller("", "r", "1"), "m", "", "", {})
+        pieces = Generation(Two(HERMES), [request], account).pieces()
+        for _ in range(taken):
+            await anext(pieces)
+        await pieces.aclose()
+        return account.finish
+
+    assert asyncio.run(leave()) == finish
+
+
+def test_before_the_vocabulary_is_known_no_token_is_said_to_be_none_of_it() -> None:
+    service = Service("m", Remote({}), make_tokenizer())
+    with pytest.raises(Refusal) as refused:
+        asyncio.run(prompts(service, Fields({"prompt": [5, 6]}), "prompt", 1))
+    assert (refused.value.status, refused.value.wait) == (503, 2)
