@@ -26,6 +26,18 @@ LONGEST = 128
 """Characters of a name."""
 
 
+def check_folders(named: Mapping[str, str | Path]) -> None:
+    """Looks whether adapters are there at all, which takes no model.
+
+    Raises:
+        ModelError: one has no folder.
+    """
+    for name, folder in named.items():
+        if not Path(folder).expanduser().is_dir():
+            fix = "give the folder of an adapter"
+            raise ModelError(f"{folder} is no folder that there is", fix=fix, key=f"adapters.{name}")
+
+
 class Read(Protocol):
     """An adapter with its tensors."""
 

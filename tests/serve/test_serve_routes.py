@@ -52,11 +52,23 @@ def test_fields_of_a_response_are_named_as_its_client_named_them(server):
         "max_output_tokens": {"input": "a", "max_output_tokens": 10**6},
         "tools.0.type": {"input": "a", "tools": [{"type": "web_search"}]},
         "background": {"input": "a", "background": True},
+        "tools": {"input": "a", "tools": [{"type": "function", "name": "walk"}]},
         "inptu": {"inptu": "a", "input": "a"},
     }
     for key, fields in bad.items():
         said = post(server, "/v1/responses", **fields)
         assert (said.status_code, said.json()["error"]["param"]) == (400, key), said.text
+
+
+def test_tools_that_the_template_does_not_show_are_refused_in_words_for_a_client(server):
+    asked = {"messages": [{"role": "user", "content": "a"}]}
+    tools = [{"type": "function", "function": {"name": "walk"}}]
+    said = post(server, "/v1/chat/completions", **asked, tools=tools).json()["error"]
+    assert (said["param"], said["code"]) == ("tools", "unsupported_parameter")
+    assert said["message"].endswith("shows no tools; ask without tools, or serve it with --template NAME")
+    assert (
+        post(server, "/v1/chat/completions", **asked, tools=tools, tool_choice="none", max_tokens=1).status_code == 200
+    )
 
 
 def test_metrics_count_what_passed(server, client):
