@@ -70,6 +70,23 @@ def make_model(seed=0, **more):
     return LlamaForCausalLM(LlamaConfig(**(sizes | ends | more)))
 
 
+@pytest.fixture
+def forgotten(monkeypatch):
+    """Nothing is remembered of what is compiled here, and all of it is again after: a later test may ask for the first
+    time with a cache of its own, and be told that there is nothing."""
+    from llmkit_kernels import build, table
+
+    def forget():
+        for known in (build.library, build.lacks):
+            known.cache_clear()
+
+    forget()
+    yield
+    monkeypatch.undo()
+    forget()
+    table.rows()
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return make_tokenizer()

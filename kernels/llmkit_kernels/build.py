@@ -15,6 +15,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno")
+LINKED = ("-lc10", "-lstdc++")
+"""The second where the compiler is gcc: so a library that compiles for itself leaves `CXX` (peft's BOFT)."""
 LONGEST = 120
 """Seconds that a compiler may take."""
 
@@ -66,7 +68,7 @@ def _made(operation: str) -> Path:
     import torch
 
     compiler, source = _compiler(), HERE / operation / "cpu.cpp"
-    digest = hashlib.sha256(repr((FLAGS, _version(compiler), _processor(), torch.__version__)).encode())
+    digest = hashlib.sha256(repr((FLAGS, LINKED, _version(compiler), _processor(), torch.__version__)).encode())
     for path in [source, *sorted(HERE.glob("*.h")), *sorted(source.parent.glob("*.h"))]:
         digest.update(path.read_bytes())
     target = _folder() / f"{operation}-{digest.hexdigest()[:24]}.so"
@@ -123,7 +125,7 @@ def _compile(compiler: str, source: Path, target: Path, torch: Path) -> None:
         # linked without -fopenmp: its symbols come from the copy that torch has loaded
         for command in (
             [compiler, *FLAGS, "-isystem", str(torch / "include"), "-c", str(source), "-o", there],
-            [compiler, "-shared", there, "-L", str(torch / "lib"), "-lc10", "-o", str(made)],
+            [compiler, "-shared", there, "-L", str(torch / "lib"), *LINKED, "-o", str(made)],
         ):
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llmkit.build.adapters_of import Beside
 from llmkit.build.engines import engine_of as engine_of
+from llmkit.build.given import Said, check_length, check_sampling, checked, several
 from llmkit.build.opened import Opened
 from llmkit.build.precision import reading
 from llmkit.build.scores import Pooling, Scores, embed, score
@@ -28,15 +29,12 @@ from llmkit.inference.node import OwnEngine
 from llmkit.inference.pieces import Piece, Pieces
 from llmkit.inference.pulled import pulled
 from llmkit.inference.pump import Pump
-from llmkit.inference.request import Ask, Completion, Prompt
+from llmkit.inference.request import Ask, Completion, Prompt, RequestError
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.turns import Turns
 from llmkit.inference.writer import answered, seeded
 from llmkit.models.heads import Headed
 from llmkit.models.resolve import resolve
-
-Said = str | Sequence[int] | Sequence[Mapping[str, Any]]
-"""What a model can be asked: a text that it goes on with, the tokens of one, or messages that it answers."""
 
 
 class LLM:
@@ -82,7 +80,7 @@ class LLM:
         beside = Beside(adapters or {})
         self.held = held(resolved, asked.model, kinds, device, how, beside, asked.quant, allow_code)
         self.loaded, self.seed, self.device = self.held.loaded, seed, device
-        self.tokenizer = self.loaded.tokenizer
+        self.tokenizer, self.closed = self.loaded.tokenizer, False
         try:
             self.writer = how.open(self.held)
         except BaseException:
@@ -96,7 +94,8 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Ends the engine's thread and its other processes, if there are any."""
+        """Ends the engine's thread and its other processes, if there are any; nothing can be asked after it."""
+        self.closed = True
         self.writer.close()
         if "pump" in self.__dict__:
             self.pump.close()
@@ -104,13 +103,13 @@ class LLM:
 
     def generate(
         self,
-        prompts: Sequence[Said],
+        prompts: str | Sequence[Said],
         sampling: Sampling | Sequence[Sampling] = Sampling(),
         on_done: Callable[[int], None] | None = None,
         adapter: str = "",
     ) -> list[Completion]:
-        """A completion for each prompt, in order, one sampling for all or one for each. Where one is for all and draws,
-        each prompt has a seed of its own: the sampling's, the model's and its place together.
+        """A completion for each prompt (a text is a list of one), in order, one sampling for all or one for each. Where
+        one is for all and draws, each prompt has a seed of its own: the sampling's, the model's and its place together.
 
         Raises:
             RequestError: one can never be answered.
@@ -165,26 +164,30 @@ class LLM:
                 if pieces.done:
                     return
 
-    def score(self, given: Sequence[Said | tuple[Said, str | Sequence[int]]]) -> list[Scores]:
+    def score(self, given: str | Sequence[Said | tuple[Said, str | Sequence[int]]]) -> list[Scores]:
         """Log-probabilities of texts, or of what follows a prompt in (prompt, completion) pairs, by the trainer's own
         forward: of the full vocabulary, at temperature 1.
 
         Raises:
+            RequestError: one is nothing that can be read, or longer than the model.
             ModelError, DataError: a text cannot be rendered.
         """
-        rows = [self._scored_row(one) for one in given]
+        rows = [self._scored_row(one, f"given[{at}]") for at, one in enumerate(several(given, "given"))]
+        check_length([ids for ids, _ in rows], self._positions, "given")
         with self.held.computing():
             return score(self.scored, rows, self.loaded.support.packed, self.device)
 
-    def embed(self, texts: Sequence[Said], pooling: Pooling = "mean", normalise: bool = True) -> Tensor:
+    def embed(self, texts: str | Sequence[Said], pooling: Pooling = "mean", normalise: bool = True) -> Tensor:
         """(N, H), fp32: the mean of each text's last hidden states, or the `last` of them; of length 1 if `normalise`.
 
         Raises:
+            RequestError: one is nothing that can be read, or longer than the model.
             ModelError, DataError: a text cannot be rendered.
         """
         if pooling not in ("mean", "last"):
             raise RecipeError(f"{pooling} is no pooling", fix="use mean or last", key="pooling")
-        rows = [self.tokens(text) for text in texts]
+        rows = [self._read(text, f"texts[{at}]") for at, text in enumerate(several(texts, "texts"))]
+        check_length(rows, self._positions, "texts", least=1)
         with self.held.computing():
             return embed(self.scored, rows, self.loaded.support.packed, self.device, pooling, normalise)
 
@@ -255,7 +258,10 @@ class LLM:
             writer.stream(ask, say)
 
     def _asks(self, prompts: Sequence[Said], sampling: Sampling | Sequence[Sampling], adapter: str) -> Iterator[Ask]:
-        made = [self._prompt(said, ()) for said in prompts]
+        check_sampling(sampling)
+        made = [
+            Prompt(tuple(self._read(said, f"prompts[{at}]"))) for at, said in enumerate(several(prompts, "prompts"))
+        ]
         if isinstance(sampling, Sampling):
             for ask in seeded(made, sampling, self.seed):
                 yield Ask(ask.prompt, ask.sampling, adapter)
@@ -266,19 +272,27 @@ class LLM:
         yield from (Ask(prompt, own, adapter) for prompt, own in zip(made, sampling, strict=True))
 
     def _ask(self, said: Said, sampling: Sampling, tools: Sequence[Any], adapter: str) -> Ask:
-        (seeded_one,) = seeded([self._prompt(said, tools)], sampling, self.seed)
+        check_sampling([sampling])
+        (seeded_one,) = seeded([Prompt(tuple(self._read(said, "prompt", tools)))], sampling, self.seed)
         return Ask(seeded_one.prompt, seeded_one.sampling, adapter)
 
-    def _prompt(self, said: Said, tools: Sequence[Any]) -> Prompt:
-        return Prompt(tuple(self.tokens(said, tools)))
+    def _read(self, said: Any, key: str, tools: Sequence[Any] = ()) -> list[int]:
+        if self.closed:
+            raise ModelError("this LLM is closed", fix="open another", key="LLM")
+        return self.tokens(checked(said, key), tools)
 
-    def _scored_row(self, one: Any) -> tuple[list[int], int]:
+    @property
+    def _positions(self) -> int | None:
+        """Of the model, where its configuration tells."""
+        return getattr(self.loaded.model.config.get_text_config(), "max_position_embeddings", None)
+
+    def _scored_row(self, one: Any, key: str) -> tuple[list[int], int]:
         if not (isinstance(one, tuple) and len(one) == 2 and not isinstance(one[1], int)):
-            return self.tokens(one), 0
-        prompt, completion = one
+            return self._read(one, key), 0
+        prompt, completion = checked(one[0], key), checked(one[1], key)
         if isinstance(completion, str):
-            if isinstance(prompt, str) or not isinstance(prompt[0], int):
-                return continued(self.renderer, prompt, completion)
-            raise RecipeError("a prompt of tokens has a completion of text", fix="give both alike", key="score")
-        before = self.tokens(prompt)
-        return [*before, *completion], len(before)
+            if isinstance(prompt, str) or (prompt and not isinstance(prompt[0], int)):
+                return continued(self.renderer, cast("str | Sequence[Mapping[str, Any]]", prompt), completion)
+            raise RequestError("a prompt of tokens has a completion of text", fix="give both alike", key=key)
+        before = self._read(prompt, key)
+        return [*before, *cast(Sequence[int], completion)], len(before)

@@ -64,6 +64,8 @@ def embed(
         for i, place in zip(group, _places(batch), strict=True):
             own = hidden[place]
             made[i] = (own.mean(0) if pooling == "mean" else own[-1]).cpu()
+    if not rows:
+        return torch.empty(0, scored.causal[0].config.get_text_config().hidden_size)
     stacked = torch.stack([made[i] for i in range(len(rows))])
     return torch.nn.functional.normalize(stacked, dim=-1) if normalise else stacked
 

@@ -90,7 +90,8 @@ def _listed(hint: Any, value: Value) -> str:
     """How one thing becomes the list of it."""
     if isinstance(value.held, dict):
         return "write [...] around it"
-    return f"write [{_written_out(options(get_args(hint)[0]), value) or value.origin.written or value.held}]"
+    held = json.dumps(value.held, ensure_ascii=False) if value.origin.kind == "python" else value.held
+    return f"write [{_written_out(options(get_args(hint)[0]), value) or value.origin.written or held}]"
 
 
 def _written_out(nodes: list[Any], value: Value) -> str:

@@ -35,7 +35,8 @@ async def read_fields(request: Request, bounds: Bounds) -> Fields:
 def _check_kind(request: Request) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # a form of another site, sent by a browser, cannot say this
-        raise Refusal(400, "content-type is not application/json", key="content-type", code="invalid_header")
+        what = "content-type is not application/json; fix: send -H 'content-type: application/json'"
+        raise Refusal(400, what, key="content-type", code="invalid_header")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal(400, "compressed bodies are not taken", key="content-encoding", code="invalid_header")
 

@@ -85,7 +85,10 @@ class Remote:
         pause = 0.25
         while True:
             begun = time.monotonic()
-            await self._one()
+            try:
+                await self._one()
+            except OSError as cause:  # no room for a process, or no descriptors: there may be later
+                LOG.error("the engine cannot be started", extra={"why": str(cause)})
             self.restarts += 1
             pause = 0.25 if time.monotonic() - begun > STEADY else min(2 * pause, PATIENCE)
             LOG.error("the engine died; it is started again", extra={"pause": pause, "restarts": self.restarts})
@@ -106,8 +109,12 @@ class Remote:
     def _begun(self) -> socket.socket:
         """A process that is told what is served; our end of its socket."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            self.process = self.start(theirs)
+        try:
+            with theirs:
+                self.process = self.start(theirs)
+        except OSError:
+            ours.close()
+            raise
         with contextlib.suppress(OSError):  # it is gone already, which its reader sees
             ours.sendall(packed(self.settings))
         return ours

@@ -112,7 +112,11 @@ class Work:
 
     @torch.no_grad()
     def embed(self, asked: Said, done: Future[Any]) -> None:
-        """The mean of a text's last hidden states, or the last of them, of length 1."""
+        """The mean of a text's last hidden states, or the last of them, of length 1.
+
+        Raises:
+            RequestError: a device has no memory for so long a text, which has no place in the cache.
+        """
         whole, words = self.engine.adapters.whole, self.engine.facts.words
         ids = [*range(words, words + whole.before), *asked["prompt"]]
         forward = self.engine.runner.forward
@@ -120,8 +124,12 @@ class Work:
         count = -(-len(ids) // BLOCK)
         store = BlockStore(count, BLOCK)  # of this text alone: nothing of it is kept
         span = Span(0, 0, len(ids), 0, tuple(range(count)))
-        with self.held.computing():
-            hidden = forward.hidden(tokens, positions, Paged(store, (span,)), [whole.key])[whole.before :].float()
+        try:
+            with self.held.computing():
+                hidden = forward.hidden(tokens, positions, Paged(store, (span,)), [whole.key])[whole.before :].float()
+        except torch.OutOfMemoryError as cause:
+            what = f"there is no memory for a text of {len(ids)} tokens"
+            raise RequestError(what, fix="send a shorter one", key="input") from cause
         vector = hidden.mean(0) if asked["pooling"] == "mean" else hidden[-1]
         done.set_result(torch.nn.functional.normalize(vector, dim=0).tolist())  # one of nothing but zeros stays so
 

@@ -7,6 +7,7 @@ import base64
 import struct
 from typing import Any
 
+from llmkit.serve.asked import until
 from llmkit.serve.caller import Caller
 from llmkit.serve.fields import Fields, wrong
 from llmkit.serve.kinds import parse
@@ -63,7 +64,7 @@ async def embeddings(service: Service, fields: Fields, caller: Caller) -> dict[s
     """`/v1/embeddings`: one vector for each text, of length 1, the mean of its last hidden states.
 
     Raises:
-        Refusal: a field cannot be used, or there is no room.
+        Refusal: a field cannot be used, there is no room, or the deadline passed.
     """
     said = parse(Embedding, fields, service.bounds)
     if service.adapter(said.model, caller):
@@ -76,7 +77,11 @@ async def embeddings(service: Service, fields: Fields, caller: Caller) -> dict[s
     tokens = sum(map(len, asked))
     with service.place(caller, len(asked), tokens):
         calls = (service.engine.call("embed", prompt=ids, pooling=said.pooling) for ids in asked)
-        vectors = await asyncio.gather(*calls)
+        try:
+            async with asyncio.timeout_at(until(None, caller.deadline, service.bounds)):
+                vectors = await asyncio.gather(*calls)
+        except TimeoutError:
+            raise Refusal(408, "the deadline passed", key="deadline", code="deadline_exceeded") from None
     data = [
         {"object": "embedding", "index": i, "embedding": _formed(v, said.encoding_format)}
         for i, v in enumerate(vectors)

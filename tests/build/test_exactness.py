@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from llmkit_kernels import build
 
 from llmkit import Evaluate
 from llmkit.build.exactness import exactness, exactness_here
@@ -19,15 +18,9 @@ from tests.faults import go, sft
 
 
 @pytest.fixture
-def off(monkeypatch: Any) -> Any:
+def off(monkeypatch: Any, forgotten: None) -> None:
     """Nothing is compiled here."""
     monkeypatch.setenv("LLMKIT_KERNELS", "off")
-    for known in (build.library, build.lacks):
-        known.cache_clear()
-    yield
-    monkeypatch.undo()
-    for known in (build.library, build.lacks):
-        known.cache_clear()
 
 
 def test_a_model_s_is_said_with_its_reason() -> None:

@@ -217,3 +217,51 @@ def test_the_vocabulary_is_read_once_for_all_that_is_asked(tiny: Any, monkeypatc
     llm = LLM(str(tiny))
     told = [llm.tokens([{"role": "user", "content": text}]) for text in ("hello", "world", "hello")]
     assert told[0] == told[2] != told[1] and len(read) == 1
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (
+            lambda llm: llm.generate([3]),
+            r"prompts\[0\]: a value of type int is no prompt; fix: give a text, a list of token",
+        ),
+        (lambda llm: llm.generate(["a", None]), r"prompts\[1\]: None is no prompt"),
+        (lambda llm: llm.generate([b"abc"]), r"prompts\[0\]: a value of type bytes is no prompt"),
+        (lambda llm: llm.generate([["a", 3]]), r"prompts\[0\]: a prompt with a value of type str in it cannot be read"),
+        (lambda llm: llm.generate({"role": "user"}), "prompts: a value of type dict is no list of prompts"),
+        (
+            lambda llm: llm.generate([{"role": "user"}]),
+            r"prompts\[0\]: one message is no prompt; fix: put it into a list",
+        ),
+        (lambda llm: llm.generate(["a"], {"max_tokens": 4}), r"sampling: a value of type dict is no Sampling"),
+        (lambda llm: llm.chat("a", None), "sampling: None is no Sampling"),
+        (lambda llm: llm.score([("a", "b", "c")]), r"given\[0\]: a prompt with a value of type str in it"),
+        (lambda llm: llm.score([(None, "b")]), r"given\[0\]: None is no prompt"),
+        (lambda llm: llm.embed([None]), r"texts\[0\]: None is no prompt"),
+        (lambda llm: llm.embed([[]]), r"texts\[0\]: it has no tokens"),
+        (lambda llm: llm.embed(["a", [3] * 9000]), r"texts\[1\]: 9000 tokens are more than the \d+ positions"),
+        (lambda llm: llm.score([[3] * 9000]), r"given\[0\]: 9000 tokens are more than"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_place(llm: LLM, ask: Any, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        ask(llm)
+    assert free(llm)
+
+
+def test_one_text_is_a_list_of_one(llm: LLM) -> None:
+    greedy = Sampling(max_tokens=3)
+    assert llm.generate(TEXTS[0], greedy) == llm.generate(TEXTS[:1], greedy)
+    assert llm.score(TEXTS[0]) == llm.score(TEXTS[:1])
+    assert torch.equal(llm.embed(TEXTS[0]), llm.embed(TEXTS[:1]))
+    assert llm.embed([]).shape == (0, llm.embed(TEXTS[0]).shape[1]) and llm.score([]) == llm.generate([]) == []
+
+
+def test_what_is_closed_cannot_be_asked(tiny: Any) -> None:
+    llm = LLM(str(tiny))
+    llm.close()
+    for ask in (llm.generate, llm.embed, llm.score):
+        with pytest.raises(ModelError, match="this LLM is closed"):
+            ask(TEXTS)
+    llm.close()

@@ -88,7 +88,7 @@ def test_processes_say_what_one_says(tiny, lora, one, forked, tensor):
         assert asyncio.run(streamed()) == one.generate(TEXTS[1:2], GREEDY)[0].text
     assert [other.poll() for other in others] == [0] * (tensor - 1)
     assert torch.get_num_threads() == threads
-    with pytest.raises(ModelError, match="other ranks have ended"):
+    with pytest.raises(ModelError, match="this LLM is closed"):
         spread.generate(TEXTS[:1], GREEDY)
 
 

@@ -3,11 +3,8 @@ a prefix that was found, a preemption."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from llmkit_kernels import build
 from llmkit_kernels.build import lacks
 
 from llmkit.models.families import tiny
@@ -61,14 +58,9 @@ def test_sizes_that_are_no_whole_vectors() -> None:
 
 
 @pytest.fixture
-def off(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def off(monkeypatch: pytest.MonkeyPatch, forgotten: None) -> None:
     """Nothing is compiled."""
     monkeypatch.setenv("LLMKIT_KERNELS", "off")
-    for known in (build.library, build.lacks):
-        known.cache_clear()
-    yield
-    for known in (build.library, build.lacks):
-        known.cache_clear()
 
 
 @pytest.mark.parametrize("family", ["Llama", "Gemma-2"])

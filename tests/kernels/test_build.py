@@ -1,6 +1,7 @@
 """Compiling: what is missing is told, nothing half made is left, and the plain twins take over."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -13,14 +14,10 @@ from llmkit.core.errors import ResourceError
 
 
 @pytest.fixture
-def fresh(tmp_path, monkeypatch):
+def fresh(tmp_path, monkeypatch, forgotten):
     """An empty cache, and nothing remembered of what was compiled."""
     monkeypatch.setenv("LLMKIT_CACHE", str(tmp_path / "cache"))
-    for known in (build.library, build.lacks):
-        known.cache_clear()
-    yield tmp_path
-    for known in (build.library, build.lacks):
-        known.cache_clear()
+    return tmp_path
 
 
 def compiler(folder, text):
@@ -81,3 +78,9 @@ def test_a_library_is_made_once_and_named_by_what_it_was_made_from(fresh, monkey
     build.library.cache_clear()
     build.library("norm")
     assert len(list((fresh / "cache" / "kernels").iterdir())) == 2
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
+def test_a_c_compiler_that_another_library_named_makes_them_too(fresh, monkeypatch):
+    monkeypatch.setenv("CXX", "gcc")
+    assert build.lacks("paged") == ""

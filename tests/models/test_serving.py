@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from llmkit_kernels import build
 from llmkit_kernels.build import lacks
 
 from llmkit.core.errors import ModelError
@@ -120,13 +119,8 @@ def test_functions_inside_have_one_order_too():
 
 
 @pytest.fixture
-def off(monkeypatch):
+def off(monkeypatch, forgotten):
     monkeypatch.setenv("LLMKIT_KERNELS", "off")
-    build.library.cache_clear()
-    build.lacks.cache_clear()
-    yield
-    build.library.cache_clear()
-    build.lacks.cache_clear()
 
 
 def test_without_the_kernel_order_is_kept_where_it_is_asked_for(off):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from llmkit.inference.text import Texts
 from llmkit.serve.node import Bounds
@@ -247,3 +248,17 @@ def test_what_no_engine_could_be_told_is_waited_for_by_nobody():
 
     asyncio.run(ask_it())
     assert not engine.calls
+
+
+def test_a_text_that_a_device_has_no_memory_for_fails_alone(server, monkeypatch):
+    forward = server.within.runner.forward
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forward, "hidden", full)
+        said = httpx.post(server.url + "/v1/embeddings", json={"input": "a"}, timeout=30)
+    assert (said.status_code, said.json()["error"]["param"]) == (400, "input") and "CUDA" not in said.text
+    assert httpx.post(server.url + "/v1/embeddings", json={"input": "a"}, timeout=30).status_code == 200
+    assert not server.engine.restarts

@@ -117,6 +117,9 @@ def test_a_deadline_may_be_told_by_a_header_and_the_body_s_goes_before_it(server
     assert status("0.000000001") == (408, "deadline") and status("60") == (200, None)
     assert status("0") == status("60", deadline=0) == (408, "deadline")  # nobody waits: it is no way around a bound
     assert status("0.000000001", deadline=60) == (200, None)
+    texts = {"json": {"input": "a"}, "timeout": 30}
+    embedded = [httpx.post(server.url + "/v1/embeddings", headers={"x-deadline": at}, **texts) for at in ("0", "60")]
+    assert [said.status_code for said in embedded] == [408, 200] and not server.engine.calls
     for wrong in ("soon", "-1", "1e9", "999999", "nan"):
         assert status(wrong) == (400, "x-deadline")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import subprocess
 import sys
@@ -60,6 +61,35 @@ def test_what_was_begun_is_gone_on_with_and_started_again_when_it_dies() -> None
         remote.take_back()  # nothing is left to take back
 
     asyncio.run(asyncio.wait_for(lives(), 20))
+
+
+def test_where_there_is_no_room_for_a_process_it_is_tried_again() -> None:
+    made: list[Fake] = []
+    tries: list[int] = []
+
+    def how(theirs: socket.socket) -> Fake:
+        tries.append(theirs.fileno())
+        if len(tries) == 2:
+            raise OSError(errno.ENOMEM, "no memory")
+        made.append(Fake(theirs))
+        return made[-1]
+
+    async def lives() -> None:
+        remote = Remote({"loaded": {}}, how)
+        remote.begin()
+        keeping = asyncio.create_task(remote.keep())
+        while not remote.ready:
+            await asyncio.sleep(0.001)
+        made[0].kill()
+        while not (remote.ready and len(made) == 2):
+            assert not keeping.done()
+            await asyncio.sleep(0.001)
+        keeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
+
+    asyncio.run(asyncio.wait_for(lives(), 20))
+    assert len(tries) == 3
 
 
 @pytest.mark.parametrize("fault", ["no tokenizer", "no model", "no key"])
