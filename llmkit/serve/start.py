@@ -76,6 +76,7 @@ def start(settings: Settings, how: Start = spawn) -> dict[str, Any]:
     logs.begin()
     own = listen(settings.host, settings.port)
     admin = listen(settings.host, settings.admin_port) if settings.admin_port is not None else None
+    LOG.info("loading", extra={"model": settings.model.name})  # it may take minutes, in which nothing else is said
     engine = Remote(told(settings), how)
     engine.begin()  # it imports and reads for seconds: what is to be read here is read beside it
     try:

@@ -60,6 +60,14 @@ def test_fields_of_a_response_are_named_as_its_client_named_them(server):
         assert (said.status_code, said.json()["error"]["param"]) == (400, key), said.text
 
 
+def test_another_method_is_told_which_are_answered(server):
+    for path, method, allowed in (("/v1/chat/completions", "GET", "POST"), ("/v1/models", "POST", "GET, HEAD")):
+        said = httpx.request(method, server.url + path)
+        assert (said.status_code, said.headers["allow"]) == (405, allowed)
+        error = said.json()["error"]
+        assert error["code"] == "method_not_allowed" and error["message"].endswith(f"ask with {allowed}")
+
+
 def test_tools_that_the_template_does_not_show_are_refused_in_words_for_a_client(server):
     asked = {"messages": [{"role": "user", "content": "a"}]}
     tools = [{"type": "function", "function": {"name": "walk"}}]
