@@ -115,7 +115,7 @@ def messages(fields: Fields) -> list[dict[str, Any]]:
     """
     found = fields.items("messages", MOST_MESSAGES)
     if not found:
-        raise wrong("messages", "is empty")
+        raise wrong("messages", "is missing" if fields.get("messages") is None else "is empty")
     return [_message(Fields(item, f"messages.{index}")) for index, item in enumerate(found)]
 
 

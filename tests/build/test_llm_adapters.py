@@ -56,7 +56,7 @@ def test_it_is_heard_in_a_conversation_and_in_pieces(llm: LLM) -> None:
 def test_names_and_folders_that_are_none_are_refused(
     llm: LLM, tiny: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(RequestError, match="no adapter is named 'x'"):
+    with pytest.raises(RequestError, match=f"no adapter is named 'x'; fix: name one of {', '.join(sorted(folders))}"):
         llm.generate(PROMPTS, HOW, adapter="x")
     with pytest.raises(ModelError):
         LLM(str(tiny), adapters={"x": tiny})

@@ -68,6 +68,15 @@ def test_another_method_is_told_which_are_answered(server):
         assert error["code"] == "method_not_allowed" and error["message"].endswith(f"ask with {allowed}")
 
 
+def test_a_field_of_others_is_not_taken_for_one_of_ours(server):
+    asked = {"messages": [{"role": "user", "content": "a"}]}
+    for more, hint in (({"reasoning_effort": "low"}, ""), ({"max_token": 3}, "; did you mean max_tokens?")):
+        said = post(server, "/v1/chat/completions", **asked, **more).json()["error"]["message"]
+        assert said == f"{next(iter(more))}: unknown field{hint}"
+    assert post(server, "/v1/chat/completions").json()["error"]["message"] == "messages: is missing"
+    assert post(server, "/v1/chat/completions", messages=[]).json()["error"]["message"] == "messages: is empty"
+
+
 def test_tools_that_the_template_does_not_show_are_refused_in_words_for_a_client(server):
     asked = {"messages": [{"role": "user", "content": "a"}]}
     tools = [{"type": "function", "function": {"name": "walk"}}]
