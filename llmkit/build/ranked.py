@@ -121,6 +121,7 @@ def rank_of(loaded: Loaded, spread: Spread, group: Group) -> Rank:
 
     with group.naming():
         store = store_of(decoder, spread.cache, most=spread.most, ranks=group.ranks.world, least=least)
+    group.phase("answering")
     return Rank(Part(decoder, facts.hidden, shares), store, decoder.bank, wire, BlockStore)
 
 

@@ -15,6 +15,7 @@ from llmkit.build.placed import check_placement
 from llmkit.build.precision import Types
 from llmkit.build.ranked import Spread
 from llmkit.core.errors import ModelError
+from llmkit.inference.adapters import check_folders
 from llmkit.inference.engine import Engine
 from llmkit.inference.node import OwnEngine
 from llmkit.inference.writer import Files
@@ -94,9 +95,10 @@ def held(
 
     Raises:
         RecipeError: it cannot be spread so.
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded, or an adapter has no folder.
         PeerError: another process could not be started.
     """
+    check_folders(beside.named)
     quant = quant or resolved.quant
     tensor, placement = (how.tensor, how.placement) if isinstance(how, OwnEngine) else (1, None)
     if tensor > 1:

@@ -19,7 +19,7 @@ from llmkit.core.files import sha256, write_json
 from llmkit.data.jsonl import read_jsonl
 from llmkit.data.prompt import prompt_ids
 from llmkit.data.render import Renderer
-from llmkit.data.rows import Raw
+from llmkit.data.rows import ASIDE, MEND, Raw
 from llmkit.inference.check import check_length
 from llmkit.inference.request import Completion, Prompt, Request
 from llmkit.inference.sampling import Sampling
@@ -92,7 +92,9 @@ def questions(path: Path, chat: bool) -> Iterator[tuple[Raw, Any]]:
     """
     for raw in read_jsonl(path):
         if not isinstance(raw, Raw):
-            raise raw
+            problem = raw.problems[0]
+            fix = MEND if problem.fix == ASIDE else problem.fix  # no recipe is here that could set bad rows aside
+            raise DataError(problem.what, fix=fix, file=problem.file, line=problem.line)
         if "completion" in raw.values and "reference" in raw.values:
             what = "has a completion, which becomes the reference beside the answer, and a reference"
             raise DataError(what, fix="drop or rename one of the two", file=raw.file, line=raw.line)

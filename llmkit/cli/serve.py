@@ -83,6 +83,6 @@ def _node(model: str, recipe: str, given: dict[str, Any]) -> Serve:
 def _placed(said: str) -> Any:
     """Where layers lie, read as YAML."""
     report = Report()
-    made = parse(said, "", report, "--placement")
+    made = parse(said, "--placement", report, "--placement")
     report.stop_if_bad()
     return made

@@ -63,8 +63,8 @@ class Asking:
         """
         prepare(remote=is_remote(self.model))
         report = Report()
-        generator = parse(self.generator, "", report, "--generator")
-        placement = parse(self.placement, "", report, "--placement") if self.placement else None
+        generator = parse(self.generator, "--generator", report, "--generator")
+        placement = parse(self.placement, "--placement", report, "--placement") if self.placement else None
         report.stop_if_bad()
         if not Path(self.model).is_dir():
             resolve(ModelRef(name=self.model))  # a name that is none is told before the heavy imports

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from llmkit.core.errors import DataError
 from llmkit.data.lines import MOST_LINE, TOO_LONG, Line, lines
-from llmkit.data.rows import At, BadRow, Raw
+from llmkit.data.rows import ASIDE, At, BadRow, Raw
 from llmkit.data.sources import opened
 from llmkit.data.text import decoded
 
@@ -19,7 +19,6 @@ WORDS = {
     "new-line character": "has a bare carriage return outside of quotes",
 }
 """What the parser's own words mean."""
-MEND = "mend the line, or set data.on_bad_row=quarantine"
 
 
 def read_csv(
@@ -72,7 +71,7 @@ def _header(head: _Record | BadRow) -> list[str]:
 def _row(columns: Sequence[str], found: _Record) -> Raw | BadRow:
     if len(found.fields) != len(columns):
         what = f"has {len(found.fields)} fields, and there are {len(columns)} columns"
-        return BadRow(what, MEND, found.file, found.line, found.text, found.at)
+        return BadRow(what, ASIDE, found.file, found.line, found.text, found.at)
     return Raw(dict(zip(columns, found.fields, strict=True)), found.file, found.line, found.text, found.at)
 
 
@@ -128,4 +127,4 @@ class _Table:
         if len(self.taken) > 1:
             what = f"opens a quote that goes on to line {self.taken[-1].number}, which {what}"
             raise DataError(what, fix="mend its quotes", file=first.file, line=first.number)
-        return first.bad(what, MEND)
+        return first.bad(what, ASIDE)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llmkit.data.lines import TOO_LONG, Line, lines
-from llmkit.data.rows import At, BadRow, Raw
+from llmkit.data.rows import ASIDE, At, BadRow, Raw
 from llmkit.data.sources import opened
 
 
@@ -55,9 +55,7 @@ def _broken(line: Line, cause: json.JSONDecodeError) -> BadRow:
     if form := _form(line, cause.msg, after):
         listed = line.number == 1 and line.text.lstrip().startswith(b"[")
         return line.bad(form, "use kind: json" if listed else "write one object a line")
-    return line.bad(
-        f"is not JSON ({cause.msg}) at byte {line.at + byte}", "mend the line, or set data.on_bad_row=quarantine"
-    )
+    return line.bad(f"is not JSON ({cause.msg}) at byte {line.at + byte}", ASIDE)
 
 
 def _form(line: Line, why: str, after: str) -> str:
@@ -75,4 +73,4 @@ def _form(line: Line, why: str, after: str) -> str:
 
 
 def _torn(line: Line, byte: int) -> BadRow:
-    return line.bad(f"is torn off at byte {line.at + byte}", "mend the line, or set data.on_bad_row=quarantine")
+    return line.bad(f"is torn off at byte {line.at + byte}", ASIDE)

@@ -12,7 +12,7 @@ from llmkit.data.encode import Rendered
 from llmkit.data.node import Data, Source
 from llmkit.data.order import spread
 from llmkit.data.render import Renderer
-from llmkit.data.rows import Row, Unusable
+from llmkit.data.rows import NoTools, Row, Unusable
 from llmkit.data.usable import Tally, usable
 
 
@@ -80,6 +80,9 @@ def _check(renderer: Renderer, prompt: str | Sequence[Mapping[str, Any]]) -> Non
 def _prompted(renderer: Renderer, prompt: str | Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> Rendered:
     try:
         return renderer.prompt(prompt, tools)
+    except NoTools as reason:
+        fix = "ask without tools, or give a template that shows them (model.template)"
+        raise DataError("the model's chat template shows no tools", fix=fix, key="tools") from reason
     except Unusable as reason:
         raise DataError(f"the prompt cannot be rendered: {reason}", fix="write another prompt") from reason
 

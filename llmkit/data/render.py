@@ -14,7 +14,7 @@ from typing import Any
 from llmkit.core.errors import DataError, ModelError
 from llmkit.data.encode import OPEN, Encoder, Rendered
 from llmkit.data.messages import arguments_as_text, python_in
-from llmkit.data.rows import Row, Unusable
+from llmkit.data.rows import NoTools, Row, Unusable
 from llmkit.data.template import PRIVATE, Messages, Rewrites, Template
 from llmkit.data.thoughts import TAGS, Layer, blocks, field_of, layered, placed, thought_of
 
@@ -189,7 +189,7 @@ class Renderer:
         if mark and text.replace(mark, "") != self.template.text(*plain, prompt):
             raise Unusable("the chat template changes special-token text in messages")
         if tools and text == self.template.text(messages, prompt=prompt):
-            raise Unusable("the chat template does not show the row's tools")
+            raise NoTools("the chat template does not show the row's tools")
         return text, mark, messages, tools
 
     def _mark(self, values: Any) -> str:

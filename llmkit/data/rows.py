@@ -79,8 +79,17 @@ class Row:
         return str(self.messages[-1].get("content") or "") if self.messages else self.completion
 
 
+MEND = "mend the line"
+ASIDE = f"{MEND}, or set data.on_bad_row=quarantine"
+"""The fix of a line that cannot be read, where there is a recipe with `data`."""
+
+
 class Unusable(Exception):
     """Why a row cannot be used, as a short reason; rows are counted by it."""
+
+
+class NoTools(Unusable):
+    """It brings tools, and the chat template shows none."""
 
 
 def rejected(raw: Raw, why: str, fix: str = "") -> BadRow:

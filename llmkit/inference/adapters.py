@@ -26,6 +26,18 @@ LONGEST = 128
 """Characters of a name."""
 
 
+def check_folders(named: Mapping[str, str | Path]) -> None:
+    """Looks whether adapters are there at all, which takes no model.
+
+    Raises:
+        ModelError: one has no folder.
+    """
+    for name, folder in named.items():
+        if not Path(folder).expanduser().is_dir():
+            fix = "give the folder of an adapter"
+            raise ModelError(f"{folder} is no folder that there is", fix=fix, key=f"adapters.{name}")
+
+
 class Read(Protocol):
     """An adapter with its tensors."""
 
@@ -180,7 +192,11 @@ class Adapters:
         if not name:
             return self.whole
         if name not in self.named:
-            raise RequestError(f"no adapter is named {name[:LONGEST]!r}", fix="load it first", key="model")
+            fix = "load it first"
+            if self.root is None:  # none comes later, and those of the start are everybody's: they may be told
+                names = ", ".join(sorted(self.named))
+                fix = f"name one of {names}" if names else "name the adapters as the model is opened"
+            raise RequestError(f"no adapter is named {name[:LONGEST]!r}", fix=fix, key="model")
         self.named.move_to_end(name)
         return self.named[name]
 

@@ -108,7 +108,10 @@ def _checked(url: str, answer: httpx.Response) -> Any:
         return said
     error = said.get("error") if isinstance(said, dict) else None
     why = str(error.get("message") if isinstance(error, dict) else answer.reason_phrase)[:200]
-    raise RequestError(f"{url} refuses it ({answer.status_code}: {why})", fix="ask otherwise", key="generator")
+    what = f"{url} refuses it ({answer.status_code}: {why})"
+    if answer.status_code == 404 and "/v1/" not in url:  # the address of a server, and not of its routes
+        raise RequestError(what, fix="let the url end in /v1", key="generator.url")
+    raise RequestError(what, fix="ask otherwise", key="generator")
 
 
 def _pause(turn: int, wait: str | None) -> float:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Placement = Literal["auto"] | Mapping[str, Size]
 """`auto` fills the devices that there are, then the host; or how much of each: `{"cuda:0": 10GiB, cpu: 20GiB}`."""
+ADDRESS = re.compile(r"https?://[^/\s]+")
 PLACES = re.compile(r"cpu|disk|cuda:\d+")
 
 
@@ -122,6 +123,10 @@ class OpenAi:
     timeout: Duration = setting(default=600.0, above=0)
     """Of one try."""
 
+    def problems(self) -> Iterator[Conflict]:
+        """What contradicts what."""
+        yield from _address(self.url)
+
     def open(self, held: Held) -> Writer:
         """Ready to be asked."""
         from llmkit.inference.openai import OpenAiWriter
@@ -175,6 +180,8 @@ class Vllm:
 
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
+        if self.url:
+            yield from _address(self.url)
         if self.url and self.python:
             yield Conflict("python", "what is served is not started", "leave it out", "url")
         if self.url and not self.model:
@@ -212,6 +219,14 @@ class Vllm:
         from llmkit.inference.vllm_words import check_sampling
 
         check_sampling(sampling)
+
+
+def _address(url: str) -> Iterator[Conflict]:
+    """What is no address of a server would be found out after all tries, by another name."""
+    if not ADDRESS.match(url):
+        yield Conflict(
+            "url", f"{url!r} does not begin with http:// or https:// and a host", "write http://HOST:PORT/v1"
+        )
 
 
 Generator = OwnEngine | Transformers | OpenAi | Vllm

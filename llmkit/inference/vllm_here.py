@@ -98,7 +98,7 @@ def _started(node: Vllm, files: Files) -> Any:
         from vllm.platforms import current_platform
     except ImportError as cause:
         what = f"vLLM cannot be imported ({one_line(str(cause))[:200]})"
-        fix = "pip install llmkit[vllm], or give the python of an environment that has it, or a url"
+        fix = "set generator.python to that of an environment that has vLLM, or generator.url to a vllm serve that runs"
         raise ResourceError(what, fix=fix, key="generator") from cause
     try:
         return LLM(**settings(node, files, current_platform.is_cpu())).llm_engine

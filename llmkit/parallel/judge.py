@@ -19,6 +19,8 @@ from llmkit.core.errors import (
 from llmkit.parallel.where import STEP, states
 
 AGAIN = "run the same command again to go on"
+OPEN = "open the model again"
+"""The same of a model that answers: no command goes on with anything."""
 SLACK = 5.0
 """Seconds beyond three steps that a rank may be silent, or behind."""
 QUIET = 30.0
@@ -48,9 +50,10 @@ class Verdict:
     hangs: bool = False
     """It may still be there: its stack is asked for."""
 
-    def error(self) -> LlmkitError:
-        """What the main thread raises for it."""
-        return ERRORS.get(self.code, LlmkitError)(problems=[Problem(line) for line in self.lines])
+    def error(self, fix: str = AGAIN) -> LlmkitError:
+        """What the main thread raises for it; `fix` is how it goes on here."""
+        lines = [line.replace(AGAIN, fix) for line in self.lines]
+        return ERRORS.get(self.code, LlmkitError)(problems=[Problem(line) for line in lines])
 
     def said(self) -> dict[str, Any]:
         """As a JSON object."""

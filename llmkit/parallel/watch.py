@@ -30,7 +30,7 @@ from torch.distributed.distributed_c10d import Store
 
 from llmkit.core.errors import LlmkitError, PeerError, Stopped, without_logins
 from llmkit.core.ranks import Ranks, exit_status
-from llmkit.parallel.judge import AGAIN, Verdict
+from llmkit.parallel.judge import AGAIN, OPEN, Verdict
 from llmkit.parallel.posts import Hub, Post, Spoke
 from llmkit.parallel.rendezvous import FIX, told
 from llmkit.parallel.where import Where
@@ -120,7 +120,7 @@ class Watch:
         if (found := self._blamed()) is not None:
             return found
         why = next(iter(str(cause).splitlines()), "")
-        own = self._raised = PeerError(f"the ranks have lost each other ({why:.160})", fix=AGAIN)
+        own = self._raised = PeerError(f"the ranks have lost each other ({why:.160})", fix=self._fix)
         self._ask(lambda: self.post.fault(own.code, (str(own),), time.monotonic()))
         return self._blamed() or own
 
@@ -145,9 +145,14 @@ class Watch:
         with self._last_words:  # never given back by a thread that is ending the process
             return
 
+    @property
+    def _fix(self) -> str:
+        return OPEN if self.serving else AGAIN
+
     def _error(self) -> LlmkitError:
         self._leave()
-        self._raised = self.found.error() if self.found is not None else PeerError("the watch has ended", fix=AGAIN)
+        fix, found = self._fix, self.found
+        self._raised = found.error(fix) if found is not None else PeerError("the watch has ended", fix=fix)
         self._raised.speaks = None if self.serving else self.found is None
         return self._raised
 

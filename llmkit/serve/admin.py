@@ -58,6 +58,9 @@ class Admin:
         said = parse(LoadAdapter, fields, self.service.bounds)
         fields.end(LOAD_IGNORED)
         name, path = said.lora_name, said.lora_path
+        for key, given in (("lora_name", name), ("lora_path", path)):
+            if not given:
+                raise wrong(key, "is missing")
         if name == self.service.name:
             raise wrong("lora_name", f"{name[:80]!r} is the model's own name")
         made = await self.service.engine.call("load", name=name, path=path)
@@ -96,6 +99,8 @@ class Admin:
         """Other weights for the model, of a folder under the root; what runs ends on those that it began with."""
         path = parse(NewWeights, fields, self.service.bounds).path
         fields.end()
+        if not path:
+            raise wrong("path", "is missing")
         made = await self.service.engine.call("weights", path=path)
         self.service.engine.settings["weights"] = path, made  # for an engine that is started again
         return made

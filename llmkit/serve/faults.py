@@ -32,8 +32,15 @@ async def _wrong(request: Request, cause: Exception) -> Response:
 
 async def _no_route(request: Request, cause: Exception) -> Response:
     status = getattr(cause, "status_code", 404)
-    told = {404: f"there is no {request.url.path[:200]}", 405: f"{request.method[:20]} is not answered here"}
-    return reply.error(Refusal(status, told.get(status, "the request cannot be answered"), code="not_found"))
+    if status != 405:
+        told = {404: f"there is no {request.url.path[:200]}"}
+        return reply.error(Refusal(status, told.get(status, "the request cannot be answered"), code="not_found"))
+    methods = (getattr(cause, "headers", None) or {}).get("Allow", "").split(", ")
+    allowed = ", ".join(sorted(methods))
+    what = f"{request.method[:20]} is not answered here; ask with {allowed}"
+    answer = reply.error(Refusal(405, what, code="method_not_allowed"))
+    answer.headers["allow"] = allowed
+    return answer
 
 
 async def _fault(request: Request, cause: Exception) -> Response:

@@ -8,6 +8,9 @@ from typing import Any
 
 from llmkit.serve.refusal import Refusal
 
+NEAR = 0.75
+"""How much alike an unknown field and its guess are: less is another field, of another server."""
+
 
 def wrong(key: str, what: str, code: str = "invalid_value") -> Refusal:
     """A field that cannot be used."""
@@ -114,7 +117,7 @@ class Fields:
         """
         for key in self.held:
             if key not in self.read and key not in ignored:
-                near = difflib.get_close_matches(key[:80], [*self.read, *ignored], 1)
+                near = difflib.get_close_matches(key[:80], [*self.read, *ignored], 1, NEAR)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise wrong(self.name(key[:80]), f"unknown field{hint}", "unknown_parameter")
 

@@ -21,7 +21,7 @@ class Bounds:
     body: Size = setting(default=4 << 20, least=1024)
     """Bytes of a request's body."""
     header: Size = setting(default=32 << 10, least=1024)
-    """Bytes of its headers."""
+    """Bytes of its head: the path and the headers."""
     n: int = setting(default=16, least=1)
     """Answers to one prompt."""
     prompts: int = setting(default=64, least=1)

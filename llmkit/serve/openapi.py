@@ -67,6 +67,7 @@ REFUSALS = {
     "409": "the idempotency key was used for another request",
     "413": "the body is too large",
     "429": "there is no room; `Retry-After` says when to come back",
+    "431": "the path and the headers are too large together",
     "503": "the server is being started or stopped, or its engine died; `Retry-After` says when to come back",
 }
 NAME: Schema = {

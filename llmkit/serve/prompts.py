@@ -12,7 +12,7 @@ from llmkit.serve.described import MOST_MESSAGES, PARTS
 from llmkit.serve.fields import Fields, whole_numbers, wrong
 from llmkit.serve.kinds import parse
 from llmkit.serve.node import Bounds
-from llmkit.serve.refusal import Refusal, refused
+from llmkit.serve.refusal import refused
 from llmkit.serve.service import Service
 from llmkit.serve.shapes import MESSAGE_IGNORED, Message
 
@@ -89,7 +89,10 @@ def _encoded(
             return tuple(continued(renderer, prompt[:-1], prompt[-1]["content"], tools)[0])
         return tuple(rendered_ids(renderer, prompt, tools))
     except LlmkitError as cause:
-        raise Refusal(400, f"{key}: {refused(cause).what}", key=key) from cause
+        if cause.problems[0].key == "tools":
+            what = "the model's chat template shows no tools; ask without tools, or serve it with --template NAME"
+            raise wrong("tools", what, "unsupported_parameter") from cause
+        raise wrong(key, refused(cause).what) from cause
 
 
 def own_ids(service: Service, ids: tuple[int, ...], key: str) -> tuple[int, ...]:
@@ -112,7 +115,7 @@ def messages(fields: Fields) -> list[dict[str, Any]]:
     """
     found = fields.items("messages", MOST_MESSAGES)
     if not found:
-        raise wrong("messages", "is empty")
+        raise wrong("messages", "is missing" if fields.get("messages") is None else "is empty")
     return [_message(Fields(item, f"messages.{index}")) for index, item in enumerate(found)]
 
 

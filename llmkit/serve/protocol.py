@@ -7,7 +7,7 @@ import resource
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -30,18 +30,34 @@ def most_connections(bounds: Bounds) -> int:
     return max(1, min(bounds.connections, soft - RESERVE))
 
 
-class Chunked(h11.Connection):
-    """h11's side of a connection, which takes no body of very many chunks with next to nothing in them: each costs as
-    much as a large one, and a read holds tens of thousands."""
+class Strict(h11.Connection):
+    """h11's side of a connection, which holds the bound on heads where one comes in a single read too, and takes no
+    body of very many chunks with next to nothing in them: each costs as much as a large one, and a read holds tens of
+    thousands."""
 
     chunks, size = 0, 0
+    refusal = Refusal(400, "the request is no HTTP that is taken")
+    """What is said of what was refused."""
+
+    def __init__(self, most: int) -> None:
+        """`most`: bytes of a head."""
+        super().__init__(h11.SERVER, most)
+        self.most = most
 
     def next_event(self) -> Any:
         """
         Raises:
-            h11.RemoteProtocolError: what came is no HTTP, or such a body.
+            h11.RemoteProtocolError: what came is no HTTP, has too long a head, or such a body.
         """
-        event = super().next_event()
+        before, idle = len(self._receive_buffer), self.their_state is h11.IDLE
+        try:
+            event = super().next_event()
+        except h11.RemoteProtocolError as cause:
+            if idle and cause.error_status_hint == 431:  # it has not ended, and is longer already
+                self._too_long()
+            raise
+        if isinstance(event, h11.Request | h11.EndOfMessage) and before - len(self._receive_buffer) > self.most:
+            self._too_long()  # h11 looks at the size of what has not ended alone
         if isinstance(event, h11.Request):
             self.chunks = self.size = 0
         elif isinstance(event, h11.Data) and event.chunk_end:
@@ -49,6 +65,11 @@ class Chunked(h11.Connection):
             if self.chunks > CHUNKS + self.size // LEAST:
                 raise h11.RemoteProtocolError("too many chunks with too little in them")
         return event
+
+    def _too_long(self) -> NoReturn:
+        what = f"the head of the request, its path and headers, is longer than {self.most} bytes"
+        self.refusal = Refusal(431, what, code="head_too_large")
+        raise h11.RemoteProtocolError(what, error_status_hint=431)
 
 
 class Bounded(H11Protocol):
@@ -59,7 +80,7 @@ class Bounded(H11Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """One more is there, or too many."""
         super().connection_made(cast(asyncio.Transport, transport))
-        self.conn = Chunked(h11.SERVER, self.bounds.header)
+        self.conn = Strict(self.bounds.header)
         self.timers: dict[str, asyncio.TimerHandle] = {}
         if len(self.connections) > most_connections(self.bounds):
             refusal = Refusal(503, "too many connections; come back later", code="overloaded", wait=1)
@@ -101,7 +122,7 @@ class Bounded(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP, or has too long a head."""
-        self._last_words(Refusal(400, "the request is no HTTP that is taken, or its head is too long"))
+        self._last_words(cast(Strict, self.conn).refusal)
 
     def _let_go(self) -> None:
         """Reset, not closed: a closed one would keep what it has not read with the system for minutes."""

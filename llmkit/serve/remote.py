@@ -43,9 +43,12 @@ Start = Callable[[socket.socket], Process]
 
 
 def spawn(theirs: socket.socket) -> Process:
-    """A new interpreter with one end of a socket and nothing else of ours."""
+    """A new interpreter with one end of a socket and nothing else of ours; the terminal's Ctrl-C does not reach it, not
+    even while it imports: what was accepted is finished first."""
     words = [sys.executable, "-m", "llmkit.serve.worker", str(theirs.fileno())]
-    return subprocess.Popen(words, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        words, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, process_group=0
+    )
 
 
 class Remote:
@@ -65,6 +68,8 @@ class Remote:
         self.on_ready: list[Callable[[], None]] = []
         self.begun: socket.socket | None = None
         """Our end of one that was begun and that nobody reads yet."""
+        self.stopped: Refusal | None = None
+        """What is said once the server stops."""
 
     def begin(self) -> None:
         """Starts its process before `keep` does, which goes on with it."""
@@ -120,7 +125,7 @@ class Remote:
         return ours
 
     def _take(self, message: dict[str, Any]) -> None:
-        if "ready" in message:
+        if "ready" in message and self.stopped is None:
             self.facts, self.ready = message["ready"], True
             for told in self.on_ready:
                 told()
@@ -144,17 +149,25 @@ class Remote:
 
     def _gone(self) -> None:
         """Everybody who waits for it is told at once."""
-        self.ready, gone = False, Refusal(503, "the engine died; ask again", code="engine_died", wait=2)
-        for queue in self.waiting.values():
-            queue.put_nowait(gone)
-        for call in self.calls.values():
-            if not call.done():
-                call.set_exception(gone)
-        self.calls.clear()
+        self._end(self.stopped or Refusal(503, "the engine died; ask again", code="engine_died", wait=2))
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
         if self.writer is not None:
             self.writer.close()
+
+    def stop(self) -> None:
+        """The server ends: whoever waits is told that, and nothing is asked any more."""
+        self.stopped = Refusal(503, "the server stops; ask again later", code="unavailable", wait=5)
+        self._end(self.stopped)
+
+    def _end(self, why: Refusal) -> None:
+        self.ready = False
+        for queue in self.waiting.values():
+            queue.put_nowait(why)
+        for call in self.calls.values():
+            if not call.done():
+                call.set_exception(why)
+        self.calls.clear()
 
     @contextlib.asynccontextmanager
     async def ask(self, requests: Sequence[Request]) -> AsyncIterator[asyncio.Queue[Event | Refusal]]:
@@ -192,7 +205,7 @@ class Remote:
 
     def _send(self, message: Any) -> None:
         if not self.ready or self.writer is None:
-            raise Refusal(503, "the engine is being started; ask again", code="not_ready", wait=2)
+            raise self.stopped or Refusal(503, "the engine is being started; ask again", code="not_ready", wait=2)
         self.writer.write(packed(message))
 
 

@@ -21,6 +21,8 @@ from llmkit.serve.remote import Remote
 LOG = logging.getLogger("llmkit.serve")
 
 
+MOMENT = 1.0
+"""Seconds in which an end is told to those who wait still."""
 SENDS = 256 << 10
 """Bytes that the system keeps of one client's answer; it lets them grow to megabytes where a client does not read."""
 
@@ -103,12 +105,25 @@ async def run(places: Sequence[Place], engine: Remote, bounds: Bounds) -> None:
         if keeping.done():
             keeping.result()
     finally:
+        engine.stop()
+        await _left(places)
+        for server in servers if any(place.door.inside for place in places) else ():
+            for connection in list(server.server_state.connections):  # they do not read, or are not done with asking
+                connection.transport.abort()
+        await _left(places)
         for server in servers:
             server.should_exit, server.force_exit = True, any(again)
         await asyncio.gather(*serving, return_exceptions=True)
         for task in (keeping, ending):
             task.cancel()
         await asyncio.gather(keeping, ending, return_exceptions=True)
+
+
+async def _left(places: Sequence[Place]) -> None:
+    """Until those who were told that nothing more comes have heard it, or a moment has passed."""
+    end = asyncio.get_running_loop().time() + MOMENT
+    while any(place.door.inside for place in places) and asyncio.get_running_loop().time() < end:
+        await asyncio.sleep(0.01)
 
 
 async def _drained(begun: asyncio.Event, most: float, places: Sequence[Place], again: list[bool]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from starlette.types import ASGIApp, Scope
 
 from llmkit.core.errors import LlmkitError, RecipeError
+from llmkit.inference.adapters import check_folders
 from llmkit.inference.node import OwnEngine
 from llmkit.models import safe
 from llmkit.models.node import ModelRef
@@ -75,6 +76,7 @@ def start(settings: Settings, how: Start = spawn) -> dict[str, Any]:
     logs.begin()
     own = listen(settings.host, settings.port)
     admin = listen(settings.host, settings.admin_port) if settings.admin_port is not None else None
+    LOG.info("loading", extra={"model": settings.model.name})  # it may take minutes, in which nothing else is said
     engine = Remote(told(settings), how)
     engine.begin()  # it imports and reads for seconds: what is to be read here is read beside it
     try:
@@ -165,6 +167,7 @@ def check(settings: Settings) -> None:
     """
     Raises:
         RecipeError: strangers could reach what asks for no key, or the model cannot be shared by so many processes.
+        ModelError: an adapter is not where it is said to be.
     """
     if settings.host not in LOOPBACK and settings.keys is None:
         what = f"{settings.host} can be reached by others, and no key is asked for"
@@ -173,6 +176,7 @@ def check(settings: Settings) -> None:
         raise RecipeError("the routes of admins ask for a key", fix="give --admin-key-file", key="admin_port")
     if (name := settings.name or settings.model.name) in settings.adapters:
         raise RecipeError(f"{name} is the model's own name too", fix="give one another name", key=f"adapters.{name}")
+    check_folders(settings.adapters)
     if settings.engine.tensor > 1:
         resolved = resolve(settings.model)
         config = safe.read_json((resolved.base or resolved).folder / "config.json")
@@ -205,5 +209,9 @@ def _ready(service: Service, address: tuple[object, ...]) -> None:
         service.engine.settings["loaded"].pop(name, None)
     host = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
     url = f"http://{host}:{address[1]}"
-    facts = {key: service.engine.facts[key] for key in ("longest", "exact")}
+    own, asked = service.engine.facts["longest"], service.bounds.length
+    if asked is not None and asked > own:
+        what = "bounds.length is more than the model takes, and that many are taken"
+        LOG.warning(what, extra={"length": asked, "longest": own})
+    facts = {"longest": service.longest, "exact": service.engine.facts["exact"]}
     LOG.info("ready", extra={"url": url, "model": service.name, **facts})

@@ -53,10 +53,18 @@ def test_it_is_heard_in_a_conversation_and_in_pieces(llm: LLM) -> None:
         assert "".join(piece.text for piece in llm.stream(asked, HOW, adapter=name)) == whole.text
 
 
-def test_names_and_folders_that_are_none_are_refused(llm: LLM, tiny: Any, folders: dict[str, Path]) -> None:
-    with pytest.raises(RequestError, match="no adapter is named 'x'"):
+def test_names_and_folders_that_are_none_are_refused(
+    llm: LLM, tiny: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RequestError, match=f"no adapter is named 'x'; fix: name one of {', '.join(sorted(folders))}"):
         llm.generate(PROMPTS, HOW, adapter="x")
     with pytest.raises(ModelError):
         LLM(str(tiny), adapters={"x": tiny})
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ModelError, match="adapters.x: /nope is no folder that there is"),
+    ):
+        patch.setattr("llmkit.build.spread.load", lambda *given: pytest.fail("the model was loaded before"))
+        LLM(str(tiny), adapters={"x": "/nope"})
     with pytest.raises(RecipeError, match="generator transformers knows no adapters by name"):
         LLM(str(tiny), adapters=folders, generator="transformers")

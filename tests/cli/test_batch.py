@@ -95,7 +95,7 @@ def test_a_row_that_the_model_cannot_take_is_named(tiny, asked, tmp_path):
     ("text", "said"),
     [
         ('{"prompt": "a"}\n{"question": "b"}\n', r"asked.jsonl:2: asks nothing; fix: give messages, prompt, or text"),
-        ('{"prompt": "a"}\n{"prompt": \n', r"asked.jsonl:2"),
+        ('{"prompt": "a"}\n{"prompt": x}\n', r"asked.jsonl:2: is not JSON .*; fix: mend the line$"),
         ("", r"asked.jsonl: holds no rows"),
         ('{"messages": [{"role": "assistant", "content": "x"}]}\n', r"asked.jsonl:1: asks nothing"),
         ('{"prompt": []}\n', r"asked.jsonl:1: asks nothing"),

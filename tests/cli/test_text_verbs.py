@@ -13,6 +13,7 @@ from peft import LoraConfig
 from llmkit.build.llm import LLM
 from llmkit.cli import chat as talking
 from llmkit.cli.text import Asking, generate
+from llmkit.core.errors import RecipeError
 from llmkit.inference.sampling import Sampling
 from tests.build.test_adapters_of import folder
 
@@ -105,3 +106,9 @@ def test_ctrl_c_ends_an_answer_and_not_the_chat(tiny: Any, monkeypatch: Any, cap
     with pytest.raises(KeyboardInterrupt):  # the control: it is noted no longer
         os.kill(os.getpid(), signal.SIGINT)
         signal.pause()
+
+
+@pytest.mark.parametrize("flag", ["generator", "placement"])
+def test_yaml_that_is_broken_names_its_flag(tiny: Any, flag: str) -> None:
+    with pytest.raises(RecipeError, match=rf"^--{flag}:2:1: .*; fix: mend the YAML here"):
+        Asking(str(tiny), {}, **{flag: "{kind: engine"}).open()

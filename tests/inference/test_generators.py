@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from llmkit.core.errors import ResourceError
+from llmkit.core.convert import convert, wrapped
+from llmkit.core.errors import RecipeError, ResourceError
+from llmkit.core.wording import Report
 from llmkit.inference.generate import TransformersWriter
-from llmkit.inference.node import OpenAi
+from llmkit.inference.node import Generator, OpenAi
 from llmkit.inference.openai import OpenAiWriter
 from llmkit.inference.request import Ask, Prompt, RequestError
 from llmkit.inference.sampling import Sampling
@@ -74,6 +76,24 @@ def endpoint() -> Iterator[Any]:
 
 def writer(to: Endpoint, waits: list[float], **more: Any) -> OpenAiWriter:
     return OpenAiWriter(OpenAi(url=to.url, model="theirs", key="secret", **more), waits.append)
+
+
+def test_an_address_without_v1_is_told_to_end_in_it(endpoint: Any) -> None:
+    to = endpoint((404, {}, {"error": {"message": "there is no /chat/completions"}}))
+    to.url = to.url.removesuffix("/v1")
+    with pytest.raises(RequestError, match=r"refuses it \(404: .*; fix: let the url end in /v1"):
+        list(writer(to, []).each([Ask(Prompt((1,), "a"), Sampling())]))
+
+
+@pytest.mark.parametrize("kind", ["openai", "vllm"])
+@pytest.mark.parametrize("url", ["127.0.0.1:8124", "localhost/v1", "http:///v1"])
+def test_an_address_that_is_none_is_refused_before_anything_is_asked(kind: str, url: str) -> None:
+    report = Report()
+    convert(Generator, wrapped({"kind": kind, "url": url, "model": "m"}), "generator", report)
+    with pytest.raises(
+        RecipeError, match=r"generator.url: .* does not begin with http:// or https:// and a host; fix: "
+    ):
+        report.stop_if_bad()
 
 
 def test_what_was_said_goes_there_as_it_was_said_and_comes_back_in_order(endpoint: Any) -> None:

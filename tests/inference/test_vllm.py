@@ -367,7 +367,7 @@ def test_in_process_faults_have_one_line(vllm: Any, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ResourceError, match=r"vLLM does not start \(Engine core initialization failed\)"):
         Vllm(memory=1.0).open(HELD)
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ResourceError, match=r"vLLM cannot be imported .*pip install llmkit\[vllm\]"):
+    with pytest.raises(ResourceError, match=r"vLLM cannot be imported .*; fix: set generator.python .* generator.url"):
         Vllm().open(HELD)
 
 

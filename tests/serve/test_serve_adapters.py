@@ -138,6 +138,9 @@ def test_e11_a_load_that_fails_leaves_the_old_one_serving(hosted, root):
     for path in ("dora", "ia3", "missing", "../x"):
         said = admin(hosted, "load", lora_name="mine", lora_path=path)
         assert said.status_code == 400 and str(root) not in said.text, said.text
+    for given, key in (({"lora_name": "new"}, "lora_path"), ({"lora_path": "lora"}, "lora_name")):
+        said = admin(hosted, "load", **given).json()["error"]
+        assert said["message"] == f"{key}: is missing" and said["param"] == key
     assert "use_dora" in admin(hosted, "load", lora_name="new", lora_path="dora").text
     assert choice(hosted, "mine") == before and ask(hosted, "new").status_code == 404
     own_name = admin(hosted, "load", lora_name="tiny", lora_path="lora")

@@ -82,6 +82,25 @@ def test_what_was_accepted_is_finished_after_a_signal_and_nothing_new_is_taken(s
         time.sleep(0.01)
 
 
+def test_a_second_signal_tells_who_waits_that_the_server_stops_and_is_no_fault(served):
+    server = served()
+    told, begun = [], threading.Event()
+    thread = threading.Thread(target=events, args=(server.url, LONG | {"stream": True, "n": 8}, told, begun))
+    with connect(server) as slow:
+        slow.sendall(head(Content_Length=100) + b"{")  # one that is not done with asking
+        thread.start()
+        assert begun.wait(30)
+        child = server.engine
+        os.kill(child, signal.SIGSTOP)  # so that the answer is not over before
+        os.kill(server.process.pid, signal.SIGINT)
+        server.said("draining")
+        os.kill(server.process.pid, signal.SIGINT)
+        thread.join(30)
+        assert server.process.wait() == 0
+    assert json.loads(told[-1])["error"]["code"] == "unavailable" and "[DONE]" not in told
+    assert '"level": "error"' not in server.log.read_text(), server.log.read_text()
+
+
 def test_with_few_file_descriptors_some_are_told_to_come_back_and_then_all_are_served(served):
     server = served(files=64)
     with contextlib.ExitStack() as stack:

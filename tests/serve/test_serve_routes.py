@@ -52,11 +52,40 @@ def test_fields_of_a_response_are_named_as_its_client_named_them(server):
         "max_output_tokens": {"input": "a", "max_output_tokens": 10**6},
         "tools.0.type": {"input": "a", "tools": [{"type": "web_search"}]},
         "background": {"input": "a", "background": True},
+        "tools": {"input": "a", "tools": [{"type": "function", "name": "walk"}]},
         "inptu": {"inptu": "a", "input": "a"},
     }
     for key, fields in bad.items():
         said = post(server, "/v1/responses", **fields)
         assert (said.status_code, said.json()["error"]["param"]) == (400, key), said.text
+
+
+def test_another_method_is_told_which_are_answered(server):
+    for path, method, allowed in (("/v1/chat/completions", "GET", "POST"), ("/v1/models", "POST", "GET, HEAD")):
+        said = httpx.request(method, server.url + path)
+        assert (said.status_code, said.headers["allow"]) == (405, allowed)
+        error = said.json()["error"]
+        assert error["code"] == "method_not_allowed" and error["message"].endswith(f"ask with {allowed}")
+
+
+def test_a_field_of_others_is_not_taken_for_one_of_ours(server):
+    asked = {"messages": [{"role": "user", "content": "a"}]}
+    for more, hint in (({"reasoning_effort": "low"}, ""), ({"max_token": 3}, "; did you mean max_tokens?")):
+        said = post(server, "/v1/chat/completions", **asked, **more).json()["error"]["message"]
+        assert said == f"{next(iter(more))}: unknown field{hint}"
+    assert post(server, "/v1/chat/completions").json()["error"]["message"] == "messages: is missing"
+    assert post(server, "/v1/chat/completions", messages=[]).json()["error"]["message"] == "messages: is empty"
+
+
+def test_tools_that_the_template_does_not_show_are_refused_in_words_for_a_client(server):
+    asked = {"messages": [{"role": "user", "content": "a"}]}
+    tools = [{"type": "function", "function": {"name": "walk"}}]
+    said = post(server, "/v1/chat/completions", **asked, tools=tools).json()["error"]
+    assert (said["param"], said["code"]) == ("tools", "unsupported_parameter")
+    assert said["message"].endswith("shows no tools; ask without tools, or serve it with --template NAME")
+    assert (
+        post(server, "/v1/chat/completions", **asked, tools=tools, tool_choice="none", max_tokens=1).status_code == 200
+    )
 
 
 def test_metrics_count_what_passed(server, client):

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from llmkit.cli import serve as verb
-from llmkit.core.errors import RecipeError
+from llmkit.core.errors import ModelError, RecipeError
 from llmkit.inference.cache import Cache
 from llmkit.inference.node import OwnEngine
 from llmkit.models.load import read_tokenizer
@@ -70,8 +70,6 @@ def test_a_flag_and_a_recipe_set_the_same(key: str, started: Any, tiny: Any, tmp
 
 
 def test_a_wrong_value_names_its_key(tiny: Any) -> None:
-    from llmkit.core.errors import RecipeError
-
     with pytest.raises(RecipeError, match=r"engine.cache.precision"):
         verb._node(str(tiny), "", {"engine.cache.precision": "int7"})
     with pytest.raises(RecipeError, match=r"engine.cache.memory"):
@@ -132,3 +130,16 @@ def test_an_adapter_that_is_called_as_the_model_is_refused() -> None:
         own = Settings(ModelRef(name="m"), name=name, adapters={name or "m": "folder"})
         with pytest.raises(RecipeError, match="is the model's own name too"):
             check(own)
+
+
+def test_a_length_beyond_the_model_s_is_told(llm: Any, caplog: pytest.LogCaptureFixture) -> None:
+    for length, lines in ((1_000_000, 1), (8, 0)):
+        caplog.clear()
+        running = Running(llm, bounds=Bounds(length=length))
+        running.stop()
+        assert sum("more than the model takes" in record.getMessage() for record in caplog.records) == lines
+
+
+def test_an_adapter_without_a_folder_is_named_before_anything_is_started(tiny: Any) -> None:
+    with pytest.raises(ModelError, match="adapters.a: /nope is no folder that there is"):
+        check(Settings(ModelRef(name=str(tiny)), adapters={"a": "/nope"}))

@@ -54,8 +54,8 @@ POURED = {
     "100,000 headers": (b"GET /health HTTP/1.1\r\nHost: x\r\n", itertools.repeat(LINE * 1000, 100), {400, 431}),
     "a header of 1 MB": (b"GET /health HTTP/1.1\r\nX: ", itertools.repeat(b"a" * 1024, 1024), {400, 431}),
     "a path of 1 MB": (b"GET /", itertools.repeat(b"a" * 1024, 1024), {400, 414, 431}),
-    "lines without end": (b"", itertools.repeat(b"\r\n" * 30_000), {400, 408}),
-    "noise": (b"", (random.Random(i).randbytes(1 << 16) for i in range(1 << 14)), {400}),
+    "lines without end": (b"", itertools.repeat(b"\r\n" * 30_000), {400, 408, 431}),
+    "noise": (b"", (random.Random(i).randbytes(1 << 16) for i in range(1 << 14)), {400, 431}),
 }
 
 
@@ -136,6 +136,34 @@ def test_h2_a_body_may_have_small_chunks_but_not_be_all_chunks(server, size, cou
             own.sendall(b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n")
         got, said = answer(own)
     assert got == status and (b"no HTTP that is taken" in said) == (count == 1100)
+
+
+def letters(count):
+    return b"a" * count
+
+
+LONG = {
+    "a header": (b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX: " + letters(70_000) + b"\r\n\r\n", 431),
+    "spaces": (b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX: " + b" " * 70_000 + b"\r\n\r\n", 431),
+    "headers": (b"GET /v1/models HTTP/1.1\r\nHost: x\r\n" + (b"X: " + letters(10_000) + b"\r\n") * 12 + b"\r\n", 431),
+    "a path": (b"GET /" + letters(40_000) + b" HTTP/1.1\r\nHost: x\r\n\r\n", 431),
+    "trailers": (head(Transfer_Encoding="chunked") + b"0\r\nX: " + letters(40_000) + b"\r\n\r\n", 431),
+    "nearly": (b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX: " + letters(32_000) + b"\r\n\r\n", 200),
+}
+
+
+@pytest.mark.parametrize("most", [1 << 20, 4000])
+@pytest.mark.parametrize("name", LONG)
+def test_h2_the_bound_on_a_head_holds_whatever_the_reads(server, name, most):
+    request, wanted = LONG[name]
+    with connect(server) as own, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for at in range(0, len(request), most):
+            own.sendall(request[at : at + most])
+        status, said = answer(own)
+        assert status == wanted or (name, most, status) == ("trailers", 4000, 400), said
+        if status == 431:
+            error = json.loads(said)["error"]
+            assert error["code"] == "head_too_large" and "longer than 32768 bytes" in error["message"]
 
 
 def test_h2_a_bomb_is_not_unpacked(server):

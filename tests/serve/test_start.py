@@ -94,7 +94,7 @@ def test_where_there_is_no_room_for_a_process_it_is_tried_again() -> None:
 
 @pytest.mark.parametrize("fault", ["no tokenizer", "no model", "no key"])
 def test_a_start_that_fails_leaves_no_process(
-    fault: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module.logs, "begin", lambda: None)  # the loggers stay those of the tests
     folder = tmp_path / "model"
@@ -111,8 +111,9 @@ def test_a_start_that_fails_leaves_no_process(
         made.append(Fake(theirs))
         return made[-1]
 
-    with pytest.raises(LlmkitError):
+    with caplog.at_level("INFO", "llmkit.serve"), pytest.raises(LlmkitError):
         start(Settings(ModelRef(name=str(folder)), port=0, keys=keys), how)
+    assert [(one.getMessage(), vars(one)["model"]) for one in caplog.records] == [("loading", str(folder))]
     assert [one.killed for one in made] == [True]
 
 
