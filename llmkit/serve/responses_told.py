@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+import copy
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -22,14 +23,18 @@ class Items:
         self.items: list[dict[str, Any]] = []
         self.open = ""
         """The kind of the one that is being made."""
+        self.told: list[dict[str, Any]] = []
+        """Tokens with their log-probabilities, whose text comes next."""
 
     def take(self, said: Said) -> Iterator[Event]:
         """The events of one more thing that was said."""
         match said:
             case Text():
                 yield from self._begin("message")
+                told, self.told = self.told, []
                 self.items[-1]["content"][0]["text"] += said.text
-                yield self._part("response.output_text.delta", delta=said.text, logprobs=[])
+                self.items[-1]["content"][0]["logprobs"] += told
+                yield self._part("response.output_text.delta", delta=said.text, logprobs=told)
             case Reasoning():
                 yield from self._begin("reasoning")
                 self.items[-1]["content"][0]["text"] += said.text
@@ -42,6 +47,13 @@ class Items:
                 yield self._event("response.function_call_arguments.delta", delta=said.text)
             case CallEnds():
                 yield from self.end("completed" if said.whole else "incomplete")
+
+    def tell(self, tokens: list[dict[str, Any]], said: Sequence[Said]) -> None:
+        """`tokens` made what was `said`: those of thoughts and calls are not told, those of text that is held back
+        are told with it."""
+        held_back = not said and self.open in ("", "message")
+        texts = any(isinstance(one, Text) for one in said)
+        self.told = [*self.told, *tokens] if held_back or texts else []
 
     def _begin(self, kind: str, name: str = "") -> Iterator[Event]:
         if self.open == kind:
@@ -60,7 +72,7 @@ class Items:
         part = part if kind == "message" else {"type": "reasoning_text", "text": ""}
         self.items.append(item | {"content": [part]})
         yield self._event("response.output_item.added", item=item | {"content": []})
-        yield self._part("response.content_part.added", part=dict(part))
+        yield self._part("response.content_part.added", part=copy.deepcopy(part))
 
     def end(self, status: str = "completed") -> Iterator[Event]:
         """No more of the one that is being made comes."""
@@ -75,7 +87,7 @@ class Items:
         else:
             part = item["content"][0]
             name = "output_text" if kind == "message" else "reasoning_text"
-            more: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
+            more: dict[str, Any] = {"logprobs": part["logprobs"]} if kind == "message" else {}
             yield self._part(f"response.{name}.done", text=part["text"], **more)
             yield self._part("response.content_part.done", part=part)
         yield self._event("response.output_item.done", item=item)
@@ -97,6 +109,7 @@ class ResponseWriter:
         of = asked.chat
         self.made = generation(service, of)
         self.choice, self.items = Choice(service, of), Items(of.request.id)
+        self.spelling = service.spelling
 
     async def whole(self) -> dict[str, Any]:
         """The answer when all of it is there."""
@@ -122,7 +135,9 @@ class ResponseWriter:
                     begun = True
                     yield {"type": "response.created", "response": self._object("in_progress")}
                     yield {"type": "response.in_progress", "response": self._object("in_progress")}
-                for said in self.choice.take(piece.text, piece.finish_reason, len(piece.tokens)):
+                heard = list(self.choice.take(piece.text, piece.finish_reason, len(piece.tokens)))
+                self.items.tell(self.spelling.chat(piece.tokens) if self.asked.chat.logprobs else [], heard)
+                for said in heard:
                     for event in self.items.take(said):
                         yield event
         for event in self.items.end():

@@ -118,8 +118,8 @@ def asked(text: str, tools: Any = TOOLS_ASKED, logprobs: bool = False) -> Chat:
     return Chat(request, Account(caller, "m", "", "", {}), False, False, logprobs, chosen(tools), False)
 
 
-def response(text: str) -> Asked:
-    return Asked(asked(text), dict.fromkeys(TOLD) | {"parallel_tool_calls": False})
+def response(text: str, logprobs: bool = False) -> Asked:
+    return Asked(asked(text, logprobs=logprobs), dict.fromkeys(TOLD) | {"parallel_tool_calls": False})
 
 
 def both(service: Service, chat: Any) -> dict[str, Any]:
@@ -174,6 +174,25 @@ def test_the_bytes_of_tokens_put_together_are_those_of_the_text() -> None:
     for one in told:
         assert one["top_logprobs"][0]["bytes"] == one["bytes"]
         assert one in halves or one["token"].encode() == bytes(one["bytes"])
+
+
+def test_the_tokens_of_a_response_s_text_are_told_with_it_and_those_of_thoughts_are_not() -> None:
+    service = Scripted("{{ '[INST]' }} [/THINK] [TOOL_CALLS]", MISTRAL)
+
+    async def run() -> list[dict[str, Any]]:
+        writer = ResponseWriter(service, response("[THINK]hm, so[/THINK]yes \U0001f600", logprobs=True))
+        return [event async for event in writer.parts()]
+
+    events = asyncio.run(run())
+    (message,) = [item for item in events[-1]["response"]["output"] if item["type"] == "message"]
+    told = message["content"][0]["logprobs"]
+    assert bytes(byte for one in told for byte in one["bytes"]).decode() == "yes \U0001f600"
+    assert all(len(one["top_logprobs"]) == 2 for one in told)
+    kind = "response.output_text."
+    assert [one for event in events if event["type"] == kind + "delta" for one in event["logprobs"]] == told
+    assert [event["logprobs"] for event in events if event["type"] == kind + "done"] == [told]
+    begun = [event["part"] for event in events if event["type"] == "response.content_part.added"]
+    assert begun[-1]["logprobs"] == []
 
 
 def test_half_letters_of_completions_are_told_apart_by_their_bytes() -> None:
