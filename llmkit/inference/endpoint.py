@@ -116,6 +116,6 @@ def _checked(url: str, answer: httpx.Response) -> Any:
 
 def _pause(turn: int, wait: str | None) -> float:
     """Seconds: what the endpoint asks for, or twice as long each time, a little apart from others that wait."""
-    if wait and wait.replace(".", "", 1).isdigit():
+    if wait and wait.isascii() and wait.replace(".", "", 1).isdigit():
         return min(float(wait), LONGEST)
     return min(LONGEST, float(0.5 * 2**turn)) * (0.5 + random.random() / 2)
