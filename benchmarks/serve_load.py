@@ -1,6 +1,7 @@
 """A server at four times its capacity, and clients of which half leave: what is refused, how fast, and what is left.
 
     python -m benchmarks.serve_load                     # 10,000 requests of a tiny model, by chance (a Poisson process)
+    python -m benchmarks.serve_load --longest 12        # of short answers: HTTP is what gives out, and not the engine
     python -m benchmarks.serve_load --leave 20000       # connections of which half leave, beside others that stay
 
 The capacity is measured first, with as many clients as there is room for. Exits 1 where an accepted request did not
@@ -37,19 +38,23 @@ def folder(at: Path) -> Path:
     return at
 
 
-def capacity(server: Real, count: int) -> float:
+def capacity(server: Real, count: int, longest: int) -> float:
     """Requests a second with as many clients as there is room for; a refused one comes back at once."""
     told, began = Told(), time.monotonic()
-    asyncio.run(crowd((told.until_done(server.url, number, asks(number), 0.0) for number in range(count)), ROOM))
+    asyncio.run(
+        crowd(
+            (told.until_done(server.url, number, asks(number, longest=longest), 0.0) for number in range(count)), ROOM
+        )
+    )
     return count / (time.monotonic() - began)
 
 
-async def flood(server: Real, numbers: range, rate: float) -> tuple[list[Came], list[float]]:
+async def flood(server: Real, numbers: range, rate: float, longest: int) -> tuple[list[Came], list[float]]:
     """Each when it is due, whatever became of those before; and how late this client woke."""
     loop, rng, came, late = asyncio.get_running_loop(), random.Random(0), list[Came](), list[float]()
 
     async def one(number: int) -> None:
-        came.append(await ask(server.url, asks(number)))
+        came.append(await ask(server.url, asks(number, longest=longest)))
 
     async def watch() -> None:
         while True:
@@ -95,12 +100,12 @@ def told_by_server(server: Real, status: int) -> list[float]:
     return [line["seconds"] for line in lines if line["event"] == "request" and line["status"] == status]
 
 
-def overload(server: Real, count: int, times: float) -> dict[str, Any]:
+def overload(server: Real, count: int, times: float, longest: int) -> dict[str, Any]:
     """Figures of a flood."""
-    rate = capacity(server, 1000)
+    rate = capacity(server, count // 10, longest)
     rest(server)
     before = state(server)
-    came, late = asyncio.run(flood(server, range(10_000, 10_000 + count), times * rate))
+    came, late = asyncio.run(flood(server, range(10_000, 10_000 + count), times * rate, longest))
     free = rest(server)
     good = [one for one in came if one.status == 200]
     refused = [one.seconds for one in came if one.status == 429]
@@ -151,13 +156,18 @@ def main() -> int:
     read.add_argument("--requests", type=int, default=10_000)
     read.add_argument("--times", type=float, default=4.0, help="The capacity.")
     read.add_argument("--leave", type=int, default=0, help="So many connections instead, of which half leave.")
+    read.add_argument("--model", default="", help="In place of the tiny one.")
+    read.add_argument("--longest", type=int, default=200, help="Tokens of an answer, at most.")
     given = read.parse_args()
     with tempfile.TemporaryDirectory() as kept:
-        said: dict[str, Any] = {"folder": str(folder(Path(kept) / "tiny")), "bounds": {"requests": ROOM}}
+        said: dict[str, Any] = {"folder": given.model or str(folder(Path(kept) / "tiny")), "bounds": {"requests": ROOM}}
         if given.leave:
             said = settings(said["folder"])
         with spawned(Path(kept) / "log", said) as server:
-            found = leaving(server, given.leave) if given.leave else overload(server, given.requests, given.times)
+            if given.leave:
+                found = leaving(server, given.leave)
+            else:
+                found = overload(server, given.requests, given.times, given.longest)
             server.stop()
     print(json.dumps(found | {"wrong": wrong(found)}, indent=1))
     return bool(wrong(found))
