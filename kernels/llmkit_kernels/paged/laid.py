@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ class Laid:
     flats: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
     places: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def single(self) -> bool:
         """Whether every span is one token."""
         return self.full and all(run[1] - run[0] == 1 for run in self.runs)
@@ -101,7 +102,7 @@ class Laid:
         """Whether every token is of a span, and none of a tree."""
         return self.full and not len(self.seen)
 
-    @property
+    @cached_property
     def most(self) -> tuple[int, int]:
         """Tokens of the longest span, and of the longest sequence."""
         return max(run[1] - run[0] for run in self.runs), max(run[1] - run[0] + run[2] for run in self.runs)
@@ -110,8 +111,8 @@ class Laid:
         """On a device: where each key of each span's sequence lies (K,), the sequences end to end; and where spans and
         sequences begin in their rows, (S + 1,) each in int32. Nothing is waited for but one transfer."""
         if device not in self.flats:
-            whole = torch.stack([self.spans[:, 1] - self.spans[:, 0], self.spans[:, 1] - self.spans[:, 0]])
-            whole[1] += self.spans[:, 2]
+            lengths = self.spans[:, 1] - self.spans[:, 0]
+            whole = torch.stack([lengths, lengths + self.spans[:, 2]])
             starts, total = torch.nn.functional.pad(whole.cumsum(1), (1, 0)), int(whole[1].sum())
             given = torch.stack([starts[1, :-1], self.spans[:, 3], whole[1]]).to(device)
             of = torch.repeat_interleave(given[2], output_size=total)
