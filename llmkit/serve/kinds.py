@@ -100,7 +100,7 @@ class Flag:
 
     def read(self, fields: Fields, key: str, bounds: Bounds) -> bool | None:
         """It, or the default."""
-        return fields.flag(key) if fields.get(key) is not None else self.default
+        return fields.flag(key, self.default)
 
     def schema(self, bounds: Bounds) -> Schema:
         """With its default."""
@@ -117,8 +117,7 @@ class Whole:
 
     def read(self, fields: Fields, key: str, bounds: Bounds) -> int | None:
         """It, or the default."""
-        value = fields.whole_or_none(key, self.least, _bound(self.most, bounds))
-        return self.default if value is None else value
+        return fields.whole(key, self.default, self.least, _bound(self.most, bounds))
 
     def schema(self, bounds: Bounds) -> Schema:
         """Within its bounds."""
@@ -136,10 +135,7 @@ class Number:
 
     def read(self, fields: Fields, key: str, bounds: Bounds) -> float | None:
         """It, or the default."""
-        return None if fields.get(key) is None and self.default is None else self._of(fields, key)
-
-    def _of(self, fields: Fields, key: str) -> float:
-        return fields.number(key, self.default or 0.0, self.least, self.most)
+        return fields.number(key, self.default, self.least, self.most)
 
     def schema(self, bounds: Bounds) -> Schema:
         """Within its bounds."""
