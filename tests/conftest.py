@@ -87,6 +87,12 @@ def forgotten(monkeypatch):
     table.rows()
 
 
+@pytest.fixture
+def uncompiled(monkeypatch, forgotten):
+    """Nothing is compiled here."""
+    monkeypatch.setenv("LLMKIT_KERNELS", "off")
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return make_tokenizer()

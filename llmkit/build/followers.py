@@ -76,7 +76,7 @@ class Followers:
     """Ranks 1 to `world` - 1."""
 
     def __init__(self, world: int) -> None:
-        self.world, self.ended = world, False
+        self.world = world
         self.children: list[Process] = []
 
     def begin(self, port: int, said: dict[str, Any], start: Start) -> None:
@@ -112,10 +112,9 @@ class Followers:
     def end(self, seconds: float = GRACE) -> None:
         """All of them are gone when this returns; those that do not end by themselves in time are ended."""
         until = time.monotonic() + seconds
-        for child in self.children if not self.ended else ():
+        for child in self.children:
             try:
                 child.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
-        self.ended = True

@@ -33,7 +33,7 @@ class Here:
     apart: str = ""
     """Where its layers lie, if that is not on one device: then nobody but the engine runs it."""
     device: str = ""
-    """That computes, where weights do not tell it."""
+    """That computes, where `mixed` asks for it."""
 
     @property
     def model(self) -> Any:
@@ -47,9 +47,7 @@ class Here:
 
     def computing(self) -> AbstractContextManager[Any]:
         """Autocast, or nothing."""
-        if not self.mixed:
-            return nullcontext()
-        return autocast(self.device or next(self.model.parameters()).device.type)
+        return autocast(self.device, self.mixed)
 
     def engine(self, how: OwnEngine) -> Engine:
         """An engine over it.
@@ -97,6 +95,6 @@ class Here:
         return ""
 
 
-def autocast(device: str) -> AbstractContextManager[Any]:
-    """Products in 16 bits on a device."""
-    return torch.autocast(device, dtype=torch.bfloat16)
+def autocast(device: str, mixed: bool) -> AbstractContextManager[Any]:
+    """Products in 16 bits on a device where they are `mixed`; else as the caller has them."""
+    return torch.autocast(device, dtype=torch.bfloat16) if mixed else nullcontext()

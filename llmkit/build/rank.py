@@ -11,11 +11,11 @@ import json
 import os
 import signal
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
+from llmkit.build.held import autocast
 from llmkit.build.ranked import Spread, opened, rank_of
 from llmkit.core.environment import prepare
 from llmkit.core.errors import LlmkitError, PeerError
@@ -44,17 +44,13 @@ def serve(said: dict[str, Any]) -> int:
     try:
         with joined(ranks(), said["device"], said["patience"], facts=said["facts"], serves=True) as group:
             made = rank_of(opened(resolve(spread.model), spread), spread, group)
-            with _around(spread):
+            with autocast(said["device"], spread.mixed):
                 follow(made)
     except LlmkitError as error:
         if error.speaks is not False:
             os.write(2, "".join(f"llmkit: error: {problem}\n" for problem in error.problems).encode())
         return error.code
     return 0
-
-
-def _around(spread: Spread) -> AbstractContextManager[Any]:
-    return torch.autocast(str(spread.how["device"]), dtype=torch.bfloat16) if spread.mixed else nullcontext()
 
 
 def main(parent: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,7 @@ class Together:
 
     def computing(self) -> AbstractContextManager[Any]:
         """Autocast, or nothing; the other processes have their own."""
-        return autocast(self.device) if self.mixed else nullcontext()
+        return autocast(self.device, self.mixed)
 
     def engine(self, how: OwnEngine) -> Engine:
         """An engine over it.

@@ -43,7 +43,7 @@ def detokeniser(tokenizer: Any, special: bool | Collection[str] = False) -> Call
     def piece(token: int) -> str | None:
         return None if token in hidden else backend.id_to_token(token)
 
-    if [step["type"] for step in steps] == ["ByteLevel"]:
+    if _bytewise(steps):
         known: dict[int, bytes] = {}
         return lambda: ByteLevel(piece, known)
     marked = _marked(steps)
@@ -54,11 +54,11 @@ def speller(tokenizer: Any) -> Callable[[int], bytes]:
     """Gives the bytes of one token, which may be a part of a letter; of a special one, those of its text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     steps = _steps(backend) if backend is not None else []
-    marked = _marked(steps) if steps else None
+    marked, bytewise = _marked(steps) if steps else None, _bytewise(steps)
 
     def spelt(token: int) -> bytes:
         piece: str | None = backend.id_to_token(token) if backend is not None else None
-        if piece is not None and [step["type"] for step in steps] == ["ByteLevel"]:
+        if piece is not None and bytewise:
             return _raw(piece)
         if piece is None or marked is None:
             return str(tokenizer.decode([token])).encode("utf-8", "replace")
@@ -74,6 +74,11 @@ def _steps(backend: Any) -> list[dict[str, Any]]:
     said: dict[str, Any] = {"type": "none"} if backend.decoder is None else json.loads(backend.decoder.__getstate__())
     steps: list[dict[str, Any]] = said["decoders"] if said["type"] == "Sequence" else [said]
     return steps
+
+
+def _bytewise(steps: list[dict[str, Any]]) -> bool:
+    """Whether tokens are bytes."""
+    return [step["type"] for step in steps] == ["ByteLevel"]
 
 
 class ByteLevel:

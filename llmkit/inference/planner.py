@@ -1,11 +1,10 @@
 """What the next step computes: decided by numbers alone, without tensors.
 
 Every step has a budget of tokens. Answers that are being made get their next token, and half of the budget is kept for
-prompts while any wait; these are cut into chunks, the least served tenant's first. A prompt
-whose tenant was served less than those who answer has the whole budget, where these have more than their share. Where
-blocks run out, or one who is below its share finds no place, the least entitled give theirs back and are computed again
-later. Of those that run, the one of the least `priority` number that came first never does, so that it ends whatever
-comes.
+prompts while any wait; these are cut into chunks, the least served tenant's first. A prompt whose tenant was served
+less than those who answer has the whole budget, where these have more than their share. Where blocks run out, or one
+who is below its share finds no place, the least entitled give theirs back and are computed again later. Of those that
+run, the one of the least `priority` number that came first never does, so that it ends whatever comes.
 """
 
 from __future__ import annotations
@@ -69,13 +68,12 @@ class Planner:
         """Chunks of prompts, of those that run and of those that wait, while there is budget and room."""
         reading = [one for one in self.order if one.reads and one in self.scheduler.running]
         full = bool(self.step.preempted)  # who gave way in this step would come back in it
-        budget = self._budget([*reading, *filter(None, [None if full else self.scheduler.next()])])
+        budget = self._budget(self._ahead(reading, full))
         while budget > 0:
-            waits = None if full else self.scheduler.next()
-            one = min([*reading, *filter(None, [waits])], key=self.scheduler.turn, default=None)
+            one = self._ahead(reading, full)
             if one is None or self._holds_up(one):
                 return
-            if one is waits:
+            if one not in reading:
                 full = not self._admit(one, budget)
                 budget -= 0 if full else self.step.chunks[-1].end - self.step.chunks[-1].start
                 continue
@@ -83,11 +81,15 @@ class Planner:
             if one in self.scheduler.running:
                 budget -= self._read(one, budget)
 
-    def _budget(self, prompts: list[Sequence]) -> int:
+    def _ahead(self, reading: list[Sequence], full: bool) -> Sequence | None:
+        """Whose prompt is next: of one that reads, or, if there may be a place for it, of one that waits."""
+        waits = None if full else self.scheduler.next()
+        return min([*reading, *filter(None, [waits])], key=self.scheduler.turn, default=None)
+
+    def _budget(self, ahead: Sequence | None) -> int:
         """Tokens of the step for prompts: what next tokens leave, half at least. Those of a tenant that has more than
         its share of places, and was served more than the one whose prompt is next, wait for that prompt: else a flood
         of answers makes two steps of what is one alone."""
-        ahead = min(prompts, key=self.scheduler.turn, default=None)
         kept = sum(one.waiting for one in self.ready if ahead is None or not self._yields(one, ahead))
         return self.limits.tokens - min(kept, self.limits.tokens - self.limits.tokens // 2)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,7 @@ from typing import IO, Any
 import httpx
 
 from llmkit.core.errors import ResourceError, one_line
+from llmkit.core.ranks import free_port
 from llmkit.inference.cache import ON_CPU
 from llmkit.inference.endpoint import Manners
 from llmkit.inference.node import Vllm
@@ -63,20 +63,21 @@ def served(node: Vllm, files: Files, texts: Texts) -> VllmServed:
     Raises:
         ResourceError: it does not start.
     """
-    key, port, said = secrets.token_urlsafe(24), _free(), tempfile.TemporaryFile()  # noqa: SIM115
-    process = subprocess.Popen(
-        command(node, files, port),
-        env=os.environ | {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=said,
-        stderr=said,
-    )
+    key, port = secrets.token_urlsafe(24), free_port()
     url = f"http://127.0.0.1:{port}"
-    try:
-        _wait(process, f"{url}/health", said, node.timeout)
-    except BaseException:
-        _end(process)
-        raise
+    with tempfile.TemporaryFile() as said:  # the server has it open for longer
+        process = subprocess.Popen(
+            command(node, files, port),
+            env=os.environ | {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=said,
+            stderr=said,
+        )
+        try:
+            _wait(process, f"{url}/health", said, node.timeout)
+        except BaseException:
+            _end(process)
+            raise
     manners = Manners(f"{url}/v1", key, node.sequences, node.tries, node.timeout)
     return VllmServed(manners, str(files.folder), texts, end=partial(_end, process))
 
@@ -102,11 +103,6 @@ def _on_cpu(python: str) -> bool:
         what = f"{python} has no vLLM that can be imported ({one_line(said.strip()[-200:])})"
         raise ResourceError(what, fix="install vllm in that environment", key="generator.python") from cause
     return done.stdout.split()[-1:] == ["cpu"]
-
-
-def _free() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, said: IO[bytes], most: float) -> None:

@@ -8,7 +8,6 @@ Without one it runs as transformers' own sdpa does, padded and with its cache. A
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from llmkit.core.errors import ModelError
 from llmkit.core.types import Packed, Paged, Segment, Span, Split, Tree
 from llmkit.models import compiled, ulysses, varlen
 from llmkit.models.ordered_pieces import ordered
-from llmkit.models.pieces import Kind, Piece, Rule, eager, fused, scored, sdpa
+from llmkit.models.pieces import Kind, Piece, Rule, eager, fused, scored, sdpa, short
 from llmkit.models.ring import ring
 from llmkit.models.rotary import tell_lengths, turn_by_sequence, turns_by_sequence
 
@@ -140,13 +139,13 @@ def attention(kind: Kind) -> Callable[..., tuple[Tensor, None]]:
             whole: Any = {"sliding_window": sliding_window, "softcap": softcap, "s_aux": sinks, "attend": attend.whole}
             out, _ = run(module, q, k, v, None, scaling, dropout, **whole, **others)
             return ulysses.by_tokens(out, attend), None
-        if isinstance(attend, Packed) and (row := _in_one(kind, query, key, value, attend, rule)) is not None:
-            return row(query, key, value, rule=rule), None
+        if isinstance(attend, Packed) and (out := _in_one(kind, query, key, value, attend, rule)) is not None:
+            return out, None
         if isinstance(attend, Paged):
             _no_gradient(query)
             if kind is not eager and compiled.reads(query, key, value, attend, rule):
                 return compiled.cached(_layer(module), query, key, value, attend, rule), None
-            if kind is varlen.flash and varlen.short(query) and attend.laid.chains:
+            if kind is varlen.flash and short(query) and attend.laid.chains:
                 func = varlen.varlen_func()
                 return varlen.paged(_layer(module), query, key, value, attend, rule, func), None
             if kind in (sdpa, varlen.flash) and query.is_cuda and attend.laid.single:
@@ -160,14 +159,14 @@ def attention(kind: Kind) -> Callable[..., tuple[Tensor, None]]:
     return run
 
 
-def _in_one(kind: Kind, q: Tensor, k: Tensor, v: Tensor, attend: Packed, rule: Rule) -> Callable[..., Tensor] | None:
-    """What takes a whole packed row in one call, if this kind has it for such a row."""
+def _in_one(kind: Kind, q: Tensor, k: Tensor, v: Tensor, attend: Packed, rule: Rule) -> Tensor | None:
+    """A whole packed row in one call, if this kind has it for such a row."""
     if kind is compiled.pieces and compiled.suits(q, k, v, rule):
-        return lambda q, k, v, rule: compiled.packed(q, k, v, attend, rule)
+        return compiled.packed(q, k, v, attend, rule)
     if kind is varlen.flex and (lengths := varlen.row_lengths(attend, q.shape)):
-        return partial(varlen.packed_blocks, lengths=lengths, func=varlen.flex_func())
-    if kind is varlen.flash and varlen.short(q) and (lengths := varlen.row_lengths(attend, q.shape)):
-        return partial(varlen.packed, lengths=lengths, func=varlen.varlen_func())
+        return varlen.packed_blocks(q, k, v, lengths, rule, varlen.flex_func())
+    if kind is varlen.flash and short(q) and (lengths := varlen.row_lengths(attend, q.shape)):
+        return varlen.packed(q, k, v, lengths, rule, varlen.varlen_func())
     return None
 
 

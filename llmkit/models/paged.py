@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from llmkit_kernels.paged.laid import Held, Laid, lay
@@ -102,12 +103,10 @@ class BlockStore:
         """All keys (K, KV, D) and values (K, KV, Dv) of the sequences of all spans end to end, as `like`'s type."""
         held = self.layers[self.same.get(layer, layer)]
         block, at = laid.place("flat", like.device)
-        made = [held.keys[block, :, :, at], held.values[block, :, at]]
-        for which, scales in enumerate((held.key_scales, held.value_scales)):
-            made[which] = (made[which] if scales is None else made[which] * scales[block, :, at][..., None]).to(
-                like.dtype
-            )
-        return made[0], made[1][..., : held.size]
+        used = block, slice(None), at
+        keys = _dense(held.keys[block, :, :, at], held.key_scales, used, like.dtype)
+        values = _dense(held.values[used], held.value_scales, used, like.dtype)
+        return keys, values[..., : held.size]
 
     def copy(self, source: int, target: int) -> None:
         """Copies all that a block holds into another."""
@@ -151,6 +150,6 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.device == b.device
 
 
-def _dense(there: Tensor, scales: Tensor | None, used: Tensor, dtype: torch.dtype) -> Tensor:
-    """(blocks, KV, lanes, D) as numbers of a type."""
+def _dense(there: Tensor, scales: Tensor | None, used: Any, dtype: torch.dtype) -> Tensor:
+    """What is there (..., D) as numbers of a type; `used`: where their scales are."""
     return there.to(dtype) if scales is None else (there * scales[used][..., None]).to(dtype)

@@ -80,7 +80,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, rule: Rule, causal: bool = False, mas
     if size < q.shape[3]:  # its memory-saving kernels want one head size: zeros change nothing but their choice
         v = pad(v, (0, q.shape[3] - size))
     shared = q.shape[1] != k.shape[1]
-    if shared and q.is_cuda and (mask is not None or not _short(q)):
+    if shared and q.is_cuda and (mask is not None or not short(q)):
         # of CUDA's kernels flash alone knows shared heads: the others would make all scores
         groups, shared = q.shape[1] // k.shape[1], False
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
@@ -88,7 +88,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, rule: Rule, causal: bool = False, mas
     return out[..., :size]
 
 
-def _short(q: Tensor) -> bool:
+def short(q: Tensor) -> bool:
     """Whether attention is computed in 16 bits here."""
     return q.dtype.itemsize == 2 or torch.is_autocast_enabled(q.device.type)
 

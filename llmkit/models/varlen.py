@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from llmkit.core.errors import ModelError
 from llmkit.core.types import Packed, Paged
 from llmkit.models.kinds import missing, outside
-from llmkit.models.pieces import Piece, Rule, sdpa
+from llmkit.models.pieces import Piece, Rule, sdpa, short
 
 BLOCK = 128
 """Side of a block of flex attention's mask."""
@@ -50,11 +50,6 @@ def flash(pieces: Sequence[Piece], rule: Rule) -> list[Tensor]:
     """flash attention over pieces of unequal length; its causal order is aligned to the last key, as ours is. What is
     asked outside of autocast in fp32, which it does not know, sdpa answers."""
     return tiled(pieces, rule, varlen_func()) if short(pieces[0].q) else sdpa(pieces, rule)
-
-
-def short(q: Tensor) -> bool:
-    """Whether attention is computed in 16 bits here."""
-    return q.dtype.itemsize == 2 or torch.is_autocast_enabled(q.device.type)
 
 
 @lru_cache(maxsize=1)
@@ -100,8 +95,8 @@ def own_varlen(
         more["enable_gqa"] = True
     elif groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    if short := -q.shape[-1] % WHOLE:
-        q, k, v = (pad(t, (0, short)) for t in (q, k, v))
+    if lacking := -q.shape[-1] % WHOLE:
+        q, k, v = (pad(t, (0, lacking)) for t in (q, k, v))
     window = window_size if window_size[0] >= 0 else (-1, 0 if causal else -1)
     out = attn(q, k, v, q_starts, k_starts, q_most, k_most, scale=softmax_scale, window_size=window, **more)
     return cast(Tensor, out[..., :size])

@@ -17,12 +17,6 @@ from llmkit.models.ordered import row
 from tests.faults import go, sft
 
 
-@pytest.fixture
-def off(monkeypatch: Any, forgotten: None) -> None:
-    """Nothing is compiled here."""
-    monkeypatch.setenv("LLMKIT_KERNELS", "off")
-
-
 def test_a_model_s_is_said_with_its_reason() -> None:
     model = tiny_family("Llama").eval()
     assert exactness(model, Transformers()) == "not known: made by transformers"
@@ -37,7 +31,7 @@ def test_a_machine_s_is_said(capfd: Any) -> None:
     assert json.loads(capfd.readouterr().out)["exact"] == exactness_here()
 
 
-def test_a_machine_without_kernels_says_what_it_lacks_and_how_it_may_be_had(off: Any) -> None:
+def test_a_machine_without_kernels_says_what_it_lacks_and_how_it_may_be_had(uncompiled: None) -> None:
     assert "with exact: true, at a cost (linear: LLMKIT_KERNELS=off" in exactness_here()
     model = tiny_family("Llama").eval()
     assert exactness(model, OwnEngine()).startswith("no: nothing is compiled here")

@@ -5,60 +5,15 @@ import socket
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
 from llmkit import Evaluate, Merge
 from llmkit.cli.main import _guarded
 from tests.faults import go, in_child, sft
+from tests.faults.conftest import CANARY, leaks
 
 # S1: secrets
-
-NAMES = [
-    "HF_TOKEN",
-    "HUGGING_FACE_HUB_TOKEN",
-    "HUGGINGFACE_API_KEY",
-    "WANDB_API_KEY",
-    "MLFLOW_TRACKING_PASSWORD",
-    "OPENAI_API_KEY",
-    "ANTHROPIC_API_KEY",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AZURE_CLIENT_SECRET",
-    "GITHUB_TOKEN",
-    "GOOGLE_API_KEY",
-    "SLACK_TOKEN",
-    "PGPASSWORD",
-    "DATABASE_PASSWORD",
-    "NPM_TOKEN",
-    "PYPI_TOKEN",
-    "TWINE_PASSWORD",
-    "KAGGLE_KEY",
-    "COMET_API_KEY",
-    "NEPTUNE_API_TOKEN",
-    "SSH_PASSPHRASE",
-    "AUTHORIZATION",
-]
-URLS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "https_proxy", "HTTPS_PROXY", "ALL_PROXY", "MLFLOW_TRACKING_URI")
-CANARY = "c4n4ry"
-
-
-@pytest.fixture
-def canaries(monkeypatch):
-    for name in NAMES:
-        monkeypatch.setenv(name, f"{CANARY}-{name}")
-    for name in URLS:
-        monkeypatch.setenv(name, f"http://user:{CANARY}-{name}@127.0.0.1:9/simple")
-    assert len(NAMES) + len(URLS) == 30
-
-
-def leaks(folder):
-    """The files below a folder that hold a canary, and whether a name does."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    found = [str(path) for path in files if CANARY.encode() in path.read_bytes() or CANARY in path.name]
-    return found + ["process title"] * (CANARY.encode() in Path("/proc/self/cmdline").read_bytes())
 
 
 def test_s1_no_canary_of_the_environment_is_in_a_run_or_on_the_screen(

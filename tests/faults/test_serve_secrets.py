@@ -3,11 +3,8 @@ start on what is known to be unsafe."""
 
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,10 +16,10 @@ from llmkit.core.errors import RecipeError
 from llmkit.models.node import ModelRef
 from llmkit.serve import floors
 from llmkit.serve import start as starting
-from tests.faults.test_secrets import CANARY, NAMES, URLS, canaries, leaks  # noqa: F401  a fixture
+from tests.faults.conftest import CANARY, NAMES, URLS, leaks
 from tests.serve.forked import Forked
 from tests.serve.raw import answer, connect, head
-from tests.serve.real import engine_of
+from tests.serve.real import at_work, engine_of, interpreter
 
 KEY = "k3y-" + CANARY + "-0123456789"
 RECIPE = """
@@ -44,30 +41,12 @@ def ready(tiny):
     LLM(str(tiny), generator="transformers").close()
 
 
-class Served:
-    """What answers on a port, by the address in its log."""
-
-    def __init__(self, process, log):
-        self.process, self.log = process, log
-        end = time.monotonic() + 60
-        while '"ready"' not in log.read_text():
-            assert process.poll() is None and time.monotonic() < end, log.read_text()
-            time.sleep(0.02)
-        self.url = next(json.loads(line)["url"] for line in log.read_text().splitlines() if '"ready"' in line)
-
-
 @contextmanager
 def served(work, log):
     """A process of its own that serves, and ends well when it is asked to."""
-    with log.open("w") as err:
-        process = Forked(work, err=err.fileno())
-    try:
-        yield Served(process, log)
-        process.kill(signal.SIGTERM)
-        assert process.wait() == 0
-    finally:
-        if process.poll() is None:
-            process.kill()
+    with at_work(log, work, 60) as server:
+        yield server
+        assert server.stop(30) == 0
 
 
 def recipe(tiny, folder, monkeypatch):
@@ -97,7 +76,7 @@ def asked(server):
     return [*(one.text + str(one.headers) for one in said), told.decode()]
 
 
-def test_s1_no_canary_is_in_what_a_server_shows_or_leaves(canaries, tiny, ready, tmp_path, monkeypatch):  # noqa: F811
+def test_s1_no_canary_is_in_what_a_server_shows_or_leaves(canaries, tiny, ready, tmp_path, monkeypatch):
     assert len(NAMES) + len(URLS) == 30
     recipe(tiny, tmp_path, monkeypatch)
 
@@ -156,31 +135,19 @@ def test_s2_a_server_and_its_engine_speak_to_no_network(tiny, ready, tmp_path):
 
 
 @pytest.mark.slow
-def test_s1_s2_no_title_of_a_process_holds_a_canary_and_no_route_is_needed(
-    canaries,  # noqa: F811
-    tiny,
-    tmp_path,
-    monkeypatch,
-):
+def test_s1_s2_no_title_of_a_process_holds_a_canary_and_no_route_is_needed(canaries, tiny, tmp_path, monkeypatch):
     """The command itself, in a network of its own where that can be made."""
     recipe(tiny, tmp_path, monkeypatch)
-    log = tmp_path / "log"
-    with log.open("w") as err:
-        process = subprocess.Popen([sys.executable, "-m", "llmkit", "run", "r.yaml"], stderr=err)
-    try:
-        server = Served(process, log)
-        child = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        pids = [str(process.pid), *child]
+    with interpreter(tmp_path / "log", "llmkit", "run", "r.yaml", seconds=60) as server:
+        pid = server.process.pid
+        pids = [str(pid), *Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         assert len(pids) >= 2
         for pid in pids:
             for what in ("cmdline", "comm"):
                 assert CANARY.encode() not in Path(f"/proc/{pid}/{what}").read_bytes()
             assert CANARY.encode() in Path(f"/proc/{pid}/environ").read_bytes()  # the control: it was there
         assert not [text for text in asked(server) if CANARY in text]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
+        assert server.stop() == 0
 
 
 @pytest.mark.parametrize("name", floors.FLOORS)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from llmkit.stages.planned import planned
 from llmkit.stages.sizes import BASE
 from tests.conftest import make_model, make_tokenizer
 from tests.gpu.conftest import GPU
+from tests.serve.real import interpreter
 from tests.stages.test_sft import go, sft
 
 SIZES = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
@@ -40,27 +38,16 @@ def test_the_doctor_names_the_card(gpu: str) -> None:
 
 @pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), GPU], indirect=True)
 def test_the_server_answers_as_the_model_in_process(device: str, tiny: Path, tmp_path: Path) -> None:
-    log, said = tmp_path / "log", {"messages": [{"role": "user", "content": "hello world"}], "max_tokens": 6}
-    words = [sys.executable, "-m", "llmkit", "serve", str(tiny), "--port", "0", "--name", "tiny"]
-    words += ["--cache-size", "16MiB"]
-    with log.open("w") as err:
-        process = subprocess.Popen(words, stderr=err, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    try:
-        end = time.monotonic() + 200
-        while '"ready"' not in log.read_text():
-            assert time.monotonic() < end and process.poll() is None, log.read_text()
-            time.sleep(0.1)
-        url = next(json.loads(line)["url"] for line in log.read_text().splitlines() if '"ready"' in line)
-        told = httpx.post(url + "/v1/chat/completions", json=said | {"temperature": 0}, timeout=100)
+    said = {"messages": [{"role": "user", "content": "hello world"}], "max_tokens": 6}
+    words = ["llmkit", "serve", str(tiny), "--port", "0", "--name", "tiny", "--cache-size", "16MiB"]
+    with interpreter(tmp_path / "log", *words, seconds=200) as server:
+        told = httpx.post(server.url + "/v1/chat/completions", json=said | {"temperature": 0}, timeout=100)
         assert told.status_code == 200, told.text
         with LLM(str(tiny), generator={"kind": "engine", "cache": {"size": 16 << 20}}, device=device) as llm:
             own = llm.chat(said["messages"], Sampling(max_tokens=6))
         assert told.json()["choices"][0]["message"]["content"] == own.text
-        assert httpx.get(url + "/metrics", timeout=100).status_code == 200
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0, log.read_text()
-    finally:
-        process.kill()
+        assert httpx.get(server.url + "/metrics", timeout=100).status_code == 200
+        assert server.stop() == 0, server.log.read_text()
 
 
 @pytest.fixture(scope="session")

@@ -57,14 +57,8 @@ def test_sizes_that_are_no_whole_vectors() -> None:
     checked(Trial(ready(odd)), 6)
 
 
-@pytest.fixture
-def off(monkeypatch: pytest.MonkeyPatch, forgotten: None) -> None:
-    """Nothing is compiled."""
-    monkeypatch.setenv("LLMKIT_KERNELS", "off")
-
-
 @pytest.mark.parametrize("family", ["Llama", "Gemma-2"])
-def test_without_kernels_it_is_where_that_is_asked_for(family: str, off: None) -> None:
+def test_without_kernels_it_is_where_that_is_asked_for(family: str, uncompiled: None) -> None:
     model = ready(tiny(family))
     checked(Trial(model, exact=True), 6)
     with pytest.raises(AssertionError, match="in schedule"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -46,6 +47,19 @@ def asked(engine: Engine, *requests: Request) -> Engine:
 def free(engine: Engine) -> bool:
     told = engine.stats()
     return (told.used, told.queued, told.running, engine.scheduler.slots) == (0, 0, 0, 0)
+
+
+class Failing:
+    """A function that fails at some of its calls, counted from 1."""
+
+    def __init__(self, whole: Callable[..., Any], *failing: int) -> None:
+        self.whole, self.failing, self.calls = whole, failing, 0
+
+    def __call__(self, *given: Any) -> Any:
+        self.calls += 1
+        if self.calls in self.failing:
+            raise RuntimeError("out of memory")
+        return self.whole(*given)
 
 
 def test_a_fault_ends_its_request_alone_and_all_of_its_answers(model: Any) -> None:
@@ -155,17 +169,8 @@ def test_an_update_that_fails_leaves_the_old_weights_and_prefixes(model: Any) ->
 
 
 def test_a_step_that_fails_is_computed_again(model: Any) -> None:
-    engine, calls = made(model), 0
-    run = engine.runner.run
-
-    def sometimes(*given: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls in (1, 3):
-            raise RuntimeError("out of memory")
-        return run(*given)
-
-    engine.runner.run = sometimes  # type: ignore[method-assign]
+    engine = made(model)
+    engine.runner.run = Failing(engine.runner.run, 1, 3)  # type: ignore[method-assign]
     request, said = Request("a", PROMPT, Sampling(max_tokens=6, n=2)), []
     engine.add(request)
     while not engine.idle:
@@ -181,26 +186,18 @@ def test_a_step_that_fails_is_computed_again(model: Any) -> None:
 def test_what_fails_after_the_model_is_computed_again_and_nothing_that_was_told_is_lost(
     model: Any, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, name = 0, "normaliser" if "beams" in how else "choose"
-    module = beam if "beams" in how else engine_
-    whole = getattr(module, name)
-
-    def sometimes(*given: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls in (1, 4):
-            raise RuntimeError("out of memory")
-        return whole(*given)
-
+    module: Any
+    module, name = (beam, "normaliser") if "beams" in how else (engine_, "choose")
+    failing = Failing(getattr(module, name), 1, 4)
     request, said = Request("a", PROMPT, Sampling(max_tokens=6, **how)), []
     own = all_of(asked(made(model), request))
     engine = asked(made(model), request, Request("b", PROMPT, Sampling(), deadline=time.monotonic()))
-    monkeypatch.setattr(module, name, sometimes)
+    monkeypatch.setattr(module, name, failing)
     for _ in range(40):  # and no more: what is forgotten would never end
         with suppress(RuntimeError):
             said += engine.step()
     texts = [[(e.index, t.id) for e in events if e.request == "a" for t in e.tokens] for events in (said, own)]
-    assert sorted(texts[0]) == sorted(texts[1]) and calls > 4 and free(engine) and engine.idle
+    assert sorted(texts[0]) == sorted(texts[1]) and failing.calls > 4 and free(engine) and engine.idle
     assert [e.finish for e in said if e.request == "b"] == ["deadline"]
 
 

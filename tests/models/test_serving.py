@@ -118,12 +118,7 @@ def test_functions_inside_have_one_order_too():
     assert made["gate"].allclose((x @ weight.T).sigmoid(), atol=1e-6)
 
 
-@pytest.fixture
-def off(monkeypatch, forgotten):
-    monkeypatch.setenv("LLMKIT_KERNELS", "off")
-
-
-def test_without_the_kernel_order_is_kept_where_it_is_asked_for(off):
+def test_without_the_kernel_order_is_kept_where_it_is_asked_for(uncompiled):
     model = ready("Llama")
     assert not Decoder(model).exact and Decoder(model, exact=True).exact
     assert ordered.row() == "" and "16 rows" in ordered.row(exact=True)

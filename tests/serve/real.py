@@ -17,9 +17,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 
@@ -60,10 +60,11 @@ def serving(said: Mapping[str, Any], start: Any = None) -> None:
 class Real:
     """One that runs, by the log that it writes."""
 
-    def __init__(self, process: Any, log: Path) -> None:
-        """`process`: with `pid`, `poll` and `kill`, as those of subprocess and of tests.serve.forked have them."""
+    def __init__(self, process: Any, log: Path, seconds: float) -> None:
+        """`process`: with `pid`, `poll` and `kill`, as those of subprocess and of tests.serve.forked have them;
+        `seconds`: in which it is ready."""
         self.process, self.log = process, log
-        self.url = self.said("ready")["url"]
+        self.url = self.said("ready", seconds=seconds)["url"]
 
     def said(self, event: str, count: int = 1, seconds: float = 280.0) -> dict[str, Any]:
         """The `count`-th line of the log about something."""
@@ -111,10 +112,10 @@ class Real:
         names = ("llmkit_accepted", "llmkit_engine_queued", "llmkit_engine_running", "llmkit_engine_used")
         return {name: now[name] for name in names}
 
-    def stop(self) -> int:
+    def stop(self, seconds: float = 60.0) -> int:
         """Asks it to; gives its exit status."""
         os.kill(self.process.pid, signal.SIGTERM)
-        return int(self.process.wait(60))
+        return int(self.process.wait(seconds))
 
 
 def engine_of(theirs: socket.socket) -> Forked:
@@ -130,19 +131,12 @@ def engine_of(theirs: socket.socket) -> Forked:
 
 
 @contextlib.contextmanager
-def forked(log: Path, said: Mapping[str, Any], files: int = 0) -> Iterator[Real]:
-    """A server forked from this process, which has imported what it needs. `files`: its limit of descriptors."""
-
-    def work() -> None:
-        if files:
-            os.closerange(3, 4096)  # what the tests have open is no part of its few
-            resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-        serving(said, engine_of)
-
+def running(start: Callable[[IO[str]], Any], log: Path, seconds: float) -> Iterator[Real]:
+    """A server that is left neither running nor unasked for its status. `start`: its process, which writes there."""
     with log.open("w") as err:
-        process = Forked(work, err=err.fileno())
+        process = start(err)
     try:
-        yield Real(process, log)
+        yield Real(process, log, seconds)
     finally:
         with contextlib.suppress(ProcessLookupError):
             if process.poll() is None:
@@ -150,19 +144,36 @@ def forked(log: Path, said: Mapping[str, Any], files: int = 0) -> Iterator[Real]
                 process.wait()
 
 
-@contextlib.contextmanager
-def spawned(log: Path, said: Mapping[str, Any]) -> Iterator[Real]:
-    """A server in an interpreter of its own, which has imported nothing but what it needs."""
+def at_work(log: Path, work: Callable[[], Any], seconds: float = 280.0) -> contextlib.AbstractContextManager[Real]:
+    """What serves in a process that is forked from this one, which has imported what it needs."""
+    return running(lambda err: Forked(work, err=err.fileno()), log, seconds)
+
+
+def forked(log: Path, said: Mapping[str, Any], files: int = 0) -> contextlib.AbstractContextManager[Real]:
+    """A server in such a process. `files`: its limit of descriptors."""
+
+    def work() -> None:
+        if files:
+            os.closerange(3, 4096)  # what the tests have open is no part of its few
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+        serving(said, engine_of)
+
+    return at_work(log, work)
+
+
+def interpreter(log: Path, *words: str, seconds: float = 280.0) -> contextlib.AbstractContextManager[Real]:
+    """A module that serves (`python -m` and these words), in an interpreter of its own."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
-    with log.open("w") as err:
-        words = [sys.executable, "-m", "tests.serve.real", json.dumps(said)]
-        process = subprocess.Popen(words, stderr=err, stdout=err, cwd=ROOT, env=environment)
-    try:
-        yield Real(process, log)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+
+    def start(err: IO[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-m", *words], stderr=err, stdout=err, env=environment)
+
+    return running(start, log, seconds)
+
+
+def spawned(log: Path, said: Mapping[str, Any]) -> contextlib.AbstractContextManager[Real]:
+    """A server in an interpreter that has imported nothing but what it needs."""
+    return interpreter(log, "tests.serve.real", json.dumps(said))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,7 +12,7 @@ import httpx
 import pytest
 
 from tests.serve.raw import answer, connect, head
-from tests.serve.real import forked
+from tests.serve.real import forked, interpreter
 
 LONG = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 480, "ignore_eos": True}
 
@@ -124,18 +122,7 @@ def test_with_few_file_descriptors_some_are_told_to_come_back_and_then_all_are_s
 
 @pytest.mark.slow
 def test_the_command_serves_and_stops(tiny, tmp_path):
-    log = tmp_path / "log"
-    with log.open("w") as err:
-        words = [sys.executable, "-m", "llmkit", "serve", str(tiny), "--port", "0", "--name", "tiny"]
-        process = subprocess.Popen(words, stderr=err)
-    try:
-        end = time.monotonic() + 200
-        while '"ready"' not in log.read_text():
-            assert time.monotonic() < end and process.poll() is None, log.read_text()
-            time.sleep(0.1)
-        url = next(json.loads(line)["url"] for line in log.read_text().splitlines() if '"ready"' in line)
-        assert httpx.post(url + "/v1/chat/completions", json=LONG | {"max_tokens": 3}).status_code == 200
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
+    words = ["llmkit", "serve", str(tiny), "--port", "0", "--name", "tiny"]
+    with interpreter(tmp_path / "log", *words, seconds=200) as server:
+        assert httpx.post(server.url + "/v1/chat/completions", json=LONG | {"max_tokens": 3}).status_code == 200
+        assert server.stop(30) == 0

@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from functools import partial
@@ -22,20 +20,10 @@ from llmkit.inference.node import OwnEngine
 from llmkit.models.node import ModelRef
 from llmkit.serve.start import Settings, start
 from tests.distributed.followers import Fork, gone
-from tests.serve.forked import Forked
-from tests.serve.real import Real, engine_of, serving
+from tests.serve.real import at_work, engine_of, interpreter, serving
 from tests.serve.test_serve_process import LONG, events
 
 SHORT = LONG | {"max_tokens": 4, "temperature": 0.0}
-
-
-class Spread(Real):
-    """A server whose engine's process is forked, as is the other process that holds the model."""
-
-    @property
-    def follower(self):
-        """The pid of that other one."""
-        return children(self.engine)[-1]
 
 
 def serve(folder):
@@ -49,6 +37,11 @@ def children(pid):
     return [int(child) for some in found for child in some]
 
 
+def follower_of(spread):
+    """The other process that holds the model."""
+    return children(spread.engine)[-1]
+
+
 def said(url):
     return httpx.post(url + "/v1/chat/completions", json=SHORT, timeout=60).json()["choices"][0]["message"]
 
@@ -60,15 +53,8 @@ def embedded(url):
 @pytest.fixture
 def spread(llm, tiny, tmp_path):
     """`llm`: what the processes need is imported before they are forked."""
-    log = tmp_path / "log"
-    with log.open("w") as err:
-        process = Forked(serve, tiny, err=err.fileno())
-    try:
-        yield Spread(process, log)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            if process.poll() is None:
-                process.kill()
+    with at_work(tmp_path / "log", lambda: serve(tiny)) as spread:
+        yield spread
 
 
 def streamed(url):
@@ -89,7 +75,7 @@ def test_two_processes_serve_one_dies_and_both_are_started_again(spread, server)
     expected = said(server.url)
     assert said(spread.url) == expected
     assert embedded(spread.url) == pytest.approx(embedded(server.url), abs=1e-5)
-    leader, follower = spread.engine, spread.follower
+    leader, follower = spread.engine, follower_of(spread)
     thread, told = streamed(spread.url)
     os.kill(follower, signal.SIGKILL)
     began = time.monotonic()
@@ -98,14 +84,14 @@ def test_two_processes_serve_one_dies_and_both_are_started_again(spread, server)
     assert json.loads(told[-1])["error"]["code"] == "engine_died" and "[DONE]" not in told
     assert "rank 1" in spread.said("the engine failed")["why"]
     spread.said("ready", 2)
-    assert spread.engine != leader and spread.follower != follower
+    assert spread.engine != leader and follower_of(spread) != follower
     assert gone(leader)
     assert said(spread.url) == expected
     # idle: it is seen without a request, and readiness is the truth
-    os.kill(spread.follower, signal.SIGKILL)
+    os.kill(follower_of(spread), signal.SIGKILL)
     spread.said("ready", 3)
     assert httpx.get(spread.url + "/health").status_code == 200
-    leader, follower = spread.engine, spread.follower
+    leader, follower = spread.engine, follower_of(spread)
     thread, told = streamed(spread.url)
     spread.process.kill(signal.SIGTERM)
     thread.join(60)
@@ -116,19 +102,19 @@ def test_two_processes_serve_one_dies_and_both_are_started_again(spread, server)
 
 @pytest.mark.slow
 def test_a_stopped_process_ends_what_is_asked_and_is_ended(spread):
-    follower = spread.follower
+    follower = follower_of(spread)
     thread, told = streamed(spread.url)
     os.kill(follower, signal.SIGSTOP)
     thread.join(60)
     assert not thread.is_alive() and json.loads(told[-1])["error"]["code"] == "engine_died"
     spread.said("ready", 2)
-    assert gone(follower) and spread.follower != follower
+    assert gone(follower) and follower_of(spread) != follower
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", ["server", "engine"])
 def test_a_killed_server_or_engine_leaves_nobody(spread, killed):
-    leader, follower = spread.engine, spread.follower
+    leader, follower = spread.engine, follower_of(spread)
     streamed_to = streamed(spread.url)
     if killed == "server":
         spread.process.kill()
@@ -141,27 +127,14 @@ def test_a_killed_server_or_engine_leaves_nobody(spread, killed):
 
 @pytest.mark.slow
 def test_the_command_serves_over_two_interpreters(tiny, server, tmp_path):
-    log = tmp_path / "log"
-    with log.open("w") as err:
-        words = ["serve", str(tiny), "--port", "0", "--name", "tiny", "--tensor", "2", "--cache-size", "8MiB"]
-        process = subprocess.Popen([sys.executable, "-m", "llmkit", *words], stderr=err)
-    try:
-        end = time.monotonic() + 300
-        while '"ready"' not in log.read_text():
-            assert time.monotonic() < end and process.poll() is None, log.read_text()
-            time.sleep(0.1)
-        url = next(json.loads(line)["url"] for line in log.read_text().splitlines() if '"ready"' in line)
-        assert said(url) == said(server.url)
-        (leader,) = children(process.pid)
+    words = ["llmkit", "serve", str(tiny), "--port", "0", "--name", "tiny", "--tensor", "2", "--cache-size", "8MiB"]
+    with interpreter(tmp_path / "log", *words, seconds=300) as spread:
+        assert said(spread.url) == said(server.url)
+        (leader,) = children(spread.process.pid)
         followers = children(leader)
         assert followers
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert spread.stop() == 0
         assert gone(leader) and all(map(gone, followers))
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-            process.wait()
 
 
 def test_heads_that_do_not_divide_are_refused_before_anything_is_started(tiny):
