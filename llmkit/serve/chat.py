@@ -43,7 +43,7 @@ async def read(service: Service, fields: Fields, caller: Caller) -> Chat:
     bounds = service.bounds
     common, asked = parse(Common, fields, bounds), parse(Conversation, fields, bounds)
     adapter = service.adapter(common.model, caller)
-    said, which = messages(fields), chosen(asked.tools, asked.tool_choice, asked.parallel_tool_calls)
+    said, which = messages(fields, bounds), chosen(asked.tools, asked.tool_choice, asked.parallel_tool_calls)
     begun = goes_on(asked.continue_final_message, asked.add_generation_prompt, said)
     prompt = await tokens_of_chat(service, said, asked.tools if which.tools else (), begun)
     given = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens

@@ -19,7 +19,7 @@ def listed(one: Schema, most: int | None = None, least: int = 0) -> Schema:
     return made | {"minItems": least} if least else made
 
 
-def closed(required: tuple[str, ...] = (), **held: Schema) -> Schema:
+def closed(required: tuple[str, ...] = (), /, **held: Schema) -> Schema:
     """An object of these fields and no others."""
     made: Schema = {"type": "object", "properties": held, "additionalProperties": False}
     return made | {"required": list(required)} if required else made

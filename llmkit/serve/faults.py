@@ -33,8 +33,8 @@ async def _wrong(request: Request, cause: Exception) -> Response:
 async def _no_route(request: Request, cause: Exception) -> Response:
     status = getattr(cause, "status_code", 404)
     if status != 405:
-        told = {404: f"there is no {request.url.path[:200]}"}
-        return reply.error(Refusal(status, told.get(status, "the request cannot be answered"), code="not_found"))
+        what = f"there is no {request.url.path[:200]}" if status == 404 else "the request cannot be answered"
+        return reply.error(Refusal(status, what, code="not_found"))
     methods = (getattr(cause, "headers", None) or {}).get("Allow", "").split(", ")
     allowed = ", ".join(sorted(methods))
     what = f"{request.method[:20]} is not answered here; ask with {allowed}"

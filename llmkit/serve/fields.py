@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from llmkit.serve.refusal import Refusal
 
+D = TypeVar("D")
 NEAR = 0.75
 """How much alike an unknown field and its guess are: less is another field, of another server."""
 
@@ -40,20 +41,16 @@ class Fields:
         """A text."""
         return str(self._of(key, str, "a text", default))
 
-    def flag(self, key: str, default: bool = False) -> bool:
+    def flag(self, key: str, default: D) -> bool | D:
         """True or false."""
-        return bool(self._of(key, bool, "true or false", default))
+        made: bool | D = self._of(key, bool, "true or false", default)
+        return made
 
-    def whole(self, key: str, default: int, least: int, most: int) -> int:
+    def whole(self, key: str, default: D, least: int, most: int) -> int | D:
         """A whole number within bounds."""
-        made = self.whole_or_none(key, least, most)
-        return default if made is None else made
-
-    def whole_or_none(self, key: str, least: int, most: int) -> int | None:
-        """The same where nothing is an answer too."""
         value = self.get(key)
         if value is None:
-            return None
+            return default
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
@@ -62,7 +59,7 @@ class Fields:
             raise wrong(self.name(key), f"{str(value)[:40]} is not from {least} to {most}")
         return value
 
-    def number(self, key: str, default: float, least: float, most: float) -> float:
+    def number(self, key: str, default: D, least: float, most: float) -> float | D:
         """A number within bounds."""
         value = self.get(key)
         if value is None:

@@ -111,7 +111,8 @@ class Idempotent:
             refusal = Refusal(409, what, key="idempotency-key", code="idempotency_key_reused")
             await reply.error(refusal)(scope, receive, send)
             return
-        await _while_there(kept, receive, send)
+        async with reply.as_long_as_there(kept.tell(send), receive):
+            pass  # it fails in sending alone: then its client is gone
 
     def _begin(self, scope: Scope, name: tuple[str, str], body: bytes, digest: bytes) -> Kept:
         """Carried out whether or not its client stays: it may ask again."""
@@ -180,11 +181,3 @@ def _again(body: bytes, after: Receive) -> Receive:
 async def _never() -> Message:
     await asyncio.get_running_loop().create_future()
     return {"type": "http.disconnect"}
-
-
-async def _while_there(kept: Kept, receive: Receive, send: Send) -> None:
-    told, left = asyncio.ensure_future(kept.tell(send)), asyncio.ensure_future(reply.until_left(receive))
-    try:
-        await asyncio.wait((told, left), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        await reply.over(told, left)

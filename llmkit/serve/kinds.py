@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from llmkit.serve.described import TOKEN, Schema, closed, listed
 from llmkit.serve.fields import Fields, wrong
 from llmkit.serve.node import Bounds
 
 T = TypeVar("T")
-Schema = dict[str, Any]
 Most = int | str
 """A bound, or the name of one of `Bounds`."""
 
@@ -46,11 +46,6 @@ def parse(shape: type[T], fields: Fields, bounds: Bounds) -> T:
     return shape(**{name: kind.read(fields, name, bounds) for name, kind in _kinds(shape).items()})
 
 
-def properties(shape: type[Any], bounds: Bounds) -> dict[str, Schema]:
-    """What a shape's fields may hold."""
-    return {name: nullable(kind.schema(bounds)) for name, kind in _kinds(shape).items()}
-
-
 def _kinds(shape: Any) -> dict[str, Kind]:
     return {item.name: item.metadata["kind"] for item in dataclasses.fields(shape)}
 
@@ -60,14 +55,13 @@ def object_of(
 ) -> Schema:
     """An object with the fields of some shapes, and with those that are taken and nothing follows from."""
     held: dict[str, Schema] = {name: {"description": "taken; nothing follows from it"} for name in ignored}
-    for shape in shapes:
-        held |= properties(shape, bounds)
-    held |= {name: _without_null(held[name]) for name in required}
-    made: Schema = {"type": "object", "properties": held, "additionalProperties": False}
-    return made | {"required": list(required)} if required else made
+    for name, kind in (item for shape in shapes for item in _kinds(shape).items()):
+        said = kind.schema(bounds)
+        held[name] = said if name in required else _nullable(said)
+    return closed(required, **held)
 
 
-def nullable(schema: Schema) -> Schema:
+def _nullable(schema: Schema) -> Schema:
     """Null too."""
     if "enum" in schema:
         schema = schema | {"enum": [*schema["enum"], None]}
@@ -75,13 +69,6 @@ def nullable(schema: Schema) -> Schema:
     if isinstance(kind, str) and kind != "null":
         return schema | {"type": [kind, "null"]}
     return schema | {"anyOf": [*schema["anyOf"], {"type": "null"}]} if "anyOf" in schema else schema
-
-
-def _without_null(schema: Schema) -> Schema:
-    if "anyOf" in schema:
-        return schema | {"anyOf": [one for one in schema["anyOf"] if one != {"type": "null"}]}
-    kept = schema | {"enum": [one for one in schema["enum"] if one is not None]} if "enum" in schema else schema
-    return kept | {"type": kept["type"][0]} if isinstance(kept.get("type"), list) else kept
 
 
 def _bound(most: Most, bounds: Bounds) -> int:
@@ -113,7 +100,7 @@ class Flag:
 
     def read(self, fields: Fields, key: str, bounds: Bounds) -> bool | None:
         """It, or the default."""
-        return fields.flag(key) if fields.get(key) is not None else self.default
+        return fields.flag(key, self.default)
 
     def schema(self, bounds: Bounds) -> Schema:
         """With its default."""
@@ -130,8 +117,7 @@ class Whole:
 
     def read(self, fields: Fields, key: str, bounds: Bounds) -> int | None:
         """It, or the default."""
-        value = fields.whole_or_none(key, self.least, _bound(self.most, bounds))
-        return self.default if value is None else value
+        return fields.whole(key, self.default, self.least, _bound(self.most, bounds))
 
     def schema(self, bounds: Bounds) -> Schema:
         """Within its bounds."""
@@ -149,10 +135,7 @@ class Number:
 
     def read(self, fields: Fields, key: str, bounds: Bounds) -> float | None:
         """It, or the default."""
-        return None if fields.get(key) is None and self.default is None else self._of(fields, key)
-
-    def _of(self, fields: Fields, key: str) -> float:
-        return fields.number(key, self.default or 0.0, self.least, self.most)
+        return fields.number(key, self.default, self.least, self.most)
 
     def schema(self, bounds: Bounds) -> Schema:
         """Within its bounds."""
@@ -195,7 +178,7 @@ class Texts:
         """A text, or a list."""
         one: Schema = {"type": "string"}
         one |= {} if self.letters is None else {"minLength": 1, "maxLength": self.letters}
-        return {"anyOf": [one, {"type": "array", "items": one, "maxItems": self.most}]}
+        return {"anyOf": [one, listed(one, self.most)]}
 
 
 @dataclass(frozen=True)
@@ -210,7 +193,7 @@ class Ids:
 
     def schema(self, bounds: Bounds) -> Schema:
         """Whole numbers, none below 0."""
-        return {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": _bound(self.most, bounds)}
+        return listed(TOKEN, _bound(self.most, bounds))
 
 
 @dataclass(frozen=True)

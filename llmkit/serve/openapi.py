@@ -8,8 +8,9 @@ from importlib.metadata import version
 from typing import Any
 
 from llmkit.serve import shapes
+from llmkit.serve.described import Schema
 from llmkit.serve.idempotent import LONGEST
-from llmkit.serve.kinds import Schema, object_of
+from llmkit.serve.kinds import object_of
 from llmkit.serve.node import Bounds
 from llmkit.serve.openapi_answers import ANSWERS, ERROR, Answer
 

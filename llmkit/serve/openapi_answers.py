@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-Schema = dict[str, Any]
-STRING: Schema = {"type": "string"}
+from llmkit.serve.described import STRING, Schema, listed
+
 WHOLE: Schema = {"type": "integer"}
 MAYBE: Schema = {"type": ["string", "null"]}
 
@@ -15,11 +14,6 @@ MAYBE: Schema = {"type": ["string", "null"]}
 def told(**held: Schema) -> Schema:
     """An object that has at least these."""
     return {"type": "object", "properties": held, "required": list(held)}
-
-
-def listed(one: Schema) -> Schema:
-    """A list of such."""
-    return {"type": "array", "items": one}
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def own_ids(service: Service, ids: tuple[int, ...], key: str) -> tuple[int, ...]
     return ids
 
 
-def messages(fields: Fields) -> list[dict[str, Any]]:
+def messages(fields: Fields, bounds: Bounds) -> list[dict[str, Any]]:
     """The conversation.
 
     Raises:
@@ -116,11 +116,11 @@ def messages(fields: Fields) -> list[dict[str, Any]]:
     found = fields.items("messages", MOST_MESSAGES)
     if not found:
         raise wrong("messages", "is missing" if fields.get("messages") is None else "is empty")
-    return [_message(Fields(item, f"messages.{index}")) for index, item in enumerate(found)]
+    return [_message(Fields(item, f"messages.{index}"), bounds) for index, item in enumerate(found)]
 
 
-def _message(fields: Fields) -> dict[str, Any]:
-    said = parse(Message, fields, Bounds())
+def _message(fields: Fields, bounds: Bounds) -> dict[str, Any]:
+    said = parse(Message, fields, bounds)
     made: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(said.role, said.role)}
     made["content"] = _content(fields)
     calls = fields.items("tool_calls", 128)

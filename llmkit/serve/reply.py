@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from contextlib import aclosing
-from typing import Any
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from llmkit.serve.refusal import Refusal
 
+T = TypeVar("T")
 Stream = AsyncGenerator[dict[str, Any], None]
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 DONE = b"data: [DONE]\n\n"
@@ -60,13 +61,9 @@ class Events(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """All of them, and then the end; or as many as the client waits for."""
-        sent, left = asyncio.ensure_future(self._send(scope, send)), asyncio.ensure_future(until_left(receive))
-        try:
-            await asyncio.wait((sent, left), return_when=asyncio.FIRST_COMPLETED)
+        async with as_long_as_there(self._send(scope, send), receive) as sent:
             if sent.done():
                 sent.result()
-        finally:
-            await over(sent, left)
 
     async def _send(self, scope: Scope, send: Send) -> None:
         async with aclosing(self.events):
@@ -111,24 +108,25 @@ async def while_there(request: Request, work: Awaitable[Response]) -> Response:
     Raises:
         Refusal: what the work raises; 499, the client left.
     """
-    done, left = asyncio.ensure_future(work), asyncio.ensure_future(until_left(request.receive))
-    try:
-        await asyncio.wait((done, left), return_when=asyncio.FIRST_COMPLETED)
+    async with as_long_as_there(work, request.receive) as done:
         if done.done():
             return done.result()
         raise Refusal(499, "the client left", code="client_closed")
+
+
+@asynccontextmanager
+async def as_long_as_there(work: Awaitable[T], receive: Receive) -> AsyncIterator[asyncio.Future[T]]:
+    """`work`, once it is done or the client has left; if it is not done, it is given up after that."""
+    done, left = asyncio.ensure_future(work), asyncio.ensure_future(_until_left(receive))
+    try:
+        await asyncio.wait((done, left), return_when=asyncio.FIRST_COMPLETED)
+        yield done
     finally:
-        await over(done, left)
+        done.cancel()
+        left.cancel()
+        await asyncio.gather(done, left, return_exceptions=True)
 
 
-async def until_left(receive: Receive) -> None:
-    """Ends when the client does."""
+async def _until_left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def over(*tasks: asyncio.Future[Any]) -> None:
-    """Gives them up, where they have not ended."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

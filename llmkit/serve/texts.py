@@ -30,7 +30,7 @@ async def tokenize(service: Service, fields: Fields, caller: Caller) -> dict[str
     fields.end()
     tools = said.tools if offered(said.tools) else ()
     if said.messages is not None:
-        talk = messages(fields)
+        talk = messages(fields, service.bounds)
         begun = goes_on(said.continue_final_message, said.add_generation_prompt, talk)
         ids = await tokens_of_chat(service, talk, tools, begun)
     else:
