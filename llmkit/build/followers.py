@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from typing import IO, Any, Protocol
 
 from llmkit.core.errors import PeerError
 from llmkit.core.ranks import Ranks
+from llmkit.core.readable import readable
 
 PATIENCE = 120.0
 """Seconds for a rank to come, and for a sum over all of them."""
@@ -101,7 +101,7 @@ class Followers:
         until = time.monotonic() + patience
         for rank, child in enumerate(self.children, 1):
             out = child.stdout
-            if out is None or not select.select([out], [], [], max(0.0, until - time.monotonic()))[0]:
+            if out is None or not readable(out, until - time.monotonic()):
                 what = f"rank {rank} (pid {child.pid}) was not ready in {patience:.0f} s"
                 raise PeerError(what, fix="try again on a machine with less to do", key="tensor")
             if not out.readline():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import select
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 
+from llmkit.core.readable import readable
 from llmkit.inference.grammar import Grammar
 from llmkit.inference.grammar_worker import MEMORY, SECONDS
 from llmkit.inference.matching import Match, begun, described, refused, vocabulary
@@ -144,9 +144,7 @@ def _said(process: subprocess.Popen[bytes], line: bytes) -> bytes:
     while sent:
         sent = sent[process.stdin.write(sent) or 0 :]
     until, said = time.monotonic() + PATIENCE, b""
-    ready = select.poll()  # `select` knows no file whose number is past 1023
-    ready.register(process.stdout)
-    while not said.endswith(b"\n") and ready.poll(max(0.0, 1000 * (until - time.monotonic()))):
+    while not said.endswith(b"\n") and readable(process.stdout, until - time.monotonic()):
         part = process.stdout.read(1 << 16)
         if not part:
             break

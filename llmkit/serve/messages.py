@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import select
 import socket
 import struct
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from llmkit.core.readable import readable
 from llmkit.inference.request import Event, Request, Token
 from llmkit.inference.sampling import Sampling
 
@@ -47,7 +47,7 @@ class Link:
 
     def read(self, wait: float) -> Iterator[Any]:
         """What has come, after at most `wait` seconds."""
-        if not select.select([self.own], [], [], wait)[0]:
+        if not readable(self.own, wait):
             return
         more = self.own.recv(1 << 20)
         self.open = self.open and bool(more)

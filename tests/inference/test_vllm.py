@@ -243,6 +243,11 @@ def test_by_url_what_it_cannot_do_is_refused_before_it_is_sent(endpoint: Any) ->
         list(served(to).each([Ask(Prompt((1,)))]))
 
 
+def place(told: dict[int, float]) -> dict[int, Any]:
+    """Log-probabilities as vLLM has them."""
+    return {id: SimpleNamespace(logprob=value) for id, value in told.items()}
+
+
 @dataclass
 class Engine:
     """Ends what it was given, the last first."""
@@ -275,7 +280,6 @@ class Engine:
         last = self.waiting.pop()
         name, prompt, how = next(one for one in self.added if one[0] == last)
         given = prompt["prompt_token_ids"]
-        place = lambda told: {id: SimpleNamespace(logprob=value) for id, value in told.items()}  # noqa: E731
         told = [place({7: -0.5, 9: -1.5}), place({8: -2.0, 9: -0.25}), place({2: -0.1, 3: -3.0})]
         one = SimpleNamespace(
             index=0, text="ab", token_ids=[7, 8, 2], finish_reason="stop", stop_reason=None, logprobs=told
