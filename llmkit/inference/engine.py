@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
-from torch import Tensor
-
 from llmkit.inference.adapters import Adapters, Version
 from llmkit.inference.answers import Answers
 from llmkit.inference.beam import Beams
@@ -17,18 +15,16 @@ from llmkit.inference.branch import branch
 from llmkit.inference.check import Facts, check, check_length
 from llmkit.inference.gauges import Stats, Tally
 from llmkit.inference.live import Live
+from llmkit.inference.place import Place
 from llmkit.inference.planner import plan
 from llmkit.inference.request import Event, Finish, Request, RequestError, Token
 from llmkit.inference.runner import Runner
 from llmkit.inference.sampler import choose
 from llmkit.inference.scheduler import Limits, Scheduler, Step
 from llmkit.inference.sequence import Sequence
+from llmkit.inference.steer import Steer
 from llmkit.inference.text import Texts
 from llmkit.inference.update import Update
-
-Place = tuple[Sequence, Tensor]
-"""A sequence, and the logits (V,) of what follows it."""
-
 
 class Engine:
     """Answers requests by continuous batching over a paged cache.
@@ -154,10 +150,10 @@ class Engine:
         """What comes of it is untold. A fault of one request is no other's; after any other all is computed again."""
         try:
             places, searched = self._places(step)
-            steers = [self.live[one.request.id].answers.steer(one.index) for one, _ in places]
-            chosen = choose([logits for _, logits in places], steers)
-            for (one, _), token in zip(places, chosen, strict=True):
-                self.untold += self._grown(one, token)
+            while places:
+                chosen = choose([place.logits for place in places], [self._steer(place) for place in places])
+                grown = [self._grown(place, token) for place, token in zip(places, chosen, strict=True)]
+                places = [place for place, goes_on in zip(places, grown, strict=True) if goes_on]
             self.untold += self._searched(searched)
         except BaseException:
             self.scheduler.undo(step)
@@ -182,23 +178,24 @@ class Engine:
                 self.untold += self._failed(live, cause)
                 continue
             if chunk.last and live.beams is not None:
-                searched.append((chunk.sequence, logits[-1]))
+                searched.append(Place(chunk.sequence, logits))
             elif chunk.last:
-                places += [(one, logits[-1]) for one in self._answers(live, chunk.sequence)]
+                drafts = chunk.sequence.drafts[: chunk.drafts]
+                places += [Place(one, logits, drafts) for one in self._answers(live, chunk.sequence)]
         return places, searched
 
     def _searched(self, places: Seq[Place]) -> list[Event]:
         """Beams go on where what follows is known of all of a request's; the search is seldom over."""
         events: list[Event] = []
-        for one, logits in places:
-            live = self.live.get(one.request.id)
+        for place in places:
+            live = self.live.get(place.request.id)
             try:
                 if live is not None and live.beams is not None:
-                    live.beams.see(one, logits)
-                    self.scheduler.rest(one, True)
+                    live.beams.see(place.sequence, place.logits)
+                    self.scheduler.rest(place.sequence, True)
             except RequestError as cause:
-                events += self._failed(self.live[one.request.id], cause)
-        for id in dict.fromkeys(one.request.id for one, _ in places):
+                events += self._failed(self.live[place.request.id], cause)
+        for id in dict.fromkeys(place.request.id for place in places):
             live = self.live.get(id)
             if live is not None and live.beams is not None and live.beams.ready:
                 events += self._turned(live, live.beams)
@@ -231,22 +228,42 @@ class Engine:
         live.sequences |= set(others)
         return [one, *others]
 
-    def _grown(self, one: Sequence, token: Token | RequestError) -> list[Event]:
-        """A sequence with its next token. A fault in making it is its request's alone."""
-        live = self.live.get(one.request.id)
+    def _steer(self, place: Place) -> Steer:
+        return self.live[place.request.id].answers.steer(place.sequence.index)
+
+    def _grown(self, place: Place, token: Token | RequestError) -> bool:
+        """A sequence with its next token; whether one more follows from this step, since it is what was drafted.
+
+        A fault in making it is its request's alone.
+        """
+        one, live = place.sequence, self.live.get(place.request.id)
         if live is None:  # another of its answers failed
-            return []
+            return False
         if isinstance(token, RequestError):
-            return self._failed(live, token)
+            self.untold += [*self._told(live, place), *self._failed(live, token)]
+            return False
         one.tokens.append(token.id)
         self.tally.made += 1
         live.answers.steer(one.index).take(token.id)
         finish, stopped = live.ending(one, token)
-        told = tuple(live.prompt) or None if one.made == 1 and one.index == 0 else None
-        event = Event(one.request.id, one.index, (token,), finish, "", told, one.found, stopped, self.version)
+        if place.take(token) and finish is None:
+            return True
+        self.untold += self._told(live, place, finish, stopped)
+        if one.drafts:
+            self.scheduler.accept(one, len(place.made) - 1)
         if finish is not None:
             self._done(live, one)
-        return [event]
+        return False
+
+    def _told(
+        self, live: Live, place: Place, finish: Finish | None = None, stopped: int | str | None = None
+    ) -> list[Event]:
+        """The event of what was made at a place."""
+        one, made = place.sequence, tuple(place.made)
+        if not made:
+            return []
+        told = tuple(live.prompt) or None if one.made == len(made) and one.index == 0 else None
+        return [Event(one.request.id, one.index, made, finish, "", told, one.found, stopped, self.version)]
 
     def _failed(self, live: Live, cause: RequestError) -> list[Event]:
         self.tally.failed += 1

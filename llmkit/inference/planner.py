@@ -48,13 +48,20 @@ class Planner:
         if self.first is not None and self.first.reads:
             self._reserve(self.first, min(self.first.cached + self.limits.tokens, self.first.length))
         for one in self.order:
-            if one in self.scheduler.running and one.waiting and not one.reads and self._reserve(one, one.length):
+            if one in self.scheduler.running and one.waiting and not one.reads and self._next(one):
                 self.ready.add(one)
         self._prompts()
-        for one in self.order:
-            if one in self.ready and self._left():
-                self._chunk(one, min(one.cached + self._left(), one.length))
+        ready = [one for one in self.order if one in self.ready]
+        for others, one in zip(range(len(ready) - 1, -1, -1), ready, strict=True):
+            if self._left():  # the others have their next tokens before a draft of this one is looked at
+                self._chunk(one, min(one.length, one.cached + max(1, self._left() - others)))
         return self.step
+
+    def _next(self, one: Sequence) -> bool:
+        """Blocks for a next token, and for drafts of what follows it as long as nobody gives way to them."""
+        if one.drafts and self._missing(one, one.length) > self.blocks.room:
+            one.drafts = []
+        return self._reserve(one, one.length)
 
     def _left(self) -> int:
         return self.limits.tokens - self.step.tokens

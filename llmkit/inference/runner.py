@@ -41,9 +41,9 @@ class Rows:
     """Logits after the tokens of a chunk, made when they are asked for, some rows at a time: those of a long prompt
     never exist all together."""
 
-    def __init__(self, logits: Callable[[Tensor], Tensor], hidden: Tensor, last: Tensor | None = None) -> None:
-        """`hidden` (n, H); `last` (V,) where those after the last token are there already."""
-        self.logits, self.hidden, self.last = logits, hidden, last
+    def __init__(self, logits: Callable[[Tensor], Tensor], hidden: Tensor, tail: Tensor | None = None) -> None:
+        """`hidden` (n, H); `tail` (k, V) where those after the last k tokens are there already."""
+        self.logits, self.hidden, self.tail = logits, hidden, tail
         self.first, self.made = 0, hidden[:0]
 
     def __len__(self) -> int:
@@ -51,9 +51,10 @@ class Rows:
 
     def __getitem__(self, row: int) -> Tensor:
         """(V,): after token `row`; -1 is the last."""
-        if row in (-1, len(self) - 1) and self.last is not None:
-            return self.last
         at = range(len(self))[row]
+        known = 0 if self.tail is None else len(self.tail)
+        if self.tail is not None and at >= len(self) - known:
+            return self.tail[at - len(self) + known]
         if not self.first <= at < self.first + len(self.made):
             self.first = at // TOGETHER * TOGETHER
             with torch.no_grad():
@@ -69,8 +70,8 @@ class Runner:
 
     @torch.no_grad()
     def run(self, chunks: Sequence[Chunk], whole: Sequence[bool]) -> list[Rows]:
-        """For each chunk the logits after its last token, if the next follows from it, or where `whole` says so after
-        each of them."""
+        """For each chunk the logits after its newest token and after each draft, if the next follows from it, or where
+        `whole` says so after each of its tokens."""
         ends = list(accumulate(chunk.end - chunk.start for chunk in chunks))
         starts = [0, *ends]
         spans = tuple(
@@ -82,14 +83,12 @@ class Runner:
         tokens, positions = self._there([ids, places])
         adapters = [chunk.sequence.adapter for chunk in chunks]
         hidden = self.forward.hidden(tokens, positions, Paged(self.store, spans), adapters)
-        wanted = [at for at, chunk in enumerate(chunks) if chunk.last]
-        lasts: dict[int, Tensor] = {}
-        if wanted:
-            rows = hidden[self._there([[ends[at] - 1 for at in wanted]])[0]]
-            lasts = dict(zip(wanted, self.forward.logits(rows), strict=True))
+        tails = [chunk.drafts + 1 if chunk.last else 0 for chunk in chunks]
+        wanted = [at for end, tail in zip(ends, tails, strict=True) for at in range(end - tail, end)]
+        made = self.forward.logits(hidden[self._there([wanted])[0]]).split(tails) if wanted else [None] * len(tails)
         return [
-            Rows(self.forward.logits, hidden[start:end] if all_ else hidden[end - 1 : end], lasts.get(at))
-            for at, (start, end, all_) in enumerate(zip(starts, ends, whole, strict=False))
+            Rows(self.forward.logits, hidden[start if all_ else end - max(tail, 1) : end], logits if tail else None)
+            for start, end, all_, tail, logits in zip(starts, ends, whole, tails, made, strict=False)
         ]
 
     def _there(self, numbers: list[list[int]]) -> Tensor:

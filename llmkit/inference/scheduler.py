@@ -49,6 +49,11 @@ class Chunk:
         """Whether the next token follows from it."""
         return self.end >= len(self.sequence.tokens)
 
+    @property
+    def drafts(self) -> int:
+        """How many of its tokens are drafts."""
+        return max(0, self.end - max(self.start, len(self.sequence.tokens)))
+
 
 @dataclass
 class Step:
@@ -209,8 +214,8 @@ class Scheduler:
             self._publish(chunk.sequence)
 
     def accept(self, one: Sequence, count: int) -> None:
-        """Of the drafts that a step computed the first `count` become tokens; what was made for the others is gone."""
-        one.tokens += one.drafts[:count]
+        """Of the drafts that a step computed the first `count` have become tokens; what was made for the others is
+        gone."""
         one.drafts, one.cached = [], one.cached + count
         self._publish(one)
         used = -(-one.cached // self.blocks.size)
@@ -245,6 +250,7 @@ class Scheduler:
     def _stop(self, one: Sequence) -> None:
         del self.running[one]
         self.slots, self.accounts[one].slots = self.slots - one.width, self.accounts[one].slots - one.width
+        one.drafts = []
         self.give_back(one)
 
     def _publish(self, one: Sequence) -> None:

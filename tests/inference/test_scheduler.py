@@ -144,8 +144,9 @@ def test_a_draft_that_is_wrong_leaves_no_block_and_no_name() -> None:
     assert step.tokens == 6 and step.chunks[0].tokens == [one.tokens[-1], 5, 6, 7, 8, 9] and len(one.blocks) == 3
     world.scheduler.commit(step)
     assert len(blocks.found) == 1  # the first four of the prompt: nothing is published that is not certain
+    one.tokens += [5, 6]
     world.scheduler.accept(one, 2)
-    assert one.tokens[-2:] == [5, 6] and one.cached == 9 and len(one.blocks) == 3 and len(blocks.found) == 2
+    assert one.cached == 9 and len(one.blocks) == 3 and len(blocks.found) == 2
     one.tokens.append(3)
     one.drafts = [5, 5, 5]
     world.scheduler.commit(plan(world.scheduler, 0.0))

@@ -108,7 +108,9 @@ class World:
     def grow(self, one: Sequence, drafted: int) -> None:
         """The next token of an answer, after as many of its drafts as turned out right."""
         if one.drafts:
-            self.scheduler.accept(one, self.random.randint(0, drafted))
+            right = self.random.randint(0, drafted)
+            one.tokens += one.drafts[:right]
+            self.scheduler.accept(one, right)
         others = self.scheduler.fork(one, range(1, one.width)) if one.width > 1 else []
         self.live[one.request.id] += others
         for each in (one, *others):
