@@ -21,6 +21,7 @@ from llmkit.inference.node import OwnEngine
 from llmkit.inference.ranks import Led
 from llmkit.inference.runner import Forward, Runner
 from llmkit.inference.scheduler import Limits
+from llmkit.inference.speculation.speculator import Speculator
 from llmkit.inference.text import Texts
 from llmkit.models.decoder import Decoder
 from llmkit.models.load import Loaded
@@ -82,8 +83,11 @@ def _engine(
     facts = Facts(decoder.words, longest, tuple(ends(decoder.causal, tokenizer)))
     tokens = how.tokens or (Limits.tokens if forward.device.type == "cpu" else GPU_TOKENS)
     limits, blocks = Limits(tokens, how.sequences), Blocks(store.blocks, store.size)
+    speculator = (
+        None if how.speculation is None else Speculator(how.speculation.drafter(facts.words), how.speculation.tokens)
+    )
     lacks("draw")  # compiled now, if it has to be, and not in the midst of a step
-    return Engine(Runner(forward, store), blocks, limits, facts, Texts(tokenizer), copy, own)
+    return Engine(Runner(forward, store), blocks, limits, facts, Texts(tokenizer), copy, own, speculator)
 
 
 def check_engine(loaded: Loaded) -> None:

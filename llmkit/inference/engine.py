@@ -22,9 +22,11 @@ from llmkit.inference.runner import Runner
 from llmkit.inference.sampler import choose
 from llmkit.inference.scheduler import Limits, Scheduler, Step
 from llmkit.inference.sequence import Sequence
+from llmkit.inference.speculation.speculator import Speculator
 from llmkit.inference.steer import Steer
 from llmkit.inference.text import Texts
 from llmkit.inference.update import Update
+
 
 class Engine:
     """Answers requests by continuous batching over a paged cache.
@@ -41,9 +43,11 @@ class Engine:
         texts: Texts,
         copy: Callable[[int, int], None],
         adapters: Adapters | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         """`copy` copies a block of the store."""
         self.runner, self.facts, self.texts, self.copy = runner, facts, texts, copy
+        self.speculator = speculator
         self.adapters = adapters or Adapters()
         self.version = 0
         """Of the weights."""
@@ -111,12 +115,12 @@ class Engine:
         computes it again."""
         began = time.perf_counter()
         self._renew()
+        self._speculate()
         step = plan(self.scheduler, time.monotonic())
         self.untold += self._late(step)
         if step.chunks:
             self._compute(step)
-            self.tally.steps += 1
-            self.tally.seconds += time.perf_counter() - began
+            self._timed(step.tokens, time.perf_counter() - began)
         events, self.untold = self.untold, []
         return events
 
@@ -126,6 +130,23 @@ class Engine:
         held, counted = blocks.count - blocks.room, vars(scheduler.counts) | vars(self.tally)
         here = {"queued": scheduler.queued, "running": len(scheduler.running), "blocks": blocks.count, "used": held}
         return Stats(version=self.version, **here, **counted)
+
+    def _speculate(self) -> None:
+        """Drafts for those that make their next tokens; beams have none, since what follows them is not one token."""
+        if self.speculator is None:
+            return
+        running = [one for one in self.scheduler.running if self.live[one.request.id].beams is None]
+        reading = sum(one.waiting for one in running if one.reads)
+        first = self.scheduler.next()
+        reading += 0 if first is None else len(first.tokens)
+        room = self.scheduler.limits.tokens
+        self.speculator.propose(running, room, min(reading, room // 2))
+
+    def _timed(self, tokens: int, seconds: float) -> None:
+        self.tally.steps += 1
+        self.tally.seconds += seconds
+        if self.speculator is not None:
+            self.speculator.costs.see(tokens, seconds)
 
     def _renew(self) -> None:
         """Carries out the updates whose turn it is."""
@@ -250,6 +271,8 @@ class Engine:
             return True
         self.untold += self._told(live, place, finish, stopped)
         if one.drafts:
+            self.tally.drafted += len(place.drafts)
+            self.tally.accepted += len(place.made) - 1
             self.scheduler.accept(one, len(place.made) - 1)
         if finish is not None:
             self._done(live, one)

@@ -40,6 +40,10 @@ class Stats:
     """Tokens of prompts that were computed, those that were computed again included."""
     made: int
     """Tokens that were made."""
+    drafted: int
+    """Drafts that were looked at."""
+    accepted: int
+    """Those of them that were what was chosen."""
     steps: int
     seconds: float
     """That steps took."""
@@ -56,5 +60,7 @@ class Tally:
     finished: int = 0
     read: int = 0
     made: int = 0
+    drafted: int = 0
+    accepted: int = 0
     steps: int = 0
     seconds: float = 0.0

@@ -10,6 +10,7 @@ from llmkit.core.config import Conflict, Duration, Size, config, setting
 from llmkit.inference.cache import Cache
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.scheduler import Limits
+from llmkit.inference.speculation.node import Speculation
 
 if TYPE_CHECKING:
     from llmkit.inference.writer import Held, Writer
@@ -40,6 +41,8 @@ class OwnEngine:
     placement: Placement | None = None
     """Where the layers of a model lie that no single device holds: `auto`, or what each of cuda:N, cpu and disk takes.
     Left out, all of it lies on the one device that computes."""
+    speculation: Speculation | None = None
+    """What drafts the tokens that follow, so that several are looked at in one step. The text is the same with it."""
 
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""

@@ -1,0 +1,31 @@
+"""Who drafts, as the engine sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from llmkit.inference.sequence import Sequence
+
+
+@dataclass
+class Draft:
+    """What may follow a sequence."""
+
+    tokens: list[int] = field(default_factory=list)
+    sureness: list[int] = field(default_factory=list)
+    """Of each token the class that the drafter puts it in: how often those of a class are right is counted."""
+
+
+class Drafter(Protocol):
+    """Drafts of what follows. They need not be right, and never change what is chosen."""
+
+    classes: int
+    """Of sureness, from the least sure."""
+    free: bool
+    """Whether drafting takes next to no time, so that it is worth it where nothing may come of it."""
+
+    def draft(self, sequences: Seq[Sequence], counts: Seq[int]) -> list[Draft]:
+        """For each sequence at most so many tokens."""
+        ...

@@ -1,0 +1,47 @@
+"""Drafts by looking back: what came after the longest suffix of a text that is in it already.
+
+Prompt lookup (Saxena 2023, and LLMA, arXiv:2304.04487) by a suffix automaton (SAM decoding, arXiv:2411.10666), which
+has no longest n-gram and takes constant time for each token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from weakref import WeakKeyDictionary
+
+from llmkit.inference.sequence import Sequence
+from llmkit.inference.speculation.automaton import Automaton
+from llmkit.inference.speculation.drafter import Draft
+
+LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
+"""Lengths of matches at which the class of sureness rises."""
+
+
+class Lookup:
+    """A `Drafter` over what a sequence itself has said."""
+
+    classes, free = len(LENGTHS), True
+
+    def __init__(self, words: int, least: int = 1) -> None:
+        """`words`: of the vocabulary; `least`: tokens of the shortest match that is gone by."""
+        self.words, self.least = words, least
+        self.texts: WeakKeyDictionary[Sequence, Automaton] = WeakKeyDictionary()
+
+    def draft(self, sequences: Seq[Sequence], counts: Seq[int]) -> list[Draft]:
+        """For each sequence at most so many tokens."""
+        return [self._one(one, count) for one, count in zip(sequences, counts, strict=True)]
+
+    def _one(self, one: Sequence, count: int) -> Draft:
+        text = self.texts.setdefault(one, Automaton())
+        for token in one.tokens[len(text.text) :]:
+            text.add(token)
+        found = text.found
+        if found.length < self.least:
+            return Draft()
+        tokens = text.follows(found, count)
+        virtual = next((at for at, token in enumerate(tokens) if token >= self.words), len(tokens))
+        return Draft(tokens[:virtual], [_class(found.length + at) for at in range(virtual)])
+
+
+def _class(length: int) -> int:
+    return sum(length >= one for one in LENGTHS) - 1

@@ -1,0 +1,59 @@
+"""How much is drafted in a step: as much as makes more tokens in a second, by what was measured so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+
+from llmkit.inference.sequence import Sequence
+from llmkit.inference.speculation.costs import Costs
+from llmkit.inference.speculation.drafter import Draft, Drafter
+from llmkit.inference.speculation.rates import Rates
+
+MARGIN = 1.02
+"""A gain that is foretold by less is none: what is measured is never quite what it was."""
+
+
+class Speculator:
+    """Gives sequences their drafts before a step is planned."""
+
+    def __init__(self, drafter: Drafter, most: int) -> None:
+        """`most`: drafts of one sequence in a step."""
+        self.drafter, self.most = drafter, most
+        self.costs, self.rates = Costs(), Rates(drafter.classes)
+
+    def propose(self, running: Iterable[Sequence], room: int, beside: int) -> None:
+        """Drafts for those of `running` that make their next token: so many at most that the step has `room` for;
+        `beside`: tokens of prompts that it is to hold."""
+        able = [one for one in running if one.waiting == 1 and not one.rests and one.made > 0]
+        if not able:
+            return
+        for one in able:
+            self.rates.learn(one)
+        counts = [min(self.most, _left(one)) for one in able]
+        drafts = self.drafter.draft(able, counts)
+        for one, draft in zip(able, drafts, strict=True):
+            self.rates.note(one, draft.tokens, draft.sureness)
+        for one, draft, count in zip(able, drafts, self._lengths(able, drafts, room, beside), strict=True):
+            one.drafts = draft.tokens[:count]
+
+    def _lengths(self, able: Seq[Sequence], drafts: Seq[Draft], room: int, beside: int) -> list[int]:
+        """Of the drafts of all those that are likeliest to be right, as many as are worth their time."""
+        chances = [self.rates.chances(one, draft.sureness) for one, draft in zip(able, drafts, strict=True)]
+        order = sorted(((chance, at) for at, each in enumerate(chances) for chance in each), key=lambda one: -one[0])
+        rows, made = beside + len(able), float(len(able))
+        best, count = made / max(self.costs.of(rows), 1e-9) * MARGIN, 0
+        for number, (chance, _) in enumerate(order[: max(0, room - rows)], 1):
+            made += chance
+            speed = made / max(self.costs.of(rows + number), 1e-9)
+            if speed > best:
+                best, count = speed, number
+        lengths = [0] * len(able)
+        for _, at in order[:count]:
+            lengths[at] += 1
+        return lengths
+
+
+def _left(one: Sequence) -> int:
+    """Drafts that can still be of use: the last token of an answer is never drafted for."""
+    return max(0, one.request.sampling.max_tokens - one.made - 1)
