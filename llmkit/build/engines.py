@@ -83,11 +83,10 @@ def _engine(
     facts = Facts(decoder.words, longest, tuple(ends(decoder.causal, tokenizer)))
     tokens = how.tokens or (Limits.tokens if forward.device.type == "cpu" else GPU_TOKENS)
     limits, blocks = Limits(tokens, how.sequences), Blocks(store.blocks, store.size)
-    speculator = (
-        None if how.speculation is None else Speculator(how.speculation.drafter(facts.words), how.speculation.tokens)
-    )
+    asked = how.speculation
+    drafts = None if asked is None else Speculator(asked.drafter(facts.words), asked.tokens, asked.fixed)
     lacks("draw")  # compiled now, if it has to be, and not in the midst of a step
-    return Engine(Runner(forward, store), blocks, limits, facts, Texts(tokenizer), copy, own, speculator)
+    return Engine(Runner(forward, store), blocks, limits, facts, Texts(tokenizer), copy, own, drafts)
 
 
 def check_engine(loaded: Loaded) -> None:

@@ -17,6 +17,8 @@ class Ngram:
     kind: Literal["ngram"] = "ngram"
     tokens: int = setting(default=12, least=1, most=63)
     """Drafts of an answer in one step, at most; how many there are is measured."""
+    fixed: bool = False
+    """Whether as many as there are up to `tokens` are always looked at, whatever they cost."""
     least: int = setting(default=1, least=1)
     """Tokens of the shortest end that is looked for."""
 

@@ -17,9 +17,9 @@ MARGIN = 1.02
 class Speculator:
     """Gives sequences their drafts before a step is planned."""
 
-    def __init__(self, drafter: Drafter, most: int) -> None:
-        """`most`: drafts of one sequence in a step."""
-        self.drafter, self.most = drafter, most
+    def __init__(self, drafter: Drafter, most: int, fixed: bool = False) -> None:
+        """`most`: drafts of one sequence in a step; `fixed`: as many always, whatever they cost."""
+        self.drafter, self.most, self.fixed = drafter, most, fixed
         self.costs, self.rates = Costs(), Rates(drafter.classes)
 
     def propose(self, running: Iterable[Sequence], room: int, beside: int) -> None:
@@ -42,16 +42,22 @@ class Speculator:
         chances = [self.rates.chances(one, draft.sureness) for one, draft in zip(able, drafts, strict=True)]
         order = sorted(((chance, at) for at, each in enumerate(chances) for chance in each), key=lambda one: -one[0])
         rows, made = beside + len(able), float(len(able))
-        best, count = made / max(self.costs.of(rows), 1e-9) * MARGIN, 0
-        for number, (chance, _) in enumerate(order[: max(0, room - rows)], 1):
-            made += chance
-            speed = made / max(self.costs.of(rows + number), 1e-9)
-            if speed > best:
-                best, count = speed, number
+        order = order[: max(0, room - rows)]
+        count = len(order) if self.fixed else self._worth(made, rows, [chance for chance, _ in order])
         lengths = [0] * len(able)
         for _, at in order[:count]:
             lengths[at] += 1
         return lengths
+
+    def _worth(self, made: float, rows: int, chances: Seq[float]) -> int:
+        """How many drafts make the most tokens in a second, where `made` come of `rows` without any."""
+        best, count = made / max(self.costs.of(rows), 1e-9) * MARGIN, 0
+        for number, chance in enumerate(chances, 1):
+            made += chance
+            speed = made / max(self.costs.of(rows + number), 1e-9)
+            if speed > best:
+                best, count = speed, number
+        return count
 
 
 def _left(one: Sequence) -> int:
