@@ -140,7 +140,7 @@ class Engine:
         first = self.scheduler.next()
         reading += 0 if first is None else len(first.tokens)
         room = self.scheduler.limits.tokens
-        self.speculator.propose(running, room, min(reading, room // 2))
+        self.speculator.propose(running, self._steer, room, min(reading, room // 2))
 
     def _timed(self, tokens: int, seconds: float) -> None:
         self.tally.steps += 1
@@ -172,7 +172,7 @@ class Engine:
         try:
             places, searched = self._places(step)
             while places:
-                chosen = choose([place.logits for place in places], [self._steer(place) for place in places])
+                chosen = choose([place.logits for place in places], [self._steer(place.sequence) for place in places])
                 grown = [self._grown(place, token) for place, token in zip(places, chosen, strict=True)]
                 places = [place for place, goes_on in zip(places, grown, strict=True) if goes_on]
             self.untold += self._searched(searched)
@@ -249,8 +249,8 @@ class Engine:
         live.sequences |= set(others)
         return [one, *others]
 
-    def _steer(self, place: Place) -> Steer:
-        return self.live[place.request.id].answers.steer(place.sequence.index)
+    def _steer(self, one: Sequence) -> Steer:
+        return self.live[one.request.id].answers.steer(one.index)
 
     def _grown(self, place: Place, token: Token | RequestError) -> bool:
         """A sequence with its next token; whether one more follows from this step, since it is what was drafted.

@@ -7,6 +7,18 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from llmkit.inference.sequence import Sequence
+from llmkit.inference.steer import Steer
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A sequence, and how much of what may follow it is wanted."""
+
+    sequence: Sequence
+    count: int
+    """Drafts at most."""
+    steer: Steer
+    """What its next token is chosen by; nothing of it is changed."""
 
 
 @dataclass
@@ -26,6 +38,6 @@ class Drafter(Protocol):
     free: bool
     """Whether drafting takes next to no time, so that it is worth it where nothing may come of it."""
 
-    def draft(self, sequences: Seq[Sequence], counts: Seq[int]) -> list[Draft]:
-        """For each sequence at most so many tokens."""
+    def draft(self, asks: Seq[Ask]) -> list[Draft]:
+        """One for each."""
         ...

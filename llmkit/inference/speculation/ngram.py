@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.speculation.automaton import Automaton
-from llmkit.inference.speculation.drafter import Draft
+from llmkit.inference.speculation.drafter import Ask, Draft
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 """Lengths of matches at which the class of sureness rises."""
@@ -27,9 +27,9 @@ class Lookup:
         self.words, self.least = words, least
         self.texts: WeakKeyDictionary[Sequence, Automaton] = WeakKeyDictionary()
 
-    def draft(self, sequences: Seq[Sequence], counts: Seq[int]) -> list[Draft]:
-        """For each sequence at most so many tokens."""
-        return [self._one(one, count) for one, count in zip(sequences, counts, strict=True)]
+    def draft(self, asks: Seq[Ask]) -> list[Draft]:
+        """One for each."""
+        return [self._one(ask.sequence, ask.count) for ask in asks]
 
     def _one(self, one: Sequence, count: int) -> Draft:
         text = self.texts.setdefault(one, Automaton())

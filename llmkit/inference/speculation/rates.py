@@ -50,6 +50,13 @@ class Rates:
             made.append(chance)
         return made
 
+    def ahead(self, one: Sequence, count: int) -> list[float]:
+        """The same of drafts that are not made yet, by the rate of all classes."""
+        own = self.own.get(one, Counted())
+        factor = (own.right + OWN_PRIOR) / (own.expected + OWN_PRIOR)
+        rate = min(0.99, sum(self.right) / sum(self.tried) * factor)
+        return [rate ** (at + 1) for at in range(count)]
+
     def note(self, one: Sequence, drafts: list[int], sureness: list[int]) -> None:
         """What was drafted now."""
         own = self.own.setdefault(one, Counted())

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.speculation.costs import Costs
-from llmkit.inference.speculation.drafter import Draft, Drafter
+from llmkit.inference.speculation.drafter import Ask, Draft, Drafter
 from llmkit.inference.speculation.rates import Rates
+from llmkit.inference.steer import Steer
 
 MARGIN = 1.02
 """A gain that is foretold by less is none: what is measured is never quite what it was."""
+PROBE, PROBED = 32, 2
+"""Steps after which a drafter that is not worth its time is tried again, and by how many drafts."""
 
 
 class Speculator:
@@ -20,9 +25,12 @@ class Speculator:
     def __init__(self, drafter: Drafter, most: int, fixed: bool = False) -> None:
         """`most`: drafts of one sequence in a step; `fixed`: as many always, whatever they cost."""
         self.drafter, self.most, self.fixed = drafter, most, fixed
-        self.costs, self.rates = Costs(), Rates(drafter.classes)
+        self.costs, self.drafting, self.rates = Costs(), Costs(), Rates(drafter.classes)
+        """Of a step by its tokens; of one token of all drafts by how many sequences have one; and what is right."""
+        self.skipped = 0
+        """Steps since it was last worth drafting."""
 
-    def propose(self, running: Iterable[Sequence], room: int, beside: int) -> None:
+    def propose(self, running: Iterable[Sequence], steer: Callable[[Sequence], Steer], room: int, beside: int) -> None:
         """Drafts for those of `running` that make their next token: so many at most that the step has `room` for;
         `beside`: tokens of prompts that it is to hold."""
         able = [one for one in running if one.waiting == 1 and not one.rests and one.made > 0]
@@ -30,12 +38,38 @@ class Speculator:
             return
         for one in able:
             self.rates.learn(one)
-        counts = [min(self.most, _left(one)) for one in able]
-        drafts = self.drafter.draft(able, counts)
+        drafts = self._drafts([Ask(one, min(self.most, _left(one)), steer(one)) for one in able], beside)
         for one, draft in zip(able, drafts, strict=True):
             self.rates.note(one, draft.tokens, draft.sureness)
         for one, draft, count in zip(able, drafts, self._lengths(able, drafts, room, beside), strict=True):
             one.drafts = draft.tokens[:count]
+
+    def _drafts(self, asks: list[Ask], beside: int) -> list[Draft]:
+        """Where drafting takes time, as long as those before were worth it; now and then some all the same, since what
+        is not tried is not learned of."""
+        if self.drafter.free or self.fixed:
+            return self.drafter.draft(asks)
+        rows, chances = beside + len(asks), [self.rates.ahead(ask.sequence, ask.count) for ask in asks]
+        depth = max((ask.count for ask in asks), default=0)
+        made = best = float(len(asks))
+        best, wanted = made / max(self.costs.of(rows), 1e-9) * MARGIN, 0
+        for at in range(depth):
+            more = [each[at] for each in chances if at < len(each)]
+            made, rows = made + sum(more), rows + len(more)
+            speed = made / max(self.costs.of(rows) + self.drafting.of(len(asks)) * (at + 1), 1e-9)
+            if speed > best:
+                best, wanted = speed, at + 1
+        self.skipped = 0 if wanted else self.skipped + 1
+        if not wanted and self.skipped % PROBE == 0:
+            wanted = min(depth, PROBED)
+        if not wanted:
+            return [Draft() for _ in asks]
+        began = time.perf_counter()
+        drafts = self.drafter.draft([replace(ask, count=min(ask.count, wanted)) for ask in asks])
+        longest = max(len(draft.tokens) for draft in drafts)
+        if longest:
+            self.drafting.see(len(asks), (time.perf_counter() - began) / longest)
+        return drafts
 
     def _lengths(self, able: Seq[Sequence], drafts: Seq[Draft], room: int, beside: int) -> list[int]:
         """Of the drafts of all those that are likeliest to be right, as many as are worth their time."""
