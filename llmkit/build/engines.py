@@ -10,6 +10,7 @@ from llmkit_kernels.build import lacks
 from llmkit.build.adapters_of import Beside, adapters, adapters_in, support
 from llmkit.build.adapters_of import decoder as decoder_of
 from llmkit.build.cache import store_of
+from llmkit.build.drafting import Drafting
 from llmkit.build.placed import place
 from llmkit.core.errors import ModelError
 from llmkit.inference.adapters import Adapters
@@ -54,7 +55,7 @@ def engine_of(
         place(decoder, how.placement)
     own = adapters(loaded, decoder, beside) if model is None else Adapters()
     store = store_of(decoder, how.cache, notice, most)
-    return _engine(decoder, decoder, store, store.copy, loaded.tokenizer, how, own)
+    return _engine(decoder, decoder, store, store.copy, loaded.tokenizer, how, own, notice)
 
 
 def engine_over(loaded: Loaded, led: Led, how: OwnEngine, beside: Beside = Beside()) -> Engine:
@@ -77,6 +78,7 @@ def _engine(
     tokenizer: Any,
     how: OwnEngine,
     own: Adapters,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> Engine:
     """`decoder` is what of the model lies here."""
     longest = steady_length(decoder.causal, store.blocks * store.size)
@@ -84,7 +86,8 @@ def _engine(
     tokens = how.tokens or (Limits.tokens if forward.device.type == "cpu" else GPU_TOKENS)
     limits, blocks = Limits(tokens, how.sequences), Blocks(store.blocks, store.size)
     asked = how.speculation
-    drafts = None if asked is None else Speculator(asked.drafter(facts.words), asked.tokens, asked.fixed)
+    drafting = Drafting(decoder, tokenizer, how.cache, store.blocks * store.size, notice)
+    drafts = None if asked is None else Speculator(asked.drafter(drafting), asked.tokens, asked.fixed)
     lacks("draw")  # compiled now, if it has to be, and not in the midst of a step
     return Engine(Runner(forward, store), blocks, limits, facts, Texts(tokenizer), copy, own, drafts)
 

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from llmkit.core.config import config, setting
 
 if TYPE_CHECKING:
     from llmkit.inference.speculation.drafter import Drafter
+
+MOST = 63
+"""Drafts of one step: with the token before them as many as a tree's mask has bits."""
+
+
+class Making(Protocol):
+    """What makes drafters beside a loaded model."""
+
+    @property
+    def words(self) -> int:
+        """Of the vocabulary."""
+        ...
+
+    def model(self, name: str) -> Drafter:
+        """Another model."""
+        ...
+
+    def shortened(self, count: int) -> Drafter:
+        """The model's own first layers."""
+        ...
 
 
 @config
@@ -15,18 +35,59 @@ class Ngram:
     """What came after the longest end of the text that is in it already: for summaries, quotes, code and edits."""
 
     kind: Literal["ngram"] = "ngram"
-    tokens: int = setting(default=12, least=1, most=63)
+    tokens: int = setting(default=12, least=1, most=MOST)
     """Drafts of an answer in one step, at most; how many there are is measured."""
     fixed: bool = False
     """Whether as many as there are up to `tokens` are always looked at, whatever they cost."""
     least: int = setting(default=1, least=1)
     """Tokens of the shortest end that is looked for."""
 
-    def drafter(self, words: int) -> Drafter:
-        """One for a vocabulary of `words`."""
+    def drafter(self, making: Making) -> Drafter:
+        """Ready to draft."""
         from llmkit.inference.speculation.ngram import Lookup
 
-        return Lookup(words, self.least)
+        return Lookup(making.words, self.least)
 
 
-Speculation = Ngram
+@config
+class DraftModel:
+    """A smaller model of the same tokenizer."""
+
+    kind: Literal["draft"] = "draft"
+    model: str
+    """An alias, a Hub id, a folder, or a run's folder."""
+    tokens: int = setting(default=6, least=1, most=MOST)
+    """Drafts of an answer in one step, at most; how many there are is measured."""
+    fixed: bool = False
+    """Whether `tokens` are always drafted and looked at, whatever they cost."""
+
+    def drafter(self, making: Making) -> Drafter:
+        """Ready to draft.
+
+        Raises:
+            ModelError: it has other tokens, or cannot be loaded.
+        """
+        return making.model(self.model)
+
+
+@config
+class EarlyExit:
+    """The model's own first layers, then its norm and head."""
+
+    kind: Literal["early_exit"] = "early_exit"
+    layers: int = setting(least=1)
+    tokens: int = setting(default=4, least=1, most=MOST)
+    """Drafts of an answer in one step, at most; how many there are is measured."""
+    fixed: bool = False
+    """Whether `tokens` are always drafted and looked at, whatever they cost."""
+
+    def drafter(self, making: Making) -> Drafter:
+        """Ready to draft.
+
+        Raises:
+            ModelError: the model has no more layers than that.
+        """
+        return making.shortened(self.layers)
+
+
+Speculation = Ngram | DraftModel | EarlyExit

@@ -1,0 +1,92 @@
+"""What drafts for a model that is loaded: a smaller one, or its own first layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from llmkit.build.cache import store_of
+from llmkit.build.opening import load
+from llmkit.core.errors import ModelError
+from llmkit.inference.cache import Cache
+from llmkit.inference.speculation.drafter import Drafter
+from llmkit.inference.speculation.model import Small
+from llmkit.models.bare import twin
+from llmkit.models.decoder import Decoder
+from llmkit.models.layers import layers
+from llmkit.models.load import How
+from llmkit.models.node import ModelRef
+from llmkit.models.positions import steady_length
+from llmkit.models.resolve import resolve
+
+SHORT: dict[torch.dtype, Literal["fp32", "bf16", "fp16"]] = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+}
+
+
+class Drafting:
+    """Makes drafters beside a model."""
+
+    def __init__(
+        self, decoder: Decoder, tokenizer: Any, cache: Cache, tokens: int, notice: Callable[[str], None]
+    ) -> None:
+        """`tokens`: those that its cache holds, and a drafter's need not hold more of."""
+        self.decoder, self.tokenizer, self.cache, self.tokens, self.notice = decoder, tokenizer, cache, tokens, notice
+
+    @property
+    def words(self) -> int:
+        """Of the vocabulary."""
+        return self.decoder.words
+
+    def model(self, name: str) -> Drafter:
+        """Another model.
+
+        Raises:
+            ModelError: it has other tokens, or cannot read a paged cache.
+        """
+        ref = ModelRef(name=name)
+        weight = next(self.decoder.model.parameters())
+        loaded = load(resolve(ref), ref, How(device=self.decoder.device.type, dtype=SHORT.get(weight.dtype, "fp32")))
+        if not loaded.support.paged:
+            what = f"{name} cannot be run by the engine: {loaded.support.reason}"
+            raise ModelError(what, fix="name another model", key="speculation.model")
+        if why := other_words(self.tokenizer, loaded.tokenizer):
+            what = f"{name} has another vocabulary: {why}"
+            raise ModelError(what, fix="name a model of the same tokenizer", key="speculation.model")
+        return self._small(Decoder(loaded.model))
+
+    def shortened(self, count: int) -> Drafter:
+        """The model's own first layers, then its norm and head.
+
+        Raises:
+            ModelError: it has no more layers than that.
+        """
+        own = layers(self.decoder.causal)
+        if count >= len(own):
+            what = f"{count} layers are not fewer than the {len(own)} of the model"
+            raise ModelError(what, fix=f"give 1 to {len(own) - 1}", key="speculation.layers")
+        made = twin(self.decoder.causal)
+        for parent in list(made.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, nn.ModuleList) and len(child) == len(own) and child[0] in layers(made):
+                    parent._modules[name] = nn.ModuleList(child[:count])
+        return self._small(Decoder(made))
+
+    def _small(self, decoder: Decoder) -> Small:
+        store = store_of(decoder, self.cache, lambda told: self.notice(f"drafter's {told}"), self.tokens)
+        longest = steady_length(decoder.causal, store.blocks * store.size)
+        return Small(decoder, store, min(self.words, decoder.words), longest)
+
+
+def other_words(ours: Any, its: Any) -> str:
+    """How the tokens of two tokenizers differ, if they do."""
+    mine, other = ours.get_vocab(), its.get_vocab()
+    if len(mine) != len(other):
+        return f"{len(other)} tokens, not {len(mine)}"
+    wrong = next((word for word, id in mine.items() if other.get(word) != id), None)
+    return "" if wrong is None else f"{wrong!r} is {other.get(wrong)}, not {mine[wrong]}"
