@@ -10,7 +10,7 @@ for greedy rows, of which only the token comes over.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,10 @@ from llmkit.inference.shortlist import Row, draws, largest, total
 from llmkit.inference.steer import Steer
 
 
+Numbers = Callable[[int, int, int], float]
+"""(seed, answer, place) -> a number in [0, 1)."""
+
+
 @dataclass(frozen=True)
 class Open:
     """A place whose token is still to be drawn."""
@@ -35,10 +39,13 @@ class Open:
     steer: Steer
 
 
-def choose(rows: Sequence[Tensor], steers: Sequence[Steer]) -> list[Token | RequestError]:
-    """For each row of logits (V,) its next token, or why there is none: one request's fault is no other's."""
+def choose(
+    rows: Sequence[Tensor], steers: Sequence[Steer], number: Numbers | None = None
+) -> list[Token | RequestError]:
+    """For each row of logits (V,) its next token, or why there is none: one request's fault is no other's. `number`
+    gives what a place is drawn by, where it is not `uniform`."""
     if all(row.device.type == "cpu" for row in rows):
-        return _on_host([row.numpy() for row in rows], steers)
+        return _on_host([row.numpy() for row in rows], steers, number)
     return _from_device(torch.stack(list(rows)), steers)
 
 
@@ -58,10 +65,12 @@ def _from_device(logits: Tensor, steers: Sequence[Steer]) -> list[Token | Reques
     return [made[at] for at in range(len(steers))]
 
 
-def _on_host(rows: Sequence[Row], steers: Sequence[Steer]) -> list[Token | RequestError]:
+def _on_host(
+    rows: Sequence[Row], steers: Sequence[Steer], number: Numbers | None = None
+) -> list[Token | RequestError]:
     """Laws one by one, and draws together: the compiled row has them side by side on all threads."""
     made = [_tried(row, steer) for row, steer in zip(rows, steers, strict=True)]
-    tokens = iter(_drawn([one for one in made if isinstance(one, Open)]))
+    tokens = iter(_drawn([one for one in made if isinstance(one, Open)], number))
     return [next(tokens) if isinstance(one, Open) else one for one in made]
 
 
@@ -104,18 +113,19 @@ def _opened(logits: Row, steer: Steer) -> Token | Open:
     return Open(logits, law, float(law[best]), steer)
 
 
-def _drawn(places: Sequence[Open]) -> list[Token]:
+def _drawn(places: Sequence[Open], number: Numbers | None = None) -> list[Token]:
     made = []
-    for one, (chosen, mass) in zip(places, draws([_ask(one) for one in places]), strict=True):
+    asked = [_ask(one, number or uniform) for one in places]
+    for one, (chosen, mass) in zip(places, draws(asked), strict=True):
         sampling = one.steer.rules.sampling
         own = (float(one.law[chosen]) - one.best) / sampling.temperature - math.log(mass)
         made.append(_told(one.logits, chosen, own, sampling.logprobs))
     return made
 
 
-def _ask(one: Open) -> tuple[Row, Sampling, float]:
+def _ask(one: Open, number: Numbers) -> tuple[Row, Sampling, float]:
     sampling = one.steer.rules.sampling
-    return one.law, sampling, uniform(sampling.seed, one.steer.index, len(one.steer.made))
+    return one.law, sampling, number(sampling.seed, one.steer.index, len(one.steer.made))
 
 
 def no_token(value: float) -> RequestError:
