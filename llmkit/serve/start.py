@@ -63,6 +63,8 @@ class Settings:
     precision: str = "auto"
     allow_code: bool = False
     engine: OwnEngine = field(default_factory=OwnEngine)
+    hosts: tuple[str, ...] = ()
+    """Names beside this machine's own under which it may be asked without keys."""
 
 
 def start(settings: Settings, how: Start = spawn) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def assemble(
 def door(app: ASGIApp, service: Service, metrics: Metrics, settings: Settings) -> Door:
     """What stands before the routes: keys, then answers that are told again, then the routes."""
     pages = [path.encode() for path in PATHS] if settings.playground else []
-    made = Door(Idempotent(app, settings.bounds), service, settings.keys, pages)
+    made = Door(Idempotent(app, settings.bounds), service, settings.keys, pages, settings.hosts)
     service.gate.tenants = lambda: made.tenants  # as many as there are when the file is read again
     routes = {path: path for path in ROUTES}
 
