@@ -20,6 +20,8 @@ RESERVE = 32
 RESET = struct.pack("ii", 1, 0)
 LINGER = 2.0
 """Seconds in which the rest of a body that was refused is read away, so that its client sees why."""
+AWAY = 64 << 20
+"""Bytes of it that are read away at most: nobody keeps a server reading as fast as it can."""
 CHUNKS, LEAST = 1024, 256
 """Chunks of a body that may be of any size; beyond them there is one for each so many bytes."""
 
@@ -82,6 +84,7 @@ class Bounded(H11Protocol):
         super().connection_made(cast(asyncio.Transport, transport))
         self.conn = Strict(self.bounds.header)
         self.timers: dict[str, asyncio.TimerHandle] = {}
+        self.away = AWAY
         if len(self.connections) > most_connections(self.bounds):
             refusal = Refusal(503, "too many connections; come back later", code="overloaded", wait=1)
             self._last_words(refusal)
@@ -99,6 +102,10 @@ class Bounded(H11Protocol):
         if self.transport.is_closing():
             return
         super().data_received(data)
+        if "linger" in self.timers:
+            self.away -= len(data)
+            if self.away < 0:
+                self._leave()
         if self.conn.their_state is not h11.IDLE:
             self._never("head")
         elif "head" not in self.timers and self.conn.trailing_data[0]:

@@ -14,6 +14,7 @@ from typing import Any
 from starlette.types import ASGIApp, Scope
 
 from llmkit.core.errors import LlmkitError, RecipeError
+from llmkit.core.memory import settle
 from llmkit.inference.adapters import check_folders
 from llmkit.inference.node import OwnEngine
 from llmkit.models import safe
@@ -36,6 +37,7 @@ from llmkit.serve.page import PATHS
 from llmkit.serve.remote import Remote, Start, spawn
 from llmkit.serve.run import Place, listen, run
 from llmkit.serve.service import Service
+from llmkit.serve.shed import Shed
 
 LOG = logging.getLogger("llmkit.serve")
 
@@ -63,6 +65,8 @@ class Settings:
     precision: str = "auto"
     allow_code: bool = False
     engine: OwnEngine = field(default_factory=OwnEngine)
+    hosts: tuple[str, ...] = ()
+    """Names beside this machine's own under which it may be asked without keys."""
 
 
 def start(settings: Settings, how: Start = spawn) -> dict[str, Any]:
@@ -84,6 +88,7 @@ def start(settings: Settings, how: Start = spawn) -> dict[str, Any]:
         tokenizer = read_tokenizer(resolved, settings.model, settings.allow_code)
         places = assemble(settings, engine, tokenizer, own, admin)
         _listen_for_keys([place.door for place in places])
+        settle()
         asyncio.run(run(places, engine, settings.bounds))
     finally:
         engine.take_back()
@@ -126,9 +131,10 @@ def assemble(
 
 
 def door(app: ASGIApp, service: Service, metrics: Metrics, settings: Settings) -> Door:
-    """What stands before the routes: keys, then answers that are told again, then the routes."""
+    """What stands before the routes: keys, then whether there is room, then answers that are told again."""
     pages = [path.encode() for path in PATHS] if settings.playground else []
-    made = Door(Idempotent(app, settings.bounds), service, settings.keys, pages)
+    inner = Shed(Idempotent(app, settings.bounds), service.gate, TAKING)
+    made = Door(inner, service, settings.keys, pages, settings.hosts)
     service.gate.tenants = lambda: made.tenants  # as many as there are when the file is read again
     routes = {path: path for path in ROUTES}
 
@@ -148,12 +154,7 @@ def door(app: ASGIApp, service: Service, metrics: Metrics, settings: Settings) -
 
 WATCHED = ("/health", "/metrics")
 """What is asked every few seconds by those who watch."""
-ROUTES = (
-    "/",
-    "/health",
-    "/metrics",
-    "/openapi.json",
-    "/v1/models",
+TAKING = (
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
@@ -161,6 +162,8 @@ ROUTES = (
     "/tokenize",
     "/detokenize",
 )
+"""What asks the model, or its tokenizer, for something."""
+ROUTES = ("/", "/health", "/metrics", "/openapi.json", "/v1/models", *TAKING)
 
 
 def check(settings: Settings) -> None:

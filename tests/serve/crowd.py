@@ -33,7 +33,12 @@ class Ask:
     def bytes(self) -> bytes:
         """As it is sent."""
         data = json.dumps(self.body).encode()
-        head = {"host": "x", "content-type": "application/json", "content-length": len(data), "connection": "close"}
+        head = {
+            "host": "localhost",
+            "content-type": "application/json",
+            "content-length": len(data),
+            "connection": "close",
+        }
         lines = [f"{name}: {value}" for name, value in (head | dict(self.headers)).items()]
         return "\r\n".join([f"POST {self.path} HTTP/1.1", *lines, "", ""]).encode() + data
 
