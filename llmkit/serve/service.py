@@ -25,6 +25,8 @@ from llmkit.serve.said.formats import Format, format_of
 from llmkit.serve.told import Spelling
 
 T = TypeVar("T")
+SHORT = 2048
+"""Letters that are made into tokens within about a millisecond."""
 
 
 @dataclass
@@ -139,8 +141,11 @@ class Service:
         """How much is taken on."""
         return Gate(self.bounds)
 
-    async def aside(self, work: Callable[[], T]) -> T:
-        """What `work` gives, computed beside the loop."""
+    async def aside(self, work: Callable[[], T], size: int) -> T:
+        """What `work` gives on text of `size` letters. A long one is worked on beside the loop; to hand a short one
+        to a thread costs more than the work does."""
+        if size <= SHORT:
+            return work()
         return await asyncio.get_running_loop().run_in_executor(self.threads, work)
 
     @contextmanager
