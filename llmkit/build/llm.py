@@ -143,7 +143,7 @@ class LLM:
         """
         ask = self._ask(prompt, sampling, tools, adapter)
         if isinstance(self.writer, TransformersWriter):
-            yield from (Piece(text) for text in pulled(partial(self._streamed, self.writer, ask)))
+            yield from (Piece((text,)) for text in pulled(partial(self._streamed, self.writer, ask)))
             return
         request, pieces = self.turns.add(ask), Pieces(ask.sampling, self.engine.texts)
         try:

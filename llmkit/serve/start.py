@@ -14,6 +14,7 @@ from typing import Any
 from starlette.types import ASGIApp, Scope
 
 from llmkit.core.errors import LlmkitError, RecipeError
+from llmkit.core.memory import settle
 from llmkit.inference.adapters import check_folders
 from llmkit.inference.node import OwnEngine
 from llmkit.models import safe
@@ -37,6 +38,7 @@ from llmkit.serve.page import PATHS
 from llmkit.serve.remote import Remote, Start, spawn
 from llmkit.serve.run import Place, listen, run
 from llmkit.serve.service import Service
+from llmkit.serve.shed import Shed
 
 LOG = logging.getLogger("llmkit.serve")
 
@@ -87,6 +89,7 @@ def start(settings: Settings, how: Start = spawn) -> dict[str, Any]:
         tokenizer = read_tokenizer(resolved, settings.model, settings.allow_code)
         places = assemble(settings, engine, tokenizer, own, admin)
         _listen_for_keys([place.door for place in places])
+        settle()
         asyncio.run(run(places, engine, settings.bounds))
     finally:
         engine.take_back()
@@ -131,9 +134,10 @@ def assemble(
 
 
 def door(app: ASGIApp, service: Service, metrics: Metrics, settings: Settings) -> Door:
-    """What stands before the routes: keys, then answers that are told again, then the routes."""
+    """What stands before the routes: keys, then whether there is room, then answers that are told again."""
     pages = [path.encode() for path in PATHS] if settings.playground else []
-    made = Door(Idempotent(app, settings.bounds), service, settings.keys, pages, settings.hosts)
+    inner = Shed(Idempotent(app, settings.bounds), service.gate, TAKING)
+    made = Door(inner, service, settings.keys, pages, settings.hosts)
     service.gate.tenants = lambda: made.tenants  # as many as there are when the file is read again
     routes = {path: path for path in ROUTES}
 
@@ -153,12 +157,7 @@ def door(app: ASGIApp, service: Service, metrics: Metrics, settings: Settings) -
 
 WATCHED = ("/health", "/metrics")
 """What is asked every few seconds by those who watch."""
-ROUTES = (
-    "/",
-    "/health",
-    "/metrics",
-    "/openapi.json",
-    "/v1/models",
+TAKING = (
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
@@ -166,6 +165,8 @@ ROUTES = (
     "/tokenize",
     "/detokenize",
 )
+"""What asks the model, or its tokenizer, for something."""
+ROUTES = ("/", "/health", "/metrics", "/openapi.json", "/v1/models", *TAKING)
 
 
 def check(settings: Settings) -> None:

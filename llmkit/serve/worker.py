@@ -13,6 +13,7 @@ from typing import Any
 
 from llmkit.core.environment import prepare
 from llmkit.core.errors import LlmkitError
+from llmkit.core.memory import settle
 from llmkit.inference.request import Busy, Request
 from llmkit.serve.messages import Link, event_out, request_in
 from llmkit.serve.served import Served, open_served
@@ -161,6 +162,7 @@ def serve(own: socket.socket) -> int:
         return 0
     try:
         served = open_served(settings)
+        settle()
         Worker(link, served).run()
     except LlmkitError as cause:
         link.send({"failed": [vars(problem) for problem in cause.problems], "code": cause.code})
