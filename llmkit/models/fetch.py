@@ -86,7 +86,7 @@ def _member(archive: Path, member: str, folder: Path) -> Path:
 
 
 def _copy(wheel: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
-    """No more than the size that it says it has: the reader stops there, and a size that was a lie fails its checksum."""
+    """No more than the size that it says it has: the reader stops there, and of a lie the checksum is wrong."""
     with wheel.open(member) as source, target.open("wb") as out:
         while piece := source.read(1 << 22):
             out.write(piece)

@@ -172,8 +172,8 @@ ROUTES = ("/", "/health", "/metrics", "/openapi.json", "/v1/models", *TAKING)
 def check(settings: Settings) -> None:
     """
     Raises:
-        RecipeError: strangers could reach what asks for no key, keys cannot be read, or the model cannot be shared by so
-            many processes.
+        RecipeError: strangers could reach what asks for no key, keys cannot be read, or too many processes are to share
+            the model.
         ModelError: the model or an adapter is not where it is said to be.
     """
     if settings.host not in LOOPBACK and settings.keys is None:
