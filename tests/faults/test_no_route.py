@@ -109,7 +109,9 @@ def test_s2_interpreters_of_their_own_import_train_and_serve_without_a_route(tin
         done = subprocess.run([*run, *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     text = "import httpx, sys; from tests.faults.test_no_route import answers; answers(sys.argv[1])"
-    with running(lambda err: subprocess.Popen([*run, "serve", "o", "--port", "0"], stderr=err), tmp_path / "log", 120) as on:
+    with running(
+        lambda err: subprocess.Popen([*run, "serve", "o", "--port", "0"], stderr=err), tmp_path / "log", 120
+    ) as on:
         enter = ["nsenter", "-t", str(on.process.pid), "-U", "-n", "--preserve-credentials"]
         subprocess.run([*enter, sys.executable, "-c", text, on.url], check=True)
         assert on.stop() == 0
