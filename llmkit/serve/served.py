@@ -23,6 +23,7 @@ from llmkit.inference.adapters import inside
 from llmkit.inference.engine import Engine
 from llmkit.inference.node import OwnEngine
 from llmkit.inference.request import RequestError
+from llmkit.inference.update import FORESEEN
 from llmkit.models.load import Loaded
 from llmkit.models.node import ModelRef
 from llmkit.models.paged import BlockStore
@@ -162,7 +163,7 @@ class Work:
         def carry_out() -> None:
             try:
                 work()
-            except (RuntimeError, LlmkitError) as cause:
+            except FORESEEN as cause:
                 done.set_exception(ModelError(str(cause), key="path"))
                 raise
             done.set_result(self.engine.version + 1)

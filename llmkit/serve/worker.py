@@ -14,7 +14,7 @@ from typing import Any
 from llmkit.core.environment import prepare
 from llmkit.core.errors import LlmkitError
 from llmkit.core.memory import settle
-from llmkit.inference.request import Busy, Request
+from llmkit.inference.request import Busy, Request, alone
 from llmkit.serve.messages import Link, event_out, request_in
 from llmkit.serve.served import Served, open_served
 
@@ -42,7 +42,7 @@ class Worker:
         self.slow: dict[int, Future[Any]] = {}
         """Calls that are carried out while steps go on."""
         self.trying: dict[str, tuple[Request, Future[Any]]] = {}
-        """Requests whose grammars are being compiled beside the steps."""
+        """Requests whose grammars are being compiled, or adapters read again, beside the steps."""
 
     def run(self) -> None:
         """Ready at first; then what is asked, and steps as long as there is work."""
@@ -86,17 +86,18 @@ class Worker:
     def _add(self, said: dict[str, Any]) -> None:
         id, engine = said["id"], self.served.engine
         try:
-            request = request_in(said)
-            if request.sampling.grammar is None:
-                engine.add(request)
-            else:
-                asked = request.sampling.grammar, engine.facts.words, engine.facts.ends
-                self.trying[id] = request, self.beside.submit(engine.texts.matcher, *asked)
+            with alone("it cannot be taken on"):
+                request = request_in(said)
+                if engine.long(request.sampling, request.adapter):
+                    future = self.beside.submit(engine.prepare, request.sampling, request.adapter)
+                    self.trying[id] = request, future
+                else:
+                    engine.add(request)
         except LlmkitError as cause:
             self._refuse(id, cause)
 
     def _tried(self) -> None:
-        """Takes on the requests whose grammars are ready."""
+        """Takes on the requests that are prepared."""
         for id in [id for id, (_, future) in self.trying.items() if future.done()]:
             request, future = self.trying.pop(id)
             try:
