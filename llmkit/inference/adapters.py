@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkit.core.errors import ModelError
+from llmkit.core.packed import packed_file
 from llmkit.inference.request import Busy, RequestError
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ def check_folders(named: Mapping[str, str | Path]) -> None:
     """
     for name, folder in named.items():
         if not Path(folder).expanduser().is_dir():
-            fix = "give the folder of an adapter"
-            raise ModelError(f"{folder} is no folder that there is", fix=fix, key=f"adapters.{name}")
+            fix, form = "give the folder of an adapter", packed_file(Path(folder).expanduser())
+            is_not = f"is a {form} archive, and none is unpacked here" if form else "is no folder that there is"
+            raise ModelError(f"{folder} {is_not}", fix=fix, key=f"adapters.{name}")
 
 
 class Read(Protocol):
