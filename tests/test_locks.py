@@ -1,4 +1,4 @@
-"""S4: what is installed from `locks/` is what was looked at when they were made; of anything else nothing is installed."""
+"""S4: what is installed from `locks/` is what was looked at when they were made; of anything else nothing is."""
 
 import base64
 import hashlib

@@ -31,6 +31,7 @@ from llmkit.serve.floors import check_floors
 from llmkit.serve.generated import Account
 from llmkit.serve.idempotent import Idempotent
 from llmkit.serve.journal import Journal, record
+from llmkit.serve.keys import read_keys
 from llmkit.serve.metrics import Metrics
 from llmkit.serve.node import LOOPBACK, Bounds
 from llmkit.serve.page import PATHS
@@ -92,6 +93,8 @@ def start(settings: Settings, how: Start = spawn) -> dict[str, Any]:
         asyncio.run(run(places, engine, settings.bounds))
     finally:
         engine.take_back()
+        if settings.journal is not None and settings.journal.is_file() and not settings.journal.stat().st_size:
+            settings.journal.unlink()  # nothing was asked: of a server that could not be started nothing is left
     return {key: engine.facts.get(key, "") for key in ("model", "exact")}
 
 
@@ -169,8 +172,9 @@ ROUTES = ("/", "/health", "/metrics", "/openapi.json", "/v1/models", *TAKING)
 def check(settings: Settings) -> None:
     """
     Raises:
-        RecipeError: strangers could reach what asks for no key, or the model cannot be shared by so many processes.
-        ModelError: an adapter is not where it is said to be.
+        RecipeError: strangers could reach what asks for no key, keys cannot be read, or too many processes are to share
+            the model.
+        ModelError: the model or an adapter is not where it is said to be.
     """
     if settings.host not in LOOPBACK and settings.keys is None:
         what = f"{settings.host} can be reached by others, and no key is asked for"
@@ -180,6 +184,11 @@ def check(settings: Settings) -> None:
     if (name := settings.name or settings.model.name) in settings.adapters:
         raise RecipeError(f"{name} is the model's own name too", fix="give one another name", key=f"adapters.{name}")
     check_folders(settings.adapters)
+    for path in (settings.keys, settings.admin_keys):
+        if path is not None:
+            read_keys(path)
+    if not Path(settings.model.name).expanduser().is_dir():
+        resolve(settings.model)  # a folder's files are read whole: that is done beside the engine that is being started
     if settings.engine.tensor > 1:
         resolved = resolve(settings.model)
         config = safe.read_json((resolved.base or resolved).folder / "config.json")
