@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from llmkit.inference.request import Ask, Event, RequestError, alone
+from llmkit.core.errors import LlmkitError
+from llmkit.inference.request import Ask, Event, alone
 from llmkit.inference.turns import Turns
 
 
@@ -96,7 +97,7 @@ class Pump:
             with alone("it cannot be taken on"):
                 one.id = self.turns.add(one.ask, one.tell).id
             self.listening.append(one)
-        except RequestError as refused:
+        except LlmkitError as refused:
             one.tell(refused)
 
     def _ended(self, done: Future[None]) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmkit.core.errors import DataError
+from llmkit.core.errors import DataError, LlmkitError
 from llmkit.inference.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def alone(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except RequestError:
+    except LlmkitError:
         raise
     except Exception as cause:
         raise RequestError(f"{what} ({type(cause).__name__}: {cause})", fix="ask otherwise") from cause
