@@ -1,10 +1,12 @@
 """What the next step computes: decided by numbers alone, without tensors.
 
-Every step has a budget of tokens. Answers that are being made get their next token, and half of the budget is kept for
-prompts while any wait; these are cut into chunks, the least served tenant's first. A prompt whose tenant was served
-less than those who answer has the whole budget, where these have more than their share. Where blocks run out, or one
-who is below its share finds no place, the least entitled give theirs back and are computed again later. Of those that
-run, the one of the least `priority` number that came first never does, so that it ends whatever comes.
+Every step has a budget of tokens, half of it while several tenants are about: one that comes waits until the step in
+flight ends. Answers that are being made get their next token, and half of the budget is kept for prompts while any
+wait; these are cut into chunks, the least served tenant's first. A prompt whose tenant was served less than those who
+answer, and asks for less, has the whole budget, and is alone in the step where these ask for more than their share;
+in the step after it their answers go on. Where blocks run out, or one who is below its share finds no place, the least
+entitled give theirs back and are computed again later. Of those that run, the one of the least `priority` number that
+came first never does, so that it ends whatever comes.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from llmkit.inference.sequence import Sequence
 def plan(scheduler: Scheduler, now: float) -> Step:
     """The next step; `now` is on the clock of deadlines."""
     late = scheduler.late(now)
-    scheduler.accounts.rise([*scheduler.running, *filter(None, [scheduler.next()])])
+    scheduler.accounts.rise([*scheduler.running, *filter(None, [scheduler.next()])], now)
     step = Planner(scheduler).plan()
     if not step.chunks and scheduler.next() is not None:  # all that run wait for one that has no room beside them
         for one in list(scheduler.running):
@@ -42,37 +44,55 @@ class Planner:
         self.chunked: set[Sequence] = set()
         self.ready: set[Sequence] = set()
         """Those that have blocks for their next token."""
+        self.most = self._most()
+        """Tokens of the step."""
 
     def plan(self) -> Step:
         """Blocks for the next tokens; then prompts, who may take another's place; then the next tokens themselves."""
         if self.first is not None and self.first.reads:
-            self._reserve(self.first, min(self.first.cached + self.limits.tokens, self.first.length))
+            self._reserve(self.first, min(self.first.cached + self.most, self.first.length))
         for one in self.order:
             if one in self.scheduler.running and one.waiting and not one.reads and self._reserve(one, one.length):
                 self.ready.add(one)
-        self._prompts()
+        yields = self._prompts()
         for one in self.order:
-            if one in self.ready and self._left():
+            if one in self.ready and self._left() and not (one in yields and self._floods(one)):
                 self._chunk(one, min(one.cached + self._left(), one.length))
+        self.scheduler.paused = not yields <= self.chunked
         return self.step
 
+    def _most(self) -> int:
+        """All that a step may have; while several tenants are about half of it, since one that comes waits until the
+        step ends. For that the prompt is not cut that is its tenant's only one, or of one that asks for little."""
+        accounts, half = self.scheduler.accounts, max(1, self.limits.tokens // 2)
+        ahead = self._ahead([one for one in self.order if one.reads], False)
+        if not accounts.several:
+            return self.limits.tokens
+        if ahead is None:
+            return half
+        small = accounts[ahead].present == 1 or any(accounts.asks(one) > accounts.asks(ahead) for one in self.order)
+        return min(self.limits.tokens, max(half, ahead.waiting)) if small else half
+
     def _left(self) -> int:
-        return self.limits.tokens - self.step.tokens
+        return self.most - self.step.tokens
 
     def _chunk(self, one: Sequence, end: int) -> None:
         self.step.chunks.append(Chunk(one, one.cached, end))
         self.chunked.add(one)
         self.scheduler.accounts.charge(one, end)
 
-    def _prompts(self) -> None:
-        """Chunks of prompts, of those that run and of those that wait, while there is budget and room."""
+    def _prompts(self) -> set[Sequence]:
+        """Chunks of prompts, of those that run and of those that wait, while there is budget and room; whose next
+        tokens come after them."""
         reading = [one for one in self.order if one.reads and one in self.scheduler.running]
         full = bool(self.step.preempted)  # who gave way in this step would come back in it
-        budget = self._budget(self._ahead(reading, full))
+        ahead = self._ahead(reading, full)
+        yields = set() if ahead is None else {one for one in self.ready if self._yields(one, ahead)}
+        budget = self._budget(yields)
         while budget > 0:
             one = self._ahead(reading, full)
             if one is None or self._holds_up(one):
-                return
+                break
             if one not in reading:
                 full = not self._admit(one, budget)
                 budget -= 0 if full else self.step.chunks[-1].end - self.step.chunks[-1].start
@@ -80,29 +100,34 @@ class Planner:
             reading.remove(one)
             if one in self.scheduler.running:
                 budget -= self._read(one, budget)
+        return yields if ahead in self.chunked else set()
 
     def _ahead(self, reading: list[Sequence], full: bool) -> Sequence | None:
         """Whose prompt is next: of one that reads, or, if there may be a place for it, of one that waits."""
         waits = None if full else self.scheduler.next()
         return min([*reading, *filter(None, [waits])], key=self.scheduler.turn, default=None)
 
-    def _budget(self, ahead: Sequence | None) -> int:
-        """Tokens of the step for prompts: what next tokens leave, half at least. Those of a tenant that has more than
-        its share of places, and was served more than the one whose prompt is next, wait for that prompt: else a flood
-        of answers makes two steps of what is one alone."""
-        kept = sum(one.waiting for one in self.ready if ahead is None or not self._yields(one, ahead))
-        return self.limits.tokens - min(kept, self.limits.tokens - self.limits.tokens // 2)
+    def _budget(self, yields: set[Sequence]) -> int:
+        """Tokens of the step for prompts: what next tokens leave that do not yield, half at least."""
+        kept = sum(one.waiting for one in self.ready - yields)
+        return self.most - min(kept, self.most - self.most // 2)
 
     def _yields(self, one: Sequence, to: Sequence) -> bool:
+        """Whether its tenant asks for more, and was served more, than the one whose prompt is next: else a flood of
+        answers makes two steps of what is one alone. Not twice in a row, so that answers go on."""
         accounts = self.scheduler.accounts
-        mine, other = accounts[one], accounts[to]
-        return mine.counter > other.counter and mine.slots > accounts.share(one, self.limits.sequences)
+        more = accounts[one].counter > accounts[to].counter and accounts.asks(one) > accounts.asks(to)
+        return more and not self.scheduler.paused
+
+    def _floods(self, one: Sequence) -> bool:
+        """Whether its tenant asks for more than its share of places."""
+        account = self.scheduler.accounts[one]
+        return max(account.present, account.slots) > self.scheduler.accounts.share(one, self.limits.sequences)
 
     def _holds_up(self, one: Sequence) -> bool:
-        """Whether its tenant, which has more than its share, would make a step longer in which another's prompt is."""
+        """Whether its tenant, which floods, would make a step longer in which another's prompt is."""
         accounts = self.scheduler.accounts
-        more = accounts[one].slots > accounts.share(one, self.limits.sequences)
-        return more and any(accounts[chunk.sequence] is not accounts[one] for chunk in self.step.chunks)
+        return self._floods(one) and any(accounts[chunk.sequence] is not accounts[one] for chunk in self.step.chunks)
 
     def _read(self, one: Sequence, budget: int) -> int:
         """A chunk of one that runs, as far as there is room; how many tokens it has."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmkit.core.errors import DataError
+from llmkit.core.errors import DataError, LlmkitError
 from llmkit.inference.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -20,6 +21,21 @@ class RequestError(DataError):
 
 class Busy(RequestError):
     """The same for now alone: it is worth asking again."""
+
+
+@contextmanager
+def alone(what: str) -> Iterator[None]:
+    """Inside, what nobody foresaw is a fault of the request that it is done for, and of no other.
+
+    Raises:
+        RequestError: `what`, and by which error.
+    """
+    try:
+        yield
+    except LlmkitError:
+        raise
+    except Exception as cause:
+        raise RequestError(f"{what} ({type(cause).__name__}: {cause})", fix="ask otherwise") from cause
 
 
 Processor = Callable[[Sequence[int], Sequence[int], "Tensor"], "Tensor"]

@@ -56,7 +56,7 @@ async def detokenize(service: Service, fields: Fields, caller: Caller) -> dict[s
     service.adapter(said.model, caller)
     ids = own_ids(service, said.tokens, "tokens")
     fields.end()
-    text = await service.aside(lambda: str(service.tokenizer.decode(ids)))
+    text = await service.aside(lambda: str(service.tokenizer.decode(ids)), len(ids))
     return {"prompt": text, "content": text}
 
 

@@ -1,6 +1,7 @@
 """Runs under fault: bad numbers, memory that gives out, clocks, evaluations that fail, rows."""
 
 import ast
+import gc
 import json
 import math
 import os
@@ -115,14 +116,16 @@ def test_t1_a_spike_in_a_real_run_stops_it(tiny, world, tmp_path, poison):
 
 
 def limited(room):
-    """This process may take `room` more bytes of addresses."""
+    """This process may take `room` more bytes of addresses. What earlier tests gave back may be kept, such as caches of
+    2 GiB: a pool that gave it up later would make more room."""
+    gc.collect()
+    memory.trim()
     now = psutil.Process().memory_info().vms
     resource.setrlimit(resource.RLIMIT_AS, (now + room, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def greedy():
-    """Asks for 4 GiB when 64 MiB are left. What earlier tests gave back may be kept, such as caches of 2 GiB."""
-    memory.trim()
+    """Asks for 4 GiB when 64 MiB are left."""
     limited(64 << 20)
     torch.empty(1 << 30)
 
