@@ -66,7 +66,7 @@ class ServedAttention:
         self, hidden_states: Tensor, attend: Any = None, position_embeddings: Any = None, **others: Any
     ) -> Tensor | None:
         rows = hidden_states[0]
-        if not isinstance(attend, Paged) or len(hidden_states) != 1 or not direct(*self.inner):
+        if not isinstance(attend, Paged) or hidden_states.shape[0] != 1 or not direct(*self.inner):
             return None
         if not linear.suits(rows, *weights(self.inner)) or not paged.suits(rows, rows, rows, attend.laid.block):
             return None
@@ -79,7 +79,7 @@ class ServedAttention:
         else:
             turn = cos, sin
         out = paged.attend(q, k, v, held, attend.laid, rule.scale, rule.window, rule.cap, None, turn)
-        return cast(Tensor, self.module.o_proj(out.view(1, len(rows), -1)))
+        return cast(Tensor, self.module.o_proj(out.view(1, rows.shape[0], -1)))
 
     def projected(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (H, T, D), keys and values (KV, T, D), before they are turned."""

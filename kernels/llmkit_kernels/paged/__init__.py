@@ -6,6 +6,7 @@ in how many pieces its sequence came, whether its keys were found or made, and o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import cache
 from typing import Any
@@ -20,6 +21,7 @@ LARGEST = 256
 """Tokens of a block: a chunk of keys, over which a softmax goes, holds whole ones."""
 ROWS = 48
 """Queries of a task, over all heads that share a key-value head."""
+Strides = c_int64 * 6
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
 
@@ -60,23 +62,27 @@ def attend(
         raise ValueError(
             f"queries {tuple(q.shape)} are not turned by {tuple(turn[0].shape)} in a cache of this precision"
         )
-    whole = held.keys.dtype == torch.int8
-    q = _rows(q.float())
-    k, v = (_rows(x.to(torch.float32 if whole else held.keys.dtype)) for x in (k, v))
-    out = (torch.empty if laid.full and len(laid.slots) == tokens else torch.zeros)(tokens, heads, v.shape[2])
-    groups = heads // k.shape[0]
+    kept = held.keys.dtype
+    q, k, v = _rows(q, torch.float32), *(_rows(x, torch.float32 if kept == torch.int8 else kept) for x in (k, v))
+    count, groups = laid.slots.shape[0], heads // k.shape[0]
+    out = (torch.empty if laid.full and count == tokens else torch.zeros)(tokens, heads, v.shape[2])
     queries = max(1, ROWS // groups)
-    tasks, strides = laid.by(queries), (c_int64 * 6)(*(x.stride(i) for x in (q, k, v) for i in (0, 1)))
+    strides = Strides(*q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
     sinks = None if sinks is None else sinks.float().contiguous()
     rooms = torch.empty(torch.get_num_threads(), _room(groups, size, v.shape[2], held.block, queries))
-    scales = (held.key_scales, held.value_scales)
-    step = (out, held.keys, held.values, *scales, laid.slots, laid.spans, laid.table, laid.seen, laid.depths)
-    numbers = (len(laid.slots), len(tasks), heads, groups, size, v.shape[2], held.block, queries, window)
-    precision = PRECISIONS.index(held.keys.dtype)
-    addresses = [None if x is None else x.data_ptr() for x in (*step, tasks, sinks, *(turn or (None, None)), rooms)]
-    heads_at = (q.data_ptr(), k.data_ptr(), v.data_ptr(), strides)
-    _calls()[0](*heads_at, *addresses, *numbers, precision, scale, cap, torch.get_num_threads())
+    new = (q.data_ptr(), k.data_ptr(), v.data_ptr(), strides, out.data_ptr())
+    there = (held.keys, held.values, held.key_scales, held.value_scales)
+    tasks, at = laid.addresses(queries)
+    numbers = (count, tasks, heads, groups, size, v.shape[2], held.block, queries, window, PRECISIONS.index(kept))
+    _calls()[0](
+        *(*new, *_at(there), *at, *_at((sinks, *(turn or (None, None)), rooms))),
+        *(*numbers, scale, cap, torch.get_num_threads()),
+    )
     return out
+
+
+def _at(tensors: Sequence[Tensor | None]) -> list[int | None]:
+    return [None if x is None else x.data_ptr() for x in tensors]
 
 
 def turns(held: Held) -> bool:
@@ -94,7 +100,8 @@ def _room(*sizes: int) -> int:
     return int(_calls()[1](*sizes))
 
 
-def _rows(x: Tensor) -> Tensor:
+def _rows(x: Tensor, kind: torch.dtype) -> Tensor:
+    x = x if x.dtype == kind else x.to(kind)
     return x if x.stride(2) == 1 else x.contiguous()
 
 
