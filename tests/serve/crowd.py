@@ -103,6 +103,16 @@ async def ask(url: str, one: Ask, leave: Callable[[Came], float | None] = lambda
     return came
 
 
+async def read_answer(held: bytes, came: Came) -> None:
+    """The same of all the bytes of an answer, or of as many as came."""
+    reader = asyncio.StreamReader(limit=1 << 22)
+    reader.feed_data(held)
+    reader.feed_eof()
+    with contextlib.suppress(asyncio.IncompleteReadError):
+        async for _ in _answer(reader, came, lambda: 0.0):
+            pass
+
+
 async def _answer(reader: asyncio.StreamReader, came: Came, clock: Callable[[], float]) -> AsyncGenerator[bool]:
     """True for each part that came; what it holds is in `came`."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()

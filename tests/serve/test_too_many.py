@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import threading
 
 import pytest
 
 from llmkit.serve.gathered import MOST, Gathered
 from llmkit.serve.node import Bounds
 from llmkit.serve.protocol import RESERVE, most_connections, most_turned_away
+from llmkit.serve.run import AT_ONCE
 from tests.serve.conftest import Running
 from tests.serve.raw import answer, connect, head, post
 
@@ -51,6 +53,23 @@ def test_one_too_many_hears_it_whatever_it_sends(narrow):
             silent = [held.enter_context(connect(narrow)) for _ in range(FEW + 2)]  # more than may stay to hear it
             assert [heard(own) for own in silent] == [503] * len(silent)
     assert post(narrow, ASKED)[0] == 200
+
+
+def test_more_wait_in_the_system_than_are_taken_in_a_turn(narrow):
+    turn, held = threading.Event(), threading.Event()
+
+    def stand():
+        held.set()
+        turn.wait(10)
+
+    narrow.loop.call_soon_threadsafe(stand)
+    assert held.wait(10)
+    with contextlib.ExitStack() as opened:
+        try:
+            waiting = [opened.enter_context(connect(narrow, 5.0)) for _ in range(3 * AT_ONCE)]
+        finally:
+            turn.set()
+        assert [heard(one) for one in waiting[FEW:]] == [503] * (len(waiting) - FEW)
 
 
 def test_as_many_may_stay_as_there_are_descriptors_for(monkeypatch):
