@@ -45,6 +45,8 @@ class Accounts:
         """Of all that have anything here."""
         self.ahead: Heap[str] = Heap()
         """Those that have nothing here, by their counters; their accounts go once the others have caught up."""
+        self.present = 0
+        """Sequences of all."""
         self.here = 0
         """Tenants that have anything here."""
         self.left: OrderedDict[str, float] = OrderedDict()
@@ -67,12 +69,12 @@ class Accounts:
             self.left.pop(tenant, None)
             if tenant in self.ahead:
                 self.ahead.drop(tenant)
-        account.present += 1
+        account.present, self.present = account.present + 1, self.present + 1
 
     def leave(self, one: Sequence) -> None:
         """A sequence has ended."""
         account = self[one]
-        account.present -= 1
+        account.present, self.present = account.present - 1, self.present - 1
         if account.present == 0:
             self.weight -= account.weight
             self.here -= 1
@@ -108,9 +110,12 @@ class Accounts:
         return max(1.0, of * self[one].weight / self.weight)
 
     def asks(self, one: Sequence) -> float:
-        """How many answers its tenant has here or waits for, by its weight."""
-        account = self[one]
-        return max(account.present, account.slots) / account.weight
+        """How much its tenant has here, by its weight."""
+        return self[one].present / self[one].weight
+
+    def floods(self, one: Sequence) -> bool:
+        """Whether its tenant has more here than all others together."""
+        return 2 * self[one].present > self.present
 
 
 class Queue:

@@ -1,12 +1,12 @@
 """What the next step computes: decided by numbers alone, without tensors.
 
-Every step has a budget of tokens, half of it while several tenants are about: one that comes waits until the step in
-flight ends. Answers that are being made get their next token, and half of the budget is kept for prompts while any
-wait; these are cut into chunks, the least served tenant's first. A prompt whose tenant was served less than those who
-answer, and asks for less, has the whole budget, and is alone in the step where these ask for more than their share;
-in the step after it their answers go on. Where blocks run out, or one who is below its share finds no place, the least
-entitled give theirs back and are computed again later. Of those that run, the one of the least `priority` number that
-came first never does, so that it ends whatever comes.
+Every step has a budget of tokens. Answers that are being made get their next token, and half of the budget is kept for
+prompts while any wait; these are cut into chunks, the least served tenant's first. Where one tenant floods, that is has
+more here than all others together, its steps have half of the budget while others are about: one that comes waits until
+the step in flight ends. A prompt whose tenant was served less than those who answer, and asks for less, has the whole
+budget, and next tokens of one who floods wait for it, in no two steps in a row. Where blocks run out, or one who is
+below its share finds no place, the least entitled give theirs back and are computed again later. Of those that run, the
+one of the least `priority` number that came first never does, so that it ends whatever comes.
 """
 
 from __future__ import annotations
@@ -56,22 +56,21 @@ class Planner:
                 self.ready.add(one)
         yields = self._prompts()
         for one in self.order:
-            if one in self.ready and self._left() and not (one in yields and self._floods(one)):
+            if one in self.ready and self._left() and not (one in yields and self.scheduler.accounts.floods(one)):
                 self._chunk(one, min(one.cached + self._left(), one.length))
         self.scheduler.paused = not yields <= self.chunked
         return self.step
 
     def _most(self) -> int:
-        """All that a step may have; while several tenants are about half of it, since one that comes waits until the
-        step ends. For that the prompt is not cut that is its tenant's only one, or of one that asks for little."""
+        """All that a step may have, or half of it: one that comes waits until the step ends, and so, while several
+        tenants are about, the steps of one who floods are short. The prompt of another is not cut for that."""
         accounts, half = self.scheduler.accounts, max(1, self.limits.tokens // 2)
-        ahead = self._ahead([one for one in self.order if one.reads], False)
-        if not accounts.several:
+        if not accounts.several or not any(accounts.floods(one) for one in self.order):
             return self.limits.tokens
-        if ahead is None:
+        ahead = self._ahead([one for one in self.order if one.reads], False)
+        if ahead is None or (accounts.floods(ahead) and accounts[ahead].present > 1):
             return half
-        small = accounts[ahead].present == 1 or any(accounts.asks(one) > accounts.asks(ahead) for one in self.order)
-        return min(self.limits.tokens, max(half, ahead.waiting)) if small else half
+        return min(self.limits.tokens, max(half, ahead.waiting))
 
     def _left(self) -> int:
         return self.most - self.step.tokens
@@ -119,15 +118,12 @@ class Planner:
         more = accounts[one].counter > accounts[to].counter and accounts.asks(one) > accounts.asks(to)
         return more and not self.scheduler.paused
 
-    def _floods(self, one: Sequence) -> bool:
-        """Whether its tenant asks for more than its share of places."""
-        account = self.scheduler.accounts[one]
-        return max(account.present, account.slots) > self.scheduler.accounts.share(one, self.limits.sequences)
-
     def _holds_up(self, one: Sequence) -> bool:
         """Whether its tenant, which floods, would make a step longer in which another's prompt is."""
         accounts = self.scheduler.accounts
-        return self._floods(one) and any(accounts[chunk.sequence] is not accounts[one] for chunk in self.step.chunks)
+        if accounts.here == 1 or not accounts.floods(one):
+            return False
+        return any(accounts[chunk.sequence] is not accounts[one] for chunk in self.step.chunks)
 
     def _read(self, one: Sequence, budget: int) -> int:
         """A chunk of one that runs, as far as there is room; how many tokens it has."""

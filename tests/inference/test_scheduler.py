@@ -243,7 +243,7 @@ def test_a_prompt_of_one_who_was_served_less_is_a_step_of_its_own_beside_many_an
 
 def test_answers_of_a_flood_go_on_however_many_prompts_come() -> None:
     world = World(blocks=400, limits=Limits(tokens=32, sequences=4))
-    for at in range(9):
+    for at in range(30):
         world.add(request(f"a{at}", (at,), max_tokens=99, tenant="anna"))
     world.step()
     for at in range(20):
