@@ -17,7 +17,7 @@ from llmkit.recipe.load import load_recipe
 from llmkit.recipe.parse import parse
 from llmkit.stages.serve import Serve
 
-Keys = Annotated[str, typer.Option(help="Keys, one a line; asked for on every route but /health.")]
+Keys = Annotated[str, typer.Option(help="Keys, 16 letters or more, one a line; asked for on every route but /health.")]
 Allowed = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Answered to, where no key is asked for.")]
 Named = Annotated[list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Served under its own name.")]
 

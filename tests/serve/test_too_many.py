@@ -11,6 +11,7 @@ from llmkit.serve.node import Bounds
 from llmkit.serve.protocol import RESERVE, most_connections, most_turned_away
 from llmkit.serve.run import AT_ONCE
 from tests.serve.conftest import Running
+from tests.serve.crowd import ask, asks, crowd
 from tests.serve.raw import answer, connect, head, post
 
 ASKED = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
@@ -76,6 +77,24 @@ def test_as_many_may_stay_as_there_are_descriptors_for(monkeypatch):
     for soft, most, more in ((20_000, 1024, 1024), (1100, 1024, 1100 - RESERVE - 1024), (64, 32, 0)):
         monkeypatch.setattr("resource.getrlimit", lambda _, soft=soft: (soft, soft))
         assert most_connections(Bounds()) == most and most_turned_away(most) == more
+
+
+def test_of_a_storm_all_are_answered_whole_or_told_when_to_come_back(llm):
+    """All at once, where there is room for eight answers and sixteen connections."""
+    running, count = Running(llm, bounds=Bounds(connections=16, requests=8)), 120
+    try:
+        came = []
+
+        async def one(number):
+            came.append(await ask(running.url, asks(number)))
+
+        asyncio.run(crowd(map(one, range(count)), count))
+    finally:
+        running.stop()
+    whole = [one for one in came if one.status == 200 and one.whole and set(one.finishes.values()) == {"length"}]
+    refused = {status: [one for one in came if one.status == status and one.wait >= 1] for status in (429, 503)}
+    assert len(came) == count == len(whole) + sum(map(len, refused.values()))
+    assert whole and refused[503] and not running.service.gate.answers and not running.engine.waiting
 
 
 class Wire:
