@@ -68,6 +68,8 @@ class ServedAttention:
         rows = hidden_states[0]
         if not isinstance(attend, Paged) or hidden_states.shape[0] != 1 or not direct(*self.inner):
             return None
+        if position_embeddings is None or position_embeddings[0].shape != (1, rows.shape[0], self.size):
+            return None  # this layer turns nothing, or a part of each head alone
         if not linear.suits(rows, *weights(self.inner)) or not paged.suits(rows, rows, rows, attend.laid.block):
             return None
         q, k, v = self.projected(rows)

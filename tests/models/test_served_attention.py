@@ -18,7 +18,7 @@ from llmkit.models.serving import serving
 from tests.conftest import make_model
 
 here = pytest.mark.skipif(bool(lacks("linear") or lacks("paged")), reason=lacks("linear") or lacks("paged"))
-SHORT = ("Llama", "Qwen2", "Qwen3", "Gemma-2", "Gemma-3", "Mistral", "Mixtral", "Granite")
+SHORT = ("Llama", "Qwen2", "Qwen3", "Gemma-2", "Gemma-3", "Mistral", "Mixtral", "Granite", "GLM-4-MoE")
 OWN = ("Phi-3", "gpt-oss", "OLMo-2", "GLM", "GPT-2", "DeepSeek-V3", "Cohere")
 
 
