@@ -106,6 +106,9 @@ def test_what_hangs_on_a_linear_is_called() -> None:
     layer.self_attn.q_proj.forward = lambda x: torch.nn.functional.linear(x, layer.self_attn.q_proj.weight * 3)
     assert not stepped(made)[0].equal(before[0])
     del layer.self_attn.q_proj.forward
+    own, layer.self_attn.k_proj = layer.self_attn.k_proj, nn.Sequential(layer.self_attn.k_proj, nn.Tanh())
+    assert not stepped(made)[0].equal(before[0])
+    layer.self_attn.k_proj = own
     assert all(a.equal(b) for a, b in zip(stepped(made), before, strict=True))
 
 
