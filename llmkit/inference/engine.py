@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from llmkit.inference.check import Facts, check, check_length
 from llmkit.inference.gauges import Stats, Tally
 from llmkit.inference.live import Live
 from llmkit.inference.planner import plan
-from llmkit.inference.request import Event, Finish, Request, RequestError, Token, alone
+from llmkit.inference.request import Event, Finish, InternalError, Request, RequestError, Token, alone
 from llmkit.inference.runner import Runner
 from llmkit.inference.sampler import choose
 from llmkit.inference.sampling import Sampling
@@ -276,7 +277,7 @@ class Engine:
 
     def _failed(self, live: Live, cause: RequestError) -> list[Event]:
         self.tally.failed += 1
-        return self._close(live, "error", str(cause))
+        return self._close(live, "error", str(cause), cause.trace if isinstance(cause, InternalError) else "")
 
     def _done(self, live: Live, one: Sequence) -> None:
         """An answer has come to its end."""
@@ -287,12 +288,13 @@ class Engine:
         if not live.open:
             self._close(live)
 
-    def _close(self, live: Live, finish: Finish = "abort", why: str = "") -> list[Event]:
+    def _close(self, live: Live, finish: Finish = "abort", why: str = "", trace: str = "") -> list[Event]:
         """Nothing is left of a request; an event for each answer that had not ended."""
         self.scheduler.remove(live.sequences)
         del self.live[live.request.id]
         self.adapters.release(live.adapter)
-        return [Event(live.request.id, index, (), finish, why, version=self.version) for index in sorted(live.open)]
+        said = Event(live.request.id, 0, (), finish, why, version=self.version, trace=trace)
+        return [replace(said, index=index) for index in sorted(live.open)]
 
     def _salt(self, one: Sequence) -> bytes:
         return salted(one.request.tenant, one.adapter, str(self.version))

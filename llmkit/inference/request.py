@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,11 @@ class Busy(RequestError):
 
 class InternalError(RequestError):
     """What nobody foresaw came of it: a fault of ours, by its cause, and none of the request."""
+
+    @property
+    def trace(self) -> str:
+        """Where it came from, for a log."""
+        return "".join(traceback.format_exception(self.__cause__ or self))
 
 
 @contextmanager
@@ -125,6 +131,8 @@ class Event:
     """The token or the text that ended it, where it was one that the request named."""
     version: int = 0
     """Of the weights that made it."""
+    trace: str = ""
+    """Of an error that is a fault of ours: where it came from, for a log."""
 
     @property
     def said(self) -> tuple[Token, ...]:

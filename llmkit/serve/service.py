@@ -19,7 +19,7 @@ from llmkit.serve.caller import Caller
 from llmkit.serve.gate import Gate
 from llmkit.serve.keys import Meter
 from llmkit.serve.node import Bounds
-from llmkit.serve.refusal import Refusal
+from llmkit.serve.refusal import Fault, Refusal
 from llmkit.serve.remote import Remote
 from llmkit.serve.said.formats import Format, format_of
 from llmkit.serve.told import Spelling
@@ -179,6 +179,8 @@ class Service:
 
 
 def _check(event: Event) -> None:
+    if event.trace:
+        raise Fault(event.trace)
     if event.finish == "error":
         raise Refusal(400, f"this answer failed: {event.why}", code="generation_failed")
     if event.finish == "deadline":

@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -174,7 +173,7 @@ class Worker:
 
 def _problem(cause: LlmkitError) -> dict[str, Any]:
     if isinstance(cause, InternalError):  # all of it, for the log
-        return {"trace": "".join(traceback.format_exception(cause.__cause__ or cause))}
+        return {"trace": cause.trace}
     problem = cause.problems[0]  # without its file: no places of this machine
     return {"what": problem.what, "fix": problem.fix, "key": problem.key, "busy": isinstance(cause, Busy)}
 

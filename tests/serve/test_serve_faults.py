@@ -17,6 +17,7 @@ import httpx
 import pytest
 import torch
 
+from llmkit.inference import sampler
 from llmkit.inference.engine import Engine
 from llmkit.inference.text import Texts
 from llmkit.serve import logs
@@ -123,7 +124,9 @@ def logged(path):
     said += map(json.loads, path.read_text().splitlines())
 
 
-@pytest.mark.parametrize(("where", "name"), [(Engine, "_begun"), (Engine, "long"), (Text, "advance")])
+@pytest.mark.parametrize(
+    ("where", "name"), [(Engine, "_begun"), (Engine, "long"), (sampler, "_opened"), (Text, "advance")]
+)
 def test_a_fault_of_the_engine_is_told_by_a_name_under_which_the_log_has_all_of_it(
     small, monkeypatch, tmp_path, where, name
 ):
