@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 
 import httpx
 import pytest
@@ -173,6 +174,10 @@ def test_a_log_line_is_one_json_object_whatever_is_in_it(server, tmp_path):
             with httpx.Client(base_url=server.url) as client:
                 client.get("/v1/models/%0d%0a%22%7d", headers={"x-request-id": 'x"}'})
                 client.get("/v1/models", headers={"x-request-id": "mine-1"})
+            for _ in range(1000):  # a line comes after its answer
+                if len(path.read_bytes().splitlines()) == 3:
+                    break
+                time.sleep(0.01)
         finally:
             for name in ("llmkit.serve", "uvicorn", "asyncio"):
                 logging.getLogger(name).removeHandler(handler)
