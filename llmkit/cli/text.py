@@ -63,7 +63,7 @@ class Asking:
 
         Raises:
             RecipeError, ModelError: it is none, cannot be loaded, or `generator` cannot run it.
-        ResourceError: memory gave out.
+            ResourceError: memory gave out.
         """
         prepare(remote=is_remote(self.model))
         report = Report()

@@ -23,19 +23,23 @@ class Busy(RequestError):
     """The same for now alone: it is worth asking again."""
 
 
+class InternalError(RequestError):
+    """What nobody foresaw came of it: a fault of ours, by its cause, and none of the request."""
+
+
 @contextmanager
 def alone(what: str) -> Iterator[None]:
-    """Inside, what nobody foresaw is a fault of the request that it is done for, and of no other.
+    """Inside, what nobody foresaw ends the request that it is done for, and no other.
 
     Raises:
-        RequestError: `what`, and by which error.
+        InternalError: `what`, and by which error.
     """
     try:
         yield
     except LlmkitError:
         raise
     except Exception as cause:
-        raise RequestError(f"{what} ({type(cause).__name__}: {cause})", fix="ask otherwise") from cause
+        raise InternalError(f"{what} ({type(cause).__name__}: {cause})", fix="report it") from cause
 
 
 Processor = Callable[[Sequence[int], Sequence[int], "Tensor"], "Tensor"]

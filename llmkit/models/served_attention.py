@@ -55,7 +55,8 @@ class ServedAttention:
     def __init__(self, module: Any, rule: Rule, size: int) -> None:
         """`size` of a head."""
         self.module, self.forward, self.rule, self.size = module, module.forward, rule, size
-        self.inner = [module.q_proj, module.k_proj, module.v_proj]
+        self.held = module._modules
+        """Looked at in each call: a linear may be replaced."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Hidden states (1, T, hidden) -> the same, and no weights."""
@@ -65,10 +66,12 @@ class ServedAttention:
     def _made(
         self, hidden_states: Tensor, attend: Any = None, position_embeddings: Any = None, **others: Any
     ) -> Tensor | None:
-        rows = hidden_states[0]
-        if not isinstance(attend, Paged) or hidden_states.shape[0] != 1 or not direct(*self.inner):
+        rows, inner = hidden_states[0], self._inner()
+        if not isinstance(attend, Paged) or hidden_states.shape[0] != 1 or not direct(*inner):
             return None
-        if not linear.suits(rows, *weights(self.inner)) or not paged.suits(rows, rows, rows, attend.laid.block):
+        if position_embeddings is None or position_embeddings[0].shape != (1, rows.shape[0], self.size):
+            return None  # this layer turns nothing, or a part of each head alone
+        if not linear.suits(rows, *weights(inner)) or not paged.suits(rows, rows, rows, attend.laid.block):
             return None
         q, k, v = self.projected(rows)
         held = attend.store.held(self.module.layer_idx, k, v)
@@ -81,16 +84,20 @@ class ServedAttention:
         out = paged.attend(q, k, v, held, attend.laid, rule.scale, rule.window, rule.cap, None, turn)
         return cast(Tensor, self.module.o_proj(out.view(1, rows.shape[0], -1)))
 
+    def _inner(self) -> list[Any]:
+        return [self.held["q_proj"], self.held["k_proj"], self.held["v_proj"]]
+
     def projected(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (H, T, D), keys and values (KV, T, D), before they are turned."""
-        made = linear.many(rows, weights(self.inner), biases(self.inner))
+        inner = self._inner()
+        made = linear.many(rows, weights(inner), biases(inner))
         (count, width), at, parts = made.shape, 0, []
-        for one, norm in zip(self.inner, ("q_norm", "k_norm", ""), strict=True):
+        for one, norm in zip(inner, ("q_norm", "k_norm", ""), strict=True):
             heads = one._parameters["weight"].shape[0] // self.size
             part = made.as_strided((count, heads, self.size), (width, self.size, 1), at)
             at += heads * self.size
-            if norm in self.module._modules:
-                part = self.module._modules[norm](part)
+            if norm in self.held:
+                part = self.held[norm](part)
             parts.append(part.transpose(0, 1))
         return parts[0], parts[1], parts[2]
 

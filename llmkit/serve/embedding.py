@@ -24,7 +24,8 @@ class Text:
         self.read = 0
         """Tokens, from the beginning."""
         self.sum: Tensor | float = 0.0
-        """(H,) of the hidden states so far."""
+        """(H,) of the hidden states so far, in fp64: parts are as long as others leave room for, and no bit of the
+        vector is to depend on that."""
         self.last: Tensor | None = None
         """(H,)."""
 
@@ -48,10 +49,10 @@ class Text:
         except torch.OutOfMemoryError as cause:
             what = f"there is no memory for a text of {len(self.ids)} tokens"
             raise RequestError(what, fix="send a shorter one", key="input") from cause
-        own = hidden[max(0, self.before - start) :].float()
-        self.read, self.sum, self.last = end, self.sum + own.sum(0), hidden[-1].float()
+        own = hidden[max(0, self.before - start) :]
+        self.read, self.sum, self.last = end, self.sum + own.sum(0, dtype=torch.float64), hidden[-1].double()
 
     def vector(self, pooling: str) -> list[float]:
         """The mean of its hidden states, or the last of them, of length 1; one of nothing but zeros stays so."""
         pooled = self.last if pooling == "last" else torch.as_tensor(self.sum) / (len(self.ids) - self.before)
-        return list(torch.nn.functional.normalize(torch.as_tensor(pooled), dim=0).tolist())
+        return list(torch.nn.functional.normalize(torch.as_tensor(pooled), dim=0).float().tolist())

@@ -8,9 +8,12 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from llmkit.core.errors import RecipeError
 from llmkit.serve.refusal import Refusal
 
 HOST = re.compile(rb"(\[[0-9a-fA-F:.]+\]|[^:\[\]]*)(:[0-9]{0,5})?")
+NAMED = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]*:[0-9a-f:.]*:[0-9a-f:.]*")
+"""A name, or an address, without its port."""
 READS = ("GET", "HEAD", "OPTIONS")
 """Methods that change nothing: another site may ask, and its browser does not let it see the answer."""
 FIX = "ask by 127.0.0.1 or localhost, name it in `hosts` (--allow-host), or have the server ask for keys"
@@ -20,7 +23,15 @@ class Hosts:
     """Names of this machine, whatever the port (which a tunnel changes), and those that an operator gave."""
 
     def __init__(self, named: Iterable[str] = ()) -> None:
+        """
+        Raises:
+            RecipeError: one is no name of a host, so that no request would ever come under it.
+        """
         self.named = {"localhost", *map(str.lower, named)}
+        for name in self.named:
+            if not NAMED.fullmatch(name):
+                fix = "give a name or an address alone, without scheme, brackets and port"
+                raise RecipeError(f"{name!r} is no name of a host", fix=fix, key="hosts")
 
     def check(self, method: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """
@@ -34,10 +45,11 @@ class Hosts:
                 raise _refused("a page of", value, "origin_not_allowed")
 
     def _holds(self, name: str) -> bool:
+        name = name.strip("[]")
         if name in self.named:
             return True
         try:
-            return ip_address(name.strip("[]")).is_loopback
+            return ip_address(name).is_loopback
         except ValueError:
             return False
 

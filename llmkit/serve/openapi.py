@@ -70,6 +70,7 @@ REFUSALS = {
     "413": "the body is too large",
     "429": "there is no room; `Retry-After` says when to come back",
     "431": "the path and the headers are too large together",
+    "500": "a fault of the server's own; its log has it under the name of the request",
     "503": "the server is being started or stopped, or its engine died; `Retry-After` says when to come back",
 }
 NAME: Schema = {
@@ -106,7 +107,7 @@ def document(bounds: Bounds, keys: bool, admin: bool = False) -> Schema:
 
 
 def _get(path: str) -> Schema:
-    made: Schema = {"responses": _answers(ANSWERS[path], ("401", "403", "404", "503"))}
+    made: Schema = {"responses": _answers(ANSWERS[path], ("401", "403", "404", "500", "503"))}
     if path in NAMES:
         made["parameters"] = [{"name": NAMES[path], "in": "path", "required": True, "schema": {"type": "string"}}]
     return made

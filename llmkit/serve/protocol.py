@@ -7,7 +7,7 @@ import resource
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, NoReturn, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -85,7 +85,8 @@ class Bounded(H11Protocol):
     """uvicorn's protocol under our bounds."""
 
     bounds = Bounds()
-    turned_away = False
+    leaving: ClassVar[set[Bounded]] = set()
+    """Those that were turned away and are there still."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """One more is there, or too many."""
@@ -95,8 +96,8 @@ class Bounded(H11Protocol):
         self.timers: dict[str, asyncio.TimerHandle] = {}
         self.away = AWAY
         most = most_connections(self.bounds)
-        if len(self.connections) > most:
-            self._turn_away(stay=len(self.connections) <= most + most_turned_away(most))
+        if len(self.connections) - len(self.leaving) > most:
+            self._turn_away(stay=len(self.leaving) < most_turned_away(most))
         else:
             self._in("head", self.bounds.receive, self.transport.abort)
 
@@ -104,13 +105,14 @@ class Bounded(H11Protocol):
         """Nothing is waited for any longer."""
         for name in list(self.timers):
             self._never(name)
+        self.leaving.discard(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """The head of a request has its time, from its first byte on."""
         if self.transport.is_closing():
             return
-        if not self.turned_away:
+        if self not in self.leaving:
             super().data_received(data)
         if "linger" in self.timers:
             self.away -= len(data)
@@ -149,13 +151,13 @@ class Bounded(H11Protocol):
         self.transport.abort()
 
     def _leave(self) -> None:
-        if self.turned_away or self.conn.their_state is h11.SEND_BODY:
+        if self in self.leaving or self.conn.their_state is h11.SEND_BODY:
             self.transport.close()
 
     def _turn_away(self, stay: bool) -> None:
         """One too many. Its request is on its way: were the connection closed before that is read, the system might
         take back what is said here, so it is read away."""
-        self.turned_away = True
+        self.leaving.add(self)
         words = self._words(Refusal(503, "too many connections; come back later", code="overloaded", wait=1))
         self.transport.write(words)
         if stay:
@@ -191,4 +193,4 @@ class Bounded(H11Protocol):
 
 def bounded(bounds: Bounds) -> type[Bounded]:
     """The protocol under these bounds."""
-    return type("Bounded", (Bounded,), {"bounds": bounds})
+    return type("Bounded", (Bounded,), {"bounds": bounds, "leaving": set()})

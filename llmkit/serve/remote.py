@@ -17,7 +17,7 @@ from llmkit.core.errors import DataError, LlmkitError, ModelError, PeerError, Pr
 from llmkit.inference.request import Request
 from llmkit.serve.box import Box
 from llmkit.serve.messages import event_in, packed, receive, request_out
-from llmkit.serve.refusal import Refusal, problem
+from llmkit.serve.refusal import Fault, Refusal, problem
 
 LOG = logging.getLogger("llmkit.serve")
 PATIENCE = 30.0
@@ -219,6 +219,8 @@ def _failure(message: dict[str, Any]) -> LlmkitError:
 
 def _refusal(said: dict[str, Any]) -> Refusal:
     """What the engine refuses; what it is too busy for may be asked again."""
+    if "trace" in said:
+        return Fault(said["trace"])
     busy = said.pop("busy")
     made = problem(Problem(**said))
     return Refusal(429, made.what, key=made.key, code="adapters_busy", wait=1) if busy else made

@@ -29,6 +29,7 @@ from llmkit.serve.caller import Caller
 from llmkit.serve.door import Door
 from llmkit.serve.floors import check_floors
 from llmkit.serve.generated import Account
+from llmkit.serve.hosts import Hosts
 from llmkit.serve.idempotent import Idempotent
 from llmkit.serve.journal import Journal, record
 from llmkit.serve.keys import read_keys
@@ -172,8 +173,8 @@ ROUTES = ("/", "/health", "/metrics", "/openapi.json", "/v1/models", *TAKING)
 def check(settings: Settings) -> None:
     """
     Raises:
-        RecipeError: strangers could reach what asks for no key, keys cannot be read, or too many processes are to share
-            the model.
+        RecipeError: strangers could reach what asks for no key, a name is no host's, keys cannot be read, or too many
+            processes are to share the model.
         ModelError: the model or an adapter is not where it is said to be.
     """
     if settings.host not in LOOPBACK and settings.keys is None:
@@ -183,6 +184,7 @@ def check(settings: Settings) -> None:
         raise RecipeError("the routes of admins ask for a key", fix="give --admin-key-file", key="admin_port")
     if (name := settings.name or settings.model.name) in settings.adapters:
         raise RecipeError(f"{name} is the model's own name too", fix="give one another name", key=f"adapters.{name}")
+    Hosts(settings.hosts)
     check_folders(settings.adapters)
     for path in (settings.keys, settings.admin_keys):
         if path is not None:

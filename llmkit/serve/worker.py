@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ from typing import Any
 from llmkit.core.environment import prepare
 from llmkit.core.errors import LlmkitError
 from llmkit.core.memory import settle
-from llmkit.inference.request import Busy, Request, alone
+from llmkit.inference.request import Busy, InternalError, Request, alone
 from llmkit.serve.messages import Link, event_out, request_in
 from llmkit.serve.served import Served, open_served
 
@@ -81,7 +82,8 @@ class Worker:
         if verb == "add":
             self._add(message["request"])
         elif verb == "abort":
-            self.trying.pop(message["id"], None)
+            if (tried := self.trying.pop(message["id"], None)) is not None:
+                tried[1].cancel()  # others wait for a thread; one that has begun goes on
             self.served.engine.abort(message["id"])
         elif verb == "drop":  # nobody waits for it
             self.calls = deque(call for call in self.calls if call["call"] != message["call"])
@@ -171,6 +173,8 @@ class Worker:
 
 
 def _problem(cause: LlmkitError) -> dict[str, Any]:
+    if isinstance(cause, InternalError):  # all of it, for the log
+        return {"trace": "".join(traceback.format_exception(cause.__cause__ or cause))}
     problem = cause.problems[0]  # without its file: no places of this machine
     return {"what": problem.what, "fix": problem.fix, "key": problem.key, "busy": isinstance(cause, Busy)}
 

@@ -19,7 +19,7 @@ from llmkit.inference import engine as engine_
 from llmkit.inference.engine import Engine
 from llmkit.inference.grammar import Regex
 from llmkit.inference.pump import Pump
-from llmkit.inference.request import Ask, Event, Prompt, Request, RequestError
+from llmkit.inference.request import Ask, Event, InternalError, Prompt, Request, RequestError
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.turns import Turns
 from llmkit.models.attend import install
@@ -220,10 +220,10 @@ def test_who_asks_hears_what_was_made_while_another_changes_the_weights(model: A
 
 def test_what_nobody_foresaw_in_taking_one_on_is_its_own_fault(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = asked(made(model), Request("a", PROMPT, Sampling(max_tokens=3)))
-    with pytest.raises(RequestError, match=r"it cannot be taken on \(TypeError: .*; fix: ask otherwise"):
+    with pytest.raises(InternalError, match=r"it cannot be taken on \(TypeError: .*; fix: report it"):
         engine.add(Request("b", ("no", "numbers"), Sampling(max_tokens=3)))  # type: ignore[arg-type]
     monkeypatch.setattr(engine_, "Live", Failing(engine_.Live, 1))
-    with pytest.raises(RequestError, match="it cannot be taken on .RuntimeError: out of memory"):
+    with pytest.raises(InternalError, match="it cannot be taken on .RuntimeError: out of memory"):
         engine.add(Request("b", PROMPT, Sampling(max_tokens=3)))
     assert engine.adapters.whole.holders == 1 and list(engine.live) == ["a"]
     engine.add(Request("b", PROMPT, Sampling(max_tokens=3)))

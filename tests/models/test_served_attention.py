@@ -18,7 +18,7 @@ from llmkit.models.serving import serving
 from tests.conftest import make_model
 
 here = pytest.mark.skipif(bool(lacks("linear") or lacks("paged")), reason=lacks("linear") or lacks("paged"))
-SHORT = ("Llama", "Qwen2", "Qwen3", "Gemma-2", "Gemma-3", "Mistral", "Mixtral", "Granite")
+SHORT = ("Llama", "Qwen2", "Qwen3", "Gemma-2", "Gemma-3", "Mistral", "Mixtral", "Granite", "GLM-4-MoE")
 OWN = ("Phi-3", "gpt-oss", "OLMo-2", "GLM", "GPT-2", "DeepSeek-V3", "Cohere")
 
 
@@ -106,6 +106,9 @@ def test_what_hangs_on_a_linear_is_called() -> None:
     layer.self_attn.q_proj.forward = lambda x: torch.nn.functional.linear(x, layer.self_attn.q_proj.weight * 3)
     assert not stepped(made)[0].equal(before[0])
     del layer.self_attn.q_proj.forward
+    own, layer.self_attn.k_proj = layer.self_attn.k_proj, nn.Sequential(layer.self_attn.k_proj, nn.Tanh())
+    assert not stepped(made)[0].equal(before[0])
+    layer.self_attn.k_proj = own
     assert all(a.equal(b) for a, b in zip(stepped(made), before, strict=True))
 
 

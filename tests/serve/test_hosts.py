@@ -5,8 +5,11 @@ import json
 import httpx
 import pytest
 
+from llmkit.core.errors import RecipeError
+from llmkit.models.node import ModelRef
 from llmkit.serve.hosts import Hosts
 from llmkit.serve.refusal import Refusal
+from llmkit.serve.start import Settings, check
 from tests.serve.conftest import Running
 from tests.serve.raw import answer, connect
 
@@ -48,6 +51,19 @@ def test_a_name_of_this_machine_is_answered_to_at_any_port(name):
     for method in ("GET", "POST"):
         assert refused(method, host=name) is None
         assert refused(method, host=name, origin=f"http://{name}") is None
+
+
+@pytest.mark.parametrize("name", ["", "proxy.example:443", "https://proxy.example", "[2001:db8::1]", "a b"])
+def test_a_name_under_which_nothing_would_come_is_told_at_the_start(name):
+    with pytest.raises(RecipeError, match="is no name of a host; fix: give a name or an address alone"):
+        check(Settings(ModelRef(name="none"), hosts=("proxy.example", name)))
+
+
+def test_an_address_is_given_without_brackets():
+    hosts = Hosts(["2001:DB8::1"])
+    hosts.check("POST", [(b"host", b"[2001:db8::1]:80"), (b"origin", b"http://[2001:db8::1]:80")])
+    with pytest.raises(Refusal):
+        hosts.check("POST", [(b"host", b"[2001:db8::2]:80")])
 
 
 @pytest.mark.parametrize("name", OTHERS)

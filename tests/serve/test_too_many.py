@@ -13,6 +13,7 @@ from llmkit.serve.run import AT_ONCE
 from tests.serve.conftest import Running
 from tests.serve.crowd import ask, asks, crowd
 from tests.serve.raw import answer, connect, head, post
+from tests.serve.test_serve_rows import until
 
 ASKED = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
 FEW = 4
@@ -54,6 +55,15 @@ def test_one_too_many_hears_it_whatever_it_sends(narrow):
             silent = [held.enter_context(connect(narrow)) for _ in range(FEW + 2)]  # more than may stay to hear it
             assert [heard(own) for own in silent] == [503] * len(silent)
     assert post(narrow, ASKED)[0] == 200
+
+
+def test_who_is_about_to_leave_takes_nobody_s_place(narrow, monkeypatch):
+    monkeypatch.setattr("llmkit.serve.protocol.LINGER", 600.0)
+    with contextlib.ExitStack() as held:
+        with full(narrow):
+            silent = [held.enter_context(connect(narrow)) for _ in range(FEW)]
+            assert [heard(own) for own in silent] == [503] * FEW
+        until(lambda: post(narrow, ASKED)[0] == 200)  # they are there still
 
 
 def test_more_wait_in_the_system_than_are_taken_in_a_turn(narrow):

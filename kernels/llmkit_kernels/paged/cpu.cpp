@@ -325,9 +325,9 @@ int64_t paged_room(int64_t groups, int64_t size, int64_t value, int64_t block, i
 void paged_attention(const float* q, const void* k, const void* v, const int64_t* strides, float* out, void* keys,
                      void* values, float* by_key, float* by_value, const int64_t* slots, const int64_t* spans,
                      const int64_t* table, const uint64_t* seen, const int64_t* depths, const int64_t* tasks,
-                     const float* sinks, const float* cos, const float* sin, float* rooms, int64_t tokens, int64_t count, int64_t heads, int64_t groups,
-                     int64_t size, int64_t value, int64_t block, int64_t queries, int64_t window, int64_t precision,
-                     float scale, float cap, int threads) {
+                     const float* sinks, const float* cos, const float* sin, float* rooms, int64_t tokens,
+                     int64_t count, int64_t heads, int64_t groups, int64_t size, int64_t value, int64_t block,
+                     int64_t queries, int64_t window, int64_t precision, float scale, float cap, int threads) {
   const Step step{reinterpret_cast<const Span*>(spans), table, slots, seen, depths, cos, sin};
   const Given given{Shape{heads, groups, size, value, block, queries, window, scale, cap}, step,
                     Heads{q, strides[0], strides[1]}, Heads{k, strides[2], strides[3]}, Heads{v, strides[4], strides[5]},
