@@ -26,6 +26,7 @@ MORE = (
     "OLMo-2",
     "Cohere",
     "SmolLM3",
+    "GLM-4-MoE",
 )
 here = pytest.mark.skipif(bool(lacks("linear") or lacks("paged")), reason=lacks("linear") or lacks("paged"))
 
