@@ -17,8 +17,9 @@ SOON = 0.15
 
 
 def settings(folder):
-    """Little budget in a step, so that prompts are read in several; few places, so that many wait."""
-    bounds = {"requests": 2 * LANES, "length": 512}
+    """Little budget in a step, so that prompts are read in several; few places, so that many wait, and room for all of
+    them: who left may ask for four answers, and be waited for when the next has come."""
+    bounds = {"requests": 8 * LANES, "length": 512}
     return {"folder": str(folder), "bounds": bounds, "engine": {"tokens": 96, "sequences": 32}, "cache": 4 * MIB}
 
 
