@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from typing import Any, cast
 
+from llmkit.core.scalars import Origin
+from llmkit.core.wording import Report, unknown
 from llmkit.inference.request import RequestError
 from llmkit.inference.sampling import Sampling
 
@@ -43,6 +46,19 @@ def checked(said: Any, key: str) -> Said:
         wrong = next(one for one in said if not isinstance(one, int | Mapping) or len(kinds) > 1)
         raise RequestError(f"a prompt with {_kind(wrong)} in it cannot be read", fix=FIX, key=key)
     return cast(Said, said)
+
+
+def check_named(others: Mapping[str, Any], taker: Callable[..., Any]) -> None:
+    """Arguments by names that `taker` has none of.
+
+    Raises:
+        RecipeError: with each of them, and the name that is nearest.
+    """
+    known = [name for name, one in signature(taker).parameters.items() if one.kind is not one.VAR_KEYWORD]
+    report = Report()
+    for name in others:
+        unknown(name, name, known[1:], Origin(), report)
+    report.stop_if_bad()
 
 
 def check_sampling(sampling: Any) -> None:

@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Never, cast
 
 import torch
 from torch import Tensor
 
 from llmkit.build.adapters_of import Beside
 from llmkit.build.engines import engine_of as engine_of
-from llmkit.build.given import Said, check_length, check_sampling, checked, several
+from llmkit.build.given import Said, check_length, check_named, check_sampling, checked, several
 from llmkit.build.opened import Opened
 from llmkit.build.precision import reading
 from llmkit.build.scores import Pooling, Scores, embed, score
@@ -53,6 +53,7 @@ class LLM:
         allow_code: bool = False,
         tensor: int | None = None,
         placement: Any = None,
+        **others: Never,
     ) -> None:
         """`model`, `quant`, `generator` and `precision` are as in a recipe: names, mappings or nodes. `adapters` are
         folders by the names that they are asked for by. `tensor` and `placement` are those of the engine: processes
@@ -63,6 +64,7 @@ class LLM:
             ModelError: the model cannot be loaded, or `generator` cannot run its family.
             PeerError: another process could not be started.
         """
+        check_named(others, LLM.__init__)
         asked = Opened(
             model=model,
             quant=quant,
@@ -143,7 +145,7 @@ class LLM:
         """
         ask = self._ask(prompt, sampling, tools, adapter)
         if isinstance(self.writer, TransformersWriter):
-            yield from (Piece(text) for text in pulled(partial(self._streamed, self.writer, ask)))
+            yield from (Piece((text,)) for text in pulled(partial(self._streamed, self.writer, ask)))
             return
         request, pieces = self.turns.add(ask), Pieces(ask.sampling, self.engine.texts)
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,25 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], accept: Sequence[str
             ]
         )
     return [f"{key}: {_short(before)} -> {_short(now)}" for key, before, now in found]
+
+
+def unmeant(old: Mapping[str, Any], new: Mapping[str, Any], accept: Sequence[str]) -> list[str]:
+    """What is accepted and is no key of either run, each in words, with the nearest key; another stage may have it."""
+    keys = sorted({*_keys(old), *_keys(new)})
+    short = [key.removeprefix("recipe.").removeprefix("environment.") for key in keys]
+    told = []
+    for name in accept:
+        if not any(_accepted(key, (name,)) for key in keys):
+            near = get_close_matches(name, short, 1) or [key for key in short if key.endswith(f".{name}")][:1]
+            told.append(f"--accept {name} names no key of this run" + (f", did you mean {near[0]}?" if near else ""))
+    return told
+
+
+def _keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{prefix}{name}.")
 
 
 def _accepted(key: str, accept: Sequence[str]) -> bool:

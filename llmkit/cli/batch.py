@@ -13,15 +13,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmkit.cli.questions import Question, checked, placed, questions
 from llmkit.core.console import Console
 from llmkit.core.errors import DataError, RecipeError
 from llmkit.core.files import sha256, write_json
-from llmkit.data.jsonl import read_jsonl
 from llmkit.data.prompt import prompt_ids
 from llmkit.data.render import Renderer
-from llmkit.data.rows import ASIDE, MEND, Raw
-from llmkit.inference.check import check_length
-from llmkit.inference.request import Completion, Prompt, Request
+from llmkit.data.rows import Raw
+from llmkit.inference.request import Completion, Prompt
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.writer import Writer, seeded
 
@@ -84,51 +83,15 @@ class Work:
         self.note.unlink()
 
 
-def questions(path: Path, chat: bool) -> Iterator[tuple[Raw, Any]]:
-    """Each row, and what it asks: messages, or a text.
-
-    Raises:
-        DataError: a line is no row that asks something.
-    """
-    for raw in read_jsonl(path):
-        if not isinstance(raw, Raw):
-            problem = raw.problems[0]
-            fix = MEND if problem.fix == ASIDE else problem.fix  # no recipe is here that could set bad rows aside
-            raise DataError(problem.what, fix=fix, file=problem.file, line=problem.line)
-        if "completion" in raw.values and "reference" in raw.values:
-            what = "has a completion, which becomes the reference beside the answer, and a reference"
-            raise DataError(what, fix="drop or rename one of the two", file=raw.file, line=raw.line)
-        yield raw, _question(raw, chat)
-
-
-def _question(raw: Raw, chat: bool) -> Any:
-    said = raw.values
-    messages = said.get("messages") or (said.get("prompt") if isinstance(said.get("prompt"), list) else None)
-    if (
-        isinstance(messages, list)
-        and messages
-        and all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages)
-    ):
-        asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-        if asked:
-            return asked
-    if isinstance(said.get("prompt"), str):
-        return [{"role": "user", "content": said["prompt"]}] if chat else said["prompt"]
-    if isinstance(said.get("text"), str):
-        return said["text"]
-    fix = "give messages, prompt, or text"
-    raise DataError("asks nothing", fix=fix, file=raw.file, line=raw.line)
-
-
 def answer(llm: LLM, work: Work, sampling: Sampling, raw: bool, console: Console) -> int:
     """Answers every row; gives how many there are.
 
     Raises:
-        DataError: a row cannot be asked; all are looked at before anything is written.
+        DataError: rows cannot be asked; all are looked at before anything is written.
         RecipeError: the output is there, or was begun with something else.
     """
     chat = bool(llm.tokenizer.chat_template) and not raw
-    total = Asked(questions(work.rows, chat), llm.renderer).checked(sampling, llm.longest)
+    total = checked(work.rows, chat, llm.renderer, sampling, llm.longest)
     if not total:
         raise DataError("holds no rows", fix="give a file with rows", file=str(work.rows))
     done = work.begin()
@@ -148,24 +111,9 @@ def answer(llm: LLM, work: Work, sampling: Sampling, raw: bool, console: Console
 class Asked:
     """Rows on their way through a generator; those whose answers are not yet there wait in order."""
 
-    def __init__(self, rows: Iterable[tuple[Raw, Any]], renderer: Renderer) -> None:
+    def __init__(self, rows: Iterable[Question], renderer: Renderer) -> None:
         self.rows, self.renderer = rows, renderer
         self.waiting = deque[Raw]()
-
-    def checked(self, sampling: Sampling, longest: int | None) -> int:
-        """How many rows there are, each of which fits in `longest` tokens with its answer.
-
-        Raises:
-            DataError: one does not; it is named by its place.
-        """
-        count = 0
-        with self._placed():
-            for prompt in self._prompts():
-                count += 1
-                if longest is not None:
-                    check_length(Request(str(count), prompt.ids, sampling), longest)
-                self.waiting.clear()
-        return count
 
     def answered(self, writer: Writer, sampling: Sampling, first: int) -> Iterator[Completion]:
         """The answers in order; row i draws by a seed of its own, so that a file may be answered in two goes.
@@ -184,9 +132,7 @@ class Asked:
         except DataError as cause:
             if not self.waiting:  # it was the file's own, with its place
                 raise
-            problem, raw = cause.problems[0], self.waiting[-1]
-            what = f"{problem.key}: {problem.what}" if problem.key else problem.what
-            raise DataError(what, fix=problem.fix, file=raw.file, line=raw.line) from cause
+            raise DataError(problems=[placed(cause, self.waiting[-1])]) from cause
 
     def _prompts(self) -> Iterator[Prompt]:
         for raw, asked in self.rows:

@@ -9,8 +9,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmkit.cli.text import Asking
+from llmkit.cli.text import KNOB, Asking
 from llmkit.core.errors import DataError
+from llmkit.core.memory import out_of_memory_named
 from llmkit.inference.request import RequestError
 from llmkit.inference.sampling import Sampling
 
@@ -91,7 +92,8 @@ def chat(asking: Asking, system: str = "") -> None:
         if line.startswith("/"):
             sys.stdout.write(talk.command(line.strip()))
         else:
-            talk.answer(line)
+            with out_of_memory_named(talk.llm.device, KNOB):
+                talk.answer(line)
 
 
 @contextmanager

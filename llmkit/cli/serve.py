@@ -17,7 +17,8 @@ from llmkit.recipe.load import load_recipe
 from llmkit.recipe.parse import parse
 from llmkit.stages.serve import Serve
 
-Keys = Annotated[str, typer.Option(help="Keys, one a line; asked for on every route but /health.")]
+Keys = Annotated[str, typer.Option(help="Keys, 16 letters or more, one a line; asked for on every route but /health.")]
+Allowed = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Answered to, where no key is asked for.")]
 Named = Annotated[list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Served under its own name.")]
 
 
@@ -27,6 +28,7 @@ def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="8000 without it; 0 takes a free one.")] = None,
     api_key_file: Keys = "",
     adapter: Named = None,
+    allow_host: Allowed = None,
     recipe: Annotated[str, typer.Option(help="A recipe of kind serve, whose values flags replace.")] = "",
     name: Annotated[str, typer.Option(help="Under which the model is served; MODEL without it.")] = "",
     adapter_root: Annotated[str, typer.Option(help="Under it an admin may load adapters.")] = "",
@@ -48,7 +50,12 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, as OpenAI's clients speak it."""
     given: dict[str, Any] = {"host": host, "port": port, "key_file": api_key_file, "name": name, "out": record}
-    given |= {"adapter_root": adapter_root, "admin_port": admin_port, "admin_key_file": admin_key_file}
+    given |= {
+        "hosts": allow_host or "",
+        "adapter_root": adapter_root,
+        "admin_port": admin_port,
+        "admin_key_file": admin_key_file,
+    }
     given |= {f"adapters.{key}": folder for key, folder in named(adapter or ()).items()}
     given |= {"model.template": template, "bounds.max_tokens": max_tokens, "bounds.requests": requests}
     given |= {"bounds.length": max_length, "engine.cache.size": cache_size, "engine.cache.precision": cache_precision}

@@ -13,6 +13,7 @@ from llmkit.core.console import Console
 from llmkit.core.convert import convert, wrapped
 from llmkit.core.environment import prepare
 from llmkit.core.errors import RecipeError
+from llmkit.core.memory import device, out_of_memory_named
 from llmkit.core.scalars import Origin
 from llmkit.core.wording import Report
 from llmkit.inference.request import Completion
@@ -22,6 +23,8 @@ from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
 from llmkit.recipe.override import overridden
 from llmkit.recipe.parse import parse
+
+KNOB = "ask for fewer or shorter answers (--max-tokens), hold the model in fewer bits (--quant), or take a smaller one"
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Asking:
 
         Raises:
             RecipeError, ModelError: it is none, cannot be loaded, or `generator` cannot run it.
+            ResourceError: memory gave out.
         """
         prepare(remote=is_remote(self.model))
         report = Report()
@@ -72,7 +76,8 @@ class Asking:
 
         how: dict[str, Any] = {"generator": generator, "allow_code": self.code, "adapters": self.adapters}
         spread: dict[str, Any] = {"tensor": self.tensor, "placement": placement}
-        return LLM(self.model, quant=self.quant or None, **how, **spread)
+        with out_of_memory_named(device(), KNOB):
+            return LLM(self.model, quant=self.quant or None, **how, **spread)
 
 
 def generate(asking: Asking, prompt: str, as_json: bool) -> None:
@@ -80,7 +85,8 @@ def generate(asking: Asking, prompt: str, as_json: bool) -> None:
     sampling = asking.sampling()
     llm = asking.open()
     asked: Any = prompt if asking.raw or not llm.tokenizer.chat_template else [{"role": "user", "content": prompt}]
-    made = llm.generate([asked], sampling)[0].sound()
+    with out_of_memory_named(llm.device, KNOB):
+        made = llm.generate([asked], sampling)[0].sound()
     if as_json:
         sys.stdout.write(json.dumps(told(made)) + "\n")
     else:
@@ -116,5 +122,6 @@ def generate_file(asking: Asking, rows: str, output: str) -> None:
 
     more = {"raw": asking.raw, "generator": asking.generator, "quant": asking.quant}
     work = Work(path, target, facts(asking.model, llm.loaded.resolved.facts(), path, sampling, more))
-    count = answer(llm, work, sampling, asking.raw, Console())
+    with out_of_memory_named(llm.device, KNOB):
+        count = answer(llm, work, sampling, asking.raw, Console())
     sys.stdout.write(f"{output}: {count} answers\n")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+from functools import wraps
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 T = TypeVar("T")
@@ -98,5 +99,22 @@ def config(cls: type[T]) -> type[T]:
 
     cls.__post_init__ = check  # type: ignore[attr-defined]
     decorate: Any = dataclass(frozen=True, kw_only=True)
-    made: type[T] = decorate(cls)
-    return made
+    return _named(decorate(cls))
+
+
+def _named(cls: type[T]) -> type[T]:
+    """The same, whose arguments are looked at by name before they are taken, as the keys of a recipe are."""
+    plain = cls.__init__
+    known = {item.name for item in fields(cls)}  # type: ignore[arg-type]
+    needed = {item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING}  # type: ignore[arg-type]
+
+    @wraps(plain)
+    def init(self: Any, *args: Any, **given: Any) -> None:
+        if not needed <= given.keys() <= known:
+            from llmkit.core.convert import check_names
+
+            check_names(cls, given)
+        plain(self, *args, **given)
+
+    cls.__init__ = init  # type: ignore[method-assign]
+    return cls

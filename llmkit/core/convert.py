@@ -33,6 +33,17 @@ def check_fields(node: Any) -> None:
     report.stop_if_bad()
 
 
+def check_names(cls: Any, given: Mapping[str, Any]) -> None:
+    """What a node is built with in Python, where a name of it is none of its fields, or one that it needs is missing.
+
+    Raises:
+        RecipeError: with every problem, those of the values too.
+    """
+    report = Report()
+    build(cls, wrapped(given), "", report)
+    report.stop_if_bad()
+
+
 def wrapped(given: Any, origin: Origin = Origin()) -> Value:
     """A Python value as a tree of `Value`s."""
     if isinstance(given, Value):
@@ -59,7 +70,7 @@ def convert(hint: Any, value: Value, key: str, report: Report, item: dataclasses
             return made
         report.add(LATER, "leave it out", key, value.origin)
         return BAD
-    made = _convert(hint, value, key, report, item.default if item is not None else None)
+    made = _convert(hint, value, key, report, item)
     if made == "" and (item is None or item.default != ""):
         report.add(EMPTY, way_out(hint, value), key, value.origin)
         return BAD
@@ -70,14 +81,14 @@ def convert(hint: Any, value: Value, key: str, report: Report, item: dataclasses
     return made
 
 
-def _convert(hint: Any, value: Value, key: str, report: Report, default: Any = None) -> Any:
+def _convert(hint: Any, value: Value, key: str, report: Report, item: dataclasses.Field[Any] | None = None) -> Any:
     later, unit = marks(hint)
     members = options(hint)
     nodes = [option for option in members if dataclasses.is_dataclass(option)]
     words = any(get_origin(option) is Literal for option in members)  # a bare word is one of them, not a node
     written = dict if words else dict | str
     if nodes and (isinstance(value.held, written) or dataclasses.is_dataclass(value.held)):
-        return _node(nodes, members, value, key, report, later, default)
+        return _node(nodes, members, value, key, report, later, item.default if item is not None else None)
     if isinstance(value.held, str) and value.held in later:
         report.add(f"{value.held} {LATER}", f"use {names(hint)}", key, value.origin)
         return BAD
@@ -89,7 +100,8 @@ def _convert(hint: Any, value: Value, key: str, report: Report, default: Any = N
             return made
     if len(report.problems) == before:  # what is wrong inside a list was told at its item
         what = problems[0] if problems else f"{text_of(value)} is not {names(hint)}"
-        report.add(what, way_out(hint, value), key, value.origin)
+        spare = value.held is None and item is not None and not _needed(item)
+        report.add(what, "leave it out" if spare else way_out(hint, value), key, value.origin)
     return BAD
 
 

@@ -100,4 +100,6 @@ def without_logins(text: str) -> str:
 
 def one_line(text: str) -> str:
     """`text` with control characters and lone surrogates escaped, so that it prints as exactly one line."""
+    if text.isprintable():  # letter by letter it takes as long as the rest of a line of a log
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -9,27 +9,28 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from llmkit.core.errors import DataError, without_logins
+from llmkit.core.packed import START, packed
 from llmkit.data import stores
 from llmkit.data.rows import At, BadRow, Raw
 from llmkit.data.unpack import SUFFIXES, Unpacked
 
 MAGIC = {
-    b"\x1f\x8b": "gzip",
-    b"PK\x03\x04": "zip",
     b"PAR1": "parquet",
     b"ARROW1\0\0": "arrow",
     b"\xff\xff\xff\xff": "arrow",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"\xfd7zXZ": "xz",
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
     b"%PDF-": "PDF",
 }
+ARCHIVE = "take the files of rows out of the archive, which is not unpacked here"
 FIXES = {
     "parquet": "use kind: parquet",
     "arrow": "use kind: arrow",
     "jsonl": "use kind: jsonl",
     "UTF-16 text": "save it as UTF-8",
+    "tar": ARCHIVE,
+    "zip": ARCHIVE,
+    "7z": ARCHIVE,
 }
 TABLES = ("parquet", "arrow")
 """Kinds that are read here and there, and compressed inside."""
@@ -101,11 +102,11 @@ def opened(path: str | Path, kind: str) -> BinaryIO:
 
 def _form(file: BinaryIO, kind: str) -> str:
     """What the beginning of a file says that it is; nothing when it says nothing."""
-    start = file.read(10)
+    start = file.read(START)
     file.seek(0)
-    found = next((name for magic, name in MAGIC.items() if start.startswith(magic)), "")
-    if start.startswith(b"BZh") and (kind != "text" or start[4:] in (b"1AY&SY", b"\x17rE8P\x90")):
-        return "bzip2"
+    found = packed(start) or next((name for magic, name in MAGIC.items() if start.startswith(magic)), "")
+    if found == "bzip2" and kind == "text" and start[4:10] not in (b"1AY&SY", b"\x17rE8P\x90"):
+        return ""  # a text may begin with these letters
     objects = start.startswith((b'{"', b"[{")) if kind == "csv" else start[:1] in (b"{", b"[") and kind in TABLES
     return "jsonl" if objects else found
 

@@ -16,7 +16,9 @@ SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 MOST_RATIO, FREE = 200, 1 << 28
 """A file may unpack to so many times its size; what unpacks to less than `FREE` bytes is let pass."""
 PIECE = 1 << 10
-"""Bytes that are unpacked together: every format makes at most some 30 MiB of them."""
+"""Bytes that are unpacked together: gzip and zstd make at most some 30 MiB of them."""
+MADE = 1 << 22
+"""Bytes that bzip2 and xz are asked for at once: a piece of theirs may hold more than a gigabyte."""
 MOST_WINDOW = 1 << 27
 """Bytes that a format may look back on, and so keeps."""
 
@@ -37,7 +39,13 @@ def _gzip() -> Any:
     return zlib.decompressobj(16 + zlib.MAX_WBITS)
 
 
-FORMATS: dict[str, Callable[[], Any]] = {"gzip": _gzip, "bzip2": bz2.BZ2Decompressor, "xz": _xz, "zstd": _zstd}
+FORMATS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+    "gzip": (_gzip, ()),
+    "bzip2": (bz2.BZ2Decompressor, (MADE,)),
+    "xz": (_xz, (MADE,)),
+    "zstd": (_zstd, ()),
+}
+"""What unpacks, and how much it is asked for at once, where it can be."""
 
 
 class Unpacked(io.RawIOBase):
@@ -48,7 +56,8 @@ class Unpacked(io.RawIOBase):
         self._begin()
 
     def _begin(self) -> None:
-        self.part, self.within = FORMATS[self.form](), False
+        (make, self.most), self.within = FORMATS[self.form], False
+        self.part = make()
         self.taken = self.given = 0
         self.ready = memoryview(b"")
         self.rest = b""
@@ -91,19 +100,20 @@ class Unpacked(io.RawIOBase):
         return size
 
     def _next(self) -> bool:
-        """Unpacks one piece more; whether there was one."""
-        piece = self._piece()
-        if not piece:
+        """Unpacks one piece more, or more of the last one; whether there was one."""
+        more = not getattr(self.part, "needs_input", True)  # asked for a part, it has not made all of its piece
+        piece = b"" if more else self._piece()
+        if not piece and not more:
             if self.within:
                 raise self._broken("it ends too early")
             return False
         self.within = True
         try:
-            made = self.part.decompress(piece)
+            made = self.part.decompress(piece, *self.most)
         except Exception as cause:  # each format has an exception of its own
             raise self._broken((str(cause).splitlines() or [type(cause).__name__])[0][:80]) from cause
         if self.part.eof:  # files of one format may be laid end to end
-            self.rest, self.part, self.within = self.part.unused_data, FORMATS[self.form](), False
+            self.rest, self.part, self.within = self.part.unused_data, FORMATS[self.form][0](), False
         self._check(len(made))
         self.ready = memoryview(made)
         return True

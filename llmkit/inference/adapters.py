@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkit.core.errors import ModelError
+from llmkit.core.packed import packed_file
 from llmkit.inference.request import Busy, RequestError
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ def check_folders(named: Mapping[str, str | Path]) -> None:
     """
     for name, folder in named.items():
         if not Path(folder).expanduser().is_dir():
-            fix = "give the folder of an adapter"
-            raise ModelError(f"{folder} is no folder that there is", fix=fix, key=f"adapters.{name}")
+            fix, form = "give the folder of an adapter", packed_file(Path(folder).expanduser())
+            is_not = f"is a {form} archive, and none is unpacked here" if form else "is no folder that there is"
+            raise ModelError(f"{folder} {is_not}", fix=fix, key=f"adapters.{name}")
 
 
 class Read(Protocol):
@@ -181,6 +183,36 @@ class Adapters:
             one.holders += 1
             return one
 
+    def away(self, name: str) -> bool:
+        """Whether `hold` would read an adapter first, one that made room for others."""
+        with self.lock:
+            one = self.named.get(name)
+            return one is not None and not one.here and one.folder is not None
+
+    def prepare(self, name: str) -> None:
+        """Reads it before, in a thread whose files the steps need not wait for.
+
+        Raises:
+            RequestError: as `hold`.
+        """
+        with self.lock:
+            one = self._current(name)
+            if one.here or one.folder is None:
+                return
+            self._make_room()
+        found = self._read_again(name, one, one.folder)
+        with self.lock:
+            if one.here or self.named.get(name) is not one:  # another was quicker, or it was replaced meanwhile
+                self._bank().leave(found)
+                return
+            try:
+                self._make_room()
+            except Busy:
+                self._bank().leave(found)
+                raise
+            self._bank().put(one.key, found)
+            one.here = True
+
     def release(self, one: Version) -> None:
         """A request that held it has ended."""
         with self.lock:
@@ -228,15 +260,19 @@ class Adapters:
         if one.here or one.folder is None:
             return
         self._make_room()
+        self._bank().put(one.key, self._read_again(name, one, one.folder))
+        one.here = True
+
+    def _read_again(self, name: str, one: Version, folder: Path) -> Read:
+        """From the folder that it came from, if it is the same still."""
         try:
-            found = self._bank().read(one.folder)
+            found = self._bank().read(folder)
         except ModelError as cause:
             raise RequestError(f"{name} cannot be read again", fix="load it anew", key="model") from cause
         if found.mark != one.mark:
             self._bank().leave(found)
             raise RequestError(f"{name} is not what it was when it was loaded", fix="load it anew", key="model")
-        self._bank().put(one.key, found)
-        one.here = True
+        return found
 
     def _make_room(self) -> None:
         """The longest unused that can be read again goes, if there are as many as may be."""

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 from llmkit.inference.adapters import Adapters, Version
 from llmkit.inference.answers import Answers
@@ -17,9 +18,10 @@ from llmkit.inference.gauges import Stats, Tally
 from llmkit.inference.live import Live
 from llmkit.inference.place import Place
 from llmkit.inference.planner import plan
-from llmkit.inference.request import Event, Finish, Request, RequestError, Token
+from llmkit.inference.request import Event, Finish, InternalError, Request, RequestError, Token, alone
 from llmkit.inference.runner import Runner
 from llmkit.inference.sampler import choose
+from llmkit.inference.sampling import Sampling
 from llmkit.inference.scheduler import Limits, Scheduler, Step
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.speculation.speculator import Speculator
@@ -58,6 +60,22 @@ class Engine:
         """What happened in a step that failed after it."""
         self.tally = Tally()
 
+    def prepare(self, sampling: Sampling, adapter: str) -> None:
+        """Does before `add` what takes long of it, a grammar or an adapter to be read again: in another thread than
+        that of the steps, which then wait for neither.
+
+        Raises:
+            RequestError: as `add`.
+        """
+        with alone("it cannot be prepared"):
+            if sampling.grammar is not None:
+                self.texts.matcher(sampling.grammar, self.facts.words, self.facts.ends)
+            self.adapters.prepare(adapter)
+
+    def long(self, sampling: Sampling, adapter: str) -> bool:
+        """Whether there is anything to prepare."""
+        return sampling.grammar is not None or self.adapters.away(adapter)
+
     def add(self, request: Request) -> None:
         """Takes a request on.
 
@@ -66,16 +84,25 @@ class Engine:
         """
         if request.id in self.live:
             raise RequestError(f"{request.id} is being answered already", fix="give another id", key="id")
-        check(request, self.facts, self.scheduler.limits)
-        answers = Answers(request, self.facts, self.texts)
-        held = self._adapter(request)
+        with alone("it cannot be taken on"):
+            check(request, self.facts, self.scheduler.limits)
+            answers = Answers(request, self.facts, self.texts)
+            held = self._adapter(request)
+            try:
+                live, first = self._begun(request, answers, held)
+                self.scheduler.add(first)
+            except BaseException:
+                self.adapters.release(held)
+                raise
+        self.live[request.id] = live
+        self.tally.requests += 1
+
+    def _begun(self, request: Request, answers: Answers, held: Version) -> tuple[Live, Sequence]:
         virtual = range(self.facts.words, self.facts.words + held.before)
         first = Sequence(request, 0, [*virtual, *request.prompt], width=max(request.sampling.n, request.sampling.beams))
         first.adapter, first.before = held.key, held.before
         beams = Beams(first, answers.steer(0), answers.ends) if request.sampling.beams > 1 else None
-        self.live[request.id] = Live(request, held, answers, {first}, set(range(request.sampling.n)), beams)
-        self.scheduler.add(first)
-        self.tally.requests += 1
+        return Live(request, held, answers, {first}, set(range(request.sampling.n)), beams), first
 
     def abort(self, id: str) -> None:
         """Nobody waits for this one any longer: what it holds is free at once, and no event comes of it.
@@ -290,7 +317,7 @@ class Engine:
 
     def _failed(self, live: Live, cause: RequestError) -> list[Event]:
         self.tally.failed += 1
-        return self._close(live, "error", str(cause))
+        return self._close(live, "error", str(cause), cause.trace if isinstance(cause, InternalError) else "")
 
     def _done(self, live: Live, one: Sequence) -> None:
         """An answer has come to its end."""
@@ -301,12 +328,13 @@ class Engine:
         if not live.open:
             self._close(live)
 
-    def _close(self, live: Live, finish: Finish = "abort", why: str = "") -> list[Event]:
+    def _close(self, live: Live, finish: Finish = "abort", why: str = "", trace: str = "") -> list[Event]:
         """Nothing is left of a request; an event for each answer that had not ended."""
         self.scheduler.remove(live.sequences)
         del self.live[live.request.id]
         self.adapters.release(live.adapter)
-        return [Event(live.request.id, index, (), finish, why, version=self.version) for index in sorted(live.open)]
+        said = Event(live.request.id, 0, (), finish, why, version=self.version, trace=trace)
+        return [replace(said, index=index) for index in sorted(live.open)]
 
     def _salt(self, one: Sequence) -> bytes:
         return salted(one.request.tenant, one.adapter, str(self.version))

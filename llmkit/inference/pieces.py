@@ -13,7 +13,8 @@ from llmkit.inference.text import Stream, Texts
 class Piece:
     """What came of one answer; all texts put together are the answer's."""
 
-    text: str
+    texts: tuple[str, ...]
+    """What can be shown with each of `tokens`."""
     tokens: tuple[Token, ...] = ()
     """Those that are part of the answer: what ends it is none."""
     finish_reason: Finish | None = None
@@ -23,6 +24,13 @@ class Piece:
     stop_reason: int | str | None = None
     why: str = ""
     """Of an error: what it was."""
+    rest: str = ""
+    """What was held back until the end."""
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.texts) + self.rest
 
 
 class Answer:
@@ -33,10 +41,10 @@ class Answer:
 
     def take(self, event: Event) -> Piece:
         """What an event of this answer adds."""
-        text = "".join(self.stream.add(token.id) for token in event.said)
-        if event.finish is not None:
-            text += self.stream.end()
-        return Piece(text, event.said, event.finish, event.index, event.stopped, event.why)
+        said = event.said
+        texts = tuple(self.stream.add(token.id) for token in said)
+        rest = self.stream.end() if event.finish is not None else ""
+        return Piece(texts, said, event.finish, event.index, event.stopped, event.why, rest)
 
 
 class Pieces:

@@ -1,10 +1,12 @@
 """What the next step computes: decided by numbers alone, without tensors.
 
 Every step has a budget of tokens. Answers that are being made get their next token, and half of the budget is kept for
-prompts while any wait; these are cut into chunks, the least served tenant's first. A prompt whose tenant was served
-less than those who answer has the whole budget, where these have more than their share. Where blocks run out, or one
-who is below its share finds no place, the least entitled give theirs back and are computed again later. Of those that
-run, the one of the least `priority` number that came first never does, so that it ends whatever comes.
+prompts while any wait; these are cut into chunks, the least served tenant's first. Where one tenant floods, that is has
+more here than all others together, its steps have half of the budget while others are about: one that comes waits until
+the step in flight ends. A prompt whose tenant was served less than those who answer, and asks for less, has the whole
+budget, and next tokens of one who floods wait for it, in no two steps in a row. Where blocks run out, or one who is
+below its share finds no place, the least entitled give theirs back and are computed again later. Of those that run, the
+one of the least `priority` number that came first never does, so that it ends whatever comes.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from llmkit.inference.sequence import Sequence
 def plan(scheduler: Scheduler, now: float) -> Step:
     """The next step; `now` is on the clock of deadlines."""
     late = scheduler.late(now)
-    scheduler.accounts.rise([*scheduler.running, *filter(None, [scheduler.next()])])
+    scheduler.accounts.rise([*scheduler.running, *filter(None, [scheduler.next()])], now)
     step = Planner(scheduler).plan()
     if not step.chunks and scheduler.next() is not None:  # all that run wait for one that has no room beside them
         for one in list(scheduler.running):
@@ -42,20 +44,26 @@ class Planner:
         self.chunked: set[Sequence] = set()
         self.ready: set[Sequence] = set()
         """Those that have blocks for their next token."""
+        self.most = self._most()
+        """Tokens of the step."""
 
     def plan(self) -> Step:
         """Blocks for the next tokens; then prompts, who may take another's place; then the next tokens themselves."""
         if self.first is not None and self.first.reads:
-            self._reserve(self.first, min(self.first.cached + self.limits.tokens, self.first.length))
+            self._reserve(self.first, min(self.first.cached + self.most, self.first.length))
         for one in self.order:
             if one in self.scheduler.running and one.waiting and not one.reads and self._next(one):
                 self.ready.add(one)
-        self._prompts()
-        ready = [one for one in self.order if one in self.ready]
+        yields = self._prompts()
+        ready = [one for one in self.order if one in self.ready and not self._pauses(one, yields)]
         for others, one in zip(range(len(ready) - 1, -1, -1), ready, strict=True):
             if self._left():  # the others have their next tokens before a draft of this one is looked at
                 self._chunk(one, min(one.length, one.cached + max(1, self._left() - others)))
+        self.scheduler.paused = not yields <= self.chunked
         return self.step
+
+    def _pauses(self, one: Sequence, yields: set[Sequence]) -> bool:
+        return one in yields and self.scheduler.accounts.floods(one)
 
     def _next(self, one: Sequence) -> bool:
         """Blocks for a next token, and for drafts of what follows it as long as nobody gives way to them."""
@@ -63,23 +71,37 @@ class Planner:
             one.drafts = []
         return self._reserve(one, one.length)
 
+    def _most(self) -> int:
+        """All that a step may have, or half of it: one that comes waits until the step ends, and so, while several
+        tenants are about, the steps of one who floods are short. The prompt of another is not cut for that."""
+        accounts, half = self.scheduler.accounts, max(1, self.limits.tokens // 2)
+        if not accounts.several or not any(accounts.floods(one) for one in self.order):
+            return self.limits.tokens
+        ahead = self._ahead([one for one in self.order if one.reads], False)
+        if ahead is None or (accounts.floods(ahead) and accounts[ahead].present > 1):
+            return half
+        return min(self.limits.tokens, max(half, ahead.waiting))
+
     def _left(self) -> int:
-        return self.limits.tokens - self.step.tokens
+        return self.most - self.step.tokens
 
     def _chunk(self, one: Sequence, end: int) -> None:
         self.step.chunks.append(Chunk(one, one.cached, end))
         self.chunked.add(one)
         self.scheduler.accounts.charge(one, end)
 
-    def _prompts(self) -> None:
-        """Chunks of prompts, of those that run and of those that wait, while there is budget and room."""
+    def _prompts(self) -> set[Sequence]:
+        """Chunks of prompts, of those that run and of those that wait, while there is budget and room; whose next
+        tokens come after them."""
         reading = [one for one in self.order if one.reads and one in self.scheduler.running]
         full = bool(self.step.preempted)  # who gave way in this step would come back in it
-        budget = self._budget(self._ahead(reading, full))
+        ahead = self._ahead(reading, full)
+        yields = set() if ahead is None else {one for one in self.ready if self._yields(one, ahead)}
+        budget = self._budget(yields)
         while budget > 0:
             one = self._ahead(reading, full)
             if one is None or self._holds_up(one):
-                return
+                break
             if one not in reading:
                 full = not self._admit(one, budget)
                 budget -= 0 if full else self.step.chunks[-1].end - self.step.chunks[-1].start
@@ -87,29 +109,31 @@ class Planner:
             reading.remove(one)
             if one in self.scheduler.running:
                 budget -= self._read(one, budget)
+        return yields if ahead in self.chunked else set()
 
     def _ahead(self, reading: list[Sequence], full: bool) -> Sequence | None:
         """Whose prompt is next: of one that reads, or, if there may be a place for it, of one that waits."""
         waits = None if full else self.scheduler.next()
         return min([*reading, *filter(None, [waits])], key=self.scheduler.turn, default=None)
 
-    def _budget(self, ahead: Sequence | None) -> int:
-        """Tokens of the step for prompts: what next tokens leave, half at least. Those of a tenant that has more than
-        its share of places, and was served more than the one whose prompt is next, wait for that prompt: else a flood
-        of answers makes two steps of what is one alone."""
-        kept = sum(one.waiting for one in self.ready if ahead is None or not self._yields(one, ahead))
-        return self.limits.tokens - min(kept, self.limits.tokens - self.limits.tokens // 2)
+    def _budget(self, yields: set[Sequence]) -> int:
+        """Tokens of the step for prompts: what next tokens leave that do not yield, half at least."""
+        kept = sum(one.waiting for one in self.ready - yields)
+        return self.most - min(kept, self.most - self.most // 2)
 
     def _yields(self, one: Sequence, to: Sequence) -> bool:
+        """Whether its tenant asks for more, and was served more, than the one whose prompt is next: else a flood of
+        answers makes two steps of what is one alone. Not twice in a row, so that answers go on."""
         accounts = self.scheduler.accounts
-        mine, other = accounts[one], accounts[to]
-        return mine.counter > other.counter and mine.slots > accounts.share(one, self.limits.sequences)
+        more = accounts[one].counter > accounts[to].counter and accounts.asks(one) > accounts.asks(to)
+        return more and not self.scheduler.paused
 
     def _holds_up(self, one: Sequence) -> bool:
-        """Whether its tenant, which has more than its share, would make a step longer in which another's prompt is."""
+        """Whether its tenant, which floods, would make a step longer in which another's prompt is."""
         accounts = self.scheduler.accounts
-        more = accounts[one].slots > accounts.share(one, self.limits.sequences)
-        return more and any(accounts[chunk.sequence] is not accounts[one] for chunk in self.step.chunks)
+        if accounts.here == 1 or not accounts.floods(one):
+            return False
+        return any(accounts[chunk.sequence] is not accounts[one] for chunk in self.step.chunks)
 
     def _read(self, one: Sequence, budget: int) -> int:
         """A chunk of one that runs, as far as there is room; how many tokens it has."""

@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from llmkit.inference.request import Ask, Event, RequestError
+from llmkit.core.errors import LlmkitError
+from llmkit.inference.request import Ask, Event, alone
 from llmkit.inference.turns import Turns
 
 
@@ -45,6 +46,8 @@ class Pump:
         Raises:
             RequestError: it can never be answered.
         """
+        if self.turns.engine.long(ask.sampling, ask.adapter):
+            await asyncio.to_thread(self.turns.engine.prepare, ask.sampling, ask.adapter)
         one = Listener(ask, asyncio.get_running_loop())
         self._put(self.coming, one)
         try:
@@ -91,20 +94,11 @@ class Pump:
 
     def _begin(self, one: Listener) -> None:
         try:
-            one.id = self._added(one)
+            with alone("it cannot be taken on"):
+                one.id = self.turns.add(one.ask, one.tell).id
             self.listening.append(one)
-        except RequestError as refused:
+        except LlmkitError as refused:
             one.tell(refused)
-
-    def _added(self, one: Listener) -> str:
-        """The name of its request; what it fails of is its own, and others that come with it are taken on."""
-        try:
-            return self.turns.add(one.ask, one.tell).id
-        except RequestError:
-            raise
-        except Exception as cause:
-            what = f"it cannot be taken on ({type(cause).__name__}: {cause})"
-            raise RequestError(what, fix="ask otherwise") from cause
 
     def _ended(self, done: Future[None]) -> None:
         """What a step failed of, everybody is told."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmkit.core.errors import DataError
+from llmkit.core.errors import DataError, LlmkitError
 from llmkit.inference.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -20,6 +22,30 @@ class RequestError(DataError):
 
 class Busy(RequestError):
     """The same for now alone: it is worth asking again."""
+
+
+class InternalError(RequestError):
+    """What nobody foresaw came of it: a fault of ours, by its cause, and none of the request."""
+
+    @property
+    def trace(self) -> str:
+        """Where it came from, for a log."""
+        return "".join(traceback.format_exception(self.__cause__ or self))
+
+
+@contextmanager
+def alone(what: str) -> Iterator[None]:
+    """Inside, what nobody foresaw ends the request that it is done for, and no other.
+
+    Raises:
+        InternalError: `what`, and by which error.
+    """
+    try:
+        yield
+    except LlmkitError:
+        raise
+    except Exception as cause:
+        raise InternalError(f"{what} ({type(cause).__name__}: {cause})", fix="report it") from cause
 
 
 Processor = Callable[[Sequence[int], Sequence[int], "Tensor"], "Tensor"]
@@ -105,6 +131,8 @@ class Event:
     """The token or the text that ended it, where it was one that the request named."""
     version: int = 0
     """Of the weights that made it."""
+    trace: str = ""
+    """Of an error that is a fault of ours: where it came from, for a log."""
 
     @property
     def said(self) -> tuple[Token, ...]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llmkit.core.seed import mixed
-from llmkit.inference.request import RequestError, Token
+from llmkit.inference.request import InternalError, RequestError, Token
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.shortlist import Row, draws, largest, total
 from llmkit.inference.steer import Steer
@@ -89,7 +89,7 @@ def _alone(row: Row, steer: Steer) -> Token | Open:
         raise
     except Exception as cause:
         what = f"its next token cannot be chosen ({type(cause).__name__}: {cause})"
-        raise RequestError(what, fix="ask otherwise") from cause
+        raise InternalError(what, fix="report it") from cause
 
 
 def pick(logits: Row, steer: Steer) -> Token:

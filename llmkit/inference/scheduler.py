@@ -91,7 +91,7 @@ class Scheduler:
     def __init__(self, blocks: Blocks, limits: Limits, salt: Callable[[Sequence], bytes] | None = None) -> None:
         self.blocks, self.limits = blocks, limits
         self.salt = salt or (lambda one: salted(one.request.tenant, one.adapter))
-        self.accounts = Accounts(limits.weights)
+        self.accounts = Accounts(limits.weights, 2 * limits.tokens)
         self.fresh, self.back = Queue(self.accounts), Queue(self.accounts)
         """Those for which nothing was computed yet, and those that gave their blocks back."""
         self.running: dict[Sequence, None] = {}
@@ -99,6 +99,8 @@ class Scheduler:
         """Answers that run, counted as `Sequence.width` does."""
         self.held = False
         """Whether those that have not begun wait, whatever room there is."""
+        self.paused = False
+        """Whether the last step left out next tokens, for another tenant's prompt: the next one does not."""
         self.deadlines: Heap[Sequence] = Heap()
         self.counts = Counts()
         self.came = 0

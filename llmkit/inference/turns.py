@@ -29,11 +29,13 @@ class Turns:
         self.names = count()
 
     def add(self, ask: Ask, sink: Sink | None = None) -> Request:
-        """Takes an ask on; its events go to `sink`, or wait to be called for by its name.
+        """Takes an ask on; its events go to `sink`, or wait to be called for by its name. Its grammar is compiled
+        first, while others' steps go on.
 
         Raises:
             RequestError: it can never be answered.
         """
+        self.engine.prepare(ask.sampling, ask.adapter)
         box = deque[Event]()
         with self.lock:
             name = f"turn-{next(self.names)}"

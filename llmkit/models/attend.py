@@ -123,8 +123,7 @@ def attention(kind: Kind) -> Callable[..., tuple[Tensor, None]]:
         attend: Context | None = None,
         **others: Any,
     ) -> tuple[Tensor, None]:
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        rule = Rule(scale, sliding_window or 0, softcap or 0.0, s_aux, dropout)
+        rule = ruled(query, scaling, dropout, sliding_window, softcap, s_aux)
         torchs = kind in (sdpa, compiled.pieces)
         if attend is None and rule.plain and (torchs or (kind is not eager and attention_mask is not None)):
             own: Any = sdpa_attention_forward  # also under flash and flex, which take no mask
@@ -157,6 +156,19 @@ def attention(kind: Kind) -> Callable[..., tuple[Tensor, None]]:
         return _assembled(places, kind(pieces, rule), query, value.shape[3]), None
 
     return run
+
+
+def ruled(
+    query: Tensor,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+) -> Rule:
+    """How a layer scores, by what it tells of itself."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return Rule(scale, sliding_window or 0, softcap or 0.0, s_aux, dropout)
 
 
 def _in_one(kind: Kind, q: Tensor, k: Tensor, v: Tensor, attend: Packed, rule: Rule) -> Tensor | None:

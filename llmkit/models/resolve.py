@@ -13,12 +13,14 @@ from llmkit_kernels.build import place
 from llmkit.core.artifact import Artifact
 from llmkit.core.convert import convert, wrapped
 from llmkit.core.errors import ModelError
+from llmkit.core.packed import packed_file
 from llmkit.core.wording import Report
 from llmkit.models import safe
 from llmkit.models.alias import ALIASES, HUB_ID, Wheel
 from llmkit.models.node import Head, ModelRef, NoQuant, Quant
 from llmkit.models.rope import RopeScaling
 
+UNPACK = "unpack it into a folder of its own, look at what that holds, and give the folder"
 HUB = "hub:"
 """What the source of a model begins with that is the Hub's."""
 
@@ -61,7 +63,18 @@ def resolve(ref: ModelRef) -> Resolved:
     if alias is None and path.is_dir():
         _no_revision(ref, "a folder, which has none")
         return _folder(name, path)
+    if alias is None and path.is_file():
+        raise _a_file(name, path)
     return _from_hub(ref, alias.repo if alias is not None else name)
+
+
+def _a_file(name: str, path: Path) -> ModelError:
+    """An archive, or one file of a model: nothing of it is read."""
+    form = packed_file(path)
+    if form:
+        what = f"{name} is a {form} archive, and none is unpacked here"
+        return ModelError(what, fix=UNPACK, key="model")
+    return ModelError(f"{name} is a file, and a model is a folder", fix="give the folder that it lies in", key="model")
 
 
 def _alias_of(name: str) -> str:

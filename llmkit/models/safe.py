@@ -16,6 +16,7 @@ from typing import Any
 
 from llmkit.core.errors import ModelError
 from llmkit.core.files import sha256
+from llmkit.core.packed import packed_file
 
 MOST_HEADER = 100_000_000
 MOST_JSON = 1 << 26
@@ -70,6 +71,10 @@ def _no_weights(folder: Path, stem: str) -> ModelError:
         return ModelError(
             f"{folder} holds pickled weights ({pickled}), which can run code", fix="convert to safetensors", key="model"
         )
+    archive = next(((path.name, form) for path in sorted(folder.iterdir()) if (form := packed_file(path))), None)
+    if archive is not None:
+        what = f"{folder} holds no {stem}.safetensors, and {archive[0]}, a {archive[1]} archive, is not unpacked"
+        return ModelError(what, fix="unpack it elsewhere and look at what it holds", key="model")
     return ModelError(
         f"{folder} holds no {stem}.safetensors", fix="give a folder with safetensors weights", key="model"
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
+from llmkit_kernels import linear
 from llmkit_kernels.build import lacks
 from llmkit_kernels.gated import silu_mul
 from llmkit_kernels.norm import rms_norm
@@ -29,6 +30,25 @@ class ServedLinear(nn.Linear):
         return product(x, self.weight, self.bias)
 
 
+def direct(*linears: Any) -> bool:
+    """Whether a product with their weights is all that comes of these: nothing hangs on them, be it an adapter, a cut
+    or what fetches weights from elsewhere."""
+    return all(
+        type(one) is ServedLinear and not (one._forward_hooks or one._forward_pre_hooks or "forward" in one.__dict__)
+        for one in linears
+    )
+
+
+def weights(linears: Sequence[Any]) -> list[Tensor]:
+    """Of each, as it is now."""
+    return [one._parameters["weight"] for one in linears]
+
+
+def biases(linears: Sequence[Any]) -> list[Tensor | None]:
+    """Of each, if it has one."""
+    return [one._parameters["bias"] for one in linears]
+
+
 class ServedMlp(nn.Module):
     """A gated MLP that keeps nothing."""
 
@@ -38,6 +58,10 @@ class ServedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., hidden) -> (..., hidden)."""
+        both, rows = [self.gate_proj, self.up_proj], x.reshape(-1, x.shape[-1])
+        if direct(*both) and linear.suits(rows, *weights(both)):
+            made = linear.gated(rows, *weights(both), *biases(both))
+            return cast(Tensor, self.down_proj(made.view(*x.shape[:-1], made.shape[1])))
         gate, up = self.gate_proj(x), self.up_proj(x)
         return cast(Tensor, self.down_proj(elementwise(silu, gate) * up if lacks("gated") else silu_mul(gate, up)))
 

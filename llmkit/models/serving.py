@@ -34,6 +34,7 @@ from llmkit.models.served import (
     in_order,
     over_whole_vectors,
 )
+from llmkit.models.served_attention import shorten
 
 
 def serving(model: Any, exact: bool = False) -> Any:
@@ -55,6 +56,8 @@ def serving(model: Any, exact: bool = False) -> Any:
         for parent in list(made.modules()):
             for name, child in list(parent.named_children()):
                 parent._modules[name] = _served(child)
+        if not _elsewhere(made) and not lacks("linear") and _attends_in_order(made):
+            shorten(made)
     return made
 
 

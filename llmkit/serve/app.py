@@ -76,7 +76,7 @@ class App:
 
         async def answer(request: Request) -> Response:
             caller = request.scope["caller"]
-            self.service.gate.check(caller)  # at first: what is refused for want of room must cost next to nothing
+            self.service.gate.check(caller)  # what came by a key of its own was not looked at yet
             fields = await read_fields(request, self.service.bounds)
             return await reply.while_there(request, work(fields, caller))
 

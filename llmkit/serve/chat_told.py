@@ -7,10 +7,11 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Any
 
+from llmkit.inference.pieces import Piece
 from llmkit.inference.request import Token
 from llmkit.serve.chat import Chat
 from llmkit.serve.generated import Generation
-from llmkit.serve.said.events import CallArguments, CallBegins, CallEnds, Reasoning, Said, Text
+from llmkit.serve.said.events import CallArguments, CallBegins, CallEnds, Reasoning, Said, Text, merged
 from llmkit.serve.service import Service
 
 
@@ -28,12 +29,17 @@ class Choice:
         self.thought = 0
         """Tokens of its reasoning."""
 
-    def take(self, text: str, finish: str | None, tokens: int = 0) -> list[Said]:
-        """What a piece of text of some tokens says; an answer that called tools ends by that."""
-        said = self.parser.feed(text)
-        self.thought += tokens if any(isinstance(one, Reasoning) for one in said) else 0
+    def take(self, piece: Piece) -> list[Said]:
+        """What a piece says; an answer that called tools ends by that."""
+        said: list[Said] = []
+        for text in (*piece.texts[:-1], "".join(piece.texts[-1:]) + piece.rest):  # by each: its thoughts are counted
+            more = self.parser.feed(text)
+            self.thought += bool(piece.tokens) and any(isinstance(one, Reasoning) for one in more)
+            said += more
+        finish = piece.finish_reason
         if finish is not None:
             said += self.parser.finish()
+        said = merged(said)
         self._keep(said)
         self.finish = "tool_calls" if finish == "stop" and self.called else finish
         return said
@@ -95,9 +101,9 @@ class ChatWriter:
 
     async def whole(self) -> dict[str, Any]:
         """The answers when all of them are there."""
-        async with aclosing(self.made.pieces()) as pieces:
+        async with aclosing(self.made.pieces(patient=True)) as pieces:
             async for index, _, piece in pieces:
-                self.choices[index].take(piece.text, piece.finish_reason, len(piece.tokens))
+                self.choices[index].take(piece)
                 self.choices[index].tokens += piece.tokens
         told = [
             {
@@ -116,7 +122,7 @@ class ChatWriter:
         async with aclosing(self.made.pieces()) as pieces:
             async for index, _, piece in pieces:
                 choice = self.choices[index]
-                deltas = choice.deltas(choice.take(piece.text, piece.finish_reason, len(piece.tokens)))
+                deltas = choice.deltas(choice.take(piece))
                 if index not in begun:
                     begun.add(index)
                     yield self._part(index, {"role": "assistant", "content": ""})

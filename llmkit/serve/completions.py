@@ -90,7 +90,7 @@ class TextWriter:
         choices: list[dict[str, Any]] = [
             {"index": i, "text": "", "logprobs": None, "finish_reason": None} for i in range(len(self.offsets))
         ]
-        async with aclosing(self._parts()) as parts:
+        async with aclosing(self._parts(patient=True)) as parts:
             async for part in parts:
                 choice = choices[part["index"]]
                 choice["text"] += part["text"]
@@ -108,16 +108,16 @@ class TextWriter:
         if self.asked.usage:
             yield self._object([]) | {"usage": self._usage()}
 
-    async def _parts(self) -> AsyncGenerator[dict[str, Any], None]:
+    async def _parts(self, patient: bool = False) -> AsyncGenerator[dict[str, Any], None]:
         begun: set[int] = set()
         prompts: dict[int, Sequence[Token | None] | None] = {}
-        async with aclosing(self.made.pieces()) as pieces:
+        async with aclosing(self.made.pieces(patient)) as pieces:
             async for index, event, piece in pieces:
                 which = index // self.made.n
                 if event.prompt is not None:
                     prompts[which] = event.prompt
                 if self.asked.nothing:
-                    piece = Piece("", (), "length")
+                    piece = Piece((), (), "length")
                 if self.asked.echo and index not in begun:
                     yield self._echoed(index, which, prompts.get(which))
                 begun.add(index)

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmkit.serve import reply
 from llmkit.serve.caller import Caller
+from llmkit.serve.hosts import Hosts
 from llmkit.serve.keys import Key, find, read_keys
 from llmkit.serve.refusal import Refusal
 from llmkit.serve.service import Service
@@ -29,15 +30,22 @@ class Door:
     """Around an application."""
 
     def __init__(
-        self, app: ASGIApp, service: Service, keys: Path | None = None, open_paths: Iterable[bytes] = ()
+        self,
+        app: ASGIApp,
+        service: Service,
+        keys: Path | None = None,
+        open_paths: Iterable[bytes] = (),
+        hosts: Iterable[str] = (),
     ) -> None:
-        """`keys`: a file of them; without it nobody is asked for one. `open_paths`: those that need none either."""
+        """`keys`: a file of them; without it nobody is asked for one, and no name but this machine's own and `hosts` is
+        answered to. `open_paths`: those that need no key either."""
         self.app, self.service, self.path = app, service, keys
         self.keys: tuple[Key, ...] = ()
         self.tenants = 1
         """How many there are."""
         self.read_again()
         self.open = {OPEN, *open_paths}
+        self.hosts = Hosts(hosts)
         self.inside = 0
         """Requests that were let in and are not over."""
         self.over: list[Callable[[Caller, Scope, int, float], None]] = []
@@ -86,6 +94,8 @@ class Door:
     def _admitted(self, scope: Scope, headers: dict[bytes, str], caller: Caller) -> Caller:
         """Decided by the path as it was sent: however a route's name may be written, it asks for a key."""
         raw = scope.get("raw_path", b"")
+        if self.path is None and raw != OPEN:
+            self.hosts.check(scope["method"], scope["headers"])
         if self.path is not None and raw not in self.open:
             key = find(self.keys, headers.get(b"authorization", ""))
             if key is None:

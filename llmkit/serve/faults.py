@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -13,14 +12,11 @@ from llmkit.core.errors import LlmkitError
 from llmkit.serve import reply
 from llmkit.serve.refusal import Refusal, refused
 
-LOG = logging.getLogger("llmkit.serve")
-
 
 async def _refused(request: Request, cause: Exception) -> Response:
     if not isinstance(cause, Refusal):
         raise cause
-    request.scope["refused"] = cause.code or str(cause.status)
-    return reply.error(cause)
+    return reply.error(reply.noted(request.scope, cause))
 
 
 async def _wrong(request: Request, cause: Exception) -> Response:
@@ -44,8 +40,7 @@ async def _no_route(request: Request, cause: Exception) -> Response:
 
 
 async def _fault(request: Request, cause: Exception) -> Response:
-    LOG.error("a fault of the server's own", exc_info=cause, extra={"request_id": request.scope["caller"].id})
-    return reply.error(reply.fault(cause))
+    return reply.error(reply.noted(request.scope, cause))
 
 
 HANDLERS: dict[Any, Any] = {Refusal: _refused, LlmkitError: _wrong, HTTPException: _no_route, Exception: _fault}

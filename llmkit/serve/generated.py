@@ -60,18 +60,19 @@ class Generation:
         texts = texts or service.texts
         self.answers = [Answer(texts.stream(how)) for _ in range(how.n * len(requests))]
         self.usages = [Usage(len(request.prompt)) for request in requests]
+        self.last: dict[int, float] = {}
+        """When the last token of each answer came."""
 
-    async def pieces(self) -> AsyncGenerator[tuple[int, Event, Piece], None]:
-        """What each event adds; the account is closed however it ends.
+    async def pieces(self, patient: bool = False) -> AsyncGenerator[tuple[int, Event, Piece], None]:
+        """What each event adds; the account is closed however it ends. `patient`: an answer is of use as a whole alone.
 
         Raises:
             Refusal: they cannot be made, or not to the end.
         """
-        account, last, left = self.account, dict[int, float](), len(self.answers)
+        account, left = self.account, len(self.answers)
         try:
-            async with aclosing(self.service.events(self.requests, account.caller)) as events:
+            async with aclosing(self._events(patient)) as events:
                 async for index, event in events:
-                    self._time(index, event, last)
                     self.usages[index // self.n].take(event)
                     left -= event.finish is not None
                     if not left and event.finish is not None:
@@ -105,8 +106,12 @@ class Generation:
             whole.add(one)
         return whole
 
-    def _time(self, index: int, event: Event, last: dict[int, float]) -> None:
-        now, account = time.monotonic(), self.account
+    def _events(self, patient: bool) -> AsyncGenerator[tuple[int, Event], None]:
+        return self.service.events(self.requests, self.account.caller, self._time, patient)
+
+    def _time(self, index: int, event: Event) -> None:
+        """When it comes, and not when it is taken."""
+        now, account, last = time.monotonic(), self.account, self.last
         account.version = event.version
         if not event.tokens:
             return

@@ -14,6 +14,8 @@ OURS = logging.getLogger("llmkit.serve")
 PLAIN = vars(logging.makeLogRecord({})).keys() | {"message", "asctime"}
 LONGEST = 2000
 """Letters of one value."""
+TRACE = 20_000
+"""The same of where a fault came from: its end tells most."""
 
 
 class Lines(logging.Formatter):
@@ -24,6 +26,8 @@ class Lines(logging.Formatter):
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z"
         said: dict[str, Any] = {"time": at, "level": record.levelname.lower(), "event": _short(record.getMessage())}
         said |= {key: _short(value) for key, value in vars(record).items() if key not in PLAIN}
+        if "trace" in said:
+            said["trace"] = without_logins(vars(record)["trace"])[-TRACE:].splitlines()
         if record.exc_info and record.exc_info[1] is not None:
             said["fault"] = _short(repr(record.exc_info[1]))
         return json.dumps(said)

@@ -16,6 +16,9 @@ from llmkit.inference.request import Event, Request, Token
 from llmkit.inference.sampling import Sampling
 
 LENGTH = struct.Struct(">I")
+DEFAULT = Sampling()
+USUAL = tuple((item.name, item.default) for item in dataclasses.fields(Event))
+"""What most events hold: made once, as both are looked at with each that passes."""
 
 
 def packed(message: Any) -> bytes:
@@ -74,11 +77,10 @@ async def receive(reader: asyncio.StreamReader) -> Any:
 def request_out(request: Request) -> dict[str, Any]:
     """A request; its deadline goes as what is left of it."""
     left = None if request.deadline is None else request.deadline - time.monotonic()
-    default = Sampling()
     sampling = {
         item.name: _plain(value)
         for item in dataclasses.fields(Sampling)
-        if (value := getattr(request.sampling, item.name)) != getattr(default, item.name)
+        if (value := getattr(request.sampling, item.name)) != getattr(DEFAULT, item.name)
     }
     return {
         "id": request.id,
@@ -105,8 +107,7 @@ def _plain(value: Any) -> Any:
 
 def event_out(event: Event) -> dict[str, Any]:
     """An event: what of it is not as it is in most."""
-    held = ((item.name, getattr(event, item.name), item.default) for item in dataclasses.fields(Event))
-    made = {name: value for name, value, usual in held if value != usual}
+    made = {name: value for name, usual in USUAL if (value := getattr(event, name)) != usual}
     made["tokens"] = [_token(token) for token in event.tokens]
     if event.prompt is not None:
         made["prompt"] = [None if token is None else _token(token) for token in event.prompt]
@@ -122,9 +123,13 @@ def event_in(said: dict[str, Any]) -> Event:
 
 
 def _token(token: Token) -> list[Any]:
-    return [token.id, token.logprob, token.sampling_logprob, dict(token.top)]
+    if token.logprob is None and not token.top:
+        return [token.id, token.sampling_logprob]
+    return [token.id, token.sampling_logprob, token.logprob, dict(token.top)]
 
 
 def _as_token(said: list[Any]) -> Token:
-    id, logprob, sampling, top = said
+    if len(said) == 2:
+        return Token(said[0], None, said[1])
+    id, sampling, logprob, top = said
     return Token(id, logprob, sampling, {int(key): value for key, value in top.items()})

@@ -75,8 +75,9 @@ class Metrics:
         name = account.adapter or self.service.name
         if account.first is not None:
             self.first.labels(name).observe(account.first)
+        between = self.between.labels(name)
         for seconds in account.between:
-            self.between.labels(name).observe(seconds)
+            between.observe(seconds)
         self.whole.labels(name).observe(account.seconds)
         self.prompt.labels(name).inc(account.usage.prompt)
         self.cached.labels(name).inc(account.usage.cached)

@@ -63,12 +63,14 @@ ADMIN_GETS = ("/health", "/metrics", "/openapi.json")
 REFUSALS = {
     "400": "a field, a header or the body cannot be used; `param` names the field",
     "401": "no valid key",
+    "403": "without keys: the request was sent to another name than this machine's, or by a page of another site",
     "404": "there is none of that name",
     "408": "the body, or the answer, did not come in time",
     "409": "the idempotency key was used for another request",
     "413": "the body is too large",
     "429": "there is no room; `Retry-After` says when to come back",
     "431": "the path and the headers are too large together",
+    "500": "a fault of the server's own; its log has it under the name of the request",
     "503": "the server is being started or stopped, or its engine died; `Retry-After` says when to come back",
 }
 NAME: Schema = {
@@ -105,7 +107,7 @@ def document(bounds: Bounds, keys: bool, admin: bool = False) -> Schema:
 
 
 def _get(path: str) -> Schema:
-    made: Schema = {"responses": _answers(ANSWERS[path], ("401", "404", "503"))}
+    made: Schema = {"responses": _answers(ANSWERS[path], ("401", "403", "404", "500", "503"))}
     if path in NAMES:
         made["parameters"] = [{"name": NAMES[path], "in": "path", "required": True, "schema": {"type": "string"}}]
     return made

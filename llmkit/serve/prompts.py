@@ -24,8 +24,8 @@ async def tokens_of_text(service: Service, text: str, special: bool = True) -> t
         Refusal: it cannot be one.
     """
     if special:
-        return await service.aside(lambda: _encoded(service.renderer, text, "prompt"))
-    return await service.aside(lambda: tuple(service.tokenizer.encode(text, add_special_tokens=False)))
+        return await service.aside(lambda: _encoded(service.renderer, text, "prompt"), len(text))
+    return await service.aside(lambda: tuple(service.tokenizer.encode(text, add_special_tokens=False)), len(text))
 
 
 async def prompts(service: Service, fields: Fields, key: str, most: int) -> tuple[tuple[int, ...], ...]:
@@ -36,7 +36,7 @@ async def prompts(service: Service, fields: Fields, key: str, most: int) -> tupl
     """
     value = fields.get(key)
     if isinstance(value, str):
-        return (await service.aside(lambda: _encoded(service.renderer, value, key)),)
+        return (await service.aside(lambda: _encoded(service.renderer, value, key), len(value)),)
     if not isinstance(value, list) or not value:
         raise wrong(key, "is no text, no tokens, and no list of them")
     if isinstance(value[0], int):
@@ -45,7 +45,8 @@ async def prompts(service: Service, fields: Fields, key: str, most: int) -> tupl
         raise wrong(key, f"{len(value)} prompts are more than {most}")
     if not all(isinstance(item, str) or (isinstance(item, list) and item) for item in value):
         raise wrong(key, "holds something that is neither a text nor tokens")
-    return tuple(await service.aside(lambda: [_one(service, item, key) for item in value]))
+    letters = sum(len(item) for item in value)
+    return tuple(await service.aside(lambda: [_one(service, item, key) for item in value], letters))
 
 
 def _one(service: Service, item: str | list[Any], key: str) -> tuple[int, ...]:
@@ -63,7 +64,8 @@ async def tokens_of_chat(
     Raises:
         Refusal: the template cannot render it.
     """
-    return await service.aside(lambda: _encoded(service.renderer, messages, "messages", tools, begun))
+    letters = sum(len(str(message)) for message in messages) + len(str(tools))
+    return await service.aside(lambda: _encoded(service.renderer, messages, "messages", tools, begun), letters)
 
 
 def goes_on(more: bool, own: bool | None, messages: Sequence[dict[str, Any]]) -> bool:

@@ -7,11 +7,12 @@ import resource
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, NoReturn, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from llmkit.serve.gathered import Gathered
 from llmkit.serve.node import Bounds
 from llmkit.serve.refusal import Refusal
 
@@ -20,6 +21,8 @@ RESERVE = 32
 RESET = struct.pack("ii", 1, 0)
 LINGER = 2.0
 """Seconds in which the rest of a body that was refused is read away, so that its client sees why."""
+AWAY = 64 << 20
+"""Bytes of it that are read away at most: nobody keeps a server reading as fast as it can."""
 CHUNKS, LEAST = 1024, 256
 """Chunks of a body that may be of any size; beyond them there is one for each so many bytes."""
 
@@ -28,6 +31,12 @@ def most_connections(bounds: Bounds) -> int:
     """As many as are allowed and as there are file descriptors for."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return max(1, min(bounds.connections, soft - RESERVE))
+
+
+def most_turned_away(most: int) -> int:
+    """How many connections beyond `most` may stay until they have heard that they are too many."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(0, min(most, soft - RESERVE - most))
 
 
 class Strict(h11.Connection):
@@ -76,15 +85,19 @@ class Bounded(H11Protocol):
     """uvicorn's protocol under our bounds."""
 
     bounds = Bounds()
+    leaving: ClassVar[set[Bounded]] = set()
+    """Those that were turned away and are there still."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """One more is there, or too many."""
-        super().connection_made(cast(asyncio.Transport, transport))
+        self.gathered = Gathered(cast(asyncio.Transport, transport), self.loop)
+        super().connection_made(cast(asyncio.Transport, self.gathered))
         self.conn = Strict(self.bounds.header)
         self.timers: dict[str, asyncio.TimerHandle] = {}
-        if len(self.connections) > most_connections(self.bounds):
-            refusal = Refusal(503, "too many connections; come back later", code="overloaded", wait=1)
-            self._last_words(refusal)
+        self.away = AWAY
+        most = most_connections(self.bounds)
+        if len(self.connections) - len(self.leaving) > most:
+            self._turn_away(stay=len(self.leaving) < most_turned_away(most))
         else:
             self._in("head", self.bounds.receive, self.transport.abort)
 
@@ -92,13 +105,19 @@ class Bounded(H11Protocol):
         """Nothing is waited for any longer."""
         for name in list(self.timers):
             self._never(name)
+        self.leaving.discard(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """The head of a request has its time, from its first byte on."""
         if self.transport.is_closing():
             return
-        super().data_received(data)
+        if self not in self.leaving:
+            super().data_received(data)
+        if "linger" in self.timers:
+            self.away -= len(data)
+            if self.away < 0:
+                self._leave()
         if self.conn.their_state is not h11.IDLE:
             self._never("head")
         elif "head" not in self.timers and self.conn.trailing_data[0]:
@@ -116,6 +135,7 @@ class Bounded(H11Protocol):
 
     def on_response_complete(self) -> None:
         """An answer that came before the end of the body: the rest is read away for a while."""
+        self.gathered.flush()
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
             self._in("linger", LINGER, self._leave)
@@ -131,21 +151,36 @@ class Bounded(H11Protocol):
         self.transport.abort()
 
     def _leave(self) -> None:
-        if self.conn.their_state is h11.SEND_BODY:
+        if self in self.leaving or self.conn.their_state is h11.SEND_BODY:
+            self.transport.close()
+
+    def _turn_away(self, stay: bool) -> None:
+        """One too many. Its request is on its way: were the connection closed before that is read, the system might
+        take back what is said here, so it is read away."""
+        self.leaving.add(self)
+        words = self._words(Refusal(503, "too many connections; come back later", code="overloaded", wait=1))
+        self.transport.write(words)
+        if stay:
+            self.transport.write_eof()
+            self._in("linger", LINGER, self._leave)
+        else:
             self.transport.close()
 
     def _last_words(self, refusal: Refusal) -> None:
+        try:
+            self.transport.write(self._words(refusal))
+        except h11.LocalProtocolError:  # in the middle of an answer: there is no way to say it
+            self.transport.abort()
+        self.transport.close()
+
+    def _words(self, refusal: Refusal) -> bytes:
         head = [("content-type", "application/json"), ("connection", "close"), *refusal.headers.items()]
         parts: list[Any] = [
             h11.Response(status_code=refusal.status, headers=[*head, ("content-length", str(len(refusal.body)))]),
             h11.Data(data=refusal.body),
             h11.EndOfMessage(),
         ]
-        try:
-            self.transport.write(b"".join(self.conn.send(part) or b"" for part in parts))
-        except h11.LocalProtocolError:  # in the middle of an answer: there is no way to say it
-            self.transport.abort()
-        self.transport.close()
+        return b"".join(self.conn.send(part) or b"" for part in parts)
 
     def _in(self, name: str, seconds: float, what: Callable[[], None]) -> None:
         self._never(name)
@@ -158,4 +193,4 @@ class Bounded(H11Protocol):
 
 def bounded(bounds: Bounds) -> type[Bounded]:
     """The protocol under these bounds."""
-    return type("Bounded", (Bounded,), {"bounds": bounds})
+    return type("Bounded", (Bounded,), {"bounds": bounds, "leaving": set()})

@@ -47,6 +47,15 @@ class Refusal(Exception):
         return {"x-should-retry": "false"}
 
 
+class Fault(Refusal):
+    """What nobody foresaw in the engine's process."""
+
+    def __init__(self, trace: str) -> None:
+        """`trace` is for the log, and for no client."""
+        super().__init__(500, "the server met a fault of its own", code="internal_error")
+        self.trace = trace
+
+
 NAMES = {"grammar": "response_format", "stop_ids": "stop_token_ids", "allowed_ids": "allowed_token_ids"}
 """What the engine calls otherwise than its clients."""
 

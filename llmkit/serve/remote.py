@@ -14,9 +14,10 @@ from itertools import count
 from typing import Any, Protocol
 
 from llmkit.core.errors import DataError, LlmkitError, ModelError, PeerError, Problem, RecipeError, ResourceError
-from llmkit.inference.request import Event, Request
+from llmkit.inference.request import Request
+from llmkit.serve.box import Box
 from llmkit.serve.messages import event_in, packed, receive, request_out
-from llmkit.serve.refusal import Refusal, problem
+from llmkit.serve.refusal import Fault, Refusal, problem
 
 LOG = logging.getLogger("llmkit.serve")
 PATIENCE = 30.0
@@ -62,7 +63,7 @@ class Remote:
         self.restarts = 0
         self.process: Process | None = None
         self.writer: asyncio.StreamWriter | None = None
-        self.waiting: dict[str, asyncio.Queue[Event | Refusal]] = {}
+        self.waiting: dict[str, Box] = {}
         self.calls: dict[int, asyncio.Future[Any]] = {}
         self.numbers = count()
         self.on_ready: list[Callable[[], None]] = []
@@ -134,9 +135,9 @@ class Remote:
         for said in message.get("events", ()):
             event = event_in(said)
             if event.request in self.waiting:
-                self.waiting[event.request].put_nowait(event)
+                self.waiting[event.request].put(event)
         if "refused" in message and message["refused"] in self.waiting:
-            self.waiting[message["refused"]].put_nowait(_refusal(message["problem"]))
+            self.waiting[message["refused"]].refuse(_refusal(message["problem"]))
         if "call" in message and (call := self.calls.pop(message["call"], None)) is not None and not call.done():
             _settle(call, message)
         self.stats = message.get("stats", self.stats)
@@ -162,26 +163,25 @@ class Remote:
 
     def _end(self, why: Refusal) -> None:
         self.ready = False
-        for queue in self.waiting.values():
-            queue.put_nowait(why)
+        for box in self.waiting.values():
+            box.refuse(why)
         for call in self.calls.values():
             if not call.done():
                 call.set_exception(why)
         self.calls.clear()
 
     @contextlib.asynccontextmanager
-    async def ask(self, requests: Sequence[Request]) -> AsyncIterator[asyncio.Queue[Event | Refusal]]:
-        """Sends requests; the events of all come in one queue. Whoever leaves before the end gives up all of them.
+    async def ask(self, requests: Sequence[Request], box: Box) -> AsyncIterator[None]:
+        """Sends requests; the events of all come into the box. Whoever leaves before the end gives up all of them.
 
         Raises:
             Refusal: there is no engine now.
         """
-        queue: asyncio.Queue[Event | Refusal] = asyncio.Queue()
-        self.waiting |= dict.fromkeys((request.id for request in requests), queue)
+        self.waiting |= dict.fromkeys((request.id for request in requests), box)
         try:
             for request in requests:
                 self._send({"do": "add", "request": request_out(request)})
-            yield queue
+            yield
         finally:
             for request in requests:
                 del self.waiting[request.id]
@@ -219,6 +219,8 @@ def _failure(message: dict[str, Any]) -> LlmkitError:
 
 def _refusal(said: dict[str, Any]) -> Refusal:
     """What the engine refuses; what it is too busy for may be asked again."""
+    if "trace" in said:
+        return Fault(said["trace"])
     busy = said.pop("busy")
     made = problem(Problem(**said))
     return Refusal(429, made.what, key=made.key, code="adapters_busy", wait=1) if busy else made

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
@@ -12,8 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llmkit.serve.refusal import Refusal
+from llmkit.serve.refusal import Fault, Refusal
 
+LOG = logging.getLogger("llmkit.serve")
 T = TypeVar("T")
 Stream = AsyncGenerator[dict[str, Any], None]
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -81,12 +84,10 @@ class Events(Response):
             async for event in self.events:
                 yield _line(event, self.named)
         except Refusal as cause:
-            scope["refused"] = cause.code
-            yield _line(cause.error | more, self.named)
+            yield _line(noted(scope, cause).error | more, self.named)
             return
         except Exception as cause:
-            scope["refused"] = fault(cause).code
-            yield _line(fault(cause).error | more, self.named)
+            yield _line(noted(scope, cause).error | more, self.named)
             raise
         if not self.named:
             yield DONE
@@ -97,9 +98,18 @@ def _line(event: dict[str, Any], named: bool) -> bytes:
     return name + b"data: " + as_json(event) + b"\n\n"
 
 
-def fault(cause: BaseException) -> Refusal:
-    """What nobody foresaw: a client is told no more than that."""
-    return Refusal(500, f"the server met a fault of its own ({type(cause).__name__})", code="internal_error")
+def noted(scope: Scope, cause: Exception) -> Refusal:
+    """What a client is told of it, whose code is in the scope for those who count. Of what nobody foresaw it is told
+    nothing but the request's name, under which all of it is in the log."""
+    told = cause if isinstance(cause, Refusal) else None
+    if told is None or isinstance(told, Fault):
+        name = scope["caller"].id
+        trace = told.trace if told is not None else "".join(traceback.format_exception(cause))
+        LOG.error("a fault of the server's own", extra={"request_id": name, "trace": trace})
+        what = f"the server met a fault of its own, which its log has under {name}"
+        told = Refusal(500, what, code="internal_error")
+    scope["refused"] = told.code or str(told.status)
+    return told
 
 
 async def while_there(request: Request, work: Awaitable[Response]) -> Response:

@@ -114,7 +114,7 @@ class ResponseWriter:
     async def whole(self) -> dict[str, Any]:
         """The answer when all of it is there."""
         last: dict[str, Any] = {}
-        async with aclosing(self.parts()) as parts:
+        async with aclosing(self._events(patient=True)) as parts:
             async for event in parts:
                 last = event
         return dict(last["response"])
@@ -127,15 +127,15 @@ class ResponseWriter:
                 yield event | {"sequence_number": number}
                 number += 1
 
-    async def _events(self) -> AsyncGenerator[Event, None]:
+    async def _events(self, patient: bool = False) -> AsyncGenerator[Event, None]:
         begun = False
-        async with aclosing(self.made.pieces()) as pieces:
+        async with aclosing(self.made.pieces(patient)) as pieces:
             async for _, _, piece in pieces:
                 if not begun:
                     begun = True
                     yield {"type": "response.created", "response": self._object("in_progress")}
                     yield {"type": "response.in_progress", "response": self._object("in_progress")}
-                heard = list(self.choice.take(piece.text, piece.finish_reason, len(piece.tokens)))
+                heard = self.choice.take(piece)
                 self.items.tell(self.spelling.chat(piece.tokens) if self.asked.chat.logprobs else [], heard)
                 for said in heard:
                     for event in self.items.take(said):

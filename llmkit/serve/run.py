@@ -20,11 +20,15 @@ from llmkit.serve.remote import Remote
 
 LOG = logging.getLogger("llmkit.serve")
 
-
 MOMENT = 1.0
 """Seconds in which an end is told to those who wait still."""
 SENDS = 256 << 10
 """Bytes that the system keeps of one client's answer; it lets them grow to megabytes where a client does not read."""
+
+
+AT_ONCE, WAITING = 32, 2048
+"""Connections that are taken in one turn of the loop, so that those that were are answered before more come; and those
+that wait in the system for it."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -52,6 +56,12 @@ class Listener(uvicorn.Server):
         super().__init__(config)
         self.on_signal = on_signal
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """asyncio takes as many connections in a turn as it lets wait: so the system is told the latter once more."""
+        await super().startup(sockets)
+        for own in sockets or ():
+            own.listen(WAITING)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal begins to drain; the second ends at once."""
         self.on_signal()
@@ -62,6 +72,7 @@ def configured(app: ASGIApp, bounds: Bounds) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=bounded(bounds),
+        backlog=AT_ONCE,
         ws="none",
         loop="asyncio",
         lifespan="off",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,18 +18,17 @@ from llmkit.build.precision import reading
 from llmkit.build.renewed import renewal
 from llmkit.build.spread import Held, held
 from llmkit.core.errors import LlmkitError, ModelError
-from llmkit.core.types import Paged, Span
 from llmkit.inference.adapters import inside
 from llmkit.inference.engine import Engine
 from llmkit.inference.node import OwnEngine
 from llmkit.inference.request import RequestError
+from llmkit.inference.update import FORESEEN
 from llmkit.models.load import Loaded
 from llmkit.models.node import ModelRef
-from llmkit.models.paged import BlockStore
 from llmkit.models.resolve import resolve
+from llmkit.serve.embedding import Text
 
 Said = dict[str, Any]
-BLOCK = 64
 
 
 @dataclass
@@ -39,8 +38,8 @@ class Served:
     engine: Engine
     held: Held
     """What the engine runs."""
-    between: Mapping[str, Callable[[Said, Future[Any]], None]] = field(default_factory=dict)
-    """What is carried out between two steps: each settles a future, now or later."""
+    between: Mapping[str, Callable[[Said, Future[Any]], Iterator[None] | None]] = field(default_factory=dict)
+    """What is carried out between two steps: each settles a future, now or later, or in the parts that it gives."""
     beside: Mapping[str, Callable[[Said], Any]] = field(default_factory=dict)
     """What may take longer, and goes on beside the steps."""
     exact: str = ""
@@ -110,28 +109,32 @@ class Work:
     held: Held
     root: Path | None
 
-    @torch.no_grad()
-    def embed(self, asked: Said, done: Future[Any]) -> None:
-        """The mean of a text's last hidden states, or the last of them, of length 1.
+    def embed(self, asked: Said, done: Future[Any]) -> Iterator[None]:
+        """The mean of a text's last hidden states, or the last of them, of length 1. A long one is read in parts, each
+        of what a step may have, or of half of that where answers wait for it; other weights have it begin again.
 
         Raises:
-            RequestError: a device has no memory for so long a text, which has no place in the cache.
+            RequestError: a device has no memory for so long a text.
         """
-        whole, words = self.engine.adapters.whole, self.engine.facts.words
-        ids = [*range(words, words + whole.before), *asked["prompt"]]
-        forward = self.engine.runner.forward
-        tokens, positions = torch.tensor(ids, device=forward.device), torch.arange(len(ids), device=forward.device)
-        count = -(-len(ids) // BLOCK)
-        store = BlockStore(count, BLOCK)  # of this text alone: nothing of it is kept
-        span = Span(0, 0, len(ids), 0, tuple(range(count)))
-        try:
+        engine, whole = self.engine, self.engine.adapters.whole
+        ids = [*range(engine.facts.words, engine.facts.words + whole.before), *asked["prompt"]]
+        version = -1
+        while True:
+            if engine.version != version:
+                text, version = Text(engine.runner.forward, ids, whole.before, whole.key), engine.version
             with self.held.computing():
-                hidden = forward.hidden(tokens, positions, Paged(store, (span,)), [whole.key])[whole.before :].float()
-        except torch.OutOfMemoryError as cause:
-            what = f"there is no memory for a text of {len(ids)} tokens"
-            raise RequestError(what, fix="send a shorter one", key="input") from cause
-        vector = hidden.mean(0) if asked["pooling"] == "mean" else hidden[-1]
-        done.set_result(torch.nn.functional.normalize(vector, dim=0).tolist())  # one of nothing but zeros stays so
+                text.advance(self._part(len(ids)))
+            if text.done:
+                break
+            yield
+        done.set_result(text.vector(asked["pooling"]))
+
+    def _part(self, whole: int) -> int:
+        """Tokens that are read at once; processes that hold a model together keep nothing of a text in between."""
+        most = self.engine.scheduler.limits.tokens
+        if self.held.apart:
+            return whole
+        return most if self.engine.idle else max(1, most // 2)
 
     def reset(self, asked: Said, done: Future[Any]) -> None:
         """The prefix cache is emptied."""
@@ -162,7 +165,7 @@ class Work:
         def carry_out() -> None:
             try:
                 work()
-            except (RuntimeError, LlmkitError) as cause:
+            except FORESEEN as cause:
                 done.set_exception(ModelError(str(cause), key="path"))
                 raise
             done.set_result(self.engine.version + 1)

@@ -14,16 +14,19 @@ from llmkit.core.clock import now
 from llmkit.data.render import Renderer
 from llmkit.inference.request import Event, Request
 from llmkit.inference.text import Texts
+from llmkit.serve.box import Box
 from llmkit.serve.caller import Caller
 from llmkit.serve.gate import Gate
 from llmkit.serve.keys import Meter
 from llmkit.serve.node import Bounds
-from llmkit.serve.refusal import Refusal
+from llmkit.serve.refusal import Fault, Refusal
 from llmkit.serve.remote import Remote
 from llmkit.serve.said.formats import Format, format_of
 from llmkit.serve.told import Spelling
 
 T = TypeVar("T")
+SHORT = 2048
+"""Letters that are made into tokens within about a millisecond."""
 
 
 @dataclass
@@ -138,8 +141,11 @@ class Service:
         """How much is taken on."""
         return Gate(self.bounds)
 
-    async def aside(self, work: Callable[[], T]) -> T:
-        """What `work` gives, computed beside the loop."""
+    async def aside(self, work: Callable[[], T], size: int) -> T:
+        """What `work` gives on text of `size` letters. A long one is worked on beside the loop; to hand a short one
+        to a thread costs more than the work does."""
+        if size <= SHORT:
+            return work()
         return await asyncio.get_running_loop().run_in_executor(self.threads, work)
 
     @contextmanager
@@ -154,28 +160,27 @@ class Service:
                 self.meter.take(caller.key, {"tpm": tokens})
             yield
 
-    async def events(self, requests: Sequence[Request], caller: Caller) -> AsyncGenerator[tuple[int, Event], None]:
-        """Each event with the number of its answer, counted over all requests, until all answers have ended.
+    async def events(
+        self, requests: Sequence[Request], caller: Caller, seen: Callable[[int, Event], None], patient: bool = False
+    ) -> AsyncGenerator[tuple[int, Event], None]:
+        """What comes, with the number of its answer, counted over all requests, until all answers have ended; `seen`
+        and `patient` as a `Box` has them.
 
         Raises:
             Refusal: there is no room, or one of them was refused, failed, or came too late.
         """
-        first, total = {}, 0
-        for request in requests:
-            first[request.id], total = total, total + request.sampling.n
-        tokens = sum(len(request.prompt) for request in requests)
-        with self.place(caller, total, tokens):
-            async with self.engine.ask(requests) as queue:
-                while total:
-                    event = await queue.get()
-                    if isinstance(event, Refusal):
-                        raise event
-                    _check(event)
-                    total -= event.finish is not None
-                    yield first[event.request] + event.index, event
+        box, tokens = Box(requests, patient, seen), sum(len(request.prompt) for request in requests)
+        with self.place(caller, box.left, tokens):
+            async with self.engine.ask(requests, box):
+                while box.left:
+                    for index, event in await box.take():
+                        _check(event)
+                        yield index, event
 
 
 def _check(event: Event) -> None:
+    if event.trace:
+        raise Fault(event.trace)
     if event.finish == "error":
         raise Refusal(400, f"this answer failed: {event.why}", code="generation_failed")
     if event.finish == "deadline":

@@ -14,6 +14,7 @@ from typing import Any
 from starlette.types import ASGIApp, Scope
 
 from llmkit.core.errors import LlmkitError, RecipeError
+from llmkit.core.memory import settle
 from llmkit.inference.adapters import check_folders
 from llmkit.inference.node import OwnEngine
 from llmkit.models import safe
@@ -28,14 +29,17 @@ from llmkit.serve.caller import Caller
 from llmkit.serve.door import Door
 from llmkit.serve.floors import check_floors
 from llmkit.serve.generated import Account
+from llmkit.serve.hosts import Hosts
 from llmkit.serve.idempotent import Idempotent
 from llmkit.serve.journal import Journal, record
+from llmkit.serve.keys import read_keys
 from llmkit.serve.metrics import Metrics
 from llmkit.serve.node import LOOPBACK, Bounds
 from llmkit.serve.page import PATHS
 from llmkit.serve.remote import Remote, Start, spawn
 from llmkit.serve.run import Place, listen, run
 from llmkit.serve.service import Service
+from llmkit.serve.shed import Shed
 
 LOG = logging.getLogger("llmkit.serve")
 
@@ -63,6 +67,8 @@ class Settings:
     precision: str = "auto"
     allow_code: bool = False
     engine: OwnEngine = field(default_factory=OwnEngine)
+    hosts: tuple[str, ...] = ()
+    """Names beside this machine's own under which it may be asked without keys."""
 
 
 def start(settings: Settings, how: Start = spawn) -> dict[str, Any]:
@@ -84,9 +90,12 @@ def start(settings: Settings, how: Start = spawn) -> dict[str, Any]:
         tokenizer = read_tokenizer(resolved, settings.model, settings.allow_code)
         places = assemble(settings, engine, tokenizer, own, admin)
         _listen_for_keys([place.door for place in places])
+        settle()
         asyncio.run(run(places, engine, settings.bounds))
     finally:
         engine.take_back()
+        if settings.journal is not None and settings.journal.is_file() and not settings.journal.stat().st_size:
+            settings.journal.unlink()  # nothing was asked: of a server that could not be started nothing is left
     return {key: engine.facts.get(key, "") for key in ("model", "exact")}
 
 
@@ -126,9 +135,10 @@ def assemble(
 
 
 def door(app: ASGIApp, service: Service, metrics: Metrics, settings: Settings) -> Door:
-    """What stands before the routes: keys, then answers that are told again, then the routes."""
+    """What stands before the routes: keys, then whether there is room, then answers that are told again."""
     pages = [path.encode() for path in PATHS] if settings.playground else []
-    made = Door(Idempotent(app, settings.bounds), service, settings.keys, pages)
+    inner = Shed(Idempotent(app, settings.bounds), service.gate, TAKING)
+    made = Door(inner, service, settings.keys, pages, settings.hosts)
     service.gate.tenants = lambda: made.tenants  # as many as there are when the file is read again
     routes = {path: path for path in ROUTES}
 
@@ -148,12 +158,7 @@ def door(app: ASGIApp, service: Service, metrics: Metrics, settings: Settings) -
 
 WATCHED = ("/health", "/metrics")
 """What is asked every few seconds by those who watch."""
-ROUTES = (
-    "/",
-    "/health",
-    "/metrics",
-    "/openapi.json",
-    "/v1/models",
+TAKING = (
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
@@ -161,13 +166,16 @@ ROUTES = (
     "/tokenize",
     "/detokenize",
 )
+"""What asks the model, or its tokenizer, for something."""
+ROUTES = ("/", "/health", "/metrics", "/openapi.json", "/v1/models", *TAKING)
 
 
 def check(settings: Settings) -> None:
     """
     Raises:
-        RecipeError: strangers could reach what asks for no key, or the model cannot be shared by so many processes.
-        ModelError: an adapter is not where it is said to be.
+        RecipeError: strangers could reach what asks for no key, a name is no host's, keys cannot be read, or too many
+            processes are to share the model.
+        ModelError: the model or an adapter is not where it is said to be.
     """
     if settings.host not in LOOPBACK and settings.keys is None:
         what = f"{settings.host} can be reached by others, and no key is asked for"
@@ -176,7 +184,13 @@ def check(settings: Settings) -> None:
         raise RecipeError("the routes of admins ask for a key", fix="give --admin-key-file", key="admin_port")
     if (name := settings.name or settings.model.name) in settings.adapters:
         raise RecipeError(f"{name} is the model's own name too", fix="give one another name", key=f"adapters.{name}")
+    Hosts(settings.hosts)
     check_folders(settings.adapters)
+    for path in (settings.keys, settings.admin_keys):
+        if path is not None:
+            read_keys(path)
+    if not Path(settings.model.name).expanduser().is_dir():
+        resolve(settings.model)  # a folder's files are read whole: that is done beside the engine that is being started
     if settings.engine.tensor > 1:
         resolved = resolve(settings.model)
         config = safe.read_json((resolved.base or resolved).folder / "config.json")

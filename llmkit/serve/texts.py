@@ -28,6 +28,9 @@ async def tokenize(service: Service, fields: Fields, caller: Caller) -> dict[str
     said = parse(Tokenizing, fields, service.bounds)
     service.adapter(said.model, caller)
     fields.end()
+    for key in ("prompt", "content"):  # beside messages too, where nothing comes of them
+        if not isinstance(getattr(said, key), str | None):
+            raise wrong(key, "is no text")
     tools = said.tools if offered(said.tools) else ()
     if said.messages is not None:
         talk = messages(fields, service.bounds)
@@ -35,8 +38,8 @@ async def tokenize(service: Service, fields: Fields, caller: Caller) -> dict[str
         ids = await tokens_of_chat(service, talk, tools, begun)
     else:
         text = said.content if said.prompt is None else said.prompt
-        if not isinstance(text, str):
-            raise wrong("prompt", "is no text, and there are no messages")
+        if text is None:
+            raise wrong("prompt", "is not there, and there are no messages")
         special = said.add_special if said.add_special_tokens is None else said.add_special_tokens
         ids = await tokens_of_text(service, text, special)
     pieces, apart = said.with_pieces, said.return_token_strs
@@ -56,7 +59,7 @@ async def detokenize(service: Service, fields: Fields, caller: Caller) -> dict[s
     service.adapter(said.model, caller)
     ids = own_ids(service, said.tokens, "tokens")
     fields.end()
-    text = await service.aside(lambda: str(service.tokenizer.decode(ids)))
+    text = await service.aside(lambda: str(service.tokenizer.decode(ids)), len(ids))
     return {"prompt": text, "content": text}
 
 

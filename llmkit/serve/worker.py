@@ -8,12 +8,15 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 from llmkit.core.environment import prepare
 from llmkit.core.errors import LlmkitError
-from llmkit.inference.request import Busy, Request
+from llmkit.core.memory import settle
+from llmkit.inference.request import Busy, InternalError, Request, alone
 from llmkit.serve.messages import Link, event_out, request_in
 from llmkit.serve.served import Served, open_served
 
@@ -37,11 +40,13 @@ class Worker:
         self.told = 0.0
         self.calls: deque[dict[str, Any]] = deque()
         """Each waits for its turn between two steps, so that many do not keep the others' answers waiting."""
+        self.parts: tuple[int, Iterator[None]] | None = None
+        """The one that is being carried out in parts, each between two steps."""
         self.beside = ThreadPoolExecutor(2, "beside")
         self.slow: dict[int, Future[Any]] = {}
         """Calls that are carried out while steps go on."""
         self.trying: dict[str, tuple[Request, Future[Any]]] = {}
-        """Requests whose grammars are being compiled beside the steps."""
+        """Requests whose grammars are being compiled, or adapters read again, beside the steps."""
 
     def run(self) -> None:
         """Ready at first; then what is asked, and steps as long as there is work."""
@@ -50,7 +55,9 @@ class Worker:
             self.served.held.check()
             for message in self.link.read(self._patience()):
                 self._do(message)
-            if self.calls:
+            if self.parts is not None:
+                self._part(*self.parts)
+            elif self.calls:
                 self._call(self.calls.popleft())
             self._settle()
             self._tried()
@@ -65,7 +72,7 @@ class Worker:
         return not self.served.engine.idle and not self.paused
 
     def _patience(self) -> float:
-        if self._steps or self.calls:
+        if self._steps or self.calls or self.parts is not None:
             return 0.0
         return SOON if self.slow or self.trying else IDLE
 
@@ -74,10 +81,14 @@ class Worker:
         if verb == "add":
             self._add(message["request"])
         elif verb == "abort":
-            self.trying.pop(message["id"], None)
+            if (tried := self.trying.pop(message["id"], None)) is not None:
+                tried[1].cancel()  # others wait for a thread; one that has begun goes on
             self.served.engine.abort(message["id"])
-        elif verb == "drop":  # nobody waits for it; one that has begun goes on
+        elif verb == "drop":  # nobody waits for it
             self.calls = deque(call for call in self.calls if call["call"] != message["call"])
+            if self.parts is not None and self.parts[0] == message["call"]:
+                self.slow.pop(self.parts[0])
+                self.parts = None
         else:
             self.calls.append(message)
         self._tell({})
@@ -85,17 +96,18 @@ class Worker:
     def _add(self, said: dict[str, Any]) -> None:
         id, engine = said["id"], self.served.engine
         try:
-            request = request_in(said)
-            if request.sampling.grammar is None:
-                engine.add(request)
-            else:
-                asked = request.sampling.grammar, engine.facts.words, engine.facts.ends
-                self.trying[id] = request, self.beside.submit(engine.texts.matcher, *asked)
+            with alone("it cannot be taken on"):
+                request = request_in(said)
+                if engine.long(request.sampling, request.adapter):
+                    future = self.beside.submit(engine.prepare, request.sampling, request.adapter)
+                    self.trying[id] = request, future
+                else:
+                    engine.add(request)
         except LlmkitError as cause:
             self._refuse(id, cause)
 
     def _tried(self) -> None:
-        """Takes on the requests whose grammars are ready."""
+        """Takes on the requests that are prepared."""
         for id in [id for id, (_, future) in self.trying.items() if future.done()]:
             request, future = self.trying.pop(id)
             try:
@@ -115,27 +127,39 @@ class Worker:
         elif verb in self.served.beside:
             self.slow[number] = self.beside.submit(self.served.beside[verb], message)
         else:
-            future: Future[Any] = Future()
-            self.slow[number] = future
-            self._now(future, verb, message)
+            self.slow[number] = Future()
+            self._now(number, verb, message)
 
-    def _now(self, future: Future[Any], verb: str, message: dict[str, Any]) -> None:
+    def _now(self, number: int, verb: str, message: dict[str, Any]) -> None:
+        with self._of(number):
+            parts = self.served.between[verb](message, self.slow[number])
+            if parts is not None:
+                self._part(number, parts)
+
+    def _part(self, number: int, parts: Iterator[None]) -> None:
+        self.parts = None
+        with self._of(number):
+            if next(parts, self) is None:  # there is more of it
+                self.parts = number, parts
+
+    @contextmanager
+    def _of(self, number: int) -> Iterator[None]:
+        """What fails inside is told to who called."""
         try:
-            self.served.between[verb](message, future)
+            with alone("it cannot be carried out"):
+                yield
         except LlmkitError as cause:
-            future.set_exception(cause)
+            self.slow[number].set_exception(cause)
 
     def _settle(self) -> None:
         """Tells what came of calls that are done."""
         for number in [number for number, future in self.slow.items() if future.done()]:
-            future = self.slow.pop(number)
-            cause = future.exception()
-            if cause is not None and not isinstance(cause, LlmkitError):
-                raise cause
-            if isinstance(cause, LlmkitError):
-                self.link.send({"call": number, "problem": _problem(cause)})
-            else:
-                self.link.send({"call": number, "value": future.result()})
+            try:
+                with alone("it cannot be carried out"):
+                    said = {"value": self.slow.pop(number).result()}
+            except LlmkitError as cause:
+                said = {"problem": _problem(cause)}
+            self.link.send({"call": number, **said})
 
     def _tell(self, message: dict[str, Any]) -> None:
         """A message, with an account where the last one is old or nothing more will come for now."""
@@ -148,6 +172,8 @@ class Worker:
 
 
 def _problem(cause: LlmkitError) -> dict[str, Any]:
+    if isinstance(cause, InternalError):  # all of it, for the log
+        return {"trace": cause.trace}
     problem = cause.problems[0]  # without its file: no places of this machine
     return {"what": problem.what, "fix": problem.fix, "key": problem.key, "busy": isinstance(cause, Busy)}
 
@@ -161,6 +187,7 @@ def serve(own: socket.socket) -> int:
         return 0
     try:
         served = open_served(settings)
+        settle()
         Worker(link, served).run()
     except LlmkitError as cause:
         link.send({"failed": [vars(problem) for problem in cause.problems], "code": cause.code})

@@ -15,7 +15,7 @@ from llmkit.build.training import Built
 from llmkit.checkpoint import mirror, state
 from llmkit.checkpoint.agree import agree
 from llmkit.checkpoint.held import Held
-from llmkit.checkpoint.identity import compare, packages, processor
+from llmkit.checkpoint.identity import compare, packages, processor, unmeant
 from llmkit.core.errors import LlmkitError, ModelError, RecipeError, ResourceError, without_logins
 from llmkit.core.metrics import Lines
 from llmkit.parallel.steps import Adaptive, Steps
@@ -143,7 +143,10 @@ def resume(job: Job, built: Built, steps: Steps, found: Found | None) -> Progres
     path, tensors, facts = found
     other = job.run.ranks.world != len(tensors.manifest.parts)
     accepted = (*job.run.grants.accept, *(("threads",) if other else ()))  # launchers give each rank its share of them
-    for changed in compare(facts["identity"], identity(job, built.loaded.attention), accepted):
+    mine = identity(job, built.loaded.attention)
+    for strange in unmeant(facts["identity"], mine, job.run.grants.accept):
+        job.run.console.notice(strange)
+    for changed in compare(facts["identity"], mine, accepted):
         job.run.console.notice(f"going on with a change: {changed}")
     said = dict(facts["progress"])
     watch = Watch(tuple(said["watch"]["losses"]), said["watch"]["streak"])

@@ -30,7 +30,9 @@ class Serve:
     name: str = ""
     """Under which the model is served; the model's own name without it."""
     key_file: str = ""
-    """Keys, one a line: KEY [TENANT [rpm=N tpm=N requests=N]]; read again on SIGHUP."""
+    """Keys of 16 letters or more, one a line: KEY [TENANT [rpm=N tpm=N requests=N]]; read again on SIGHUP."""
+    hosts: tuple[str, ...] = ()
+    """Names beside this machine's own that a server without keys answers to, such as that of a proxy before it."""
     adapters: Mapping[str, str] = setting(default_factory=dict)
     """Name -> folder: each is served under its own name."""
     adapter_root: str = ""
@@ -88,6 +90,7 @@ class Serve:
             self.precision,
             allow_code,
             self.engine,
+            tuple(self.hosts),
         )
 
     def run(self, run: Run) -> Artifact:

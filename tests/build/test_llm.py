@@ -195,6 +195,21 @@ def test_wrong_arguments_are_told_together() -> None:
     assert {problem.key for problem in refused.value.problems} == {"quant", "generator.sequencs"}
 
 
+def test_arguments_that_there_are_none_of_are_told_with_the_nearest() -> None:
+    wrong: Any = {"adapter": "x", "devise": "cpu"}
+    with pytest.raises(RecipeError) as refused:
+        LLM("nowhere", **wrong)
+    assert [str(one) for one in refused.value.problems] == [
+        "adapter: unknown key, did you mean adapters?; fix: write adapters",
+        "devise: unknown key, did you mean device?; fix: write device",
+    ]
+    with pytest.raises(RecipeError, match="max_token: unknown key, did you mean max_tokens"):
+        Sampling(**{"max_token": 3})
+    for key in ("stop", "seed"):
+        with pytest.raises(RecipeError, match=f"{key}: null is not .*; fix: leave it out"):
+            Sampling(**{key: None})
+
+
 def test_a_family_that_the_engine_cannot_run_is_refused_with_the_way_out(tmp_path: Any) -> None:
     from transformers import BloomConfig, BloomForCausalLM
 

@@ -11,6 +11,7 @@ import pytest
 from llmkit.cli import batch
 from llmkit.cli.text import Asking, generate
 from llmkit.cli.text import generate_file as to_file
+from llmkit.core.errors import DataError
 from llmkit.inference.request import RequestError
 
 HOW = {"max_tokens": 4}
@@ -109,6 +110,25 @@ def test_rows_that_ask_nothing_are_named_before_anything_is_written(tiny, asked,
     asked.write_text(text)
     with pytest.raises(Exception, match=said):
         generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW)
+    assert [path.name for path in tmp_path.iterdir()] == ["asked.jsonl"]
+
+
+def test_up_to_ten_rows_that_cannot_be_asked_are_told_in_one_go(tiny, asked, tmp_path):
+    bad = ["{", '{"question": 1}', json.dumps({"prompt": "hello world " * 400})]
+    asked.write_text('{"prompt": "a"}\n' + "\n".join(bad * 5) + '\n{"prompt": "a"}\n')
+    with pytest.raises(DataError) as refused:
+        generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW)
+    told = refused.value.problems
+    assert [one.line for one in told] == list(range(2, 12)) and {one.file for one in told} == {str(asked)}
+    assert [one.fix for one in told[:3]] == [
+        "write one object a line",
+        "give messages, prompt, or text",
+        "ask for less",
+    ]
+    asked.write_text('{"prompt": "a"}\n' + "\n".join(bad) + "\n")
+    with pytest.raises(DataError) as refused:
+        generate_file(str(tiny), str(asked), str(tmp_path / "out.jsonl"), HOW)
+    assert [one.line for one in refused.value.problems] == [2, 3, 4]
     assert [path.name for path in tmp_path.iterdir()] == ["asked.jsonl"]
 
 

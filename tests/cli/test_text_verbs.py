@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from peft import LoraConfig
 
 from llmkit.build.llm import LLM
 from llmkit.cli import chat as talking
+from llmkit.cli.main import _guarded
 from llmkit.cli.text import Asking, generate
 from llmkit.core.errors import RecipeError
 from llmkit.inference.sampling import Sampling
@@ -112,3 +114,26 @@ def test_ctrl_c_ends_an_answer_and_not_the_chat(tiny: Any, monkeypatch: Any, cap
 def test_yaml_that_is_broken_names_its_flag(tiny: Any, flag: str) -> None:
     with pytest.raises(RecipeError, match=rf"^--{flag}:2:1: .*; fix: mend the YAML here"):
         Asking(str(tiny), {}, **{flag: "{kind: engine"}).open()
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat", "file"])
+def test_memory_that_gives_out_is_named_as_such(
+    verb: str, tiny: Any, tmp_path: Any, monkeypatch: Any, capfd: Any
+) -> None:
+    def short(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "hi"}\n')
+    words = {"generate": ["hi"], "chat": [], "file": ["--input", str(rows), "--output", str(tmp_path / "o.jsonl")]}
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    command = ["chat" if verb == "chat" else "generate", str(tiny), *words[verb], "--max-tokens", "2"]
+    assert _guarded(command, False) == 0  # the control
+    (tmp_path / "o.jsonl").unlink(missing_ok=True)
+    monkeypatch.setattr(LLM, "generate" if verb == "generate" else "stream", short)
+    monkeypatch.setattr("llmkit.cli.batch.Asked.answered", short)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    capfd.readouterr()
+    assert _guarded(command, False) == 5
+    said = capfd.readouterr().err
+    assert "memory gave out" in said and "MiB are free" in said and "fix: ask for fewer" in said

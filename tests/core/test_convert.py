@@ -1,5 +1,7 @@
 """Values to types: Python and text alike, all problems at once, and nothing but problems whatever is written."""
 
+import dataclasses
+import inspect
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -49,6 +51,27 @@ def test_a_node_built_in_python_tells_every_problem_at_once():
     assert refused(lambda: Sft(model="x", data=DATA, epochs=1, steps=1, out="x"))[0].startswith("epochs: contradicts")
     assert refused(lambda: Sft(model="x", data=DATA, quant=Lora(), out="x"))[0].startswith("quant: Lora is not none |")
     assert "steps: true is not a whole number" in refused(lambda: Sft(model="x", data=DATA, steps=True, out="x"))[0]
+
+
+def test_names_of_a_node_built_in_python_are_told_as_keys_of_a_recipe_are():
+    assert refused(lambda: Lora(rnak=8, rank="x")) == [
+        "rnak: unknown key, did you mean rank?; fix: write rank",
+        "rank: 'x' is not a whole number; fix: use a whole number",
+    ]
+    assert refused(lambda: Sft(model="x", dtaa=DATA)) == [
+        "dtaa: unknown key, did you mean data?; fix: write data",
+        "data: is missing; fix: add data",
+        "out: is missing; fix: add out",
+    ]
+    assert dataclasses.replace(Lora(rank=8), alpha=4.0) == Lora(rank=8, alpha=4.0)  # the control
+    assert list(inspect.signature(Lora).parameters) == [item.name for item in dataclasses.fields(Lora)]
+    with pytest.raises(TypeError, match="positional"):
+        Lora(8)
+
+
+def test_nothing_in_the_place_of_a_value_is_to_be_left_out():
+    assert refused(lambda: Lora(rank=None)) == ["rank: null is not a whole number; fix: leave it out"]
+    assert refused(lambda: Sft(model="x", data=DATA, out=None)) == ["out: null is not text; fix: quote it"]
 
 
 @config

@@ -44,7 +44,15 @@ def test_c13_a_micro_batch_and_a_recompute_that_are_accepted_are_used(accepted, 
             go(node)
         assert {p.key for p in caught.value.problems} == {"recipe.micro_batch", "recipe.memory.recompute"}
         return
-    made = go(node, grants=Grants(accept=("micro_batch", "memory.recompute")))
+    made = go(node, grants=Grants(accept=("micro_batch", "memory.recompute", "micro_bach", "recompute", "xyz")))
+    log = (half / "run.log").read_text()
+    for strange in (
+        "micro_bach names no key of this run, did you mean micro_batch?",
+        "recompute names no key",
+        "xyz names",
+    ):
+        assert f"--accept {strange}" in log
+    assert "--accept micro_batch" not in log  # the control
     assert (made.manifest["micro_batch"], made.manifest["recompute"]) == (1, "full")
 
 

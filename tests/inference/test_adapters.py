@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,32 @@ def test_the_longest_unused_makes_room_and_comes_back_as_it_was(folders):
     assert bank.left == ["b", "another"]
     (folders / "b" / "text").write_text("b")
     assert bank.held[adapters.hold("b").key] == "b"
+
+
+def test_one_that_made_room_is_read_again_beside_the_steps_which_wait_for_no_file(folders):
+    class Slow(Folders):
+        """Others use the adapters while one is read."""
+
+        def read(self, folder):
+            with ThreadPoolExecutor(1) as other:
+                return other.submit(self.meanwhile).result(20) or super().read(folder)
+
+        def meanwhile(self):
+            return None
+
+    adapters = Adapters(bank := Slow(), folders, most=2)
+    for name in "abc":
+        adapters.load(name, name)
+    assert adapters.away("a") and not adapters.away("b") and not adapters.away("") and not adapters.away("x")
+    bank.meanwhile = lambda: adapters.release(adapters.hold("c"))
+    adapters.prepare("a")
+    assert not adapters.away("a") and adapters.away("b") and sorted(bank.held.values()) == ["a", "c"]
+    adapters.prepare("a")  # it is here
+    bank.meanwhile = lambda: adapters.unload("b")
+    adapters.prepare("b")
+    assert adapters.names == ["a", "c"] and bank.left == ["b"] and len(bank.held) == 1
+    with pytest.raises(RequestError, match="no adapter is named 'b'"):
+        adapters.prepare("b")
 
 
 def test_only_folders_under_the_root_are_read(folders, tmp_path):

@@ -20,13 +20,13 @@ MORE = (
     "Mistral",
     "Gemma-3",
     "gpt-oss",
-    "Phi-3, RoPE longrope",
     "StarCoder2",
     "GPT-2",
     "Qwen3-MoE",
     "OLMo-2",
     "Cohere",
     "SmolLM3",
+    "GLM-4-MoE",
 )
 here = pytest.mark.skipif(bool(lacks("linear") or lacks("paged")), reason=lacks("linear") or lacks("paged"))
 
@@ -81,6 +81,7 @@ def test_two_thousand_schedules(part: int) -> None:
 
 @here
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_of_a_real_model() -> None:
     """SmolLM2-135M on two threads, with chunks and prefixes of hundreds of tokens."""
     ref = ModelRef(name="smollm2-135m-instruct-q4")

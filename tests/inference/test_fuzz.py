@@ -107,7 +107,7 @@ def run(seed: int, events: int) -> Fuzz:
     return fuzz
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2, 8))
 def test_nothing_leaks_whatever_happens(seed: int) -> None:
     fuzz = run(seed, 500)
     counts = fuzz.world.scheduler.counts

@@ -15,7 +15,7 @@ class Turns:
     """Answers each ask in one step; one of no tokens fails as nothing foreseen does."""
 
     def __init__(self) -> None:
-        self.engine: Any = SimpleNamespace(live={})
+        self.engine: Any = SimpleNamespace(live={}, long=lambda *_: False)
 
     def add(self, ask: Ask, sink: Any) -> Request:
         if not ask.prompt.ids:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, suppress
+from threading import Event as Event_
 from typing import Any
 
 import pytest
@@ -14,7 +17,9 @@ from llmkit.core.errors import ModelError
 from llmkit.inference import beam
 from llmkit.inference import engine as engine_
 from llmkit.inference.engine import Engine
-from llmkit.inference.request import Ask, Event, Prompt, Request
+from llmkit.inference.grammar import Regex
+from llmkit.inference.pump import Pump
+from llmkit.inference.request import Ask, Event, InternalError, Prompt, Request, RequestError
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.turns import Turns
 from llmkit.models.attend import install
@@ -211,6 +216,65 @@ def test_who_asks_hears_what_was_made_while_another_changes_the_weights(model: A
         said.append(turns.boxes[waits].popleft())  # they wait there
     assert [t.id for e in said for t in e.tokens] == own and {e.version for e in said} == {0}
     assert turns.update(lambda: None).done and turns.engine.version == 2  # nothing has begun: at once
+
+
+def test_what_nobody_foresaw_in_taking_one_on_is_its_own_fault(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = asked(made(model), Request("a", PROMPT, Sampling(max_tokens=3)))
+    with pytest.raises(InternalError, match=r"it cannot be taken on \(TypeError: .*; fix: report it"):
+        engine.add(Request("b", ("no", "numbers"), Sampling(max_tokens=3)))  # type: ignore[arg-type]
+    monkeypatch.setattr(engine_, "Live", Failing(engine_.Live, 1))
+    with pytest.raises(InternalError, match="it cannot be taken on .RuntimeError: out of memory"):
+        engine.add(Request("b", PROMPT, Sampling(max_tokens=3)))
+    assert engine.adapters.whole.holders == 1 and list(engine.live) == ["a"]
+    engine.add(Request("b", PROMPT, Sampling(max_tokens=3)))
+    ends = sorted((event.request, event.finish) for event in all_of(engine) if event.finish)
+    assert ends == [("a", "length"), ("b", "length")] and engine.adapters.whole.holders == 0 and free(engine)
+
+
+class Slow:
+    """Grammars of which each takes until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.asked, self.go_on, self.waited = Event_(), Event_(), True
+
+    def matcher(self, grammar: Any) -> Any:
+        self.asked.set()
+        self.waited = self.go_on.wait(20)
+        raise RequestError("cannot be enforced")
+
+
+def test_others_are_answered_while_a_grammar_is_compiled(model: Any) -> None:
+    turns, slow = Turns(made(model)), Slow()
+    turns.engine.texts.grammars = slow  # type: ignore[assignment]
+    pump = Pump(turns)
+
+    async def heard(ask: Ask) -> list[str | None]:
+        ends = []
+        async with aclosing(pump.events(ask)) as events:
+            while not any(ends):
+                ends.append((await anext(events)).finish)
+        return ends
+
+    async def both() -> Any:
+        held = asyncio.ensure_future(heard(hard))
+        await asyncio.to_thread(slow.asked.wait, 20)
+        plain = await heard(Ask(Prompt(PROMPT), Sampling(max_tokens=3)))
+        slow.go_on.set()
+        return plain, await asyncio.gather(held, return_exceptions=True)
+
+    hard = Ask(Prompt(PROMPT), Sampling(max_tokens=3, grammar=Regex(pattern="a")))
+    with ThreadPoolExecutor(1) as beside:
+        waits = beside.submit(turns.add, hard)
+        assert slow.asked.wait(20)
+        own = turns.add(Ask(Prompt(PROMPT), Sampling(max_tokens=2)))
+        assert [turns.next(own.id).finish for _ in range(2)] == [None, "length"]
+        slow.go_on.set()
+        assert "cannot be enforced" in str(waits.exception()) and slow.waited
+    slow.asked.clear()
+    slow.go_on.clear()
+    plain, (refused,) = asyncio.run(both())
+    assert plain == [None, None, "length"] and isinstance(refused, RequestError) and slow.waited and turns.engine.idle
+    pump.close()
 
 
 def test_what_it_counts_is_what_it_did(model: Any) -> None:

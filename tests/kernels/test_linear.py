@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 from llmkit_kernels.build import lacks
-from llmkit_kernels.linear import linear, reference, suits
+from llmkit_kernels.gated import silu_mul
+from llmkit_kernels.linear import gated, linear, many, reference, suits
 
 pytestmark = pytest.mark.skipif(bool(lacks("linear")), reason=lacks("linear"))
 SIZES = [(576, 192), (128, 64), (130, 70), (48, 17), (17, 48), (7, 5), (16, 16), (1, 1), (300, 1)]
@@ -98,3 +99,27 @@ def test_other_vectors_give_a_right_product_too(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("size", [64, 50, 7])
+@pytest.mark.parametrize("rows", [1, 3, 16, 17, 200])
+def test_several_weights_at_once_are_each_to_the_bit_what_it_is_alone(rows, size):
+    x, outs = drawn(rows, size + 3)[:, 3:], (48, 17, 1, 130)
+    weights = [drawn(out, size, seed=out) for out in outs]
+    biases = [None, drawn(17, seed=1), drawn(1, seed=2), None]
+    made = many(x, weights, biases)
+    assert made.shape == (rows, sum(outs))
+    for part, weight, bias in zip(made.split(outs, 1), weights, biases, strict=True):
+        assert part.equal(linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("size,out", [(64, 96), (50, 33), (16, 1), (7, 200)])
+@pytest.mark.parametrize("rows", [1, 3, 16, 17, 200])
+def test_a_gated_product_is_to_the_bit_what_its_parts_give(rows, size, out):
+    x, gate, up = drawn(rows, size) * 3, drawn(out, size, seed=1), drawn(out, size, seed=2)
+    for biases in ((None, None), (drawn(out, seed=3), drawn(out, seed=4))):
+        want = silu_mul(linear(x, gate, biases[0]), linear(x, up, biases[1]))
+        assert gated(x, gate, up, *biases).equal(want)
+    assert gated(x[:0], gate, up).shape == (0, out)
+    with pytest.raises(ValueError, match="do not go together|does not go with"):
+        gated(x, gate, drawn(out + 1, size))

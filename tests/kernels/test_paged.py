@@ -234,3 +234,27 @@ def test_what_does_not_go_together_says_so() -> None:
     with pytest.raises(ValueError, match="do not go into blocks"):
         paged.attend(q[..., :8], k[..., :8], v, world.held, laid, 1.0)
     assert not paged.suits(q.double(), k, v, 16) and not paged.suits(q, k, v, 512) and paged.suits(q, k, v, 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=str)
+@pytest.mark.parametrize("size", [6, 24, 64])
+def test_queries_and_keys_are_turned_to_the_bit_as_torch_turns_them(size: int, dtype: torch.dtype) -> None:
+    def turned(x: Tensor) -> Tensor:
+        low, high = x.chunk(2, -1)
+        return x * cos + torch.cat((-high, low), -1) * sin
+
+    world = World((40, 7), size, size, dtype=dtype)
+    g = torch.Generator().manual_seed(3)
+    cos, sin = torch.randn(47, size, generator=g), torch.randn(47, size, generator=g)
+    q, k, v = (torch.cat([world.given[w][i] for w in (0, 1)], 1) for i in range(3))
+    laid = lay([(0, 40, 0, world.tables[0], ()), (40, 47, 0, world.tables[1], ())], world.block, world.count)
+    first, second = world.held, world.blocks()
+    want = paged.attend(turned(q), turned(k), v, first, laid, 0.3)
+    assert paged.attend(q, k, v, second, laid, 0.3, turn=(cos, sin)).equal(want)
+    assert all(a.nan_to_num().equal(b.nan_to_num()) for a, b in zip(first.tensors, second.tensors, strict=True))
+    for wrong in ((cos[:3], sin[:3]), (cos.double(), sin)):
+        with pytest.raises(ValueError, match="are not turned by"):
+            paged.attend(q, k, v, second, laid, 0.3, turn=wrong)
+    half = World((40, 7), size, size, dtype=torch.bfloat16).held
+    with pytest.raises(ValueError, match="of this precision"):
+        paged.attend(q, k, v, half, laid, 0.3, turn=(cos, sin))

@@ -33,7 +33,12 @@ class Ask:
     def bytes(self) -> bytes:
         """As it is sent."""
         data = json.dumps(self.body).encode()
-        head = {"host": "x", "content-type": "application/json", "content-length": len(data), "connection": "close"}
+        head = {
+            "host": "localhost",
+            "content-type": "application/json",
+            "content-length": len(data),
+            "connection": "close",
+        }
         lines = [f"{name}: {value}" for name, value in (head | dict(self.headers)).items()]
         return "\r\n".join([f"POST {self.path} HTTP/1.1", *lines, "", ""]).encode() + data
 
@@ -96,6 +101,16 @@ async def ask(url: str, one: Ask, leave: Callable[[Came], float | None] = lambda
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
     return came
+
+
+async def read_answer(held: bytes, came: Came) -> None:
+    """The same of all the bytes of an answer, or of as many as came."""
+    reader = asyncio.StreamReader(limit=1 << 22)
+    reader.feed_data(held)
+    reader.feed_eof()
+    with contextlib.suppress(asyncio.IncompleteReadError):
+        async for _ in _answer(reader, came, lambda: 0.0):
+            pass
 
 
 async def _answer(reader: asyncio.StreamReader, came: Came, clock: Callable[[], float]) -> AsyncGenerator[bool]:

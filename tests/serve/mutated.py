@@ -35,7 +35,7 @@ class Case:
     admin: bool = False
 
     def wire(self) -> bytes:
-        lines = [f"{self.method} {self.path} HTTP/1.1", "Host: x", "Connection: close"]
+        lines = [f"{self.method} {self.path} HTTP/1.1", "Host: localhost", "Connection: close"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
         lines += [f"Content-Length: {len(self.body)}"] if self.body or self.method == "POST" else []
         return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + self.body

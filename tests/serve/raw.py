@@ -11,7 +11,7 @@ def connect(server, timeout=20.0):
 
 
 def head(path="/v1/chat/completions", method="POST", kind="application/json", **more):
-    lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Type: {kind}"]
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Type: {kind}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in more.items()]
     return "\r\n".join([*lines, "", ""]).encode()
 

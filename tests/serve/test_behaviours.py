@@ -39,6 +39,11 @@ def test_tokens_are_told_with_their_texts(http: httpx.Client) -> None:
     plain = http.post("/tokenize", json={"content": text}).json()["tokens"]
     assert [one["id"] for one in got] == plain and all(one["piece"] for one in got)
     assert http.post("/tokenize", json={"content": text, "add_special": False}).json()["tokens"] == plain
+    beside = {"messages": ASKED, "prompt": 0.0}
+    for wrong in ({"prompt": 0.0}, {"content": []}, beside, {"content": text, "prompt": 1}, {}):
+        refused = http.post("/tokenize", json=wrong)
+        assert refused.status_code == 400, wrong
+        assert refused.json()["error"]["param"] == ("content" if wrong == {"content": []} else "prompt")
 
 
 def test_a_seed_repeats_alone_and_among_others_and_others_differ(http: httpx.Client) -> None:

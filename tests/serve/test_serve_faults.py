@@ -4,6 +4,7 @@ And readers that do not read."""
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import resource
 import signal
@@ -16,7 +17,11 @@ import httpx
 import pytest
 import torch
 
+from llmkit.inference import sampler
+from llmkit.inference.engine import Engine
 from llmkit.inference.text import Texts
+from llmkit.serve import logs
+from llmkit.serve.embedding import Text
 from llmkit.serve.node import Bounds
 from llmkit.serve.refusal import Refusal
 from llmkit.serve.remote import Remote
@@ -60,7 +65,8 @@ def test_an_answer_that_cannot_go_on_ends_in_an_error(server):
     before = refusals(server, "generation_failed")
     told, whole = streamed(server, LONG | never)
     check_broken(told, "generation_failed")
-    assert whole and len(told) == 4 and refusals(server, "generation_failed") == before + 1
+    text = "".join(json.loads(event)["choices"][0]["text"] for event in told[:-1])
+    assert whole and text == "aaa" and refusals(server, "generation_failed") == before + 1
 
 
 def test_a_deadline_in_the_middle_is_told(server):
@@ -97,11 +103,73 @@ def test_a_fault_of_the_server_is_told_and_asked_again_with_its_key_it_is_carrie
         small.service.__dict__["texts"] = Breaking(llm.tokenizer)
         told, whole = streamed(small, LONG, **key)
         check_broken(told, "internal_error")
-        assert not whole and "ZeroDivisionError" in told[-1] and refusals(small, "internal_error") == number
+        assert not whole and "ZeroDivision" not in told[-1] and refusals(small, "internal_error") == number
         small.service.__dict__["texts"] = good
         assert streamed(small, LONG | {"max_tokens": 5}, **(key and {"idempotency-key": "two"}))[0][-1] == "[DONE]"
     assert streamed(small, LONG, **key)[0][-1] == "[DONE]"
     assert not small.service.gate.answers and not small.engine.waiting
+
+
+@contextlib.contextmanager
+def logged(path):
+    """What the log says inside, by then a list of its lines."""
+    said = []
+    with path.open("w") as stream:
+        handler = logs.begin(stream)
+        try:
+            yield said
+        finally:
+            for name in ("llmkit.serve", "uvicorn", "asyncio"):
+                logging.getLogger(name).removeHandler(handler)
+    said += map(json.loads, path.read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("where", "name"), [(Engine, "_begun"), (Engine, "long"), (sampler, "_opened"), (Text, "advance")]
+)
+def test_a_fault_of_the_engine_is_told_by_a_name_under_which_the_log_has_all_of_it(
+    small, monkeypatch, tmp_path, where, name
+):
+    def fails(*_):
+        raise TypeError("no place of this machine")
+
+    path, asked = ("embeddings", {"input": "hello"}) if where is Text else ("completions", LONG)
+    url, headers = f"{small.url}/v1/{path}", {"x-request-id": "mine-1"}
+    with logged(tmp_path / "log") as said, monkeypatch.context() as patched:
+        patched.setattr(where, name, fails)
+        answer = httpx.post(url, json=asked, headers=headers, timeout=60)
+    error = answer.json()["error"]
+    assert answer.status_code == 500 and (error["code"], error["type"]) == ("internal_error", "server_error")
+    assert "mine-1" in error["message"] and "place" not in answer.text and "TypeError" not in answer.text
+    (fault,) = [line for line in said if "trace" in line]
+    assert fault["request_id"] == "mine-1" and fault["trace"][-1] == "TypeError: no place of this machine"
+    assert any(line.strip().startswith("File ") and "in fails" in line for line in fault["trace"])
+    assert refusals(small, "internal_error") == 1
+    assert httpx.post(url, json=asked, timeout=60).status_code == 200  # the engine goes on
+    assert not small.engine.restarts
+    until(lambda: not small.service.gate.answers and not small.engine.waiting)
+
+
+def test_what_nobody_waits_for_any_longer_is_not_prepared(small, monkeypatch):
+    begun, go, asked = [], threading.Event(), LONG | {"max_tokens": 2}
+    data = json.dumps(asked).encode()
+
+    def prepare(*_):
+        begun.append(1)
+        assert go.wait(30)
+
+    monkeypatch.setattr(Engine, "long", lambda *_: True)
+    monkeypatch.setattr(Engine, "prepare", prepare)
+    with contextlib.ExitStack() as held:
+        for _ in range(4):
+            own = held.enter_context(connect(small))
+            own.sendall(head("/v1/completions", Content_Length=len(data)) + data)
+        until(lambda: len(begun) == 2 and len(small.engine.waiting) == 4)
+    until(lambda: not small.engine.waiting)
+    small.call("reset")  # comes after they were given up
+    go.set()
+    assert httpx.post(small.url + "/v1/completions", json=asked, timeout=60).status_code == 200
+    assert len(begun) == 3
 
 
 def rss():
@@ -221,7 +289,7 @@ def test_texts_whose_client_left_are_not_embedded(llm):
         done.append(asked)
         begun.set()
         assert go.wait(30)
-        own(asked, future)
+        return own(asked, future)
 
     between["embed"] = slow
     try:

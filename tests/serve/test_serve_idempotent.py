@@ -56,7 +56,7 @@ def test_a_client_that_was_cut_off_finds_its_answer(server):
 
 def test_an_answer_is_kept_in_one_part_and_told_in_it(server):
     first = ask(server, "seven", stream=True, max_tokens=30, ignore_eos=True).content
-    kept = server.door.app.kept["", "seven"]
+    kept = server.door.app.app.kept["", "seven"]
     while not kept.done:  # its client has all of it before that
         time.sleep(0.01)
     assert [message["type"] for message in kept.messages] == ["http.response.start", "http.response.body"]

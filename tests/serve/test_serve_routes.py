@@ -9,6 +9,7 @@ import pytest
 from llmkit.core.records import RequestLog, read
 from llmkit.serve import logs
 from tests.serve.conftest import Running
+from tests.serve.test_serve_rows import until
 
 
 def post(server, path, **fields):
@@ -173,6 +174,7 @@ def test_a_log_line_is_one_json_object_whatever_is_in_it(server, tmp_path):
             with httpx.Client(base_url=server.url) as client:
                 client.get("/v1/models/%0d%0a%22%7d", headers={"x-request-id": 'x"}'})
                 client.get("/v1/models", headers={"x-request-id": "mine-1"})
+            until(lambda: b"mine-1" in path.read_bytes())  # the line of a request comes after its answer
         finally:
             for name in ("llmkit.serve", "uvicorn", "asyncio"):
                 logging.getLogger(name).removeHandler(handler)

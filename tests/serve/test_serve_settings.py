@@ -35,6 +35,7 @@ FLAGS: dict[str, tuple[str, str, Any]] = {
     "exact": ("--exact", "engine: {exact: true}", lambda s: s.engine.exact),
     "adapters": ("--adapter a=x --adapter b=z", "adapters: {a: x, b: z}", lambda s: s.adapters == {"a": "x", "b": "z"}),
     "most": ("--most-adapters 3", "most_adapters: 3", lambda s: s.most_adapters == 3),
+    "hosts": ("--allow-host a.b --allow-host c", "hosts: [a.b, c]", lambda s: s.hosts == ("a.b", "c")),
     "root": ("--adapter-root r", "adapter_root: r", lambda s: str(s.adapter_root) == "r"),
 }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from llmkit.cli.main import _guarded
 from llmkit.core.errors import LlmkitError
 from llmkit.models.node import ModelRef
 from llmkit.serve import start as module
@@ -92,7 +93,7 @@ def test_where_there_is_no_room_for_a_process_it_is_tried_again() -> None:
     assert len(tries) == 3
 
 
-@pytest.mark.parametrize("fault", ["no tokenizer", "no model", "no key"])
+@pytest.mark.parametrize("fault", ["no tokenizer", "no model", "no record"])
 def test_a_start_that_fails_leaves_no_process(
     fault: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -104,7 +105,7 @@ def test_a_start_that_fails_leaves_no_process(
             (folder / file.name).symlink_to(file)
     if fault == "no model":
         (folder / "config.json").unlink()
-    keys = tmp_path / "keys" if fault == "no key" else None
+    record = Path("/dev/null/requests.jsonl") if fault == "no record" else None
     made: list[Fake] = []
 
     def how(theirs: socket.socket) -> Fake:
@@ -112,9 +113,32 @@ def test_a_start_that_fails_leaves_no_process(
         return made[-1]
 
     with caplog.at_level("INFO", "llmkit.serve"), pytest.raises(LlmkitError):
-        start(Settings(ModelRef(name=str(folder)), port=0, keys=keys), how)
+        start(Settings(ModelRef(name=str(folder)), port=0, journal=record), how)
     assert [(one.getMessage(), vars(one)["model"]) for one in caplog.records] == [("loading", str(folder))]
     assert [one.killed for one in made] == [True]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("model: TINY\nkey_file: nowhere", "nowhere: cannot be read"),
+        ("model: TINY\nadapters: {a: nowhere}", "adapters.a: nowhere is no folder"),
+        ("model: nomodel", "model: nomodel is no alias"),
+        ("model: empty", "has no config.json"),
+    ],
+)
+def test_a_server_that_is_refused_leaves_no_folder_of_a_run(
+    line: str, said: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module.logs, "begin", lambda: None)
+    monkeypatch.setattr(module.start, "__defaults__", (Fake,))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "r.yaml").write_text(f"kind: serve\nport: 0\nout: o/p\n{line.replace('TINY', str(tiny))}\n")
+    assert _guarded(["run", "r.yaml"], False) in (2, 4)
+    told = capfd.readouterr().err
+    assert said in told and told.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "r.yaml"]
 
 
 def test_what_starts_the_engine_has_imported_nothing_heavy() -> None:

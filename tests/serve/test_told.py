@@ -103,7 +103,9 @@ class Scripted(Service):
     def fingerprint(self, version: int) -> str:
         return "fp"
 
-    async def events(self, requests: Sequence[Request], caller: Caller) -> AsyncGenerator[tuple[int, Event], None]:
+    async def events(
+        self, requests: Sequence[Request], caller: Caller, *_: Any
+    ) -> AsyncGenerator[tuple[int, Event], None]:
         ids = self.tokenizer.encode(requests[0].tenant, add_special_tokens=False)
         for at, id in enumerate(ids):
             finish = "stop" if at == len(ids) - 1 else None
@@ -230,7 +232,9 @@ def test_no_format_is_left_out_here() -> None:
 class Two(Scripted):
     """Its first answer ends before its second."""
 
-    async def events(self, requests: Sequence[Request], caller: Caller) -> AsyncGenerator[tuple[int, Event], None]:
+    async def events(
+        self, requests: Sequence[Request], caller: Caller, *_: Any
+    ) -> AsyncGenerator[tuple[int, Event], None]:
         ends: tuple[tuple[int, Finish | None], ...] = ((0, None), (0, "stop"), (1, None), (1, "length"))
         for index, finish in ends:
             yield index, Event(requests[0].id, index, (Token(5, -0.5, -0.5, {}),), finish)

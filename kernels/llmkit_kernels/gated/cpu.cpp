@@ -1,13 +1,11 @@
 // The gate of a gated MLP (SwiGLU, arXiv 2002.05202), fp32: silu(gate) * up in one pass each way.
-#include "../tile.h"
+#include "../gate.h"
 
 using namespace llmkit;
 
 namespace {
 
 constexpr int64_t SMALL = 16384;  // floats that are not worth another thread
-
-vec sigmoid(vec x) { return 1.0f / (1.0f + exp(-x)); }
 
 // The last, shorter piece goes through a vector of its own.
 template <typename Work>
@@ -18,28 +16,13 @@ void each(int64_t count, int threads, Work work) {
   if (whole < count) work(whole, count - whole);
 }
 
-inline vec some(const float* p, int64_t n) {
-  if (n == LANES) return load(p);
-  vec v{};
-  std::memcpy(&v, p, n * sizeof(float));
-  return v;
-}
-
-inline void put(float* p, vec v, int64_t n) {
-  if (n == LANES)
-    store(p, v);
-  else
-    std::memcpy(p, &v, n * sizeof(float));
-}
-
 }  // namespace
 
 extern "C" {
 
 void gated_forward(const float* gate, const float* up, float* out, int64_t count, int threads) {
   each(count, threads, [=](int64_t i, int64_t n) {
-    const vec x = some(gate + i, n);
-    put(out + i, x * sigmoid(x) * some(up + i, n), n);
+    put(out + i, silu(some(gate + i, n)) * some(up + i, n), n);
   });
 }
 

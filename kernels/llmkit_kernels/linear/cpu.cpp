@@ -5,7 +5,7 @@
 // some rows at once. How rows are grouped, and which thread has which outputs, moves no sum.
 #include <utility>
 
-#include "../tile.h"
+#include "../gate.h"
 
 using namespace llmkit;
 
@@ -16,11 +16,11 @@ constexpr long FEW = 16;     // rows up to which a weight goes from memory to th
 constexpr long TILE = 6;     // rows that meet a panel at once: their sums fill the registers
 constexpr long SHARE = 96;   // rows for which it is worth a thread's while to turn a panel
 
-// x (rows, in), rows `step` apart; weight (out, in); bias (out) or null; y (rows, out).
+// x (rows, in), rows `step` apart; weight (out, in); bias (out) or null; y (rows, out), rows `width` apart.
 struct Linear {
   const float *x, *weight, *bias;
   float* y;
-  long rows, in, out, step;
+  long rows, in, out, step, width;
 };
 
 // A square of 16 x 16, turned: four perfect shuffles of the rows swap its two indices.
@@ -68,7 +68,7 @@ void stream(const Linear& s, long o) {
     }
     for (int i = 0; i < M; i++) total[i] += sums[i];
   }
-  for (int i = 0; i < M; i++) store(s.y + i * s.out + o, total[i]);
+  for (int i = 0; i < M; i++) store(s.y + i * s.width + o, total[i]);
 }
 
 // 16 outputs at 16 inputs at a border of the weight.
@@ -160,34 +160,67 @@ void block(const Linear& s, long from, long to, long o) {
     const long ahead = k + DEPTH < s.in ? DEPTH : WIDE * s.in - k;  // the next block, or the first of the next panel
     turn(s.weight + o * s.in + k, s.in, ahead, outputs, depth, panel);
     for (long r = from; r < to; r += TILE) {
-      float* y = s.y + r * s.out + o;
-      const Out out{y, k ? y : bias, s.out, k ? s.out : 0, outputs};
+      float* y = s.y + r * s.width + o;
+      const Out out{y, k ? y : bias, s.width, k ? s.width : 0, outputs};
       met(std::make_integer_sequence<int, TILE>(), std::min(TILE, to - r), s.x + r * s.step + k, s.step, panel, depth,
           out);
     }
   }
 }
 
+// What threads share of a linear: few rows at 16 outputs at a time, and all else, or many rows, by panels; `run` is given
+// rows [from, to), a first output and how many there are. Whoever is done goes on.
+template <class Run>
+void shared(const Linear& s, int threads, Run run) {
+  const long begin = s.rows <= FEW && s.in % LANES == 0 ? s.out / LANES * LANES : 0;
+  const long panels = (s.out - begin + WIDE - 1) / WIDE;
+  const long shares = panels % threads ? std::max(1L, std::min<long>(threads, s.rows / SHARE)) : 1;
+#pragma omp for schedule(static) nowait
+  for (long o = 0; o < begin; o += LANES) run(0, s.rows, o, LANES);
+#pragma omp for schedule(static) nowait
+  for (long task = 0; task < panels * shares; task++) {
+    const long share = task % shares, o = begin + task / shares * WIDE;
+    run(s.rows * share / shares, s.rows * (share + 1) / shares, o, std::min(WIDE, s.out - o));
+  }
+}
+
+void part(const Linear& s, long from, long to, long o) {
+  if (s.rows <= FEW && s.in % LANES == 0 && o < s.out / LANES * LANES)
+    streamed(std::make_integer_sequence<int, FEW>(), s, o);
+  else
+    block(s, from, to, o);
+}
+
 }  // namespace
 
 extern "C" {
 
-void linear_forward(const float* x, const float* weight, const float* bias, float* y, int64_t rows, int64_t in,
-                    int64_t out, int64_t step, int threads) {
+// Several weights meet x at once: their outputs stand side by side in y (rows, width). A bias may be null.
+void linear_forward(const float* x, const float* const* weights, const float* const* biases, const int64_t* outs,
+                    int64_t count, float* y, int64_t rows, int64_t in, int64_t width, int64_t step, int threads) {
   if (!rows) return;
-  const Linear s{x, weight, bias, y, rows, in, out, step};
-  const long begin = rows <= FEW && in % LANES == 0 ? out / LANES * LANES : 0;
-  const long panels = (out - begin + WIDE - 1) / WIDE;
-  const long shares = panels % threads ? std::max(1L, std::min<long>(threads, rows / SHARE)) : 1;
 #pragma omp parallel num_threads(threads)
-  {
-#pragma omp for schedule(static) nowait
-    for (long o = 0; o < begin; o += LANES) streamed(std::make_integer_sequence<int, FEW>(), s, o);
-#pragma omp for schedule(static)
-    for (long task = 0; task < panels * shares; task++) {
-      const long share = task % shares;
-      block(s, rows * share / shares, rows * (share + 1) / shares, begin + task / shares * WIDE);
-    }
+  for (int64_t w = 0, at = 0; w < count; at += outs[w++]) {
+    const Linear s{x, weights[w], biases[w], y + at, rows, in, outs[w], step, width};
+    shared(s, threads, [&](long from, long to, long o, long) { part(s, from, to, o); });
   }
+}
+
+// silu(gate) * up: y (rows, out), and `other`, which is of its size and worked in.
+void linear_gated(const float* x, const float* gate, const float* gate_bias, const float* up, const float* up_bias,
+                  float* y, float* other, int64_t rows, int64_t in, int64_t out, int64_t step, int threads) {
+  if (!rows) return;
+  const Linear first{x, gate, gate_bias, y, rows, in, out, step, out};
+  const Linear second{x, up, up_bias, other, rows, in, out, step, out};
+#pragma omp parallel num_threads(threads)
+  shared(first, threads, [&](long from, long to, long o, long outputs) {
+    part(first, from, to, o);
+    part(second, from, to, o);
+    for (long r = from; r < to; r++)
+      for (long at = r * out + o, end = at + outputs, n; at < end; at += n) {
+        n = std::min<long>(LANES, end - at);
+        put(y + at, silu(some(y + at, n)) * some(other + at, n), n);
+      }
+  });
 }
 }

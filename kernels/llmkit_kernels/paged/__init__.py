@@ -6,6 +6,7 @@ in how many pieces its sequence came, whether its keys were found or made, and o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import cache
 from typing import Any
@@ -20,6 +21,7 @@ LARGEST = 256
 """Tokens of a block: a chunk of keys, over which a softmax goes, holds whole ones."""
 ROWS = 48
 """Queries of a task, over all heads that share a key-value head."""
+Strides = c_int64 * 6
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
 
@@ -39,12 +41,14 @@ def attend(
     window: int = 0,
     cap: float = 0.0,
     sinks: Tensor | None = None,
+    turn: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Stores k (KV, T, D) and v (KV, T, Dv) of a step's tokens, then attends: q (H, T, D) -> (T, H, Dv) in fp32.
 
     A token sees what came before its span and what precedes it in that, or its ancestors in a tree; with a window the
     last `window` of them alone. `cap`: scores become cap * tanh(score / cap). `sinks` (H,): logits of a key that is
-    nowhere. `laid` must have been made for the number of blocks that `held` has.
+    nowhere. `turn`: cosines and sines (T, D) by which queries and keys are turned before all this, halves against each
+    other (RoPE), where a cache `turns`. `laid` must have been made for the number of blocks that `held` has.
 
     Raises:
         ValueError: the shapes do not go together.
@@ -54,25 +58,50 @@ def attend(
         raise ValueError(f"queries {tuple(q.shape)} do not go with keys {tuple(k.shape)} and values {tuple(v.shape)}")
     if held.keys.shape[1:3] != (k.shape[0], size) or held.size != v.shape[2]:
         raise ValueError(f"keys {tuple(k.shape)} do not go into blocks {tuple(held.keys.shape)}")
-    whole = held.keys.dtype == torch.int8
-    q = _rows(q.float())
-    k, v = (_rows(x.to(torch.float32 if whole else held.keys.dtype)) for x in (k, v))
-    out = (torch.empty if laid.full and len(laid.slots) == tokens else torch.zeros)(tokens, heads, v.shape[2])
-    groups = heads // k.shape[0]
+    if turn and not (turns(held) and all(x.shape == (tokens, size) and _flat(x) for x in turn)):
+        raise ValueError(
+            f"queries {tuple(q.shape)} are not turned by {tuple(turn[0].shape)} in a cache of this precision"
+        )
+    kept = held.keys.dtype
+    q, k, v = _rows(q, torch.float32), *(_rows(x, torch.float32 if kept == torch.int8 else kept) for x in (k, v))
+    count, groups = laid.slots.shape[0], heads // k.shape[0]
+    out = (torch.empty if laid.full and count == tokens else torch.zeros)(tokens, heads, v.shape[2])
     queries = max(1, ROWS // groups)
-    tasks, strides = laid.by(queries), torch.tensor([x.stride(i) for x in (q, k, v) for i in (0, 1)])
+    strides = Strides(*q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
     sinks = None if sinks is None else sinks.float().contiguous()
-    rooms = torch.empty(torch.get_num_threads(), _calls()[1](groups, size, v.shape[2], held.block, queries))
-    scales = (held.key_scales, held.value_scales)
-    given = (q, k, v, strides, out, held.keys, held.values, *scales, laid.slots, laid.spans, laid.table, laid.seen)
-    numbers = (len(laid.slots), len(tasks), heads, groups, size, v.shape[2], held.block, queries, window)
-    precision = PRECISIONS.index(held.keys.dtype)
-    addresses = (None if x is None else x.data_ptr() for x in (*given, laid.depths, tasks, sinks, rooms))
-    _calls()[0](*addresses, *numbers, precision, scale, cap, torch.get_num_threads())
+    rooms = torch.empty(torch.get_num_threads(), _room(groups, size, v.shape[2], held.block, queries))
+    new = (q.data_ptr(), k.data_ptr(), v.data_ptr(), strides, out.data_ptr())
+    there = (held.keys, held.values, held.key_scales, held.value_scales)
+    tasks, at = laid.addresses(queries)
+    numbers = (count, tasks, heads, groups, size, v.shape[2], held.block, queries, window, PRECISIONS.index(kept))
+    _calls()[0](
+        *(*new, *_at(there), *at, *_at((sinks, *(turn or (None, None)), rooms))),
+        *(*numbers, scale, cap, torch.get_num_threads()),
+    )
     return out
 
 
-def _rows(x: Tensor) -> Tensor:
+def _at(tensors: Sequence[Tensor | None]) -> list[int | None]:
+    return [None if x is None else x.data_ptr() for x in tensors]
+
+
+def turns(held: Held) -> bool:
+    """Whether keys of a cache can be turned on their way into it: what is kept in 16 bits comes rounded."""
+    return held.keys.dtype in (torch.float32, torch.int8)
+
+
+def _flat(x: Tensor) -> bool:
+    return x.is_cpu and x.dtype is torch.float32 and x.is_contiguous()
+
+
+@cache
+def _room(*sizes: int) -> int:
+    """Numbers that a thread needs to work in."""
+    return int(_calls()[1](*sizes))
+
+
+def _rows(x: Tensor, kind: torch.dtype) -> Tensor:
+    x = x if x.dtype == kind else x.to(kind)
     return x if x.stride(2) == 1 else x.contiguous()
 
 
@@ -80,6 +109,6 @@ def _rows(x: Tensor) -> Tensor:
 def _calls() -> tuple[Any, Any]:
     made = library("paged")
     run, room = made.paged_attention, made.paged_room
-    run.argtypes, run.restype = [c_void_p] * 17 + [c_int64] * 10 + [c_float, c_float, c_int], None
+    run.argtypes, run.restype = [c_void_p] * 19 + [c_int64] * 10 + [c_float, c_float, c_int], None
     room.argtypes, room.restype = [c_int64] * 5, c_int64
     return run, room

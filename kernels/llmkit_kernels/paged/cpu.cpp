@@ -41,19 +41,40 @@ struct Step {
   const int64_t *table, *slots;
   const uint64_t* seen;    // of a token of a tree: bit j for token j of its span
   const int64_t* depths;   // and how many of those come before it
+  const float *cos, *sin;  // by which queries and keys of each token are turned (tokens, size), or null
 };
+
+// Pairs (d, d + size / 2) turned by their angles (RoPE, arXiv 2104.09864). Every product and sum is rounded by itself, as
+// torch does it, so that it is the same to the bit where a family's own code turned them.
+__attribute__((noinline, optimize("fp-contract=off"))) void turn(const float* x, const float* cos, const float* sin,
+                                                                 long size, float* to) {
+  const long half = size / 2;
+  for (long d = 0; d < half; d++) to[d] = x[d] * cos[d] - x[d + half] * sin[d];
+  for (long d = half; d < size; d++) to[d] = x[d] * cos[d] + x[d - half] * sin[d];
+}
 
 // ---- what is written
 
+// A key as it is to be kept: turned into `room`, if it is turned at all, which those of 16 bits are before.
+inline const float* turned(const float* key, long t, const Shape& s, const Step& step, float* room) {
+  if (!step.cos) return key;
+  turn(key, step.cos + t * s.size, step.sin + t * s.size, s.size, room);
+  return room;
+}
+template <class In>
+const In* turned(const In* key, long, const Shape&, const Step&, float*) { return key; }
+
 template <class In, class T>
-void write(const Shape& s, const Heads& k, const Heads& v, const Step& step, const Cache<T>& cache, long tokens) {
+void write(const Shape& s, const Heads& k, const Heads& v, const Step& step, const Cache<T>& cache, long tokens,
+           float* room) {
 #pragma omp for collapse(2) schedule(static)
   for (long g = 0; g < s.held(); g++)
     for (long t = 0; t < tokens; t++) {
       const long slot = step.slots[t];
       if (slot < 0) continue;
       const long at = slot / s.block * s.held() + g, in = slot % s.block;
-      put(k.of<In>(g, t), s.size, cache.keys + at * s.size * s.wide() + in, s.wide(), cache.by_key + at * s.wide() + in);
+      const In* key = turned(k.of<In>(g, t), t, s, step, room);
+      put(key, s.size, cache.keys + at * s.size * s.wide() + in, s.wide(), cache.by_key + at * s.wide() + in);
       put(v.of<In>(g, t), s.value, cache.values + (at * s.wide() + in) * s.columns(), 1,
           cache.by_value + at * s.wide() + in);
     }
@@ -209,8 +230,10 @@ void attend(const Shape& s, const Step& step, const Span& span, const Cache<T>& 
   const long keys = s.blocks() * s.block, columns = s.columns(), pitch = s.pitch();
   const int64_t* table = step.table + span.table;
   for (long r = 0; r < rows; r++) {
-    const float* from = q.of<float>(g * s.groups + r % s.groups, span.start + query + r / s.groups);
-    for (long d = 0; d < s.size; d++) room.q[r * s.size + d] = from[d] * s.scale;
+    const long token = span.start + query + r / s.groups;
+    float* to = room.q + r * s.size;
+    const float* from = turned(q.of<float>(g * s.groups + r % s.groups, token), token, s, step, to);
+    for (long d = 0; d < s.size; d++) to[d] = from[d] * s.scale;
     room.mass[r] = {NONE, 0};
   }
   std::fill(room.out, room.out + rows * columns, 0.0f);
@@ -275,7 +298,7 @@ void run(const Given& given) {
 #pragma omp parallel num_threads(given.threads)
   {
     const Room room(given.rooms + omp_get_thread_num() * Room::floats(s), s);
-    write<In>(s, given.k, given.v, given.step, cache, given.tokens);
+    write<In>(s, given.k, given.v, given.step, cache, given.tokens, room.q);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < given.count * s.held(); task++) {
       const int64_t* at = given.tasks + 2 * (task / s.held());
@@ -297,14 +320,15 @@ int64_t paged_room(int64_t groups, int64_t size, int64_t value, int64_t block, i
 
 // Writes the new keys and values k, v (heads / groups, tokens, size) to their slots, then attends: q (heads, tokens,
 // size) -> out (tokens, heads, value). `precision` of the cache: 0 fp32, 1 bf16, 2 fp16 (k and v are of the same), 3 int8
-// (k and v are fp32, and every head of a token has a factor).
+// (k and v are fp32, and every head of a token has a factor). `cos` and `sin` (tokens, size) turn queries and keys that are
+// given in fp32, or are null.
 void paged_attention(const float* q, const void* k, const void* v, const int64_t* strides, float* out, void* keys,
                      void* values, float* by_key, float* by_value, const int64_t* slots, const int64_t* spans,
                      const int64_t* table, const uint64_t* seen, const int64_t* depths, const int64_t* tasks,
-                     const float* sinks, float* rooms, int64_t tokens, int64_t count, int64_t heads, int64_t groups,
-                     int64_t size, int64_t value, int64_t block, int64_t queries, int64_t window, int64_t precision,
-                     float scale, float cap, int threads) {
-  const Step step{reinterpret_cast<const Span*>(spans), table, slots, seen, depths};
+                     const float* sinks, const float* cos, const float* sin, float* rooms, int64_t tokens,
+                     int64_t count, int64_t heads, int64_t groups, int64_t size, int64_t value, int64_t block,
+                     int64_t queries, int64_t window, int64_t precision, float scale, float cap, int threads) {
+  const Step step{reinterpret_cast<const Span*>(spans), table, slots, seen, depths, cos, sin};
   const Given given{Shape{heads, groups, size, value, block, queries, window, scale, cap}, step,
                     Heads{q, strides[0], strides[1]}, Heads{k, strides[2], strides[3]}, Heads{v, strides[4], strides[5]},
                     out, rooms, keys, values, by_key, by_value, sinks, tasks, tokens, count, threads};

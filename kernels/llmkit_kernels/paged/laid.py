@@ -87,6 +87,7 @@ class Laid:
     full: bool
     """Whether every token is of a span."""
     tasks: dict[int, Tensor] = field(default_factory=dict)
+    known: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     there: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
     grids: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
     flats: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
@@ -150,6 +151,15 @@ class Laid:
             ]
             self.tasks[queries] = torch.tensor([task[1:] for task in sorted(made)], dtype=torch.int64).view(-1, 2)
         return self.tasks[queries]
+
+    def addresses(self, queries: int) -> tuple[int, tuple[int, ...]]:
+        """How many tasks of so many queries there are; and where slots, spans, table, trees and tasks lie: asked by
+        each layer, worked out once."""
+        if queries not in self.known:
+            tasks = self.by(queries)
+            held = (self.slots, self.spans, self.table, self.seen, self.depths, tasks)
+            self.known[queries] = tasks.shape[0], tuple(x.data_ptr() for x in held)
+        return self.known[queries]
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Slots and table on a device."""
