@@ -202,6 +202,28 @@ def test_trees_of_64_and_what_is_no_tree() -> None:
             lay([(0, length, 0, range(5), parents)], 16, 5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("past,block,window", [(0, 4, 0), (5, 4, 0), (13, 10, 0), (250, 16, 0), (255, 16, 0), (37, 16, 9)])
+def test_a_path_of_a_tree_is_a_chain_to_the_bit(dtype: torch.dtype, past: int, block: int, window: int) -> None:
+    drawn = random.Random(past)
+    parents = tuple(drawn.randint(-1, at - 1) for at in range(12))
+    rule: dict[str, Any] = {"window": window} if window else {}
+    forest = World((past + 12,), 16, 24, block=block, dtype=dtype, rule=rule)
+    if past:
+        forest.step([(0, 0, past)])
+    whole = forest.step([(0, past, past + 12)], parents)[0]
+    for token in range(12):
+        path = [token]
+        while parents[path[0]] >= 0:
+            path.insert(0, parents[path[0]])
+        chain = World((past + 12,), 16, 24, block=block, dtype=dtype, rule=rule)
+        places = [*range(past), *(past + at for at in path)]
+        chain.given = [[x[:, places] for x in chain.given[0]]]
+        if past:
+            chain.step([(0, 0, past)])
+        assert whole[token].equal(chain.step([(0, past, past + len(path))])[0][-1]), token
+
+
 def test_tokens_of_no_span_give_zeros_and_are_not_stored() -> None:
     world = World((8,), 16, 16, 1, 1)
     q, k, v = world.given[0]

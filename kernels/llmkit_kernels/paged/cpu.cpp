@@ -16,6 +16,7 @@ using namespace llmkit;
 namespace {
 
 constexpr float NONE = -1e30f;
+constexpr long DRAFTS = 64;  // tokens of a tree
 
 template <class T>
 struct Cache {
@@ -121,37 +122,73 @@ __attribute__((noinline)) void merge(Mass& there, float* out, const Mass& chunk,
   for (long d = 0; d < columns; d += LANES) store(out + d, load(part + d) * take + load(out + d) * keep);
 }
 
+// Blocks that the path of a token of a tree may touch, and the floats that they take.
+static long path_blocks(const Shape& s) { return (DRAFTS + s.block - 1) / s.block + 1; }
+static long path_floats(const Shape& s) {
+  return path_blocks(s) * (s.size * s.wide() + s.wide() * s.columns() + 2 * s.wide());
+}
+
 // What one thread works in: cut from memory that the caller took, since nothing may fail in here.
 struct Room {
   float *q, *scores, *part, *out, *by;
   Mass *mass, *chunk;
-  float* wide;
+  float *wide, *path;
   static long widened(const Shape& s) { return s.blocks() * s.wide() * (s.size + s.columns()); }
   static long rows(const Shape& s) { return s.queries * s.groups; }
-  static long floats(const Shape& s) { return rows(s) * (s.size + s.pitch() + 2 * s.columns() + 4) + 2 * s.pitch() + widened(s); }
+  static long floats(const Shape& s) {
+    return rows(s) * (s.size + s.pitch() + 2 * s.columns() + 4) + 2 * s.pitch() + widened(s) + path_floats(s);
+  }
   Room(float* at, const Shape& s)
       : q(at), scores(q + rows(s) * s.size), part(scores + rows(s) * s.pitch()), out(part + rows(s) * s.columns()),
         by(out + rows(s) * s.columns()), mass(reinterpret_cast<Mass*>(by + 2 * s.pitch())),
-        chunk(mass + rows(s)), wide(reinterpret_cast<float*>(chunk + rows(s))) {}
+        chunk(mass + rows(s)), wide(reinterpret_cast<float*>(chunk + rows(s))), path(wide + widened(s)) {}
 };
 
-// Puts NONE where a query does not see a key, in blocks [low, top) of a chunk that begins with key `from`.
-void hide(const Shape& s, const Step& step, const Span& span, long query, long from, long low, long top, float* row) {
-  const bool tree = span.tree >= 0;
-  const long depth = tree ? step.depths[span.tree + query] : query, place = span.past + depth;
-  const long first = s.first(place), end = tree ? span.past : place + 1, wide = s.wide();
+// Puts NONE where the query at `place` does not see a key, in blocks [low, top) of a chunk that begins with key `from`.
+void hide(const Shape& s, long place, long from, long low, long top, float* row) {
+  const long first = s.first(place), end = place + 1, wide = s.wide();
   for (long b = low; b < top; b++) {
     const long at = from + b * s.block;
     float* lanes = row + b * wide;
     std::fill(lanes, lanes + std::min(std::max(first - at, 0L), wide), NONE);
-    for (long l = std::max(std::min(end - at, s.block), 0L); l < wide; l++) {
-      const long j = at + l - span.past;  // which token of the tree
-      const bool own = tree && l < s.block && j >= 0 && j < span.end - span.start;
-      const bool near = own && (!s.window || step.depths[span.tree + j] > depth - s.window);
-      if (!near || !(step.seen[span.tree + query] >> j & 1)) lanes[l] = NONE;
-    }
+    std::fill(lanes + std::max(std::min(end - at, s.block), 0L), lanes + wide, NONE);
   }
 }
+
+// What a token of a tree sees after the blocks that are full before its span: a copy in which its ancestors and itself
+// lie one after the other, as they would if nothing else had been drafted. So its sums are those of a chain.
+template <class T>
+struct Path {
+  long first;  // block of the sequence
+  const Shape& s;
+  T *keys, *values;
+  float *by_key, *by_value;
+  Path(const Shape& s_, const Step& step, const Span& span, const Cache<T>& cache, long g, long query, float* room)
+      : first(span.past / s_.block), s(s_), by_key(room), by_value(room + path_blocks(s) * s.wide()) {
+    keys = reinterpret_cast<T*>(room + 2 * path_blocks(s) * s.wide());
+    values = keys + path_blocks(s) * s.size * s.wide();
+    const int64_t* table = step.table + span.table;
+    for (long at = first * s.block; at < span.past; at++) take(cache, table[first] * s.block + at % s.block, g, at);
+    long at = span.past;
+    for (uint64_t left = step.seen[span.tree + query]; left; left &= left - 1)
+      take(cache, step.slots[span.start + __builtin_ctzll(left)], g, at++);
+  }
+  const T* key(long block) const { return keys + (block - first) * s.size * s.wide(); }
+  const T* of_value(long block) const { return values + (block - first) * s.wide() * s.columns(); }
+
+ private:
+  void take(const Cache<T>& cache, long slot, long g, long at) {  // the key and the value at a slot come to place `at`
+    const long block = slot / s.block, in = slot % s.block, to = at / s.block - first, lane = at % s.block;
+    const T *key = cache.key(s, block, g) + in, *value = cache.of_value(s, block, g) + in * s.columns();
+    T* there = keys + to * s.size * s.wide() + lane;
+    for (long d = 0; d < s.size; d++) there[d * s.wide()] = key[d * s.wide()];
+    std::copy(value, value + s.columns(), values + (to * s.wide() + lane) * s.columns());
+    if (!std::is_same<T, int8_t>::value) return;
+    const long factor = (block * s.held() + g) * s.wide() + in;
+    by_key[to * s.wide() + lane] = cache.by_key[factor];
+    by_value[to * s.wide() + lane] = cache.by_value[factor];
+  }
+};
 
 // The blocks [low, top) of a chunk of keys, and which rows of them any query sees.
 template <class T>
@@ -159,11 +196,13 @@ struct Chunk {
   const T *strips[STRIPS], *values[STRIPS];
   Reach reach[STRIPS];
   long from, low, top;
-  Chunk(const Shape& s, const Cache<T>& cache, const int64_t* table, long g, long from_, long first, long last)
+  Chunk(const Shape& s, const Cache<T>& cache, const int64_t* table, const Path<T>* path, long g, long from_, long first,
+        long last)
       : Chunk(s, from_, first, last) {
     for (long b = low; b < top; b++) {
-      const long block = table[from / s.block + b];
-      place(s, b - low, cache.key(s, block, g), cache.of_value(s, block, g));
+      const long at = from / s.block + b, block = table[at];
+      if (path && at >= path->first) place(s, b - low, path->key(at), path->of_value(at));
+      else place(s, b - low, cache.key(s, block, g), cache.of_value(s, block, g));
     }
   }
   // The same in fp32, which is worth its making where many queries read it.
@@ -179,10 +218,13 @@ struct Chunk {
     }
   }
   // The factors of its keys or values, lane by lane.
-  void factors(const Shape& s, const float* of, const int64_t* table, long g, float* by) const {
+  void factors(const Shape& s, const float* of, const float* own, const Path<T>* path, const int64_t* table, long g,
+               float* by) const {
     for (long b = low; b < top; b++) {
-      const float* at = of + (table[from / s.block + b] * s.held() + g) * s.wide();
-      std::copy(at, at + s.wide(), by + b * s.wide());
+      const long at = from / s.block + b;
+      const bool mine = path && at >= path->first;
+      const float* there = mine ? own + (at - path->first) * s.wide() : of + (table[at] * s.held() + g) * s.wide();
+      std::copy(there, there + s.wide(), by + b * s.wide());
     }
   }
 
@@ -224,9 +266,11 @@ bool finite(const float* x, long n) {
 template <class T>
 void attend(const Shape& s, const Step& step, const Span& span, const Cache<T>& cache, const Heads& q, float* out,
             const float* sinks, long g, long query, long n, const Room& room) {
-  const bool tree = span.tree >= 0;
-  const long length = span.end - span.start, rows = n * s.groups;
-  const long first = s.first(span.past + (tree ? 0 : query)), last = span.past + (tree ? length : query + n);
+  std::optional<Path<T>> own;  // of a tree there is one query at a time
+  if (span.tree >= 0) own.emplace(s, step, span, cache, g, query, room.path);
+  const Path<T>* path = own ? &*own : nullptr;
+  const long place = span.past + (path ? step.depths[span.tree + query] : query);
+  const long rows = n * s.groups, first = s.first(place), last = place + n;
   const long keys = s.blocks() * s.block, columns = s.columns(), pitch = s.pitch();
   const int64_t* table = step.table + span.table;
   for (long r = 0; r < rows; r++) {
@@ -239,21 +283,21 @@ void attend(const Shape& s, const Step& step, const Span& span, const Cache<T>& 
   std::fill(room.out, room.out + rows * columns, 0.0f);
   std::optional<Chunk<float>> held;
   for (long from = first / keys * keys; from < last; from += keys) {
-    const Chunk<T> chunk(s, cache, table, g, from, first, last);
+    const Chunk<T> chunk(s, cache, table, path, g, from, first, last);
     const Chunk<float>* wide = widened(s, chunk, rows, room, held);
     const long blocks = chunk.top - chunk.low, lanes = blocks * s.wide(), low = chunk.low * s.wide();
     float* scores = room.scores + low;
     if (wide) all_scores(rows, room.q, wide->strips, lanes / LANES, s, scores);
     else all_scores(rows, room.q, chunk.strips, lanes / LANES, s, scores);
     if (std::is_same<T, int8_t>::value) {
-      chunk.factors(s, cache.by_key, table, g, room.by);
-      chunk.factors(s, cache.by_value, table, g, room.by + pitch);
+      chunk.factors(s, cache.by_key, path ? path->by_key : nullptr, path, table, g, room.by);
+      chunk.factors(s, cache.by_value, path ? path->by_value : nullptr, path, table, g, room.by + pitch);
     }
     for (long r = 0; r < rows; r++) {
       float* row = scores + r * pitch;
       if (std::is_same<T, int8_t>::value) times(row, lanes, room.by + low);
       if (s.cap > 0) capped(row, lanes, s.cap);
-      hide(s, step, span, query + r / s.groups, from, chunk.low, chunk.top, row - low);
+      hide(s, place + r / s.groups, from, chunk.low, chunk.top, row - low);
       room.chunk[r] = softened(row, lanes);
       if (std::is_same<T, int8_t>::value) times(row, lanes, room.by + pitch + low);
     }
@@ -262,7 +306,7 @@ void attend(const Shape& s, const Step& step, const Span& span, const Cache<T>& 
     for (long r = 0; r < rows; r++)
       merge(room.mass[r], room.out + r * columns, room.chunk[r], room.part + r * columns, columns);
   }
-  if (n > 1 && !tree && !finite(room.out, rows * columns)) {
+  if (n > 1 && !finite(room.out, rows * columns)) {
     // values of later tokens have a weight of 0 here, and 0 times what is no number is none: one query at a time then
     for (long i = 0; i < n; i++) attend(s, step, span, cache, q, out, sinks, g, query + i, 1, room);
     return;
@@ -303,7 +347,7 @@ void run(const Given& given) {
     for (int64_t task = 0; task < given.count * s.held(); task++) {
       const int64_t* at = given.tasks + 2 * (task / s.held());
       const Span& span = given.step.spans[at[0]];
-      const long n = std::min(s.queries, span.end - span.start - at[1]);
+      const long n = span.tree >= 0 ? 1 : std::min(s.queries, span.end - span.start - at[1]);
       attend(s, given.step, span, cache, given.q, given.out, given.sinks, task % s.held(), at[1], n, room);
     }
   }
