@@ -1,6 +1,6 @@
 """Public clients against our server, in an environment of their own: lm-eval and litellm.
 
-    python benchmarks/clients.py --python ENV/bin/python     # an environment with lm-eval, litellm, torch, transformers
+    python benchmarks/clients.py --python ENV/bin/python     # an environment with lm-eval[api,hf], litellm and torch
 
 lm-eval runs three small tasks (choices, perplexity, text) twice: through `local-completions` on a server of a tiny
 model, and through its own `hf` backend on the same folder. Exits 1 where a figure or a log-likelihood differs by more

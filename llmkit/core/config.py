@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import wraps
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 T = TypeVar("T")
 
@@ -97,24 +97,29 @@ def config(cls: type[T]) -> type[T]:
 
         check_fields(self)
 
-    cls.__post_init__ = check  # type: ignore[attr-defined]
-    decorate: Any = dataclass(frozen=True, kw_only=True)
-    return _named(decorate(cls))
+    made: Any = cls
+    made.__post_init__ = check
+    return cast(type[T], _named(dataclass(frozen=True, kw_only=True)(made)))
 
 
-def _named(cls: type[T]) -> type[T]:
+def needed(item: Field[Any]) -> bool:
+    """Whether a field has no default."""
+    return item.default is MISSING and item.default_factory is MISSING
+
+
+def _named(cls: Any) -> Any:
     """The same, whose arguments are looked at by name before they are taken, as the keys of a recipe are."""
     plain = cls.__init__
-    known = {item.name for item in fields(cls)}  # type: ignore[arg-type]
-    needed = {item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING}  # type: ignore[arg-type]
+    known = {item.name for item in fields(cls)}
+    least = {item.name for item in fields(cls) if needed(item)}
 
     @wraps(plain)
     def init(self: Any, *args: Any, **given: Any) -> None:
-        if not needed <= given.keys() <= known:
+        if not least <= given.keys() <= known:
             from llmkit.core.convert import check_names
 
             check_names(cls, given)
         plain(self, *args, **given)
 
-    cls.__init__ = init  # type: ignore[method-assign]
+    cls.__init__ = init
     return cls

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any, Literal, get_args, get_origin
 
-from llmkit.core.config import Conflict, Limits
+from llmkit.core.config import Conflict, Limits, needed
 from llmkit.core.hints import hints, kind_of, kinds, marks, names, options
 from llmkit.core.scalars import BAD, EMPTY, Origin, Value, measured, read_bool, read_float, read_int, read_str
 from llmkit.core.wording import LATER, Report, no_kind, text_of, unknown, way_out
@@ -100,7 +100,7 @@ def _convert(hint: Any, value: Value, key: str, report: Report, item: dataclasse
             return made
     if len(report.problems) == before:  # what is wrong inside a list was told at its item
         what = problems[0] if problems else f"{text_of(value)} is not {names(hint)}"
-        spare = value.held is None and item is not None and not _needed(item)
+        spare = value.held is None and item is not None and not needed(item)
         report.add(what, "leave it out" if spare else way_out(hint, value), key, value.origin)
     return BAD
 
@@ -238,9 +238,9 @@ def build(cls: Any, value: Value, key: str, report: Report) -> Any:
     for name, item in items.items():
         if name not in made:
             report.origins[under(key, name)] = Origin("default")
-        if name not in made and _needed(item):
+        if name not in made and needed(item):
             report.add("is missing", f"add {name}", under(key, name), value.origin)
-    if not any(_needed(item) and made.get(name, BAD) is BAD for name, item in items.items()):
+    if not any(needed(item) and made.get(name, BAD) is BAD for name, item in items.items()):
         node = _filled(cls, {name: item for name, item in made.items() if item is not BAD})
         cross_check(node, key, value.origin, bad, report)
         if len(report.problems) == before:
@@ -251,10 +251,6 @@ def build(cls: Any, value: Value, key: str, report: Report) -> Any:
 def under(key: str, name: str) -> str:
     """The dotted path of a key below another."""
     return f"{key}.{name}" if key else name
-
-
-def _needed(item: dataclasses.Field[Any]) -> bool:
-    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
 
 
 def _filled(cls: Any, made: Mapping[str, Any]) -> Any:

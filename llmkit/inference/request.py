@@ -30,7 +30,12 @@ class InternalError(RequestError):
     @property
     def trace(self) -> str:
         """Where it came from, for a log."""
-        return "".join(traceback.format_exception(self.__cause__ or self))
+        return traced(self.__cause__ or self)
+
+
+def traced(cause: BaseException) -> str:
+    """Where an error came from, for a log."""
+    return "".join(traceback.format_exception(cause))
 
 
 @contextmanager

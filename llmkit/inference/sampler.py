@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llmkit.core.seed import mixed
-from llmkit.inference.request import InternalError, RequestError, Token
+from llmkit.inference.request import RequestError, Token, alone
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.shortlist import Row, draws, largest, total
 from llmkit.inference.steer import Steer
@@ -75,21 +75,12 @@ def _on_host(
 
 
 def _tried(row: Row, steer: Steer) -> Token | Open | RequestError:
+    """What nobody foresaw is its request's too: the others of the step have nothing to do with it."""
     try:
-        return _alone(row, steer)
+        with alone("its next token cannot be chosen"):
+            return _opened(row, steer)
     except RequestError as wrong:
         return wrong
-
-
-def _alone(row: Row, steer: Steer) -> Token | Open:
-    """The same; what nobody foresaw is its request's too: the others of the step have nothing to do with it."""
-    try:
-        return _opened(row, steer)
-    except RequestError:
-        raise
-    except Exception as cause:
-        what = f"its next token cannot be chosen ({type(cause).__name__}: {cause})"
-        raise InternalError(what, fix="report it") from cause
 
 
 def pick(logits: Row, steer: Steer) -> Token:

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
-from llmkit.core.config import Limits
+from llmkit.core.config import Limits, needed
 from llmkit.core.hints import hints, kind_of, marks, options
 from llmkit.recipe.describe import docs
 from llmkit.recipe.kinds import KINDS
@@ -47,13 +47,12 @@ def schema() -> Made:
 
 def _alone(cls: Any, made: Made) -> Made:
     """A stage at the top level."""
-    needed = [{"required": ["extends"]}, {"required": ["kind", *_needed(cls)]}]
-    return {**_ref(cls, made), "properties": {"name": False}, "anyOf": needed}
+    ways = [{"required": ["extends"]}, {"required": ["kind", *_needed(cls)]}]
+    return {**_ref(cls, made), "properties": {"name": False}, "anyOf": ways}
 
 
 def _needed(cls: Any) -> list[str]:
-    missing = dataclasses.MISSING
-    return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]
+    return [item.name for item in dataclasses.fields(cls) if needed(item)]
 
 
 def _ref(cls: Any, made: Made) -> Made:

@@ -78,8 +78,7 @@ class Door:
         try:
             caller = self._admitted(scope, headers, caller)
         except Refusal as refusal:
-            scope["refused"] = refusal.code
-            await reply.error(refusal)(scope, receive, answer)
+            await reply.error(reply.noted(scope, refusal))(scope, receive, answer)
         else:
             scope["caller"] = caller
             self.inside += 1

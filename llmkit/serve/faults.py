@@ -22,8 +22,7 @@ async def _refused(request: Request, cause: Exception) -> Response:
 async def _wrong(request: Request, cause: Exception) -> Response:
     if not isinstance(cause, LlmkitError):
         raise cause
-    request.scope["refused"] = "invalid_value"
-    return reply.error(refused(cause))
+    return reply.error(reply.noted(request.scope, refused(cause)))
 
 
 async def _no_route(request: Request, cause: Exception) -> Response:

@@ -87,7 +87,7 @@ class Idempotent:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        key = _key(scope)
+        key = key_of(scope)
         if not key or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
@@ -146,7 +146,8 @@ def _seen(task: asyncio.Task[None]) -> None:
         task.exception()
 
 
-def _key(scope: Scope) -> str:
+def key_of(scope: Scope) -> str:
+    """The idempotency key of a request, or nothing."""
     return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"idempotency-key"), "")
 
 

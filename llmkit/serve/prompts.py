@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmkit.core.errors import LlmkitError
@@ -64,8 +64,17 @@ async def tokens_of_chat(
     Raises:
         Refusal: the template cannot render it.
     """
-    letters = sum(len(str(message)) for message in messages) + len(str(tools))
+    letters = _letters(messages) + _letters(tools)
     return await service.aside(lambda: _encoded(service.renderer, messages, "messages", tools, begun), letters)
+
+
+def _letters(said: Any) -> int:
+    """Of all texts in it, keys too."""
+    if isinstance(said, str):
+        return len(said)
+    if isinstance(said, Mapping):
+        return sum(len(key) + _letters(value) for key, value in said.items())
+    return sum(map(_letters, said)) if isinstance(said, list | tuple) else 1
 
 
 def goes_on(more: bool, own: bool | None, messages: Sequence[dict[str, Any]]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from llmkit.inference.request import traced
 from llmkit.serve.refusal import Fault, Refusal
 
 LOG = logging.getLogger("llmkit.serve")
@@ -104,7 +104,7 @@ def noted(scope: Scope, cause: Exception) -> Refusal:
     told = cause if isinstance(cause, Refusal) else None
     if told is None or isinstance(told, Fault):
         name = scope["caller"].id
-        trace = told.trace if told is not None else "".join(traceback.format_exception(cause))
+        trace = told.trace if told is not None else traced(cause)
         LOG.error("a fault of the server's own", extra={"request_id": name, "trace": trace})
         what = f"the server met a fault of its own, which its log has under {name}"
         told = Refusal(500, what, code="internal_error")

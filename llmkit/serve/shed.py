@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmkit.serve import reply
 from llmkit.serve.gate import Gate
+from llmkit.serve.idempotent import key_of
 from llmkit.serve.refusal import Refusal
 
 
@@ -21,11 +22,10 @@ class Shed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request. What is asked with an idempotency key may have been answered already, which takes no room."""
         taking = scope["method"] == "POST" and scope["path"] in self.paths
-        if taking and not any(name == b"idempotency-key" for name, _ in scope["headers"]):
+        if taking and not key_of(scope):
             try:
                 self.gate.check(scope["caller"])
             except Refusal as refusal:
-                scope["refused"] = refusal.code
-                await reply.error(refusal)(scope, receive, send)
+                await reply.error(reply.noted(scope, refusal))(scope, receive, send)
                 return
         await self.app(scope, receive, send)

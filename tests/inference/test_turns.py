@@ -173,9 +173,9 @@ def test_an_update_that_fails_leaves_the_old_weights_and_prefixes(model: Any) ->
     assert events[0].cached == 12 and [t.id for e in events for t in e.tokens] == said["a"][0]
 
 
-def test_a_step_that_fails_is_computed_again(model: Any) -> None:
+def test_a_step_that_fails_is_computed_again(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = made(model)
-    engine.runner.run = Failing(engine.runner.run, 1, 3)  # type: ignore[method-assign]
+    monkeypatch.setattr(engine.runner, "run", Failing(engine.runner.run, 1, 3))
     request, said = Request("a", PROMPT, Sampling(max_tokens=6, n=2)), []
     engine.add(request)
     while not engine.idle:
@@ -220,8 +220,9 @@ def test_who_asks_hears_what_was_made_while_another_changes_the_weights(model: A
 
 def test_what_nobody_foresaw_in_taking_one_on_is_its_own_fault(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = asked(made(model), Request("a", PROMPT, Sampling(max_tokens=3)))
+    words: Any = ("no", "numbers")
     with pytest.raises(InternalError, match=r"it cannot be taken on \(TypeError: .*; fix: report it"):
-        engine.add(Request("b", ("no", "numbers"), Sampling(max_tokens=3)))  # type: ignore[arg-type]
+        engine.add(Request("b", words, Sampling(max_tokens=3)))
     monkeypatch.setattr(engine_, "Live", Failing(engine_.Live, 1))
     with pytest.raises(InternalError, match="it cannot be taken on .RuntimeError: out of memory"):
         engine.add(Request("b", PROMPT, Sampling(max_tokens=3)))
@@ -243,9 +244,9 @@ class Slow:
         raise RequestError("cannot be enforced")
 
 
-def test_others_are_answered_while_a_grammar_is_compiled(model: Any) -> None:
+def test_others_are_answered_while_a_grammar_is_compiled(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     turns, slow = Turns(made(model)), Slow()
-    turns.engine.texts.grammars = slow  # type: ignore[assignment]
+    monkeypatch.setattr(turns.engine.texts, "grammars", slow)
     pump = Pump(turns)
 
     async def heard(ask: Ask) -> list[str | None]:

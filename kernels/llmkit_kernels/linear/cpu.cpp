@@ -168,11 +168,14 @@ void block(const Linear& s, long from, long to, long o) {
   }
 }
 
+// Outputs that are made 16 at a time: of few rows.
+long at_16(const Linear& s) { return s.rows <= FEW && s.in % LANES == 0 ? s.out / LANES * LANES : 0; }
+
 // What threads share of a linear: few rows at 16 outputs at a time, and all else, or many rows, by panels; `run` is given
 // rows [from, to), a first output and how many there are. Whoever is done goes on.
 template <class Run>
 void shared(const Linear& s, int threads, Run run) {
-  const long begin = s.rows <= FEW && s.in % LANES == 0 ? s.out / LANES * LANES : 0;
+  const long begin = at_16(s);
   const long panels = (s.out - begin + WIDE - 1) / WIDE;
   const long shares = panels % threads ? std::max(1L, std::min<long>(threads, s.rows / SHARE)) : 1;
 #pragma omp for schedule(static) nowait
@@ -185,7 +188,7 @@ void shared(const Linear& s, int threads, Run run) {
 }
 
 void part(const Linear& s, long from, long to, long o) {
-  if (s.rows <= FEW && s.in % LANES == 0 && o < s.out / LANES * LANES)
+  if (o < at_16(s))
     streamed(std::make_integer_sequence<int, FEW>(), s, o);
   else
     block(s, from, to, o);
