@@ -23,7 +23,6 @@ from llmkit.inference.sampling import Sampling
 from llmkit.inference.shortlist import Row, draws, largest, total
 from llmkit.inference.steer import Steer
 
-
 Numbers = Callable[[int, int, int], float]
 """(seed, answer, place) -> a number in [0, 1)."""
 
@@ -65,9 +64,7 @@ def _from_device(logits: Tensor, steers: Sequence[Steer]) -> list[Token | Reques
     return [made[at] for at in range(len(steers))]
 
 
-def _on_host(
-    rows: Sequence[Row], steers: Sequence[Steer], number: Numbers | None = None
-) -> list[Token | RequestError]:
+def _on_host(rows: Sequence[Row], steers: Sequence[Steer], number: Numbers | None = None) -> list[Token | RequestError]:
     """Laws one by one, and draws together: the compiled row has them side by side on all threads."""
     made = [_tried(row, steer) for row, steer in zip(rows, steers, strict=True)]
     tokens = iter(_drawn([one for one in made if isinstance(one, Open)], number))

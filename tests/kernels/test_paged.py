@@ -203,7 +203,9 @@ def test_trees_of_64_and_what_is_no_tree() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
-@pytest.mark.parametrize("past,block,window", [(0, 4, 0), (5, 4, 0), (13, 10, 0), (250, 16, 0), (255, 16, 0), (37, 16, 9)])
+@pytest.mark.parametrize(
+    "past,block,window", [(0, 4, 0), (5, 4, 0), (13, 10, 0), (250, 16, 0), (255, 16, 0), (37, 16, 9)]
+)
 def test_a_path_of_a_tree_is_a_chain_to_the_bit(dtype: torch.dtype, past: int, block: int, window: int) -> None:
     drawn = random.Random(past)
     parents = tuple(drawn.randint(-1, at - 1) for at in range(12))

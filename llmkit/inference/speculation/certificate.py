@@ -1,16 +1,16 @@
 """The law of what speculation makes, worked out exactly on a toy model by the engine's own way of choosing.
 
-Each place of an answer is drawn by a number of its own, so that a text is a function of as many numbers in [0, 1). Their
-pieces, on which it is one text, are found by halving, and their lengths multiplied: what is made with probability so and
-so, without a single draw. It is to be the model's law, whatever is drafted (Leviathan et al., arXiv:2211.17192, say it
-of another rule; here a draft is kept where it is what is chosen).
+Each place of an answer is drawn by a number of its own, so that a text is a function of as many numbers in [0, 1).
+Their pieces, on which it is one text, are found by halving, and their lengths multiplied: what is made with probability
+so and so, without a single draw. It is to be the model's law, whatever is drafted (Leviathan et al., arXiv:2211.17192,
+say it of another rule; here a draft is kept where it is what is chosen).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -118,10 +118,12 @@ def pieces(of: Callable[[float], object]) -> list[tuple[float, float]]:
         low, high = places[at], places[at + 1] if at + 1 < GRID else 1 - FINEST
         _cut(of, low, known[at], high, known[at + 1] if at + 1 < GRID else last, ends)
     ends.append(1.0)
-    return [(low, high) for low, high in zip(ends, ends[1:], strict=False) if high > low]
+    return [(low, high) for low, high in pairwise(ends) if high > low]
 
 
-def _cut(of: Callable[[float], object], low: float, left: object, high: float, right: object, ends: list[float]) -> None:
+def _cut(
+    of: Callable[[float], object], low: float, left: object, high: float, right: object, ends: list[float]
+) -> None:
     if left == right:
         return
     if high - low <= FINEST:

@@ -134,10 +134,8 @@ class Small:
         """One more of each."""
         hidden = self._hidden(going)
         logits = self.forward.logits(hidden)
-        kept = [one for one in going if one.steer is not None]
-        chosen = iter(
-            choose([logits[at] for at, one in enumerate(going) if one.steer is not None], [_steer(one) for one in kept])
-        )
+        steered = [(row, one.steer) for row, one in zip(logits, going, strict=True) if one.steer is not None]
+        chosen = iter(choose([row for row, _ in steered], [steer for _, steer in steered]))
         for row, one in zip(logits, going, strict=True):
             token = next(chosen) if one.steer is not None else Token(int(row.argmax()), None, 0.0)
             if isinstance(token, RequestError) or token.id in one.ask.steer.rules.ends:
@@ -173,11 +171,6 @@ class Small:
         there, at = torch.tensor([tokens, places]).to(self.forward.device)
         hidden = self.forward.hidden(there, at, Paged(self.store, tuple(spans)), [""] * len(spans))
         return hidden[torch.tensor([span.end - 1 for span in spans], device=hidden.device)]
-
-
-def _steer(one: Open) -> Steer:
-    assert one.steer is not None
-    return one.steer
 
 
 def _sureness(row: Tensor, token: Token) -> int:
