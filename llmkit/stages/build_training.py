@@ -190,6 +190,7 @@ def _built(job: Job) -> tuple[Built, Steps]:
         raise DataError(made.loaded.support.reason, fix="set documents=joined", key="documents")
     if cut:
         say(made.loaded.deferred.say)
+    made = node.around(made)
     job.run.console.notice(
         f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
     )
