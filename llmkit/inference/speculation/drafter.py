@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from llmkit.inference.scheduler import Chunk
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.steer import Steer
 
@@ -40,4 +41,13 @@ class Drafter(Protocol):
 
     def draft(self, asks: Seq[Ask]) -> list[Draft]:
         """One for each."""
+        ...
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """A drafter that reads what the model itself made of a step."""
+
+    def see(self, chunks: Seq[Chunk]) -> None:
+        """These were computed, in this order; nothing is chosen yet."""
         ...
