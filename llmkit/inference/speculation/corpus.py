@@ -1,8 +1,8 @@
 """A corpus of tokens in which the longest end of a text is found, and what came after it.
 
-Retrieval instead of a model that drafts (REST, arXiv:2311.08252). The corpus is kept backwards, with the order of all its
-places by what stands before them: the end of a text, read backwards, is then looked up as a word in a dictionary, and
-those beside it share the longest ends. Both lie in files that are mapped and not read: a look-up takes some tens of
+Retrieval instead of a model that drafts (REST, arXiv:2311.08252). The corpus is kept backwards, with the order of all
+its places by what stands before them: the end of a text, read backwards, is then looked up as a word in a dictionary,
+and those beside it share the longest ends. Both lie in files that are mapped and not read: a look-up takes some tens of
 comparisons of bytes, however large they are.
 """
 
@@ -95,7 +95,9 @@ class Corpus:
         """As `indexed` gives them, or as they lie in files."""
         self.count, self.places, self.width = len(order), range(len(order)), backwards.dtype.itemsize
         self.mark, self.code = int(np.iinfo(backwards.dtype).max), {2: "H", 4: "I"}[self.width]
-        self.bytes, self.order = memoryview(backwards.view(np.uint8)), memoryview(order)
+        plain: Any = backwards.view(np.uint8)
+        places: Any = order
+        self.bytes, self.order = memoryview(plain), memoryview(places)
 
     @staticmethod
     def load(folder: Path) -> Corpus:
