@@ -62,8 +62,8 @@ def finish(job: Job, built: Built, steps: Steps, progress: Progress) -> Artifact
         return Artifact(run.folder)
     node.adapter.finish(built.model)
     memory.trim()  # what steps took is free by now, and the writing of weights copies them
-    what, folder, rope = (built.model, built.loaded.tokenizer), run.folder / "model", node.model.rope
-    node.leave(built, folder, partial(export, *what, folder, job.resolved, node.quant, rope, labels))
+    model, tokenizer, folder, rope = built.model, built.loaded.tokenizer, run.folder / "model", node.model.rope
+    node.leave(built, folder, partial(export, model, tokenizer, folder, job.resolved, node.quant, rope, labels))
     if rope is not None and hasattr(built.model, "peft_config"):
         run.console.notice("the base of the adapter is scaled, which peft alone does not know: merge it for use there")
     write_report(run.folder)
