@@ -212,8 +212,12 @@ class Training:
         """The classification head that the model gets; a language model has none."""
         return None
 
-    def around(self, built: Built) -> Built:
-        """What is trained and scored: the model itself, or what is made around it."""
+    def answered(self, prepared: Prepared, run: Run, key: str) -> Prepared:
+        """The examples of `data.train` or `data.valid` (`key`) as the run trains on them, with what it makes itself."""
+        return prepared
+
+    def around(self, built: Built, train: Prepared, folder: Path) -> Built:
+        """What is trained and scored: the model itself, or what is made around it; `folder` is this rank's own."""
         return built
 
     def leave(self, built: Built, folder: Path, write: Callable[[], None]) -> None:
