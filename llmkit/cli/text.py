@@ -73,7 +73,7 @@ class Asking:
         speculation = speculation_of(self.speculation) if self.speculation else None
         how: dict[str, Any] = {"quant": self.quant or None, "generator": generator, "tensor": self.tensor}
         how |= {"placement": placement, "speculation": speculation}
-        asked = Opened(model=self.model, **how)  # what is wrong is told before the heavy imports
+        asked = Opened(model=ModelRef(name=self.model), **how)  # what is wrong is told before the heavy imports
         prepare(remote=is_remote(self.model) or remote(asked))
         if not Path(self.model).is_dir():
             resolve(ModelRef(name=self.model))
