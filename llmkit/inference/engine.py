@@ -214,7 +214,7 @@ class Engine:
             self.copy(source, target)
         rows = self.runner.run(step.chunks, whole)
         if self.speculator is not None:
-            self.speculator.see(step.chunks)
+            self.speculator.see(step.chunks, rows)
         self.scheduler.commit(step)
         places: list[Place] = []
         searched: list[Place] = []

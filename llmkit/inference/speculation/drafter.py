@@ -6,6 +6,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from llmkit.inference.runner import Rows
 from llmkit.inference.scheduler import Chunk
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.steer import Steer
@@ -48,6 +49,7 @@ class Drafter(Protocol):
 class Watching(Protocol):
     """A drafter that reads what the model itself made of a step."""
 
-    def see(self, chunks: Seq[Chunk]) -> None:
-        """These were computed, in this order; nothing is chosen yet."""
+    def see(self, chunks: Seq[Chunk], rows: Seq[Rows]) -> None:
+        """These were computed, in this order; nothing is chosen yet. `rows`: of each the logits after its newest token
+        and after its drafts, if the next token follows from it."""
         ...

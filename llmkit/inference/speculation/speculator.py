@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 
+from llmkit.inference.runner import Rows
 from llmkit.inference.scheduler import Chunk
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.speculation.costs import Costs
@@ -46,10 +47,10 @@ class Speculator:
         for one, draft, count in zip(able, drafts, self._lengths(able, drafts, room, beside), strict=True):
             one.drafts = draft.tokens[:count]
 
-    def see(self, chunks: Seq[Chunk]) -> None:
-        """These were computed in a step, in this order; nothing is chosen yet."""
+    def see(self, chunks: Seq[Chunk], rows: Seq[Rows]) -> None:
+        """These were computed in a step, in this order, with these logits; nothing is chosen yet."""
         if self.watching is not None:
-            self.watching.see(chunks)
+            self.watching.see(chunks, rows)
 
     def _drafts(self, asks: list[Ask], beside: int) -> list[Draft]:
         """Where drafting takes time, as long as those before were worth it; now and then some all the same, since what
