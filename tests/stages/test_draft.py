@@ -134,12 +134,17 @@ def test_a_recipe_that_asks_a_corpus_to_be_trained_is_refused(tiny: Path, rows: 
     for more, why in (
         ({"steps": 3}, "steps: contradicts drafter.kind: drafter ngram trains nothing; fix: drop steps"),
         ({"optim": {"kind": "adamw", "lr": 1.0}}, "optim: contradicts drafter.kind: drafter ngram trains nothing"),
-        ({"adapter": {"kind": "lora"}}, "adapter: contradicts kind: what drafts is made by one process, beside the model"),
+        (
+            {"adapter": {"kind": "lora"}},
+            "adapter: contradicts kind: what drafts is made by one process, beside the model",
+        ),
     ):
         with pytest.raises(RecipeError, match=why):
             draft(tiny, rows, tmp_path, **more)
     data = {"train": [{"kind": "jsonl", "path": str(rows)}], "max_length": 64}
-    with pytest.raises(RecipeError, match=r"data.max_length: contradicts drafter.kind: texts of a corpus have any length"):
+    with pytest.raises(
+        RecipeError, match=r"data.max_length: contradicts drafter.kind: texts of a corpus have any length"
+    ):
         draft(tiny, rows, tmp_path, data=data)
 
 
