@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from llmkit.core.config import Conflict
+from llmkit.core.config import Conflict, config
 from llmkit.losses.node import CrossEntropy
 from llmkit.train.answers import Answers, Given, Own
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llmkit.stages.draft import Draft
 
 
+@config
 class Maker:
     """Makes what drafts for a model; a member of the union gives its own answer where it has one."""
 
@@ -29,7 +30,10 @@ class Maker:
     """Whether the loop makes it: else no key of a training has a meaning."""
     larger_is_better: ClassVar[Mapping[str, bool]] = {"valid.loss": False, "valid.acceptance": True}
     """What evaluations measure, for `checkpoint.best`."""
-    answers: Answers
+    kind: str = ""
+    answers: Answers = Own()
+    """Whose answers it learns from: `own` asks the model what the rows ask, and takes what it says; `given` takes the
+    rows' own."""
 
     def odd(self, stage: Draft) -> Iterator[Conflict]:
         """What of the stage contradicts it."""

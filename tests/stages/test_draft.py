@@ -25,7 +25,6 @@ from llmkit.models.probe import Support
 from llmkit.models.resolve import resolve
 from llmkit.models.tokenizer import read_tokenizer
 from tests.conftest import make_model, make_tokenizer
-from tests.conftest import make_tokenizer
 
 HOW = Sampling(max_tokens=24, temperature=0.7, seed=5, ignore_eos=True)
 
@@ -136,15 +135,13 @@ def test_a_recipe_that_asks_a_corpus_to_be_trained_is_refused(tiny: Path, rows: 
         ({"optim": {"kind": "adamw", "lr": 1.0}}, "optim: contradicts drafter.kind: drafter ngram trains nothing"),
         (
             {"adapter": {"kind": "lora"}},
-            "adapter: contradicts kind: what drafts is made by one process, beside the model",
+            "adapter: contradicts kind: what drafts is made by one process",
         ),
     ):
         with pytest.raises(RecipeError, match=why):
             draft(tiny, rows, tmp_path, **more)
     data = {"train": [{"kind": "jsonl", "path": str(rows)}], "max_length": 64}
-    with pytest.raises(
-        RecipeError, match=r"data.max_length: contradicts drafter.kind: texts of a corpus have any length"
-    ):
+    with pytest.raises(RecipeError, match="data.max_length: contradicts .* texts of a corpus have any length"):
         draft(tiny, rows, tmp_path, data=data)
 
 
