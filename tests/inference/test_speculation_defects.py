@@ -113,7 +113,7 @@ def shifted(patch: Patch) -> None:
                 numbers = [numbers[0], [numbers[1][0], *(at + 1 for at in numbers[1][1:])]]
             return super()._there(numbers)
 
-    import tests.inference.test_speculation as home
+    from llmkit.cli.speculation import trial as home
 
     patch.setattr(home, "Runner", Off)
 
@@ -147,7 +147,7 @@ def no_length(patch: Patch) -> None:
 
 def by_text(way: str) -> Callable[[], object]:
     """What is made with drafts beside what is made without."""
-    return lambda: compared(lively(), way, 6)
+    return lambda: compared(lively(), way, 8)
 
 
 def by_blocks() -> None:

@@ -1,0 +1,129 @@
+"""An engine in random schedules: what is made of requests with drafts, and one after the other without."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from llmkit.cli.speculation.tiny import letters, near
+from llmkit.inference.adapters import Adapters
+from llmkit.inference.blocks import Blocks
+from llmkit.inference.check import Facts
+from llmkit.inference.engine import Engine
+from llmkit.inference.gauges import Stats
+from llmkit.inference.request import Event, Request
+from llmkit.inference.runner import Runner
+from llmkit.inference.scheduler import Limits
+from llmkit.inference.speculation.drafter import Drafter
+from llmkit.inference.speculation.speculator import Speculator
+from llmkit.inference.text import Texts
+from llmkit.models.decoder import Decoder
+from llmkit.models.paged import BlockStore
+
+ENDS = (3, 9)
+SIZE = 4
+"""Tokens of a block."""
+WIDE = 400
+"""Blocks where nobody is to be preempted."""
+Answer = tuple[str, int]
+"""A request's name, and which of its answers."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How requests come, and what they find."""
+
+    seed: int
+    blocks: int = WIDE
+    tokens: int = 1024
+    """Of a step: prompts are read in chunks of it."""
+    sequences: int = 4
+    coming: float = 1.0
+    """How likely one more comes before a step."""
+    drafts: int = 4
+    """Of one sequence in a step."""
+    force: float = 0.0
+    """How likely one that runs is preempted after a step."""
+
+    @classmethod
+    def drawn(cls, seed: int, width: int = 1) -> Schedule:
+        """One of all kinds: `width` answers of a request run at once."""
+        draw = random.Random(seed)
+        blocks, tokens = draw.choice([30, 60, WIDE]), draw.choice([7, 16, 64])
+        sequences, coming = max(width, draw.choice([1, 4, 9, 16])), draw.choice([0.2, 0.6, 1.0])
+        return cls(seed, blocks, tokens, sequences, coming, draw.randint(1, 8), draw.choice([0.0, 0.1]))
+
+
+@dataclass
+class Made:
+    """What came of requests."""
+
+    events: dict[Answer, list[Event]] = field(default_factory=dict)
+    stats: Stats | None = None
+    leaked: int = 0
+    """Blocks that nobody gave back."""
+
+    def told(self) -> dict[Answer, Any]:
+        """All that a client sees, whatever the steps."""
+        return {
+            key: (
+                [(t.id, t.logprob, t.sampling_logprob, dict(t.top)) for event in events for t in event.tokens],
+                [(event.finish, event.stopped, event.why) for event in events if event.finish is not None],
+                [event.prompt for event in events if event.prompt],
+            )
+            for key, events in self.events.items()
+        }
+
+    def tokens(self, key: Answer) -> list[int]:
+        """Those of an answer."""
+        return [token.id for event in self.events.get(key, ()) for token in event.tokens]
+
+
+class Trial:
+    """A model, one that is near it, and engines over the first."""
+
+    def __init__(self, model: Any, tokenizer: Any = None, dtype: torch.dtype | None = None, size: int = SIZE) -> None:
+        """`dtype`: of the cache; `size`: tokens of its blocks."""
+        self.model, self.dtype, self.size = model, dtype, size
+        self.tokenizer = letters() if tokenizer is None else tokenizer
+        self.decoder = Decoder(model)
+        self.words = self.decoder.words
+        self.texts = Texts(self.tokenizer)
+        self.adapters: Adapters | None = None
+
+    @cached_property
+    def near(self) -> Decoder:
+        """A model that is often right about this one."""
+        return Decoder(near(self.model))
+
+    def engine(self, schedule: Schedule, drafter: Drafter | None = None) -> Engine:
+        """An engine of its own."""
+        store = BlockStore(schedule.blocks, self.size, self.dtype)
+        speculator = None if drafter is None else Speculator(drafter, schedule.drafts, fixed=True)
+        facts = Facts(self.words, schedule.blocks * self.size, ENDS)
+        blocks, limits = Blocks(schedule.blocks, self.size), Limits(schedule.tokens, schedule.sequences)
+        runner = Runner(self.decoder, store)
+        return Engine(runner, blocks, limits, facts, self.texts, store.copy, self.adapters, speculator)
+
+    def plain(self, requests: Seq[Request]) -> Made:
+        """One after the other, without drafts."""
+        return self.run(requests, Schedule(0), None, together=False)
+
+    def run(self, requests: Seq[Request], schedule: Schedule, drafter: Drafter | None, together: bool = True) -> Made:
+        """Side by side as the schedule says, or one after the other."""
+        drawn, engine, made = random.Random(schedule.seed), self.engine(schedule, drafter), Made()
+        waiting, running = list(requests), engine.scheduler.running
+        while waiting or not engine.idle:
+            if waiting and (engine.idle or (together and drawn.random() < schedule.coming)):
+                engine.add(waiting.pop(0))
+            for event in engine.step():
+                made.events.setdefault((event.request, event.index), []).append(event)
+            if running and drawn.random() < schedule.force:
+                engine.scheduler.preempt(drawn.choice(list(running)))
+        made.stats, made.leaked = engine.stats(), schedule.blocks - engine.scheduler.blocks.room
+        return made
