@@ -10,6 +10,7 @@ from llmkit.inference.speculation.most import MOST
 if TYPE_CHECKING:
     from llmkit.inference.speculation.drafter import Drafter
 
+
 class Making(Protocol):
     """What makes drafters beside a loaded model."""
 

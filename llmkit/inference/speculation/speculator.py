@@ -49,12 +49,12 @@ class Speculator:
         drafts = self._drafts([Ask(one, min(self.most, _left(one)), steer(one)) for one in able], beside)
         for one, draft in zip(able, drafts, strict=True):
             self.rates.note(one, draft)
-        drafts = [self._shaped(one, draft, trees) if draft.parents else draft for one, draft in zip(able, drafts, strict=True)]
+        drafts = [
+            self._shaped(one, draft, trees) if draft.parents else draft for one, draft in zip(able, drafts, strict=True)
+        ]
         for one, draft, count in zip(able, drafts, self._lengths(able, drafts, room, beside), strict=True):
-            one.drafts, one.parents = draft.tokens[:count], []
-            if draft.parents and count:
-                cut = taken(draft, count)
-                one.drafts, one.parents = cut.tokens, cut.parents
+            made = taken(draft, count) if draft.parents else draft
+            one.drafts, one.parents = made.tokens[:count], made.parents
 
     def _shaped(self, one: Sequence, draft: Draft, trees: bool) -> Draft:
         """A tree whose likeliest drafts come first, or a chain of it."""
