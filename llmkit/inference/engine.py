@@ -220,6 +220,8 @@ class Engine:
         for source, target in step.copies:
             self.copy(source, target)
         rows = self.runner.run(step.chunks, whole)
+        if self.speculator is not None:
+            self.speculator.see(step.chunks, rows)
         self.scheduler.commit(step)
         places: list[Place] = []
         searched: list[Place] = []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from llmkit.inference.runner import Rows
+from llmkit.inference.scheduler import Chunk
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.steer import Steer
 
@@ -43,4 +45,14 @@ class Drafter(Protocol):
 
     def draft(self, asks: Seq[Ask]) -> list[Draft]:
         """One for each."""
+        ...
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """A drafter that reads what the model itself made of a step."""
+
+    def see(self, chunks: Seq[Chunk], rows: Seq[Rows]) -> None:
+        """These were computed, in this order; nothing is chosen yet. `rows`: of each the logits after its newest token
+        and after its drafts, if the next token follows from it."""
         ...

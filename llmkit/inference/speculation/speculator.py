@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 
+from llmkit.inference.runner import Rows
+from llmkit.inference.scheduler import Chunk
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.speculation.costs import Costs
-from llmkit.inference.speculation.drafter import Ask, Draft, Drafter
+from llmkit.inference.speculation.drafter import Ask, Draft, Drafter, Watching
 from llmkit.inference.speculation.rates import Rates
 from llmkit.inference.speculation.tree import by_chance, likeliest, taken
 from llmkit.inference.steer import Steer
@@ -28,6 +30,7 @@ class Speculator:
         self.drafter, self.most, self.fixed = drafter, most, fixed
         self.costs, self.drafting, self.rates = Costs(), Costs(), Rates(drafter.classes)
         """Of a step by its tokens; of one token of all drafts by how many sequences have one; and what is right."""
+        self.watching = drafter if isinstance(drafter, Watching) else None
         self.skipped = 0
         """Steps since it was last worth drafting."""
 
@@ -60,6 +63,11 @@ class Speculator:
         """A tree whose likeliest drafts come first, or a chain of it."""
         chances = self.rates.chances(one, draft)
         return by_chance(draft, chances) if trees else likeliest(draft, chances)
+
+    def see(self, chunks: Seq[Chunk], rows: Seq[Rows]) -> None:
+        """These were computed in a step, in this order, with these logits; nothing is chosen yet."""
+        if self.watching is not None:
+            self.watching.see(chunks, rows)
 
     def _drafts(self, asks: list[Ask], beside: int) -> list[Draft]:
         """Where drafting takes time, as long as those before were worth it; now and then some all the same, since what
