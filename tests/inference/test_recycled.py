@@ -8,8 +8,8 @@ import torch
 from llmkit.inference.request import Request
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.sequence import Sequence
-from llmkit.inference.speculation.drafter import Ask, Draft
 from llmkit.inference.speculation.branched import Branched
+from llmkit.inference.speculation.drafter import Ask, Draft
 from llmkit.inference.speculation.ngram import Lookup
 from llmkit.inference.speculation.recycled import ROWS, TENANTS, Recycled
 from llmkit.inference.steer import Rules, Steer
