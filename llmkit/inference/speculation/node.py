@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from llmkit.core.config import config, setting
 
@@ -30,10 +30,15 @@ class Making(Protocol):
         ...
 
 
+# `within` of a member: whether it runs layers of the model itself, all of which must lie in this process.
+
+
 @config
 class Ngram:
     """What came after the longest end of the text that is in it already: for summaries, quotes, code and edits."""
 
+    _keyed: ClassVar[str] = "tokens"
+    within: ClassVar[bool] = False
     kind: Literal["ngram"] = "ngram"
     tokens: int = setting(default=12, least=1, most=MOST)
     """Drafts of an answer in one step, at most; how many there are is measured."""
@@ -53,6 +58,8 @@ class Ngram:
 class DraftModel:
     """A smaller model of the same tokenizer."""
 
+    _keyed: ClassVar[str] = "model"
+    within: ClassVar[bool] = False
     kind: Literal["draft"] = "draft"
     model: str
     """An alias, a Hub id, a folder, or a run's folder."""
@@ -74,6 +81,8 @@ class DraftModel:
 class EarlyExit:
     """The model's own first layers, then its norm and head."""
 
+    _keyed: ClassVar[str] = "layers"
+    within: ClassVar[bool] = True
     kind: Literal["early_exit"] = "early_exit"
     layers: int = setting(least=1)
     tokens: int = setting(default=4, least=1, most=MOST)
