@@ -36,6 +36,10 @@ class Store(KeyValueStore, Protocol):
         """Copies all that a block holds into another."""
         ...
 
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copies keys and values from slots (block * size + place in it) to slots, all of them at once."""
+        ...
+
 
 class Wire(Protocol):
     """Between the first rank and the others; all of them make the same calls."""

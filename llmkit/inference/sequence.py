@@ -18,6 +18,7 @@ class Sequence:
     tokens: list[int]
     drafts: list[int] = field(default_factory=list)
     """What may follow `tokens`: computed with them, and taken over as far as they are right."""
+    parents: list[int] = field(default_factory=list)
     names: list[bytes] = field(default_factory=list)
     """Of its full blocks, as far as they were made; the first is that of the empty prefix."""
     blocks: list[int] = field(default_factory=list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from llmkit_kernels import linear, paged
@@ -48,14 +49,15 @@ class HeadRun:
         """As `DraftHead.forward`."""
         head, shape = self.head, self.head.shape
         if not self.short:
-            return head(tokens, features, positions, attend)
+            return cast(Tensor, head(tokens, features, positions, attend))
         embedded = head.embedding[0](tokens).to(self.device, self.kind)
         both = rms_norm(embedded, head.embed_norm.weight, shape.eps), self._normed(features, head.feature_norm)
         q, k, v = self._parts(linear.many(torch.cat(both, -1), self.weights, [None] * 3))
         held, turn = attend.store.held(0, k, v), self._turn(positions)
-        if not paged.turns(held):
-            q, k, turn = self._turned(q, turn), self._turned(k, turn), None
-        out = paged.attend(q, k, v, held, attend.laid, shape.head_size**-0.5, turn=turn)
+        late = paged.turns(held)
+        if not late:
+            q, k = self._turned(q, turn), self._turned(k, turn)
+        out = paged.attend(q, k, v, held, attend.laid, shape.head_size**-0.5, turn=turn if late else None)
         hidden = features + linear.linear(out.view(len(tokens), -1), head.o.weight)
         inner = linear.gated(self._normed(hidden, head.mlp_norm), head.gate.weight, head.up.weight)
         return hidden + linear.linear(inner, head.down.weight)

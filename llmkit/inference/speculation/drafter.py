@@ -30,6 +30,7 @@ class Draft:
     tokens: list[int] = field(default_factory=list)
     sureness: list[int] = field(default_factory=list)
     """Of each token the class that the drafter puts it in: how often those of a class are right is counted."""
+    parents: list[int] = field(default_factory=list)
 
 
 class Drafter(Protocol):

@@ -52,8 +52,8 @@ class Followed:
 
 
 class Following:
-    """The sequences in a head's cache. A prefix that others had, or an answer's siblings, is not read again: so a prompt
-    that the model found in its own cache, whose hidden states nobody made now, is known all the same."""
+    """The sequences in a head's cache. A prefix that others had, or an answer's siblings, is not read again: a prompt
+    that the model found in its cache, whose hidden states nobody made now, is known all the same."""
 
     def __init__(self, count: int, size: int, copy: Callable[[int, int], None]) -> None:
         """`count` blocks of `size` rows; `copy` copies one."""

@@ -7,7 +7,7 @@ largest products of probabilities are drafted on, as in EAGLE-2 (arXiv:2406.1685
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -144,8 +144,8 @@ Tips = list[tuple[Growth, Tip]]
 
 
 def next_tips(tips: Tips, logits: Tensor, ids: Seq[int], words: int) -> tuple[Tips, list[int]]:
-    """Drafts what follows each tip by the head's logits (N, V), whose words `ids` are; the tips that are drafted on, and
-    of which row each comes."""
+    """Drafts what follows each tip by the head's logits (N, V), whose words `ids` are; then the tips that are drafted
+    on, and of which row each comes."""
     laws = _tempered(tips, logits)
     norms = laws.logsumexp(1)
     count = max(one.width for one, _ in tips)
@@ -154,7 +154,7 @@ def next_tips(tips: Tips, logits: Tensor, ids: Seq[int], words: int) -> tuple[Ti
     first = _chosen(tips, logits, laws, norms, ids, words)
     after: dict[Growth, list[tuple[int, Tip, list[Word]]]] = {}
     for row, (one, tip) in enumerate(tips):
-        main = first.get(row, None) if row in first else Word(ids[places[row][0]], shares[row][0], LIKELIEST)
+        main = first[row] if row in first else Word(ids[places[row][0]], shares[row][0], LIKELIEST)
         if main is None:
             continue
         beside = [
@@ -193,8 +193,9 @@ def _chosen(
     if steered:
         whole[:, torch.tensor(ids)] = logits[torch.tensor([row for row, _ in steered])]
     for (row, steer), token in zip(steered, choose(list(whole), [steer for _, steer in steered]), strict=True):
-        kind = DRAWN if steer.rules.sampling.temperature > 0 else LIKELIEST
-        fails = isinstance(token, RequestError)
-        made[row] = None if fails else Word(token.id, float(np.exp(token.sampling_logprob or 0.0)), kind)
+        made[row] = None
+        if not isinstance(token, RequestError):
+            kind = DRAWN if steer.rules.sampling.temperature > 0 else LIKELIEST
+            share = float(np.exp(laws[row, bisect_left(ids, token.id)] - norms[row]))
+            made[row] = Word(token.id, share, kind)
     return made
-

@@ -26,7 +26,7 @@ from llmkit.inference.speculation.growth import CLASSES, Growth, Tip, next_tips
 from llmkit.inference.speculation.pile import Entry, Pile
 
 PILE = 1024
-"""Rows that are kept unread between two drafts, about; where more come the head reads them, if it drafted since the last
+"""Rows that are kept unread between two drafts, about. Where more come the head reads them if it drafted since the last
 time, and leaves them out if not: so a drafter that is not worth its time takes none."""
 
 
