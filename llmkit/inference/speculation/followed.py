@@ -72,8 +72,11 @@ class Following:
                 entries = self._forked(first, one, found.get(first, ())) + entries
             elif one.found and one.names:
                 self._shared(one)
-        held = self.room.of(one)
-        return held, [entry for entry in entries if entry[0] >= held.at]
+        held, new = self.room.of(one), list[Entry]()
+        for entry in entries:  # a step that was computed again comes twice
+            if entry[0] >= (new[-1][0] + 1 if new else held.at):
+                new.append(entry)
+        return held, new
 
     def note(self, one: Sequence, entries: Seq[Entry], tip: Tensor) -> None:
         """These are in the cache now; blocks that are full can be found by others from now on."""
