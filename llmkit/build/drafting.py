@@ -15,9 +15,12 @@ from llmkit.core.errors import ModelError
 from llmkit.core.types import Paged, Span
 from llmkit.inference.cache import Cache
 from llmkit.inference.runner import Forward
+from llmkit.inference.speculation.corpus import Corpus
 from llmkit.inference.speculation.drafter import Drafter
 from llmkit.inference.speculation.head import Head
 from llmkit.inference.speculation.model import Small
+from llmkit.inference.speculation.ngram import Lookup
+from llmkit.inference.speculation.retrieval import Retrieval
 from llmkit.models import drafts
 from llmkit.models.bare import twin
 from llmkit.models.decoder import Decoder
@@ -116,6 +119,16 @@ class Drafting:
         taps.take()  # it can be
         store = store_of(run, self.cache, lambda told: self.notice(f"drafter's {told}"), self.tokens)
         return Head(run, store, taps.take, self.words, width)
+
+    def retrieved(self, name: str, own: Lookup) -> Drafter:
+        """A corpus, beside what a text itself has.
+
+        Raises:
+            ModelError: it is none, or was made for another model.
+        """
+        folder = drafts.folder_of(name, "speculation.corpus")
+        self.made(folder, "ngram", "speculation.corpus")
+        return Retrieval(Corpus.load(folder), own)
 
     def made(self, folder: Path, kind: str, key: str, again: str = drafts.AGAIN) -> drafts.Made:
         """What a folder says that `kind: draft` left; `again` is the way out where it was made for another model.

@@ -80,6 +80,11 @@ class Training:
     """The run's folder."""
 
     @property
+    def trained(self) -> bool:
+        """Whether the loop runs at all: some of what drafts is made without it."""
+        return True
+
+    @property
     def types_name(self) -> str:
         """The precision by its name."""
         return self.precision if isinstance(self.precision, str) else self.precision.named

@@ -14,11 +14,8 @@ from llmkit.cli.speculation.tiny import lively
 from llmkit.cli.speculation.trial import SIZE, Schedule, Trial
 from llmkit.cli.speculation.ways import asked
 from llmkit.core.types import Packed, Segment
-from llmkit.inference.request import Request
-from llmkit.inference.sampling import Sampling
 from llmkit.inference.speculation.drafter import Ask, Draft
-from llmkit.inference.speculation.followed import Following
-from llmkit.inference.speculation.growth import BESIDE, CLASSES, EDGES, LIKELIEST
+from llmkit.inference.speculation.growth import EDGES, LIKELIEST
 from llmkit.inference.speculation.head import Head
 from llmkit.models.draft_head import DraftHead, shape_for
 from llmkit.models.draft_run import HeadRun

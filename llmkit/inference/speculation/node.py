@@ -8,6 +8,7 @@ from llmkit.core.config import config, setting
 
 if TYPE_CHECKING:
     from llmkit.inference.speculation.drafter import Drafter
+    from llmkit.inference.speculation.ngram import Lookup
 
 MOST = 63
 """Drafts of one step: with the token before them as many as a tree's mask has bits."""
@@ -23,6 +24,10 @@ class Making(Protocol):
 
     def model(self, name: str) -> Drafter:
         """Another model."""
+        ...
+
+    def retrieved(self, name: str, own: Lookup) -> Drafter:
+        """A corpus, beside what a text itself has."""
         ...
 
     def shortened(self, count: int) -> Drafter:
@@ -50,12 +55,20 @@ class Ngram:
     """Whether as many as there are up to `tokens` are always looked at, whatever they cost."""
     least: int = setting(default=1, least=1)
     """Tokens of the shortest end that is looked for."""
+    corpus: str | None = None
+    """The folder of a corpus that `kind: draft` made for this model (`drafter: ngram`): the end of a text is looked up
+    in it too, and the longer of both is gone by."""
 
     def drafter(self, making: Making) -> Drafter:
-        """Ready to draft."""
+        """Ready to draft.
+
+        Raises:
+            ModelError: the corpus is none, or was made for another model.
+        """
         from llmkit.inference.speculation.ngram import Lookup
 
-        return Lookup(making.words, self.least)
+        own = Lookup(making.words, self.least)
+        return own if self.corpus is None else making.retrieved(self.corpus, own)
 
 
 @config
