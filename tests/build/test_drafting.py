@@ -63,7 +63,7 @@ def test_who_cannot_draft_is_refused_by_name(tiny: Any, tmp_path: Any) -> None:
 
 def headed(tiny: Any, folder: Any, target: Any = None) -> str:
     """A head for the tiny model that nobody trained."""
-    loaded = load(resolve(ModelRef(str(tiny))), ModelRef(str(tiny)), How("cpu"))
+    loaded = load(resolve(ModelRef(name=str(tiny))), ModelRef(name=str(tiny)), How("cpu"))
     head = DraftHead(shape_for(loaded.model, 100), loaded.model.get_input_embeddings())
     save_head(head, folder, asdict(target or identity(loaded.resolved, loaded.tokenizer)))
     return str(folder)

@@ -11,7 +11,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -187,7 +186,7 @@ def _chosen(
         sampling = steer.rules.sampling
         asked.append((rows[row], sampling, uniform(sampling.seed, steer.index, len(steer.made) + depth)))
     for row, (place, _) in zip(drawn, draws(asked), strict=True):
-        made[row] = Word(ids[place], float(np.exp(laws[row, place] - norms[row])), DRAWN)
+        made[row] = Word(ids[place], float((laws[row, place] - norms[row]).exp()), DRAWN)
     steered = [(row, one.steer) for row, (one, _) in enumerate(tips) if one.steer is not None]
     whole = torch.full((len(steered), words), float("-inf"))
     if steered:
@@ -196,6 +195,6 @@ def _chosen(
         made[row] = None
         if not isinstance(token, RequestError):
             kind = DRAWN if steer.rules.sampling.temperature > 0 else LIKELIEST
-            share = float(np.exp(laws[row, bisect_left(ids, token.id)] - norms[row]))
+            share = float((laws[row, bisect_left(ids, token.id)] - norms[row]).exp())
             made[row] = Word(token.id, share, kind)
     return made
