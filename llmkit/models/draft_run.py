@@ -21,6 +21,9 @@ STRETCH = 1024
 class HeadRun:
     """What `DraftHead` computes, without gradients."""
 
+    trees = False
+    """Each path has blocks of its own: it is given none."""
+
     def __init__(self, head: DraftHead, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         """`dtype`: of the model; on a CPU the head computes in fp32 whatever that is."""
         frequencies, kind = head.frequencies.float(), torch.float32 if device.type == "cpu" else dtype

@@ -18,7 +18,7 @@ from llmkit.inference.request import RequestError
 from llmkit.inference.sampler import choose, uniform
 from llmkit.inference.shortlist import draws
 from llmkit.inference.speculation.drafter import Ask, Draft
-from llmkit.inference.speculation.node import MOST
+from llmkit.inference.speculation.most import MOST
 from llmkit.inference.steer import Steer
 
 EDGES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.96)
