@@ -77,6 +77,8 @@ class Growth:
     steer: Steer | None = None
     """Along the only path, where what is allowed depends on it; else the place's own is asked."""
     made: Draft = field(default_factory=Draft)
+    chances: list[float] = field(default_factory=list)
+    """Of each draft that all of its path is right, by the head's own probabilities."""
     copies: list[tuple[int, int, int]] = field(default_factory=list)
     """Branch, a new one beside it, and how many rows that is to have."""
 
@@ -116,6 +118,7 @@ class Growth:
             node, depth = len(self.made.tokens), tip.depth + 1
             self.made.tokens.append(word.token)
             self.made.sureness.append(word.sureness)
+            self.chances.append(chance)
             if self.width > 1:
                 self.made.parents.append(tip.node)
             ends = word.token in self.ask.steer.rules.ends
@@ -123,6 +126,16 @@ class Growth:
                 going.append((Tip(word.token, node, depth, chance, tip.branch), row))
                 kept.add(tip.branch)
         return self._branched(going, kept)
+
+    def best(self) -> Draft:
+        """The likeliest drafts, as many as are asked for: each is less likely than what it follows."""
+        count, made = self.ask.nodes, self.made
+        if len(made.tokens) <= count:
+            return made
+        kept = sorted(sorted(range(len(made.tokens)), key=lambda at: -self.chances[at])[:count])
+        places = {-1: -1} | {at: place for place, at in enumerate(kept)}
+        parents = [places[made.parents[at]] for at in kept] if made.parents else []
+        return Draft([made.tokens[at] for at in kept], [made.sureness[at] for at in kept], parents)
 
     def _branched(self, going: list[tuple[Tip, int]], kept: set[int]) -> list[tuple[Tip, int]]:
         """The first that goes on from a path keeps its blocks; the others have copies."""

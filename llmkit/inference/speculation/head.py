@@ -91,7 +91,7 @@ class Head:
         followed = self._read([ask.sequence for ask in asks])
         growths = [self._opened(ask, followed[ask.sequence]) for ask in asks]
         self._grow([one for one in growths if one is not None])
-        return [Draft() if one is None else one.made for one in growths]
+        return [Draft() if one is None else one.best() for one in growths]
 
     def _read(self, wanted: Seq[Sequence]) -> Mapping[Sequence, Followed]:
         """Reads what was seen; what there is then of all that is `wanted` or was seen."""

@@ -139,6 +139,8 @@ class TrainedHead:
     """Paths that are drafted on at each place, so that drafts are a tree; 1 is a chain."""
     fixed: bool = False
     """Whether `tokens` are always drafted and all drafts looked at, whatever they cost."""
+    lookup: bool = True
+    """Whether what `ngram` finds is looked at beside it: it costs next to nothing."""
 
     def drafter(self, making: Making) -> Drafter:
         """Ready to draft.
