@@ -28,27 +28,34 @@ class Foretold(Function):
 
         Gives the sum, sum min(p, q) of each row (N,) and its likeliest word of the draft vocabulary (N,).
         """
-        learns = any(ctx.needs_input_grad[:2])
-        to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight) if learns else weight
-        total, common, best = hidden.new_zeros(()), hidden.new_empty(len(hidden)), torch.empty_like(at)
-        for start in range(0, len(hidden), ROWS):
-            here = slice(start, start + ROWS)
-            logits, law = hidden[here] @ weight.T, laws[at[here]]
-            losses, slope = rule(logits, law)
-            total += (losses * weights[here]).sum()
-            common[here] = torch.minimum(torch.softmax(logits, 1), law).sum(1)
-            best[here] = logits.argmax(1)
-            if learns:
-                slope *= weights[here, None]
-                torch.mm(slope, weight, out=to_hidden[here])
-                to_weight.addmm_(slope.T, hidden[here])
-        if learns:
-            ctx.save_for_backward(to_hidden, to_weight)
-        ctx.mark_non_differentiable(common, best)
-        return total, common, best
+        with torch.autocast(hidden.device.type, enabled=False):  # laws are compared in fp32
+            return _foretold(ctx, hidden, weight, laws, at, weights, rule)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Both were made with the sum."""
         to_hidden, to_weight = ctx.saved_tensors
         return grads[0] * to_hidden, grads[0] * to_weight, None, None, None, None
+
+
+def _foretold(
+    ctx: Any, hidden: Tensor, weight: Tensor, laws: Tensor, at: Tensor, weights: Tensor, rule: Rule
+) -> tuple[Tensor, Tensor, Tensor]:
+    learns = any(ctx.needs_input_grad[:2])
+    to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight) if learns else weight
+    total, common, best = hidden.new_zeros(()), hidden.new_empty(len(hidden)), torch.empty_like(at)
+    for start in range(0, len(hidden), ROWS):
+        here = slice(start, start + ROWS)
+        logits, law = hidden[here] @ weight.T, laws[at[here]]
+        losses, slope = rule(logits, law)
+        total += (losses * weights[here]).sum()
+        common[here] = torch.minimum(torch.softmax(logits, 1), law).sum(1)
+        best[here] = logits.argmax(1)
+        if learns:
+            slope *= weights[here, None]
+            torch.mm(slope, weight, out=to_hidden[here])
+            to_weight.addmm_(slope.T, hidden[here])
+    if learns:
+        ctx.save_for_backward(to_hidden, to_weight)
+    ctx.mark_non_differentiable(common, best)
+    return total, common, best
