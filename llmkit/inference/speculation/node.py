@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from llmkit.core.config import config, setting
+from llmkit.inference.speculation.most import MOST
 
 if TYPE_CHECKING:
     from llmkit.inference.speculation.drafter import Drafter
-
-MOST = 63
-"""Drafts of one step: with the token before them as many as a tree's mask has bits."""
 
 
 class Making(Protocol):

@@ -103,5 +103,8 @@ class Speculator:
 
 
 def _left(one: Sequence) -> int:
-    """Drafts that can still be of use: the last token of an answer is never drafted for."""
-    return max(0, one.request.sampling.max_tokens - one.made - 1)
+    """Drafts that can still be of use, and are not too many for who asked: the last token of an answer is never drafted
+    for."""
+    asked = one.request.sampling
+    left = max(0, asked.max_tokens - one.made - 1)
+    return left if asked.drafts is None else min(left, asked.drafts)
