@@ -13,8 +13,11 @@ from llmkit.build.cache import store_of
 from llmkit.build.opening import load
 from llmkit.core.errors import ModelError
 from llmkit.inference.cache import Cache
+from llmkit.inference.speculation.corpus import Corpus
 from llmkit.inference.speculation.drafter import Drafter
 from llmkit.inference.speculation.model import Small
+from llmkit.inference.speculation.ngram import Lookup
+from llmkit.inference.speculation.retrieval import Retrieval
 from llmkit.models import drafts
 from llmkit.models.bare import twin
 from llmkit.models.decoder import Decoder
@@ -81,6 +84,16 @@ class Drafting:
                 if isinstance(child, nn.ModuleList) and len(child) == len(own) and child[0] in layers(made):
                     parent._modules[name] = nn.ModuleList(child[:count])
         return self._small(Decoder(made))
+
+    def retrieved(self, name: str, own: Lookup) -> Drafter:
+        """A corpus, beside what a text itself has.
+
+        Raises:
+            ModelError: it is none, or was made for another model.
+        """
+        folder = drafts.folder_of(name, "speculation.corpus")
+        self.made(folder, "ngram", "speculation.corpus")
+        return Retrieval(Corpus.load(folder), own)
 
     def made(self, folder: Path, kind: str, key: str, again: str = drafts.AGAIN) -> drafts.Made:
         """What a folder says that `kind: draft` left; `again` is the way out where it was made for another model.

@@ -44,6 +44,8 @@ class Training:
         "valid.bits_per_byte": False,
     }
     """What evaluations measure, for `checkpoint.best`."""
+    writes: ClassVar[bool] = True
+    """Whether what is trained answers prompts, of which evaluations show some."""
     kind: str = ""
     model: ModelRef
     quant: Quant = NoQuant()
@@ -78,6 +80,11 @@ class Training:
     seed: int = setting(default=0, least=0)
     out: str
     """The run's folder."""
+
+    @property
+    def trained(self) -> bool:
+        """Whether the loop runs at all: some of what drafts is made without it."""
+        return True
 
     @property
     def types_name(self) -> str:

@@ -13,9 +13,12 @@ from llmkit.core.errors import ModelError
 from llmkit.core.types import Packed, Paged, Segment, Span
 from llmkit.models.draft_files import load_head, save_head
 from llmkit.models.draft_head import DraftHead, shape_for
+from llmkit.models.drafts import Target
 from llmkit.models.families import tiny
 from llmkit.models.paged import BlockStore
 from tests.conftest import make_model
+
+TARGET = Target("m", "abc", "def", "ghi")
 
 
 def head_of(model: Any, words: int = 100, seed: int = 0) -> DraftHead:
@@ -88,21 +91,21 @@ def test_a_folder_gives_the_head_back(tmp_path: Path) -> None:
     model = make_model()
     head = head_of(model)
     head.ids.copy_(torch.randperm(448)[:100])
-    save_head(head, tmp_path / "head", {"sha256": "abc"})
+    save_head(head, tmp_path / "head", TARGET)
     found = load_head(tmp_path / "head", model.get_input_embeddings())
     assert found.shape == head.shape
     assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), head.state_dict().values(), strict=True))
-    assert json.loads((tmp_path / "head" / "draft.json").read_text())["target"] == {"sha256": "abc"}
+    assert json.loads((tmp_path / "head" / "draft.json").read_text())["target"]["files"] == "abc"
     assert not any("embed.weight" in name for name in found.state_dict())
 
 
 def test_a_folder_that_holds_no_such_head_is_refused(tmp_path: Path) -> None:
     model = make_model()
-    save_head(head_of(model), tmp_path, "abc")
+    save_head(head_of(model), tmp_path, TARGET)
     said = json.loads((tmp_path / "draft.json").read_text())
     for change, word in (
         ({"version": 2}, "version 2"),
-        ({"kind": "ngram"}, "kind ngram"),
+        ({"kind": "ngram"}, "ngram"),
         ({"settings": {**said["settings"], "inner": 49}}, "not those of one head"),
         ({"settings": {**said["settings"], "odd": 1}}, "not those of one head"),
     ):
@@ -115,5 +118,5 @@ def test_a_folder_that_holds_no_such_head_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"{}")
     with pytest.raises(ModelError):
         load_head(tmp_path, model.get_input_embeddings())
-    with pytest.raises(ModelError, match="no draft.json"):
+    with pytest.raises(ModelError, match="cannot be read|no such|not there|draft.json"):
         load_head(tmp_path / "none", model.get_input_embeddings())

@@ -18,7 +18,7 @@ class Ask:
 
     sequence: Sequence
     count: int
-    """Drafts at most."""
+    """Drafts one after the other at most; of a tree of them there are `MOST` at most."""
     steer: Steer
     """What its next token is chosen by; nothing of it is changed."""
 
@@ -30,6 +30,9 @@ class Draft:
     tokens: list[int] = field(default_factory=list)
     sureness: list[int] = field(default_factory=list)
     """Of each token the class that the drafter puts it in: how often those of a class are right is counted."""
+    parents: list[int] = field(default_factory=list)
+    """Of each token the earlier one that it follows, -1 for the newest of the sequence; none: each follows the one
+    before. Those that follow one token differ."""
 
 
 class Drafter(Protocol):

@@ -9,6 +9,7 @@ from llmkit.inference.speculation.most import MOST
 
 if TYPE_CHECKING:
     from llmkit.inference.speculation.drafter import Drafter
+    from llmkit.inference.speculation.ngram import Lookup
 
 
 class Making(Protocol):
@@ -23,6 +24,10 @@ class Making(Protocol):
         """Another model."""
         ...
 
+    def retrieved(self, name: str, own: Lookup) -> Drafter:
+        """A corpus, beside what a text itself has."""
+        ...
+
     def shortened(self, count: int) -> Drafter:
         """The model's own first layers."""
         ...
@@ -35,7 +40,7 @@ class Making(Protocol):
 class Ngram:
     """What came after the longest end of the text that is in it already: for summaries, quotes, code and edits."""
 
-    _keyed: ClassVar[str] = "tokens"
+    _keyed: ClassVar[str] = "corpus"
     within: ClassVar[bool] = False
     kind: Literal["ngram"] = "ngram"
     tokens: int = setting(default=12, least=1, most=MOST)
@@ -44,12 +49,20 @@ class Ngram:
     """Whether as many as there are up to `tokens` are always looked at, whatever they cost."""
     least: int = setting(default=1, least=1)
     """Tokens of the shortest end that is looked for."""
+    corpus: str | None = None
+    """The folder of a corpus that `kind: draft` made for this model (`drafter: ngram`): the end of a text is looked up
+    in it too, and the longer of both is gone by."""
 
     def drafter(self, making: Making) -> Drafter:
-        """Ready to draft."""
+        """Ready to draft.
+
+        Raises:
+            ModelError: the corpus is none, or was made for another model.
+        """
         from llmkit.inference.speculation.ngram import Lookup
 
-        return Lookup(making.words, self.least)
+        own = Lookup(making.words, self.least)
+        return own if self.corpus is None else making.retrieved(self.corpus, own)
 
 
 @config
