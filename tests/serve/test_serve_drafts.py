@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import Any
@@ -13,6 +14,10 @@ from llmkit.inference.cache import Cache
 from llmkit.inference.node import OwnEngine
 from llmkit.inference.request import Request
 from llmkit.inference.speculation.node import Ngram
+from llmkit.serve.bench.drive import drive
+from llmkit.serve.bench.http import Endpoint
+from llmkit.serve.bench.load import Load, from_file, repeated
+from llmkit.serve.bench.summary import summary
 from llmkit.serve.foretold import Categories
 from llmkit.serve.messages import request_in, request_out
 from llmkit.serve.node import Bounds
@@ -142,6 +147,16 @@ def test_metrics_count_drafts_by_place_and_by_category(drafting: Any) -> None:
     assert engine("drafts") >= places[0] and 4 * engine("drafts") >= engine("drafted_tokens") >= sum(places)
     assert engine("drafting_seconds") > 0 and engine("verifying_seconds") > 0
     assert engine("drafting_seconds") + engine("verifying_seconds") <= more("llmkit_engine_seconds_total")
+
+
+def test_the_client_that_measures_sees_them_by_category(drafting: Any, tmp_path: Any) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"category": "copy", "turns": ["hello"]}) + "\n" + json.dumps(REPEATS) + "\n")
+    load, rows = Load(4, concurrency=2), from_file(path, "tiny", 24, True)
+    got = summary(load, asyncio.run(drive(load, repeated(rows), Endpoint(drafting.url).send)), {})
+    (own,) = got["categories"].values()
+    assert own["done"] == 2 and own["completion_tokens"] == 48 and own["drafts"]["tokens_a_step"] > 1.2
+    assert got["drafts"]["accepted"] > own["drafts"]["accepted"] > 4 and got["drafts"]["acceptance"] <= 1
 
 
 def test_a_server_without_drafts_tells_of_none(server: Any) -> None:
