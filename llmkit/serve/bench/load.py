@@ -89,8 +89,8 @@ class Made:
 
 
 def from_file(path: Path, model: str, output: int, exact: bool) -> list[Asked]:
-    """The rows of a jsonl file: `prompt`, `messages` or, as Spec-Bench has them, `turns`, of which the first is asked; and
-    `max_tokens` and `category` where a row has its own. A server that takes more fields than OpenAI's (`exact`) is told
+    """The rows of a jsonl file: `prompt`, `messages` or, as Spec-Bench has them, `turns`, of which the first is asked;
+    and `max_tokens` and `category` where a row has its own. A server that takes more fields than OpenAI's (`exact`) is told
     the category.
 
     Raises:
@@ -124,7 +124,7 @@ def request(model: str, row: Mapping[str, Any], output: int, exact: bool, chat: 
     if not chat:
         return Asked("/completions", body | {"prompt": row["prompt"]}, category)
     text = row["turns"][0] if "turns" in row else row.get("prompt")
-    said = row["messages"] if "messages" in row else [{"role": "user", "content": text}]
+    said = row.get("messages", [{"role": "user", "content": text}])
     return Asked("/chat/completions", body | {"messages": said}, category)
 
 
