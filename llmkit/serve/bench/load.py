@@ -90,8 +90,8 @@ class Made:
 
 def from_file(path: Path, model: str, output: int, exact: bool) -> list[Asked]:
     """The rows of a jsonl file: `prompt`, `messages` or, as Spec-Bench has them, `turns`, of which the first is asked;
-    and `max_tokens` and `category` where a row has its own. A server that takes more fields than OpenAI's (`exact`) is told
-    the category.
+    and `max_tokens` and `category` where a row has its own. A server that takes more fields than OpenAI's (`exact`) is
+    told the category.
 
     Raises:
         DataError: a row is none of these.
