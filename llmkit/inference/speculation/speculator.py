@@ -108,8 +108,8 @@ def _chances(found: Seq[Tree]) -> list[float]:
 
 
 def _left(one: Sequence) -> int:
-    """Drafts one after another that can still be of use, and are not too many for who asked: the last token of an answer
-    is never drafted for."""
+    """Drafts one after another that can still be of use, and are not too many for who asked: the last token of an
+    answer is never drafted for."""
     asked = one.request.sampling
     left = max(0, asked.max_tokens - one.made - 1)
     return left if asked.drafts is None else min(left, asked.drafts)
