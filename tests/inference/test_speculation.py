@@ -25,10 +25,11 @@ here = pytest.mark.skipif(bool(lacks("linear") or lacks("paged")), reason=lacks(
 def compared(model: Any, way: str, schedules: int, count: int = 8, drafters: Sequence[str] = ()) -> Compared:
     """Answers that were made with drafts, all of them as they are without."""
     trial, found = Trial(model), Compared()
-    makers = [(name, DRAFTERS[name]) for name in drafters or DRAFTERS]
+    makers = {name: DRAFTERS[name] for name in drafters or DRAFTERS}
     for first in range(0, schedules, 4):  # other requests after four schedules
         seeds = range(first, min(schedules, first + 4))
-        found.join(compare(trial, asked(first // 4, count, way), makers, seeds))
+        for one in compare(trial, asked(first // 4, count, way), makers, seeds).values():
+            found.join(one)
         assert not found.different, found.first
         assert not found.leaked
     assert (0 < found.accepted < found.drafted) == (way != "beams")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 
 from llmkit.build.drafting import Drafting
-from llmkit.cli.speculation.trial import Made, Trial
+from llmkit.cli.speculation.trial import Made, Schedule, Trial
 from llmkit.cli.speculation.ways import KNOWN
 from llmkit.inference.cache import Cache
 from llmkit.inference.sequence import Sequence
@@ -18,10 +18,8 @@ from llmkit.models.decoder import Decoder
 from llmkit.models.paged import BlockStore
 
 LONGEST = 512
-TIGHT, ROOMY = 12, 200
-"""Blocks of a drafter's cache: in the smaller one sequences push each other out."""
-Make = Callable[[Trial, Made, int], Drafter]
-"""(the model's trial, what is made without drafts, a seed) -> who drafts."""
+Make = Callable[[Trial, Made, Schedule], Drafter]
+"""(the model's trial, what is made without drafts, how requests come) -> who drafts."""
 
 
 class Knowing:
@@ -29,8 +27,8 @@ class Knowing:
 
     classes, free = 2, True
 
-    def __init__(self, made: Made, seed: int, right: float = 0.8) -> None:
-        self.made, self.drawn, self.right = made, random.Random(seed), right
+    def __init__(self, made: Made, words: int, seed: int, right: float = 0.8) -> None:
+        self.made, self.words, self.drawn, self.right = made, min(words, KNOWN), random.Random(seed), right
 
     def draft(self, asks: Seq[Ask]) -> list[Draft]:
         """One for each."""
@@ -43,25 +41,24 @@ class Knowing:
         return Draft(text, [1] * len(text))
 
     def _any(self) -> int:
-        return self.drawn.randrange(KNOWN)
+        return self.drawn.randrange(self.words)
 
 
-def small(trial: Trial, forward: Decoder, seed: int) -> Small:
-    """A model with a cache of its own, of some size."""
-    blocks = random.Random(seed).choice([TIGHT, ROOMY])
+def small(trial: Trial, forward: Decoder, blocks: int) -> Small:
+    """A model with a cache of its own."""
     return Small(forward, BlockStore(blocks, trial.size), trial.words, LONGEST)
 
 
-def shortened(trial: Trial) -> Drafter:
-    """The first layer of the model."""
-    cache = Cache(size=1 << 22, block=trial.size)
-    return Drafting(trial.decoder, trial.tokenizer, cache, ROOMY * trial.size, lambda _: None).shortened(1)
+def shortened(trial: Trial, blocks: int) -> Drafter:
+    """The first half of the model's layers."""
+    made = Drafting(trial.decoder, trial.tokenizer, Cache(block=trial.size), blocks * trial.size, lambda _: None)
+    return made.shortened(max(1, trial.decoder.causal.config.get_text_config().num_hidden_layers // 2))
 
 
 DRAFTERS: Mapping[str, Make] = {
-    "known": lambda trial, made, seed: Knowing(made, seed),
-    "ngram": lambda trial, made, seed: Lookup(trial.words),
-    "draft": lambda trial, made, seed: small(trial, trial.near, seed),
-    "early_exit": lambda trial, made, seed: shortened(trial),
+    "known": lambda trial, made, how: Knowing(made, trial.words, how.seed),
+    "ngram": lambda trial, made, how: Lookup(trial.words),
+    "draft": lambda trial, made, how: small(trial, trial.near, how.held),
+    "early_exit": lambda trial, made, how: shortened(trial, how.held),
 }
 """By the kind of the `speculation` union, but for `known`, which is told what comes and is wrong of a fifth."""
