@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,12 +13,16 @@ from llmkit.build.cache import store_of
 from llmkit.build.opening import load
 from llmkit.core.errors import ModelError
 from llmkit.inference.cache import Cache
+from llmkit.inference.speculation.corpus import Corpus
 from llmkit.inference.speculation.drafter import Drafter
 from llmkit.inference.speculation.model import Small
+from llmkit.inference.speculation.ngram import Lookup
+from llmkit.inference.speculation.retrieval import Retrieval
+from llmkit.models import drafts
 from llmkit.models.bare import twin
 from llmkit.models.decoder import Decoder
 from llmkit.models.layers import layers
-from llmkit.models.load import How
+from llmkit.models.load import How, Loaded
 from llmkit.models.node import ModelRef
 from llmkit.models.positions import steady_length
 from llmkit.models.resolve import resolve
@@ -33,10 +38,11 @@ class Drafting:
     """Makes drafters beside a model."""
 
     def __init__(
-        self, decoder: Decoder, tokenizer: Any, cache: Cache, tokens: int, notice: Callable[[str], None]
+        self, decoder: Decoder, loaded: Loaded, cache: Cache, tokens: int, notice: Callable[[str], None]
     ) -> None:
-        """`tokens`: those that its cache holds, and a drafter's need not hold more of."""
-        self.decoder, self.tokenizer, self.cache, self.tokens, self.notice = decoder, tokenizer, cache, tokens, notice
+        """`loaded` is the model that is drafted for; `tokens`: those that its cache holds, and a drafter's need not
+        hold more of."""
+        self.decoder, self.loaded, self.cache, self.tokens, self.notice = decoder, loaded, cache, tokens, notice
 
     @property
     def words(self) -> int:
@@ -47,15 +53,17 @@ class Drafting:
         """Another model.
 
         Raises:
-            ModelError: it has other tokens, or cannot read a paged cache.
+            ModelError: it has other tokens, was made for another model, or cannot read a paged cache.
         """
         ref = ModelRef(name=name)
-        weight = next(self.decoder.model.parameters())
-        loaded = load(resolve(ref), ref, How(device=self.decoder.device.type, dtype=SHORT.get(weight.dtype, "fp32")))
+        weight, resolved = next(self.decoder.model.parameters()), resolve(ref)
+        if (resolved.folder / drafts.NAME).is_file():
+            self.made(resolved.folder, "distilled", "speculation.model")
+        loaded = load(resolved, ref, How(device=self.decoder.device.type, dtype=SHORT.get(weight.dtype, "fp32")))
         if not loaded.support.paged:
             what = f"{name} cannot be run by the engine: {loaded.support.reason}"
             raise ModelError(what, fix="name another model", key="speculation.model")
-        if why := other_words(self.tokenizer, loaded.tokenizer):
+        if why := other_words(self.loaded.tokenizer, loaded.tokenizer):
             what = f"{name} has another vocabulary: {why}"
             raise ModelError(what, fix="name a model of the same tokenizer", key="speculation.model")
         return self._small(Decoder(loaded.model))
@@ -76,6 +84,26 @@ class Drafting:
                 if isinstance(child, nn.ModuleList) and len(child) == len(own) and child[0] in layers(made):
                     parent._modules[name] = nn.ModuleList(child[:count])
         return self._small(Decoder(made))
+
+    def retrieved(self, name: str, own: Lookup) -> Drafter:
+        """A corpus, beside what a text itself has.
+
+        Raises:
+            ModelError: it is none, or was made for another model.
+        """
+        folder = drafts.folder_of(name, "speculation.corpus")
+        self.made(folder, "ngram", "speculation.corpus")
+        return Retrieval(Corpus.load(folder), own)
+
+    def made(self, folder: Path, kind: str, key: str, again: str = drafts.AGAIN) -> drafts.Made:
+        """What a folder says that `kind: draft` left; `again` is the way out where it was made for another model.
+
+        Raises:
+            ModelError: it was, or it is of another kind.
+        """
+        said = drafts.read(folder, kind, key)
+        drafts.check(folder, said, self.loaded.resolved, self.loaded.tokenizer, key, again)
+        return said
 
     def _small(self, decoder: Decoder) -> Small:
         store = store_of(decoder, self.cache, lambda told: self.notice(f"drafter's {told}"), self.tokens)

@@ -55,7 +55,7 @@ def engine_of(
         place(decoder, how.placement)
     own = adapters(loaded, decoder, beside) if model is None else Adapters()
     store = store_of(decoder, how.cache, notice, most)
-    return _engine(decoder, decoder, store, store.copy, loaded.tokenizer, how, own, notice)
+    return _engine(decoder, decoder, store, store, loaded, how, own, notice)
 
 
 def engine_over(loaded: Loaded, led: Led, how: OwnEngine, beside: Beside = Beside()) -> Engine:
@@ -67,29 +67,31 @@ def engine_over(loaded: Loaded, led: Led, how: OwnEngine, beside: Beside = Besid
     resolved = loaded.resolved
     own = adapters_in(led, beside, resolved.folder if resolved.base is not None else None)
     decoder, store = cast(Decoder, led.rank.forward), cast(BlockStore, led.rank.store)
-    return _engine(led, decoder, store, led.copy, loaded.tokenizer, how, own)
+    return _engine(led, decoder, store, led, loaded, how, own)
 
 
 def _engine(
     forward: Forward,
     decoder: Decoder,
     store: BlockStore,
-    copy: Callable[[int, int], None],
-    tokenizer: Any,
+    moves: Led | BlockStore,
+    loaded: Loaded,
     how: OwnEngine,
     own: Adapters,
     notice: Callable[[str], None] = lambda _: None,
 ) -> Engine:
-    """`decoder` is what of the model lies here."""
+    """`decoder` is what of the model lies here; `moves` copies in all stores."""
+    tokenizer = loaded.tokenizer
     longest = steady_length(decoder.causal, store.blocks * store.size)
     facts = Facts(decoder.words, longest, tuple(ends(decoder.causal, tokenizer)))
     tokens = how.tokens or (Limits.tokens if forward.device.type == "cpu" else GPU_TOKENS)
     limits, blocks = Limits(tokens, how.sequences), Blocks(store.blocks, store.size)
     asked = how.speculation
-    drafting = Drafting(decoder, tokenizer, how.cache, store.blocks * store.size, notice)
+    drafting = Drafting(decoder, loaded, how.cache, store.blocks * store.size, notice)
     drafts = None if asked is None else Speculator(asked.drafter(drafting), asked.tokens, asked.fixed)
     lacks("draw")  # compiled now, if it has to be, and not in the midst of a step
-    return Engine(Runner(forward, store), blocks, limits, facts, Texts(tokenizer), copy, own, drafts)
+    texts = Texts(tokenizer)
+    return Engine(Runner(forward, store), blocks, limits, facts, texts, moves.copy, own, drafts, moves.move)
 
 
 def check_engine(loaded: Loaded) -> None:

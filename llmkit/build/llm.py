@@ -53,11 +53,13 @@ class LLM:
         allow_code: bool = False,
         tensor: int | None = None,
         placement: Any = None,
+        speculation: Any = None,
         **others: Never,
     ) -> None:
         """`model`, `quant`, `generator` and `precision` are as in a recipe: names, mappings or nodes. `adapters` are
         folders by the names that they are asked for by. `tensor` and `placement` are those of the engine: processes
-        that hold the model together, or devices that its layers are placed over.
+        that hold the model together, or devices that its layers are placed over; so is `speculation`, who drafts
+        ("ngram", {"draft": model}, ...).
 
         Raises:
             RecipeError: an argument is wrong.
@@ -73,9 +75,10 @@ class LLM:
             seed=seed,
             tensor=tensor,
             placement=placement,
+            speculation=speculation,
         )
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        kinds, resolved, how = reading(asked.precision, device), resolve(asked.model), asked.made
+        how, kinds, resolved = asked.made, reading(asked.precision, device), resolve(asked.model)
         if adapters and not isinstance(how, OwnEngine):
             what = f"generator {how.kind} knows no adapters by name"
             raise RecipeError(what, fix="open the adapter's folder, or use generator: engine", key="adapters")

@@ -8,7 +8,11 @@ from dataclasses import replace
 from llmkit.build.precision import Reading
 from llmkit.core.config import Conflict, config, setting
 from llmkit.inference.node import OwnEngine, Placement, Transformers
+from llmkit.inference.speculation.node import Speculation
 from llmkit.models.node import ModelRef, Quant
+
+SHORT = ("tensor", "placement", "speculation")
+"""Keys of the engine that are arguments of `LLM` too."""
 
 
 @config
@@ -28,10 +32,12 @@ class Opened:
     """The generator's, in short."""
     placement: Placement | None = None
     """The same."""
+    speculation: Speculation | None = None
+    """The same."""
 
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
-        for key in ("tensor", "placement"):
+        for key in SHORT:
             if getattr(self, key) is None:
                 continue
             if not isinstance(self.generator, OwnEngine):
@@ -47,5 +53,5 @@ class Opened:
         Raises:
             RecipeError: its settings contradict each other.
         """
-        said = {key: value for key in ("tensor", "placement") if (value := getattr(self, key)) is not None}
+        said = {key: value for key in SHORT if (value := getattr(self, key)) is not None}
         return replace(self.generator, **said) if said else self.generator

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llmkit.cli.flags import SPECULATION
 from llmkit.cli.named import named
 from llmkit.core.errors import RecipeError
 
@@ -27,6 +28,7 @@ From = Annotated[str, typer.Option(help="engine, transformers, or more of it: '{
 Quant = Annotated[str, typer.Option(help="How the weights are held, such as bnb_nf4.")]
 Tensor = Annotated[int | None, typer.Option(min=1, help="Processes that hold the model together.")]
 Placed = Annotated[str, typer.Option(help="auto, or where its layers lie: '{cuda:0: 10GiB, cpu: 20GiB}'.")]
+Drafted = Annotated[str, typer.Option(help=SPECULATION)]
 Code = Annotated[bool, typer.Option("--allow-code", help="Run code that the model's folder brings.")]
 
 
@@ -48,6 +50,7 @@ def generate(
     quant: Quant = "",
     tensor: Tensor = None,
     placement: Placed = "",
+    speculation: Drafted = "",
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text itself, all of it plain.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")
@@ -62,7 +65,8 @@ def generate(
         raise RecipeError("takes a PROMPT, or both --input and --output", fix="give one of the two")
     said: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "top_k": top_k}
     said |= {"top_p": top_p, "min_p": min_p, "n": n, "stop": tuple(stop or ())}
-    asking = Asking(model, said, tuple(sampling or ()), generator, quant, raw, allow_code, tensor, placement)
+    how: dict[str, Any] = {"tensor": tensor, "placement": placement, "speculation": speculation}
+    asking = Asking(model, said, tuple(sampling or ()), generator, quant, raw, allow_code, **how)
     if prompt is not None:
         verb(asking, prompt, json)
     else:
@@ -87,6 +91,7 @@ def chat(
     quant: Quant = "",
     tensor: Tensor = None,
     placement: Placed = "",
+    speculation: Drafted = "",
     allow_code: Code = False,
 ) -> None:
     """Talk with a model in the terminal; an empty line ends it, /help lists what else there is."""
@@ -104,6 +109,7 @@ def chat(
         code=allow_code,
         tensor=tensor,
         placement=placement,
+        speculation=speculation,
         adapters=named(adapter or ()),
     )
     verb(asking, system)

@@ -67,7 +67,7 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
 def _training(title: str, node: Training, show: int) -> None:
     where = device()
     node.needs(where)
-    resolved = whole_model(node.model)
+    resolved = whole_model(node.model) if node.trained else resolve(node.model)
     longest_row = node.data.max_length + virtual_tokens(node.adapter)
     if notice := check_length(resolved, longest_row, "data.max_length", node.model.rope):
         _say(f"{title}{notice}")
@@ -89,6 +89,8 @@ def _training(title: str, node: Training, show: int) -> None:
                 _tokens(made, tokenizer, show)
     if sets:
         _lint(title, node, sets, served(resolved, node.model, tokenizer))
+    if not node.trained:
+        return
     _, choice = sizes(node, resolved, where, ranks())
     parts = ", ".join(f"{part} {size / 2**20:.0f}" for part, size in choice.account.parts.items() if size)
     total, free = choice.account.peak / 2**20, available(where) / 2**20

@@ -28,7 +28,7 @@ def plan(recipe: str, overrides: Sequence[str], device: str, world: int, as_json
         LlmkitError: the recipe is not sound, or nothing in it is trained.
     """
     loaded = load_recipe(recipe, overrides)
-    stages = [(name, node) for name, node in loaded.stages if isinstance(node, Training)]
+    stages = [(name, node) for name, node in loaded.stages if isinstance(node, Training) and node.trained]
     if not stages:
         raise RecipeError("nothing here is trained", fix="give a recipe with a stage that trains")
     where = named(device).name if device else here()

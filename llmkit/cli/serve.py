@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from llmkit.cli.flags import SPECULATION, speculation_of, tree_of
 from llmkit.cli.named import named
 from llmkit.core.environment import prepare
 from llmkit.core.errors import RecipeError
-from llmkit.core.wording import Report
 from llmkit.models.alias import is_remote
 from llmkit.models.resolve import resolve
+from llmkit.recipe.inputs import remote
 from llmkit.recipe.load import load_recipe
-from llmkit.recipe.parse import parse
 from llmkit.stages.serve import Serve
 
 Keys = Annotated[str, typer.Option(help="Keys, 16 letters or more, one a line; asked for on every route but /health.")]
@@ -44,6 +44,7 @@ def serve(
     exact: Annotated[bool, typer.Option("--exact", help="Answers that depend on no others, or refuse.")] = False,
     tensor: Annotated[int | None, typer.Option(min=1, help="Processes that hold the model together.")] = None,
     placement: Annotated[str, typer.Option(help="auto, or where its layers lie: '{cuda:0: 10GiB, cpu: 20GiB}'.")] = "",
+    speculation: Annotated[str, typer.Option(help=SPECULATION)] = "",
     requests: Annotated[int | None, typer.Option(min=1, help="Answers that wait or are made, at most.")] = None,
     record: Annotated[str, typer.Option(metavar="FOLDER", help="Where requests.jsonl goes.")] = "",
     allow_code: Annotated[bool, typer.Option("--allow-code", help="Run code that the model's folder brings.")] = False,
@@ -60,11 +61,12 @@ def serve(
     given |= {"model.template": template, "bounds.max_tokens": max_tokens, "bounds.requests": requests}
     given |= {"bounds.length": max_length, "engine.cache.size": cache_size, "engine.cache.precision": cache_precision}
     given |= {"engine.cache.memory": memory, "most_adapters": most_adapters, "engine.exact": exact or None}
-    given |= {"engine.tensor": tensor, "engine.placement": _placed(placement) if placement else ""}
+    given |= {"engine.tensor": tensor, "engine.placement": tree_of(placement, "--placement") if placement else ""}
+    given |= {"engine.speculation": speculation_of(speculation) if speculation else ""}
     node = _node(model, recipe, {key: value for key, value in given.items() if value not in ("", None)})
     if not Path(model).is_dir():
         resolve(node.model)  # a name that is none is told before the heavy imports
-    prepare(remote=is_remote(model))
+    prepare(remote=is_remote(model) or remote(node))
     from llmkit.serve.start import start
 
     start(node.settings(allow_code))
@@ -85,11 +87,3 @@ def _node(model: str, recipe: str, given: dict[str, Any]) -> Serve:
             room = room.setdefault(name, {})
         room[last] = value
     return Serve(**tree)
-
-
-def _placed(said: str) -> Any:
-    """Where layers lie, read as YAML."""
-    report = Report()
-    made = parse(said, "--placement", report, "--placement")
-    report.stop_if_bad()
-    return made

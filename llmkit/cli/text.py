@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmkit.build.opened import Opened
+from llmkit.cli.flags import speculation_of, tree_of
 from llmkit.core.console import Console
 from llmkit.core.convert import convert, wrapped
 from llmkit.core.environment import prepare
@@ -21,8 +23,8 @@ from llmkit.inference.sampling import Sampling
 from llmkit.models.alias import is_remote
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
+from llmkit.recipe.inputs import remote
 from llmkit.recipe.override import overridden
-from llmkit.recipe.parse import parse
 
 KNOB = "ask for fewer or shorter answers (--max-tokens), hold the model in fewer bits (--quant), or take a smaller one"
 
@@ -42,6 +44,7 @@ class Asking:
     code: bool = False
     tensor: int | None = None
     placement: str = ""
+    speculation: str = ""
     adapters: Mapping[str, str] = field(default_factory=dict)
     """Others beside the model: name -> folder."""
 
@@ -65,19 +68,19 @@ class Asking:
             RecipeError, ModelError: it is none, cannot be loaded, or `generator` cannot run it.
             ResourceError: memory gave out.
         """
-        prepare(remote=is_remote(self.model))
-        report = Report()
-        generator = parse(self.generator, "--generator", report, "--generator")
-        placement = parse(self.placement, "--placement", report, "--placement") if self.placement else None
-        report.stop_if_bad()
+        generator = tree_of(self.generator, "--generator")
+        placement = tree_of(self.placement, "--placement") if self.placement else None
+        speculation = speculation_of(self.speculation) if self.speculation else None
+        how: dict[str, Any] = {"quant": self.quant or None, "generator": generator, "tensor": self.tensor}
+        how |= {"placement": placement, "speculation": speculation}
+        asked = Opened(model=ModelRef(name=self.model), **how)  # what is wrong is told before the heavy imports
+        prepare(remote=is_remote(self.model) or remote(asked))
         if not Path(self.model).is_dir():
-            resolve(ModelRef(name=self.model))  # a name that is none is told before the heavy imports
+            resolve(ModelRef(name=self.model))
         from llmkit.build.llm import LLM
 
-        how: dict[str, Any] = {"generator": generator, "allow_code": self.code, "adapters": self.adapters}
-        spread: dict[str, Any] = {"tensor": self.tensor, "placement": placement}
         with out_of_memory_named(device(), KNOB):
-            return LLM(self.model, quant=self.quant or None, **how, **spread)
+            return LLM(self.model, allow_code=self.code, adapters=self.adapters, **how)
 
 
 def generate(asking: Asking, prompt: str, as_json: bool) -> None:

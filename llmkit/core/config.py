@@ -89,6 +89,7 @@ def config(cls: type[T]) -> type[T]:
     """Makes `cls` a recipe node: frozen, keyword-only, its fields checked however it is built.
 
     A class attribute `_short: ClassVar[str]` names the field that a bare scalar stands for (`model: NAME`).
+    `_keyed: ClassVar[str]` names the field whose value may stand under the node's kind (`{draft: NAME}`).
     A method `problems(self) -> Iterable[Conflict]` yields what is wrong over several fields.
     """
 

@@ -157,7 +157,7 @@ def _node(
     if not isinstance(value.held, dict):
         report.add(f"{type(value.held).__name__} is not {kinds(nodes)}", "give one of those", key, value.origin)
         return BAD
-    value = _unfolded(nodes, value)
+    value = _spelled(nodes, _unfolded(nodes, value))
     cls = _by_kind(nodes, value, key, report, later) if "kind" in value.held else _by_keys(nodes, value, default)
     if cls is None:
         fit = [node for node in nodes if _has(node, value)]
@@ -173,6 +173,17 @@ def _unfolded(nodes: list[Any], value: Value) -> Value:
     short = next((node._short for node in nodes if hasattr(node, "_short")), "kind")
     held = {short: value.bare, **value.held}
     return dataclasses.replace(value, held=held, keys={short: value.bare.origin, **value.keys}, bare=None)
+
+
+def _spelled(nodes: list[Any], value: Value) -> Value:
+    """A mapping that has a kind for a key, with the kind and the field that the key is short for."""
+    for node in nodes:
+        kind, name = kind_of(node), getattr(node, "_keyed", "")
+        if name and kind in value.held and not {"kind", name} & set(value.held):
+            origin, rest = value.keys.get(kind, value.origin), {k: v for k, v in value.held.items() if k != kind}
+            held = {"kind": Value(kind, origin), name: value.held[kind], **rest}
+            return dataclasses.replace(value, held=held, keys={**value.keys, "kind": origin, name: origin})
+    return value
 
 
 def _short(nodes: list[Any], members: list[Any], value: Value, key: str, report: Report, later: tuple[str, ...]) -> Any:

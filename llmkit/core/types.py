@@ -203,6 +203,21 @@ class Scores(NamedTuple):
     """Log-probability averaged over the tokenizer's words, without the rows that pad the vocabulary."""
 
 
+class Drafted(NamedTuple):
+    """What K drafts in turn, after each of N rows, are like; step k drafts the token k + 2 places behind its row."""
+
+    losses: tuple[Tensor, ...]
+    """Of each step the weighted sum over its rows."""
+    counts: tuple[Tensor, ...]
+    """Of each step the sum of their weights."""
+    kept: tuple[Tensor, ...]
+    """Of each step the weighted sum of how often a draft drawn by the head's law is kept: sum min(p, q)."""
+    rows: Tensor
+    """(N,): the places of the rows in their batch."""
+    right: Tensor
+    """(N, K): whether the likeliest draft is the token of the text, and all drafts before it were."""
+
+
 @dataclass(frozen=True)
 class LossSum:
     """A sum and its count, never a mean: `fit` divides by the global count. Each extra is its own (sum, count)."""

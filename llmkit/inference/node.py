@@ -52,6 +52,9 @@ class OwnEngine:
         if self.exact and self.tensor > 1:
             what = f"what {self.tensor} processes add up has no order of its own"
             yield Conflict("exact", what, "leave one of them out", "tensor")
+        if self.tensor > 1 and self.speculation is not None and self.speculation.within:
+            what = f"{self.speculation.kind} runs layers of which each of {self.tensor} processes has a part"
+            yield Conflict("speculation", what, "draft by ngram or by a model", "tensor")
         for name in self.placement if isinstance(self.placement, Mapping) else ():
             if not PLACES.fullmatch(name):
                 yield Conflict(f"placement.{name}", f"{name} is no device", "name cpu, disk or cuda:N")

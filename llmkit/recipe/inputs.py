@@ -13,7 +13,12 @@ from llmkit.core.artifact import Artifact
 from llmkit.core.convert import under
 from llmkit.core.files import sha256
 from llmkit.data.source_nodes import Files, Hub
+from llmkit.inference.speculation.node import DraftModel
+from llmkit.models.alias import is_remote
 from llmkit.models.node import ModelRef
+
+MODELS = ((ModelRef, "name"), (DraftModel, "model"))
+"""Fields that name a model."""
 
 
 def inputs(node: Any) -> dict[str, str]:
@@ -32,20 +37,20 @@ def _named(node: Any, key: str = "") -> Iterator[tuple[str, Path]]:
         if isinstance(node, Files | Hub) and item.name == ("name" if isinstance(node, Hub) else "path"):
             for file in node.here():
                 yield (path if file == value else f"{path}: {file}"), Path(file)
-        elif isinstance(value, str) and (
-            item.name in ("path", "template") or (node.__class__, item.name) == (ModelRef, "name")
-        ):
+        elif isinstance(value, str) and (item.name in ("path", "template") or (node.__class__, item.name) in MODELS):
             yield path, Path(value).expanduser()
         else:
             yield from _named(value, path)
 
 
 def remote(node: Any) -> bool:
-    """Whether a stage's data, or a part of it, is on no disk of this machine."""
+    """Whether a stage's data, a part of it, or a model that drafts for its own, is on no disk of this machine."""
     if isinstance(node, tuple):
         return any(map(remote, node))
     if isinstance(node, Files | Hub):
         return node.remote()
+    if isinstance(node, DraftModel):
+        return is_remote(node.model)
     return dataclasses.is_dataclass(node) and any(remote(getattr(node, f.name)) for f in dataclasses.fields(node))
 
 

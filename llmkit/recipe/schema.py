@@ -123,4 +123,14 @@ def _node(cls: Any, tagged: bool, made: Made) -> list[Made]:
         ways.append({"const": kind})
     if short := getattr(cls, "_short", None):
         ways.append(_schema(hints(cls)[short], made))
+    if keyed := getattr(cls, "_keyed", None):
+        ways.append(_keyed(cls, keyed, made))
     return ways
+
+
+def _keyed(cls: Any, name: str, made: Made) -> Made:
+    """The node with its kind in the place of the key `name`."""
+    kind, rest = kind_of(cls), [item for item in dataclasses.fields(cls) if item.name not in ("kind", name)]
+    properties = {kind: _schema(hints(cls)[name], made), **{item.name: _field(cls, item, made) for item in rest}}
+    required = [kind, *(item.name for item in rest if needed(item))]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}

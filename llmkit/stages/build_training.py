@@ -123,9 +123,9 @@ def read(node: Training, run: Run) -> Job:
         run.console.notice(notice)
     tokenizer = read_tokenizer(resolved, node.model, run.grants.code)
     aside = Quarantine(run.scratch / "quarantine.jsonl")
-    feed, data = _train(node, tokenizer, aside)
+    feed, data = _train(node, run, tokenizer, aside)
     held = node.data.sources("valid")
-    valid = node.examples(held, tokenizer, "data.valid", aside) if held else None
+    valid = node.answered(node.examples(held, tokenizer, "data.valid", aside), run, "data.valid") if held else None
     aside.tell(run.console)
     found = linted(node.data, data, valid, served(resolved, node.model, tokenizer, run.grants.code))
     if run.main:
@@ -139,13 +139,14 @@ def read(node: Training, run: Run) -> Job:
     return Job(node, run, resolved, kinds, data, valid, choice, steps, feed, shape, node.objective(data))
 
 
-def _train(node: Training, tokenizer: Any, aside: Quarantine) -> tuple[Feed, Prepared]:
+def _train(node: Training, run: Run, tokenizer: Any, aside: Quarantine) -> tuple[Feed, Prepared]:
     """What steps draw from, and what is known of it before training: of streams, what they are known by."""
     if node.data.streaming:
         marks = {path: said for source in node.data.train for path, said in source.marks().items()}
         none: Any = np.empty(0, np.int64)
         return node.stream(tokenizer, aside), Prepared(none, none, np.zeros(1, np.int64), (), files=marks)
     data = node.examples(node.data.sources("train"), tokenizer, "data.train", aside, node.batch.least)
+    data = node.answered(data, run, "data.train")
     return Known(data, node.order(data)), data
 
 
@@ -190,6 +191,7 @@ def _built(job: Job) -> tuple[Built, Steps]:
         raise DataError(made.loaded.support.reason, fix="set documents=joined", key="documents")
     if cut:
         say(made.loaded.deferred.say)
+    made = node.around(made, job.train, job.run.scratch)
     job.run.console.notice(
         f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
     )

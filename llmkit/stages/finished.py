@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from functools import partial
 
 from llmkit_kernels import memory
 from llmkit_kernels.table import rows
@@ -60,9 +61,9 @@ def finish(job: Job, built: Built, steps: Steps, progress: Progress) -> Artifact
     if not run.main:
         return Artifact(run.folder)
     node.adapter.finish(built.model)
-    rope, folder = node.model.rope, run.folder / "model"
     memory.trim()  # what steps took is free by now, and the writing of weights copies them
-    export(built.model, built.loaded.tokenizer, folder, job.resolved, node.quant, rope, labels)
+    model, tokenizer, folder, rope = built.model, built.loaded.tokenizer, run.folder / "model", node.model.rope
+    node.leave(built, folder, partial(export, model, tokenizer, folder, job.resolved, node.quant, rope, labels))
     if rope is not None and hasattr(built.model, "peft_config"):
         run.console.notice("the base of the adapter is scaled, which peft alone does not know: merge it for use there")
     write_report(run.folder)

@@ -19,6 +19,9 @@ from llmkit.train.optim import AdamW, Optim
 from llmkit.train.schedule import Cosine, Schedule
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llmkit.build.training import Built
     from llmkit.core.artifact import Artifact
     from llmkit.core.records import Prediction
     from llmkit.core.run import Run
@@ -41,6 +44,8 @@ class Training:
         "valid.bits_per_byte": False,
     }
     """What evaluations measure, for `checkpoint.best`."""
+    writes: ClassVar[bool] = True
+    """Whether what is trained answers prompts, of which evaluations show some."""
     kind: str = ""
     model: ModelRef
     quant: Quant = NoQuant()
@@ -75,6 +80,11 @@ class Training:
     seed: int = setting(default=0, least=0)
     out: str
     """The run's folder."""
+
+    @property
+    def trained(self) -> bool:
+        """Whether the loop runs at all: some of what drafts is made without it."""
+        return True
 
     @property
     def types_name(self) -> str:
@@ -208,6 +218,18 @@ class Training:
     def head(self, train: Prepared) -> Head | None:
         """The classification head that the model gets; a language model has none."""
         return None
+
+    def answered(self, prepared: Prepared, run: Run, key: str) -> Prepared:
+        """The examples of `data.train` or `data.valid` (`key`) as the run trains on them, with what it makes itself."""
+        return prepared
+
+    def around(self, built: Built, train: Prepared, folder: Path) -> Built:
+        """What is trained and scored: the model itself, or what is made around it; `folder` is this rank's own."""
+        return built
+
+    def leave(self, built: Built, folder: Path, write: Callable[[], None]) -> None:
+        """Leaves the result in `folder`: the model with its adapter, which `write` writes."""
+        write()
 
     def order(self, train: Prepared) -> Ordered:
         """Which rows each step sees."""

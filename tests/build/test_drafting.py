@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from llmkit.build.llm import LLM
+from llmkit.build.opened import Opened
+from llmkit.cli.flags import speculation_of
 from llmkit.core.errors import ModelError, RecipeError
+from llmkit.inference.node import OwnEngine
 from llmkit.inference.sampling import Sampling
+from llmkit.inference.speculation.node import DraftModel, Ngram
 from tests.conftest import make_model, make_tokenizer
 
 TEXTS = ["hello world hello world hello", "the quick brown fox", "a", "rows of text and rows of text and"]
@@ -46,3 +51,60 @@ def test_who_cannot_draft_is_refused_by_name(tiny: Any, tmp_path: Any) -> None:
         with_(tiny, kind="early_exit", layers=2)
     with pytest.raises(RecipeError, match="speculation"):
         with_(tiny, kind="oracle")
+
+
+def test_an_llm_takes_who_drafts_in_short(tiny: Any, plain: list[Any]) -> None:
+    with LLM(str(tiny), speculation={"early_exit": 1, "tokens": 3}) as llm:
+        assert llm.generate(TEXTS, WAYS[0]) == plain[0]
+        assert llm.engine.speculator is not None and llm.engine.speculator.most == 3
+    twice = Opened(model="m", generator={"kind": "engine", "speculation": "ngram"}, speculation="ngram")
+    assert twice.made.speculation == Opened(model="m", speculation={"ngram": 12}).made.speculation == Ngram()
+    assert Opened(model="m", speculation={"draft": "n"}).made.speculation == DraftModel(model="n")
+
+
+WRONG = {
+    "oracle": "speculation: 'oracle' is no kind of speculation; fix: use ngram",
+    "draft": "speculation.model: is missing; fix: add model",
+    "early_exit": "speculation.layers: is missing; fix: add layers",
+}
+
+
+@pytest.mark.parametrize(
+    ("speculation", "more", "why"),
+    [
+        *((name, {}, why) for name, why in WRONG.items()),
+        ({"draft": ""}, {}, "speculation.model: is empty"),
+        ({"draft": "a", "model": "b"}, {}, "speculation.kind: is missing"),
+        ({"early_exit": -1}, {}, "speculation.layers: -1 is out of range; fix: give a value at least 1"),
+        ({"ngram": 64}, {}, "speculation.tokens: 64 is out of range; fix: give a value at most 63"),
+        ({"ngram": 4, "drafts": 3}, {}, "speculation.drafts: unknown key"),
+        (4, {}, "speculation: 4 is not ngram"),
+        ("ngram", {"generator": "transformers"}, "contradicts generator: generator transformers has no speculation"),
+        ("ngram", {"generator": {"kind": "engine", "speculation": {"early_exit": 1}}}, "has another speculation"),
+        ({"early_exit": 1}, {"tensor": 2}, "contradicts tensor: early_exit runs layers of which each of 2 processes"),
+    ],
+)
+def test_what_drafts_is_refused_before_the_model_is_read(speculation: Any, more: Any, why: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(why)):
+        LLM("/nowhere", speculation=speculation, **more)
+
+
+def test_a_model_that_is_not_there_cannot_draft(tiny: Any, tmp_path: Any) -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        LLM(str(tiny), speculation={"draft": str(tmp_path / "nowhere")})
+
+
+def test_what_drafts_reads_as_a_flag_of_one_word() -> None:
+    known = {
+        "ngram": {"kind": "ngram"},
+        "ngram:4": {"kind": "ngram", "tokens": 4},
+        "draft:/a/b: c": {"kind": "draft", "model": "/a/b: c"},
+        "early_exit:8": {"kind": "early_exit", "layers": 8},
+        "{draft: m, tokens: 2}": {"kind": "draft", "model": "m", "tokens": 2},
+    }
+    for said, meant in known.items():
+        assert OwnEngine(speculation=speculation_of(said)) == OwnEngine(speculation=meant), said
+    assert OwnEngine(speculation=speculation_of("null")).speculation is None
+    for said, why in (("foo:1", "foo is no kind"), ("early_exit:x", "x is not a whole number"), ("draft:", "is empty")):
+        with pytest.raises(RecipeError, match=why):
+            OwnEngine(speculation=speculation_of(said))

@@ -92,6 +92,13 @@ def test_processes_say_what_one_says(tiny, lora, one, forked, tensor):
         spread.generate(TEXTS[:1], GREEDY)
 
 
+def test_processes_look_at_drafts_together(tiny, one, forked):
+    how = Sampling(max_tokens=12, temperature=0.7, seed=1)
+    with LLM(str(tiny), tensor=2, speculation={"draft": str(tiny), "fixed": True}) as spread:
+        assert told(spread.generate(TEXTS, how)) == told(one.generate(TEXTS, how))
+        assert spread.engine.stats().accepted > 0
+
+
 def test_an_adapter_s_own_folder_is_run_over_processes(lora, one, forked):
     with LLM(str(lora), tensor=2) as spread:
         assert told(spread.generate(TEXTS, GREEDY)) == told(one.generate(TEXTS, GREEDY, adapter="lora"))

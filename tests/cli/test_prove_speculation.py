@@ -21,11 +21,11 @@ def statuses(said: str) -> dict[str, dict[str, str]]:
 
 def test_it_passes_and_says_what_it_saw(call, monkeypatch):
     monkeypatch.setattr(closed, "LENGTH", 2)  # the whole toy is in test_speculation_certificate.py
-    wanted = ["--only", "acceptance,joint,equality", "--draws", "800", "--sequences", "32"]
+    wanted = ["--only", "acceptance,joint,equality", "--draws", "800", "--sequences", "40"]
     code, told, heard = call("prove", "speculation", *wanted, "--json")
     assert code == 0, told + heard
     found = statuses(told)
-    assert len(found["joint"]) == 10 and len(found["equality"]) == 6 and len(found["acceptance"]) == 8
+    assert len(found["joint"]) == 12 and len(found["equality"]) == 7 and len(found["acceptance"]) == 8
     assert {status for part in found.values() for status in part.values()} == {"passed"}
 
 

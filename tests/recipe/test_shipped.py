@@ -123,7 +123,13 @@ def test_it_runs_three_steps(name, models, folder, tmp_path, monkeypatch):
     recipe = load_recipe(os.path.relpath(path, folder))
     for stage, node in recipe.stages:
         model = models(family(node.model.name))
-        if isinstance(node, Training):
+        if isinstance(node, Training) and not node.trained:
+            sources = {key: rows(getattr(node.data, key)) for key in ("train", "valid")}
+            more = {"data": dataclasses.replace(node.data, **sources), "out": str(tmp_path / "run")}
+            name = dataclasses.replace(node.model, name=str(model))
+            artifact = run(dataclasses.replace(node, model=name, **more), console=Console(quiet=True))
+            assert (artifact.model() / "draft.json").is_file()
+        elif isinstance(node, Training):
             artifact = run(small(node, model, tmp_path / (stage or "run")), console=Console(quiet=True))
             assert artifact.manifest["step"] == 3 and any(Path(artifact.model()).iterdir())
         else:

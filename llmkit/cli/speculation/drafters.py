@@ -13,6 +13,7 @@ from llmkit.inference.cache import Cache
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.speculation.drafter import Ask, Draft, Drafter
 from llmkit.inference.speculation.model import Small
+from llmkit.inference.speculation.most import MOST
 from llmkit.inference.speculation.ngram import Lookup
 from llmkit.models.decoder import Decoder
 from llmkit.models.paged import BlockStore
@@ -44,6 +45,36 @@ class Knowing:
         return self.drawn.randrange(self.words)
 
 
+class Branching:
+    """Drafts a random tree, one path of which is what was made without drafts, as far as it goes."""
+
+    classes, free = 2, True
+
+    def __init__(self, made: Made, words: int, seed: int) -> None:
+        self.made, self.words, self.drawn = made, min(words, KNOWN), random.Random(seed)
+
+    def draft(self, asks: Seq[Ask]) -> list[Draft]:
+        """One for each."""
+        return [self._one(ask.sequence, ask.count) for ask in asks]
+
+    def _one(self, one: Sequence, count: int) -> Draft:
+        text = self.made.tokens((one.request.id, one.index))[one.made : one.made + count]
+        made, paths, follow = Draft(), {-1: list[int]()}, {-1: set[int]()}
+        for _ in range(self.drawn.randint(0, MOST)):
+            last = self.drawn.choice(sorted(paths)[-self.drawn.choice([1, 4, MOST]) :])
+            path = paths[last]
+            right = path == text[: len(path)] and len(path) < len(text) and self.drawn.random() < 0.6
+            token = text[len(path)] if right else self.drawn.randrange(self.words)
+            if len(path) < count and token not in follow[last]:
+                at = len(made.tokens)
+                follow[last].add(token)
+                paths[at], follow[at] = [*path, token], set()
+                made.tokens.append(token)
+                made.parents.append(last)
+                made.sureness.append(self.drawn.randint(0, 1))  # the likeliest path is often not the right one
+        return made
+
+
 def small(trial: Trial, forward: Decoder, blocks: int) -> Small:
     """A model with a cache of its own."""
     return Small(forward, BlockStore(blocks, trial.size), trial.words, LONGEST)
@@ -57,8 +88,10 @@ def shortened(trial: Trial, blocks: int) -> Drafter:
 
 DRAFTERS: Mapping[str, Make] = {
     "known": lambda trial, made, how: Knowing(made, trial.words, how.seed),
+    "branching": lambda trial, made, how: Branching(made, trial.words, how.seed),
     "ngram": lambda trial, made, how: Lookup(trial.words),
     "draft": lambda trial, made, how: small(trial, trial.near, how.held),
     "early_exit": lambda trial, made, how: shortened(trial, how.held),
 }
-"""By the kind of the `speculation` union, but for `known`, which is told what comes and is wrong of a fifth."""
+"""By the kind of the `speculation` union, but for `known`, which is told what comes and is wrong of a fifth, and
+`branching`, which drafts it in trees."""

@@ -26,8 +26,8 @@ DRAWN = {
     "temperature": Sampling(temperature=3.0),
     "top_k, top_p": Sampling(temperature=4.0, top_k=4, top_p=0.95),
 }
-TOLD = "known"
-"""The drafter that has no law of its own."""
+TOLD = ("known", "branching")
+"""Drafters that have no law of their own."""
 Job = Callable[[], Iterable[Check]]
 
 
@@ -50,7 +50,7 @@ def law(said: Asked) -> list[Job]:
 
 def acceptance(said: Asked) -> list[Job]:
     """How many drafts are kept, on the toy and by an engine."""
-    modelled = {name: make for name, make in DRAFTERS.items() if name != TOLD}
+    modelled = {name: make for name, make in DRAFTERS.items() if name not in TOLD}
     each = max(1, said.draws // (2 * len(modelled)))
 
     def job(at: int, name: str, make: Make) -> Iterable[Check]:

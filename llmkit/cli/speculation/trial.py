@@ -127,7 +127,7 @@ class Trial:
         facts = Facts(self.words, schedule.blocks * self.size, self.ends)
         blocks, limits = Blocks(schedule.blocks, self.size), Limits(schedule.tokens, schedule.sequences)
         runner = Runner(self.decoder, store)
-        return Engine(runner, blocks, limits, facts, self.texts, store.copy, self.adapters, speculator)
+        return Engine(runner, blocks, limits, facts, self.texts, store.copy, self.adapters, speculator, store.move)
 
     def plain(self, requests: Seq[Request]) -> Made:
         """One after the other, without drafts."""

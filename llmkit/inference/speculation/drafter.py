@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from llmkit.inference.runner import Rows
+from llmkit.inference.scheduler import Chunk
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.steer import Steer
 
@@ -16,7 +18,7 @@ class Ask:
 
     sequence: Sequence
     count: int
-    """Drafts at most."""
+    """Drafts one after the other at most; of a tree of them there are `MOST` at most."""
     steer: Steer
     """What its next token is chosen by; nothing of it is changed."""
 
@@ -28,6 +30,9 @@ class Draft:
     tokens: list[int] = field(default_factory=list)
     sureness: list[int] = field(default_factory=list)
     """Of each token the class that the drafter puts it in: how often those of a class are right is counted."""
+    parents: list[int] = field(default_factory=list)
+    """Of each token the earlier one that it follows, -1 for the newest of the sequence; none: each follows the one
+    before. Those that follow one token differ."""
 
 
 class Drafter(Protocol):
@@ -40,4 +45,14 @@ class Drafter(Protocol):
 
     def draft(self, asks: Seq[Ask]) -> list[Draft]:
         """One for each."""
+        ...
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """A drafter that reads what the model itself made of a step."""
+
+    def see(self, chunks: Seq[Chunk], rows: Seq[Rows]) -> None:
+        """These were computed, in this order; nothing is chosen yet. `rows`: of each the logits after its newest token
+        and after its drafts, if the next token follows from it."""
         ...

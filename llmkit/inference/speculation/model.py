@@ -7,7 +7,6 @@ tokens both go by one number, as in a coupling (Daliri, Musco and Suresh, arXiv:
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -16,13 +15,12 @@ import torch
 from torch import Tensor
 
 from llmkit.core.types import Paged, Span
-from llmkit.inference.blocks import Blocks
 from llmkit.inference.ranks import Store
 from llmkit.inference.request import RequestError, Token
 from llmkit.inference.runner import Forward
 from llmkit.inference.sampler import choose
-from llmkit.inference.sequence import Sequence
 from llmkit.inference.speculation.drafter import Ask, Draft
+from llmkit.inference.speculation.room import Room
 from llmkit.inference.steer import Steer
 
 READ = 512
@@ -39,6 +37,10 @@ class Held:
     """The tokens whose keys and values are there."""
     turn: int = 0
     """When it was last drafted for."""
+
+    def clear(self) -> None:
+        """Nothing of it is there any longer."""
+        self.fed = []
 
 
 @dataclass(eq=False)
@@ -66,14 +68,12 @@ class Small:
     def __init__(self, forward: Forward, store: Store, words: int, longest: int) -> None:
         """`words`: of its vocabulary; `longest`: the sequences that it takes."""
         self.forward, self.store, self.words, self.longest = forward, store, words, longest
-        self.blocks = Blocks(store.blocks, store.size)
-        self.held: weakref.WeakKeyDictionary[Sequence, Held] = weakref.WeakKeyDictionary()
-        self.turn = 0
+        self.room = Room(store.blocks, store.size, Held)
 
     @torch.no_grad()
     def draft(self, asks: Seq[Ask]) -> list[Draft]:
         """One for each."""
-        self.turn += 1
+        self.room.turn += 1
         opened = [self._opened(ask) for ask in asks]
         going = self._ready([one for one in opened if one is not None])
         while going:
@@ -87,22 +87,12 @@ class Small:
         text = one.tokens[one.before :]
         if not ask.count or len(text) + ask.count > self.longest or max(text) >= self.words:
             return None
-        held = self._of(one)
-        held.turn = self.turn
+        held = self.room.of(one)
+        held.turn = self.room.turn
         same = next((at for at, (a, b) in enumerate(zip(held.fed, text, strict=False)) if a != b), len(held.fed))
         del held.fed[min(same, len(text) - 1) :]
         steer = None if ask.steer.rules.processors else ask.steer.fork(ask.steer.index)
         return Open(ask, held, steer, text[len(held.fed) :])
-
-    def _of(self, one: Sequence) -> Held:
-        if one not in self.held:
-            held = self.held[one] = Held()
-            weakref.finalize(one, self._leave, held)
-        return self.held[one]
-
-    def _leave(self, held: Held) -> None:
-        self.blocks.release(held.blocks)
-        held.blocks, held.fed = [], []
 
     def _ready(self, opened: list[Open]) -> list[Open]:
         """Those that are read up to their last token; of long prompts a part is read."""
@@ -120,15 +110,8 @@ class Small:
         return ready
 
     def _room(self, one: Open, count: int) -> bool:
-        """Whether there are blocks for so many tokens more, of sequences of earlier turns if none are free."""
-        need = -(-(len(one.held.fed) + count) // self.store.size) - len(one.held.blocks)
-        while need > self.blocks.room:
-            old = min(self.held.values(), key=lambda held: (not held.blocks, held.turn))
-            if old.turn == self.turn:
-                return False
-            self._leave(old)
-        one.held.blocks += self.blocks.take(max(0, need))
-        return True
+        """Whether there are blocks for so many tokens more."""
+        return self.room.reserve(one.held, len(one.held.fed) + count)
 
     def _token(self, going: list[Open]) -> None:
         """One more of each."""

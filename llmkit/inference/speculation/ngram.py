@@ -31,6 +31,11 @@ class Lookup:
         """One for each."""
         return [self._one(ask.sequence, ask.count) for ask in asks]
 
+    def longest(self, one: Sequence) -> int:
+        """Tokens of the longest end of a text that it has itself, so far as it was drafted for."""
+        text = self.texts.get(one)
+        return 0 if text is None else text.found.length
+
     def _one(self, one: Sequence, count: int) -> Draft:
         text = self.texts.setdefault(one, Automaton())
         for token in one.tokens[len(text.text) :]:

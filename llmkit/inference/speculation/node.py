@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from llmkit.core.config import config, setting
+from llmkit.inference.speculation.most import MOST
 
 if TYPE_CHECKING:
     from llmkit.inference.speculation.drafter import Drafter
-
-MOST = 63
-"""Drafts of one step: with the token before them as many as a tree's mask has bits."""
+    from llmkit.inference.speculation.ngram import Lookup
 
 
 class Making(Protocol):
@@ -25,15 +24,24 @@ class Making(Protocol):
         """Another model."""
         ...
 
+    def retrieved(self, name: str, own: Lookup) -> Drafter:
+        """A corpus, beside what a text itself has."""
+        ...
+
     def shortened(self, count: int) -> Drafter:
         """The model's own first layers."""
         ...
+
+
+# `within` of a member: whether it runs layers of the model itself, all of which must lie in this process.
 
 
 @config
 class Ngram:
     """What came after the longest end of the text that is in it already: for summaries, quotes, code and edits."""
 
+    _keyed: ClassVar[str] = "tokens"
+    within: ClassVar[bool] = False
     kind: Literal["ngram"] = "ngram"
     tokens: int = setting(default=12, least=1, most=MOST)
     """Drafts of an answer in one step, at most; how many there are is measured."""
@@ -41,18 +49,28 @@ class Ngram:
     """Whether as many as there are up to `tokens` are always looked at, whatever they cost."""
     least: int = setting(default=1, least=1)
     """Tokens of the shortest end that is looked for."""
+    corpus: str | None = None
+    """The folder of a corpus that `kind: draft` made for this model (`drafter: ngram`): the end of a text is looked up
+    in it too, and the longer of both is gone by."""
 
     def drafter(self, making: Making) -> Drafter:
-        """Ready to draft."""
+        """Ready to draft.
+
+        Raises:
+            ModelError: the corpus is none, or was made for another model.
+        """
         from llmkit.inference.speculation.ngram import Lookup
 
-        return Lookup(making.words, self.least)
+        own = Lookup(making.words, self.least)
+        return own if self.corpus is None else making.retrieved(self.corpus, own)
 
 
 @config
 class DraftModel:
     """A smaller model of the same tokenizer."""
 
+    _keyed: ClassVar[str] = "model"
+    within: ClassVar[bool] = False
     kind: Literal["draft"] = "draft"
     model: str
     """An alias, a Hub id, a folder, or a run's folder."""
@@ -74,6 +92,8 @@ class DraftModel:
 class EarlyExit:
     """The model's own first layers, then its norm and head."""
 
+    _keyed: ClassVar[str] = "layers"
+    within: ClassVar[bool] = True
     kind: Literal["early_exit"] = "early_exit"
     layers: int = setting(least=1)
     tokens: int = setting(default=4, least=1, most=MOST)

@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 
+from llmkit.inference.runner import Rows
+from llmkit.inference.scheduler import Chunk
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.speculation.costs import Costs
-from llmkit.inference.speculation.drafter import Ask, Draft, Drafter
+from llmkit.inference.speculation.drafter import Ask, Draft, Drafter, Watching
 from llmkit.inference.speculation.rates import Rates
+from llmkit.inference.speculation.tree import by_chance, likeliest, taken
 from llmkit.inference.steer import Steer
 
 MARGIN = 1.02
@@ -27,12 +30,20 @@ class Speculator:
         self.drafter, self.most, self.fixed = drafter, most, fixed
         self.costs, self.drafting, self.rates = Costs(), Costs(), Rates(drafter.classes)
         """Of a step by its tokens; of one token of all drafts by how many sequences have one; and what is right."""
+        self.watching = drafter if isinstance(drafter, Watching) else None
         self.skipped = 0
         """Steps since it was last worth drafting."""
 
-    def propose(self, running: Iterable[Sequence], steer: Callable[[Sequence], Steer], room: int, beside: int) -> None:
+    def propose(
+        self,
+        running: Iterable[Sequence],
+        steer: Callable[[Sequence], Steer],
+        room: int,
+        beside: int,
+        trees: bool = False,
+    ) -> None:
         """Drafts for those of `running` that make their next token: so many at most that the step has `room` for;
-        `beside`: tokens of prompts that it is to hold."""
+        `beside`: tokens of prompts that it is to hold; `trees`: whether they may branch."""
         able = [one for one in running if one.waiting == 1 and not one.rests and one.made > 0]
         if not able:
             return
@@ -40,9 +51,23 @@ class Speculator:
             self.rates.learn(one)
         drafts = self._drafts([Ask(one, min(self.most, _left(one)), steer(one)) for one in able], beside)
         for one, draft in zip(able, drafts, strict=True):
-            self.rates.note(one, draft.tokens, draft.sureness)
+            self.rates.note(one, draft)
+        drafts = [
+            self._shaped(one, draft, trees) if draft.parents else draft for one, draft in zip(able, drafts, strict=True)
+        ]
         for one, draft, count in zip(able, drafts, self._lengths(able, drafts, room, beside), strict=True):
-            one.drafts = draft.tokens[:count]
+            made = taken(draft, count) if draft.parents else draft
+            one.drafts, one.parents = made.tokens[:count], made.parents
+
+    def _shaped(self, one: Sequence, draft: Draft, trees: bool) -> Draft:
+        """A tree whose likeliest drafts come first, or a chain of it."""
+        chances = self.rates.chances(one, draft)
+        return by_chance(draft, chances) if trees else likeliest(draft, chances)
+
+    def see(self, chunks: Seq[Chunk], rows: Seq[Rows]) -> None:
+        """These were computed in a step, in this order, with these logits; nothing is chosen yet."""
+        if self.watching is not None:
+            self.watching.see(chunks, rows)
 
     def _drafts(self, asks: list[Ask], beside: int) -> list[Draft]:
         """Where drafting takes time, as long as those before were worth it; now and then some all the same, since what
@@ -73,7 +98,7 @@ class Speculator:
 
     def _lengths(self, able: Seq[Sequence], drafts: Seq[Draft], room: int, beside: int) -> list[int]:
         """Of the drafts of all those that are likeliest to be right, as many as are worth their time."""
-        chances = [self.rates.chances(one, draft.sureness) for one, draft in zip(able, drafts, strict=True)]
+        chances = [self.rates.chances(one, draft) for one, draft in zip(able, drafts, strict=True)]
         order = sorted(((chance, at) for at, each in enumerate(chances) for chance in each), key=lambda one: -one[0])
         rows, made = beside + len(able), float(len(able))
         order = order[: max(0, room - rows)]

@@ -1,0 +1,42 @@
+"""Flags whose values are written as in a recipe."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from llmkit.core.hints import kind_of, options
+from llmkit.core.scalars import Origin, Value
+from llmkit.core.wording import Report
+from llmkit.inference.speculation.node import Speculation
+from llmkit.recipe.parse import parse
+
+SPECULATION = "What drafts the tokens that follow: ngram, draft:MODEL, early_exit:LAYERS, or more of it: '{kind: ...}'."
+KEYED = re.compile(r"([a-z][a-z0-9_]*):(\S.*)")
+
+
+def tree_of(said: str, flag: str) -> Any:
+    """A value, read as YAML.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    report = Report()
+    made = parse(said, flag, report, flag)
+    report.stop_if_bad()
+    return made
+
+
+def speculation_of(said: str) -> Any:
+    """What drafts: KIND, KIND:WHAT, or as a recipe has it.
+
+    Raises:
+        RecipeError: it is none of these.
+    """
+    if (found := KEYED.fullmatch(said)) is None:
+        return tree_of(said, "--speculation")
+    kind, what = found.groups()
+    origin = Origin("command line")
+    if kind not in map(kind_of, options(Speculation)):
+        return Value(kind, origin, quoted=False)
+    return Value({kind: Value(what, origin, quoted=False)}, origin, keys={kind: origin})

@@ -1,0 +1,90 @@
+"""A model's own answers to what rows ask, for what learns to draft for it: made once, and kept beside the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from typing import Any
+
+from llmkit.build.held import Here
+from llmkit.core.errors import DataError
+from llmkit.core.metrics import Lines
+from llmkit.core.run import Run
+from llmkit.data.prepared import Prepared
+from llmkit.data.prompted import answered
+from llmkit.inference.request import Ask, Completion, Prompt
+from llmkit.models.node import ModelRef
+from llmkit.models.resolve import resolve
+from llmkit.stages.build_inference import open_model
+from llmkit.train.answers import Own
+
+
+def own_answers(
+    asked: Prepared, how: Own, model: ModelRef, precision: str, longest: int, run: Run, key: str
+) -> Prepared:
+    """The prompts with the model's own answers behind them, of `longest` tokens together at most.
+
+    Those that an earlier start of the run made are read from its folder: a text depends on its prompt and its seed, so
+    that the others come to be what they would have been.
+
+    Raises:
+        DataError: no prompt has an answer.
+        ModelError: the model cannot be loaded, or is none that the engine runs.
+    """
+    lines = Lines(run.scratch / f"answers.{key}.jsonl")
+    made = _kept(lines, asked, how, model, longest)
+    if len(made) < len(asked):
+        run.console.start(f"answers to {key}", len(asked), len(made))
+        for answer in _made(asked, how, model, precision, longest, run, len(made)):
+            lines.add({"ids": answer})
+            made.append(answer)
+            run.console.step(f"answers to {key}", len(made), len(asked))
+            run.stop.check("while answers are made")
+        run.console.end()
+    if not any(made):
+        raise DataError("the model answers none of the prompts", fix="use answers: given", key="drafter.answers")
+    return answered(asked, made)
+
+
+def _kept(lines: Lines, asked: Prepared, how: Own, model: ModelRef, longest: int) -> list[list[int]]:
+    """The answers that are there already; the file is begun anew where they are others' or other prompts'."""
+    settings = [resolve(model).sha256, asked.digest, asdict(how.sampling), longest]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    first, *rest = lines.read() or [{}]
+    if first != {"of": digest}:
+        lines.cut(0)
+        lines.add({"of": digest})
+        return []
+    lines.cut(lines.path.read_bytes().rfind(b"\n") + 1)  # a torn last line is made again
+    return [line["ids"] for line in rest]
+
+
+def _made(
+    asked: Prepared, how: Own, model: ModelRef, precision: str, longest: int, run: Run, done: int
+) -> Iterator[list[int]]:
+    """The answers of all prompts but the first `done`, in order."""
+    loaded, kinds = open_model(model, run.device, precision, run.grants)
+    held, end = Here(loaded, mixed=kinds.mixed, device=run.device), loaded.tokenizer.eos_token_id
+    prompts = [tuple(asked.example(at)[0].tolist()) for at in range(done, len(asked))]
+    with closing(how.generator.open(held)) as writer:
+        for completion in writer.each(_asks(prompts, how, longest)):
+            yield _ended(completion.sound(), end)
+
+
+def _asks(prompts: Sequence[Sequence[int]], how: Own, longest: int) -> Iterator[Ask]:
+    for ids in prompts:
+        most = min(how.sampling.max_tokens, longest - len(ids))
+        least = min(how.sampling.min_tokens, most)
+        yield Ask(Prompt(tuple(ids)), replace(how.sampling, max_tokens=most, min_tokens=least, n=1))
+
+
+def _ended(completion: Completion, end: Any) -> list[int]:
+    """The tokens of an answer with the one that ended it, which is to be foretold too."""
+    said = completion.outputs[0]
+    if said.finish_reason != "stop" or isinstance(said.stop_reason, str):
+        return list(said.token_ids)
+    last = said.stop_reason if isinstance(said.stop_reason, int) else end
+    return [*said.token_ids, *([last] if last is not None else [])]
