@@ -22,6 +22,8 @@ from llmkit.inference.node import OwnEngine
 from llmkit.inference.ranks import Led
 from llmkit.inference.runner import Forward, Runner
 from llmkit.inference.scheduler import Limits
+from llmkit.inference.speculation.node import Ngram, Speculation
+from llmkit.inference.speculation.source import Source
 from llmkit.inference.speculation.speculator import Speculator
 from llmkit.inference.text import Texts
 from llmkit.models.decoder import Decoder
@@ -88,10 +90,16 @@ def _engine(
     limits, blocks = Limits(tokens, how.sequences), Blocks(store.blocks, store.size)
     asked = how.speculation
     drafting = Drafting(decoder, loaded, how.cache, store.blocks * store.size, notice)
-    drafts = None if asked is None else Speculator(asked.drafter(drafting), asked.tokens, asked.fixed)
+    drafts = None if asked is None else Speculator(_sources(asked, drafting), asked.fixed)
     lacks("draw")  # compiled now, if it has to be, and not in the midst of a step
     texts = Texts(tokenizer)
     return Engine(Runner(forward, store), blocks, limits, facts, texts, moves.copy, own, drafts, moves.move)
+
+
+def _sources(asked: Speculation, drafting: Drafting) -> list[Source]:
+    """Who drafts; beside one that takes time what is found by looking back, which takes next to none."""
+    nodes = [Ngram(), asked] if asked.lookup else [asked]
+    return [Source(node.drafter(drafting), node.tokens) for node in nodes]
 
 
 def check_engine(loaded: Loaded) -> None:

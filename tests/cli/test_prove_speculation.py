@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llmkit.cli.speculation import closed, joint, parts
+from llmkit.cli.speculation.drafters import DRAFTERS
 from llmkit.cli.speculation.parts import Asked
 from llmkit.cli.speculation.verb import speculation
 from llmkit.inference import sampler
@@ -21,11 +22,15 @@ def statuses(said: str) -> dict[str, dict[str, str]]:
 
 def test_it_passes_and_says_what_it_saw(call, monkeypatch):
     monkeypatch.setattr(closed, "LENGTH", 2)  # the whole toy is in test_speculation_certificate.py
-    wanted = ["--only", "acceptance,joint,equality", "--draws", "800", "--sequences", "40"]
+    wanted = ["--only", "acceptance,joint,equality", "--draws", "800", "--sequences", "48"]
     code, told, heard = call("prove", "speculation", *wanted, "--json")
     assert code == 0, told + heard
     found = statuses(told)
-    assert len(found["joint"]) == 12 and len(found["equality"]) == 7 and len(found["acceptance"]) == 8
+    assert (
+        len(found["joint"]) == 2 * len(DRAFTERS) + 2
+        and len(found["equality"]) == len(DRAFTERS) + 2
+        and len(found["acceptance"]) == 8
+    )
     assert {status for part in found.values() for status in part.values()} == {"passed"}
 
 

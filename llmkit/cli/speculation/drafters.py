@@ -11,10 +11,12 @@ from llmkit.cli.speculation.trial import Made, Schedule, Trial
 from llmkit.cli.speculation.ways import KNOWN
 from llmkit.inference.cache import Cache
 from llmkit.inference.sequence import Sequence
+from llmkit.inference.speculation.branched import Branched
 from llmkit.inference.speculation.drafter import Ask, Draft, Drafter
 from llmkit.inference.speculation.model import Small
 from llmkit.inference.speculation.most import MOST
 from llmkit.inference.speculation.ngram import Lookup
+from llmkit.inference.speculation.recycled import Recycled
 from llmkit.models.decoder import Decoder
 from llmkit.models.paged import BlockStore
 
@@ -90,8 +92,9 @@ DRAFTERS: Mapping[str, Make] = {
     "known": lambda trial, made, how: Knowing(made, trial.words, how.seed),
     "branching": lambda trial, made, how: Branching(made, trial.words, how.seed),
     "ngram": lambda trial, made, how: Lookup(trial.words),
+    "recycled": lambda trial, made, how: Branched(Lookup(trial.words), Recycled(trial.words, 4)),
     "draft": lambda trial, made, how: small(trial, trial.near, how.held),
     "early_exit": lambda trial, made, how: shortened(trial, how.held),
 }
-"""By the kind of the `speculation` union, but for `known`, which is told what comes and is wrong of a fifth, and
-`branching`, which drafts it in trees."""
+"""By the kind of the `speculation` union, but for `known`, which is told what comes and is wrong of a fifth,
+`branching`, which drafts it in trees, and `recycled`: `ngram` with branches of what the model thought likely."""

@@ -26,8 +26,8 @@ DRAWN = {
     "temperature": Sampling(temperature=3.0),
     "top_k, top_p": Sampling(temperature=4.0, top_k=4, top_p=0.95),
 }
-TOLD = ("known", "branching")
-"""Drafters that have no law of their own."""
+TOLD = ("known", "branching", "recycled")
+"""Drafters whose law hangs on more than the text."""
 Job = Callable[[], Iterable[Check]]
 
 

@@ -20,6 +20,7 @@ from llmkit.inference.request import Event, Request
 from llmkit.inference.runner import Runner
 from llmkit.inference.scheduler import Limits
 from llmkit.inference.speculation.drafter import Drafter
+from llmkit.inference.speculation.source import Source
 from llmkit.inference.speculation.speculator import Speculator
 from llmkit.inference.text import Texts
 from llmkit.models.decoder import Decoder
@@ -123,7 +124,7 @@ class Trial:
     def engine(self, schedule: Schedule, drafter: Drafter | None = None) -> Engine:
         """An engine of its own."""
         store = BlockStore(schedule.blocks, self.size, self.dtype)
-        speculator = None if drafter is None else Speculator(drafter, schedule.drafts, fixed=True)
+        speculator = None if drafter is None else Speculator([Source(drafter, schedule.drafts)], fixed=True)
         facts = Facts(self.words, schedule.blocks * self.size, self.ends)
         blocks, limits = Blocks(schedule.blocks, self.size), Limits(schedule.tokens, schedule.sequences)
         runner = Runner(self.decoder, store)

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from llmkit.inference.runner import Rows
 from llmkit.inference.scheduler import Chunk
 from llmkit.inference.sequence import Sequence
+from llmkit.inference.speculation.most import MOST
 from llmkit.inference.steer import Steer
 
 
@@ -18,9 +19,11 @@ class Ask:
 
     sequence: Sequence
     count: int
-    """Drafts one after the other at most; of a tree of them there are `MOST` at most."""
+    """Drafts one after the other at most."""
     steer: Steer
     """What its next token is chosen by; nothing of it is changed."""
+    nodes: int = MOST
+    """Drafts of a tree at most."""
 
 
 @dataclass
