@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 
+import torch
+
 from llmkit.build.drafting import Drafting
 from llmkit.cli.speculation.trial import Made, Schedule, Trial
 from llmkit.cli.speculation.ways import KNOWN
@@ -13,12 +15,16 @@ from llmkit.inference.cache import Cache
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.speculation.branched import Branched
 from llmkit.inference.speculation.drafter import Ask, Draft, Drafter
+from llmkit.inference.speculation.head import Head
 from llmkit.inference.speculation.model import Small
 from llmkit.inference.speculation.most import MOST
 from llmkit.inference.speculation.ngram import Lookup
 from llmkit.inference.speculation.recycled import Recycled
 from llmkit.models.decoder import Decoder
+from llmkit.models.draft_head import DraftHead, shape_for
+from llmkit.models.draft_run import HeadRun
 from llmkit.models.paged import BlockStore
+from llmkit.models.taps import Taps
 
 LONGEST = 512
 Make = Callable[[Trial, Made, Schedule], Drafter]
@@ -88,6 +94,17 @@ def shortened(trial: Trial, blocks: int) -> Drafter:
     return made.shortened(max(1, trial.decoder.causal.config.get_text_config().num_hidden_layers // 2))
 
 
+def head(trial: Trial, how: Schedule) -> Head:
+    """A head that nobody trained, over the model's hidden states: with trees of some width."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(how.seed)
+        shape = shape_for(trial.model, trial.words)
+        run = HeadRun(DraftHead(shape, trial.decoder.causal.get_input_embeddings()), trial.decoder.device)
+    states = Taps(trial.decoder.causal, shape.taps).take
+    width = random.Random(how.seed).choice([1, 2, 4])
+    return Head(run, BlockStore(how.held, trial.size), states, trial.words, width, floor=0.0)
+
+
 DRAFTERS: Mapping[str, Make] = {
     "known": lambda trial, made, how: Knowing(made, trial.words, how.seed),
     "branching": lambda trial, made, how: Branching(made, trial.words, how.seed),
@@ -95,6 +112,7 @@ DRAFTERS: Mapping[str, Make] = {
     "recycled": lambda trial, made, how: Branched(Lookup(trial.words), Recycled(trial.words, 4)),
     "draft": lambda trial, made, how: small(trial, trial.near, how.held),
     "early_exit": lambda trial, made, how: shortened(trial, how.held),
+    "head": lambda trial, made, how: head(trial, how),
 }
 """By the kind of the `speculation` union, but for `known`, which is told what comes and is wrong of a fifth,
 `branching`, which drafts it in trees, and `recycled`: `ngram` with branches of what the model thought likely."""

@@ -26,7 +26,7 @@ DRAWN = {
     "temperature": Sampling(temperature=3.0),
     "top_k, top_p": Sampling(temperature=4.0, top_k=4, top_p=0.95),
 }
-TOLD = ("known", "branching", "recycled")
+TOLD = ("known", "branching", "recycled", "head")
 """Drafters whose law hangs on more than the text."""
 Job = Callable[[], Iterable[Check]]
 
