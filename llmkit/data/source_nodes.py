@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from llmkit.data.rows import At, BadRow, Raw
 
 TEXTS = ("messages", "prompt", "completion", "text", "tools", "transcript")
-COLUMNS = (*TEXTS, "cluster", "choices", "label", "tokens", "tags", "group")
+CHATS = ("instruction", "input", "output")
+"""Of rows that are a question and its answer, as Alpaca has them: a conversation is made of them."""
+COLUMNS = (*TEXTS, *CHATS, "cluster", "choices", "label", "tokens", "tags", "group")
 """Our names of columns."""
 
 Encoding = Literal[

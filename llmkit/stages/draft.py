@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import MISSING, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.adapters.node import Adapter, NoAdapter
 from llmkit.core.config import Conflict, config
 from llmkit.core.errors import RecipeError
 from llmkit.parallel.node import Parallel
+from llmkit.stages.draft_head import HeadDrafter
 from llmkit.stages.draft_ngram import NgramCorpus
 from llmkit.stages.training import Training
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from llmkit.evals.run import Subject
     from llmkit.parallel.steps import Loss
 
-Drafter = NgramCorpus
+Drafter = NgramCorpus | HeadDrafter
 READ = {"kind", "model", "drafter", "data", "adapter", "precision", "parallel", "log", "push", "seed", "out"}
 """Keys that have a meaning where nothing is trained, or are looked at by themselves."""
 
@@ -35,6 +36,7 @@ class Draft(Training):
     """What drafts for a model in speculative decoding (`speculation`): a corpus of texts to look things up in.
     `model/` has it with `draft.json`, which knows the weights that it was made for: for another model it is refused."""
 
+    writes: ClassVar[bool] = False
     kind: Literal["draft"] = "draft"
     adapter: Adapter = NoAdapter()
     """Nothing is attached to the model: it stays as it is."""
@@ -54,8 +56,8 @@ class Draft(Training):
             for name in (item.name for item in fields(self) if item.name not in READ):
                 if getattr(self, name) != _default(self, name):
                     yield Conflict(name, f"drafter {self.drafter.kind} trains nothing", f"drop {name}", "drafter.kind")
-        for key, plain in (("adapter", NoAdapter()), ("parallel", Parallel())):
-            if getattr(self, key) != plain:
+        for key, plain in (("adapter", self.adapter == NoAdapter()), ("parallel", _alone(self.parallel))):
+            if not plain:
                 yield Conflict(key, "what drafts is made by one process, beside the model", f"drop {key}", "kind")
         if self.data.streaming:
             what = "rows are read whole before anything drafts"
@@ -111,6 +113,13 @@ class Draft(Training):
     def measure(self, subject: Subject, valid: Prepared, ids: Sequence[int]) -> dict[str, float]:
         """The figures (`valid.*`) of these validation rows."""
         return self.drafter.measure(self, subject, valid, ids)
+
+
+def _alone(parallel: Parallel) -> bool:
+    """Whether one process computes."""
+    return (
+        parallel.strategy.kind in ("auto", "single") and replace(parallel, strategy=Parallel().strategy) == Parallel()
+    )
 
 
 def _default(stage: Draft, name: str) -> Any:

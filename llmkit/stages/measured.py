@@ -94,8 +94,8 @@ def _evaluate(job: Job, built: Built, steps: Steps, step: int) -> dict[str, floa
 
 def _samples(job: Job, built: Built, seen: Subject, step: int) -> None:
     """Answers to some validation prompts, beside what they should be."""
-    if job.node.head(job.train) is not None:
-        return  # it writes nothing
+    if not job.node.writes or job.node.head(job.train) is not None:
+        return
     rows = job.valid.rows if job.valid is not None else ()
     most = job.node.evaluate.max_tokens
     found = asked(rows, seen.tokenizer, job.node.evaluate.samples)

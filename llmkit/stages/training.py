@@ -44,6 +44,8 @@ class Training:
         "valid.bits_per_byte": False,
     }
     """What evaluations measure, for `checkpoint.best`."""
+    writes: ClassVar[bool] = True
+    """Whether what is trained answers prompts, of which evaluations show some."""
     kind: str = ""
     model: ModelRef
     quant: Quant = NoQuant()
