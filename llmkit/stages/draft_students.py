@@ -7,20 +7,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmkit.build.drafting import SHORT, other_words
 from llmkit.build.opening import load
 from llmkit.build.student import student_of
 from llmkit.build.training import Built, headed
 from llmkit.core.errors import ModelError
 from llmkit.models import drafts
+from llmkit.models.draft_student import Student
 from llmkit.models.heads import Scored
 from llmkit.models.load import How, Loaded
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
 from llmkit.stages.draft_distilled import Distilled
-from llmkit.models.draft_student import Student
 
 
 def around(node: Distilled, built: Built, seed: int) -> Built:
