@@ -22,6 +22,8 @@ from llmkit.inference.node import OwnEngine
 from llmkit.inference.ranks import Led
 from llmkit.inference.runner import Forward, Runner
 from llmkit.inference.scheduler import Limits
+from llmkit.inference.speculation.node import Ngram, Speculation
+from llmkit.inference.speculation.source import Source
 from llmkit.inference.speculation.speculator import Speculator
 from llmkit.inference.text import Texts
 from llmkit.models.decoder import Decoder
@@ -55,7 +57,7 @@ def engine_of(
         place(decoder, how.placement)
     own = adapters(loaded, decoder, beside) if model is None else Adapters()
     store = store_of(decoder, how.cache, notice, most)
-    return _engine(decoder, decoder, store, store.copy, loaded, how, own, notice)
+    return _engine(decoder, decoder, store, store, loaded, how, own, notice)
 
 
 def engine_over(loaded: Loaded, led: Led, how: OwnEngine, beside: Beside = Beside()) -> Engine:
@@ -67,20 +69,20 @@ def engine_over(loaded: Loaded, led: Led, how: OwnEngine, beside: Beside = Besid
     resolved = loaded.resolved
     own = adapters_in(led, beside, resolved.folder if resolved.base is not None else None)
     decoder, store = cast(Decoder, led.rank.forward), cast(BlockStore, led.rank.store)
-    return _engine(led, decoder, store, led.copy, loaded, how, own)
+    return _engine(led, decoder, store, led, loaded, how, own)
 
 
 def _engine(
     forward: Forward,
     decoder: Decoder,
     store: BlockStore,
-    copy: Callable[[int, int], None],
+    moves: Led | BlockStore,
     loaded: Loaded,
     how: OwnEngine,
     own: Adapters,
     notice: Callable[[str], None] = lambda _: None,
 ) -> Engine:
-    """`decoder` is what of the model lies here."""
+    """`decoder` is what of the model lies here; `moves` copies in all stores."""
     tokenizer = loaded.tokenizer
     longest = steady_length(decoder.causal, store.blocks * store.size)
     facts = Facts(decoder.words, longest, tuple(ends(decoder.causal, tokenizer)))
@@ -88,9 +90,16 @@ def _engine(
     limits, blocks = Limits(tokens, how.sequences), Blocks(store.blocks, store.size)
     asked = how.speculation
     drafting = Drafting(decoder, loaded, how.cache, store.blocks * store.size, notice)
-    drafts = None if asked is None else Speculator(asked.drafter(drafting), asked.tokens, asked.fixed)
+    drafts = None if asked is None else Speculator(_sources(asked, drafting), asked.fixed)
     lacks("draw")  # compiled now, if it has to be, and not in the midst of a step
-    return Engine(Runner(forward, store), blocks, limits, facts, Texts(tokenizer), copy, own, drafts)
+    texts = Texts(tokenizer)
+    return Engine(Runner(forward, store), blocks, limits, facts, texts, moves.copy, own, drafts, moves.move)
+
+
+def _sources(asked: Speculation, drafting: Drafting) -> list[Source]:
+    """Who drafts; beside one that takes time what is found by looking back, which takes next to none."""
+    nodes = [Ngram(), asked] if asked.lookup else [asked]
+    return [Source(node.drafter(drafting), node.tokens) for node in nodes]
 
 
 def check_engine(loaded: Loaded) -> None:

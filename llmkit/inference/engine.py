@@ -46,9 +46,11 @@ class Engine:
         copy: Callable[[int, int], None],
         adapters: Adapters | None = None,
         speculator: Speculator | None = None,
+        move: Callable[[Seq[int], Seq[int]], None] | None = None,
     ) -> None:
-        """`copy` copies a block of the store."""
-        self.runner, self.facts, self.texts, self.copy = runner, facts, texts, copy
+        """`copy` copies a block of the store; `move` copies keys and values from slots (block * size + place in it) to
+        slots: without it no tree is drafted."""
+        self.runner, self.facts, self.texts, self.copy, self.move = runner, facts, texts, copy, move
         self.speculator = speculator
         self.adapters = adapters or Adapters()
         self.version = 0
@@ -167,7 +169,8 @@ class Engine:
         first = self.scheduler.next()
         reading += 0 if first is None else len(first.tokens)
         room = self.scheduler.limits.tokens
-        self.speculator.propose(running, self._steer, room, min(reading, room // 2))
+        trees = self.move is not None and self.runner.forward.trees
+        self.speculator.propose(running, self._steer, room, min(reading, room // 2), trees)
 
     def _timed(self, tokens: int, seconds: float) -> None:
         self.tally.steps += 1
@@ -201,6 +204,10 @@ class Engine:
             while places:
                 chosen = choose([place.logits for place in places], [self._steer(place.sequence) for place in places])
                 grown = [self._grown(place, token) for place, token in zip(places, chosen, strict=True)]
+                over = [place for place, goes_on in zip(places, grown, strict=True) if not goes_on]
+                self._moved(over)
+                for place in over:
+                    self._settled(place)
                 places = [place for place, goes_on in zip(places, grown, strict=True) if goes_on]
             self.untold += self._searched(searched)
         except BaseException:
@@ -230,8 +237,9 @@ class Engine:
             if chunk.last and live.beams is not None:
                 searched.append(Place(chunk.sequence, logits))
             elif chunk.last:
-                drafts = chunk.sequence.drafts[: chunk.drafts]
-                places += [Place(one, logits, drafts) for one in self._answers(live, chunk.sequence)]
+                one, count = chunk.sequence, chunk.drafts
+                drafts, parents = one.drafts[:count], one.parents[:count]
+                places += [Place(each, logits, drafts, parents) for each in self._answers(live, one)]
         return places, searched
 
     def _searched(self, places: Seq[Place]) -> list[Event]:
@@ -282,40 +290,49 @@ class Engine:
         return self.live[one.request.id].answers.steer(one.index)
 
     def _grown(self, place: Place, token: Token | RequestError) -> bool:
-        """A sequence with its next token; whether one more follows from this step, since it is what was drafted.
-
-        A fault in making it is its request's alone.
-        """
+        """A sequence with its next token; whether one more follows from this step, since it is what was drafted."""
         one, live = place.sequence, self.live.get(place.request.id)
         if live is None:  # another of its answers failed
             return False
         if isinstance(token, RequestError):
-            self.untold += [*self._told(live, place), *self._failed(live, token)]
+            place.fault = token
             return False
         one.tokens.append(token.id)
         self.tally.made += 1
         live.answers.steer(one.index).take(token.id)
-        finish, stopped = live.ending(one, token)
-        if place.take(token) and finish is None:
-            return True
-        self.untold += self._told(live, place, finish, stopped)
+        place.finish, place.stopped = live.ending(one, token)
+        return place.take(token) and place.finish is None
+
+    def _moved(self, places: Seq[Place]) -> None:
+        """Keys and values of drafts that were right come to lie end to end, before anybody can find them."""
+        trees = [place for place in places if place.parents and place.request.id in self.live]
+        pairs = [pair for place in trees for pair in self.scheduler.moves(place.sequence, place.kept)]
+        if pairs and self.move is not None:
+            self.move([source for source, _ in pairs], [target for _, target in pairs])
+
+    def _settled(self, place: Place) -> None:
+        """Tells what was made at a place where no more follows in this step. A fault is its request's alone."""
+        one, live = place.sequence, self.live.get(place.request.id)
+        if live is None:
+            return
+        self.untold += self._told(live, place)
+        if place.fault is not None:
+            self.untold += self._failed(live, place.fault)
+            return
         if one.drafts:
             self.tally.drafted += len(place.drafts)
-            self.tally.accepted += len(place.made) - 1
-            self.scheduler.accept(one, len(place.made) - 1)
-        if finish is not None:
+            self.tally.accepted += len(place.kept)
+            self.scheduler.accept(one, len(place.kept))
+        if place.finish is not None:
             self._done(live, one)
-        return False
 
-    def _told(
-        self, live: Live, place: Place, finish: Finish | None = None, stopped: int | str | None = None
-    ) -> list[Event]:
+    def _told(self, live: Live, place: Place) -> list[Event]:
         """The event of what was made at a place."""
         one, made = place.sequence, tuple(place.made)
         if not made:
             return []
         told = tuple(live.prompt) or None if one.made == len(made) and one.index == 0 else None
-        return [Event(one.request.id, one.index, made, finish, "", told, one.found, stopped, self.version)]
+        return [Event(one.request.id, one.index, made, place.finish, "", told, one.found, place.stopped, self.version)]
 
     def _failed(self, live: Live, cause: RequestError) -> list[Event]:
         self.tally.failed += 1

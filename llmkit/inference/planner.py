@@ -68,7 +68,7 @@ class Planner:
     def _next(self, one: Sequence) -> bool:
         """Blocks for a next token, and for drafts of what follows it as long as nobody gives way to them."""
         if one.drafts and self._missing(one, one.length) > self.blocks.room:
-            one.drafts = []
+            one.drafts, one.parents = [], []
         return self._reserve(one, one.length)
 
     def _most(self) -> int:

@@ -36,6 +36,10 @@ class Store(KeyValueStore, Protocol):
         """Copies all that a block holds into another."""
         ...
 
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copies keys and values from slots (block * size + place in it) to slots, all of them at once."""
+        ...
+
 
 class Wire(Protocol):
     """Between the first rank and the others; all of them make the same calls."""
@@ -103,6 +107,7 @@ class Rank:
             "hidden": self.hidden,
             "logits": self.logits,
             "copy": lambda said: self.store.copy(said["source"], said["target"]),
+            "move": lambda said: self.store.move(said["sources"], said["targets"]),
             "read": self.read,
             "put": lambda said: self.bank.put(said["key"], self.read_.pop(said["number"])),
             "leave": lambda said: self.read_.pop(said["number"]),
@@ -186,6 +191,11 @@ class Led:
         """Of this rank's part."""
         return self.rank.forward.device
 
+    @property
+    def trees(self) -> bool:
+        """As of this rank's part."""
+        return self.rank.forward.trees
+
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Paged, adapters: Sequence[str]) -> Tensor:
         """Last hidden states (N, H) of tokens (N,) at positions (N,). Where `attend` has another store than the ranks'
         own, each of them makes one of as many blocks, of which nothing is kept.
@@ -215,6 +225,10 @@ class Led:
     def copy(self, source: int, target: int) -> None:
         """Copies a block of every rank's store."""
         self._all({"do": "copy", "source": source, "target": target})
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Moves keys and values in every rank's store."""
+        self._all({"do": "move", "sources": list(sources), "targets": list(targets)})
 
     def read(self, folder: Path) -> Ticket:
         """An adapter of a folder that all ranks see.

@@ -24,6 +24,11 @@ class Forward(Protocol):
         """Where tokens are put."""
         ...
 
+    @property
+    def trees(self) -> bool:
+        """Whether a tree of drafts costs no more than as many tokens of a chain."""
+        ...
+
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Paged, adapters: Sequence[str]) -> Tensor:
         """Last hidden states (N, H) of tokens (N,) at positions (N,).
 
@@ -75,11 +80,11 @@ class Runner:
         ends = list(accumulate(chunk.end - chunk.start for chunk in chunks))
         starts = [0, *ends]
         spans = tuple(
-            Span(0, start, end, chunk.start, tuple(chunk.sequence.blocks))
+            Span(0, start, end, chunk.start, tuple(chunk.sequence.blocks), chunk.parents)
             for start, end, chunk in zip(starts, ends, chunks, strict=False)
         )
         ids = [token for chunk in chunks for token in chunk.tokens]
-        places = [at for chunk in chunks for at in range(chunk.start, chunk.end)]
+        places = [at for chunk in chunks for at in chunk.places]
         tokens, positions = self._there([ids, places])
         adapters = [chunk.sequence.adapter for chunk in chunks]
         hidden = self.forward.hidden(tokens, positions, Paged(self.store, spans), adapters)

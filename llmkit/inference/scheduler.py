@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from llmkit.inference.blocks import Blocks, salted
 from llmkit.inference.fair import Accounts, Queue, rank
 from llmkit.inference.heap import Heap
-from llmkit.inference.sequence import Sequence
+from llmkit.inference.sequence import Sequence, depths
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,18 @@ class Chunk:
     def drafts(self) -> int:
         """How many of its tokens are drafts."""
         return max(0, self.end - max(self.start, len(self.sequence.tokens)))
+
+    @property
+    def parents(self) -> tuple[int, ...]:
+        """Of drafts that are a tree, the newest token before them its root, the parents of all; nothing of a chain."""
+        parents = self.sequence.parents
+        return (-1, *(parent + 1 for parent in parents[: self.drafts])) if parents and self.drafts else ()
+
+    @property
+    def places(self) -> Iterable[int]:
+        """Where each token would stand in the text."""
+        parents = self.parents
+        return [self.start + depth for depth in depths(parents)] if parents else range(self.start, self.end)
 
 
 @dataclass
@@ -215,10 +227,17 @@ class Scheduler:
             chunk.sequence.cached = min(chunk.end, len(chunk.sequence.tokens))
             self._publish(chunk.sequence)
 
+    def moves(self, one: Sequence, path: Iterable[int]) -> list[tuple[int, int]]:
+        """From where to where keys and values are to be moved, as block * size + place in it, so that those of the
+        drafts of a path come to lie end to end."""
+        size = self.blocks.size
+        pairs = [(one.cached + draft, one.cached + at) for at, draft in enumerate(path) if draft != at]
+        return [(one.slot(source, size), one.slot(target, size)) for source, target in pairs]
+
     def accept(self, one: Sequence, count: int) -> None:
-        """Of the drafts that a step computed the first `count` have become tokens; what was made for the others is
-        gone."""
-        one.drafts, one.cached = [], one.cached + count
+        """Of the drafts that a step computed `count` have become tokens, and their keys and values lie end to end; what
+        was made for the others is gone."""
+        one.drafts, one.parents, one.cached = [], [], one.cached + count
         self._publish(one)
         used = -(-one.cached // self.blocks.size)
         self.blocks.release(one.blocks[used:])
@@ -252,7 +271,7 @@ class Scheduler:
     def _stop(self, one: Sequence) -> None:
         del self.running[one]
         self.slots, self.accounts[one].slots = self.slots - one.width, self.accounts[one].slots - one.width
-        one.drafts = []
+        one.drafts, one.parents = [], []
         self.give_back(one)
 
     def _publish(self, one: Sequence) -> None:

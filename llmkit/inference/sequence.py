@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from llmkit.inference.blocks import chain
@@ -18,6 +19,8 @@ class Sequence:
     tokens: list[int]
     drafts: list[int] = field(default_factory=list)
     """What may follow `tokens`: computed with them, and taken over as far as they are right."""
+    parents: list[int] = field(default_factory=list)
+    """Of each draft the earlier one that it follows, -1 for the newest token; none: each follows the one before."""
     names: list[bytes] = field(default_factory=list)
     """Of its full blocks, as far as they were made; the first is that of the empty prefix."""
     blocks: list[int] = field(default_factory=list)
@@ -72,10 +75,14 @@ class Sequence:
         known = len(self.tokens)
         return self.tokens[start:end] + (self.drafts[max(0, start - known) : end - known] if end > known else [])
 
+    def slot(self, at: int, size: int) -> int:
+        """Where the keys and values of its token `at` lie, by blocks of `size`: block * size + place in it."""
+        return self.blocks[at // size] * size + at % size
+
     def fork(self, index: int) -> Sequence:
         """Another answer that goes on from here, over the same blocks."""
         tokens, names, blocks = list(self.tokens), list(self.names), list(self.blocks)
-        return replace(self, index=index, tokens=tokens, names=names, blocks=blocks, drafts=[], width=1)
+        return replace(self, index=index, tokens=tokens, names=names, blocks=blocks, drafts=[], parents=[], width=1)
 
     def name(self, count: int, size: int) -> list[bytes]:
         """The names of the first `count` blocks of `size` tokens."""
@@ -83,3 +90,11 @@ class Sequence:
             at = (len(self.names) - 1) * size
             self.names.append(chain(self.names[-1], self.tokens[at : at + size]))
         return self.names[1 : count + 1]
+
+
+def depths(parents: Iterable[int]) -> list[int]:
+    """Of each token of a tree how many come before it; a parent is an earlier token, -1 for none."""
+    made: list[int] = []
+    for parent in parents:
+        made.append(made[parent] + 1 if parent >= 0 else 0)
+    return made

@@ -13,7 +13,7 @@ from llmkit.models.adapter_files import Base
 from llmkit.models.heads import causal_of, shape_of
 from llmkit.models.loras import Bank, Narrow, base_of
 from llmkit.models.ordered import elementwise
-from llmkit.models.serving import lacks_order, serving
+from llmkit.models.serving import attends_in_order, lacks_order, serving
 
 
 class Decoder:
@@ -39,6 +39,12 @@ class Decoder:
         """Of the embeddings; the host's, where they wait elsewhere until they are called."""
         held = cast(torch.device, self.causal.get_input_embeddings().weight.device)
         return torch.device("cpu") if held.type == "meta" else held
+
+    @property
+    def trees(self) -> bool:
+        """Whether a tree of drafts costs no more than as many tokens of a chain: elsewhere its tokens are attended to
+        one by one."""
+        return attends_in_order(self.causal)
 
     @property
     def words(self) -> int:

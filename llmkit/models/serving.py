@@ -56,7 +56,7 @@ def serving(model: Any, exact: bool = False) -> Any:
         for parent in list(made.modules()):
             for name, child in list(parent.named_children()):
                 parent._modules[name] = _served(child)
-        if not _elsewhere(made) and not lacks("linear") and _attends_in_order(made):
+        if not _elsewhere(made) and not lacks("linear") and attends_in_order(made):
             shorten(made)
     return made
 
@@ -69,7 +69,7 @@ def lacks_order(model: Any, exact: bool = False) -> str:
         return why
     if turns_by_sequence(model):
         return "its rotations follow the length of a sequence, so that keys depend on when they were made"
-    if exact or (row() and _attends_in_order(model)):
+    if exact or (row() and attends_in_order(model)):
         return ""
     return "its attention is eager" if row() and not lacks("paged") else "nothing is compiled here (llmkit doctor)"
 
@@ -134,7 +134,7 @@ def _own_weights(module: nn.Module) -> bool:
 def _own_configs(made: Any, exact: bool) -> None:
     """Has experts computed one by one, in the order of their numbers, so that each token's sum has one order; and
     attention in one order too, where the compiled one is not there."""
-    kind = registered("ordered") if exact and not _attends_in_order(made) else ""
+    kind = registered("ordered") if exact and not attends_in_order(made) else ""
     known: dict[int, Any] = {}
     for module in (module for module in made.modules() if hasattr(module, "config")):
         own = known.setdefault(id(module.config), copy.copy(module.config))
@@ -145,7 +145,7 @@ def _own_configs(made: Any, exact: bool) -> None:
         module.config = own
 
 
-def _attends_in_order(model: Any) -> bool:
+def attends_in_order(model: Any) -> bool:
     """Whether the compiled attention over cached keys is used."""
     here = next(model.parameters()).device.type == "cpu"
     return here and not lacks("paged") and model.config.get_text_config()._attn_implementation != NAMES["eager"]

@@ -31,12 +31,14 @@ def with_(tiny: Any, **speculation: Any) -> LLM:
 
 
 def test_all_that_draft_leave_the_text_as_it_is(tiny: Any, plain: list[Any]) -> None:
-    for speculation in ({"kind": "ngram"}, {"kind": "draft", "model": str(tiny)}, {"kind": "early_exit", "layers": 1}):
+    draft, early = {"kind": "draft", "model": str(tiny)}, {"kind": "early_exit", "layers": 1}
+    alone: dict[str, Any] = {"lookup": False}
+    for speculation in ({"kind": "ngram"}, {"kind": "ngram", "recycle": 0}, draft, draft | alone, early, early | alone):
         with with_(tiny, **speculation) as llm:
             assert [llm.generate(TEXTS, how) for how in WAYS] == plain, speculation
             stats = llm.engine.stats()
             assert 0 < stats.accepted <= stats.drafted and stats.steps < stats.made / 2, speculation
-            if speculation["kind"] == "draft":  # it drafts for itself: what it says is always right
+            if speculation == draft | alone:  # it drafts for itself: what it says is always right
                 assert stats.accepted >= 0.9 * stats.drafted
 
 
@@ -56,7 +58,7 @@ def test_who_cannot_draft_is_refused_by_name(tiny: Any, tmp_path: Any) -> None:
 def test_an_llm_takes_who_drafts_in_short(tiny: Any, plain: list[Any]) -> None:
     with LLM(str(tiny), speculation={"early_exit": 1, "tokens": 3}) as llm:
         assert llm.generate(TEXTS, WAYS[0]) == plain[0]
-        assert llm.engine.speculator is not None and llm.engine.speculator.most == 3
+        assert llm.engine.speculator is not None and llm.engine.speculator.sources[-1].most == 3
     twice = Opened(model="m", generator={"kind": "engine", "speculation": "ngram"}, speculation="ngram")
     assert twice.made.speculation == Opened(model="m", speculation={"ngram": 12}).made.speculation == Ngram()
     assert Opened(model="m", speculation={"draft": "n"}).made.speculation == DraftModel(model="n")

@@ -80,10 +80,10 @@ def test_it_drafts_what_was_said_before_and_changes_no_text(tiny: Path, corpus: 
     prompts = ["hello world", "the quick", "a model is", "rows of text"]
     with LLM(str(tiny), generator={"kind": "engine", "cache": SMALL}) as llm:
         plain = [llm.generate([prompt], HOW) for prompt in prompts]
-    with with_(tiny, fixed=True) as llm:
+    with with_(tiny, fixed=True, recycle=0) as llm:
         assert [llm.generate([prompt], HOW) for prompt in prompts] == plain
         alone = llm.engine.stats()
-    with with_(tiny, fixed=True, corpus=str(corpus)) as llm:
+    with with_(tiny, fixed=True, recycle=0, corpus=str(corpus)) as llm:
         assert [llm.generate([prompt], HOW) for prompt in prompts] == plain
         stats = llm.engine.stats()
         assert stats.accepted > 0.7 * stats.drafted > alone.accepted

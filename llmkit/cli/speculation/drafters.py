@@ -13,6 +13,7 @@ from llmkit.inference.cache import Cache
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.speculation.drafter import Ask, Draft, Drafter
 from llmkit.inference.speculation.model import Small
+from llmkit.inference.speculation.most import MOST
 from llmkit.inference.speculation.ngram import Lookup
 from llmkit.models.decoder import Decoder
 from llmkit.models.paged import BlockStore
@@ -46,6 +47,36 @@ class Knowing:
         return self.drawn.randrange(KNOWN)
 
 
+class Branching:
+    """Drafts a random tree, one path of which is what was made without drafts, as far as it goes."""
+
+    classes, free = 2, True
+
+    def __init__(self, made: Made, seed: int) -> None:
+        self.made, self.drawn = made, random.Random(seed)
+
+    def draft(self, asks: Seq[Ask]) -> list[Draft]:
+        """One for each."""
+        return [self._one(ask.sequence, ask.count) for ask in asks]
+
+    def _one(self, one: Sequence, count: int) -> Draft:
+        text = self.made.tokens((one.request.id, one.index))[one.made : one.made + count]
+        made, paths, follow = Draft(), {-1: list[int]()}, {-1: set[int]()}
+        for _ in range(self.drawn.randint(0, MOST)):
+            last = self.drawn.choice(sorted(paths)[-self.drawn.choice([1, 4, MOST]) :])
+            path = paths[last]
+            right = path == text[: len(path)] and len(path) < len(text) and self.drawn.random() < 0.6
+            token = text[len(path)] if right else self.drawn.randrange(KNOWN)
+            if len(path) < count and token not in follow[last]:
+                at = len(made.tokens)
+                follow[last].add(token)
+                paths[at], follow[at] = [*path, token], set()
+                made.tokens.append(token)
+                made.parents.append(last)
+                made.sureness.append(self.drawn.randint(0, 1))  # the likeliest path is often not the right one
+        return made
+
+
 def small(trial: Trial, forward: Decoder, seed: int) -> Small:
     """A model with a cache of its own, of some size."""
     blocks = random.Random(seed).choice([TIGHT, ROOMY])
@@ -60,8 +91,10 @@ def shortened(trial: Trial) -> Drafter:
 
 DRAFTERS: Mapping[str, Make] = {
     "known": lambda trial, made, seed: Knowing(made, seed),
+    "branching": lambda trial, made, seed: Branching(made, seed),
     "ngram": lambda trial, made, seed: Lookup(trial.words),
     "draft": lambda trial, made, seed: small(trial, trial.near, seed),
     "early_exit": lambda trial, made, seed: shortened(trial),
 }
-"""By the kind of the `speculation` union, but for `known`, which is told what comes and is wrong of a fifth."""
+"""By the kind of the `speculation` union, but for `known`, which is told what comes and is wrong of a fifth, and
+`branching`, which drafts it in trees."""

@@ -20,6 +20,7 @@ from llmkit.inference.request import Event, Request
 from llmkit.inference.runner import Runner
 from llmkit.inference.scheduler import Limits
 from llmkit.inference.speculation.drafter import Drafter
+from llmkit.inference.speculation.source import Source
 from llmkit.inference.speculation.speculator import Speculator
 from llmkit.inference.text import Texts
 from llmkit.models.decoder import Decoder
@@ -104,11 +105,11 @@ class Trial:
     def engine(self, schedule: Schedule, drafter: Drafter | None = None) -> Engine:
         """An engine of its own."""
         store = BlockStore(schedule.blocks, self.size, self.dtype)
-        speculator = None if drafter is None else Speculator(drafter, schedule.drafts, fixed=True)
+        speculator = None if drafter is None else Speculator([Source(drafter, schedule.drafts)], fixed=True)
         facts = Facts(self.words, schedule.blocks * self.size, ENDS)
         blocks, limits = Blocks(schedule.blocks, self.size), Limits(schedule.tokens, schedule.sequences)
         runner = Runner(self.decoder, store)
-        return Engine(runner, blocks, limits, facts, self.texts, store.copy, self.adapters, speculator)
+        return Engine(runner, blocks, limits, facts, self.texts, store.copy, self.adapters, speculator, store.move)
 
     def plain(self, requests: Seq[Request]) -> Made:
         """One after the other, without drafts."""

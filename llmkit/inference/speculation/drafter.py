@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from llmkit.inference.runner import Rows
 from llmkit.inference.scheduler import Chunk
 from llmkit.inference.sequence import Sequence
+from llmkit.inference.speculation.most import MOST
 from llmkit.inference.steer import Steer
 
 
@@ -18,9 +19,11 @@ class Ask:
 
     sequence: Sequence
     count: int
-    """Drafts at most."""
+    """Drafts one after the other at most."""
     steer: Steer
     """What its next token is chosen by; nothing of it is changed."""
+    nodes: int = MOST
+    """Drafts of a tree at most."""
 
 
 @dataclass
@@ -30,6 +33,9 @@ class Draft:
     tokens: list[int] = field(default_factory=list)
     sureness: list[int] = field(default_factory=list)
     """Of each token the class that the drafter puts it in: how often those of a class are right is counted."""
+    parents: list[int] = field(default_factory=list)
+    """Of each token the earlier one that it follows, -1 for the newest of the sequence; none: each follows the one
+    before. Those that follow one token differ."""
 
 
 class Drafter(Protocol):

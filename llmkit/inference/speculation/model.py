@@ -8,7 +8,7 @@ tokens both go by one number, as in a coupling (Daliri, Musco and Suresh, arXiv:
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -131,7 +131,7 @@ class Small:
         if isinstance(token, Token):
             one.made.tokens.append(token.id)
             one.made.sureness.append(CLASSES // 2)
-        one.ask = Ask(one.ask.sequence, 0, one.ask.steer)
+        one.ask = replace(one.ask, count=0)
 
     def _take(self, one: Open, token: Token, row: Tensor) -> None:
         one.made.tokens.append(token.id)

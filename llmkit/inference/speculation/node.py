@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from llmkit.core.config import config, setting
+from llmkit.inference.speculation.most import MOST
 
 if TYPE_CHECKING:
     from llmkit.inference.speculation.drafter import Drafter
     from llmkit.inference.speculation.ngram import Lookup
-
-MOST = 63
-"""Drafts of one step: with the token before them as many as a tree's mask has bits."""
 
 
 class Making(Protocol):
@@ -44,6 +42,7 @@ class Ngram:
 
     _keyed: ClassVar[str] = "tokens"
     within: ClassVar[bool] = False
+    lookup: ClassVar[bool] = False
     kind: Literal["ngram"] = "ngram"
     tokens: int = setting(default=12, least=1, most=MOST)
     """Drafts of an answer in one step, at most; how many there are is measured."""
@@ -54,6 +53,8 @@ class Ngram:
     corpus: str | None = None
     """The folder of a corpus that `kind: draft` made for this model (`drafter: ngram`): the end of a text is looked up
     in it too, and the longer of both is gone by."""
+    recycle: int = setting(default=8, least=0, most=8)
+    """Tokens that the model thought likeliest after each, when it came last, of which branches are drafted; 0: none."""
 
     def drafter(self, making: Making) -> Drafter:
         """Ready to draft.
@@ -61,10 +62,13 @@ class Ngram:
         Raises:
             ModelError: the corpus is none, or was made for another model.
         """
+        from llmkit.inference.speculation.branched import Branched
         from llmkit.inference.speculation.ngram import Lookup
+        from llmkit.inference.speculation.recycled import Recycled
 
         own = Lookup(making.words, self.least)
-        return own if self.corpus is None else making.retrieved(self.corpus, own)
+        found = own if self.corpus is None else making.retrieved(self.corpus, own)
+        return Branched(found, Recycled(making.words, self.recycle)) if self.recycle else found
 
 
 @config
@@ -80,6 +84,8 @@ class DraftModel:
     """Drafts of an answer in one step, at most; how many there are is measured."""
     fixed: bool = False
     """Whether `tokens` are always drafted and looked at, whatever they cost."""
+    lookup: bool = True
+    """Whether what `ngram` finds is looked at beside it: it costs next to nothing."""
 
     def drafter(self, making: Making) -> Drafter:
         """Ready to draft.
@@ -102,6 +108,8 @@ class EarlyExit:
     """Drafts of an answer in one step, at most; how many there are is measured."""
     fixed: bool = False
     """Whether `tokens` are always drafted and looked at, whatever they cost."""
+    lookup: bool = True
+    """Whether what `ngram` finds is looked at beside it: it costs next to nothing."""
 
     def drafter(self, making: Making) -> Drafter:
         """Ready to draft.

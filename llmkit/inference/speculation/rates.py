@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 from llmkit.inference.sequence import Sequence
+from llmkit.inference.speculation.drafter import Draft
+from llmkit.inference.speculation.tree import following
 
 FORGET = 0.995
 """What a class keeps of its counts with each new one, so that what was long ago counts less."""
+FORGET_ALL = 0.999
 OWN_FORGET = 0.9
 PRIOR = 2.0
 """Drafts that a class is taken to have seen, half of them right, before any."""
@@ -24,8 +27,7 @@ class Counted:
     expected: float = 0.0
     at: int = 0
     """Tokens that it had when it was drafted for."""
-    drafts: list[int] = field(default_factory=list)
-    sureness: list[int] = field(default_factory=list)
+    draft: Draft = field(default_factory=Draft)
 
 
 class Rates:
@@ -34,18 +36,22 @@ class Rates:
     def __init__(self, classes: int) -> None:
         self.right = [PRIOR * 0.5] * classes
         self.tried = [PRIOR] * classes
+        self.deep, self.places = PRIOR * 0.5 * classes, PRIOR * classes
+        """Places at which one of the drafts was right, and all that were drafted for."""
         self.own: WeakKeyDictionary[Sequence, Counted] = WeakKeyDictionary()
 
     def of(self, sureness: int) -> float:
         """How often a draft of a class is right."""
         return self.right[sureness] / self.tried[sureness]
 
-    def chances(self, one: Sequence, sureness: list[int]) -> list[float]:
+    def chances(self, one: Sequence, draft: Draft) -> list[float]:
         """Of each draft, that it and all before it are right."""
         own = self.own.get(one, Counted())
         factor = (own.right + OWN_PRIOR) / (own.expected + OWN_PRIOR)
-        made, chance = [], 1.0
-        for each in sureness:
+        made, chance = list[float](), 1.0
+        for at, each in enumerate(draft.sureness):
+            if draft.parents:
+                chance = made[draft.parents[at]] if draft.parents[at] >= 0 else 1.0
             chance *= min(0.99, self.of(each) * factor)
             made.append(chance)
         return made
@@ -54,26 +60,36 @@ class Rates:
         """The same of drafts that are not made yet, by the rate of all classes."""
         own = self.own.get(one, Counted())
         factor = (own.right + OWN_PRIOR) / (own.expected + OWN_PRIOR)
-        rate = min(0.99, sum(self.right) / sum(self.tried) * factor)
+        rate = min(0.99, self.deep / self.places * factor)
         return [rate ** (at + 1) for at in range(count)]
 
-    def note(self, one: Sequence, drafts: list[int], sureness: list[int]) -> None:
+    def note(self, one: Sequence, draft: Draft) -> None:
         """What was drafted now."""
         own = self.own.setdefault(one, Counted())
-        own.at, own.drafts, own.sureness = len(one.tokens), drafts, sureness
+        own.at, own.draft = len(one.tokens), draft
 
     def learn(self, one: Sequence) -> None:
         """Looks at what came in the place of the drafts that were noted."""
         own = self.own.get(one)
         if own is None:
             return
-        came = one.tokens[own.at :]
-        for draft, sureness, token in zip(own.drafts, own.sureness, came, strict=False):
-            right = float(draft == token)
-            own.right = own.right * OWN_FORGET + right
-            own.expected = own.expected * OWN_FORGET + self.of(sureness)
-            self.right[sureness] = self.right[sureness] * FORGET + right
-            self.tried[sureness] = self.tried[sureness] * FORGET + 1
-            if not right:
+        draft, own.draft = own.draft, Draft()
+        at = -1
+        for token in one.tokens[own.at :]:
+            follow = following(draft, at)
+            if not follow:
                 break
-        own.drafts = []
+            own.right, own.expected = own.right * OWN_FORGET, own.expected * OWN_FORGET
+            for each in follow:
+                self._count(own, draft.sureness[each], float(draft.tokens[each] == token))
+            same = [each for each in follow if draft.tokens[each] == token]
+            self.deep, self.places = self.deep * FORGET_ALL + bool(same), self.places * FORGET_ALL + 1
+            if not same:
+                break
+            at = same[0]
+
+    def _count(self, own: Counted, sureness: int, right: float) -> None:
+        own.right += right
+        own.expected += self.of(sureness)
+        self.right[sureness] = self.right[sureness] * FORGET + right
+        self.tried[sureness] = self.tried[sureness] * FORGET + 1

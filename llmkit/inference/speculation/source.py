@@ -1,0 +1,69 @@
+"""One that drafts, how often it is right and how long it takes: when it is asked, and for how much."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+
+from llmkit.inference.sequence import Sequence
+from llmkit.inference.speculation.costs import Costs
+from llmkit.inference.speculation.drafter import Ask, Draft, Drafter
+from llmkit.inference.speculation.rates import Rates
+from llmkit.inference.speculation.tree import depth
+
+PROBE, PROBED = 32, 2
+"""Steps after which a drafter that is not worth its time is tried again, and by how many drafts."""
+
+
+class Source:
+    """A drafter, and what is known of it."""
+
+    def __init__(self, drafter: Drafter, most: int) -> None:
+        """`most`: drafts of one sequence one after another."""
+        self.drafter, self.most = drafter, most
+        self.rates, self.drafting = Rates(drafter.classes), Costs()
+        """How often it is right; how long one level of all drafts takes, by how many sequences have one."""
+        self.skipped = 0
+        """Steps since it was last worth drafting."""
+
+    def drafts(self, asks: Seq[Ask], speed: float, costs: Costs, beside: int) -> list[Draft]:
+        """Of those that take time as much as makes more than `speed` tokens a second, and now and then some all the
+        same: what is not tried is not learned of. `costs`: of a step; `beside`: tokens of prompts that it is to hold.
+        """
+        for ask in asks:
+            self.rates.learn(ask.sequence)
+        asks = [replace(ask, count=min(ask.count, self.most)) for ask in asks]
+        count = None if self.drafter.free else self._wanted(asks, speed, costs, beside)
+        if count is not None:
+            asks = [replace(ask, count=min(ask.count, count)) for ask in asks]
+        made = self._timed(asks) if count != 0 else [Draft() for _ in asks]
+        for ask, draft in zip(asks, made, strict=True):
+            self.rates.note(ask.sequence, draft)
+        return made
+
+    def chances(self, one: Sequence, draft: Draft) -> list[float]:
+        """Of each draft, that it and all before it are right."""
+        return self.rates.chances(one, draft)
+
+    def _wanted(self, asks: Seq[Ask], speed: float, costs: Costs, beside: int) -> int:
+        chances = [self.rates.ahead(ask.sequence, ask.count) for ask in asks]
+        rows, made, best, wanted = beside + len(asks), float(len(asks)), speed, 0
+        deepest = max(ask.count for ask in asks)
+        for at in range(deepest):
+            more = [each[at] for each in chances if at < len(each)]
+            made, rows = made + sum(more), rows + len(more)
+            reached = made / max(costs.of(rows) + self.drafting.of(len(asks)) * (at + 1), 1e-9)
+            if reached > best:
+                best, wanted = reached, at + 1
+        self.skipped = 0 if wanted else self.skipped + 1
+        if not wanted and self.skipped % PROBE == 0:
+            return min(deepest, PROBED)
+        return wanted
+
+    def _timed(self, asks: Seq[Ask]) -> list[Draft]:
+        began = time.perf_counter()
+        drafts = self.drafter.draft(asks)
+        if not self.drafter.free and (longest := max(map(depth, drafts))):
+            self.drafting.see(len(asks), (time.perf_counter() - began) / longest)
+        return drafts
