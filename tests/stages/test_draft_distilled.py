@@ -67,7 +67,7 @@ def made(teacher: Path, asked: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def with_(model: Path, drafter: Path) -> LLM:
-    speculation = {"kind": "draft", "model": str(drafter), "tokens": 4, "fixed": True}
+    speculation = {"kind": "draft", "model": str(drafter), "tokens": 4, "fixed": True, "lookup": False}
     return LLM(str(model), generator={"kind": "engine", "cache": SMALL, "speculation": speculation})
 
 
