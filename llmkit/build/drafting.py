@@ -1,4 +1,4 @@
-"""What drafts for a model that is loaded: a smaller one, or its own first layers."""
+"""What drafts for a model that is loaded: a smaller one, its own first layers, or a trained head."""
 
 from __future__ import annotations
 
@@ -12,20 +12,27 @@ from torch import nn
 from llmkit.build.cache import store_of
 from llmkit.build.opening import load
 from llmkit.core.errors import ModelError
+from llmkit.core.types import Paged, Span
 from llmkit.inference.cache import Cache
+from llmkit.inference.runner import Forward
 from llmkit.inference.speculation.corpus import Corpus
 from llmkit.inference.speculation.drafter import Drafter
+from llmkit.inference.speculation.head import Head
 from llmkit.inference.speculation.model import Small
 from llmkit.inference.speculation.ngram import Lookup
 from llmkit.inference.speculation.retrieval import Retrieval
 from llmkit.models import drafts
 from llmkit.models.bare import twin
 from llmkit.models.decoder import Decoder
+from llmkit.models.draft_files import load_head
+from llmkit.models.draft_run import HeadRun
 from llmkit.models.layers import layers
 from llmkit.models.load import How, Loaded
 from llmkit.models.node import ModelRef
+from llmkit.models.paged import BlockStore
 from llmkit.models.positions import steady_length
 from llmkit.models.resolve import resolve
+from llmkit.models.taps import Taps
 
 SHORT: dict[torch.dtype, Literal["fp32", "bf16", "fp16"]] = {
     torch.float32: "fp32",
@@ -33,16 +40,25 @@ SHORT: dict[torch.dtype, Literal["fp32", "bf16", "fp16"]] = {
     torch.float16: "fp16",
 }
 
+REFRESH = "run kind: draft with drafter.start to refresh it"
+
 
 class Drafting:
     """Makes drafters beside a model."""
 
     def __init__(
-        self, decoder: Decoder, loaded: Loaded, cache: Cache, tokens: int, notice: Callable[[str], None]
+        self,
+        decoder: Decoder,
+        loaded: Loaded,
+        cache: Cache,
+        tokens: int,
+        notice: Callable[[str], None],
+        forward: Forward | None = None,
     ) -> None:
         """`loaded` is the model that is drafted for; `tokens`: those that its cache holds, and a drafter's need not
-        hold more of."""
+        hold more of; `forward` runs all of the model, where `decoder` is a part."""
         self.decoder, self.loaded, self.cache, self.tokens, self.notice = decoder, loaded, cache, tokens, notice
+        self.forward = forward or decoder
 
     @property
     def words(self) -> int:
@@ -84,6 +100,25 @@ class Drafting:
                 if isinstance(child, nn.ModuleList) and len(child) == len(own) and child[0] in layers(made):
                     parent._modules[name] = nn.ModuleList(child[:count])
         return self._small(Decoder(made))
+
+    def head(self, path: str, width: int) -> Drafter:
+        """A trained head over the model's hidden states.
+
+        Raises:
+            ModelError: it was made for another model, is no head, or the family tells no hidden states.
+        """
+        folder = drafts.folder_of(path, "speculation.path")
+        self.made(folder, "head", "speculation.path", REFRESH)
+        decoder = self.decoder
+        head = load_head(folder, decoder.causal.get_input_embeddings())
+        run = HeadRun(head, decoder.device, next(decoder.model.parameters()).dtype)
+        taps = Taps(decoder.causal, head.taps)
+        one = torch.zeros(1, dtype=torch.int64, device=decoder.device)
+        with torch.no_grad():
+            self.forward.hidden(one, one, Paged(BlockStore(1, 1), (Span(0, 0, 1, 0, (0,)),)), [""])
+        taps.take()  # it can be
+        store = store_of(run, self.cache, lambda told: self.notice(f"drafter's {told}"), self.tokens)
+        return Head(run, store, taps.take, self.words, width)
 
     def retrieved(self, name: str, own: Lookup) -> Drafter:
         """A corpus, beside what a text itself has.

@@ -89,7 +89,7 @@ def _engine(
     tokens = how.tokens or (Limits.tokens if forward.device.type == "cpu" else GPU_TOKENS)
     limits, blocks = Limits(tokens, how.sequences), Blocks(store.blocks, store.size)
     asked = how.speculation
-    drafting = Drafting(decoder, loaded, how.cache, store.blocks * store.size, notice)
+    drafting = Drafting(decoder, loaded, how.cache, store.blocks * store.size, notice, forward)
     drafts = None if asked is None else Speculator(_sources(asked, drafting), asked.fixed)
     lacks("draw")  # compiled now, if it has to be, and not in the midst of a step
     texts = Texts(tokenizer)

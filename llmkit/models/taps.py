@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from llmkit.models.layers import layers
 
 
 class Taps:
-    """Reads what comes out of modules by hooks: nothing is copied, and what the model computes stays as it is."""
+    """Reads what comes out of modules by hooks, as long as there is this object: nothing is copied, and what the model
+    computes stays as it is."""
 
     def __init__(self, causal: Any, which: Sequence[int]) -> None:
         """`causal`: of transformers. `which`: hidden states as it numbers them: i is the output of the i-th layer,
@@ -26,10 +28,12 @@ class Taps:
             what = f"the output of layer {wrong[0]} is read, and the model has {len(own)}"
             raise ModelError(what, fix="give a head that was made for it", key="speculation.path")
         self.states: list[Any] = [None] * len(which)
-        self.hooks = [
-            (causal.base_model if at == len(own) else own[at - 1]).register_forward_hook(self._hook(place))
+        hooks = [
+            (causal.base_model if at == len(own) else own[at - 1]).register_forward_hook(_hook(self.states, place))
             for place, at in enumerate(which)
         ]
+        self.close = weakref.finalize(self, _close, hooks)
+        """Nothing is read any longer."""
 
     def take(self) -> list[Tensor]:
         """Of the newest forward (N, H) each; they are let go of here.
@@ -37,7 +41,8 @@ class Taps:
         Raises:
             ModelError: a layer was not run, or gives no hidden states of one row.
         """
-        taken, self.states = self.states, [None] * len(self.states)
+        taken = list(self.states)
+        self.states[:] = [None] * len(taken)
         wrong = [state for state in taken if state is None or state.dim() != 3 or state.shape[0] != 1]
         if wrong:
             shape = "nothing" if wrong[0] is None else tuple(wrong[0].shape)
@@ -45,14 +50,15 @@ class Taps:
             raise ModelError(what, fix="use speculation: {kind: ngram}", key="speculation.kind")
         return [state[0] for state in taken]
 
-    def close(self) -> None:
-        """Nothing is read any longer."""
-        for hook in self.hooks:
-            hook.remove()
 
-    def _hook(self, place: int) -> Callable[[nn.Module, Any, Any], None]:
-        def keep(_: nn.Module, __: Any, out: Any) -> None:
-            last = getattr(out, "last_hidden_state", None)
-            self.states[place] = last if last is not None else out[0] if isinstance(out, tuple) else out
+def _hook(states: list[Any], place: int) -> Callable[[nn.Module, Any, Any], None]:
+    def keep(_: nn.Module, __: Any, out: Any) -> None:
+        last = getattr(out, "last_hidden_state", None)
+        states[place] = last if last is not None else out[0] if isinstance(out, tuple) else out
 
-        return keep
+    return keep
+
+
+def _close(hooks: Sequence[Any]) -> None:
+    for hook in hooks:
+        hook.remove()

@@ -101,6 +101,9 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
         ("loss", loss),
         *((name, {name: _points(trained, name)}) for name in ("grad_norm", "lr", "tokens_per_second")),
     ]
+    if right := {name: _points(seen, name) for name in (seen or [{}])[0] if name.startswith("valid.right_")}:
+        charts.insert(1, ("drafts that are right", right))
+        charts.insert(2, ("tokens a step", {"validation": _points(seen, "valid.tokens_per_step")}))
     return "<h2>Curves</h2><div class=grid>" + "".join(chart(name, series) for name, series in charts) + "</div>"
 
 

@@ -9,11 +9,18 @@ import pytest
 
 from llmkit.build.llm import LLM
 from llmkit.build.opened import Opened
+from llmkit.build.opening import load
 from llmkit.cli.flags import speculation_of
 from llmkit.core.errors import ModelError, RecipeError
 from llmkit.inference.node import OwnEngine
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.speculation.node import DraftModel, Ngram
+from llmkit.models.draft_files import save_head
+from llmkit.models.draft_head import DraftHead, shape_for
+from llmkit.models.drafts import identity
+from llmkit.models.load import How
+from llmkit.models.node import ModelRef
+from llmkit.models.resolve import resolve
 from tests.conftest import make_model, make_tokenizer
 
 TEXTS = ["hello world hello world hello", "the quick brown fox", "a", "rows of text and rows of text and"]
@@ -53,6 +60,30 @@ def test_who_cannot_draft_is_refused_by_name(tiny: Any, tmp_path: Any) -> None:
         with_(tiny, kind="early_exit", layers=2)
     with pytest.raises(RecipeError, match="speculation"):
         with_(tiny, kind="oracle")
+
+
+def headed(tiny: Any, folder: Any) -> str:
+    """A head for the tiny model that nobody trained."""
+    loaded = load(resolve(ModelRef(name=str(tiny))), ModelRef(name=str(tiny)), How("cpu"))
+    head = DraftHead(shape_for(loaded.model, 100), loaded.model.get_input_embeddings())
+    save_head(head, folder, identity(loaded.resolved, loaded.tokenizer))
+    return str(folder)
+
+
+def test_a_head_leaves_the_text_as_it_is(tiny: Any, plain: list[Any], tmp_path: Any) -> None:
+    with with_(tiny, kind="head", path=headed(tiny, tmp_path / "head")) as llm:
+        assert [llm.generate(TEXTS, how) for how in WAYS] == plain
+        assert llm.engine.stats().drafted > 100
+
+
+def test_a_head_of_another_model_is_refused(tiny: Any, tmp_path: Any) -> None:
+    make_model(seed=1).save_pretrained(tmp_path / "other")
+    make_tokenizer().save_pretrained(tmp_path / "other")
+    path = headed(tiny, tmp_path / "head")
+    with pytest.raises(ModelError, match="was made for .* run kind: draft with drafter.start to refresh it"):
+        with_(tmp_path / "other", kind="head", path=path)
+    with pytest.raises(ModelError, match="holds nothing that drafts"):
+        with_(tiny, kind="head", path=str(tiny))
 
 
 def test_an_llm_takes_who_drafts_in_short(tiny: Any, plain: list[Any]) -> None:

@@ -79,6 +79,8 @@ class Fuzz:
             room = one.request.sampling.max_tokens - one.made - 1
             if one.waiting == 1 and room > 0:
                 one.drafts = [self.random.randint(0, 1) for _ in range(self.random.randint(1, min(5, room)))]
+                tree = [self.random.randint(-1, at - 1) for at in range(len(one.drafts))]
+                one.parents = self.random.choice([[], tree])
 
     def preempt(self) -> None:
         if self.world.scheduler.running:

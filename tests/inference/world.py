@@ -4,13 +4,14 @@ whoever reads a block that is not of its own prefix is found at once. No tensors
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from random import Random
 
 from llmkit.inference.blocks import Blocks
 from llmkit.inference.planner import plan
 from llmkit.inference.request import Request
 from llmkit.inference.sampling import Sampling
-from llmkit.inference.scheduler import Limits, Scheduler, Step
+from llmkit.inference.scheduler import Chunk, Limits, Scheduler, Step
 from llmkit.inference.sequence import Sequence
 
 EMPTY = 0
@@ -81,7 +82,7 @@ class World:
         for source, target in step.copies:
             self.store[target] = list(self.store[source])
         for chunk in step.chunks:
-            self.compute(chunk.sequence, chunk.start, chunk.end)
+            self.compute(chunk)
         if fails:
             self.scheduler.undo(step)
             return step
@@ -89,28 +90,35 @@ class World:
         self.took.append(step.tokens)
         for chunk in step.chunks:
             if chunk.last:
-                self.grow(chunk.sequence, chunk.end - len(chunk.sequence.tokens))
+                self.grow(chunk.sequence, chunk.drafts)
         return step
 
-    def compute(self, one: Sequence, start: int, end: int) -> None:
-        """Reads all that comes before, as attention would, and writes the new places."""
+    def compute(self, chunk: Chunk) -> None:
+        """Reads all that comes before, as attention would, and writes the new places; in a tree what comes before a
+        token are its ancestors."""
+        one, start, end = chunk.sequence, chunk.start, chunk.end
         digest, blocks = self.root(one), self.scheduler.blocks
         assert start < end <= len(one.blocks) * self.size
-        for at, token in enumerate(one.text(0, end)):
-            block, place = one.blocks[at // self.size], at % self.size
+        for at, token in enumerate(one.text(0, start)):
             digest = after(digest, token)
-            if at < start:
-                assert self.store[block][place] == digest, "another's block is read"
-            else:
-                assert blocks.holders[block] == 1 and blocks.names[block] is None, "a shared block is written"
-                self.store[block][place] = digest
+            assert self.store[one.blocks[at // self.size]][at % self.size] == digest, "another's block is read"
+        made: list[int] = []
+        for own, parent in enumerate(chunk.parents or range(-1, end - start - 1)):
+            made.append(after(digest if parent < 0 else made[parent], one.text(start + own, start + own + 1)[0]))
+            block, place = one.blocks[(start + own) // self.size], (start + own) % self.size
+            assert blocks.holders[block] == 1 and blocks.names[block] is None, "a shared block is written"
+            self.store[block][place] = made[-1]
 
     def grow(self, one: Sequence, drafted: int) -> None:
         """The next token of an answer, after as many of its drafts as turned out right."""
         if one.drafts:
-            right = self.random.randint(0, drafted)
-            one.tokens += one.drafts[:right]
-            self.scheduler.accept(one, right)
+            path = self.path(one.parents[:drafted] or range(-1, drafted - 1))
+            one.tokens += [one.drafts[at] for at in path]
+            moves = self.scheduler.moves(one, path)
+            held = [self.store[source // self.size][source % self.size] for source, _ in moves]
+            for (_, target), digest in zip(moves, held, strict=True):
+                self.store[target // self.size][target % self.size] = digest
+            self.scheduler.accept(one, len(path))
         others = self.scheduler.fork(one, range(1, one.width)) if one.width > 1 else []
         self.live[one.request.id] += others
         for each in (one, *others):
@@ -118,6 +126,15 @@ class World:
             self.begun.setdefault(each.request.id, self.now)
             if each.made >= each.request.sampling.max_tokens:
                 self.finish(each)
+
+    def path(self, parents: Iterable[int]) -> list[int]:
+        """Drafts one after the other, as far as they are right."""
+        path = [-1]
+        while (
+            follow := [at for at, parent in enumerate(parents) if parent == path[-1]]
+        ) and self.random.random() < 0.7:
+            path.append(self.random.choice(follow))
+        return path[1:]
 
     def finish(self, one: Sequence) -> None:
         self.end(one)

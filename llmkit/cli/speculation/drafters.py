@@ -6,17 +6,23 @@ import random
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 
+import torch
+
 from llmkit.build.drafting import Drafting
 from llmkit.cli.speculation.trial import Made, Trial
 from llmkit.cli.speculation.ways import KNOWN
 from llmkit.inference.cache import Cache
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.speculation.drafter import Ask, Draft, Drafter
+from llmkit.inference.speculation.head import Head
 from llmkit.inference.speculation.model import Small
 from llmkit.inference.speculation.most import MOST
 from llmkit.inference.speculation.ngram import Lookup
 from llmkit.models.decoder import Decoder
+from llmkit.models.draft_head import DraftHead, shape_for
+from llmkit.models.draft_run import HeadRun
 from llmkit.models.paged import BlockStore
+from llmkit.models.taps import Taps
 
 LONGEST = 512
 TIGHT, ROOMY = 12, 200
@@ -89,12 +95,25 @@ def shortened(trial: Trial) -> Drafter:
     return Drafting(trial.decoder, trial.tokenizer, cache, ROOMY * trial.size, lambda _: None).shortened(1)
 
 
+def head(trial: Trial, seed: int) -> Head:
+    """A head that nobody trained, over the model's hidden states: with trees of some width."""
+    drawn = random.Random(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        shape = shape_for(trial.model, trial.words)
+        run = HeadRun(DraftHead(shape, trial.decoder.causal.get_input_embeddings()), trial.decoder.device)
+    store = BlockStore(drawn.choice([TIGHT, ROOMY]), trial.size)
+    states = Taps(trial.decoder.causal, shape.taps).take
+    return Head(run, store, states, trial.words, drawn.choice([1, 2, 4]), floor=0.0)
+
+
 DRAFTERS: Mapping[str, Make] = {
     "known": lambda trial, made, seed: Knowing(made, seed),
     "branching": lambda trial, made, seed: Branching(made, seed),
     "ngram": lambda trial, made, seed: Lookup(trial.words),
     "draft": lambda trial, made, seed: small(trial, trial.near, seed),
     "early_exit": lambda trial, made, seed: shortened(trial),
+    "head": lambda trial, made, seed: head(trial, seed),
 }
 """By the kind of the `speculation` union, but for `known`, which is told what comes and is wrong of a fifth, and
 `branching`, which drafts it in trees."""

@@ -32,6 +32,10 @@ class Making(Protocol):
         """The model's own first layers."""
         ...
 
+    def head(self, path: str, width: int) -> Drafter:
+        """A trained head."""
+        ...
+
 
 # `within` of a member: whether it runs layers of the model itself, all of which must lie in this process.
 
@@ -120,4 +124,31 @@ class EarlyExit:
         return making.shortened(self.layers)
 
 
-Speculation = Ngram | DraftModel | EarlyExit
+@config
+class TrainedHead:
+    """A head over the model's own hidden states, which `kind: draft` trained (EAGLE-3, arXiv:2503.01840)."""
+
+    _keyed: ClassVar[str] = "path"
+    within: ClassVar[bool] = False
+    kind: Literal["head"] = "head"
+    path: str
+    """A run of `kind: draft` with `drafter: {kind: head}`, or its `model` folder."""
+    tokens: int = setting(default=5, least=1, most=MOST)
+    """Drafts of an answer that follow each other in one step, at most; how many there are is measured."""
+    width: int = setting(default=3, least=1, most=16)
+    """Paths that are drafted on at each place, so that drafts are a tree; 1 is a chain."""
+    fixed: bool = False
+    """Whether `tokens` are always drafted and all drafts looked at, whatever they cost."""
+    lookup: bool = True
+    """Whether what `ngram` finds is looked at beside it: it costs next to nothing."""
+
+    def drafter(self, making: Making) -> Drafter:
+        """Ready to draft.
+
+        Raises:
+            ModelError: it was made for another model, or is no head.
+        """
+        return making.head(self.path, self.width)
+
+
+Speculation = Ngram | DraftModel | EarlyExit | TrainedHead

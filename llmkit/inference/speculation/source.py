@@ -27,14 +27,14 @@ class Source:
         self.skipped = 0
         """Steps since it was last worth drafting."""
 
-    def drafts(self, asks: Seq[Ask], speed: float, costs: Costs, beside: int) -> list[Draft]:
+    def drafts(self, asks: Seq[Ask], speed: float | None, costs: Costs, beside: int) -> list[Draft]:
         """Of those that take time as much as makes more than `speed` tokens a second, and now and then some all the
-        same: what is not tried is not learned of. `costs`: of a step; `beside`: tokens of prompts that it is to hold.
-        """
+        same: what is not tried is not learned of; all without a speed. `costs`: of a step; `beside`: tokens of prompts
+        that it is to hold."""
         for ask in asks:
             self.rates.learn(ask.sequence)
         asks = [replace(ask, count=min(ask.count, self.most)) for ask in asks]
-        count = None if self.drafter.free else self._wanted(asks, speed, costs, beside)
+        count = None if self.drafter.free or speed is None else self._wanted(asks, speed, costs, beside)
         if count is not None:
             asks = [replace(ask, count=min(ask.count, count)) for ask in asks]
         made = self._timed(asks) if count != 0 else [Draft() for _ in asks]

@@ -65,8 +65,8 @@ class Speculator:
         """What all that draft say together."""
         found = [Tree() for _ in asks]
         for source in self.sources:
-            speed = 0.0 if self.fixed else self._speed(found, beside)
-            drafts = source.drafts(asks, speed, Costs() if self.fixed else self.costs, beside)
+            speed = None if self.fixed else self._speed(found, beside)
+            drafts = source.drafts(asks, speed, self.costs, beside)
             for at, (ask, draft) in enumerate(zip(asks, drafts, strict=True)):
                 found[at] = joined(found[at], Tree(draft, source.chances(ask.sequence, draft)))
         return found

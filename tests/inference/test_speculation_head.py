@@ -1,0 +1,108 @@
+"""A head in the engine drafts what it says over the whole text at once, on each path of a tree, whatever happened."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import pytest
+import torch
+from llmkit_kernels.build import lacks
+
+from llmkit.cli.speculation.tiny import lively
+from llmkit.cli.speculation.trial import SIZE, Schedule, Trial
+from llmkit.cli.speculation.ways import asked
+from llmkit.core.types import Packed, Segment
+from llmkit.inference.speculation.drafter import Ask, Draft
+from llmkit.inference.speculation.growth import EDGES, LIKELIEST
+from llmkit.inference.speculation.head import Head
+from llmkit.models.draft_head import DraftHead, shape_for
+from llmkit.models.draft_run import HeadRun
+from llmkit.models.paged import BlockStore
+from llmkit.models.taps import Taps
+
+here = pytest.mark.skipif(bool(lacks("linear") or lacks("paged")), reason=lacks("linear") or lacks("paged"))
+NEAR = 2e-3
+"""How far a probability may be off: keys are kept in fp32."""
+
+
+class Noted(Head):
+    """Keeps what it was asked and what it drafted, where it knew all of the text."""
+
+    def draft(self, asks: Seq[Ask]) -> list[Draft]:
+        made = super().draft(asks)
+        self.notes = getattr(self, "notes", [])
+        self.asked = getattr(self, "asked", 0) + sum(ask.count > 0 for ask in asks)
+        for ask, draft in zip(asks, made, strict=True):
+            held = self.following.room.of(ask.sequence)
+            if draft.tokens and held.whole:
+                self.notes.append((list(ask.sequence.tokens), ask.count, draft))
+        return made
+
+
+def head_of(trial: Trial, words: int = 48, seed: int = 3) -> DraftHead:
+    """With some of the words, not in their order."""
+    torch.manual_seed(seed)
+    ids = torch.randperm(trial.words)[:words]
+    head = DraftHead(shape_for(trial.model, words), trial.decoder.causal.get_input_embeddings(), ids)
+    for weight in head.parameters():
+        torch.nn.init.normal_(weight, 1.0 if weight.dim() == 1 else 0.0, 0.2)
+    return head
+
+
+def drafter(trial: Trial, head: DraftHead, width: int, blocks: int = 400, floor: float = 0.0) -> Noted:
+    run, store = HeadRun(head, trial.decoder.device), BlockStore(blocks, SIZE)
+    return Noted(run, store, Taps(trial.decoder.causal, head.taps).take, trial.words, width, floor)
+
+
+@torch.no_grad()
+def laws(trial: Trial, head: DraftHead, text: Seq[int], draft: Draft) -> list[torch.Tensor]:
+    """Of each draft the head's law of its place, by its forward over the whole text and the path before it."""
+    told = trial.model(torch.tensor([text[:-1]]), output_hidden_states=True, use_cache=False).hidden_states
+    features = head.features([told[at][0] for at in head.taps])
+    parents = draft.parents or range(-1, len(draft.tokens) - 1)
+    read: dict[int, Any] = {}
+    """After each draft, -1 after the text: tokens, features, and what the head makes of the last of them."""
+    made: list[torch.Tensor] = []
+    for at, parent in enumerate([-2, *parents], -1):
+        tokens, rows = list(text[1:]), features
+        if at >= 0:
+            tokens, rows, last = read[parent]
+            made.append(head.logits(last)[0].softmax(0))
+            tokens, rows = [*tokens, draft.tokens[at]], torch.cat([rows, last])
+        whole = Packed((Segment(0, 0, len(rows)),))
+        read[at] = tokens, rows, head(torch.tensor(tokens), rows, torch.arange(len(rows)), whole)[-1:]
+    return made
+
+
+def check(trial: Trial, head: DraftHead, notes: Any) -> int:
+    """How many drafts were compared."""
+    ids, kinds, count = head.ids.tolist(), len(EDGES) + 1, 0
+    for text, _, draft in notes:
+        for token, sureness, law in zip(draft.tokens, draft.sureness, laws(trial, head, text, draft), strict=True):
+            share, (kind, group) = float(law[ids.index(token)]), divmod(sureness, kinds)
+            low, high = ([0.0, *EDGES][group], [*EDGES, 1.0][group])
+            assert low - NEAR <= share <= high + NEAR, (text, draft)
+            assert kind != LIKELIEST or share >= float(law.max()) - NEAR
+            count += 1
+        assert len(set(zip(draft.parents, draft.tokens, strict=False))) == len(draft.parents)
+    return count
+
+
+@here
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_draft_is_what_the_head_says_of_the_whole_text(width: int) -> None:
+    trial = Trial(lively())
+    head, count, preempted, known, wanted = head_of(trial), 0, 0, 0, 0
+    for seed in range(3):
+        who = drafter(trial, head, width)
+        schedule = Schedule(seed, 40, 16, 4, 0.6, 5, force=0.2)
+        made = trial.run(asked(seed, 6, "greedy"), schedule, who)
+        assert made.stats is not None and not made.leaked
+        preempted, known, wanted = preempted + made.stats.preempted, known + len(who.notes), wanted + who.asked
+        count += check(trial, head, random.Random(seed).sample(who.notes, 6))
+        assert (width > 1) == any(len(draft.tokens) > depth for _, depth, draft in who.notes)
+        held = list(who.following.room.held.values())
+        assert who.following.room.blocks.room == 400 - len({block for one in held for block in one.blocks})
+    assert preempted and count > 60 and known > 0.3 * wanted  # prompts part where a block ends: then one is left out
