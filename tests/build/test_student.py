@@ -79,5 +79,7 @@ def test_what_cannot_be_made_is_refused() -> None:
     ):
         with pytest.raises(RecipeError, match=why):
             student_of(held, kept, width, 0)
+    odd = family("BLOOM")
+    odd.config.num_key_value_heads = None
     with pytest.raises(ModelError, match=r"drafter.width: a configuration of bloom has sizes that are not narrowed"):
-        student_of(replace(loaded(family("BLOOM")), attention="own"), 1, 16, 0)
+        student_of(replace(loaded(odd), attention="own"), 1, 16, 0)
