@@ -275,17 +275,28 @@ def quickstart(out: Annotated[str, typer.Option(help="The run's folder.")] = "ru
 
 @app.command()
 def prove(
-    what: Annotated[str, typer.Argument(help="recipe or cluster.")],
-    words: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help=OVERRIDES)] = None,
+    what: Annotated[str, typer.Argument(help="recipe, cluster or speculation.")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE|MODEL] [KEY=VALUE]...", help=OVERRIDES)] = None,
     ranks: Annotated[int, typer.Option(min=0, help="The most ranks of this machine; 2, or all its GPUs, at 0.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Of `recipe`: optimizer steps of each way.")] = 2,
     recipe: Annotated[str, typer.Option("--recipe", help="Of `cluster`: a recipe in place of a tiny one.")] = "",
     to: Annotated[str, typer.Option("--out", help="Of `cluster`: the JSON file that it leaves.")] = "cluster.json",
-    only: Annotated[str, typer.Option(help="Of `cluster`: names of parts, with commas.")] = "",
+    only: Annotated[str, typer.Option(help="Of `cluster`, `speculation`: names of parts, with commas.")] = "",
+    draws: Annotated[int, typer.Option(min=1, help="Of `speculation`: texts of which laws are counted.")] = 100_000,
+    sequences: Annotated[int, typer.Option(min=1, help="Of `speculation`: answers that are compared.")] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="Of `speculation`.")] = 0,
     json: Json = False,
 ) -> int:
-    """Run a few steps of a recipe cut up in several ways and compare (exit 6 if they differ); or prove a cluster."""
+    """Run a few steps of a recipe cut up in several ways and compare (exit 6 if they differ); or prove a cluster, or
+    that drafts change nothing of what is made."""
     given = list(words or ())
+    if what == "speculation":
+        from llmkit.cli.speculation.parts import Asked
+        from llmkit.cli.speculation.verb import speculation
+
+        if len(given) > 1:
+            raise RecipeError(f"{given[1]} is one word too many", fix="name one model")
+        return speculation(Asked(seed, draws, sequences, given[0] if given else recipe), only, json)
     if not recipe and given and "=" not in given[0]:
         recipe, given = given[0], given[1:]
     if what == "cluster":
@@ -293,7 +304,7 @@ def prove(
 
         return cluster(recipe, given, ranks, to, only, json)
     if what != "recipe":
-        raise RecipeError(f"{what} cannot be proved yet", fix="use llmkit prove recipe RECIPE, or prove cluster")
+        raise RecipeError(f"{what} cannot be proved yet", fix="use prove recipe RECIPE, cluster or speculation")
     if not recipe:
         raise RecipeError("no recipe is named", fix="use llmkit prove recipe RECIPE")
     from llmkit.cli.prove import recipe as verb

@@ -25,10 +25,11 @@ here = pytest.mark.skipif(bool(lacks("linear") or lacks("paged")), reason=lacks(
 def compared(model: Any, way: str, schedules: int, count: int = 8, drafters: Sequence[str] = ()) -> Compared:
     """Answers that were made with drafts, all of them as they are without."""
     trial, found = Trial(model), Compared()
-    makers = [(name, DRAFTERS[name]) for name in drafters or DRAFTERS]
-    for first in range(0, schedules, 4):  # other requests after four schedules
-        seeds = range(first, min(schedules, first + 4))
-        found.join(compare(trial, asked(first // 4, count, way), makers, seeds))
+    makers = {name: DRAFTERS[name] for name in drafters or DRAFTERS}
+    for first in range(0, schedules, len(makers)):  # other requests after a schedule of each
+        seeds = range(first, min(schedules, first + len(makers)))
+        for one in compare(trial, asked(first // len(makers), count, way), makers, seeds).values():
+            found.join(one)
         assert not found.different, found.first
         assert not found.leaked
     assert (0 < found.accepted < found.drafted) == (way != "beams")
@@ -38,13 +39,13 @@ def compared(model: Any, way: str, schedules: int, count: int = 8, drafters: Seq
 @here
 @pytest.mark.parametrize("way", WAYS)
 def test_an_answer_is_that_of_no_drafts_to_the_bit(way: str) -> None:
-    assert compared(lively(), way, 4, 6).answers >= 24
+    assert compared(lively(), way, len(DRAFTERS), 6).answers >= 30
 
 
 @here
 @pytest.mark.parametrize("family", ["Gemma-2", "Mixtral", "Qwen3"])
 def test_of_other_families(family: str) -> None:
-    assert compared(made_of(family), "drawn", 4, 6).answers >= 24
+    assert compared(made_of(family), "drawn", len(DRAFTERS), 6).answers >= 30
 
 
 @here

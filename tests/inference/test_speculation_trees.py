@@ -12,7 +12,7 @@ from llmkit_kernels.build import lacks
 from llmkit_kernels.paged import laid
 from llmkit_kernels.paged.laid import Held
 
-from llmkit.cli.speculation.drafters import Branching
+from llmkit.cli.speculation.drafters import DRAFTERS, Branching
 from llmkit.cli.speculation.equality import compared
 from llmkit.cli.speculation.tiny import family, lively
 from llmkit.cli.speculation.trial import Made, Schedule, Trial
@@ -31,15 +31,12 @@ from llmkit.inference.speculation.tree import Tree, likeliest, ordered, taken
 from llmkit.models.paged import BlockStore
 
 here = pytest.mark.skipif(bool(lacks("linear") or lacks("paged")), reason=lacks("linear") or lacks("paged"))
+TREES = {"branching": DRAFTERS["branching"]}
 TREE = (-1, 0, -1, 1, 2, 1)
 
 
-def branching(_: Trial, made: Made, seed: int) -> Branching:
-    return Branching(made, seed)
-
-
 def differ(trial: Trial, way: str, seeds: Sequence[int], count: int = 6) -> int:
-    found = compared(trial, asked(3, count, way), [("branching", branching)], seeds)
+    found = compared(trial, asked(3, count, way), TREES, seeds)["branching"]
     assert not found.leaked and found.accepted < found.drafted
     return found.different
 
@@ -61,14 +58,14 @@ def test_of_windows_and_sinks(name: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_in_many_schedules(way: str) -> None:
     for size in (3, 4, 16):
-        found = compared(Trial(lively(), size=size), asked(size, 8, way), [("branching", branching)], range(20))
+        found = compared(Trial(lively(), size=size), asked(size, 8, way), TREES, range(20))["branching"]
         assert not found.different, found.first
 
 
 def held(trial: Trial, drafted: bool) -> dict[bytes, list[torch.Tensor]]:
     """What lies under each name in the cache after some answers, by layers."""
     requests = asked(1, 6, "drawn")
-    drafter = Branching(trial.plain(requests), 1) if drafted else None
+    drafter = Branching(trial.plain(requests), trial.words, 1) if drafted else None
     engine = trial.engine(Schedule(1, drafts=8), drafter)
     for one in requests:
         engine.add(one)
@@ -166,7 +163,7 @@ def test_a_drafter_of_trees_drafts_chains_where_the_model_takes_no_trees() -> No
     trial, requests = Trial(lively()), asked(0, 4, "greedy")
     plain = trial.plain(requests)
     for attribute in ("trees", "move"):
-        engine = trial.engine(Schedule(0, drafts=8), Branching(plain, 0))
+        engine = trial.engine(Schedule(0, drafts=8), Branching(plain, trial.words, 0))
         if attribute == "move":
             engine.move = None
         else:

@@ -9,15 +9,17 @@ from collections.abc import Sequence as Seq
 import torch
 
 from llmkit.build.drafting import Drafting
-from llmkit.cli.speculation.trial import Made, Trial
+from llmkit.cli.speculation.trial import Made, Schedule, Trial
 from llmkit.cli.speculation.ways import KNOWN
 from llmkit.inference.cache import Cache
 from llmkit.inference.sequence import Sequence
+from llmkit.inference.speculation.branched import Branched
 from llmkit.inference.speculation.drafter import Ask, Draft, Drafter
 from llmkit.inference.speculation.head import Head
 from llmkit.inference.speculation.model import Small
 from llmkit.inference.speculation.most import MOST
 from llmkit.inference.speculation.ngram import Lookup
+from llmkit.inference.speculation.recycled import Recycled
 from llmkit.models.decoder import Decoder
 from llmkit.models.draft_head import DraftHead, shape_for
 from llmkit.models.draft_run import HeadRun
@@ -25,10 +27,8 @@ from llmkit.models.paged import BlockStore
 from llmkit.models.taps import Taps
 
 LONGEST = 512
-TIGHT, ROOMY = 12, 200
-"""Blocks of a drafter's cache: in the smaller one sequences push each other out."""
-Make = Callable[[Trial, Made, int], Drafter]
-"""(the model's trial, what is made without drafts, a seed) -> who drafts."""
+Make = Callable[[Trial, Made, Schedule], Drafter]
+"""(the model's trial, what is made without drafts, how requests come) -> who drafts."""
 
 
 class Knowing:
@@ -36,8 +36,8 @@ class Knowing:
 
     classes, free = 2, True
 
-    def __init__(self, made: Made, seed: int, right: float = 0.8) -> None:
-        self.made, self.drawn, self.right = made, random.Random(seed), right
+    def __init__(self, made: Made, words: int, seed: int, right: float = 0.8) -> None:
+        self.made, self.words, self.drawn, self.right = made, min(words, KNOWN), random.Random(seed), right
 
     def draft(self, asks: Seq[Ask]) -> list[Draft]:
         """One for each."""
@@ -50,7 +50,7 @@ class Knowing:
         return Draft(text, [1] * len(text))
 
     def _any(self) -> int:
-        return self.drawn.randrange(KNOWN)
+        return self.drawn.randrange(self.words)
 
 
 class Branching:
@@ -58,8 +58,8 @@ class Branching:
 
     classes, free = 2, True
 
-    def __init__(self, made: Made, seed: int) -> None:
-        self.made, self.drawn = made, random.Random(seed)
+    def __init__(self, made: Made, words: int, seed: int) -> None:
+        self.made, self.words, self.drawn = made, min(words, KNOWN), random.Random(seed)
 
     def draft(self, asks: Seq[Ask]) -> list[Draft]:
         """One for each."""
@@ -72,7 +72,7 @@ class Branching:
             last = self.drawn.choice(sorted(paths)[-self.drawn.choice([1, 4, MOST]) :])
             path = paths[last]
             right = path == text[: len(path)] and len(path) < len(text) and self.drawn.random() < 0.6
-            token = text[len(path)] if right else self.drawn.randrange(KNOWN)
+            token = text[len(path)] if right else self.drawn.randrange(self.words)
             if len(path) < count and token not in follow[last]:
                 at = len(made.tokens)
                 follow[last].add(token)
@@ -83,37 +83,36 @@ class Branching:
         return made
 
 
-def small(trial: Trial, forward: Decoder, seed: int) -> Small:
-    """A model with a cache of its own, of some size."""
-    blocks = random.Random(seed).choice([TIGHT, ROOMY])
+def small(trial: Trial, forward: Decoder, blocks: int) -> Small:
+    """A model with a cache of its own."""
     return Small(forward, BlockStore(blocks, trial.size), trial.words, LONGEST)
 
 
-def shortened(trial: Trial) -> Drafter:
-    """The first layer of the model."""
-    cache = Cache(size=1 << 22, block=trial.size)
-    return Drafting(trial.decoder, trial.tokenizer, cache, ROOMY * trial.size, lambda _: None).shortened(1)
+def shortened(trial: Trial, blocks: int) -> Drafter:
+    """The first half of the model's layers."""
+    made = Drafting(trial.decoder, trial.tokenizer, Cache(block=trial.size), blocks * trial.size, lambda _: None)
+    return made.shortened(max(1, trial.decoder.causal.config.get_text_config().num_hidden_layers // 2))
 
 
-def head(trial: Trial, seed: int) -> Head:
+def head(trial: Trial, how: Schedule) -> Head:
     """A head that nobody trained, over the model's hidden states: with trees of some width."""
-    drawn = random.Random(seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(how.seed)
         shape = shape_for(trial.model, trial.words)
         run = HeadRun(DraftHead(shape, trial.decoder.causal.get_input_embeddings()), trial.decoder.device)
-    store = BlockStore(drawn.choice([TIGHT, ROOMY]), trial.size)
     states = Taps(trial.decoder.causal, shape.taps).take
-    return Head(run, store, states, trial.words, drawn.choice([1, 2, 4]), floor=0.0)
+    width = random.Random(how.seed).choice([1, 2, 4])
+    return Head(run, BlockStore(how.held, trial.size), states, trial.words, width, floor=0.0)
 
 
 DRAFTERS: Mapping[str, Make] = {
-    "known": lambda trial, made, seed: Knowing(made, seed),
-    "branching": lambda trial, made, seed: Branching(made, seed),
-    "ngram": lambda trial, made, seed: Lookup(trial.words),
-    "draft": lambda trial, made, seed: small(trial, trial.near, seed),
-    "early_exit": lambda trial, made, seed: shortened(trial),
-    "head": lambda trial, made, seed: head(trial, seed),
+    "known": lambda trial, made, how: Knowing(made, trial.words, how.seed),
+    "branching": lambda trial, made, how: Branching(made, trial.words, how.seed),
+    "ngram": lambda trial, made, how: Lookup(trial.words),
+    "recycled": lambda trial, made, how: Branched(Lookup(trial.words), Recycled(trial.words, 4)),
+    "draft": lambda trial, made, how: small(trial, trial.near, how.held),
+    "early_exit": lambda trial, made, how: shortened(trial, how.held),
+    "head": lambda trial, made, how: head(trial, how),
 }
-"""By the kind of the `speculation` union, but for `known`, which is told what comes and is wrong of a fifth, and
-`branching`, which drafts it in trees."""
+"""By the kind of the `speculation` union, but for `known`, which is told what comes and is wrong of a fifth,
+`branching`, which drafts it in trees, and `recycled`: `ngram` with branches of what the model thought likely."""

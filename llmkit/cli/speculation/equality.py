@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmkit.cli.speculation.drafters import Make
@@ -27,31 +27,33 @@ class Compared:
 
     def see(self, plain: Made, made: Made, at: str) -> None:
         """One schedule more."""
-        before, now, stats = plain.told(), made.told(), made.stats
+        before, now = plain.told(), made.told()
         wrong: list[Answer] = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key)]
         self.answers, self.different = self.answers + len(before), self.different + len(wrong)
         self.first = self.first or next((f"{min(wrong)} of {at}" for _ in wrong), "")
-        self.leaked += made.leaked
-        if stats is not None:
-            self.drafted, self.accepted = self.drafted + stats.drafted, self.accepted + stats.accepted
-            self.preempted, self.hits = self.preempted + stats.preempted, self.hits + stats.hits
+        self._add(made)
 
     def join(self, other: Compared) -> None:
         """Those of another."""
         self.first = self.first or other.first
-        for name in ("answers", "different", "leaked", "drafted", "accepted", "preempted", "hits"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.answers, self.different = self.answers + other.answers, self.different + other.different
+        self._add(other)
+
+    def _add(self, other: Made | Compared) -> None:
+        self.leaked += other.leaked
+        self.drafted, self.accepted = self.drafted + other.drafted, self.accepted + other.accepted
+        self.preempted, self.hits = self.preempted + other.preempted, self.hits + other.hits
 
 
 def compared(
-    trial: Trial, requests: Sequence[Request], makers: Iterable[tuple[str, Make]], seeds: Iterable[int]
-) -> Compared:
-    """The same requests without drafts and in as many random schedules as there are seeds, with each drafter in
-    turn."""
-    found, plain, some = Compared(), trial.plain(requests), list(makers)
+    trial: Trial, requests: Sequence[Request], makers: Mapping[str, Make], seeds: Iterable[int]
+) -> dict[str, Compared]:
+    """The same requests without drafts and in as many random schedules as there are seeds, with each drafter in turn;
+    counts by drafter."""
+    found, plain, names = {name: Compared() for name in makers}, trial.plain(requests), list(makers)
     width = max(max(one.sampling.n, one.sampling.beams) for one in requests)
     for turn, seed in enumerate(seeds):
-        name, make = some[turn % len(some)]
-        made = trial.run(requests, Schedule.drawn(seed, width), make(trial, plain, seed))
-        found.see(plain, made, f"{name}, schedule {seed}")
+        name, schedule = names[turn % len(names)], Schedule.drawn(seed, width)
+        made = trial.run(requests, schedule, makers[name](trial, plain, schedule))
+        found[name].see(plain, made, f"{name}, schedule {seed}")
     return found

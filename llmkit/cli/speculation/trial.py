@@ -50,6 +50,8 @@ class Schedule:
     """Of one sequence in a step."""
     force: float = 0.0
     """How likely one that runs is preempted after a step."""
+    held: int = 200
+    """Blocks of a drafter's own cache: where they are few, sequences push each other out."""
 
     @classmethod
     def drawn(cls, seed: int, width: int = 1) -> Schedule:
@@ -57,7 +59,8 @@ class Schedule:
         draw = random.Random(seed)
         blocks, tokens = draw.choice([30, 60, WIDE]), draw.choice([7, 16, 64])
         sequences, coming = max(width, draw.choice([1, 4, 9, 16])), draw.choice([0.2, 0.6, 1.0])
-        return cls(seed, blocks, tokens, sequences, coming, draw.randint(1, 8), draw.choice([0.0, 0.1]))
+        drafts, force = draw.randint(1, 8), draw.choice([0.0, 0.1])
+        return cls(seed, blocks, tokens, sequences, coming, drafts, force, draw.choice([12, 200]))
 
 
 @dataclass
@@ -65,9 +68,18 @@ class Made:
     """What came of requests."""
 
     events: dict[Answer, list[Event]] = field(default_factory=dict)
-    stats: Stats | None = None
+    drafted: int = 0
+    accepted: int = 0
+    preempted: int = 0
+    hits: int = 0
+    """Tokens of prompts that were found in the cache."""
     leaked: int = 0
     """Blocks that nobody gave back."""
+
+    def see(self, stats: Stats) -> None:
+        """What the engine counted."""
+        self.drafted, self.accepted = stats.drafted, stats.accepted
+        self.preempted, self.hits = stats.preempted, stats.hits
 
     def told(self) -> dict[Answer, Any]:
         """All that a client sees, whatever the steps."""
@@ -88,11 +100,18 @@ class Made:
 class Trial:
     """A model, one that is near it, and engines over the first."""
 
-    def __init__(self, model: Any, tokenizer: Any = None, dtype: torch.dtype | None = None, size: int = SIZE) -> None:
-        """`dtype`: of the cache; `size`: tokens of its blocks."""
-        self.model, self.dtype, self.size = model, dtype, size
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        dtype: torch.dtype | None = None,
+        size: int = SIZE,
+        ends: Seq[int] = ENDS,
+    ) -> None:
+        """`dtype`: of the cache; `size`: tokens of its blocks; `ends`: what ends a text by itself."""
+        self.model, self.dtype, self.size, self.ends = model, dtype, size, tuple(ends)
         self.tokenizer = letters() if tokenizer is None else tokenizer
-        self.decoder = Decoder(model)
+        self.decoder = exactly(model)
         self.words = self.decoder.words
         self.texts = Texts(self.tokenizer)
         self.adapters: Adapters | None = None
@@ -100,13 +119,13 @@ class Trial:
     @cached_property
     def near(self) -> Decoder:
         """A model that is often right about this one."""
-        return Decoder(near(self.model))
+        return exactly(near(self.model))
 
     def engine(self, schedule: Schedule, drafter: Drafter | None = None) -> Engine:
         """An engine of its own."""
         store = BlockStore(schedule.blocks, self.size, self.dtype)
         speculator = None if drafter is None else Speculator([Source(drafter, schedule.drafts)], fixed=True)
-        facts = Facts(self.words, schedule.blocks * self.size, ENDS)
+        facts = Facts(self.words, schedule.blocks * self.size, self.ends)
         blocks, limits = Blocks(schedule.blocks, self.size), Limits(schedule.tokens, schedule.sequences)
         runner = Runner(self.decoder, store)
         return Engine(runner, blocks, limits, facts, self.texts, store.copy, self.adapters, speculator, store.move)
@@ -126,5 +145,16 @@ class Trial:
                 made.events.setdefault((event.request, event.index), []).append(event)
             if running and drawn.random() < schedule.force:
                 engine.scheduler.preempt(drawn.choice(list(running)))
-        made.stats, made.leaked = engine.stats(), schedule.blocks - engine.scheduler.blocks.room
+        made.see(engine.stats())
+        made.leaked = schedule.blocks - engine.scheduler.blocks.room
         return made
+
+
+def exactly(model: Any) -> Decoder:
+    """A model of which no row depends on those beside it: with torch's own products where nothing is compiled.
+
+    Raises:
+        ModelError: it cannot be run so.
+    """
+    made = Decoder(model)
+    return made if made.exact else Decoder(model, exact=True)

@@ -50,14 +50,15 @@ def move(prompt: Sequence[int], made: Sequence[int], logits: Tensor) -> Tensor:
     return logits + (len(made) % 3) * logits.roll(1)
 
 
-def asked(seed: int, count: int, way: str, **more: Any) -> list[Request]:
-    """Requests of one way, whose prompts repeat themselves and begin alike now and then; `more`: of each `Request`."""
+def asked(seed: int, count: int, way: str, pool: Sequence[int] = range(KNOWN), **more: Any) -> list[Request]:
+    """Requests of one way, whose prompts repeat themselves and begin alike now and then; `pool`: the tokens that they
+    are made of; `more`: of each `Request`."""
     drawn, made = random.Random(seed), list[Request]()
-    shared = [drawn.randrange(KNOWN) for _ in range(8)]
+    shared = [drawn.choice(pool) for _ in range(8)]
     said = dict(WAYS[way])
     own = (move,) if said.pop("processors", False) else ()
     for at in range(count):
-        start = [drawn.randrange(KNOWN) for _ in range(drawn.randint(1, 5))]
+        start = [drawn.choice(pool) for _ in range(drawn.randint(1, 5))]
         prompt = tuple(shared * drawn.randint(0, 1) + start * drawn.randint(1, 3))
         how = Sampling(**{"max_tokens": drawn.randint(6, 16), "seed": at, **said})
         made.append(Request(f"{way}{seed}-{at}", prompt, how, processors=own, **more))
