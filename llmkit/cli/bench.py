@@ -35,7 +35,9 @@ def serve(
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt of chance words.")] = 256,
     shared_tokens: Annotated[int, typer.Option(min=0, help="Of these, the same in all.")] = 0,
     output_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 64,
-    data: Annotated[str, typer.Option(help="A jsonl file of prompt or messages, in place of chance words.")] = "",
+    data: Annotated[
+        str, typer.Option(help="A jsonl file of prompt, messages or turns, in place of chance words.")
+    ] = "",
     chat: Annotated[bool, typer.Option("--chat", help="Ask /v1/chat/completions.")] = False,
     exact: Annotated[bool, typer.Option(help="Go on past the model's own end; not every server can.")] = True,
     slo: Annotated[str, typer.Option(help="Bounds in seconds for goodput: ttft, itl, itl_max, e2e.")] = "",

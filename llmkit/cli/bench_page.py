@@ -19,13 +19,18 @@ TIMES = {
     "e2e": "to the end",
 }
 COLUMNS = ("mean", "p50", "p90", "p95", "p99", "max")
+APART = ("requests", "tokens", "drafted", "accepted", "a step", "ttft", "a token", "to end")
+"""Of a category: counts, tokens a step, and medians in seconds."""
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:
     """For a terminal."""
     made = [f"{name:<34}" + "".join(f"{cell:>10}" for cell in cells) for name, *cells in _times(result)]
     head = f"{'seconds':<34}" + "".join(f"{name:>10}" for name in COLUMNS)
-    return [*(f"{name}: {value}" for name, value in _facts(result)), head, *made, *_warnings(result)]
+    apart = [f"{name[:33]:<34}" + "".join(f"{cell:>10}" for cell in cells) for name, *cells in _categories(result)]
+    if apart:
+        apart.insert(0, f"{'category':<34}" + "".join(f"{name:>10}" for name in APART))
+    return [*(f"{name}: {value}" for name, value in _facts(result)), head, *made, *apart, *_warnings(result)]
 
 
 def page_of(result: Mapping[str, Any]) -> str:
@@ -35,6 +40,7 @@ def page_of(result: Mapping[str, Any]) -> str:
         warnings,
         table("Figures", ("", "value"), _facts(result)),
         table("Seconds", ("", *COLUMNS), _times(result)),
+        *([table("By category", ("", *APART), _categories(result))] if result["categories"] else []),
         "<h2>Over the run</h2><div class=grid>" + "".join(_charts(result)) + "</div>",
         table("Errors", ("", "requests"), [(what, str(n)) for what, n in result["errors"].items()]),
         table("Load", ("", "value"), [(name, str(value)) for name, value in result["load"].items()]),
@@ -51,6 +57,9 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("throughput", f"{rates['requests']:.3g} requests/s, {rates['completion_tokens']:.4g} output tokens/s"),
         ("tokens", f"{tokens['prompt']} in, {tokens['completion']} out, counted by the {tokens['counted_by']}"),
     ]
+    if (drafts := result["drafts"]) is not None and drafts["drafted"]:
+        told = f"{drafts['accepted']} of {drafts['drafted']} were right ({drafts['acceptance']:.1%})"
+        rows.append(("drafts", f"{told}, {drafts['tokens_a_step']:.2f} tokens a step"))
     if (good := result["goodput"]) is not None:
         bounds = ", ".join(f"{name} {value:g} s" for name, value in good["slo"].items())
         rows.append(("goodput", f"{good['per_second']:.3g} requests/s, {good['share']:.1%} of all, within {bounds}"))
@@ -62,6 +71,22 @@ def _times(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     known = [(name, result[key]) for key, name in TIMES.items() if result[key] is not None]
     known += [(f"client: {name}", result["client"][key]) for key, name in _own(result)]
     return [(name, *(f"{spread[column]:.4f}" for column in COLUMNS)) for name, spread in known]
+
+
+def _categories(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The rows of their table; what is not known is a dash."""
+    made = []
+    for name, own in result["categories"].items():
+        drafts = own["drafts"] or {}
+        middles = [own[key]["p50"] if own[key] is not None else None for key in ("ttft", "itl_mean", "e2e")]
+        counts = [own["done"], own["completion_tokens"], drafts.get("drafted"), drafts.get("accepted")]
+        cells = [*counts, _to(drafts.get("tokens_a_step"), 2), *(_to(value, 4) for value in middles)]
+        made.append((one_line(name), *("-" if cell is None else str(cell) for cell in cells)))
+    return made
+
+
+def _to(value: float | None, digits: int) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"
 
 
 def _own(result: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from llmkit.core.wording import Report
 from llmkit.inference.speculation.node import Speculation
 from llmkit.recipe.parse import parse
 
-SPECULATION = "What drafts the tokens that follow: ngram, draft:MODEL, early_exit:LAYERS, or more of it: '{kind: ...}'."
+SPECULATION = "What drafts the tokens that follow: ngram[:CORPUS], draft:MODEL, early_exit:LAYERS, or: '{kind: ...}'."
 KEYED = re.compile(r"([a-z][a-z0-9_]*):(\S.*)")
 
 

@@ -142,14 +142,15 @@ class Engine:
     def step(self) -> list[Event]:
         """Computes one step, and tells what it made. Where the model itself fails nothing is lost: a further step
         computes it again."""
-        began = time.perf_counter()
         self._renew()
+        began = time.perf_counter()
         self._speculate()
+        ready, looked = time.perf_counter(), self.tally.drafted
         step = plan(self.scheduler, time.monotonic())
         self.untold += self._late(step)
         if step.chunks:
             self._compute(step)
-            self._timed(step.tokens, time.perf_counter() - began)
+            self._timed(step.tokens, began, ready, self.tally.drafted > looked)
         events, self.untold = self.untold, []
         return events
 
@@ -157,8 +158,8 @@ class Engine:
         """What there is now, and what was counted since the beginning."""
         scheduler, blocks = self.scheduler, self.scheduler.blocks
         held, counted = blocks.count - blocks.room, vars(scheduler.counts) | vars(self.tally)
-        here = {"queued": scheduler.queued, "running": len(scheduler.running), "blocks": blocks.count, "used": held}
-        return Stats(version=self.version, **here, **counted)
+        counted |= {"queued": scheduler.queued, "running": len(scheduler.running), "blocks": blocks.count, "used": held}
+        return Stats(version=self.version, **counted | {"kept": tuple(self.tally.kept)})
 
     def _speculate(self) -> None:
         """Drafts for those that make their next tokens; beams have none, since what follows them is not one token."""
@@ -172,11 +173,15 @@ class Engine:
         trees = self.move is not None and self.runner.forward.trees
         self.speculator.propose(running, self._steer, room, min(reading, room // 2), trees)
 
-    def _timed(self, tokens: int, seconds: float) -> None:
+    def _timed(self, tokens: int, began: float, ready: float, looked: bool) -> None:
+        """A step ends that began then, whose drafts were ready then, and in which some were looked at, or none."""
+        now = time.perf_counter()
         self.tally.steps += 1
-        self.tally.seconds += seconds
+        self.tally.seconds += now - began
         if self.speculator is not None:
-            self.speculator.costs.see(tokens, seconds)
+            self.tally.drafting += ready - began
+            self.tally.verifying += (now - ready) * looked
+            self.speculator.costs.see(tokens, now - ready)  # what drafting takes is measured by itself
 
     def _renew(self) -> None:
         """Carries out the updates whose turn it is."""
@@ -320,8 +325,7 @@ class Engine:
             self.untold += self._failed(live, place.fault)
             return
         if one.drafts:
-            self.tally.drafted += len(place.drafts)
-            self.tally.accepted += len(place.kept)
+            self.tally.look(len(place.drafts), len(place.kept))
             self.scheduler.accept(one, len(place.kept))
         if place.finish is not None:
             self._done(live, one)
@@ -332,7 +336,8 @@ class Engine:
         if not made:
             return []
         told = tuple(live.prompt) or None if one.made == len(made) and one.index == 0 else None
-        return [Event(one.request.id, one.index, made, place.finish, "", told, one.found, place.stopped, self.version)]
+        said = Event(one.request.id, one.index, made, place.finish, "", told, one.found, place.stopped, self.version)
+        return [replace(said, drafted=len(place.drafts), accepted=len(place.kept)) if place.drafts else said]
 
     def _failed(self, live: Live, cause: RequestError) -> list[Event]:
         self.tally.failed += 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from llmkit.inference.speculation.most import MOST
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,15 @@ class Stats:
     """Drafts that were looked at."""
     accepted: int
     """Those of them that were what was chosen."""
+    kept: tuple[int, ...]
+    """How often a look at drafts kept none of them, one, two ...: its sum is how often there were any."""
     steps: int
     seconds: float
-    """That steps took."""
+    """That steps took, drafting included."""
+    drafting: float
+    """Seconds of it that drafting took."""
+    verifying: float
+    """Seconds that steps took in which drafts were looked at, but for drafting."""
 
 
 @dataclass
@@ -62,5 +70,14 @@ class Tally:
     made: int = 0
     drafted: int = 0
     accepted: int = 0
+    kept: list[int] = field(default_factory=lambda: [0] * (MOST + 1))
     steps: int = 0
     seconds: float = 0.0
+    drafting: float = 0.0
+    verifying: float = 0.0
+
+    def look(self, drafted: int, accepted: int) -> None:
+        """So many drafts of one answer were looked at, and so many kept."""
+        self.drafted += drafted
+        self.accepted += accepted
+        self.kept[accepted] += 1

@@ -78,6 +78,9 @@ class Ask:
     """By its name; empty is the model itself."""
     processors: tuple[Processor, ...] = ()
     """Functions that move the logits, in Python alone."""
+    prediction: tuple[int, ...] = ()
+    """Tokens that the answer may repeat, in whole or in parts: where drafts are looked up, they are looked up here too.
+    What is chosen is the same."""
 
 
 Finish = Literal["stop", "length", "abort", "deadline", "error"]
@@ -101,6 +104,8 @@ class Request:
     arrived: float = field(default_factory=time.monotonic)
     processors: tuple[Processor, ...] = ()
     """Functions that move the logits, in Python alone; one that fails ends this request and no other."""
+    prediction: tuple[int, ...] = ()
+    """Tokens that the answer may repeat: drafts are looked up in them too."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,10 @@ class Event:
     """Of the weights that made it."""
     trace: str = ""
     """Of an error that is a fault of ours: where it came from, for a log."""
+    drafted: int = 0
+    """Drafts that were looked at for it."""
+    accepted: int = 0
+    """Those of them that are among `tokens`."""
 
     @property
     def said(self) -> tuple[Token, ...]:

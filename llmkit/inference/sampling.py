@@ -58,6 +58,9 @@ class Sampling:
     """If there are any, no other token is made."""
     bad_words: tuple[str, ...] = ()
     """Texts that are not made, as the tokens that they become, with and without a space before them."""
+    drafts: int | None = setting(default=None, least=0)
+    """Drafts of this answer that a step looks at, at most; 0 has none, and left out it is as the engine's `speculation`
+    says. The text is the same."""
     logprobs: int | None = setting(default=None, least=0)
     """How many of the likeliest tokens to tell at each place, beside the one that was chosen; none tells nothing."""
     prompt_logprobs: int | None = setting(default=None, least=0)

@@ -39,7 +39,14 @@ class Turns:
         box = deque[Event]()
         with self.lock:
             name = f"turn-{next(self.names)}"
-            made = Request(name, ask.prompt.ids, ask.sampling, ask.adapter, processors=ask.processors)
+            made = Request(
+                name,
+                ask.prompt.ids,
+                ask.sampling,
+                ask.adapter,
+                processors=ask.processors,
+                prediction=ask.prediction,
+            )
             self.engine.add(made)
             self.boxes[made.id], self.sinks[made.id] = box, sink or box.append
         return made

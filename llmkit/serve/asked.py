@@ -9,13 +9,14 @@ from typing import Any
 from llmkit.core.errors import LlmkitError
 from llmkit.inference.sampling import Sampling
 from llmkit.serve.fields import Fields, wrong
+from llmkit.serve.foretold import drafts
 from llmkit.serve.form import form
 from llmkit.serve.kinds import parse
 from llmkit.serve.node import Bounds
 from llmkit.serve.refusal import Refusal, refused
 from llmkit.serve.shapes import LARGEST, Sampled
 
-OTHERWISE = ("stop_token_ids", "allowed_token_ids", "response_format", "structured_outputs")
+OTHERWISE = ("stop_token_ids", "allowed_token_ids", "response_format", "structured_outputs", "speculation")
 """Fields that the engine calls otherwise."""
 
 
@@ -38,6 +39,7 @@ def sampling(
         "max_tokens": max_tokens,
         "seed": fresh() if said.seed is None else said.seed & LARGEST,
         "grammar": form(fields, schema),
+        "drafts": drafts(fields),
     }
     try:
         return Sampling(**given, **more)

@@ -73,8 +73,14 @@ def joined(events: Sequence[Event]) -> Iterator[Event]:
     """Those of one answer as one event; an end that is a fault stays by itself, so that what came before it is told."""
     fault = events[-1].finish in ("error", "deadline", "abort")
     *before, last = events[:-1] if fault else events
-    tokens = tuple(token for event in (*before, last) for token in event.tokens)
-    prompt = next((event.prompt for event in (*before, last) if event.prompt is not None), None)
-    yield replace(last, tokens=tokens, prompt=prompt, cached=max(event.cached for event in (*before, last)))
+    told = (*before, last)
+    yield replace(
+        last,
+        tokens=tuple(token for event in told for token in event.tokens),
+        prompt=next((event.prompt for event in told if event.prompt is not None), None),
+        cached=max(event.cached for event in told),
+        drafted=sum(event.drafted for event in told),
+        accepted=sum(event.accepted for event in told),
+    )
     if fault:
         yield events[-1]

@@ -8,6 +8,7 @@ from llmkit.inference.request import Request
 from llmkit.serve.asked import most_tokens, sampling, until
 from llmkit.serve.caller import Caller
 from llmkit.serve.fields import Fields, wrong
+from llmkit.serve.foretold import category, predicted
 from llmkit.serve.form import field_of
 from llmkit.serve.generated import Account
 from llmkit.serve.kinds import parse
@@ -51,12 +52,12 @@ async def read(service: Service, fields: Fields, caller: Caller) -> Chat:
     if asked.top_logprobs and not asked.logprobs:
         raise wrong("top_logprobs", "needs logprobs: true")
     how = sampling(fields, bounds, most, {"logprobs": asked.top_logprobs if asked.logprobs else None}, which.schema)
-    usage = tells_usage(fields, common.stream, bounds)
+    foretold, usage = await predicted(service, fields), tells_usage(fields, common.stream, bounds)
     fields.end(IGNORED)
     features, shape = {"messages": float(len(said))}, field_of(fields, which.schema)
-    account = Account(caller, common.model or service.name, adapter, common.user, features, shape)
+    account = Account(caller, common.model or service.name, adapter, common.user, features, category(fields), shape)
     last = until(common.deadline, caller.deadline, bounds)
-    request = Request(caller.number, prompt, how, adapter, caller.tenant, deadline=last)
+    request = Request(caller.number, prompt, how, adapter, caller.tenant, deadline=last, prediction=foretold)
     return Chat(request, account, common.stream, usage, asked.logprobs, which, service.thinks(prompt))
 
 

@@ -13,6 +13,7 @@ from llmkit.serve.asked import most_tokens, sampling, until
 from llmkit.serve.caller import Caller
 from llmkit.serve.chat import tells_usage
 from llmkit.serve.fields import Fields, wrong
+from llmkit.serve.foretold import category
 from llmkit.serve.form import field_of
 from llmkit.serve.generated import Account, Generation
 from llmkit.serve.kinds import parse
@@ -61,7 +62,7 @@ async def read(service: Service, fields: Fields, caller: Caller) -> Text:
     usage = tells_usage(fields, common.stream, bounds)
     fields.end(IGNORED)
     features, shape = {"prompts": float(len(asked))}, field_of(fields)
-    account = Account(caller, common.model or service.name, adapter, common.user, features, shape)
+    account = Account(caller, common.model or service.name, adapter, common.user, features, category(fields), shape)
     last = until(common.deadline, caller.deadline, bounds)
     made = (
         Request(f"{caller.number}-{i}", ids, how, adapter, caller.tenant, deadline=last) for i, ids in enumerate(asked)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmkit.inference.speculation.most import MOST
+
 Schema = dict[str, Any]
 MOST_MESSAGES = 4096
 MOST_TOOLS = 128
@@ -66,6 +68,11 @@ STRUCTURED: Schema = {
         closed(("grammar",), grammar=STRING),
     ]
 }
+SPECULATION: Schema = {
+    "description": "false: no drafts are looked at; tokens: so many at most",
+    "anyOf": [{"type": "boolean"}, closed(tokens={"type": "integer", "minimum": 0, "maximum": MOST})],
+}
+METADATA: Schema = {"description": "of it `category`, a text, is what the answer is counted by in /metrics"}
 PROMPT: Schema = {
     "anyOf": [
         STRING,
@@ -73,8 +80,10 @@ PROMPT: Schema = {
         listed({"anyOf": [STRING, listed(TOKEN, least=1)]}, least=1),
     ]
 }
-PART = closed(("text",), type={"enum": list(PARTS)}, text=STRING, annotations=ANY, logprobs=ANY, refusal=ANY)
+PART = closed(type={"enum": list(PARTS)}, text=STRING, annotations=ANY, logprobs=ANY, refusal=ANY)
 CONTENT: Schema = {"anyOf": [STRING, listed(PART)]}
+PREDICTION = closed(("content",), type={"const": "content"}, content=CONTENT)
+"""What the answer may repeat, as OpenAI has it."""
 CALLS = listed(
     closed(
         ("function",),

@@ -32,6 +32,8 @@ class Account:
     unit: str
     """Whom it is for, as the client says (`user`)."""
     features: Mapping[str, float]
+    category: str = ""
+    """The kind of work that it is counted with."""
     form: str = FORM
     """The field that says what the answer must look like."""
     arrived: float = field(default_factory=now)

@@ -82,7 +82,8 @@ def request_out(request: Request) -> dict[str, Any]:
         for item in dataclasses.fields(Sampling)
         if (value := getattr(request.sampling, item.name)) != getattr(DEFAULT, item.name)
     }
-    return {
+    foretold = {"prediction": request.prediction} if request.prediction else {}
+    return foretold | {
         "id": request.id,
         "prompt": request.prompt,
         "sampling": sampling,
@@ -98,7 +99,8 @@ def request_in(said: dict[str, Any]) -> Request:
     left = said.pop("deadline")
     deadline = None if left is None else time.monotonic() + left
     sampling = Sampling(**said.pop("sampling"))
-    return Request(prompt=tuple(said.pop("prompt")), sampling=sampling, deadline=deadline, **said)
+    prompt, prediction = tuple(said.pop("prompt")), tuple(said.pop("prediction", ()))
+    return Request(prompt=prompt, sampling=sampling, deadline=deadline, prediction=prediction, **said)
 
 
 def _plain(value: Any) -> Any:

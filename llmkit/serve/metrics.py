@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 
+from llmkit.serve.foretold import Categories
 from llmkit.serve.generated import Account
 from llmkit.serve.service import Service
 
@@ -37,6 +39,21 @@ COUNTS = {
     "steps": "Steps.",
     "seconds": "Seconds that steps took.",
 }
+SPECULATION = {
+    "drafted_tokens": ("drafted", "Drafts that were looked at."),
+    "accepted_tokens": ("accepted", "Those of them that were what was chosen."),
+    "drafting_seconds": ("drafting", "Seconds that drafting took."),
+    "verifying_seconds": ("verifying", "Seconds of steps in which drafts were looked at, but for drafting."),
+}
+"""By who drafts: the name of a metric, and which of the engine's counts it is."""
+CATEGORY = {
+    "requests": "Requests of a category (metadata.category).",
+    "completion_tokens": "Tokens of their answers.",
+    "steps": "Steps that their answers took, each answer's by itself.",
+    "drafted_tokens": "Drafts of their answers that were looked at.",
+    "accepted_tokens": "Those of them that are in the answers.",
+    "seconds": "Seconds from an answer's first token to its end.",
+}
 
 
 class Metrics:
@@ -54,6 +71,8 @@ class Metrics:
         self.cached = count("cached_tokens", "Those that were in the cache.", "model")
         self.made = count("completion_tokens", "Tokens of answers.", "model")
         self.ends = count("finished", "Requests by how they ended.", "model", "reason")
+        self.categories = Categories(service.bounds.categories)
+        self.by_category = {name: count(f"category_{name}", what, "category") for name, what in CATEGORY.items()}
         self.registry.register(self)
 
     def _count(self, name: str, what: str, *labels: str) -> Counter:
@@ -83,6 +102,15 @@ class Metrics:
         self.cached.labels(name).inc(account.usage.cached)
         self.made.labels(name).inc(account.usage.completion)
         self.ends.labels(name, account.finish).inc()
+        self._categorised(account)
+
+    def _categorised(self, account: Account) -> None:
+        usage, name = account.usage, self.categories.of(account.category)
+        counts: dict[str, float] = {"requests": 1, "completion_tokens": usage.completion}
+        counts |= {"steps": usage.completion - usage.accepted, "drafted_tokens": usage.drafted}
+        counts |= {"accepted_tokens": usage.accepted, "seconds": account.seconds - (account.first or account.seconds)}
+        for key, value in counts.items():
+            self.by_category[key].labels(name).inc(value)
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         """The engine's account."""
@@ -94,7 +122,28 @@ class Metrics:
             yield GaugeMetricFamily(f"llmkit_engine_{name}", what, engine.stats.get(name, 0))
         for name, what in COUNTS.items():
             yield CounterMetricFamily(f"llmkit_engine_{name}", what, engine.stats.get(name, 0))
+        if drafter := engine.facts.get("speculation"):
+            yield from _speculation(str(drafter), engine.stats)
 
     def text(self) -> bytes:
         """All of it."""
         return generate_latest(self.registry)
+
+
+def _speculation(drafter: str, stats: Mapping[str, Any]) -> Iterator[CounterMetricFamily]:
+    """What drafts were worth: in all, and how often the first, the second ... of a look was kept."""
+    kept: Sequence[int] = stats.get("kept", ())
+    looks = CounterMetricFamily(
+        "llmkit_speculation_drafts", "Times that an answer's drafts were looked at.", None, ["drafter"]
+    )
+    looks.add_metric([drafter], sum(kept))
+    yield looks
+    for name, (key, what) in SPECULATION.items():
+        family = CounterMetricFamily(f"llmkit_speculation_{name}", what, None, ["drafter"])
+        family.add_metric([drafter], stats.get(key, 0))
+        yield family
+    what = "Drafts that were what was chosen, by their place among an answer's drafts."
+    places = CounterMetricFamily("llmkit_speculation_accepted_tokens_per_pos", what, None, ["drafter", "position"])
+    for at in range(max((at for at, count in enumerate(kept) if count), default=0)):
+        places.add_metric([drafter, str(at)], sum(kept[at + 1 :]))
+    yield places

@@ -32,6 +32,8 @@ class Bounds:
     """Tokens of a prompt and its answer together; left out, what the model and its cache have room for."""
     logprobs: int = setting(default=20, least=0)
     """Likeliest tokens told at each place."""
+    categories: int = setting(default=32, least=0)
+    """Names of `metadata.category` that are counted apart in `/metrics`; those that come later are `other`."""
     connections: int = setting(default=1024, least=1)
     """Connections at once."""
     receive: Duration = setting(default=30.0, above=0.0)

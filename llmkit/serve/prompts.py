@@ -133,7 +133,7 @@ def messages(fields: Fields, bounds: Bounds) -> list[dict[str, Any]]:
 def _message(fields: Fields, bounds: Bounds) -> dict[str, Any]:
     said = parse(Message, fields, bounds)
     made: dict[str, Any] = {"role": {"developer": "system", "function": "tool"}.get(said.role, said.role)}
-    made["content"] = _content(fields)
+    made["content"] = content(fields)
     calls = fields.items("tool_calls", 128)
     if calls:
         made["tool_calls"] = [_call(Fields(item, f"{fields.at}.tool_calls.{i}")) for i, item in enumerate(calls)]
@@ -144,8 +144,12 @@ def _message(fields: Fields, bounds: Bounds) -> dict[str, Any]:
     return made
 
 
-def _content(fields: Fields) -> str:
-    """A text, or parts of one."""
+def content(fields: Fields) -> str:
+    """A text, or parts of one.
+
+    Raises:
+        Refusal: it is neither.
+    """
     value = fields.get("content")
     if value is None or isinstance(value, str):
         return value or ""

@@ -44,13 +44,15 @@ class Served:
     """What may take longer, and goes on beside the steps."""
     exact: str = ""
     """Whether an answer depends on those beside it."""
+    speculation: str = ""
+    """The kind of what drafts, if anything does."""
 
     def facts(self) -> Said:
         """For the server, when it is ready."""
         known = self.engine.facts
         said = {"words": known.words, "longest": known.longest, "ends": known.ends}
         said |= {"model": self.held.loaded.resolved.facts(), "exact": self.exact}
-        return said | {"adapters": self.engine.adapters.names}
+        return said | {"adapters": self.engine.adapters.names, "speculation": self.speculation}
 
     def stats(self) -> Said:
         """How it does."""
@@ -98,7 +100,8 @@ def served_over(model: Held, how: OwnEngine, root: Path | None = None) -> Served
     work = Work(engine, model, root)
     between = {"embed": work.embed, "reset": work.reset, "unload": work.unload, "weights": work.weights}
     exact = exactness(model.model, how)
-    return Served(engine, model, between, {"load": work.load}, exact)
+    drafts = "" if how.speculation is None else how.speculation.kind
+    return Served(engine, model, between, {"load": work.load}, exact, drafts)
 
 
 @dataclass

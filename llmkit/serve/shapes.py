@@ -21,7 +21,8 @@ IGNORED = (
     "prompt_cache_retention",
     "verbosity",
 )
-"""What OpenAI's clients send and nothing follows from here; `user` is the unit of the request's record."""
+"""What OpenAI's clients send and nothing follows from here; `user` is the unit of the request's record, and
+`metadata.category` what answers are counted by."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Sampled:
     seed: int | None = shaped(Whole(-LARGEST - 1, LARGEST))
     response_format: Any = shaped(Free(say.FORMAT))
     structured_outputs: Any = shaped(Free(say.STRUCTURED))
+    speculation: Any = shaped(Free(say.SPECULATION))
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Common:
     stream: bool = shaped(Flag())
     stream_options: Any = shaped(Free(object_of(StreamOptions, bounds=Bounds(), ignored=STREAM_IGNORED)))
     deadline: float | None = shaped(Number(0.0, 86_400.0))
+    metadata: Any = shaped(Free(say.METADATA))
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class Conversation:
     add_generation_prompt: bool | None = shaped(Flag(None))
     continue_final_message: bool = shaped(Flag())
     """The answer goes on with the last message, which is an assistant's, as vLLM and transformers call it."""
+    prediction: Any = shaped(Free(say.PREDICTION))
 
 
 @dataclass(frozen=True)
@@ -132,10 +136,12 @@ class Responding:
     conversation: Any = shaped(Free({"type": "null"}))
 
 
-SAME = ("model", "temperature", "top_p", "stream", "user", "parallel_tool_calls", "top_logprobs", "deadline", "seed")
+SAME = (
+    *("model", "temperature", "top_p", "stream", "user", "parallel_tool_calls", "top_logprobs", "deadline", "seed"),
+    *("metadata", "speculation"),
+)
 """Fields of `/v1/responses` that are those of chat."""
 RESPONSES_IGNORED = (
-    "metadata",
     "service_tier",
     "safety_identifier",
     "prompt_cache_key",

@@ -16,11 +16,17 @@ class Usage:
     completion: int = 0
     cached: int = 0
     reasoning: int = 0
+    drafted: int = 0
+    """Drafts of the answers that were looked at."""
+    accepted: int = 0
+    """Those of them that are in the answers."""
 
     def take(self, event: Event) -> None:
         """Counts what an event brings; the token that ends an answer is one that was made."""
         self.completion += len(event.tokens)
         self.cached = max(self.cached, event.cached)
+        self.drafted += event.drafted
+        self.accepted += event.accepted
 
     def add(self, other: Usage) -> None:
         """Those of another prompt too."""
@@ -28,6 +34,8 @@ class Usage:
         self.completion += other.completion
         self.cached += other.cached
         self.reasoning += other.reasoning
+        self.drafted += other.drafted
+        self.accepted += other.accepted
 
     def told(self) -> dict[str, Any]:
         """In OpenAI's shape."""
@@ -36,5 +44,9 @@ class Usage:
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": self.cached},
-            "completion_tokens_details": {"reasoning_tokens": self.reasoning},
+            "completion_tokens_details": {
+                "reasoning_tokens": self.reasoning,
+                "accepted_prediction_tokens": self.accepted,
+                "rejected_prediction_tokens": self.drafted - self.accepted,
+            },
         }

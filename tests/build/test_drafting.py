@@ -91,7 +91,7 @@ def test_an_llm_takes_who_drafts_in_short(tiny: Any, plain: list[Any]) -> None:
         assert llm.generate(TEXTS, WAYS[0]) == plain[0]
         assert llm.engine.speculator is not None and llm.engine.speculator.sources[-1].most == 3
     twice = Opened(model="m", generator={"kind": "engine", "speculation": "ngram"}, speculation="ngram")
-    assert twice.made.speculation == Opened(model="m", speculation={"ngram": 12}).made.speculation == Ngram()
+    assert twice.made.speculation == Opened(model="m", speculation={"ngram": None}).made.speculation == Ngram()
     assert Opened(model="m", speculation={"draft": "n"}).made.speculation == DraftModel(model="n")
 
 
@@ -109,8 +109,8 @@ WRONG = {
         ({"draft": ""}, {}, "speculation.model: is empty"),
         ({"draft": "a", "model": "b"}, {}, "speculation.kind: is missing"),
         ({"early_exit": -1}, {}, "speculation.layers: -1 is out of range; fix: give a value at least 1"),
-        ({"ngram": 64}, {}, "speculation.tokens: 64 is out of range; fix: give a value at most 63"),
-        ({"ngram": 4, "drafts": 3}, {}, "speculation.drafts: unknown key"),
+        ({"kind": "ngram", "tokens": 64}, {}, "speculation.tokens: 64 is out of range; fix: give a value at most 63"),
+        ({"ngram": "f", "drafts": 3}, {}, "speculation.drafts: unknown key"),
         (4, {}, "speculation: 4 is not ngram"),
         ("ngram", {"generator": "transformers"}, "contradicts generator: generator transformers has no speculation"),
         ("ngram", {"generator": {"kind": "engine", "speculation": {"early_exit": 1}}}, "has another speculation"),
@@ -130,7 +130,7 @@ def test_a_model_that_is_not_there_cannot_draft(tiny: Any, tmp_path: Any) -> Non
 def test_what_drafts_reads_as_a_flag_of_one_word() -> None:
     known = {
         "ngram": {"kind": "ngram"},
-        "ngram:4": {"kind": "ngram", "tokens": 4},
+        "ngram:some/folder": {"kind": "ngram", "corpus": "some/folder"},
         "draft:/a/b: c": {"kind": "draft", "model": "/a/b: c"},
         "early_exit:8": {"kind": "early_exit", "layers": 8},
         "{draft: m, tokens: 2}": {"kind": "draft", "model": "m", "tokens": 2},

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from llmkit.cli.bench_page import lines, page_of
 from llmkit.cli.main import _guarded
 from llmkit.core.errors import DataError, RecipeError, ResourceError
 from llmkit.serve.bench.aim import aimed
@@ -250,6 +251,50 @@ def test_rows_of_a_file(tmp_path: Path) -> None:
         path.write_text(wrong)
         with pytest.raises(DataError, match=r"rows.jsonl:1: is no request"):
             from_file(path, "m", 7, exact=False)
+
+
+def test_rows_have_categories_and_turns(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question_id": 1, "category": "qa", "turns": ["a", "b"]}\n{"prompt": "c"}\n')
+    one, two = from_file(path, "m", 7, exact=True)
+    assert (one.category, two.category, one.path) == ("qa", "", "/chat/completions")
+    assert one.body["messages"] == [{"role": "user", "content": "a"}]
+    assert one.body["metadata"] == {"category": "qa"} and "metadata" not in two.body
+    assert "metadata" not in from_file(path, "m", 7, exact=False)[0].body
+    for wrong in ('{"turns": []}', '{"turns": [1]}', '{"turns": "a"}', '{"prompt": "a", "category": 1}'):
+        path.write_text(wrong)
+        with pytest.raises(DataError, match="is no request; fix: write an object with prompt, messages or turns"):
+            from_file(path, "m", 7, exact=False)
+
+
+def test_figures_of_a_category_are_those_of_its_requests() -> None:
+    rows = [Asked("/completions", {}, name) for name in ("a", "b", "", "a")]
+    usage = {"a": {"accepted_prediction_tokens": 3, "rejected_prediction_tokens": 1}, "b": {"reasoning_tokens": 0}}
+
+    async def send(asked: Asked) -> Events:
+        await asyncio.sleep(2.0 if asked.category == "a" else 1.0)
+        yield text("x")
+        *events, last = end(9, 5)
+        last["usage"]["completion_tokens_details"] = usage.get(asked.category)
+        for event in (*events, last):
+            yield event
+
+    load = Load(4, concurrency=1)
+    got = summary(load, run(lambda loop: drive(load, iter(rows), send)), {})
+    assert list(got["categories"]) == ["a", "b"]
+    a, b = got["categories"].values()
+    assert (a["requests"], a["done"], a["completion_tokens"], b["done"]) == (2, 2, 10, 1)
+    told = {"drafted": 8, "accepted": 6, "acceptance": 0.75, "tokens_a_step": 2.5}
+    assert a["drafts"] == told == got["drafts"] and b["drafts"] is None
+    assert a["e2e"]["p50"] == pytest.approx(2.0) and b["ttft"]["p50"] == pytest.approx(1.0)
+    shown = result_of(got)
+    assert ["a", "2", "10", "8", "6", "2.50", "2.0000", "-", "2.0000"] in [line.split() for line in lines(shown)]
+    assert "drafts: 6 of 8 were right (75.0%), 2.50 tokens a step" in lines(shown)
+    assert "By category" in page_of(shown) and "<td>2.50" in page_of(shown)
+
+
+def result_of(summary: dict[str, Any]) -> dict[str, Any]:
+    return summary | {"url": "http://a", "model": "m", "load": {"warmup": 0}, "shots": []}
 
 
 def test_bounds_are_read_or_refused() -> None:

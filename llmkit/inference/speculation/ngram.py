@@ -16,6 +16,9 @@ from llmkit.inference.speculation.drafter import Ask, Draft
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 """Lengths of matches at which the class of sureness rises."""
 
+BREAK = -1
+"""Stands where one text ends and another begins."""
+
 
 class Lookup:
     """A `Drafter` over what a sequence itself has said."""
@@ -37,15 +40,26 @@ class Lookup:
         return 0 if text is None else text.found.length
 
     def _one(self, one: Sequence, count: int) -> Draft:
-        text = self.texts.setdefault(one, Automaton())
-        for token in one.tokens[len(text.text) :]:
-            text.add(token)
+        text = self._read(one)
         found = text.found
         if found.length < self.least:
             return Draft()
         tokens = text.follows(found, count)
-        virtual = next((at for at, token in enumerate(tokens) if token >= self.words), len(tokens))
-        return Draft(tokens[:virtual], [_class(found.length + at) for at in range(virtual)])
+        end = next((at for at, token in enumerate(tokens) if not 0 <= token < self.words), len(tokens))
+        return Draft(tokens[:end], [_class(found.length + at) for at in range(end)])
+
+    def _read(self, one: Sequence) -> Automaton:
+        """All of a text so far; between its prompt and its answer stands what the answer was foretold to be."""
+        text, foretold = self.texts.get(one), one.request.prediction
+        if text is None:
+            text = self.texts[one] = Automaton()
+            if foretold:
+                for token in (*one.tokens[: one.before + len(one.request.prompt)], BREAK, *foretold, BREAK):
+                    text.add(token)
+        beside = len(foretold) + 2 if foretold else 0
+        for token in one.tokens[len(text.text) - beside :]:
+            text.add(token)
+        return text
 
 
 def _class(length: int) -> int:

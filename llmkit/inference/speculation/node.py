@@ -44,7 +44,7 @@ class Making(Protocol):
 class Ngram:
     """What came after the longest end of the text that is in it already: for summaries, quotes, code and edits."""
 
-    _keyed: ClassVar[str] = "tokens"
+    _keyed: ClassVar[str] = "corpus"
     within: ClassVar[bool] = False
     lookup: ClassVar[bool] = False
     kind: Literal["ngram"] = "ngram"

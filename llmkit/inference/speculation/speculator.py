@@ -50,6 +50,7 @@ class Speculator:
         nodes = MOST if self.fixed else min(MOST, int(2 * self.taken) + SPARE)
         asks = [Ask(one, _left(one), steer(one), nodes) for one in able]
         found = [ordered(tree) if trees else likeliest(tree) for tree in self._trees(asks, beside)]
+        found = [_allowed(one, tree) for one, tree in zip(able, found, strict=True)]
         counts = self._lengths(found, room, beside)
         for one, tree, count in zip(able, found, counts, strict=True):
             draft = taken(tree.draft, count)
@@ -107,5 +108,14 @@ def _chances(found: Seq[Tree]) -> list[float]:
 
 
 def _left(one: Sequence) -> int:
-    """Drafts that can still be of use: the last token of an answer is never drafted for."""
-    return max(0, one.request.sampling.max_tokens - one.made - 1)
+    """Drafts one after another that can still be of use, and are not too many for who asked: the last token of an
+    answer is never drafted for."""
+    asked = one.request.sampling
+    left = max(0, asked.max_tokens - one.made - 1)
+    return left if asked.drafts is None else min(left, asked.drafts)
+
+
+def _allowed(one: Sequence, tree: Tree) -> Tree:
+    """As many as who asked lets be looked at."""
+    most = one.request.sampling.drafts
+    return tree if most is None else Tree(taken(tree.draft, most), tree.chances[:most])

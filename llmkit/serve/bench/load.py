@@ -59,6 +59,8 @@ class Asked:
 
     path: str
     body: Mapping[str, Any]
+    category: str = ""
+    """The kind of work that its figures belong to."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,9 @@ class Made:
 
 
 def from_file(path: Path, model: str, output: int, exact: bool) -> list[Asked]:
-    """The rows of a jsonl file: `prompt` or `messages`, and `max_tokens` where a row has its own.
+    """The rows of a jsonl file: `prompt`, `messages` or, as Spec-Bench has them, `turns`, of which the first is asked;
+    and `max_tokens` and `category` where a row has its own. A server that takes more fields than OpenAI's (`exact`) is
+    told the category.
 
     Raises:
         DataError: a row is none of these.
@@ -102,9 +106,9 @@ def from_file(path: Path, model: str, output: int, exact: bool) -> list[Asked]:
             continue
         row = _row(line)
         if row is None:
-            fix = "write an object with prompt or messages"
+            fix = "write an object with prompt, messages or turns"
             raise DataError("is no request", fix=fix, file=str(path), line=number)
-        rows.append(request(model, row, row.get("max_tokens", output), exact, "messages" in row))
+        rows.append(request(model, row, row.get("max_tokens", output), exact, "messages" in row or "prompt" not in row))
     if not rows:
         raise DataError("holds no rows", fix="write an object with prompt or messages a line", file=str(path))
     return rows
@@ -114,12 +118,14 @@ def request(model: str, row: Mapping[str, Any], output: int, exact: bool, chat: 
     """A streamed request with its usage at the end."""
     body: dict[str, Any] = {"model": model, "max_tokens": output, "temperature": 0.0, "stream": True}
     body["stream_options"] = {"include_usage": True}
+    category = row.get("category", "")
     if exact:
-        body["ignore_eos"] = True
+        body |= {"ignore_eos": True} | ({"metadata": {"category": category}} if category else {})
     if not chat:
-        return Asked("/completions", body | {"prompt": row["prompt"]})
-    said = row["messages"] if "messages" in row else [{"role": "user", "content": row["prompt"]}]
-    return Asked("/chat/completions", body | {"messages": said})
+        return Asked("/completions", body | {"prompt": row["prompt"]}, category)
+    text = row["turns"][0] if "turns" in row else row.get("prompt")
+    said = row.get("messages", [{"role": "user", "content": text}])
+    return Asked("/chat/completions", body | {"messages": said}, category)
 
 
 def _row(line: str) -> Mapping[str, Any] | None:
@@ -129,7 +135,11 @@ def _row(line: str) -> Mapping[str, Any] | None:
         return None
     if not isinstance(row, dict) or not isinstance(row.get("max_tokens", 1), int):
         return None
-    return row if isinstance(row.get("prompt"), str) or isinstance(row.get("messages"), list) else None
+    if not isinstance(row.get("category", ""), str):
+        return None
+    turns = row.get("turns")
+    spoken = isinstance(turns, list) and bool(turns) and isinstance(turns[0], str)
+    return row if isinstance(row.get("prompt"), str) or isinstance(row.get("messages"), list) or spoken else None
 
 
 def repeated(rows: Sequence[Asked]) -> Iterator[Asked]:

@@ -37,6 +37,11 @@ class Shot:
     completion_tokens: int = 0
     """As the server says; 0 where it does not."""
     finish: str = ""
+    category: str = ""
+    accepted: int | None = None
+    """Tokens that were drafted; none where the server does not say."""
+    rejected: int = 0
+    """Drafts that were looked at in vain."""
 
     @property
     def good(self) -> bool:
@@ -76,6 +81,7 @@ class Shot:
 
 async def shoot(shot: Shot, asked: Asked, send: Send, clock: Callable[[], float], timeout: float) -> Shot:
     """Carries one out; what goes wrong is part of the result."""
+    shot.category = asked.category
     try:
         async with asyncio.timeout(timeout), aclosing(send(asked)) as events:
             async for event in events:
@@ -100,6 +106,10 @@ def _take(shot: Shot, event: dict[str, Any], clock: Callable[[], float]) -> None
     if isinstance(usage, dict):
         shot.prompt_tokens = int(usage.get("prompt_tokens") or 0)
         shot.completion_tokens = int(usage.get("completion_tokens") or 0)
+        details = usage.get("completion_tokens_details")
+        if isinstance(details, dict) and details.get("accepted_prediction_tokens") is not None:
+            shot.accepted = int(details["accepted_prediction_tokens"])
+            shot.rejected = int(details.get("rejected_prediction_tokens") or 0)
     for choice in event.get("choices") or ():
         delta = choice.get("delta") or choice
         if any(delta.get(key) for key in ("content", "text", "reasoning_content", "reasoning", "tool_calls")):

@@ -78,6 +78,8 @@ def summary(load: Load, driven: Driven, slo: Mapping[str, float]) -> dict[str, A
         }
         if slo
         else None,
+        "drafts": drafts(good),
+        "categories": categories(shots),
         "client": client(shots, driven.lags, open=not load.concurrency),
     }
 
@@ -91,6 +93,40 @@ def counts(load: Load, shots: Sequence[Shot]) -> dict[str, int]:
         "refused_429": sum(shot.status == 429 for shot in shots),
         "failed": sum(not shot.good and shot.status != 429 for shot in shots),
     }
+
+
+def drafts(good: Sequence[Shot]) -> dict[str, Any] | None:
+    """What came of drafts, by what the server says with each answer; none where it says nothing of them. Tokens a step
+    count the one that each step chooses by itself, too."""
+    known = [shot for shot in good if shot.accepted is not None]
+    if not known:
+        return None
+    kept, made = sum(shot.accepted or 0 for shot in known), sum(shot.completion_tokens for shot in known)
+    looked = kept + sum(shot.rejected for shot in known)
+    return {
+        "drafted": looked,
+        "accepted": kept,
+        "acceptance": kept / looked if looked else None,
+        "tokens_a_step": made / (made - kept) if made > kept else None,
+    }
+
+
+def categories(shots: Sequence[Shot]) -> dict[str, Any]:
+    """The figures of each category, by its name, in the order in which they came; nothing where there are none."""
+    made = {}
+    for name in dict.fromkeys(shot.category for shot in shots if shot.category):
+        own = [shot for shot in shots if shot.category == name]
+        good = [shot for shot in own if shot.good]
+        made[name] = {
+            "requests": len(own),
+            "done": len(good),
+            "completion_tokens": sum(shot.tokens for shot in good),
+            "drafts": drafts(good),
+            "ttft": spread([shot.first for shot in good]),
+            "itl_mean": spread([shot.between for shot in good if len(shot.times) > 1]),
+            "e2e": spread([shot.whole for shot in good]),
+        }
+    return made
 
 
 def client(shots: Sequence[Shot], lags: Sequence[float], open: bool) -> dict[str, Any]:
