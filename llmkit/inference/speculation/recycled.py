@@ -59,4 +59,4 @@ def _likeliest(logits: Tensor, count: int) -> NDArray[np.int64]:
         found: NDArray[np.int64] = logits.topk(count).indices.cpu().numpy()
         return found
     rows = np.ascontiguousarray(logits.float().numpy())
-    return (reference if lacks("draw") else draw).likeliest(rows, count)
+    return reference.likeliest(rows, count) if lacks("draw") else draw.likeliest(rows, count)
