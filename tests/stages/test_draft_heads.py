@@ -69,8 +69,8 @@ def test_it_learns_by_heart_what_its_model_says(model: Path, rows: Path, tmp_pat
     before, after = lines(made.folder, "evaluate")
     assert before["valid.tokens_per_step"] < 1.5
     assert after["valid.tokens_per_step"] > 3.0  # of 4
-    assert after["valid.right_1"] > 0.95
-    assert after["valid.kept_1"] > 0.85 > before["valid.kept_1"]
+    assert after["valid.right_1"] > 0.85
+    assert after["valid.kept_1"] > 0.6 > before["valid.kept_1"]
     said = drafts.read(made.model(), "head", "path")
     assert said.target == drafts.identity(resolve(ModelRef(name=str(model))), make_tokenizer())
     loaded = load_head(made.model(), make_model(num_hidden_layers=3).get_input_embeddings())
@@ -110,7 +110,7 @@ def test_it_learns_the_answers_of_the_rows_where_they_are_given(
 
 
 def test_one_that_begins_from_another_is_refreshed(model: Path, rows: Path, tmp_path: Path) -> None:
-    first = go(head(model, rows, tmp_path / "first", steps=60))
+    first = go(head(model, rows, tmp_path / "first", steps=40))
     tuned = saved(tmp_path / "tuned", 0, spread=0.02)
     start = {"start": str(first.folder), "vocabulary": 8192}
     made = go(head(tuned, rows, tmp_path / "again", drafter=start, steps=6))
