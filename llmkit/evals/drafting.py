@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +12,8 @@ from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit
 from llmkit.data.prepare import Prepared
 from llmkit.evals.run import FORWARD_TOKENS, Subject, at_rest
-from llmkit.losses.draft_node import DraftLoss
+
+Loss = Callable[[Drafted, Batch], LossSum]
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Walk:
 
 
 def held_out_drafts(
-    subject: Subject, loss: DraftLoss, valid: Prepared, ids: Sequence[int], capacity: int
+    subject: Subject, loss: Loss, valid: Prepared, ids: Sequence[int], capacity: int
 ) -> dict[str, float]:
     """The loss; tokens a step, of one chain of drafts each; how often each draft in turn is right, as a share of the
     steps; and how often one that is drawn is kept where those before it were."""
@@ -64,7 +65,7 @@ def held_out_drafts(
     return figures | {"valid.tokens": count}
 
 
-def _batch(subject: Subject, loss: DraftLoss, batch: Batch, walk: Walk) -> LossSum:
+def _batch(subject: Subject, loss: Loss, batch: Batch, walk: Walk) -> LossSum:
     with torch.no_grad(), subject.autocast():
         made = subject.scored(batch)
         walk.take(made)

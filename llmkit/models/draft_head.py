@@ -128,13 +128,17 @@ class DraftHead(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, H) -> (N, V) over the draft vocabulary; `ids` says which words of the model these are."""
-        return cast(Tensor, self.out(self.norm(hidden)))
+        return cast(Tensor, self.out(self.normed(hidden)))
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """What the output layer reads of (N, H)."""
+        return _normed(self.norm, hidden)
 
     def mixed(self, tokens: Tensor, features: Tensor) -> Tensor:
         """What attention reads, (N, E + H)."""
         with torch.no_grad():
             embedded = self.embedding[0](tokens).to(features.dtype)
-        return torch.cat([self.embed_norm(embedded), self.feature_norm(features)], -1)
+        return torch.cat([_normed(self.embed_norm, embedded), _normed(self.feature_norm, features)], -1)
 
     def queries(self, x: Tensor, positions: Tensor) -> Tensor:
         """(N, E + H) at positions (N,) -> (N, heads, D), turned."""
@@ -148,7 +152,7 @@ class DraftHead(nn.Module):
     def finished(self, attended: Tensor, features: Tensor) -> Tensor:
         """What attention gave, (N, heads, D), beside the features that were read -> (N, H)."""
         hidden = features + self.o(attended.flatten(-2))
-        x = self.mlp_norm(hidden)
+        x = _normed(self.mlp_norm, hidden)
         return cast(Tensor, hidden + self.down(F.silu(self.gate(x)) * self.up(x)))
 
     def _turned(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -157,3 +161,8 @@ class DraftHead(nn.Module):
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         a, b = x.chunk(2, -1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    """In the type that the norm is held in: under autocast what comes in has 16 bits."""
+    return cast(Tensor, norm(x.to(norm.weight.dtype)))

@@ -101,7 +101,7 @@ class Taught(Headed):
     def _foretold(self, text: Text, places: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of outputs (N, H) that draft what comes after `places` (N,): the sums of `Drafted`, and the likeliest."""
         weights, at = text.weights[places], torch.searchsorted(text.used, places)
-        read = self.head.norm(hidden).float()
+        read = self.head.normed(hidden).float()
         made: Any = Foretold.apply(  # type: ignore[no-untyped-call]
             read, self.head.out.weight.float(), text.laws, at, weights, self.rule
         )

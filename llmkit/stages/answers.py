@@ -67,8 +67,9 @@ def _made(
 ) -> Iterator[list[int]]:
     """The answers of all prompts but the first `done`, in order."""
     loaded, kinds = open_model(model, run.device, precision, run.grants)
-    held, end = Here(loaded, mixed=kinds.mixed, device=run.device), loaded.tokenizer.eos_token_id
     prompts = [tuple(asked.example(at)[0].tolist()) for at in range(done, len(asked))]
+    most = min(how.generator.sequences, len(prompts)) * (longest + how.generator.cache.block)
+    held, end = Here(loaded, mixed=kinds.mixed, device=run.device, most=most), loaded.tokenizer.eos_token_id
     with closing(how.generator.open(held)) as writer:
         for completion in writer.each(_asks(prompts, how, longest)):
             yield _ended(completion.sound(), end)

@@ -10,6 +10,7 @@ from llmkit.adapters.node import Adapter, NoAdapter
 from llmkit.core.config import Conflict, config
 from llmkit.core.errors import RecipeError
 from llmkit.parallel.node import Parallel
+from llmkit.stages.draft_distilled import Distilled
 from llmkit.stages.draft_head import HeadDrafter
 from llmkit.stages.draft_ngram import NgramCorpus
 from llmkit.stages.training import Training
@@ -26,15 +27,16 @@ if TYPE_CHECKING:
     from llmkit.evals.run import Subject
     from llmkit.parallel.steps import Loss
 
-Drafter = NgramCorpus | HeadDrafter
+Drafter = NgramCorpus | Distilled | HeadDrafter
 READ = {"kind", "model", "drafter", "data", "adapter", "precision", "parallel", "log", "push", "seed", "out"}
 """Keys that have a meaning where nothing is trained, or are looked at by themselves."""
 
 
 @config
 class Draft(Training):
-    """What drafts for a model in speculative decoding (`speculation`): a corpus of texts to look things up in.
-    `model/` has it with `draft.json`, which knows the weights that it was made for: for another model it is refused."""
+    """What drafts for a model in speculative decoding (`speculation`): a corpus of texts to look things up in, a small
+    model, or a head. `model/` has it with `draft.json`, which knows the weights that it was made for: for another model
+    it is refused."""
 
     writes: ClassVar[bool] = False
     kind: Literal["draft"] = "draft"

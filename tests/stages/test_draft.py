@@ -27,6 +27,8 @@ from llmkit.models.tokenizer import read_tokenizer
 from tests.conftest import make_model, make_tokenizer
 
 HOW = Sampling(max_tokens=24, temperature=0.7, seed=5, ignore_eos=True)
+SMALL = {"size": 1 << 22}
+"""A cache of the default size takes a second to lay out."""
 
 
 def draft(tiny: Path, rows: Path, out: Path, **more: Any) -> Draft:
@@ -50,7 +52,10 @@ def corpus(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_(model: Path, **speculation: Any) -> LLM:
-    return LLM(str(model), generator={"kind": "engine", "speculation": {"kind": "ngram", "tokens": 6} | speculation})
+    return LLM(
+        str(model),
+        generator={"kind": "engine", "cache": SMALL, "speculation": {"kind": "ngram", "tokens": 6} | speculation},
+    )
 
 
 def test_what_it_leaves(tiny: Path, rows: Path, tmp_path: Path) -> None:
@@ -73,7 +78,7 @@ def test_what_it_leaves(tiny: Path, rows: Path, tmp_path: Path) -> None:
 
 def test_it_drafts_what_was_said_before_and_changes_no_text(tiny: Path, corpus: Path) -> None:
     prompts = ["hello world", "the quick", "a model is", "rows of text"]
-    with LLM(str(tiny)) as llm:
+    with LLM(str(tiny), generator={"kind": "engine", "cache": SMALL}) as llm:
         plain = [llm.generate([prompt], HOW) for prompt in prompts]
     with with_(tiny, fixed=True, recycle=0) as llm:
         assert [llm.generate([prompt], HOW) for prompt in prompts] == plain

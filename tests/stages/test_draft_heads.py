@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmkit import Draft, run
+from llmkit import Draft, Sft, run
 from llmkit.core.artifact import Artifact
 from llmkit.core.console import Console
 from llmkit.core.errors import LlmkitError, ModelError, RecipeError
@@ -97,9 +97,12 @@ def test_a_run_that_goes_on_ends_as_if_it_had_not_stopped(model: Path, rows: Pat
     assert weights[0] == weights[1]
 
 
-def test_it_learns_the_answers_of_the_rows_where_they_are_given(model: Path, rows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16_mixed", "bf16"])
+def test_it_learns_the_answers_of_the_rows_where_they_are_given(
+    precision: str, model: Path, rows: Path, tmp_path: Path
+) -> None:
     given = {"answers": "given", "loss": {"kind": "overlap"}, "taps": [2], "vocabulary": 40}
-    made = go(head(model, rows, tmp_path / "run", drafter=given, steps=30))
+    made = go(head(model, rows, tmp_path / "run", drafter=given, steps=30, precision=precision))
     losses = [line["loss"] for line in lines(made.folder, "train")]
     assert losses[-1] < losses[0] - 0.1
     assert drafts.read(made.model(), "head", "path").settings["taps"] == [2]
@@ -134,3 +137,23 @@ def test_what_cannot_be_is_refused(model: Path, tiny: Path, rows: Path, tmp_path
         go(head(model, rows, tmp_path / "taps", drafter={"taps": [7], "answers": "given"}))
     with pytest.raises(LlmkitError, match=r"drafter.start: .* holds nothing that drafts"):
         go(head(model, rows, tmp_path / "none", drafter={"start": str(tiny), "vocabulary": 8192, "answers": "given"}))
+
+
+@pytest.mark.slow
+def test_a_tenth_of_the_steps_brings_a_head_back_after_its_model_was_trained_further(
+    model: Path, rows: Path, tmp_path: Path
+) -> None:
+    tuning = {"model": str(model), "adapter": "none", "out": str(tmp_path / "tuned"), "steps": 12}
+    source = {"kind": "jsonl", "path": str(rows)}
+    more = {"data": {"train": [source], "max_length": 96}, "batch": {"rows": 8}, "optim": {"kind": "adamw", "lr": 1e-3}}
+    tuned = go(Sft(**(tuning | more))).model()
+    whole: dict[str, Any] = {"take": 4, "steps": 100}
+    first = go(head(model, rows, tmp_path / "first", **whole))
+    anew = go(head(tuned, rows, tmp_path / "anew", **whole))
+    start = {"start": str(first.folder), "vocabulary": 8192}
+    again = go(
+        head(tuned, rows, tmp_path / "again", drafter=start, steps=20, optim={"kind": "adamw", "lr": 5e-3}, **whole)
+    )
+    stale, fresh = (line["valid.tokens_per_step"] for line in lines(again.folder, "evaluate"))
+    wanted = lines(anew.folder, "evaluate")[-1]["valid.tokens_per_step"]
+    assert stale < 0.95 * wanted <= fresh, (stale, wanted, fresh)

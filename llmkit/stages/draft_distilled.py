@@ -1,0 +1,81 @@
+"""`drafter: {kind: distilled}`: a small model of the same tokenizer, which learns what the model says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from llmkit.core.config import Conflict, config, setting
+from llmkit.data.node import FirstFit
+from llmkit.losses.distil_node import DistilLoss, ForwardKl
+from llmkit.models.node import ModelRef, NoQuant
+from llmkit.stages.drafters import Maker
+from llmkit.train.answers import Answers, Own
+
+if TYPE_CHECKING:
+    from llmkit.build.training import Built
+    from llmkit.data.prepare import Prepared
+    from llmkit.evals.run import Subject
+    from llmkit.parallel.steps import Loss
+    from llmkit.stages.draft import Draft
+
+
+@config
+class Distilled(Maker):
+    """A small model that is made of the model's own layers, or given, and trained to say what the model says; it
+    drafts in `speculation: {kind: draft, model: FOLDER}`, and is a Hugging Face folder as any."""
+
+    larger_is_better: ClassVar[Mapping[str, bool]] = {
+        "valid.loss": False,
+        "valid.tokens_per_step": True,
+        "valid.kept_1": True,
+    }
+    kind: Literal["distilled"] = "distilled"
+    answers: Answers = Own()
+    layers: int | tuple[int, ...] = setting(default=4, least=1)
+    """How many of the model's layers it is made of, from the first to the last, or which (from 0 on)."""
+    width: int | None = setting(default=None, least=2)
+    """Of its hidden states, where they are narrower than the model's: then its layers begin at random, and its
+    embeddings as the model's in their main directions."""
+    start: ModelRef | None = None
+    """A small model that there is, of the same tokenizer, in the place of one that is made."""
+    loss: DistilLoss = ForwardKl()
+    """What is made small."""
+
+    def odd(self, stage: Draft) -> Iterator[Conflict]:
+        """What of the stage contradicts it."""
+        if not isinstance(stage.data.packing, FirstFit):
+            what = "a small model learns from packed rows"
+            yield Conflict("data.packing", what, "drop data.packing", "drafter.kind")
+        if not isinstance(stage.quant, NoQuant) and self.start is None:
+            what = "layers are copied from weights that are not quantised"
+            yield Conflict("quant.kind", what, "drop quant, or give drafter.start", "drafter.layers")
+        for key in ("layers", "width"):
+            if self.start is not None and getattr(self, key) != {"layers": 4, "width": None}[key]:
+                what = "is that of the model that it starts from"
+                yield Conflict(f"drafter.{key}", what, f"drop drafter.{key}", "drafter.start")
+        if self.layers == ():
+            yield Conflict("drafter.layers", "names no layer", "give how many, or which")
+
+    def objective(self, stage: Draft, train: Prepared) -> Loss:
+        """The loss, which is its own node."""
+        return self.loss
+
+    def around(self, stage: Draft, built: Built, train: Prepared, folder: Path) -> Built:
+        """The small model, beside the one that it learns from."""
+        from llmkit.stages.draft_students import around
+
+        return around(self, built, stage.seed)
+
+    def leave(self, stage: Draft, built: Built, folder: Path, write: Callable[[], None]) -> None:
+        """The small model, with its `draft.json`."""
+        from llmkit.stages.draft_students import leave
+
+        leave(self, built, folder, write)
+
+    def measure(self, stage: Draft, subject: Subject, valid: Prepared, ids: Sequence[int]) -> dict[str, float]:
+        """The figures (`valid.*`) of these rows: `kept_1` is how often a draft that is drawn is kept."""
+        from llmkit.evals.drafting import held_out_drafts
+
+        return held_out_drafts(subject, self.loss, valid, ids, stage.data.max_length)
