@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ from llmkit.models.load import How, Loaded
 from llmkit.models.node import ModelRef
 from llmkit.models.paged import BlockStore
 from llmkit.models.positions import steady_length
-from llmkit.models.resolve import resolve
+from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.taps import Taps
 
 SHORT: dict[torch.dtype, Literal["fp32", "bf16", "fp16"]] = {
@@ -72,7 +73,7 @@ class Drafting:
             ModelError: it has other tokens, was made for another model, or cannot read a paged cache.
         """
         ref = ModelRef(name=name)
-        weight, resolved = next(self.decoder.model.parameters()), resolve(ref)
+        weight, resolved = next(self.decoder.model.parameters()), _found(ref)
         if (resolved.folder / drafts.NAME).is_file():
             self.made(resolved.folder, "distilled", "speculation.model")
         loaded = load(resolved, ref, How(device=self.decoder.device.type, dtype=SHORT.get(weight.dtype, "fp32")))
@@ -144,6 +145,13 @@ class Drafting:
         store = store_of(decoder, self.cache, lambda told: self.notice(f"drafter's {told}"), self.tokens)
         longest = steady_length(decoder.causal, store.blocks * store.size)
         return Small(decoder, store, min(self.words, decoder.words), longest)
+
+
+def _found(ref: ModelRef) -> Resolved:
+    try:
+        return resolve(ref)
+    except ModelError as cause:
+        raise ModelError(problems=[replace(one, key="speculation.model") for one in cause.problems]) from cause
 
 
 def other_words(ours: Any, its: Any) -> str:
