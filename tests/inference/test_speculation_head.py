@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from llmkit_kernels.build import lacks
 
 from llmkit.cli.speculation.tiny import lively
-from llmkit.cli.speculation.trial import SIZE, Schedule, Trial
+from llmkit.cli.speculation.trial import SIZE, Made, Schedule, Trial
 from llmkit.cli.speculation.ways import asked
 from llmkit.core.types import Packed, Segment
 from llmkit.inference.speculation.drafter import Ask, Draft
@@ -136,3 +137,30 @@ def test_stale_rows_are_found() -> None:
                 check(trial, head, who.notes)
         else:
             assert check(trial, head, who.notes) > 10
+
+
+@here
+def test_after_other_weights_a_text_is_theirs() -> None:
+    """A head that was made for those before goes on, and has read what they made: no token depends on it."""
+    trial = Trial(lively())
+    first, later = asked(3, 4, "greedy"), [replace(one, id=f"later {one.id}") for one in asked(3, 4, "greedy")]
+    before = trial.plain(first)
+    engine, made = trial.engine(Schedule(0, drafts=4), drafter(trial, head_of(trial), 3)), Made()
+
+    def work() -> None:
+        with torch.no_grad():
+            for weight in trial.model.parameters():
+                weight.mul_(1.1)
+
+    for one in first:
+        engine.add(one)
+    update = None
+    while not engine.idle:
+        for event in engine.step():
+            made.events.setdefault((event.request, event.index), []).append(event)
+        if update is None:
+            update = engine.update(work)
+            for one in later:
+                engine.add(one)
+    assert engine.version == 1 and engine.stats().drafted > 50
+    assert made.told() == before.told() | trial.plain(later).told()

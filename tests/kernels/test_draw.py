@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from llmkit_kernels.build import lacks
-from llmkit_kernels.draw import Asked, draw, reference
+from llmkit_kernels.draw import Asked, draw, likeliest, reference
 
 pytestmark = pytest.mark.skipif(bool(lacks("draw")), reason=lacks("draw"))
 HOW = [(1.0, 0.0), (0.9, 0.0), (0.5, 0.0), (1e-9, 0.0), (0.999, 0.0), (1.0, 0.05), (1.0, 1.0), (0.95, 0.01)]
@@ -75,3 +75,23 @@ def test_what_is_no_law_is_refused() -> None:
     for law in (np.zeros(4), np.zeros(8, np.float32)[::2], np.zeros(0, np.float32)):
         with pytest.raises(ValueError, match="end to end"):
             draw([Asked(law, 1.0, 1.0, 0.0, 0.5)])
+
+
+@pytest.mark.parametrize("words", [1, 8, 9, 127, 128, 129, 300, 1000, 5003])
+@pytest.mark.parametrize("kind", ["any", "equal", "rising", "falling", "none"])
+def test_the_likeliest_are_those_of_a_sort(words: int, kind: str) -> None:
+    rows = np.random.default_rng(words).standard_normal((5, words)).astype(np.float32)
+    rows[:, ::7] = -np.inf
+    rows = {"any": rows, "equal": np.round(rows), "rising": np.sort(rows), "falling": -np.sort(-rows)}.get(
+        kind, np.full_like(rows, -np.inf)
+    )
+    for count in {1, min(8, words)}:
+        assert (likeliest(np.ascontiguousarray(rows), count) == reference.likeliest(rows, count)).all()
+
+
+def test_rows_that_are_none_are_refused() -> None:
+    rows = np.zeros((2, 4), np.float32)
+    for wrong, count in ((rows, 5), (rows, 0), (rows.T, 1), (rows.astype(np.float64), 1)):
+        with pytest.raises(ValueError, match="rows are fp32, end to end"):
+            likeliest(wrong, count)
+    assert likeliest(rows[:0], 2).shape == (0, 2)

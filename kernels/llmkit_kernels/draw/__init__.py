@@ -48,6 +48,28 @@ def draw(asked: Sequence[Asked]) -> list[tuple[int, float]]:
     return list(zip(places.tolist(), masses.tolist(), strict=True))
 
 
+def likeliest(rows: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """(R, V) -> (R, count): the columns of the largest of each row, the largest first and of equal ones the first.
+
+    Raises:
+        ValueError: the rows are no fp32 end to end, or have fewer columns.
+        Missing: there is no compiled row here.
+    """
+    if rows.dtype != np.float32 or not rows.flags.c_contiguous or not 1 <= count <= rows.shape[1]:
+        raise ValueError(f"{count} of {rows.shape}, {rows.dtype}: rows are fp32, end to end, and have as many columns")
+    found = np.empty((len(rows), count), np.int64)
+    call = _largest()
+    call(rows.ctypes.data, *rows.shape, count, found.ctypes.data, min(torch.get_num_threads(), max(1, len(rows))))
+    return found
+
+
+@cache
+def _largest() -> Any:
+    call = library("draw").largest_rows
+    call.argtypes, call.restype = [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int], None
+    return call
+
+
 @cache
 def _call() -> Any:
     call = library("draw").draw_rows

@@ -12,6 +12,7 @@ using namespace llmkit;
 namespace {
 
 constexpr long BLOCK = 256, CHAINS = 4;  // weights summed in fp32 before they join the others in fp64
+constexpr long NEAR = 128;               // values of a row that are passed over where none is large enough
 constexpr int32_t FEW = 0x3a800000;      // the bits of 2^-10: of a peaked law few weights are as large
 constexpr int32_t ONE = 0x3f800000;      // the bits of 1, the largest weight
 
@@ -138,9 +139,38 @@ long place(const Asked& s, const std::vector<float>& w, double* total) {
   return k;
 }
 
+// The columns of the largest of a row, the largest first and of equal ones the first; `found` has as many values.
+void largest_of(const float* row, long size, long count, float* found, int64_t* columns) {
+  const auto take = [&](long k) {
+    long at = std::min(k, count - 1);
+    for (; at > 0 && found[at - 1] < row[k]; at--) found[at] = found[at - 1], columns[at] = columns[at - 1];
+    found[at] = row[k], columns[at] = k;
+  };
+  long k = 0;
+  for (; k < count; k++) take(k);
+  for (; k < size && k % NEAR; k++)
+    if (row[k] > found[count - 1]) take(k);
+  for (; k + NEAR <= size; k += NEAR) {
+    if (largest(row + k, NEAR) <= found[count - 1]) continue;
+    for (long i = k; i < k + NEAR; i++)
+      if (row[i] > found[count - 1]) take(i);
+  }
+  for (; k < size; k++)
+    if (row[k] > found[count - 1]) take(k);
+}
+
 }  // namespace
 
 extern "C" {
+
+void largest_rows(const float* rows, int64_t count, int64_t size, int64_t wanted, int64_t* columns, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> found(wanted);
+#pragma omp for schedule(dynamic)
+    for (long r = 0; r < count; r++) largest_of(rows + r * size, size, wanted, found.data(), columns + r * wanted);
+  }
+}
 
 void draw_rows(const void* const* laws, const int64_t* sizes, const float* sharps, const double* top_ps,
                const float* min_ps, const double* ats, int64_t* places, double* masses, int64_t rows, int threads) {

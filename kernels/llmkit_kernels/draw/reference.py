@@ -16,3 +16,8 @@ def draw(law: NDArray[np.float32], sharp: float, top_p: float, min_p: float, at:
     weights[weights < np.float32(min_p)] = 0
     mass = np.cumsum(weights, dtype=np.float64)
     return int(np.searchsorted(mass, at * mass[-1], side="right")), float(mass[-1])
+
+
+def likeliest(rows: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """(R, V) -> (R, count): the columns of the largest of each row, the largest first and of equal ones the first."""
+    return np.argsort(-rows, axis=1, kind="stable")[:, :count]

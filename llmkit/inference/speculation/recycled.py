@@ -10,7 +10,9 @@ from collections import OrderedDict
 from collections.abc import Sequence as Seq
 
 import numpy as np
-import torch
+from llmkit_kernels import draw
+from llmkit_kernels.build import lacks
+from llmkit_kernels.draw import reference
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -51,11 +53,10 @@ class Recycled:
         return self.tables[tenant]
 
 
-def _likeliest(logits: Tensor, count: int) -> NDArray[np.int32]:
-    """(R, count): the columns of the largest, in order; on a CPU numpy finds them five times as fast."""
+def _likeliest(logits: Tensor, count: int) -> NDArray[np.int64]:
+    """(R, count): the columns of the largest, in order."""
     if logits.device.type != "cpu":
-        return logits.topk(count).indices.to("cpu", torch.int32).numpy()
-    rows = logits.float().numpy()
-    some = np.argpartition(rows, rows.shape[1] - count, axis=1)[:, rows.shape[1] - count :]
-    order = np.argsort(-np.take_along_axis(rows, some, 1), axis=1, kind="stable")
-    return np.take_along_axis(some, order, 1).astype(np.int32)
+        found: NDArray[np.int64] = logits.topk(count).indices.cpu().numpy()
+        return found
+    rows = np.ascontiguousarray(logits.float().numpy())
+    return reference.likeliest(rows, count) if lacks("draw") else draw.likeliest(rows, count)
