@@ -39,17 +39,17 @@ def compared(model: Any, way: str, schedules: int, count: int = 8, drafters: Seq
 @here
 @pytest.mark.parametrize("way", WAYS)
 def test_an_answer_is_that_of_no_drafts_to_the_bit(way: str) -> None:
-    assert compared(lively(), way, len(DRAFTERS), 6).answers >= 30
+    assert compared(lively(), way, len(DRAFTERS), 3).answers >= 3 * len(DRAFTERS)
 
 
 @here
 @pytest.mark.parametrize("family", ["Gemma-2", "Mixtral", "Qwen3"])
 def test_of_other_families(family: str) -> None:
-    assert compared(made_of(family), "drawn", len(DRAFTERS), 6).answers >= 30
+    assert compared(made_of(family), "drawn", len(DRAFTERS), 3).answers >= 3 * len(DRAFTERS)
 
 
 @here
 def test_schedules_are_of_all_kinds() -> None:
     """Those above, together: sequences were preempted, prefixes were found."""
-    found = compared(lively(), "greedy", 8)
+    found = compared(lively(), "greedy", len(DRAFTERS))
     assert found.preempted and found.hits
