@@ -165,3 +165,14 @@ def test_what_waits_to_be_read_is_bounded(learned: Any, monkeypatch: Any) -> Non
     monkeypatch.setattr(Head, "draft", lambda self, asks: [Draft() for _ in asks])
     run(trial, head, requests(4), tokens=7)
     assert max(rows) <= 8 + 7 and sum(rows) > 60
+
+
+@here
+def test_a_prompt_is_read_before_drafting_is_timed(learned: Any, monkeypatch: Any) -> None:
+    trial, _, head, _ = learned
+    asked = [replace(one, prompt=one.prompt * 8) for one in requests(4)]
+    draft, rows = Head.draft, list[int]()
+    monkeypatch.setattr(Head, "draft", lambda self, asks: (rows.append(self.pile.rows), draft(self, asks))[1])
+    plain, made = trial.plain(asked), run(trial, head, asked, coming=0.5)
+    assert made.told() == plain.told() and made.drafted > 40
+    assert max(rows) < 39 and min(rows) == 0 < sum(rows)
