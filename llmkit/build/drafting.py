@@ -66,7 +66,7 @@ class Drafting:
         """Of the vocabulary."""
         return self.decoder.words
 
-    def model(self, name: str) -> Drafter:
+    def model(self, name: str, width: int = 1) -> Drafter:
         """Another model.
 
         Raises:
@@ -83,9 +83,9 @@ class Drafting:
         if why := other_words(self.loaded.tokenizer, loaded.tokenizer):
             what = f"{name} has another vocabulary: {why}"
             raise ModelError(what, fix="name a model of the same tokenizer", key="speculation.model")
-        return self._small(Decoder(loaded.model))
+        return self._small(Decoder(loaded.model), width)
 
-    def shortened(self, count: int) -> Drafter:
+    def shortened(self, count: int, width: int = 1) -> Drafter:
         """The model's own first layers, then its norm and head.
 
         Raises:
@@ -100,7 +100,7 @@ class Drafting:
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.ModuleList) and len(child) == len(own) and child[0] in layers(made):
                     parent._modules[name] = nn.ModuleList(child[:count])
-        return self._small(Decoder(made))
+        return self._small(Decoder(made), width)
 
     def head(self, path: str, width: int) -> Drafter:
         """A trained head over the model's hidden states.
@@ -141,10 +141,10 @@ class Drafting:
         drafts.check(folder, said, self.loaded.resolved, self.loaded.tokenizer, key, again)
         return said
 
-    def _small(self, decoder: Decoder) -> Small:
+    def _small(self, decoder: Decoder, width: int) -> Small:
         store = store_of(decoder, self.cache, lambda told: self.notice(f"drafter's {told}"), self.tokens)
         longest = steady_length(decoder.causal, store.blocks * store.size)
-        return Small(decoder, store, min(self.words, decoder.words), longest)
+        return Small(decoder, store, min(self.words, decoder.words), longest, width)
 
 
 def _found(ref: ModelRef) -> Resolved:

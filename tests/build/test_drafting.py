@@ -40,7 +40,7 @@ def with_(tiny: Any, **speculation: Any) -> LLM:
 
 def test_all_that_draft_leave_the_text_as_it_is(tiny: Any, plain: list[Any]) -> None:
     draft, early = {"kind": "draft", "model": str(tiny)}, {"kind": "early_exit", "layers": 1}
-    alone: dict[str, Any] = {"lookup": False}
+    alone: dict[str, Any] = {"lookup": False, "width": 1}
     for speculation in ({"kind": "ngram"}, {"kind": "ngram", "recycle": 0}, draft, draft | alone, early, early | alone):
         with with_(tiny, **speculation) as llm:
             assert [llm.generate(TEXTS, how) for how in WAYS] == plain, speculation
