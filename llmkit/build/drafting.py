@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ from llmkit.models.load import How, Loaded
 from llmkit.models.node import ModelRef
 from llmkit.models.paged import BlockStore
 from llmkit.models.positions import steady_length
-from llmkit.models.resolve import resolve
+from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.taps import Taps
 
 SHORT: dict[torch.dtype, Literal["fp32", "bf16", "fp16"]] = {
@@ -65,14 +66,14 @@ class Drafting:
         """Of the vocabulary."""
         return self.decoder.words
 
-    def model(self, name: str) -> Drafter:
+    def model(self, name: str, width: int = 1) -> Drafter:
         """Another model.
 
         Raises:
             ModelError: it has other tokens, was made for another model, or cannot read a paged cache.
         """
         ref = ModelRef(name=name)
-        weight, resolved = next(self.decoder.model.parameters()), resolve(ref)
+        weight, resolved = next(self.decoder.model.parameters()), _found(ref)
         if (resolved.folder / drafts.NAME).is_file():
             self.made(resolved.folder, "distilled", "speculation.model")
         loaded = load(resolved, ref, How(device=self.decoder.device.type, dtype=SHORT.get(weight.dtype, "fp32")))
@@ -82,9 +83,9 @@ class Drafting:
         if why := other_words(self.loaded.tokenizer, loaded.tokenizer):
             what = f"{name} has another vocabulary: {why}"
             raise ModelError(what, fix="name a model of the same tokenizer", key="speculation.model")
-        return self._small(Decoder(loaded.model))
+        return self._small(Decoder(loaded.model), width)
 
-    def shortened(self, count: int) -> Drafter:
+    def shortened(self, count: int, width: int = 1) -> Drafter:
         """The model's own first layers, then its norm and head.
 
         Raises:
@@ -99,7 +100,7 @@ class Drafting:
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.ModuleList) and len(child) == len(own) and child[0] in layers(made):
                     parent._modules[name] = nn.ModuleList(child[:count])
-        return self._small(Decoder(made))
+        return self._small(Decoder(made), width)
 
     def head(self, path: str, width: int) -> Drafter:
         """A trained head over the model's hidden states.
@@ -140,10 +141,17 @@ class Drafting:
         drafts.check(folder, said, self.loaded.resolved, self.loaded.tokenizer, key, again)
         return said
 
-    def _small(self, decoder: Decoder) -> Small:
+    def _small(self, decoder: Decoder, width: int) -> Small:
         store = store_of(decoder, self.cache, lambda told: self.notice(f"drafter's {told}"), self.tokens)
         longest = steady_length(decoder.causal, store.blocks * store.size)
-        return Small(decoder, store, min(self.words, decoder.words), longest)
+        return Small(decoder, store, min(self.words, decoder.words), longest, width)
+
+
+def _found(ref: ModelRef) -> Resolved:
+    try:
+        return resolve(ref)
+    except ModelError as cause:
+        raise ModelError(problems=[replace(one, key="speculation.model") for one in cause.problems]) from cause
 
 
 def other_words(ours: Any, its: Any) -> str:

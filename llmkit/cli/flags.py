@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from llmkit.core.convert import spelled
 from llmkit.core.hints import kind_of, options
 from llmkit.core.scalars import Origin, Value
 from llmkit.core.wording import Report
@@ -28,15 +29,16 @@ def tree_of(said: str, flag: str) -> Any:
 
 
 def speculation_of(said: str) -> Any:
-    """What drafts: KIND, KIND:WHAT, or as a recipe has it.
+    """What drafts: KIND, KIND:WHAT, or as a recipe has it. Its kind is in it, so that it replaces another.
 
     Raises:
         RecipeError: it is none of these.
     """
-    if (found := KEYED.fullmatch(said)) is None:
-        return tree_of(said, "--speculation")
-    kind, what = found.groups()
-    origin = Origin("command line")
-    if kind not in map(kind_of, options(Speculation)):
-        return Value(kind, origin, quoted=False)
-    return Value({kind: Value(what, origin, quoted=False)}, origin, keys={kind: origin})
+    origin, found = Origin("command line"), KEYED.fullmatch(said)
+    if found is None:
+        made = tree_of(said, "--speculation")
+    elif found[1] in map(kind_of, options(Speculation)):
+        made = Value({found[1]: Value(found[2], origin, quoted=False)}, origin, keys={found[1]: origin})
+    else:
+        made = Value(found[1], origin, quoted=False)
+    return spelled(options(Speculation), made) if isinstance(made.held, dict) else made

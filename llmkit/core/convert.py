@@ -157,7 +157,7 @@ def _node(
     if not isinstance(value.held, dict):
         report.add(f"{type(value.held).__name__} is not {kinds(nodes)}", "give one of those", key, value.origin)
         return BAD
-    value = _spelled(nodes, _unfolded(nodes, value))
+    value = spelled(nodes, _unfolded(nodes, value))
     cls = _by_kind(nodes, value, key, report, later) if "kind" in value.held else _by_keys(nodes, value, default)
     if cls is None:
         fit = [node for node in nodes if _has(node, value)]
@@ -175,7 +175,7 @@ def _unfolded(nodes: list[Any], value: Value) -> Value:
     return dataclasses.replace(value, held=held, keys={short: value.bare.origin, **value.keys}, bare=None)
 
 
-def _spelled(nodes: list[Any], value: Value) -> Value:
+def spelled(nodes: list[Any], value: Value) -> Value:
     """A mapping that has a kind for a key, with the kind and the field that the key is short for."""
     for node in nodes:
         kind, name = kind_of(node), getattr(node, "_keyed", "")

@@ -11,6 +11,7 @@ from llmkit.build.llm import LLM
 from llmkit.build.opened import Opened
 from llmkit.build.opening import load
 from llmkit.cli.flags import speculation_of
+from llmkit.cli.serve import _node
 from llmkit.core.errors import ModelError, RecipeError
 from llmkit.inference.node import OwnEngine
 from llmkit.inference.sampling import Sampling
@@ -39,7 +40,7 @@ def with_(tiny: Any, **speculation: Any) -> LLM:
 
 def test_all_that_draft_leave_the_text_as_it_is(tiny: Any, plain: list[Any]) -> None:
     draft, early = {"kind": "draft", "model": str(tiny)}, {"kind": "early_exit", "layers": 1}
-    alone: dict[str, Any] = {"lookup": False}
+    alone: dict[str, Any] = {"lookup": False, "width": 1}
     for speculation in ({"kind": "ngram"}, {"kind": "ngram", "recycle": 0}, draft, draft | alone, early, early | alone):
         with with_(tiny, **speculation) as llm:
             assert [llm.generate(TEXTS, how) for how in WAYS] == plain, speculation
@@ -123,7 +124,7 @@ def test_what_drafts_is_refused_before_the_model_is_read(speculation: Any, more:
 
 
 def test_a_model_that_is_not_there_cannot_draft(tiny: Any, tmp_path: Any) -> None:
-    with pytest.raises(ModelError, match="nowhere"):
+    with pytest.raises(ModelError, match=r"speculation.model: .*nowhere is no alias"):
         LLM(str(tiny), speculation={"draft": str(tmp_path / "nowhere")})
 
 
@@ -141,3 +142,13 @@ def test_what_drafts_reads_as_a_flag_of_one_word() -> None:
     for said, why in (("foo:1", "foo is no kind"), ("early_exit:x", "x is not a whole number"), ("draft:", "is empty")):
         with pytest.raises(RecipeError, match=why):
             OwnEngine(speculation=speculation_of(said))
+
+
+def test_a_flag_of_the_server_takes_the_place_of_its_recipe_s(tmp_path: Any) -> None:
+    recipe = tmp_path / "serve.yaml"
+    recipe.write_text("kind: serve\nmodel: m\nout: o\nengine: {speculation: {kind: ngram, tokens: 3}}\n")
+    for path in ("", str(recipe)):
+        for said in ("draft:other", "early_exit:2", "ngram", "null"):
+            node = _node("m", path, {"engine.speculation": speculation_of(said)} | ({} if path else {"out": "o"}))
+            assert node.engine.speculation == OwnEngine(speculation=speculation_of(said)).speculation, said
+    assert _node("m", str(recipe), {}).engine.speculation == Ngram(tokens=3)

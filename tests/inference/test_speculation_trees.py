@@ -25,6 +25,7 @@ from llmkit.inference.sampling import Sampling
 from llmkit.inference.sequence import Sequence as Text
 from llmkit.inference.sequence import depths
 from llmkit.inference.speculation.drafter import Draft
+from llmkit.inference.speculation.model import Small
 from llmkit.inference.speculation.most import MOST
 from llmkit.inference.speculation.rates import Rates
 from llmkit.inference.speculation.tree import Tree, likeliest, ordered, taken
@@ -176,6 +177,18 @@ def test_a_drafter_of_trees_drafts_chains_where_the_model_takes_no_trees() -> No
                 made.events.setdefault((event.request, event.index), []).append(event)
             assert not any(one.parents for one in engine.scheduler.running)
         assert made.told() == plain.told() and engine.stats().accepted
+
+
+@here
+def test_what_a_model_might_say_beside_what_it_would_say_is_drafted_too() -> None:
+    trial, requests, accepted = Trial(lively()), asked(5, 8, "temperature"), list[int]()
+    plain = trial.plain(requests)
+    for width in (1, 3):
+        small = Small(trial.near, BlockStore(200, 4), trial.words, 512, width)
+        made = trial.run(requests, Schedule(0, drafts=4, sequences=1), small)
+        assert made.told() == plain.told()
+        accepted.append(made.accepted)
+    assert accepted[1] > accepted[0]
 
 
 class NoTrees:

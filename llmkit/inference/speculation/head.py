@@ -66,10 +66,11 @@ class Head:
         states: Callable[[], list[Tensor]],
         words: int,
         width: int = 1,
-        floor: float = 0.02,
+        floor: float = 0.05,
     ) -> None:
         """`states`: those of the model's newest step. `words`: of the model. `width`: paths that are drafted on at each
-        depth. `floor`: the probability of a path at which it is not drafted on."""
+        depth. `floor`: the probability of a path under which it is not drafted on: a level takes some hundredths of a
+        step."""
         self.forward, self.store, self.words, self.width, self.floor = forward, store, words, width, floor
         self.pile, self.following = Pile(states), Following(store.blocks, store.size, store.copy)
         self.drafted = False

@@ -2,7 +2,8 @@
 
 It drafts what it would say itself in the place, by the request's own penalties, bounds and grammar and with the number
 that the place is drawn by, so that a draft is the more often right the nearer its laws are to the model's: for drawn
-tokens both go by one number, as in a coupling (Daliri, Musco and Suresh, arXiv:2408.07978).
+tokens both go by one number, as in a coupling (Daliri, Musco and Suresh, arXiv:2408.07978). Beside each it drafts the
+likeliest others of the place, which take no forward of its own: a chain with leaves.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from llmkit.inference.ranks import Store
 from llmkit.inference.request import RequestError, Token
 from llmkit.inference.runner import Forward
 from llmkit.inference.sampler import choose
+from llmkit.inference.shortlist import Row, largest, total
 from llmkit.inference.speculation.drafter import Ask, Draft
 from llmkit.inference.speculation.room import Room
 from llmkit.inference.steer import Steer
@@ -26,6 +28,7 @@ from llmkit.inference.steer import Steer
 READ = 512
 """Tokens of prompts that the drafter reads between two steps: a long one is drafted for a few steps later."""
 CLASSES = 10
+"""Of what it would say itself; those of the others beside it come after, by half as wide shares."""
 
 
 @dataclass(eq=False)
@@ -53,21 +56,37 @@ class Open:
     """None where a request's own functions choose: they are asked nothing that may not come."""
     feed: list[int]
     made: Draft = field(default_factory=Draft)
+    depth: int = 0
+    """Drafts one after the other."""
+    last: int = -1
+    """Which of the drafts is the newest of them."""
 
     @property
     def going(self) -> bool:
         """Whether one more is wanted."""
-        return len(self.made.tokens) < self.ask.count
+        return self.depth < self.ask.count and len(self.made.tokens) < self.ask.nodes
+
+    @property
+    def draft(self) -> Draft:
+        """What was made; a chain has no parents."""
+        chain = self.depth == len(self.made.tokens)
+        return Draft(self.made.tokens, self.made.sureness) if chain else self.made
+
+    def add(self, token: int, sureness: int) -> None:
+        """One more after the newest."""
+        self.made.tokens.append(token)
+        self.made.sureness.append(sureness)
+        self.made.parents.append(self.last)
 
 
 class Small:
     """A `Drafter` by a model with a cache of its own."""
 
-    classes, free = CLASSES, False
+    classes, free = 2 * CLASSES, False
 
-    def __init__(self, forward: Forward, store: Store, words: int, longest: int) -> None:
-        """`words`: of its vocabulary; `longest`: the sequences that it takes."""
-        self.forward, self.store, self.words, self.longest = forward, store, words, longest
+    def __init__(self, forward: Forward, store: Store, words: int, longest: int, width: int = 1) -> None:
+        """`words`: of its vocabulary; `longest`: the sequences that it takes; `width`: drafts of one place."""
+        self.forward, self.store, self.words, self.longest, self.width = forward, store, words, longest, width
         self.room = Room(store.blocks, store.size, Held)
 
     @torch.no_grad()
@@ -79,7 +98,7 @@ class Small:
         while going:
             self._token(going)
             going = [one for one in going if one.going and self._room(one, 1)]
-        return [Draft() if one is None else one.made for one in opened]
+        return [Draft() if one is None else one.draft for one in opened]
 
     def _opened(self, ask: Ask) -> Open | None:
         """Where the draft of a sequence begins; nothing for one that it does not take."""
@@ -121,24 +140,34 @@ class Small:
         chosen = iter(choose([row for row, _ in steered], [steer for _, steer in steered]))
         for row, one in zip(logits, going, strict=True):
             token = next(chosen) if one.steer is not None else Token(int(row.argmax()), None, 0.0)
-            if isinstance(token, RequestError) or token.id in one.ask.steer.rules.ends:
-                self._end(one, token)
-                continue
-            self._take(one, token, row)
+            if isinstance(token, RequestError) or token.id >= self.words:
+                one.ask = replace(one.ask, count=0)
+            else:
+                self._take(one, token, row.float().cpu().numpy())
 
-    def _end(self, one: Open, token: Token | RequestError) -> None:
-        """Nothing is drafted after the end of a text."""
-        if isinstance(token, Token):
-            one.made.tokens.append(token.id)
-            one.made.sureness.append(CLASSES // 2)
-        one.ask = replace(one.ask, count=0)
-
-    def _take(self, one: Open, token: Token, row: Tensor) -> None:
-        one.made.tokens.append(token.id)
-        one.made.sureness.append(_sureness(row, token))
-        one.feed = [token.id]
-        if one.steer is not None:
+    def _take(self, one: Open, token: Token, row: Row) -> None:
+        """What it says and what it might say; nothing follows the end of a text."""
+        law = row if one.steer is None else one.steer.law(row)
+        weights = np.exp((law - law.max()) / np.float32(one.ask.steer.rules.sampling.temperature or 1))
+        mass, at = total(weights), len(one.made.tokens)
+        one.add(token.id, min(CLASSES - 1, int(weights[token.id] / mass * CLASSES)))
+        for other in self._others(law, token.id, one):
+            one.add(other, CLASSES + min(CLASSES - 1, int(2 * weights[other] / mass * CLASSES)))
+        one.last, one.depth, one.feed = at, one.depth + 1, [token.id]
+        if token.id in one.ask.steer.rules.ends:
+            one.ask = replace(one.ask, count=0)
+        elif one.steer is not None:
             one.steer.take(token.id)
+
+    def _others(self, law: Row, chosen: int, one: Open) -> list[int]:
+        """The likeliest but the one that is drafted, and but those that would end the text."""
+        count = min(self.width - 1, one.ask.nodes - len(one.made.tokens))
+        if count <= 0:
+            return []
+        some = largest(law, min(self.width, len(law)))
+        likely = some[np.argsort(-law[some], kind="stable")]
+        able = (int(at) for at in likely if at not in (chosen, *one.ask.steer.rules.ends) and at < self.words)
+        return [at for at in able if np.isfinite(law[at])][:count]
 
     def _hidden(self, opened: list[Open]) -> Tensor:
         """Last hidden states (len(opened), H), after all that each feeds."""
@@ -154,13 +183,3 @@ class Small:
         there, at = torch.tensor([tokens, places]).to(self.forward.device)
         hidden = self.forward.hidden(there, at, Paged(self.store, tuple(spans)), [""] * len(spans))
         return hidden[torch.tensor([span.end - 1 for span in spans], device=hidden.device)]
-
-
-def _sureness(row: Tensor, token: Token) -> int:
-    """By the tenth of its probability."""
-    if token.sampling_logprob:
-        share = float(np.exp(token.sampling_logprob))
-    else:
-        law = row.float().cpu().numpy()
-        share = 1 / float(np.exp(law - law.max()).sum())
-    return min(CLASSES - 1, int(share * CLASSES))

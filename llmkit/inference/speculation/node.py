@@ -20,7 +20,7 @@ class Making(Protocol):
         """Of the vocabulary."""
         ...
 
-    def model(self, name: str) -> Drafter:
+    def model(self, name: str, width: int) -> Drafter:
         """Another model."""
         ...
 
@@ -28,7 +28,7 @@ class Making(Protocol):
         """A corpus, beside what a text itself has."""
         ...
 
-    def shortened(self, count: int) -> Drafter:
+    def shortened(self, count: int, width: int) -> Drafter:
         """The model's own first layers."""
         ...
 
@@ -86,6 +86,8 @@ class DraftModel:
     """An alias, a Hub id, a folder, or a run's folder."""
     tokens: int = setting(default=6, least=1, most=MOST)
     """Drafts of an answer in one step, at most; how many there are is measured."""
+    width: int = setting(default=3, least=1, most=16)
+    """Drafts of one place: the others beside what it would say are those that it thinks likeliest."""
     fixed: bool = False
     """Whether `tokens` are always drafted and looked at, whatever they cost."""
     lookup: bool = True
@@ -97,7 +99,7 @@ class DraftModel:
         Raises:
             ModelError: it has other tokens, or cannot be loaded.
         """
-        return making.model(self.model)
+        return making.model(self.model, self.width)
 
 
 @config
@@ -110,6 +112,8 @@ class EarlyExit:
     layers: int = setting(least=1)
     tokens: int = setting(default=4, least=1, most=MOST)
     """Drafts of an answer in one step, at most; how many there are is measured."""
+    width: int = setting(default=3, least=1, most=16)
+    """Drafts of one place: the others beside what it would say are those that it thinks likeliest."""
     fixed: bool = False
     """Whether `tokens` are always drafted and looked at, whatever they cost."""
     lookup: bool = True
@@ -121,7 +125,7 @@ class EarlyExit:
         Raises:
             ModelError: the model has no more layers than that.
         """
-        return making.shortened(self.layers)
+        return making.shortened(self.layers, self.width)
 
 
 @config
