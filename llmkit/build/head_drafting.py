@@ -27,15 +27,15 @@ from llmkit.models.load import Loaded
 START = "drafter.start"
 
 
-def taught(built: Built, head: DraftHead, depth: int, rule: Rule, folder: Path) -> Built:
-    """The head in the place of what is trained; the model beside it is frozen, what it makes is kept in `folder`."""
+def taught(built: Built, head: DraftHead, depth: int, rule: Rule, folder: Path, held: str = "") -> Built:
+    """The head in the place of what is trained; the model beside it is frozen, what it makes is kept in `folder`.
+    `held`: how it is scaled or quantised, if it is."""
     built.model.requires_grad_(False)
     head = head.to(next(built.model.parameters()).device)
     config = causal_of(built.model).config.get_text_config()
     wide = len({*head.taps, int(config.num_hidden_layers)}) * head.shape.width
     resolved, dtype = built.loaded.resolved, next(built.model.parameters()).dtype
-    scaled, quantised = getattr(config, "rope_parameters", None), getattr(config, "quantization_config", None)
-    said = repr((resolved.sha256, head.taps, dtype, scaled, str(quantised)))
+    said = repr((resolved.sha256, head.taps, dtype)) + held
     memo = Memo(folder / "features", wide, hashlib.sha256(said.encode()).hexdigest())
     scored = Taught(built.model, head, depth, rule, memo)
     return replace(built, scored=scored, trained={f"head.{name}": p for name, p in head.named_parameters()})

@@ -58,7 +58,7 @@ class HeadDrafter(Maker):
         """The head, beside the model that it reads."""
         from llmkit.stages.draft_heads import around
 
-        return around(self, built, train, folder, stage.seed)
+        return around(self, built, train, folder, stage)
 
     def leave(self, stage: Draft, built: Built, folder: Path, write: Callable[[], None]) -> None:
         """The head, with its `draft.json`."""

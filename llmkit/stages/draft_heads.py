@@ -13,15 +13,18 @@ from llmkit.data.prepare import Prepared
 from llmkit.models.draft_files import save_head
 from llmkit.models.draft_taught import Taught
 from llmkit.models.drafts import identity
+from llmkit.models.node import NoQuant
+from llmkit.stages.draft import Draft
 from llmkit.stages.draft_head import HeadDrafter
 
 
-def around(node: HeadDrafter, built: Built, train: Prepared, folder: Path, seed: int) -> Built:
+def around(node: HeadDrafter, built: Built, train: Prepared, folder: Path, stage: Draft) -> Built:
     """The head in the place of what is trained."""
-    loaded = built.loaded
-    fresh = new_head(loaded, train, node.vocabulary, node.taps, seed) if node.start is None else None
+    loaded, rope = built.loaded, stage.model.rope
+    fresh = new_head(loaded, train, node.vocabulary, node.taps, stage.seed) if node.start is None else None
     head = fresh or older_head(node.start or "", loaded)
-    made = taught(built, head, node.depth, node.loss.rule, folder)
+    held = "" if rope is None and isinstance(stage.quant, NoQuant) else repr((rope, stage.quant))
+    made = taught(built, head, node.depth, node.loss.rule, folder, held)
     if fresh is not None:
         first = torch.from_numpy(train.example(0)[0].copy()).long()
         begun(_taught(made), first.to(head.ids.device))
