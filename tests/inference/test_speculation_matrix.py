@@ -30,6 +30,7 @@ Change = Callable[[int, Request], Request]
 REQUESTS: dict[str, Change] = {
     "priority": lambda at, one: replace(one, priority=-at),
     "tenants": lambda at, one: replace(one, tenant="abc"[at % 3]),
+    "foretold": lambda at, one: replace(one, prediction=(*one.prompt, 5, 7, 11, *range(20, 30))),
     "deadline": lambda at, one: replace(one, deadline=0.0 if at % 3 == 0 else FAR),
 }
 

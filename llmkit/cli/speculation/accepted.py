@@ -55,10 +55,12 @@ def kept(trial: Trial, make: Make, sampling: Sampling, draws: int, seed: int) ->
     """What an engine keeps of one draft for each answer."""
     made = drawn(trial, make, sampling, draws, seed, LENGTH)
     first = after(trial.decoder, [PROMPT], sampling)[0]
+    who = make(trial, Made(), Schedule(seed))
+    drafter = who[0] if isinstance(who, tuple) else who
     texts = [(*PROMPT, word) for word in range(trial.words)]
     own, drafts = (
         after(trial.decoder, texts, sampling),
-        asked(trial, make(trial, Made(), Schedule(seed)), texts, sampling),
+        asked(trial, drafter, texts, sampling),
     )
     pairs = list(zip(first, own, drafts, strict=True))
     tried = float(sum(share * q.sum() for share, _, q in pairs))  # where nothing is drafted nothing is kept

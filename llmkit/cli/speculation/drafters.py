@@ -9,7 +9,7 @@ from collections.abc import Sequence as Seq
 import torch
 
 from llmkit.build.drafting import Drafting
-from llmkit.cli.speculation.trial import Made, Schedule, Trial
+from llmkit.cli.speculation.trial import Made, Schedule, Trial, Who
 from llmkit.cli.speculation.ways import KNOWN
 from llmkit.inference.cache import Cache
 from llmkit.inference.sequence import Sequence
@@ -27,7 +27,7 @@ from llmkit.models.paged import BlockStore
 from llmkit.models.taps import Taps
 
 LONGEST = 512
-Make = Callable[[Trial, Made, Schedule], Drafter]
+Make = Callable[[Trial, Made, Schedule], Who]
 """(the model's trial, what is made without drafts, how requests come) -> who drafts."""
 
 
@@ -94,6 +94,11 @@ def shortened(trial: Trial, blocks: int) -> Drafter:
     return made.shortened(max(1, trial.decoder.causal.config.get_text_config().num_hidden_layers // 2))
 
 
+def recycled(trial: Trial) -> Branched:
+    """What is found by looking back, and branches of what the model thought likely."""
+    return Branched(Lookup(trial.words), Recycled(trial.words, 4))
+
+
 def head(trial: Trial, how: Schedule) -> Head:
     """A head that nobody trained, over the model's hidden states: with trees of some width."""
     with torch.random.fork_rng(devices=[]):
@@ -109,10 +114,11 @@ DRAFTERS: Mapping[str, Make] = {
     "known": lambda trial, made, how: Knowing(made, trial.words, how.seed),
     "branching": lambda trial, made, how: Branching(made, trial.words, how.seed),
     "ngram": lambda trial, made, how: Lookup(trial.words),
-    "recycled": lambda trial, made, how: Branched(Lookup(trial.words), Recycled(trial.words, 4)),
+    "recycled": lambda trial, made, how: recycled(trial),
+    "several": lambda trial, made, how: (recycled(trial), small(trial, trial.near, how.held)),
     "draft": lambda trial, made, how: small(trial, trial.near, how.held),
     "early_exit": lambda trial, made, how: shortened(trial, how.held),
     "head": lambda trial, made, how: head(trial, how),
 }
 """By the kind of the `speculation` union, but for `known`, which is told what comes and is wrong of a fifth,
-`branching`, which drafts it in trees, and `recycled`: `ngram` with branches of what the model thought likely."""
+`branching`, which drafts it in trees, `recycled`, `ngram` with branches, and `several`: that beside a model."""

@@ -26,7 +26,7 @@ DRAWN = {
     "temperature": Sampling(temperature=3.0),
     "top_k, top_p": Sampling(temperature=4.0, top_k=4, top_p=0.95),
 }
-TOLD = ("known", "branching", "recycled", "head")
+TOLD = ("known", "branching", "recycled", "several", "head")
 """Drafters whose law hangs on more than the text."""
 Job = Callable[[], Iterable[Check]]
 
@@ -104,7 +104,7 @@ def real(said: Asked) -> list[Job]:
     """The same on a model of the user's; its cost is that of some hundred short answers."""
     if not said.model:
         return [lambda: [skipped("answers", "no model is named")]]
-    makers = {name: make for name, make in DRAFTERS.items() if name != "draft"}  # a second model of its size
+    makers = {name: make for name, make in DRAFTERS.items() if name not in ("draft", "several")}  # no second model
     found = {name: Compared() for name in makers}
 
     def job(at: int, way: str) -> Iterable[Check]:

@@ -31,6 +31,8 @@ SIZE = 4
 """Tokens of a block."""
 WIDE = 400
 """Blocks where nobody is to be preempted."""
+Who = Drafter | tuple[Drafter, ...]
+"""One that drafts, or several whose drafts are one tree."""
 Answer = tuple[str, int]
 """A request's name, and which of its answers."""
 
@@ -121,10 +123,13 @@ class Trial:
         """A model that is often right about this one."""
         return exactly(near(self.model))
 
-    def engine(self, schedule: Schedule, drafter: Drafter | None = None) -> Engine:
+    def engine(self, schedule: Schedule, who: Who | None = None) -> Engine:
         """An engine of its own."""
         store = BlockStore(schedule.blocks, self.size, self.dtype)
-        speculator = None if drafter is None else Speculator([Source(drafter, schedule.drafts)], fixed=True)
+        sources = [
+            Source(one, schedule.drafts) for one in (who if isinstance(who, tuple) else (who,)) if one is not None
+        ]
+        speculator = Speculator(sources, fixed=True) if sources else None
         facts = Facts(self.words, schedule.blocks * self.size, self.ends)
         blocks, limits = Blocks(schedule.blocks, self.size), Limits(schedule.tokens, schedule.sequences)
         runner = Runner(self.decoder, store)
@@ -134,9 +139,9 @@ class Trial:
         """One after the other, without drafts."""
         return self.run(requests, Schedule(0), None, together=False)
 
-    def run(self, requests: Seq[Request], schedule: Schedule, drafter: Drafter | None, together: bool = True) -> Made:
+    def run(self, requests: Seq[Request], schedule: Schedule, who: Who | None, together: bool = True) -> Made:
         """Side by side as the schedule says, or one after the other."""
-        drawn, engine, made = random.Random(schedule.seed), self.engine(schedule, drafter), Made()
+        drawn, engine, made = random.Random(schedule.seed), self.engine(schedule, who), Made()
         waiting, running = list(requests), engine.scheduler.running
         while waiting or not engine.idle:
             if waiting and (engine.idle or (together and drawn.random() < schedule.coming)):

@@ -41,6 +41,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "regex": {"grammar": Regex(pattern="[a-h]{2,9}"), "temperature": 1.0},
     "schema": {"grammar": JsonSchema.of(SCHEMA), "temperature": 1.0, "logprobs": 1},
     "choice": {"grammar": Choice(choices=("the", "a hat", "an axe", "theory")), "temperature": 1.5},
+    "drafts": {"temperature": 0.8, "drafts": 1},
     "processors": {"temperature": 0.9, "processors": True},
 }
 
