@@ -101,7 +101,9 @@ class Scripted:
             for word, p in WORDS.items():
                 yield chunk({"content": word}, likely(word, p) if body.get("logprobs") else None)
             yield chunk({"content": f" by {body['model']}"})
-        yield chunk({}, None, "stop") | {"usage": {"completion_tokens": 4}}
+        yield chunk({}, None, "stop") | {
+            "usage": {"completion_tokens": 4, "completion_tokens_details": {"accepted_prediction_tokens": 2}}
+        }
 
 
 def chunk(delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:

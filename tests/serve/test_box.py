@@ -36,13 +36,14 @@ def test_what_came_since_is_one_event_of_each_answer():
     one = box(seen=lambda *told: heard.append(told), n=2)
     for at in range(3):
         one.put(event(0, at, prompt=(None,) if not at else None, cached=4 * (not at)))
-        one.put(event(1, 10 + at))
+        one.put(event(1, 10 + at, drafted=4, accepted=at))
     one.put(event(0, 9, "stop", stopped="x", version=2))
     assert [index for index, _ in heard] == [1, 2, 1, 2, 1, 2, 1]  # each as it came: times are taken then
     first, second = (event for _, event in asyncio.run(one.take()))
     assert [token.id for token in first.tokens] == [0, 1, 2, 9] and (first.finish, first.stopped) == ("stop", "x")
     assert (first.prompt, first.cached, first.version) == ((None,), 4, 2)
     assert [token.id for token in second.tokens] == [10, 11, 12] and second.finish is None
+    assert (first.drafted, first.accepted, second.drafted, second.accepted) == (0, 0, 12, 3)
     assert one.left == 2  # of three
     one.put(event(1, 13, "length"))
     one.put(event(0, 5, "length", request="0"))

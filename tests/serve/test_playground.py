@@ -69,7 +69,8 @@ def test_an_answer_is_shown_as_it_comes_and_stop_ends_it(talk: Browser, server: 
     server.go.set()
     talk.until(TEXTS + "[0] === 'first second'")
     talk.until(IDLE)
-    assert "stop" in talk.js("return document.querySelector('.assistant .foot:last-child').textContent")
+    foot = talk.js("return document.querySelector('.assistant .foot:last-child').textContent")
+    assert "stop" in foot and "2.00 tokens a step" in foot
     server.go.clear()
     for stop in (lambda: talk.click("#stop"), lambda: talk.press("Escape")):
         server.left.clear()

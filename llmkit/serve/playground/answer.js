@@ -87,6 +87,8 @@ export class Answer {
     const parts = [how ?? this.finish ?? "ended"];
     const tokens = this.usage?.completion_tokens;
     if (tokens) parts.push(`${tokens} tokens`);
+    const drafted = this.usage?.completion_tokens_details?.accepted_prediction_tokens;
+    if (drafted && tokens > drafted) parts.push(`${(tokens / (tokens - drafted)).toFixed(2)} tokens a step`);
     if (this.first !== null) {
       parts.push(`first after ${((this.first - this.began) / 1000).toFixed(2)} s`);
       const rest = (performance.now() - this.first) / 1000;
