@@ -34,7 +34,8 @@ def taught(built: Built, head: DraftHead, depth: int, rule: Rule, folder: Path) 
     config = causal_of(built.model).config.get_text_config()
     wide = len({*head.taps, int(config.num_hidden_layers)}) * head.shape.width
     resolved, dtype = built.loaded.resolved, next(built.model.parameters()).dtype
-    said = repr((resolved.sha256, head.taps, dtype))
+    scaled, quantised = getattr(config, "rope_parameters", None), getattr(config, "quantization_config", None)
+    said = repr((resolved.sha256, head.taps, dtype, scaled, str(quantised)))
     memo = Memo(folder / "features", wide, hashlib.sha256(said.encode()).hexdigest())
     scored = Taught(built.model, head, depth, rule, memo)
     return replace(built, scored=scored, trained={f"head.{name}": p for name, p in head.named_parameters()})

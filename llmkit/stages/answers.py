@@ -51,7 +51,7 @@ def own_answers(
 
 def _kept(lines: Lines, asked: Prepared, how: Own, model: ModelRef, longest: int) -> list[list[int]]:
     """The answers that are there already; the file is begun anew where they are others' or other prompts'."""
-    settings = [resolve(model).sha256, asked.digest, asdict(how.sampling), longest]
+    settings = [resolve(model).sha256, repr(model.rope), asked.digest, asdict(how.sampling), longest]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     first, *rest = lines.read() or [{}]
     if first != {"of": digest}:

@@ -16,6 +16,8 @@ from llmkit.cli.speculation.trial import SIZE, Made, Schedule, Trial
 from llmkit.core.types import Batch, Packed, Segment
 from llmkit.inference.request import Request
 from llmkit.inference.sampling import Sampling
+from llmkit.inference.speculation import head as heads
+from llmkit.inference.speculation.drafter import Draft
 from llmkit.inference.speculation.head import Head
 from llmkit.inference.speculation.pile import Seen
 from llmkit.losses.drafting import soft_entropy
@@ -148,3 +150,29 @@ def test_a_defect_is_found(learned: Any, plant: Any, monkeypatch: Any) -> None:
     made = run(trial, head, requests(4))
     assert made.told() == plain.told()
     assert right(made) < 0.9 * usual
+
+
+@here
+def test_what_waits_to_be_read_is_bounded(learned: Any, monkeypatch: Any) -> None:
+    """It is read in time where something is drafted, and let go of where nothing is."""
+    trial, _, head, _ = learned
+    usual = right(run(trial, head, requests(4)))
+    monkeypatch.setattr(heads, "PILE", 8)
+    assert right(run(trial, head, requests(4))) > 0.97 * usual
+    rows: list[int] = []
+    see = Head.see
+    monkeypatch.setattr(Head, "see", lambda self, *given: (see(self, *given), rows.append(self.pile.rows)))
+    monkeypatch.setattr(Head, "draft", lambda self, asks: [Draft() for _ in asks])
+    run(trial, head, requests(4), tokens=7)
+    assert max(rows) <= 8 + 7 and sum(rows) > 60
+
+
+@here
+def test_a_prompt_is_read_before_drafting_is_timed(learned: Any, monkeypatch: Any) -> None:
+    trial, _, head, _ = learned
+    asked = [replace(one, prompt=one.prompt * 8) for one in requests(4)]
+    draft, rows = Head.draft, list[int]()
+    monkeypatch.setattr(Head, "draft", lambda self, asks: (rows.append(self.pile.rows), draft(self, asks))[1])
+    plain, made = trial.plain(asked), run(trial, head, asked, coming=0.5)
+    assert made.told() == plain.told() and made.drafted > 40
+    assert max(rows) < 39 and min(rows) == 0 < sum(rows)

@@ -59,3 +59,12 @@ class Watching(Protocol):
         """These were computed, in this order; nothing is chosen yet. `rows`: of each the logits after its newest token
         and after its drafts, if the next token follows from it."""
         ...
+
+
+@runtime_checkable
+class Reading(Protocol):
+    """A drafter that reads texts, which takes long only where much came at once: a prompt."""
+
+    def read(self, asks: Seq[Ask]) -> None:
+        """Reads what is long before it drafts for these; how long that takes says nothing of the next drafts."""
+        ...

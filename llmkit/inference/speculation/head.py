@@ -29,6 +29,9 @@ PILE = 1024
 """Rows that are kept unread between two drafts, about. Where more come the head reads them if it drafted since the last
 time, and leaves them out if not: so a drafter that is not worth its time takes none."""
 
+FEW = 8
+"""Rows of prompts that are read with the others."""
+
 
 class HeadForward(Protocol):
     """A head as the engine sees it."""
@@ -83,6 +86,11 @@ class Head:
             self.pile.clear()
             self.drafted = False
         self.pile.add(chunks)
+
+    def read(self, asks: Seq[Ask]) -> None:
+        """A prompt, if one came: what a step with drafts leaves is read in drafting."""
+        if self.pile.prompts > FEW:
+            self._read([ask.sequence for ask in asks])
 
     @torch.no_grad()
     def draft(self, asks: Seq[Ask]) -> list[Draft]:

@@ -61,7 +61,8 @@ class Pile:
         """Nothing of it is wanted."""
         self.seen: list[Seen] = []
         self.held: list[list[Tensor]] = []
-        self.rows = 0
+        self.rows = self.prompts = 0
+        """All, and those of them that lie before the newest token of a text in its step."""
 
     def add(self, chunks: Seq[Chunk]) -> None:
         """A step was computed; what of it is right is known when the next one is."""
@@ -72,6 +73,7 @@ class Pile:
                 drafts, parents = one.drafts[:count], one.parents[:count]
                 self.seen.append(Seen(one, chunk.start, chunk.end - count, self.rows, drafts, parents))
             self.rows += chunk.end - chunk.start
+            self.prompts += max(0, chunk.end - count - chunk.start - 1)
 
     def take(self) -> tuple[dict[Sequence, list[Entry]], list[Tensor]]:
         """What became text of each sequence, in order, and the states (rows, H) of each layer."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.speculation.costs import Costs
-from llmkit.inference.speculation.drafter import Ask, Draft, Drafter
+from llmkit.inference.speculation.drafter import Ask, Draft, Drafter, Reading
 from llmkit.inference.speculation.rates import Rates
 from llmkit.inference.speculation.tree import depth
 
@@ -24,6 +24,7 @@ class Source:
         self.drafter, self.most = drafter, most
         self.rates, self.drafting = Rates(drafter.classes), Costs()
         """How often it is right; how long one level of all drafts takes, by how many sequences have one."""
+        self.reading = drafter if isinstance(drafter, Reading) else None
         self.skipped = 0
         """Steps since it was last worth drafting."""
 
@@ -62,6 +63,8 @@ class Source:
         return wanted
 
     def _timed(self, asks: Seq[Ask]) -> list[Draft]:
+        if self.reading is not None:
+            self.reading.read(asks)
         began = time.perf_counter()
         drafts = self.drafter.draft(asks)
         if not self.drafter.free and (longest := max(map(depth, drafts))):
