@@ -203,20 +203,24 @@ class Engine:
         return events
 
     def _compute(self, step: Step) -> None:
-        """What comes of it is untold. A fault of one request is no other's; after any other all is computed again."""
+        """What comes of it is untold. A fault of one request is no other's; after any other all is computed again, but
+        what was chosen until then stays."""
+        places, over = list[Place](), list[Place]()
         try:
             places, searched = self._places(step)
             while places:
                 chosen = choose([place.logits for place in places], [self._steer(place.sequence) for place in places])
                 grown = [self._grown(place, token) for place, token in zip(places, chosen, strict=True)]
                 over = [place for place, goes_on in zip(places, grown, strict=True) if not goes_on]
-                self._moved(over)
-                for place in over:
-                    self._settled(place)
                 places = [place for place, goes_on in zip(places, grown, strict=True) if goes_on]
+                self._moved(over)
+                while over:
+                    self._settled(over.pop(0))
             self.untold += self._searched(searched)
         except BaseException:
             self.scheduler.undo(step)
+            for place in (*over, *places):
+                self._settled(place)
             raise
 
     def _places(self, step: Step) -> tuple[list[Place], list[Place]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,12 +118,24 @@ class BlockStore:
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copies keys and values from slots (block * size + place in it) to slots, all of them at once: so the path of
         a tree of drafts that was accepted comes to lie end to end."""
-        slots = torch.tensor([sources, targets])
+        slots, known = torch.tensor([sources, targets]), dict[tuple[Any, ...], tuple[Tensor, Tensor]]()
         for held in self.layers.values():
-            (block, to), (at, there) = (x.to(held.keys.device) for x in (slots // self.size, slots % self.size))
-            held.keys[to, :, :, there] = held.keys[block, :, :, at]
-            for tensor in held.tensors[1:]:
-                tensor[to, :, there] = tensor[block, :, at]
+            for at, tensor in enumerate(held.tensors):
+                lanes = 2 if at else 3  # of keys, which lie turned, the last
+                key = tensor.device, tensor.shape, lanes
+                if key not in known:
+                    known[key] = self._rows(slots, tensor, lanes)
+                source, target = known[key]
+                flat = tensor.view(-1, math.prod(tensor.shape[lanes + 1 :]))
+                flat.index_copy_(0, target, flat.index_select(0, source))
+
+    def _rows(self, slots: Tensor, tensor: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
+        """Of slots (2, N) the rows of a tensor of blocks, if it is cut after its dimension of lanes."""
+        apart = math.prod(tensor.shape[1:lanes])
+        block, at = (slots // self.size)[:, :, None], (slots % self.size)[:, :, None]
+        made = (block * apart + torch.arange(apart)) * tensor.shape[lanes] + at
+        source, target = made.flatten(1).to(tensor.device)
+        return source, target
 
     def _meet(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """A layer's first keys: those of another layer, or blocks of its own."""

@@ -130,7 +130,8 @@ def _node(cls: Any, tagged: bool, made: Made) -> list[Made]:
 
 def _keyed(cls: Any, name: str, made: Made) -> Made:
     """The node with its kind in the place of the key `name`."""
-    kind, rest = kind_of(cls), [item for item in dataclasses.fields(cls) if item.name not in ("kind", name)]
-    properties = {kind: _schema(hints(cls)[name], made), **{item.name: _field(cls, item, made) for item in rest}}
-    required = [kind, *(item.name for item in rest if needed(item))]
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    kind, items = kind_of(cls), [item for item in dataclasses.fields(cls) if item.name != "kind"]
+    keys = {item.name: kind if item.name == name else item.name for item in items}
+    properties = {keys[item.name]: _field(cls, item, made) for item in items}
+    required = {kind: None} | {keys[item.name]: None for item in items if needed(item)}
+    return {"type": "object", "properties": properties, "required": [*required], "additionalProperties": False}

@@ -22,7 +22,7 @@ def statuses(said: str) -> dict[str, dict[str, str]]:
 
 def test_it_passes_and_says_what_it_saw(call, monkeypatch):
     monkeypatch.setattr(closed, "LENGTH", 2)  # the whole toy is in test_speculation_certificate.py
-    wanted = ["--only", "acceptance,joint,equality", "--draws", "800", "--sequences", "64"]
+    wanted = ["--only", "acceptance,joint,equality", "--draws", "600", "--sequences", "64"]
     code, told, heard = call("prove", "speculation", *wanted, "--json")
     assert code == 0, told + heard
     found = statuses(told)

@@ -16,6 +16,7 @@ from llmkit.core.errors import RecipeError
 from llmkit.core.scalars import BAD, Origin, Value
 from llmkit.core.wording import Report
 from llmkit.data.node import Data, Jsonl
+from llmkit.inference.speculation.node import DraftModel, EarlyExit, Speculation
 from llmkit.models.node import Nf4
 from llmkit.recipe.kinds import Stage
 from llmkit.stages.sft import Sft
@@ -105,6 +106,24 @@ def test_units_shorthand_and_what_comes_later():
     assert outer(wait="10m")[0].wait == 600.0 and outer(wait=None)[0].wait is None
     assert outer(later=7) == (_Outer(), [])
     assert outer(later=8) == (BAD, ["later: is not available yet in this version; fix: leave it out"])
+
+
+def test_a_kind_may_be_the_key_of_what_its_node_needs():
+    report = Report()
+    hint = Speculation | None
+
+    def made(held):
+        return convert(hint, wrapped(held), "key", report)
+
+    assert made({"draft": "m"}) == DraftModel(model="m") == made({"kind": "draft", "model": "m"})
+    assert made({"early_exit": 3, "tokens": 2}) == EarlyExit(layers=3, tokens=2) and not report.problems
+    assert made({"draft": "m", "early_exit": 3}) is BAD and made({"draft": "m", "kind": "draft"}) is BAD
+    assert [str(problem).partition(";")[0] for problem in report.problems] == [
+        "key.early_exit: unknown key",
+        "key.draft: unknown key",
+        "key.model: is missing",
+    ]
+    assert made({"early_exit": 0}) is BAD and str(report.problems[-1]).startswith("key.layers: 0 is out of range")
 
 
 def test_contradictions_are_told_beside_other_problems_but_not_of_fields_that_are_wrong_themselves():

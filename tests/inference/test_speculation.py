@@ -39,11 +39,13 @@ def compared(model: Any, way: str, schedules: int, count: int = 8, drafters: Seq
 @here
 @pytest.mark.parametrize("way", WAYS)
 def test_an_answer_is_that_of_no_drafts_to_the_bit(way: str) -> None:
-    assert compared(lively(), way, len(DRAFTERS), 3).answers >= 3 * len(DRAFTERS)
+    assert compared(lively(), way, len(DRAFTERS), 2).answers >= 2 * len(DRAFTERS)
 
 
 @here
-@pytest.mark.parametrize("family", ["Gemma-2", "Mixtral", "Qwen3"])
+@pytest.mark.parametrize(
+    "family", ["Gemma-2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Mixtral", "Qwen3", "Gemma-3"))]
+)
 def test_of_other_families(family: str) -> None:
     assert compared(made_of(family), "drawn", len(DRAFTERS), 3).answers >= 3 * len(DRAFTERS)
 
@@ -51,5 +53,5 @@ def test_of_other_families(family: str) -> None:
 @here
 def test_schedules_are_of_all_kinds() -> None:
     """Those above, together: sequences were preempted, prefixes were found."""
-    found = compared(lively(), "greedy", len(DRAFTERS))
+    found = compared(lively(), "greedy", len(DRAFTERS), 6)
     assert found.preempted and found.hits

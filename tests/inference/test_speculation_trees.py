@@ -191,6 +191,31 @@ def test_what_a_model_might_say_beside_what_it_would_say_is_drafted_too() -> Non
     assert accepted[1] > accepted[0]
 
 
+@here
+def test_where_a_move_fails_nothing_is_lost() -> None:
+    trial, requests, drawn, failed = Trial(lively()), asked(0, 6, "stopped"), random.Random(0), 0
+    plain = trial.plain(requests)
+    engine, made = trial.engine(Schedule(0, drafts=8), Branching(plain, trial.words, 0)), Made()
+    move = engine.move
+
+    def fails(sources: Sequence[int], targets: Sequence[int]) -> None:
+        if drawn.random() < 0.4:
+            raise RuntimeError("no memory")
+        assert move is not None
+        move(sources, targets)
+
+    engine.move = fails
+    for one in requests:
+        engine.add(one)
+    while not engine.idle:
+        try:
+            for event in engine.step():
+                made.events.setdefault((event.request, event.index), []).append(event)
+        except RuntimeError:
+            failed += 1
+    assert failed and made.told() == plain.told()
+
+
 class NoTrees:
     """A model whose attention takes a tree's tokens one by one."""
 

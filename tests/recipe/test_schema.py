@@ -103,6 +103,32 @@ def test_the_schema_agrees_with_the_loader(change, fine, write, monkeypatch):
             load_recipe(name)
 
 
+@pytest.mark.parametrize(
+    ("drafts", "fine"),
+    [
+        ("ngram", True),
+        ("draft", True),  # a word is a kind; that its node needs more the loader tells
+        ({"draft": "m", "tokens": 3}, True),
+        ({"kind": "early_exit", "layers": 2}, True),
+        ({"early_exit": 2}, True),
+        ({"early_exit": 0}, False),
+        ({"draft": "m", "layers": 2}, False),
+        ({"tokens": 2}, False),
+        ("oracle", False),
+        (None, True),
+    ],
+)
+def test_what_drafts_may_be_the_key_of_what_it_needs(drafts, fine, write):
+    said = {"kind": "serve", "model": "x", "out": "o", "engine": {"speculation": drafts}}
+    root = schema()
+    assert fits(said, root, root) is fine
+    if drafts == "draft" or not fine:
+        with pytest.raises(RecipeError):
+            load_recipe(write(json.dumps(said)))
+    else:
+        load_recipe(write(json.dumps(said)))
+
+
 def test_what_is_extended_may_bring_what_is_required():
     root = schema()
     assert fits({"extends": "base.yaml", "seed": 1}, root, root) and not fits({"seed": 1}, root, root)

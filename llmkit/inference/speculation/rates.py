@@ -12,6 +12,7 @@ from llmkit.inference.speculation.tree import following
 FORGET = 0.995
 """What a class keeps of its counts with each new one, so that what was long ago counts less."""
 FORGET_ALL = 0.999
+"""The same of places, over all classes."""
 OWN_FORGET = 0.9
 PRIOR = 2.0
 """Drafts that a class is taken to have seen, half of them right, before any."""
