@@ -52,7 +52,7 @@ def weighed(law: Row, sampling: Sampling) -> tuple[Ids | None, Row]:
     the ones at least `min_p` as likely as the likeliest (arXiv:2407.01082).
     """
     kept = _likeliest(law, sampling.top_k)
-    weights = _tempered(law if kept is None else law[kept], sampling.temperature)
+    weights = tempered(law if kept is None else law[kept], sampling.temperature)
     if sampling.top_p < 1:
         kept, weights = _narrowed(kept, weights, nucleus(weights, sampling.top_p))
     if sampling.min_p > 0:
@@ -68,7 +68,7 @@ def _narrowed(kept: Ids | None, weights: Row, at: Ids) -> tuple[Ids, Row]:
     return at if kept is None else kept[at], weights[at]
 
 
-def _tempered(law: Row, temperature: float) -> Row:
+def tempered(law: Row, temperature: float) -> Row:
     """exp((law - its largest) / temperature): no overflow at any temperature."""
     made: Row = law - law.max()
     with np.errstate(over="ignore"):

@@ -20,13 +20,15 @@ from llmkit.inference.ranks import Store
 from llmkit.inference.request import RequestError, Token
 from llmkit.inference.runner import Forward
 from llmkit.inference.sampler import choose
-from llmkit.inference.shortlist import Row, largest, total
+from llmkit.inference.shortlist import Row, largest, tempered, total
 from llmkit.inference.speculation.drafter import Ask, Draft
 from llmkit.inference.speculation.room import Room
 from llmkit.inference.steer import Steer
 
 READ = 512
 """Tokens of prompts that the drafter reads between two steps: a long one is drafted for a few steps later."""
+FEW = 8
+"""Tokens that are read with the newest one, in drafting: a step with drafts leaves some."""
 CLASSES = 10
 """Of what it would say itself; those of the others beside it come after, by half as wide shares."""
 
@@ -38,12 +40,14 @@ class Held:
     blocks: list[int] = field(default_factory=list)
     fed: list[int] = field(default_factory=list)
     """The tokens whose keys and values are there."""
+    sure: int = 0
+    """How many of them are known to be those of the text, which only grows."""
     turn: int = 0
     """When it was last drafted for."""
 
     def clear(self) -> None:
         """Nothing of it is there any longer."""
-        self.fed = []
+        self.fed, self.sure = [], 0
 
 
 @dataclass(eq=False)
@@ -90,43 +94,53 @@ class Small:
         self.room = Room(store.blocks, store.size, Held)
 
     @torch.no_grad()
+    def read(self, asks: Seq[Ask]) -> None:
+        """Prompts up to their newest tokens, the shortest first; of long ones a part."""
+        self.room.turn += 1
+        asked = [(ask, self._held(ask)) for ask in asks]
+        found = [Open(ask, held[0], None, held[1]) for ask, held in asked if held is not None]
+        left, part = READ, list[Open]()
+        for one in sorted(found, key=lambda one: len(one.feed)):
+            some = min(left, len(one.feed) - 1)
+            if len(one.feed) > FEW and some and self._room(one, some):
+                one.feed = one.feed[:some]
+                left -= some
+                part.append(one)
+        if part:
+            self._hidden(part)
+
+    @torch.no_grad()
     def draft(self, asks: Seq[Ask]) -> list[Draft]:
-        """One for each."""
+        """One for each that is read."""
         self.room.turn += 1
         opened = [self._opened(ask) for ask in asks]
-        going = self._ready([one for one in opened if one is not None])
+        going = [one for one in opened if one is not None and self._room(one, len(one.feed))]
         while going:
             self._token(going)
             going = [one for one in going if one.going and self._room(one, 1)]
         return [Draft() if one is None else one.draft for one in opened]
 
     def _opened(self, ask: Ask) -> Open | None:
-        """Where the draft of a sequence begins; nothing for one that it does not take."""
-        one = ask.sequence
-        text = one.tokens[one.before :]
-        if not ask.count or len(text) + ask.count > self.longest or max(text) >= self.words:
+        """Where the draft of a sequence begins; nothing for one that it does not take, or has not read yet."""
+        found = self._held(ask)
+        if found is None or len(found[1]) > FEW:
+            return None
+        steer = None if ask.steer.rules.processors else ask.steer.fork(ask.steer.index)
+        return Open(ask, found[0], steer, found[1])
+
+    def _held(self, ask: Ask) -> tuple[Held, list[int]] | None:
+        """What is there of a sequence, and its tokens after that; nothing for one that it does not take."""
+        one, count = ask.sequence, len(ask.sequence.tokens) - ask.sequence.before
+        if not ask.count or count + ask.count > self.longest:
             return None
         held = self.room.of(one)
         held.turn = self.room.turn
-        same = next((at for at, (a, b) in enumerate(zip(held.fed, text, strict=False)) if a != b), len(held.fed))
-        del held.fed[min(same, len(text) - 1) :]
-        steer = None if ask.steer.rules.processors else ask.steer.fork(ask.steer.index)
-        return Open(ask, held, steer, text[len(held.fed) :])
-
-    def _ready(self, opened: list[Open]) -> list[Open]:
-        """Those that are read up to their last token; of long prompts a part is read."""
-        left, ready, part = READ, [], []
-        for one in sorted(opened, key=lambda one: len(one.feed)):
-            if len(one.feed) <= left and self._room(one, len(one.feed)):
-                left -= len(one.feed)
-                ready.append(one)
-            elif (some := min(left, len(one.feed) - 1)) and self._room(one, some):
-                one.feed = one.feed[:some]
-                left -= some
-                part.append(one)
-        if part:
-            self._hidden(part)
-        return ready
+        news, known = zip(held.fed[held.sure :], one.tokens[one.before + held.sure :], strict=False), len(held.fed)
+        same = next((at for at, (a, b) in enumerate(news, held.sure) if a != b), known)
+        held.sure = min(same, count - 1)
+        del held.fed[held.sure :]
+        feed = one.tokens[one.before + held.sure :]
+        return None if max(feed) >= self.words else (held, feed)
 
     def _room(self, one: Open, count: int) -> bool:
         """Whether there are blocks for so many tokens more."""
@@ -148,8 +162,11 @@ class Small:
     def _take(self, one: Open, token: Token, row: Row) -> None:
         """What it says and what it might say; nothing follows the end of a text."""
         law = row if one.steer is None else one.steer.law(row)
-        weights = np.exp((law - law.max()) / np.float32(one.ask.steer.rules.sampling.temperature or 1))
+        weights = tempered(law, one.ask.steer.rules.sampling.temperature or 1.0)
         mass, at = total(weights), len(one.made.tokens)
+        if not np.isfinite(mass):  # its own numbers overflow
+            one.ask = replace(one.ask, count=0)
+            return
         one.add(token.id, min(CLASSES - 1, int(weights[token.id] / mass * CLASSES)))
         for other in self._others(law, token.id, one):
             one.add(other, CLASSES + min(CLASSES - 1, int(2 * weights[other] / mass * CLASSES)))
