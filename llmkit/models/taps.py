@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,13 @@ from torch import Tensor, nn
 
 from llmkit.core.errors import ModelError
 from llmkit.models.layers import layers
+
+
+class Kept(threading.local):
+    """What came out, in the thread that ran the model: an adapter is tried in another between two of its forwards."""
+
+    def __init__(self, count: int) -> None:
+        self.states: list[Any] = [None] * count
 
 
 class Taps:
@@ -27,22 +35,21 @@ class Taps:
         if wrong := [at for at in which if not 1 <= at <= len(own)]:
             what = f"the output of layer {wrong[0]} is read, and the model has {len(own)}"
             raise ModelError(what, fix="give a head that was made for it", key="speculation.path")
-        self.states: list[Any] = [None] * len(which)
+        self.kept = Kept(len(which))
         hooks = [
-            (causal.base_model if at == len(own) else own[at - 1]).register_forward_hook(_hook(self.states, place))
+            (causal.base_model if at == len(own) else own[at - 1]).register_forward_hook(_hook(self.kept, place))
             for place, at in enumerate(which)
         ]
         self.close = weakref.finalize(self, _close, hooks)
         """Nothing is read any longer."""
 
     def take(self) -> list[Tensor]:
-        """Of the newest forward (N, H) each; they are let go of here.
+        """Of the newest forward of this thread (N, H) each; they are let go of here.
 
         Raises:
             ModelError: a layer was not run, or gives no hidden states of one row.
         """
-        taken = list(self.states)
-        self.states[:] = [None] * len(taken)
+        taken, self.kept.states = self.kept.states, [None] * len(self.kept.states)
         wrong = [state for state in taken if state is None or state.dim() != 3 or state.shape[0] != 1]
         if wrong:
             shape = "nothing" if wrong[0] is None else tuple(wrong[0].shape)
@@ -51,10 +58,10 @@ class Taps:
         return [state[0] for state in taken]
 
 
-def _hook(states: list[Any], place: int) -> Callable[[nn.Module, Any, Any], None]:
+def _hook(kept: Kept, place: int) -> Callable[[nn.Module, Any, Any], None]:
     def keep(_: nn.Module, __: Any, out: Any) -> None:
         last = getattr(out, "last_hidden_state", None)
-        states[place] = last if last is not None else out[0] if isinstance(out, tuple) else out
+        kept.states[place] = last if last is not None else out[0] if isinstance(out, tuple) else out
 
     return keep
 

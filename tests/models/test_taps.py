@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -58,6 +59,17 @@ def test_of_all_families(family: str) -> None:
             compared(family)
     else:
         compared(family)
+
+
+def test_what_another_thread_runs_is_not_read() -> None:
+    """An adapter of virtual tokens is tried while steps go on."""
+    decoder, store = Decoder(ready(make_model())), BlockStore(4, 4)
+    taps = Taps(decoder.causal, (1, 2))
+    run(decoder, store, 0, 3)
+    other = Thread(target=decoder.bank._check_embeds)
+    other.start()
+    other.join()
+    assert [tuple(state.shape) for state in taps.take()] == [(3, 32)] * 2
 
 
 def test_a_layer_that_is_not_there_is_refused_and_none_is_read_twice() -> None:
