@@ -102,6 +102,7 @@ class Following:
         pairs = enumerate(zip(first.tokens, one.tokens, strict=False))
         same = next((at for at, (a, b) in pairs if a != b), min(len(first.tokens), len(one.tokens)))
         source, held, size = self.room.of(first), self.room.of(one), self.room.size
+        source.turn = self.room.turn  # it is not what gives way to its copy
         kept = bisect_left(source.places, same - 1)
         whole, rest = divmod(kept, size)
         if rest and self.room.free(1):
