@@ -15,6 +15,8 @@ from llmkit.cli.speculation.tiny import lively
 from llmkit.cli.speculation.trial import SIZE, Made, Schedule, Trial
 from llmkit.cli.speculation.ways import asked
 from llmkit.core.types import Packed, Segment
+from llmkit.inference.request import Request
+from llmkit.inference.sampling import Sampling
 from llmkit.inference.speculation.drafter import Ask, Draft
 from llmkit.inference.speculation.growth import EDGES, LIKELIEST
 from llmkit.inference.speculation.head import Head
@@ -137,6 +139,17 @@ def test_stale_rows_are_found() -> None:
                 check(trial, head, who.notes)
         else:
             assert check(trial, head, who.notes) > 10
+
+
+@here
+@pytest.mark.parametrize("way", [{}, {"temperature": 0.8}, {"temperature": 0.8, "top_k": 5, "repetition_penalty": 1.2}])
+def test_a_head_of_no_numbers_drafts_nothing(way: dict[str, Any]) -> None:
+    trial = Trial(lively())
+    head = head_of(trial)
+    torch.nn.init.constant_(head.out.weight, torch.nan)
+    who, request = drafter(trial, head, 3), [Request("a", tuple(range(10, 30)), Sampling(max_tokens=8, **way))]
+    made = trial.run(request, Schedule(0), who)
+    assert who.asked and not made.drafted and made.told() == trial.plain(request).told()
 
 
 @here

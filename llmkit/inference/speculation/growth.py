@@ -190,8 +190,9 @@ def _chosen(
     tips: Tips, logits: Tensor, laws: Tensor, norms: Tensor, ids: Seq[int], words: int
 ) -> dict[int, Word | None]:
     """By row what a place chooses that does not choose the likeliest word; None where it chooses nothing."""
-    made: dict[int, Word | None] = {}
-    drawn = [row for row, (one, _) in enumerate(tips) if one.steer is None and one.sampling_temperature > 0]
+    made: dict[int, Word | None] = {row: None for row, sound in enumerate(norms.isfinite().tolist()) if not sound}
+    left = [(row, one) for row, (one, _) in enumerate(tips) if row not in made]
+    drawn = [row for row, one in left if one.steer is None and one.sampling_temperature > 0]
     rows = logits.numpy()
     asked = []
     for row in drawn:
@@ -200,7 +201,7 @@ def _chosen(
         asked.append((rows[row], sampling, uniform(sampling.seed, steer.index, len(steer.made) + depth)))
     for row, (place, _) in zip(drawn, draws(asked), strict=True):
         made[row] = Word(ids[place], float((laws[row, place] - norms[row]).exp()), DRAWN)
-    steered = [(row, one.steer) for row, (one, _) in enumerate(tips) if one.steer is not None]
+    steered = [(row, one.steer) for row, one in left if one.steer is not None]
     whole = torch.full((len(steered), words), float("-inf"))
     if steered:
         whole[:, torch.tensor(ids)] = logits[torch.tensor([row for row, _ in steered])]
