@@ -52,24 +52,26 @@ class Planner:
         if self.first is not None and self.first.reads:
             self._reserve(self.first, min(self.first.cached + self.most, self.first.length))
         for one in self.order:
-            if one in self.scheduler.running and one.waiting and not one.reads and self._next(one):
+            waits = one in self.scheduler.running and one.waiting and not one.reads
+            if waits and self._reserve(one, len(one.tokens)):
                 self.ready.add(one)
         yields = self._prompts()
         ready = [one for one in self.order if one in self.ready and not self._pauses(one, yields)]
         for others, one in zip(range(len(ready) - 1, -1, -1), ready, strict=True):
             if self._left():  # the others have their next tokens before a draft of this one is looked at
-                self._chunk(one, min(one.length, one.cached + max(1, self._left() - others)))
+                self._chunk(one, self._drafted(one, one.cached + max(1, self._left() - others)))
         self.scheduler.paused = not yields <= self.chunked
         return self.step
 
     def _pauses(self, one: Sequence, yields: set[Sequence]) -> bool:
         return one in yields and self.scheduler.accounts.floods(one)
 
-    def _next(self, one: Sequence) -> bool:
-        """Blocks for a next token, and for drafts of what follows it as long as nobody gives way to them."""
-        if one.drafts and self._missing(one, one.length) > self.blocks.room:
-            one.drafts, one.parents = [], []
-        return self._reserve(one, one.length)
+    def _drafted(self, one: Sequence, most: int) -> int:
+        """Blocks for drafts beside a next token, which has its own: of those that nobody wants. Where they end."""
+        room = (len(one.blocks) + self.blocks.room) * self.blocks.size
+        end = min(one.length, most, room)
+        self._own(one, end)
+        return end
 
     def _most(self) -> int:
         """All that a step may have, or half of it: one that comes waits until the step ends, and so, while several

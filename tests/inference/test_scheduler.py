@@ -155,6 +155,21 @@ def test_a_draft_that_is_wrong_leaves_no_block_and_no_name() -> None:
     assert one.cached == 10 and len(one.blocks) == 3 and len(blocks.found) == 2 and blocks.room == 37
 
 
+def test_drafts_have_the_blocks_that_no_next_token_wants() -> None:
+    scheduler = Scheduler(Blocks(8, 4), Limits(64, 4))
+    prompts = {"a": tuple(range(8)), "b": tuple(range(20, 28))}
+    pair = [Sequence(request(id, prompt, 30), 0, list(prompt)) for id, prompt in prompts.items()]
+    for one in pair:
+        scheduler.add(one)
+    scheduler.commit(plan(scheduler, 0.0))
+    for one in pair:
+        one.tokens.append(3)
+        one.drafts = [1] * 12
+    step = plan(scheduler, 0.0)  # four blocks are free, two of them for next tokens
+    assert not step.preempted and [chunk.end - chunk.start for chunk in step.chunks] == [12, 4]
+    assert scheduler.blocks.room == 0
+
+
 @pytest.mark.parametrize("tenants", [1, 500])
 def test_a_step_does_as_much_however_many_wait(tenants: int) -> None:
     assert calls(10_000, tenants) < 1.5 * calls(100, tenants)
