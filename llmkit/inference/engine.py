@@ -328,8 +328,9 @@ class Engine:
         if place.fault is not None:
             self.untold += self._failed(live, place.fault)
             return
-        if one.drafts:
+        if place.drafts:
             self.tally.look(len(place.drafts), len(place.kept))
+        if one.drafts:
             self.scheduler.accept(one, len(place.kept))
         if place.finish is not None:
             self._done(live, one)
