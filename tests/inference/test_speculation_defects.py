@@ -162,15 +162,15 @@ def no_length(patch: Patch) -> None:
 
 def stale_keys(patch: Patch) -> None:
     """What a draft model has in its cache of drafts that were wrong is taken for what came in their place."""
-    opened = Small._opened
+    held = Small._held
 
     def wrong(self: Small, ask: Ask) -> Any:
         fed, one = self.room.of(ask.sequence).fed, ask.sequence
         if ask.count:
             fed[:] = one.tokens[one.before :][: min(len(fed), len(one.tokens) - one.before - 1)]
-        return opened(self, ask)
+        return held(self, ask)
 
-    patch.setattr(Small, "_opened", wrong)
+    patch.setattr(Small, "_held", wrong)
 
 
 def holes(patch: Patch) -> None:
@@ -214,9 +214,13 @@ class Erring(Small):
         self.plain, self.drawn = plain, Random(seed)
         return self
 
+    def read(self, asks: Seq[Ask]) -> None:
+        self.some = [ask if self.drawn.random() < 0.6 else replace(ask, count=0) for ask in asks]
+        super().read(self.some)
+
     def draft(self, asks: Seq[Ask]) -> list[Draft]:
         self.erred: dict[Text, int] = {}
-        made = super().draft([ask if self.drawn.random() < 0.6 else replace(ask, count=0) for ask in asks])
+        made = super().draft(self.some)
         for ask, draft in zip(asks, made, strict=True):
             one = ask.sequence
             text = self.plain.tokens((one.request.id, one.index))[one.made :]
