@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llmkit.core.types import Batch, Drafted, Packed, Segment
-from llmkit.models.draft_foretold import Foretold, Rule
+from llmkit.models.draft_foretold import Rule, foretold
 from llmkit.models.draft_head import DraftHead
 from llmkit.models.draft_memo import Memo
 from llmkit.models.draft_rows import Rows, attended, rows_of
@@ -102,10 +102,8 @@ class Taught(Headed):
         """Of outputs (N, H) that draft what comes after `places` (N,): the sums of `Drafted`, and the likeliest."""
         weights, at = text.weights[places], torch.searchsorted(text.used, places)
         read = self.head.normed(hidden).float()
-        made: Any = Foretold.apply(  # type: ignore[no-untyped-call]
-            read, self.head.out.weight.float(), text.laws, at, weights, self.rule
-        )
-        loss, common, best = made
+        words = self.head.out.weight.float()
+        loss, common, best = foretold(read, words, None, lambda here: text.laws[at[here]], weights, self.rule)
         return loss, weights.sum(), (common * weights).sum(), best
 
 
