@@ -29,7 +29,7 @@ START = "drafter.start"
 
 def taught(built: Built, head: DraftHead, depth: int, rule: Rule, folder: Path, held: str = "") -> Built:
     """The head in the place of what is trained; the model beside it is frozen, what it makes is kept in `folder`.
-    `held`: how it is scaled or quantised, if it is."""
+    `held`: how it is scaled, if it is."""
     built.model.requires_grad_(False)
     head = head.to(next(built.model.parameters()).device)
     config = causal_of(built.model).config.get_text_config()

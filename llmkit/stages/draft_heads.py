@@ -13,7 +13,6 @@ from llmkit.data.prepare import Prepared
 from llmkit.models.draft_files import save_head
 from llmkit.models.draft_taught import Taught
 from llmkit.models.drafts import identity
-from llmkit.models.node import NoQuant
 from llmkit.stages.draft import Draft
 from llmkit.stages.draft_head import HeadDrafter
 
@@ -23,8 +22,7 @@ def around(node: HeadDrafter, built: Built, train: Prepared, folder: Path, stage
     loaded, rope = built.loaded, stage.model.rope
     fresh = new_head(loaded, train, node.vocabulary, node.taps, stage.seed) if node.start is None else None
     head = fresh or older_head(node.start or "", loaded)
-    held = "" if rope is None and isinstance(stage.quant, NoQuant) else repr((rope, stage.quant))
-    made = taught(built, head, node.depth, node.loss.rule, folder, held)
+    made = taught(built, head, node.depth, node.loss.rule, folder, "" if rope is None else repr(rope))
     if fresh is not None:
         first = torch.from_numpy(train.example(0)[0].copy()).long()
         begun(_taught(made), first.to(head.ids.device))
