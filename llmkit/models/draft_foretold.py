@@ -51,7 +51,7 @@ class _Foretold(Function):
         inputs = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
         grads = [torch.zeros_like(x) if x is not None and learns else None for x, learns in inputs]
         with torch.autocast(kind, enabled=False):
-            total, common, best = _walked(hidden, weight, bias, law, *how, short, grads)
+            total, common, best = _walked(short, grads, hidden, weight, bias, law, *how)
         ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(common, best)
         return total, common, best
@@ -63,6 +63,8 @@ class _Foretold(Function):
 
 
 def _walked(
+    short: torch.dtype,
+    grads: list[Tensor | None],
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -71,10 +73,8 @@ def _walked(
     rule: Rule,
     own: Shape,
     rows: int,
-    short: torch.dtype,
-    grads: list[Tensor | None],
 ) -> Told:
-    """Block by block; products are of the type `short`."""
+    """Block by block; products are of the type `short`, and `grads` those of hidden, weight and bias that are made."""
     words = weight.to(short)
     total, common = hidden.new_zeros(()), hidden.new_empty(len(hidden))
     best = torch.empty(len(hidden), dtype=torch.long, device=hidden.device)
