@@ -69,14 +69,6 @@ def new_head(loaded: Loaded, train: Prepared, words: int, taps: Sequence[int], s
     return head
 
 
-def begun(head: Taught, text: Tensor) -> None:
-    """The scale of a new head's last norm is half that of what the model's own head reads in a text: laws begin
-    flatter, since what they begin with is the law of the token before."""
-    last = head.states(text).unflatten(-1, (len(head.taps), -1))[:, head.last]
-    with torch.no_grad():
-        head.head.norm.weight.fill_(float(last.square().mean().sqrt()) / 2)
-
-
 def frequent(train: Prepared, count: int, words: int) -> Tensor:
     """The words that are trained most often, in the order of their ids; of those that never are, the first ids, which
     tokenizers give to what is frequent anywhere."""

@@ -91,7 +91,7 @@ class Taught(Headed):
                 own = [(key[stay], value[stay]) for key, value in own]
                 own.append(head.cached(x, text.positions[going.place] + step))
             q = head.queries(x, text.positions[going.place] + step)
-            hidden = head.finished(attended(going, q, keys, values, own), hidden)
+            hidden = head.finished(x, attended(going, q, keys, values, own))
             *found, best = self._foretold(text, going.place + 1 + step, hidden)
             sums.append((found[0], found[1], found[2]))
             right[left, step] = head.ids[best] == text.labels[going.place + 1 + step]
