@@ -54,7 +54,7 @@ class HeadDrafter(Maker):
     def cost(self, shape: Shape) -> Cost:
         """Its layer and output layer, with the model's own rows of its words."""
         wide, words = shape.hidden, min(self.vocabulary, shape.vocab)
-        layer = wide * (wide * max(3, len(self.taps)) + 3 * wide + 4 * shape.keys + 3 * shape.intermediate)
+        layer = wide * (wide * max(3, len(self.taps)) + 5 * wide + 4 * shape.keys + 3 * shape.intermediate)
         return Cost(layer + words * wide, more=layer + 2 * words * wide)
 
     def objective(self, stage: Draft, train: Prepared) -> Loss:
