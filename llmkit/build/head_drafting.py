@@ -29,7 +29,7 @@ START = "drafter.start"
 
 def taught(built: Built, head: DraftHead, depth: int, rule: Rule, folder: Path, held: str = "") -> Built:
     """The head in the place of what is trained; the model beside it is frozen, what it makes is kept in `folder`.
-    `held`: how it is scaled or quantised, if it is."""
+    `held`: how it is scaled, if it is."""
     built.model.requires_grad_(False)
     head = head.to(next(built.model.parameters()).device)
     config = causal_of(built.model).config.get_text_config()
@@ -67,14 +67,6 @@ def new_head(loaded: Loaded, train: Prepared, words: int, taps: Sequence[int], s
         for linear in (head.o, head.down):
             nn.init.zeros_(linear.weight)
     return head
-
-
-def begun(head: Taught, text: Tensor) -> None:
-    """The scale of a new head's last norm is half that of what the model's own head reads in a text: laws begin
-    flatter, since what they begin with is the law of the token before."""
-    last = head.states(text).unflatten(-1, (len(head.taps), -1))[:, head.last]
-    with torch.no_grad():
-        head.head.norm.weight.fill_(float(last.square().mean().sqrt()) / 2)
 
 
 def frequent(train: Prepared, count: int, words: int) -> Tensor:

@@ -12,7 +12,7 @@ from llmkit.core.wording import Report
 from llmkit.inference.speculation.node import Speculation
 from llmkit.recipe.parse import parse
 
-SPECULATION = "What drafts the tokens that follow: ngram[:CORPUS], draft:MODEL, early_exit:LAYERS, or: '{kind: ...}'."
+SPECULATION = "What drafts: ngram[:CORPUS], draft:MODEL, early_exit:LAYERS, head:FOLDER, or '{kind: ...}'."
 KEYED = re.compile(r"([a-z][a-z0-9_]*):(\S.*)")
 
 

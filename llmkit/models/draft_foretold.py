@@ -1,74 +1,110 @@
-"""How near a head's law over its vocabulary is to the model's: a sum over rows whose gradient is made with it, block by
-block, so that no more than a block of logits is held."""
+"""How near a drafter's law is to the model's: a sum over rows whose gradients are made with it, block by block, so that
+no more than a block of logits is held."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+
+from llmkit.models.logits import Shape, slices
 
 ROWS = 512
 """Of a block."""
 
 Rule = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Logits (N, V) and the model's law (N, V) -> a loss (N,) and its gradient (N, V) by the logits."""
+Law = Callable[[slice], Tensor]
+"""Some of the rows -> the model's law of them, (n, V)."""
+Told = tuple[Tensor, Tensor, Tensor]
 
 
-class Foretold(Function):
-    """sum w loss(hidden weight^T, law) over rows; beside it what both laws have in common, and the likeliest word."""
+def foretold(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    law: Law,
+    weights: Tensor,
+    rule: Rule,
+    own: Shape = Shape(),
+    rows: int = ROWS,
+) -> Told:
+    """sum w loss(own(hidden weight^T + bias), law) over rows; sum min(p, q) of each row (N,); its likeliest word (N,).
 
+    `hidden` (N, H), `weight` (V, H), `bias` (V,), `weights` (N,); `own`: what the drafter does to its logits. Under
+    autocast products are of numbers of its type; laws are compared in the type of `hidden`.
+    """
+    if not torch.is_grad_enabled():  # a Function is told of parameters that they learn even then
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
+    made: Any = _Foretold.apply(hidden, weight, bias, law, weights, rule, own, rows)  # type: ignore[no-untyped-call]
+    return cast(Told, made)
+
+
+class _Foretold(Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, laws: Tensor, at: Tensor, weights: Tensor, rule: Rule
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`hidden` (N, H), `weight` (V, H), `laws` (M, V) of which `at` (N,) are those of the rows, `weights` (N,).
-
-        Gives the sum, sum min(p, q) of each row (N,) and its likeliest word of the draft vocabulary (N,).
-        """
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, law: Law, *how: Any) -> Told:
         kind = hidden.device.type
         short = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        inputs = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+        grads = [torch.zeros_like(x) if x is not None and learns else None for x, learns in inputs]
         with torch.autocast(kind, enabled=False):
-            return _foretold(ctx, hidden, weight, laws, at, weights, rule, short)
+            total, common, best = _walked(short, grads, hidden, weight, bias, law, *how)
+        ctx.save_for_backward(*grads)
+        ctx.mark_non_differentiable(common, best)
+        return total, common, best
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Both were made with the sum."""
-        to_hidden, to_weight = ctx.saved_tensors
-        return grads[0] * to_hidden, grads[0] * to_weight, None, None, None, None
+        """All were made with the sum."""
+        return (*(None if made is None else grads[0] * made for made in ctx.saved_tensors), *[None] * 5)
 
 
-def _foretold(
-    ctx: Any, hidden: Tensor, weight: Tensor, laws: Tensor, at: Tensor, weights: Tensor, rule: Rule, short: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Products are of numbers of the type `short`; laws are compared in the type that came."""
-    learns = any(ctx.needs_input_grad[:2])
-    to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight) if learns else weight
-    total, common, best = hidden.new_zeros(()), hidden.new_empty(len(hidden)), torch.empty_like(at)
+def _walked(
+    short: torch.dtype,
+    grads: list[Tensor | None],
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    law: Law,
+    weights: Tensor,
+    rule: Rule,
+    own: Shape,
+    rows: int,
+) -> Told:
+    """Block by block; products are of the type `short`, and `grads` those of hidden, weight and bias that are made."""
     words = weight.to(short)
-    for start in range(0, len(hidden), ROWS):
-        here = slice(start, start + ROWS)
-        rows = hidden[here].to(short)
-        logits, law = (rows @ words.T).to(hidden.dtype), laws[at[here]]
-        losses, slope = rule(logits, law)
+    total, common = hidden.new_zeros(()), hidden.new_empty(len(hidden))
+    best = torch.empty(len(hidden), dtype=torch.long, device=hidden.device)
+    for here in slices(len(hidden), rows):
+        read, p = hidden[here].to(short), law(here)
+        raw = (read @ words.T).to(hidden.dtype)
+        logits = own.apply(raw if bias is None else raw + bias)
+        losses, slope = rule(logits, p)
         total += (losses * weights[here]).sum()
-        common[here] = torch.minimum(torch.softmax(logits, 1), law).sum(1)
+        common[here] = torch.minimum(torch.softmax(logits, 1), p).sum(1)
         best[here] = logits.argmax(1)
-        if learns:
-            slope = slope.mul_(weights[here, None]).to(short)
-            to_hidden[here] = (slope @ words).to(hidden.dtype)
-            _add(to_weight, slope, rows)
-    if learns:
-        ctx.save_for_backward(to_hidden, to_weight)
-    ctx.mark_non_differentiable(common, best)
+        if any(made is not None for made in grads):
+            slope.mul_(weights[here, None] * own.scale)
+            if (bent := own.slope(logits)) is not None:
+                slope.mul_(bent)
+            _add(grads, here, slope, words, read)
     return total, common, best
 
 
-def _add(to_weight: Tensor, slope: Tensor, rows: Tensor) -> None:
-    """Adds slope^T rows, which lie in a type of their own."""
-    if rows.dtype == to_weight.dtype:
-        to_weight.addmm_(slope.T, rows)
+def _add(grads: list[Tensor | None], here: slice, slope: Tensor, words: Tensor, read: Tensor) -> None:
+    """The gradients of a block's rows, of the weight and of the bias, of which `slope` (n, V) is that of the logits."""
+    to_hidden, to_weight, to_bias = grads
+    if to_bias is not None:
+        to_bias += slope.sum(0)
+    slope = slope.to(words.dtype)
+    if to_hidden is not None:
+        to_hidden[here] = (slope @ words).to(to_hidden.dtype)
+    if to_weight is None:
+        return
+    if read.dtype == to_weight.dtype:
+        to_weight.addmm_(slope.T, read)
     else:
-        to_weight += slope.T @ rows
+        to_weight += slope.T @ read

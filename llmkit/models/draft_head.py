@@ -98,6 +98,7 @@ class DraftHead(nn.Module):
         self.embed_norm = nn.RMSNorm(shape.embedded, shape.eps)
         self.feature_norm = nn.RMSNorm(width, shape.eps)
         self.q, self.k, self.v = (nn.Linear(both, out, bias=False) for out in (query, key, key))
+        self.near = nn.Linear(both, width, bias=False)
         self.o = nn.Linear(query, width, bias=False)
         self.mlp_norm = nn.RMSNorm(width, shape.eps)
         self.gate, self.up = (nn.Linear(width, shape.inner, bias=False) for _ in range(2))
@@ -124,7 +125,7 @@ class DraftHead(nn.Module):
         kind = KINDS["compiled" if x.device.type == "cpu" else "sdpa"]
         q, k, v = (part.transpose(0, 1)[None] for part in (self.queries(x, positions), *self.cached(x, positions)))
         out, _ = attention(kind)(self, q, k, v, None, attend=attend)
-        return self.finished(out[0], features)
+        return self.finished(x, out[0])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, H) -> (N, V) over the draft vocabulary; `ids` says which words of the model these are."""
@@ -149,11 +150,12 @@ class DraftHead(nn.Module):
         keys, values = (part(x).unflatten(-1, (self.shape.kv_heads, -1)) for part in (self.k, self.v))
         return self._turned(keys, positions), values
 
-    def finished(self, attended: Tensor, features: Tensor) -> Tensor:
-        """What attention gave, (N, heads, D), beside the features that were read -> (N, H)."""
-        hidden = features + self.o(attended.flatten(-2))
-        x = _normed(self.mlp_norm, hidden)
-        return cast(Tensor, hidden + self.down(F.silu(self.gate(x)) * self.up(x)))
+    def finished(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What attention read, (N, E + H), and gave, (N, heads, D) -> (N, H). Beside it what was read comes through a
+        linear layer, as in EAGLE (arXiv:2401.15077): what is nearest tells most."""
+        hidden = self.near(x) + self.o(attended.flatten(-2))
+        inner = _normed(self.mlp_norm, hidden)
+        return cast(Tensor, hidden + self.down(F.silu(self.gate(inner)) * self.up(inner)))
 
     def _turned(self, x: Tensor, positions: Tensor) -> Tensor:
         """RoPE (arXiv:2104.09864) over (N, heads, D), whose halves are turned against each other."""

@@ -33,7 +33,7 @@ class HeadRun:
         head.out.weight = torch.nn.Parameter(head.out.weight[order], requires_grad=False)
         head.ids = head.ids[order]
         self.short = device.type == "cpu" and not (lacks("linear") or lacks("paged"))
-        self.weights = [head.q.weight, head.k.weight, head.v.weight]
+        self.weights = [head.near.weight, head.q.weight, head.k.weight, head.v.weight]
         self.turns = torch.empty(2, 0, head.shape.head_size)
         self.ids: list[int] = head.ids.tolist()
         """Of the draft vocabulary the model's words."""
@@ -55,13 +55,14 @@ class HeadRun:
             return cast(Tensor, head(tokens, features, positions, attend))
         embedded = head.embedding[0](tokens).to(self.device, self.kind)
         both = rms_norm(embedded, head.embed_norm.weight, shape.eps), self._normed(features, head.feature_norm)
-        q, k, v = self._parts(linear.many(torch.cat(both, -1), self.weights, [None] * 3))
+        made = linear.many(torch.cat(both, -1), self.weights, [None] * 4)
+        near, (q, k, v) = made[:, : shape.width], self._parts(made[:, shape.width :])
         held, turn = attend.store.held(0, k, v), self._turn(positions)
         late = paged.turns(held)
         if not late:
             q, k = self._turned(q, turn), self._turned(k, turn)
         out = paged.attend(q, k, v, held, attend.laid, shape.head_size**-0.5, turn=turn if late else None)
-        hidden = features + linear.linear(out.view(len(tokens), -1), head.o.weight)
+        hidden = near + linear.linear(out.view(len(tokens), -1), head.o.weight)
         inner = linear.gated(self._normed(hidden, head.mlp_norm), head.gate.weight, head.up.weight)
         return hidden + linear.linear(inner, head.down.weight)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llmkit.core.types import Batch, Drafted, Packed, Segment
-from llmkit.models.draft_foretold import Foretold, Rule
+from llmkit.models.draft_foretold import Rule, foretold
 from llmkit.models.draft_head import DraftHead
 from llmkit.models.draft_memo import Memo
 from llmkit.models.draft_rows import Rows, attended, rows_of
@@ -91,7 +91,7 @@ class Taught(Headed):
                 own = [(key[stay], value[stay]) for key, value in own]
                 own.append(head.cached(x, text.positions[going.place] + step))
             q = head.queries(x, text.positions[going.place] + step)
-            hidden = head.finished(attended(going, q, keys, values, own), hidden)
+            hidden = head.finished(x, attended(going, q, keys, values, own))
             *found, best = self._foretold(text, going.place + 1 + step, hidden)
             sums.append((found[0], found[1], found[2]))
             right[left, step] = head.ids[best] == text.labels[going.place + 1 + step]
@@ -102,10 +102,8 @@ class Taught(Headed):
         """Of outputs (N, H) that draft what comes after `places` (N,): the sums of `Drafted`, and the likeliest."""
         weights, at = text.weights[places], torch.searchsorted(text.used, places)
         read = self.head.normed(hidden).float()
-        made: Any = Foretold.apply(  # type: ignore[no-untyped-call]
-            read, self.head.out.weight.float(), text.laws, at, weights, self.rule
-        )
-        loss, common, best = made
+        words = self.head.out.weight.float()
+        loss, common, best = foretold(read, words, None, lambda here: text.laws[at[here]], weights, self.rule)
         return loss, weights.sum(), (common * weights).sum(), best
 
 

@@ -13,12 +13,13 @@ from llmkit.core.artifact import Artifact
 from llmkit.core.convert import under
 from llmkit.core.files import sha256
 from llmkit.data.source_nodes import Files, Hub
-from llmkit.inference.speculation.node import DraftModel
+from llmkit.inference.speculation.node import DraftModel, Ngram
 from llmkit.models.alias import is_remote
 from llmkit.models.node import ModelRef
+from llmkit.stages.draft_head import HeadDrafter
 
-MODELS = ((ModelRef, "name"), (DraftModel, "model"))
-"""Fields that name a model."""
+READ = ((ModelRef, "name"), (DraftModel, "model"), (Ngram, "corpus"), (HeadDrafter, "start"))
+"""Fields that name a folder which is read."""
 
 
 def inputs(node: Any) -> dict[str, str]:
@@ -37,7 +38,7 @@ def _named(node: Any, key: str = "") -> Iterator[tuple[str, Path]]:
         if isinstance(node, Files | Hub) and item.name == ("name" if isinstance(node, Hub) else "path"):
             for file in node.here():
                 yield (path if file == value else f"{path}: {file}"), Path(file)
-        elif isinstance(value, str) and (item.name in ("path", "template") or (node.__class__, item.name) in MODELS):
+        elif isinstance(value, str) and (item.name in ("path", "template") or (node.__class__, item.name) in READ):
             yield path, Path(value).expanduser()
         else:
             yield from _named(value, path)

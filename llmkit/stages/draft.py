@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from llmkit.adapters.node import Adapter, NoAdapter
 from llmkit.core.config import Conflict, config
 from llmkit.core.errors import RecipeError
+from llmkit.models.node import NoQuant
 from llmkit.parallel.node import Parallel
 from llmkit.stages.draft_distilled import Distilled
 from llmkit.stages.draft_head import HeadDrafter
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from llmkit.build.training import Built
     from llmkit.core.artifact import Artifact
     from llmkit.core.run import Run
+    from llmkit.core.shape import Cost, Shape
     from llmkit.data.node import Readable
     from llmkit.data.prepare import Prepared
     from llmkit.data.rows import BadRow
@@ -53,7 +55,9 @@ class Draft(Training):
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
         if self.trained:
-            yield from super().problems()
+            yield from (odd for odd in super().problems() if odd.key != "quant.kind")
+            if not isinstance(self.quant, NoQuant):
+                yield Conflict("quant.kind", "what drafts learns from weights as they are", "drop quant", "kind")
         else:
             for name in (item.name for item in fields(self) if item.name not in READ):
                 if getattr(self, name) != _default(self, name):
@@ -95,6 +99,10 @@ class Draft(Training):
             DataError: a row cannot be read, too many are unusable, or too few are left.
         """
         return self.drafter.examples(self.data, sources, tokenizer, key, aside, least)
+
+    def cost(self, shape: Shape) -> Cost:
+        """What is trained beside the model."""
+        return self.drafter.cost(shape)
 
     def answered(self, prepared: Prepared, run: Run, key: str) -> Prepared:
         """The same with the model's own answers, where those are learned."""

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llmkit.core.config import Conflict, config, setting
+from llmkit.core.shape import Cost, Shape
 from llmkit.data.node import FirstFit
 from llmkit.losses.distil_node import DistilLoss, ForwardKl
-from llmkit.models.node import ModelRef, NoQuant
+from llmkit.models.node import ModelRef
 from llmkit.stages.drafters import Maker
 from llmkit.train.answers import Answers, Own
 
@@ -48,15 +49,26 @@ class Distilled(Maker):
         if not isinstance(stage.data.packing, FirstFit):
             what = "a small model learns from packed rows"
             yield Conflict("data.packing", what, "drop data.packing", "drafter.kind")
-        if not isinstance(stage.quant, NoQuant) and self.start is None:
-            what = "layers are copied from weights that are not quantised"
-            yield Conflict("quant.kind", what, "drop quant, or give drafter.start", "drafter.layers")
         for key in ("layers", "width"):
             if self.start is not None and getattr(self, key) != {"layers": 4, "width": None}[key]:
                 what = "is that of the model that it starts from"
                 yield Conflict(f"drafter.{key}", what, f"drop drafter.{key}", "drafter.start")
         if self.layers == ():
             yield Conflict("drafter.layers", "names no layer", "give how many, or which")
+
+    def cost(self, shape: Shape) -> Cost:
+        """Its weights."""
+        if self.start is not None:
+            from llmkit.models.outline import stored
+            from llmkit.models.resolve import resolve
+
+            own = stored(resolve(self.start).folder).params
+        else:
+            count = self.layers if isinstance(self.layers, int) else len(self.layers)
+            share = 1.0 if self.width is None else self.width / max(1, shape.hidden)
+            inside = (shape.params - shape.embedded) * count / max(1, shape.layers)
+            own = int(inside * share**2 + shape.embedded * share)
+        return Cost(own, more=own, head=True)
 
     def objective(self, stage: Draft, train: Prepared) -> Loss:
         """The loss, which is its own node."""

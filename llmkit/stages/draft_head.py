@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llmkit.core.config import Conflict, config, setting
+from llmkit.core.shape import Cost, Shape
 from llmkit.data.node import FirstFit
 from llmkit.losses.draft_node import DraftLoss, SoftEntropy
 from llmkit.stages.drafters import Maker
@@ -49,6 +50,12 @@ class HeadDrafter(Maker):
         for key in ("vocabulary", "taps"):
             if self.start is not None and getattr(self, key) != getattr(HeadDrafter(), key):
                 yield Conflict(f"drafter.{key}", "is that of the head that it starts from", "drop it", "drafter.start")
+
+    def cost(self, shape: Shape) -> Cost:
+        """Its layer and output layer, with the model's own rows of its words."""
+        wide, words = shape.hidden, min(self.vocabulary, shape.vocab)
+        layer = wide * (wide * max(3, len(self.taps)) + 5 * wide + 4 * shape.keys + 3 * shape.intermediate)
+        return Cost(layer + words * wide, more=layer + 2 * words * wide)
 
     def objective(self, stage: Draft, train: Prepared) -> Loss:
         """The loss, which is its own node."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from llmkit.build.head_drafting import begun, covered, new_head, older_head, taught
+from llmkit.build.head_drafting import covered, new_head, older_head, taught
 from llmkit.build.training import Built
 from llmkit.data.prepare import Prepared
 from llmkit.models.draft_files import save_head
+from llmkit.models.draft_fitted import fit
 from llmkit.models.draft_taught import Taught
 from llmkit.models.drafts import identity
-from llmkit.models.node import NoQuant
 from llmkit.stages.draft import Draft
 from llmkit.stages.draft_head import HeadDrafter
 
@@ -23,14 +25,19 @@ def around(node: HeadDrafter, built: Built, train: Prepared, folder: Path, stage
     loaded, rope = built.loaded, stage.model.rope
     fresh = new_head(loaded, train, node.vocabulary, node.taps, stage.seed) if node.start is None else None
     head = fresh or older_head(node.start or "", loaded)
-    held = "" if rope is None and isinstance(stage.quant, NoQuant) else repr((rope, stage.quant))
-    made = taught(built, head, node.depth, node.loss.rule, folder, held)
+    made = taught(built, head, node.depth, node.loss.rule, folder, "" if rope is None else repr(rope))
     if fresh is not None:
-        first = torch.from_numpy(train.example(0)[0].copy()).long()
-        begun(_taught(made), first.to(head.ids.device))
+        fit(_taught(made), texts(train, head.ids.device))
     share = covered(head, train)
     logging.getLogger("llmkit").info("%d words, %.2f %% of what is learned", head.shape.words, 100 * share)
     return made
+
+
+def texts(train: Prepared, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens and weights of each text that is learned."""
+    for at in range(len(train)):
+        tokens, weights = (torch.from_numpy(part.copy()).to(device) for part in train.example(at))
+        yield tokens.long(), weights
 
 
 def leave(built: Built, folder: Path) -> None:

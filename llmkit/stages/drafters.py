@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmkit.core.config import Conflict, config
+from llmkit.core.shape import Cost, Shape
 from llmkit.losses.node import CrossEntropy
 from llmkit.train.answers import Answers, Given, Own
 
@@ -28,8 +29,8 @@ class Maker:
 
     trains: ClassVar[bool] = True
     """Whether the loop makes it: else no key of a training has a meaning."""
-    larger_is_better: ClassVar[Mapping[str, bool]] = {"valid.loss": False, "valid.acceptance": True}
-    """What evaluations measure, for `checkpoint.best`."""
+    larger_is_better: ClassVar[Mapping[str, bool]] = {}
+    """What evaluations measure, for `checkpoint.best`; of what is not trained nothing."""
     kind: str = ""
     answers: Answers = Own()
     """Whose answers it learns from: `own` asks the model what the rows ask, and takes what it says; `given` takes the
@@ -71,6 +72,10 @@ class Maker:
 
         longest = stage.data.max_length
         return own_answers(prepared, self.answers, stage.model, stage.types_name, longest, run, key)
+
+    def cost(self, shape: Shape) -> Cost:
+        """What memory it takes beside a model of this shape."""
+        return Cost(0)
 
     def objective(self, stage: Draft, train: Prepared) -> Loss:
         """What is made small."""

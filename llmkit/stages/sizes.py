@@ -122,10 +122,10 @@ def _chosen(node: Training, shape: Shape, device: str, free: int, world: int) ->
 
 def held_by(node: Training, shape: Shape, device: str) -> Held:
     """How a run holds things."""
-    kinds, cost, frozen = types(node.types_name, device), node.adapter.cost(shape), node.adapter.frozen_base
+    kinds, cost, frozen = types(node.types_name, device), node.cost(shape), node.adapter.frozen_base
     short = 2.0 if kinds.half else 4.0
     plain = short if kinds.params == "bf16" or (kinds.mixed and frozen and device == "cuda") else 4.0
-    trained = 4.0 if frozen else plain  # what torch's optimizers hold is of the type of the weights
+    trained = 4.0 if frozen or not node.writes else plain  # what torch's optimizers hold is of the type of the weights
     early = node.memory.optimizer_in_backward
     largest = max(map(prod, shape.tensors.values()), default=0)
     return Held(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llmkit.core.artifact import Artifact
     from llmkit.core.records import Prediction
     from llmkit.core.run import Run
+    from llmkit.core.shape import Cost, Shape
     from llmkit.core.types import Report
     from llmkit.data.feed import Streams
     from llmkit.data.order import Ordered
@@ -218,6 +219,10 @@ class Training:
     def head(self, train: Prepared) -> Head | None:
         """The classification head that the model gets; a language model has none."""
         return None
+
+    def cost(self, shape: Shape) -> Cost:
+        """What is trained of a model of this shape, or beside it."""
+        return self.adapter.cost(shape)
 
     def answered(self, prepared: Prepared, run: Run, key: str) -> Prepared:
         """The examples of `data.train` or `data.valid` (`key`) as the run trains on them, with what it makes itself."""

@@ -54,6 +54,8 @@ def test_what_is_no_part_is_refused(call):
     assert code == 2 and "luck is no part of this proof; fix: use --only law,acceptance,joint,equality,model" in heard
     code, _, heard = call("prove", "speculation", "a", "b")
     assert code == 2 and "b is one word too many" in heard
+    code, told, heard = call("prove", "speculation", "no/such/model")
+    assert code == 4 and "no/such/model" in heard and not told
 
 
 @pytest.mark.parametrize("off", [0.0, 0.1])

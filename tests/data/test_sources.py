@@ -12,7 +12,9 @@ from llmkit.core.errors import DataError, RecipeError
 from llmkit.data.node import Arrow, Csv, Data, Docstrings, Hub, Jsonl, Parquet, Text
 from llmkit.data.prepare import prepare
 from llmkit.data.rows import BadRow, Raw
+from llmkit.inference.speculation.node import Ngram
 from llmkit.recipe.inputs import inputs, remote
+from llmkit.stages.draft_head import HeadDrafter
 
 
 def texts(count, start=0):
@@ -520,3 +522,13 @@ def test_what_a_stage_read_is_every_file_of_a_glob_and_of_a_folder(tmp_path):
     assert not remote(data)
     assert remote(Data(train=(Jsonl(path=("a.jsonl", "s3://bucket/b.jsonl")),)))
     assert remote(Data(train=(Hub(name="no/such"),)))
+
+
+def test_what_a_stage_read_is_what_drafts_too(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    for node, key in ((HeadDrafter(start=str(tmp_path)), "start"), (Ngram(corpus=str(tmp_path)), "corpus")):
+        weights.write_text("one")
+        before = inputs(node)
+        weights.write_text("another")
+        assert before.keys() == {key}
+        assert inputs(node) != before

@@ -9,6 +9,7 @@ import torch
 
 from llmkit.core.types import Batch, Packed, Segment
 from llmkit.losses.distil import forward_kl
+from llmkit.models import draft_foretold
 from llmkit.models.attend import install
 from llmkit.models.draft_student import DRAFTS, Student, in_turn
 from llmkit.models.heads import Scored, shape_of
@@ -60,6 +61,32 @@ def test_it_equals_whole_logits_with_gradients(lengths: tuple[int, ...], tied: b
     chosen = given.weights[0] != 0
     assert made.right[:, 0].tolist() == (logits.argmax(1) == given.labels[0])[chosen].tolist()
     assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_under_autocast_it_learns_the_same_but_for_what_16_bits_round() -> None:
+    given, found = batch((9, 14)), []
+    for mixed in (False, True):
+        small = model(1, num_hidden_layers=1)
+        scored = Student(small, Scored(model(2)), forward_kl)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            made = scored(given)
+        made.losses[0].backward()
+        found.append((float(made.losses[0].detach()), torch.cat([p.grad.flatten() for p in small.parameters()])))
+    (plain, exact), (rounded, near) = found
+    assert rounded != plain
+    assert rounded == pytest.approx(plain, rel=0.02)
+    assert torch.nn.functional.cosine_similarity(exact, near, 0) > 0.99
+
+
+def test_what_is_evaluated_makes_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, plain = list[int](), draft_foretold._add
+    monkeypatch.setattr(draft_foretold, "_add", lambda *block: (made.append(1), plain(*block)))
+    scored = Student(model(1, num_hidden_layers=1), Scored(model(2)), forward_kl)
+    with torch.no_grad():
+        scored(batch((9,)))
+    assert not made
+    scored(batch((9,)))
+    assert made
 
 
 def test_a_teacher_teaches_itself_nothing() -> None:

@@ -67,7 +67,7 @@ def made(teacher: Path, asked: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def with_(model: Path, drafter: Path) -> LLM:
-    speculation = {"kind": "draft", "model": str(drafter), "tokens": 4, "fixed": True, "lookup": False}
+    speculation = {"kind": "draft", "model": str(drafter), "tokens": 4, "width": 1, "fixed": True, "lookup": False}
     return LLM(str(model), generator={"kind": "engine", "cache": SMALL, "speculation": speculation})
 
 
@@ -154,7 +154,7 @@ def test_a_given_one_goes_on_and_one_of_other_tokens_is_refused(
 def test_what_contradicts_is_refused(teacher: Path, asked: Path, tmp_path: Path) -> None:
     source = {"kind": "jsonl", "path": str(asked)}
     for more, why in (
-        ({"quant": "bnb_nf4"}, "quant.kind: contradicts drafter.layers: layers are copied from weights"),
+        ({"quant": "bnb_nf4"}, "quant.kind: contradicts kind: .* weights as they are; fix: drop quant"),
         ({"drafter": {"kind": "distilled", "layers": 2, "start": "x"}}, "drafter.layers: contradicts drafter.start"),
         ({"drafter": {"kind": "distilled", "layers": []}}, "drafter.layers: names no layer"),
         ({"data": {"train": [source], "packing": "none"}}, "data.packing: contradicts drafter.kind"),

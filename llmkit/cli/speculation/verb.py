@@ -16,6 +16,8 @@ from llmkit.cli.speculation.parts import PARTS, Asked, Job
 from llmkit.core.console import Console
 from llmkit.core.environment import prepare as quiet_libraries
 from llmkit.core.errors import RecipeError
+from llmkit.models.node import ModelRef
+from llmkit.models.resolve import resolve
 
 
 def speculation(said: Asked, only: str, as_json: bool) -> int:
@@ -23,11 +25,14 @@ def speculation(said: Asked, only: str, as_json: bool) -> int:
 
     Raises:
         RecipeError: there is no such part.
+        ModelError: there is no such model.
     """
     wanted = [name for name in only.split(",") if name] or [name for name in PARTS if said.model or name != "model"]
     if unknown := [name for name in wanted if name not in PARTS]:
         raise RecipeError(f"{unknown[0]} is no part of this proof", fix=f"use --only {','.join(PARTS)}")
     quiet_libraries()
+    if said.model and "model" in wanted:
+        resolve(ModelRef(name=said.model))  # a name that is none is told before anything takes its time
     jobs = {name: PARTS[name](said) for name in wanted}
     parts = proved(jobs)
     word = verdict(parts)
