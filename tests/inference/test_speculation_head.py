@@ -130,7 +130,7 @@ def test_stale_rows_are_found() -> None:
     head = head_of(trial)
     for wrong in (False, True):
         who = drafter(trial, head, 1)
-        who.every = True
+        who.every = wrong  # rows that are left out are another thing
         if wrong:
             who.draft = not_cut_back.__get__(who)  # type: ignore[method-assign]
         trial.run(asked(1, 4, "greedy"), Schedule(0, drafts=4), who)
