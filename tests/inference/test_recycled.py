@@ -41,7 +41,7 @@ def paths(draft: Draft) -> set[tuple[int, ...]]:
 
 def test_the_likeliest_come_in_their_order() -> None:
     known = Recycled(WORDS, 3)
-    known.see("", [4, 5], torch.stack([row(7, 1, 9), row(2, 8, 4)]))
+    known.see([("", [4, 5], torch.stack([row(7, 1, 9), row(2, 8, 4)]))])
     assert known.after("", 4) == [7, 1, 9]
     assert known.after("", 5) == [2, 8, 4]
     assert known.after("", 7) == []
@@ -49,21 +49,21 @@ def test_the_likeliest_come_in_their_order() -> None:
 
 def test_the_newest_thought_counts() -> None:
     known = Recycled(WORDS, 2)
-    known.see("", [4], row(7, 1)[None])
-    known.see("", [4, 4], torch.stack([row(3, 1), row(5, 6)]))
+    known.see([("", [4], row(7, 1)[None])])
+    known.see([("", [4, 4], torch.stack([row(3, 1), row(5, 6)]))])
     assert known.after("", 4) == [5, 6]
 
 
 def test_virtual_tokens_are_no_one_s() -> None:
     known = Recycled(WORDS, 2)
-    known.see("", [WORDS + 3, 4], torch.stack([row(7, 1), row(3, 2)]))
+    known.see([("", [WORDS + 3, 4], torch.stack([row(7, 1), row(3, 2)]))])
     assert known.after("", 4) == [3, 2]
     assert known.after("", WORDS + 3) == []
 
 
 def test_another_tenant_s_thoughts_are_not_known() -> None:
     known = Recycled(WORDS, 2)
-    known.see("anna", [4], row(7, 1)[None])
+    known.see([("anna", [4], row(7, 1)[None])])
     assert known.after("anna", 4)
     assert not known.after("ben", 4)
 
@@ -71,8 +71,8 @@ def test_another_tenant_s_thoughts_are_not_known() -> None:
 def test_of_many_tenants_the_newest_are_kept() -> None:
     known = Recycled(WORDS, 2)
     for number in range(TENANTS + 2):
-        known.see(str(number), [4], row(7, 1)[None])
-        known.see("first", [4], row(7, 1)[None])
+        known.see([(str(number), [4], row(7, 1)[None])])
+        known.see([("first", [4], row(7, 1)[None])])
     assert len(known.tables) == TENANTS
     assert known.after("first", 4)
     assert not known.after("0", 4)
@@ -80,20 +80,20 @@ def test_of_many_tenants_the_newest_are_kept() -> None:
 
 def test_a_wide_step_is_looked_at_in_part() -> None:
     known = Recycled(WORDS, 2)
-    known.see("", [at % 8 for at in range(ROWS)] + [9], torch.stack([row(7, 1)] * (ROWS + 1)))
+    known.see([("", [at % 8 for at in range(ROWS)] + [9], torch.stack([row(7, 1)] * (ROWS + 1)))])
     assert known.after("", 7)
     assert not known.after("", 9)
 
 
 def test_more_than_the_vocabulary_is_all_of_it() -> None:
     known = Recycled(3, 8)
-    known.see("", [1], torch.tensor([[0.0, 2.0, 1.0]]))
+    known.see([("", [1], torch.tensor([[0.0, 2.0, 1.0]]))])
     assert known.after("", 1) == [1, 2, 0]
 
 
 def test_a_tree_joins_what_was_said_and_what_was_thought() -> None:
     known = Recycled(WORDS, 3)
-    known.see("", [1, 2], torch.stack([row(2, 6, 7), row(3, 8, 9)]))
+    known.see([("", [1, 2], torch.stack([row(2, 6, 7), row(3, 8, 9)]))])
     draft = Branched(Lookup(WORDS), known).draft([ask([1, 2, 5, 0, 1], 3, 60)])[0]
     found = paths(draft)
     assert {(2,), (2, 5), (2, 5, 0)} <= found, "what was said"
@@ -105,7 +105,7 @@ def test_a_tree_joins_what_was_said_and_what_was_thought() -> None:
 @pytest.mark.parametrize("nodes", [1, 2, 5])
 def test_a_tree_is_no_larger_than_asked(nodes: int) -> None:
     known = Recycled(WORDS, 3)
-    known.see("", list(range(WORDS)), torch.stack([row(at, (at + 1) % WORDS, 3) for at in range(WORDS)]))
+    known.see([("", list(range(WORDS)), torch.stack([row(at, (at + 1) % WORDS, 3) for at in range(WORDS)]))])
     assert len(Branched(Lookup(WORDS), known).draft([ask([1, 2, 1], 9, nodes)])[0].tokens) == nodes
 
 

@@ -30,10 +30,12 @@ class Branched:
 
     def see(self, chunks: Seq[Chunk], rows: Seq[Rows]) -> None:
         """What the model thinks of a step's tokens."""
-        for chunk, each in zip(chunks, rows, strict=True):
-            if each.tail is not None:
-                tokens = chunk.tokens[-len(each.tail) :]
-                self.recycled.see(chunk.sequence.request.tenant, tokens, each.tail)
+        seen = [
+            (chunk.sequence.request.tenant, chunk.tokens[-len(each.tail) :], each.tail)
+            for chunk, each in zip(chunks, rows, strict=True)
+            if each.tail is not None
+        ]
+        self.recycled.see(seen)
 
     def draft(self, asks: Seq[Ask]) -> list[Draft]:
         """One for each."""

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence as Seq
 
 import numpy as np
+import torch
 from llmkit_kernels import draw
 from llmkit_kernels.build import lacks
 from llmkit_kernels.draw import reference
@@ -22,6 +23,10 @@ ROWS = 64
 """Rows of a step that are looked at: where there are more, drafts are hardly worth their time."""
 
 
+Seen = tuple[str, Seq[int], Tensor]
+"""A tenant, tokens (R,) of its text, and the logits (R, V) after each."""
+
+
 class Recycled:
     """The likeliest tokens after each token, of each tenant."""
 
@@ -30,12 +35,16 @@ class Recycled:
         self.words, self.kept = words, min(kept, words)
         self.tables: OrderedDict[str, NDArray[np.int32]] = OrderedDict()
 
-    def see(self, tenant: str, tokens: Seq[int], logits: Tensor) -> None:
-        """Logits (R, V) after each of `tokens` (R,)."""
-        known = [at for at, token in enumerate(tokens[:ROWS]) if token < self.words]
-        if known:
-            top = _likeliest(logits[known] if len(known) < len(logits) else logits, self.kept)
-            self._table(tenant)[[tokens[at] for at in known]] = top
+    def see(self, seen: Seq[Seen]) -> None:
+        """What a step says of these."""
+        rows, left = list[Seen](), ROWS
+        for tenant, tokens, logits in seen:
+            if left > 0:
+                rows.append((tenant, tokens[:left], logits[:left]))
+                left -= len(tokens)
+        for (tenant, tokens, _), top in zip(rows, _likeliest([logits for *_, logits in rows], self.kept), strict=True):
+            known = [at for at, token in enumerate(tokens) if token < self.words]
+            self._table(tenant)[[tokens[at] for at in known]] = top[known]
 
     def after(self, tenant: str, token: int) -> list[int]:
         """The likeliest first; none where it never came."""
@@ -53,10 +62,10 @@ class Recycled:
         return self.tables[tenant]
 
 
-def _likeliest(logits: Tensor, count: int) -> NDArray[np.int64]:
-    """(R, count): the columns of the largest, in order."""
-    if logits.device.type != "cpu":
-        found: NDArray[np.int64] = logits.topk(count).indices.cpu().numpy()
-        return found
-    rows = np.ascontiguousarray(logits.float().numpy())
-    return reference.likeliest(rows, count) if lacks("draw") else draw.likeliest(rows, count)
+def _likeliest(logits: Seq[Tensor], count: int) -> list[NDArray[np.int64]]:
+    """Of each (R, V) the columns of the largest of its rows, in order, (R, count); a device is waited for once."""
+    if not logits or logits[0].device.type == "cpu":
+        rows = [np.ascontiguousarray(each.float().numpy()) for each in logits]
+        return [reference.likeliest(row, count) if lacks("draw") else draw.likeliest(row, count) for row in rows]
+    found = torch.cat(list(logits)).topk(count).indices.cpu()
+    return [part.numpy() for part in found.split([len(each) for each in logits])]
