@@ -196,7 +196,8 @@ class Small:
             tokens += one.feed
             places += range(past, past + len(one.feed))
             spans.append(Span(0, start, len(tokens), past, tuple(one.held.blocks)))
-            one.held.fed += one.feed
         there, at = torch.tensor([tokens, places]).to(self.forward.device)
         hidden = self.forward.hidden(there, at, Paged(self.store, tuple(spans)), [""] * len(spans))
+        for one in opened:
+            one.held.fed += one.feed
         return hidden[torch.tensor([span.end - 1 for span in spans], device=hidden.device)]
