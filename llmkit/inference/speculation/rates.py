@@ -13,10 +13,10 @@ FORGET = 0.995
 """What a class keeps of its counts with each new one, so that what was long ago counts less."""
 FORGET_ALL = 0.999
 """The same of places, over all classes."""
-OWN_FORGET = 0.9
+OWN_FORGET = 0.95
 PRIOR = 2.0
 """Drafts that a class is taken to have seen, half of them right, before any."""
-OWN_PRIOR = 4.0
+OWN_PRIOR = 2.0
 """The weight of the classes beside what a sequence itself has shown."""
 
 

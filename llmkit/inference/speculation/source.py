@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from weakref import WeakSet
 
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.speculation.costs import Costs
@@ -25,6 +26,8 @@ class Source:
         self.rates, self.drafting = Rates(drafter.classes), Costs()
         """How often it is right; how long one level of all drafts takes, by how many sequences have one."""
         self.reading = drafter if isinstance(drafter, Reading) else None
+        self.reads, self.read = Costs(), WeakSet[Sequence]()
+        """How long it takes to read what a step made, and of whom that was read the last time."""
         self.skipped = 0
         """Steps since it was last worth drafting."""
 
@@ -54,7 +57,8 @@ class Source:
         for at in range(deepest):
             more = [each[at] for each in chances if at < len(each)]
             made, rows = made + sum(more), rows + len(more)
-            reached = made / max(costs.of(rows) + self.drafting.of(len(asks)) * (at + 1), 1e-9)
+            drafting = self.reads.of(len(asks)) + self.drafting.of(len(asks)) * (at + 1)
+            reached = made / max(costs.of(rows) + drafting, 1e-9)
             if reached > best:
                 best, wanted = reached, at + 1
         self.skipped = 0 if wanted else self.skipped + 1
@@ -64,9 +68,19 @@ class Source:
 
     def _timed(self, asks: Seq[Ask]) -> list[Draft]:
         if self.reading is not None:
-            self.reading.read(asks)
+            self._read(self.reading, asks)
         began = time.perf_counter()
         drafts = self.drafter.draft(asks)
         if not self.drafter.free and (longest := max(map(depth, drafts))):
             self.drafting.see(len(asks), (time.perf_counter() - began) / longest)
         return drafts
+
+    def _read(self, reading: Reading, asks: Seq[Ask]) -> None:
+        """What a step made is read; how long that takes is learned where all were read before: a prompt takes longer,
+        and is read once."""
+        steady = all(ask.sequence in self.read for ask in asks)
+        self.read = WeakSet(ask.sequence for ask in asks)
+        began = time.perf_counter()
+        reading.read(asks)
+        if steady:
+            self.reads.see(len(asks), time.perf_counter() - began)
