@@ -102,7 +102,9 @@ def line(told, category, batch, name):
         tokens = [one["made"] for one in base]
         apart = [[one["seconds"] / one["made"] for one in each] for each in (base, mine)]
         found = ratio("speed-up", *([a * b for a, b in zip(each, tokens, strict=True)] for each in apart))
-        made |= {"speed_up": round(found.value, 3), "low": round(found.low, 3), "high": round(found.high, 3)}
+        made["speed_up"] = round(found.value, 3)
+        if len(mine) > 1:
+            made |= {"low": round(found.low, 3), "high": round(found.high, 3)}
         texts = [[ids for one in each for ids in one["ids"]] for each in (base, mine)]
         made["other_texts"] = sum(a != b for a, b in zip(*texts, strict=True))
     return made
@@ -134,7 +136,8 @@ def main():
     print("| category | batch | drafter | tokens/s | tokens a step | speed-up |\n|---|---|---|---|---|---|")
     for key in told:
         row = line(told, *key)
-        gain = f"{row['speed_up']:.2f} ({row['low']:.2f} to {row['high']:.2f})" if "speed_up" in row else ""
+        gain = f"{row['speed_up']:.2f}" if "speed_up" in row else ""
+        gain += f" ({row['low']:.2f} to {row['high']:.2f})" if "low" in row else ""
         print(f"| {key[0]} | {key[1]} | {key[2]} | {row['tokens_per_second']} | {row['tokens_a_step']} | {gain} |")
 
 
