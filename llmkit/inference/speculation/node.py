@@ -137,9 +137,9 @@ class TrainedHead:
     kind: Literal["head"] = "head"
     path: str
     """A run of `kind: draft` with `drafter: {kind: head}`, or its `model` folder."""
-    tokens: int = setting(default=5, least=1, most=MOST)
+    tokens: int = setting(default=6, least=1, most=MOST)
     """Drafts of an answer that follow each other in one step, at most; how many there are is measured."""
-    width: int = setting(default=3, least=1, most=16)
+    width: int = setting(default=8, least=1, most=16)
     """Paths that are drafted on at each place, so that drafts are a tree; 1 is a chain."""
     fixed: bool = False
     """Whether `tokens` are always drafted and all drafts looked at, whatever they cost."""
