@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
@@ -169,6 +169,20 @@ class Paged:
 
 
 @dataclass(frozen=True)
+class Branches:
+    """The K completions of a batch, those of one prompt next to each other; N positions have a weight."""
+
+    of: Tensor
+    """(N,): the completion of each position that has a weight, row by row."""
+    group: Tensor
+    """(K,): the prompt of each completion, from 0, rising."""
+    per: Mapping[str, Tensor] = field(default_factory=dict)
+    """(K,) each: figures of completions."""
+    each: Mapping[str, Tensor] = field(default_factory=dict)
+    """(N,) each: figures of their tokens."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """One forward. Tensors are (B, T); `labels` are shifted already: position t predicts `labels[:, t]`."""
 
@@ -180,6 +194,8 @@ class Batch:
     """None where the model cannot take a context: then rows are padded on the right and `lengths` tells how far."""
     ids: tuple[int, ...]
     lengths: tuple[int, ...] = ()
+    branches: Branches | None = None
+    """Where rows are completions of prompts: which is whose."""
 
 
 @dataclass(frozen=True)
