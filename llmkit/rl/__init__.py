@@ -1,0 +1,1 @@
+"""What answers are worth (rewards, environments), and what is learned from that."""
