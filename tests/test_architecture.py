@@ -27,6 +27,7 @@ LIGHT = [
         if p.stem not in ("__init__", "matmul", "recast", "remake")
     ),
     "llmkit.evals.tasks",
+    "llmkit.losses.preference_node",
     "llmkit.build.precision",
     "llmkit.data.source_nodes",
     "llmkit.models.alias",

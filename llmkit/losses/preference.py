@@ -1,0 +1,64 @@
+"""Arithmetic of preference losses: N scored positions of K = 2 P completions; all that is per pair is (P,), in fp64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llmkit.core.types import Batch, Branches, Scores
+from llmkit.losses.preference_node import Judged, Sides
+
+
+def sides(scores: Tensor | Scores, batch: Batch, tail: float = 1.0) -> Sides:
+    """The sums of a batch whose branches are pairs, the chosen completion first.
+
+    Raises:
+        ValueError: the batch has no branches, or an odd number of them.
+    """
+    branches = batch.branches
+    if branches is None or len(branches.group) % 2:
+        raise ValueError("a preference loss takes batches of pairs of completions")
+    logps_N = (scores.logps if isinstance(scores, Scores) else scores).double()
+    tokens_P2 = summed(torch.ones_like(logps_N), branches).reshape(-1, 2)
+    if tail != 1:
+        logps_N = logps_N * within(branches, tokens_P2, tail)
+    sums_P2 = summed(logps_N, branches).reshape(-1, 2)
+    return Sides(sums_P2[:, 0], sums_P2[:, 1], tokens_P2[:, 0], tokens_P2[:, 1])
+
+
+def summed(each_N: Tensor, branches: Branches) -> Tensor:
+    """(K,): the sum over each completion's tokens."""
+    return each_N.new_zeros(len(branches.group)).index_add(0, branches.of, each_N)
+
+
+def within(branches: Branches, tokens_P2: Tensor, tail: float) -> Tensor:
+    """(N,): 1 for tokens within the length that both completions of their pair have, `tail` beyond it."""
+    order_N = torch.arange(len(branches.of), device=branches.of.device)
+    first_K = order_N.new_full((len(branches.group),), len(order_N)).scatter_reduce(0, branches.of, order_N, "amin")
+    shared_N = tokens_P2.amin(1)[branches.of // 2]
+    return torch.where(order_N - first_K[branches.of] < shared_N, 1.0, tail)
+
+
+def ratios(policy: Sides, reference: Sides | None) -> tuple[Tensor, Tensor]:
+    """log pi - log pi_ref of the chosen and of the rejected completions.
+
+    Raises:
+        ValueError: there is no reference.
+    """
+    if reference is None:
+        raise ValueError("this loss compares with a reference")
+    return policy.chosen - reference.chosen, policy.rejected - reference.rejected
+
+
+def judged(losses: Tensor, chosen: Tensor, rejected: Tensor, policy: Sides) -> Judged:
+    """Losses with the figures of a pair, from what the loss takes for the completions' rewards."""
+    rewards = {"reward_chosen": chosen, "reward_rejected": rejected, "reward_margin": chosen - rejected}
+    own = {"accuracy": (chosen > rejected).to(chosen), "logps_chosen": policy.chosen, "logps_rejected": policy.rejected}
+    lengths = {"length_chosen": policy.chosen_tokens, "length_rejected": policy.rejected_tokens}
+    return Judged(losses, {name: figure.detach() for name, figure in (rewards | own | lengths).items()})
+
+
+def sigmoid(margins: Tensor, smoothing: float = 0.0) -> Tensor:
+    """-log sigmoid(m), mixed with -log sigmoid(-m) where a share of the labels may be wrong."""
+    right = -torch.nn.functional.logsigmoid(margins)
+    return right + smoothing * margins if smoothing else right
