@@ -159,7 +159,8 @@ class Engine:
         scheduler, blocks = self.scheduler, self.scheduler.blocks
         held, counted = blocks.count - blocks.room, vars(scheduler.counts) | vars(self.tally)
         counted |= {"queued": scheduler.queued, "running": len(scheduler.running), "blocks": blocks.count, "used": held}
-        return Stats(version=self.version, **counted | {"kept": tuple(self.tally.kept)})
+        fallen = () if self.speculator is None else tuple(self.speculator.fallen)
+        return Stats(version=self.version, **counted | {"kept": tuple(self.tally.kept), "fallen": fallen})
 
     def _speculate(self) -> None:
         """Drafts for those that make their next tokens; beams have none, since what follows them is not one token."""

@@ -55,6 +55,8 @@ class Stats:
     """Seconds of it that drafting took."""
     verifying: float
     """Seconds that steps took in which drafts were looked at, but for drafting."""
+    fallen: tuple[str, ...]
+    """Of each that drafted, failed and was given up, who it was and of what it failed."""
 
 
 @dataclass

@@ -11,6 +11,7 @@ from collections.abc import Sequence as Seq
 
 from torch import Tensor
 
+from llmkit.inference.paths import next_of
 from llmkit.inference.request import Finish, Request, RequestError, Token
 from llmkit.inference.runner import Rows
 from llmkit.inference.sequence import Sequence
@@ -52,15 +53,7 @@ class Place:
     def take(self, token: Token) -> bool:
         """This was chosen; whether it is what was drafted, so that what follows it is known."""
         self.made.append(token)
-        at = self._next(token.id)
-        if at is not None:
+        at = next_of(self.drafts, self.parents, self.path[-1] if self.path else -1, token.id)
+        if at >= 0:
             self.path.append(at)
-        return at is not None
-
-    def _next(self, token: int) -> int | None:
-        """The draft of a token after those of the path."""
-        last = self.path[-1] if self.path else -1
-        at, drafts, parents = last + 1, self.drafts, self.parents
-        if not parents:
-            return at if at < len(drafts) and drafts[at] == token else None
-        return next((at for at in range(at, len(drafts)) if parents[at] == last and drafts[at] == token), None)
+        return at >= 0

@@ -29,13 +29,15 @@ Numbers = Callable[[int, int, int], float]
 
 @dataclass(frozen=True)
 class Open:
-    """A place whose token is still to be drawn."""
+    """A place of which one token is to be chosen."""
 
     logits: Row
     law: Row
     best: float
     """The largest of `law`."""
     steer: Steer
+    token: Token | None = None
+    """Where it is not drawn."""
 
 
 def choose(
@@ -65,13 +67,20 @@ def _from_device(logits: Tensor, steers: Sequence[Steer]) -> list[Token | Reques
 
 
 def _on_host(rows: Sequence[Row], steers: Sequence[Steer], number: Numbers | None = None) -> list[Token | RequestError]:
-    """Laws one by one, and draws together: the compiled row has them side by side on all threads."""
+    return [one if isinstance(one, RequestError) else one[0] for one in with_laws(rows, steers, number)]
+
+
+def with_laws(
+    rows: Sequence[Row], steers: Sequence[Steer], number: Numbers | None = None
+) -> list[tuple[Token, Row] | RequestError]:
+    """What `choose` gives for rows on the host, each token with the law (V,) of its place. Laws are made one by one,
+    and draws together: the compiled row has them side by side on all threads."""
     made = [_tried(row, steer) for row, steer in zip(rows, steers, strict=True)]
     tokens = iter(_drawn([one for one in made if isinstance(one, Open)], number))
-    return [next(tokens) if isinstance(one, Open) else one for one in made]
+    return [(next(tokens), one.law) if isinstance(one, Open) else one for one in made]
 
 
-def _tried(row: Row, steer: Steer) -> Token | Open | RequestError:
+def _tried(row: Row, steer: Steer) -> Open | RequestError:
     """What nobody foresaw is its request's too: the others of the step have nothing to do with it."""
     try:
         with alone("its next token cannot be chosen"):
@@ -86,25 +95,28 @@ def pick(logits: Row, steer: Steer) -> Token:
     Raises:
         RequestError: the model gave no numbers, nothing may be made here, or a processor of the request failed.
     """
-    made = _opened(logits, steer)
-    return _drawn([made])[0] if isinstance(made, Open) else made
+    return _drawn([_opened(logits, steer)])[0]
 
 
-def _opened(logits: Row, steer: Steer) -> Token | Open:
-    """The likeliest token, where it is what is asked for, or the law of the one that is to be drawn."""
+def _opened(logits: Row, steer: Steer) -> Open:
+    """The law of a place, and its likeliest token where that is what is asked for."""
     law = steer.law(logits)
     best = int(law.argmax())
     if not np.isfinite(law[best]):
         raise no_token(float(law[best]))
-    if steer.rules.sampling.temperature == 0:
-        return _told(logits, best, 0.0, steer.rules.sampling.logprobs)
-    return Open(logits, law, float(law[best]), steer)
+    sampling = steer.rules.sampling
+    token = _told(logits, best, 0.0, sampling.logprobs) if sampling.temperature == 0 else None
+    return Open(logits, law, float(law[best]), steer, token)
 
 
 def _drawn(places: Sequence[Open], number: Numbers | None = None) -> list[Token]:
     made = []
-    asked = [_ask(one, number or uniform) for one in places]
-    for one, (chosen, mass) in zip(places, draws(asked), strict=True):
+    found = iter(draws([_ask(one, number or uniform) for one in places if one.token is None]))
+    for one in places:
+        if one.token is not None:
+            made.append(one.token)
+            continue
+        chosen, mass = next(found)
         sampling = one.steer.rules.sampling
         own = (float(one.law[chosen]) - one.best) / sampling.temperature - math.log(mass)
         made.append(_told(one.logits, chosen, own, sampling.logprobs))

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from llmkit.inference.blocks import Blocks, salted
 from llmkit.inference.fair import Accounts, Queue, rank
 from llmkit.inference.heap import Heap
-from llmkit.inference.sequence import Sequence, depths
+from llmkit.inference.paths import depths
+from llmkit.inference.sequence import Sequence
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from llmkit.inference.blocks import chain
@@ -90,11 +89,3 @@ class Sequence:
             at = (len(self.names) - 1) * size
             self.names.append(chain(self.names[-1], self.tokens[at : at + size]))
         return self.names[1 : count + 1]
-
-
-def depths(parents: Iterable[int]) -> list[int]:
-    """Of each token of a tree how many come before it; a parent is an earlier token, -1 for none."""
-    made: list[int] = []
-    for parent in parents:
-        made.append(made[parent] + 1 if parent >= 0 else 0)
-    return made

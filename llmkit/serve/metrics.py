@@ -133,6 +133,10 @@ class Metrics:
 def _speculation(drafter: str, stats: Mapping[str, Any]) -> Iterator[CounterMetricFamily]:
     """What drafts were worth: in all, and how often the first, the second ... of a look was kept."""
     kept: Sequence[int] = stats.get("kept", ())
+    what = "Of what drafts, how many failed and were given up: answers go on without."
+    fallen = CounterMetricFamily("llmkit_speculation_failed_drafters", what, None, ["drafter"])
+    fallen.add_metric([drafter], len(stats.get("fallen", ())))
+    yield fallen
     looks = CounterMetricFamily(
         "llmkit_speculation_drafts", "Times that an answer's drafts were looked at.", None, ["drafter"]
     )

@@ -140,7 +140,10 @@ class Remote:
             self.waiting[message["refused"]].refuse(_refusal(message["problem"]))
         if "call" in message and (call := self.calls.pop(message["call"], None)) is not None and not call.done():
             _settle(call, message)
-        self.stats = message.get("stats", self.stats)
+        if "stats" in message:
+            for fallen in message["stats"].get("fallen", ())[len(self.stats.get("fallen", ())) :]:
+                LOG.error("speculation is given up, and answers go on without its drafts", extra={"why": fallen})
+            self.stats = message["stats"]
 
     def _failed(self, cause: LlmkitError) -> None:
         """One that has never run will not run the next time either."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -201,6 +202,7 @@ def main(number: int) -> int:
     """A process of its own over a socket that it was given: it ends with its server, not by the terminal's Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.getLogger("llmkit").addHandler(logging.NullHandler())  # the server tells what is to be told
     prepare(remote=os.environ.get("HF_HUB_OFFLINE") != "1")
     return serve(socket.socket(fileno=number))
 

@@ -17,18 +17,22 @@ from llmkit.cli.speculation.equality import compared
 from llmkit.cli.speculation.tiny import family, lively
 from llmkit.cli.speculation.trial import Made, Schedule, Trial
 from llmkit.cli.speculation.ways import WAYS, asked
-from llmkit.inference import runner, scheduler
+from llmkit.inference import place, runner, scheduler
+from llmkit.inference.paths import depths, following, next_of
 from llmkit.inference.place import Place
 from llmkit.inference.request import Request, Token
 from llmkit.inference.runner import Rows
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.sequence import Sequence as Text
-from llmkit.inference.sequence import depths
-from llmkit.inference.speculation.drafter import Draft
+from llmkit.inference.speculation.drafter import Ask, Draft
 from llmkit.inference.speculation.model import Small
 from llmkit.inference.speculation.most import MOST
 from llmkit.inference.speculation.rates import Rates
-from llmkit.inference.speculation.tree import Tree, likeliest, ordered, taken
+from llmkit.inference.speculation.source import Source
+from llmkit.inference.speculation.speculator import Speculator
+from llmkit.inference.speculation.tree import Tree, first, likeliest, ordered
+from llmkit.inference.speculation.tree import laid as laid_out
+from llmkit.inference.steer import Rules, Steer
 from llmkit.models.paged import BlockStore
 
 here = pytest.mark.skipif(bool(lacks("linear") or lacks("paged")), reason=lacks("linear") or lacks("paged"))
@@ -125,15 +129,15 @@ def test_what_is_taken_of_a_tree_is_a_tree_the_likeliest_path_first() -> None:
         draft, chances = Draft([*range(size)], [0] * size, parents), list[float]()
         for parent in parents:
             chances.append((chances[parent] if parent >= 0 else 1.0) * drawn.uniform(0.2, 0.99))
-        best = ordered(Tree(draft, chances)).draft
-        assert len(best.tokens) == min(size, MOST)
-        for count in range(len(best.tokens) + 1):
-            made = taken(best, count)
+        best = ordered(Tree(draft, chances))
+        assert len(best.chances) == min(size, MOST)
+        for count in range(len(best.chances) + 1):
+            made = laid_out(first(best, count))
             assert sorted(made.tokens) == sorted(sorted(range(size), key=lambda at: -chances[at])[:count])
             follows = {token: made.tokens[parent] if parent >= 0 else -1 for token, parent in pairs(made)}
             assert all(parents[token] == parent for token, parent in follows.items())
-            first = next((chance for chance in sorted(chances, reverse=True)), 0)
-            assert not count or chances[made.tokens[0]] == first
+            path = likeliest(first(best, count)).draft.tokens
+            assert made.tokens[: len(path)] == path
         chain = likeliest(Tree(draft, chances)).draft
         worth = sum(chances[token] for token in chain.tokens)
         assert all(parents[token] == before for before, token in zip([-1, *chain.tokens], chain.tokens, strict=False))
@@ -142,6 +146,37 @@ def test_what_is_taken_of_a_tree_is_a_tree_the_likeliest_path_first() -> None:
             while at >= 0:
                 total, at = total + chances[at], parents[at]
             assert total <= worth + 1e-9
+
+
+def test_the_path_that_lies_first_is_the_one_that_goes_on_the_likeliest() -> None:
+    tree = Tree(Draft([5, 6, 7, 8], [0] * 4, [-1, -1, 1, 2]), [0.5, 0.4, 0.39, 0.38])  # 5, which ends; 6 -> 7 -> 8
+    assert laid_out(tree).tokens == [6, 7, 8, 5]
+    assert laid_out(first(tree, 2)).tokens == [5, 6]
+
+
+def test_of_drafts_that_are_bounded_the_likeliest_are_taken() -> None:
+    """A bound on a request's drafts leaves them by their chances, so that fewer of them are the likeliest too."""
+
+    class Fixed:
+        classes, free = 3, True
+
+        def draft(self, asks: Sequence[Ask]) -> list[Draft]:
+            return [Draft([5, 6, 7, 8], [2, 1, 0, 0], [-1, -1, 0, 1]) for _ in asks]
+
+    one = Text(Request("", (1,), Sampling(max_tokens=9, drafts=3)), 0, [1, 2], cached=1)
+    source = Source(Fixed(), 4)
+    source.rates.right = [0.1, 0.8, 0.9]
+    source.rates.tried = [1.0] * 3
+    speculator = Speculator([source], fixed=True)
+    steer = Steer(Rules(one.request, ()), [])
+    speculator.propose([one], lambda _: steer, 3, 0, trees=True)  # room for two beside its newest token
+    assert one.drafts == [5, 6] and one.parents == [-1, -1]
+
+
+def test_which_draft_follows_which() -> None:
+    assert following(3, (), -1) == [0] and following(3, (), 1) == [2] and following(3, (), 2) == []
+    assert following(4, (-1, 0, -1, 0), -1) == [0, 2] and following(4, (-1, 0, -1, 0), 0) == [1, 3]
+    assert next_of([5, 6, 7, 6], (-1, 0, -1, 2), 2, 6) == 3 and next_of([5, 6], (), 0, 5) == -1
 
 
 def pairs(draft: Draft) -> list[tuple[int, int]]:
@@ -284,11 +319,10 @@ def sibling_seen(patch: Patch) -> None:
 def stranger(patch: Patch) -> None:
     """The walk takes any draft of the tree that is what was chosen."""
 
-    def wrong(self: Place, token: int) -> int | None:
-        last = self.path[-1] if self.path else -1
-        return next((at for at in range(last + 1, len(self.drafts)) if self.drafts[at] == token), None)
+    def wrong(drafts: Sequence[int], parents: Sequence[int], last: int, token: int) -> int:
+        return next((at for at in range(last + 1, len(drafts)) if drafts[at] == token), -1)
 
-    patch.setattr(Place, "_next", wrong)
+    patch.setattr(place, "next_of", wrong)
 
 
 def never_moved(patch: Patch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 from typing import Any
 
@@ -21,6 +22,7 @@ from llmkit.serve.bench.summary import summary
 from llmkit.serve.foretold import Categories
 from llmkit.serve.messages import request_in, request_out
 from llmkit.serve.node import Bounds
+from llmkit.serve.remote import Remote
 from tests.serve.conftest import Running
 
 REPEATS = {"prompt": "hello world hello world hello", "max_tokens": 24, "temperature": 0, "ignore_eos": True}
@@ -179,3 +181,18 @@ def test_what_is_foretold_reaches_the_engine() -> None:
     request = Request("a", (1, 2), prediction=(3, 4))
     assert request_in(json.loads(json.dumps(request_out(request)))).prediction == (3, 4)
     assert "prediction" not in request_out(Request("a", (1, 2)))
+
+
+def test_a_drafter_that_failed_is_told_of_once_and_counted(
+    drafting: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = 'llmkit_speculation_failed_drafters_total{drafter="ngram"}'
+    assert counted(drafting)[name] == 0
+    remote, why = Remote({}), "ngram: MemoryError (ngram.py:9): "
+    monkeypatch.setattr(logging.getLogger("llmkit.serve"), "propagate", True)
+    with caplog.at_level(logging.ERROR, "llmkit.serve"):
+        for fallen in ((), (why,), (why,)):
+            remote._take({"stats": {"fallen": fallen}})
+    assert [vars(record)["why"] for record in caplog.records] == [why]
+    monkeypatch.setitem(drafting.service.engine.stats, "fallen", (why,))
+    assert counted(drafting)[name] == 1

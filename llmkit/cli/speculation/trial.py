@@ -141,7 +141,13 @@ class Trial:
 
     def run(self, requests: Seq[Request], schedule: Schedule, who: Who | None, together: bool = True) -> Made:
         """Side by side as the schedule says, or one after the other."""
-        drawn, engine, made = random.Random(schedule.seed), self.engine(schedule, who), Made()
+        return self.through(self.engine(schedule, who), requests, schedule, together)
+
+    def through(
+        self, engine: Engine, requests: Seq[Request], schedule: Schedule = Schedule(0), together: bool = True
+    ) -> Made:
+        """What an engine of this trial makes of requests."""
+        drawn, made = random.Random(schedule.seed), Made()
         waiting, running = list(requests), engine.scheduler.running
         while waiting or not engine.idle:
             if waiting and (engine.idle or (together and drawn.random() < schedule.coming)):
@@ -151,7 +157,7 @@ class Trial:
             if running and drawn.random() < schedule.force:
                 engine.scheduler.preempt(drawn.choice(list(running)))
         made.see(engine.stats())
-        made.leaked = schedule.blocks - engine.scheduler.blocks.room
+        made.leaked = engine.scheduler.blocks.count - engine.scheduler.blocks.room
         return made
 
 

@@ -19,7 +19,7 @@ from llmkit.core.types import Paged, Span
 from llmkit.inference.ranks import Store
 from llmkit.inference.request import RequestError, Token
 from llmkit.inference.runner import Forward
-from llmkit.inference.sampler import choose
+from llmkit.inference.sampler import with_laws
 from llmkit.inference.shortlist import Row, largest, tempered, total
 from llmkit.inference.speculation.drafter import Ask, Draft
 from llmkit.inference.speculation.room import Room
@@ -149,19 +149,18 @@ class Small:
     def _token(self, going: list[Open]) -> None:
         """One more of each."""
         hidden = self._hidden(going)
-        logits = self.forward.logits(hidden)
-        steered = [(row, one.steer) for row, one in zip(logits, going, strict=True) if one.steer is not None]
-        chosen = iter(choose([row for row, _ in steered], [steer for _, steer in steered]))
-        for row, one in zip(logits, going, strict=True):
-            token = next(chosen) if one.steer is not None else Token(int(row.argmax()), None, 0.0)
-            if isinstance(token, RequestError) or token.id >= self.words:
+        rows = self.forward.logits(hidden).cpu().numpy()
+        steered = [(row, one.steer) for row, one in zip(rows, going, strict=True) if one.steer is not None]
+        chosen = iter(with_laws([row for row, _ in steered], [steer for _, steer in steered]))
+        for row, one in zip(rows, going, strict=True):
+            found = next(chosen) if one.steer is not None else (Token(int(row.argmax()), None, 0.0), row)
+            if isinstance(found, RequestError) or found[0].id >= self.words:
                 one.ask = replace(one.ask, count=0)
             else:
-                self._take(one, token, row.float().cpu().numpy())
+                self._take(one, *found)
 
-    def _take(self, one: Open, token: Token, row: Row) -> None:
-        """What it says and what it might say; nothing follows the end of a text."""
-        law = row if one.steer is None else one.steer.law(row)
+    def _take(self, one: Open, token: Token, law: Row) -> None:
+        """What it says and what, by this law, it might say; nothing follows the end of a text."""
         weights = tempered(law, one.ask.steer.rules.sampling.temperature or 1.0)
         mass, at = total(weights), len(one.made.tokens)
         if not np.isfinite(mass):  # its own numbers overflow

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmkit.inference.paths import next_of
 from llmkit.inference.scheduler import Chunk
 from llmkit.inference.sequence import Sequence
 
@@ -34,19 +35,11 @@ class Seen:
         made = [(at, self.row + at - self.start) for at in range(first, min(self.known, len(tokens) - 1))]
         last, after = -1, self.row + self.known - self.start
         for place in range(self.known, len(tokens) - 1):
-            last = self._next(last, tokens[place])
+            last = next_of(self.drafts, self.parents, last, tokens[place])
             if last < 0:
                 break
             made.append((place, after + last))
         return made
-
-    def _next(self, last: int, token: int) -> int:
-        """The draft of a token that follows another, -1 for none."""
-        if not self.parents:
-            at = last + 1
-            return at if at < len(self.drafts) and self.drafts[at] == token else -1
-        ahead = range(last + 1, len(self.drafts))
-        return next((at for at in ahead if self.parents[at] == last and self.drafts[at] == token), -1)
 
 
 class Pile:

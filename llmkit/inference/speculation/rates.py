@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
+from llmkit.inference.paths import following
 from llmkit.inference.sequence import Sequence
 from llmkit.inference.speculation.drafter import Draft
-from llmkit.inference.speculation.tree import following
 
 FORGET = 0.995
 """What a class keeps of its counts with each new one, so that what was long ago counts less."""
@@ -77,7 +77,7 @@ class Rates:
         draft, own.draft = own.draft, Draft()
         at = -1
         for token in one.tokens[own.at :]:
-            follow = following(draft, at)
+            follow = following(len(draft.tokens), draft.parents, at)
             if not follow:
                 break
             own.right, own.expected = own.right * OWN_FORGET, own.expected * OWN_FORGET

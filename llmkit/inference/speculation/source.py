@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence as Seq
 from dataclasses import replace
@@ -15,21 +16,29 @@ from llmkit.inference.speculation.tree import depth
 
 PROBE, PROBED = 32, 2
 """Steps after which a drafter that is not worth its time is tried again, and by how many drafts."""
+SHARE, SELDOM = 0.01, 32
+"""Of a step, that one may take whose drafts are worth less than its time lately; and steps after which it is asked."""
+FRESH = 0.1
+"""The share of a new step in what drafts were worth lately."""
 
 
 class Source:
     """A drafter, and what is known of it."""
 
-    def __init__(self, drafter: Drafter, most: int) -> None:
-        """`most`: drafts of one sequence one after another."""
-        self.drafter, self.most = drafter, most
+    def __init__(self, drafter: Drafter, most: int, name: str = "") -> None:
+        """`most`: drafts of one sequence one after another; `name`: how it is called where it fails."""
+        self.drafter, self.most, self.name = drafter, most, name or type(drafter).__name__
         self.rates, self.drafting = Rates(drafter.classes), Costs()
-        """How often it is right; how long one level of all drafts takes, by how many sequences have one."""
+        """How often it is right; how long one level of all drafts takes (of one that is free: asking it), by how many
+        sequences have one."""
         self.reading = drafter if isinstance(drafter, Reading) else None
         self.reads, self.read = Costs(), WeakSet[Sequence]()
         """How long it takes to read what a step made, and of whom that was read the last time."""
         self.skipped = 0
         """Steps since it was last worth drafting."""
+        self.gain, self.rested = 1.0, 0
+        """Of one that is free: by how much, as a share, its drafts let more tokens a second expect, lately; and steps
+        since it was asked."""
 
     def drafts(self, asks: Seq[Ask], speed: float | None, costs: Costs, beside: int) -> list[Draft]:
         """Of those that take time as much as makes more than `speed` tokens a second, and now and then some all the
@@ -45,6 +54,22 @@ class Source:
         for ask, draft in zip(asks, made, strict=True):
             self.rates.note(ask.sequence, draft)
         return made
+
+    def rests(self, sequences: int, step: float) -> bool:
+        """Whether one that is free is left out of a step of so many sequences that takes so long: it is asked always
+        where its drafts are worth its time, and else so seldom that it takes no more than `SHARE`."""
+        if not self.drafter.free:
+            return False
+        share = self.drafting.of(sequences) / max(step, 1e-9)
+        every = 1 if share <= max(self.gain, SHARE) else min(SELDOM, math.ceil(share / SHARE))
+        self.rested = (self.rested + 1) % every
+        return self.rested > 0
+
+    def took(self, sequences: int, seconds: float, gain: float) -> None:
+        """It was asked for so many, which took so long, and its drafts let so much more expect."""
+        if self.drafter.free:
+            self.drafting.see(sequences, seconds)
+            self.gain += FRESH * (max(0.0, gain) - self.gain)
 
     def chances(self, one: Sequence, draft: Draft) -> list[float]:
         """Of each draft, that it and all before it are right."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 
+from llmkit.core.errors import LlmkitError, one_line
+from llmkit.inference.request import alone
 from llmkit.inference.runner import Rows
 from llmkit.inference.scheduler import Chunk
 from llmkit.inference.sequence import Sequence
@@ -12,9 +18,10 @@ from llmkit.inference.speculation.costs import Costs
 from llmkit.inference.speculation.drafter import Ask, Watching
 from llmkit.inference.speculation.most import MOST
 from llmkit.inference.speculation.source import Source
-from llmkit.inference.speculation.tree import Tree, joined, likeliest, ordered, taken
+from llmkit.inference.speculation.tree import Tree, first, joined, laid, likeliest, ordered
 from llmkit.inference.steer import Steer
 
+LOG = logging.getLogger("llmkit.inference")
 MARGIN = 1.02
 """A gain that is foretold by less is none: what is measured is never quite what it was."""
 SPARE, FRESH = 8, 0.1
@@ -27,12 +34,13 @@ class Speculator:
 
     def __init__(self, sources: Seq[Source], fixed: bool = False) -> None:
         """`sources`: those that cost next to nothing first; `fixed`: as much as there is always, whatever it costs."""
-        self.sources, self.fixed = sources, fixed
+        self.sources, self.fixed = list(sources), fixed
         self.costs = Costs()
         """Of a step by its tokens."""
         self.taken = float(MOST)
         """Drafts of a sequence that were looked at, in the steps before."""
-        self.watching = [one.drafter for one in sources if isinstance(one.drafter, Watching)]
+        self.fallen: list[str] = []
+        """Of each that failed and was given up, who it was and of what it failed."""
 
     def propose(
         self,
@@ -53,24 +61,51 @@ class Speculator:
         found = [_allowed(one, tree) for one, tree in zip(able, found, strict=True)]
         counts = self._lengths(found, room, beside)
         for one, tree, count in zip(able, found, counts, strict=True):
-            draft = taken(tree.draft, count)
+            draft = laid(first(tree, count))
             one.drafts, one.parents = draft.tokens, draft.parents
         self.taken += FRESH * (sum(counts) / len(counts) - self.taken)
 
     def see(self, chunks: Seq[Chunk], rows: Seq[Rows]) -> None:
         """These were computed in a step, in this order, with these logits; nothing is chosen yet."""
-        for one in self.watching:
-            one.see(chunks, rows)
+        for source in tuple(self.sources):
+            if isinstance(source.drafter, Watching) and not source.rested:
+                with self._tried(source):
+                    source.drafter.see(chunks, rows)
 
     def _trees(self, asks: list[Ask], beside: int) -> list[Tree]:
         """What all that draft say together."""
-        found = [Tree() for _ in asks]
-        for source in self.sources:
-            speed = None if self.fixed else self._speed(found, beside)
-            drafts = source.drafts(asks, speed, self.costs, beside)
-            for at, (ask, draft) in enumerate(zip(asks, drafts, strict=True)):
-                found[at] = joined(found[at], Tree(draft, source.chances(ask.sequence, draft)))
+        found, step = [Tree() for _ in asks], self.costs.of(beside + len(asks))
+        for source in tuple(self.sources):
+            if self.fixed or not source.rests(len(asks), step):
+                with self._tried(source):
+                    found = self._with(source, found, asks, beside)
         return found
+
+    def _with(self, source: Source, found: Seq[Tree], asks: list[Ask], beside: int) -> list[Tree]:
+        """What is found already, with what one more says."""
+        began, speed = time.perf_counter(), None if self.fixed else self._speed(found, beside)
+        drafts = source.drafts(asks, speed, self.costs, beside)
+        trees = [Tree(draft, source.chances(ask.sequence, draft)) for ask, draft in zip(asks, drafts, strict=True)]
+        made = [joined(one, other) for one, other in zip(found, trees, strict=True)]
+        if source.drafter.free and speed:
+            gain = self._speed(made, beside) / speed - 1
+            source.took(len(asks), time.perf_counter() - began, gain)
+        return made
+
+    @contextmanager
+    def _tried(self, source: Source) -> Iterator[None]:
+        """One that fails inside, of whatever (no memory too), is given up, and no answer waits for it: drafts change
+        nothing of what is said."""
+        try:
+            with alone("it cannot draft"):
+                yield
+        except LlmkitError as told:
+            self.sources.remove(source)
+            cause = told.__cause__ or told
+            at = traceback.extract_tb(cause.__traceback__)[-1]
+            why = f"{type(cause).__name__} ({at.filename.rsplit('/', 1)[-1]}:{at.lineno}): {cause}"
+            self.fallen.append(f"{source.name}: {one_line(why)}")
+            LOG.warning("speculation is given up, and answers go on without its drafts: %s", self.fallen[-1])
 
     def _speed(self, found: Seq[Tree], beside: int) -> float:
         """Tokens a second that are to be had by these."""
@@ -118,4 +153,4 @@ def _left(one: Sequence) -> int:
 def _allowed(one: Sequence, tree: Tree) -> Tree:
     """As many as who asked lets be looked at."""
     most = one.request.sampling.drafts
-    return tree if most is None else Tree(taken(tree.draft, most), tree.chances[:most])
+    return tree if most is None else first(tree, most)

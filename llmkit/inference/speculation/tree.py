@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
+from llmkit.inference.paths import depths, widest
 from llmkit.inference.speculation.drafter import Draft
 from llmkit.inference.speculation.most import MOST
 
@@ -17,21 +18,9 @@ class Tree:
     chances: list[float] = field(default_factory=list)
 
 
-def following(draft: Draft, last: int) -> list[int]:
-    """Those that follow one draft, or for -1 the newest token."""
-    if not draft.parents:
-        return [last + 1] if last + 1 < len(draft.tokens) else []
-    return [at for at in range(last + 1, len(draft.parents)) if draft.parents[at] == last]
-
-
 def depth(draft: Draft) -> int:
     """Of its longest path."""
-    if not draft.parents:
-        return len(draft.tokens)
-    made = list[int]()
-    for parent in draft.parents:
-        made.append(made[parent] + 1 if parent >= 0 else 1)
-    return max(made)
+    return 1 + max(depths(draft.parents)) if draft.parents else len(draft.tokens)
 
 
 def joined(one: Tree, other: Tree) -> Tree:
@@ -63,44 +52,34 @@ def ordered(tree: Tree) -> Tree:
     return Tree(_ordered(tree.draft, order), [tree.chances[at] for at in order])
 
 
-def taken(draft: Draft, count: int) -> Draft:
-    """The first `count` of those that lie by their chances: the likeliest path first, so that it need not be moved."""
+def first(tree: Tree, count: int) -> Tree:
+    """Those `count` of a chain, or of a tree that lies by its chances, that lie first."""
+    draft = tree.draft
+    return Tree(Draft(draft.tokens[:count], draft.sureness[:count], draft.parents[:count]), tree.chances[:count])
+
+
+def laid(tree: Tree) -> Draft:
+    """The path of which the most is to be expected first, so that what comes of it need not be moved."""
+    draft = tree.draft
     if not draft.parents:
-        return Draft(draft.tokens[:count], draft.sureness[:count])
-    path = _path(draft.parents[:count])
+        return draft
+    path = widest(draft.parents, tree.chances)
     on = set(path)
-    made = _ordered(draft, path + [at for at in range(count) if at not in on])
-    return Draft(made.tokens, made.sureness) if len(path) == count else made
+    made = _ordered(draft, path + [at for at in range(len(draft.tokens)) if at not in on])
+    return Draft(made.tokens, made.sureness) if len(path) == len(draft.tokens) else made
 
 
 def likeliest(tree: Tree) -> Tree:
-    """The path that lets the most drafts expect to be right, as a chain."""
-    draft, chances = tree.draft, tree.chances
-    if not draft.parents:
+    """The path of which the most is to be expected, as a chain."""
+    if not tree.draft.parents:
         return tree
-    worth: list[float] = []
-    for chance, parent in zip(chances, draft.parents, strict=True):
-        worth.append(chance + (worth[parent] if parent >= 0 else 0.0))
-    at, path = max(range(len(worth)), key=worth.__getitem__), list[int]()
-    while at >= 0:
-        path.insert(0, at)
-        at = draft.parents[at]
-    made = Draft([draft.tokens[at] for at in path], [draft.sureness[at] for at in path])
-    return Tree(made, [chances[at] for at in path])
+    path = widest(tree.draft.parents, tree.chances)
+    made = _ordered(tree.draft, path)
+    return Tree(Draft(made.tokens, made.sureness), [tree.chances[at] for at in path])
 
 
 def _parents(draft: Draft) -> list[int]:
     return draft.parents or list(range(-1, len(draft.tokens) - 1))
-
-
-def _path(parents: Seq[int]) -> list[int]:
-    """From each the first that follows it, from the beginning on."""
-    path, last = [], -1
-    for at, parent in enumerate(parents):
-        if parent == last:
-            path.append(at)
-            last = at
-    return path
 
 
 def _ordered(draft: Draft, order: Seq[int]) -> Draft:
