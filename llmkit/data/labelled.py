@@ -135,11 +135,11 @@ def labelled(
     reader = _Reader(Renderer(tokenizer), labels)
     made = list(_examples(sources, data, tally, reader))
     tally.check(len(made), least, key)
-    return _joined(made, tally, labels, sources)
+    return joined(made, tally, labels, sources)
 
 
 @dataclass(frozen=True)
-class _Example:
+class Example:
     """A row with its tokens, a target each, and its group."""
 
     raw: Raw
@@ -149,7 +149,7 @@ class _Example:
     group: int
 
 
-def _examples(sources: Sequence[Readable], data: Data, tally: Tally, reader: _Reader) -> Iterator[_Example]:
+def _examples(sources: Sequence[Readable], data: Data, tally: Tally, reader: _Reader) -> Iterator[Example]:
     """The usable rows; encoded some hundred at a time, which the tokenizer does faster."""
     waiting: list[_Asked] = []
     for number, (raw, values) in enumerate(readable(sources, tally)):
@@ -163,7 +163,7 @@ def _examples(sources: Sequence[Readable], data: Data, tally: Tally, reader: _Re
     yield from _encoded(waiting, data, tally, reader)
 
 
-def _encoded(waiting: Sequence[_Asked], data: Data, tally: Tally, reader: _Reader) -> Iterator[_Example]:
+def _encoded(waiting: Sequence[_Asked], data: Data, tally: Tally, reader: _Reader) -> Iterator[Example]:
     for one, (ids, places) in zip(waiting, reader.encode(waiting), strict=True):
         try:
             ids, targets = _fitted(ids, reader.targets(one, ids, places), data, tally, one.raw, reader)
@@ -171,7 +171,7 @@ def _encoded(waiting: Sequence[_Asked], data: Data, tally: Tally, reader: _Reade
             tally.unusable(one.raw, str(reason))
             continue
         if ids:
-            yield _Example(one.raw, one.row, ids, targets, one.group)
+            yield Example(one.raw, one.row, ids, targets, one.group)
 
 
 def _fitted(
@@ -198,7 +198,8 @@ def _fitted(
     return ids, targets
 
 
-def _joined(made: Sequence[_Example], tally: Tally, labels: Labels, sources: Sequence[Readable]) -> Labelled:
+def joined(made: Sequence[Example], tally: Tally, labels: Labels, sources: Sequence[Readable]) -> Labelled:
+    """Examples end to end, with their account."""
     starts = np.concatenate([[0], np.cumsum([len(one.ids) for one in made])]).astype(np.int64)
     ids = np.concatenate([np.array(one.ids, dtype=np.int32) for one in made])
     targets = np.concatenate([np.array(one.targets, dtype=np.int64) for one in made])
