@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +11,8 @@ import torch
 
 from llmkit.core.errors import DataError
 from llmkit.core.types import Batch, Packed, Segment
+from llmkit.data.grouped import idle, padded, shared, unshared
+from llmkit.data.groups import Groups
 from llmkit.data.node import NoPacking, Packing
 from llmkit.data.prepare import Prepared
 
@@ -26,23 +27,36 @@ def micro_batches(
     device: str,
     rank: int = 0,
     world: int = 1,
+    trees: bool = False,
 ) -> list[Batch]:
     """The micro-batches of one step, `rows` packed rows each: those that `rank` of `world` ranks is dealt.
 
     Packed rows of a micro-batch lie end to end in one row without padding: segments keep them apart. Without packing
     each example has a row of its own, padded on the right; `contexts` says whether the model takes one there too.
-    The plan is that of the whole step. Every rank gets equally many micro-batches: one that has less left runs the
+    Of groups, `trees` says whether the model takes a prompt once for all its completions. The plan is that of the whole
+    step. Every rank gets equally many micro-batches: one that has less left runs the
     first once more, with weight 0.
     """
-    packed = packing.pack([prepared.length(i) for i in ids], capacity)
+    make, length = _layout(prepared, isinstance(packing, NoPacking), contexts, trees)
+    packed = packing.pack([length(i) for i in ids], capacity)
     groups = [packed[at : at + rows] for at in range(0, len(packed), rows)]
     turns = -(-len(groups) // world)
     dealt = [groups[at] if at < len(groups) else groups[0] for at in range(rank, turns * world, world)]
-    make: Callable[..., Batch] = partial(_padded, contexts=contexts) if isinstance(packing, NoPacking) else _flat
     made = [make(prepared, [ids[i] for row in group for i in row], device=device) for group in dealt]
     if rank + (turns - 1) * world >= len(groups):
-        made[-1] = replace(made[-1], weights=torch.zeros_like(made[-1].weights))
+        made[-1] = idle(made[-1])
     return made
+
+
+def _layout(
+    prepared: Prepared, plain: bool, contexts: bool, trees: bool
+) -> tuple[Callable[..., Batch], Callable[[int], int]]:
+    """What lays examples out, and how many tokens one takes so."""
+    if not isinstance(prepared, Groups):
+        return partial(_padded, contexts=contexts) if plain else _flat, prepared.length
+    if plain:
+        return partial(padded, contexts=contexts), prepared.spread
+    return (shared, prepared.length) if trees else (unshared, prepared.spread)
 
 
 def _flat(prepared: Prepared, ids: Sequence[int], device: str) -> Batch:

@@ -22,7 +22,7 @@ def shaped(values: Mapping[str, Any], id: int) -> Row:
     """
     nulls = [name for name in READ if name in values and values[name] is None]
     values = {name: value for name, value in values.items() if value is not None}  # how tables say: no such column
-    cluster, tools = str(values.get("cluster", id)), _tools(values.get("tools"))
+    cluster, tools = str(values.get("cluster", id)), tools_of(values.get("tools"))
 
     def conversation(given: Any, learn_from: int = 0) -> Row:
         said, weights = messages(given, learn_from)
@@ -46,7 +46,12 @@ def shaped(values: Mapping[str, Any], id: int) -> Row:
     raise Unusable(f"{nulls[0]} is null" if nulls else "no messages, prompt and completion, or text")
 
 
-def _tools(given: Any) -> tuple[Any, ...]:
+def tools_of(given: Any) -> tuple[Any, ...]:
+    """The tools that a row brings, as templates expect them.
+
+    Raises:
+        Unusable: they are none.
+    """
     if isinstance(given, str):  # parquet holds no list of unlike objects, so that data sets keep them as JSON text
         try:
             given = json.loads(given) if given.strip() else None

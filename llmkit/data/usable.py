@@ -20,7 +20,7 @@ MAP = "map them: columns: {prompt: ..., completion: ...}"
 def _columns(raw: Raw, reason: str) -> str:
     """What there is, where it is not what a row of ours is made of."""
     named = ", ".join(list(map(str, raw.values))[:8])
-    return f"{COLUMNS}{named}" if reason.startswith("no messages,") and named else ""
+    return f"{COLUMNS}{named}" if reason.startswith(("no messages,", "no chosen")) and named else ""
 
 
 @dataclass
