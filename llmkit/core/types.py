@@ -206,6 +206,10 @@ class Needs:
     """`Scores`, not log-probabilities alone."""
     by_weight: bool = True
     """Whether each log-probability is only multiplied with its weight in the batch, up to one common factor."""
+    entropy: Literal["", "figure", "trained"] = ""
+    """`Entropic`, not log-probabilities alone: with gradients of the entropies (`trained`) or without."""
+    temperature: float = 1.0
+    """What logits are divided by: the law that tokens were drawn from."""
 
 
 class Scores(NamedTuple):
@@ -217,6 +221,15 @@ class Scores(NamedTuple):
     """The log of the sum of exp(logit) over the vocabulary."""
     mean: Tensor
     """Log-probability averaged over the tokenizer's words, without the rows that pad the vocabulary."""
+
+
+class Entropic(NamedTuple):
+    """What the head knows of the laws at N chosen positions, each (N,) in fp32."""
+
+    logps: Tensor
+    """Log-probability of the label."""
+    entropy: Tensor
+    """Of the whole law, in nats."""
 
 
 class Drafted(NamedTuple):

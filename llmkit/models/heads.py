@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llmkit.core.errors import ModelError
-from llmkit.core.types import Batch, Needs, Scores
+from llmkit.core.types import Batch, Entropic, Needs, Scores
 from llmkit.models.logits import Shape
 from llmkit.models.logps import BLOCK, chosen_logps
+from llmkit.models.logps_entropy import entropic_scores, entropy_of
 from llmkit.models.logps_rows import row_logps, trained_rows
 from llmkit.models.logps_spread import spread_scores
 from llmkit.models.noise import Noise
@@ -89,14 +90,17 @@ class Scored(Headed):
         self.words = words or len(causal.get_output_embeddings().weight)
         """Rows of the vocabulary that are the tokenizer's: families pad it."""
 
-    def forward(self, batch: Batch, needs: Needs = Needs()) -> Tensor | Scores:
-        """Log-probabilities of `batch.labels` where `batch.weights` is not 0, row by row: (N,), fp32; or `Scores`."""
+    def forward(self, batch: Batch, needs: Needs = Needs()) -> Tensor | Scores | Entropic:
+        """Log-probabilities of `batch.labels` where `batch.weights` is not 0, row by row: (N,), fp32; or what else a
+        loss `needs`."""
         hidden = self.hidden(batch)
         chosen = (batch.weights != 0).nonzero(as_tuple=True)  # once: a device is waited for
         if needs.spread:
             return self.scores(hidden[chosen], batch.labels[chosen])
+        if needs.entropy:
+            return self.entropies(hidden[chosen], batch.labels[chosen], needs)
         weights = batch.weights[chosen] if needs.by_weight else None
-        return self.logps(hidden[chosen], batch.labels[chosen], weights)
+        return self.logps(hidden[chosen], batch.labels[chosen], weights, needs.temperature)
 
     def likeliest(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What `forward` gives, and the likeliest token at each of those places: (N,), (N,)."""
@@ -107,33 +111,57 @@ class Scored(Headed):
         best = [self.shape.apply(head(part).float()).argmax(1) for part in rows.split(ROWS)]
         return self.logps(rows, batch.labels[chosen]), torch.cat(best)
 
-    def logps(self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    def logps(
+        self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None, temperature: float = 1.0
+    ) -> Tensor:
         """Log-probabilities of `labels` (N,) after hidden states (N, H); `weights` as in `chosen_logps`."""
-        head = self.causal[0].get_output_embeddings()
+        head, shape = self.causal[0].get_output_embeddings(), self.shape.at(temperature)
         if type(head) is nn.Linear:
-            return chosen_logps(hidden, head.weight, head.bias, labels, weights, self.shape)
+            return chosen_logps(hidden, head.weight, head.bias, labels, weights, shape)
         if (some := trained_rows(head)) is not None:
-            return row_logps(hidden, some, labels, self.shape)
-        return self._wrapped(head, hidden, labels, False)[0]
+            return row_logps(hidden, some, labels, shape)
+        return self._wrapped(head, hidden, labels, shape, lambda logits, logps: ())[0]
 
     def scores(self, hidden: Tensor, labels: Tensor) -> Scores:
         """`Scores` of `labels` (N,) after hidden states (N, H)."""
         head = self.causal[0].get_output_embeddings()
         if type(head) is nn.Linear:
             return spread_scores(hidden, head.weight, head.bias, labels, self.words, self.shape)
-        return Scores(*self._wrapped(head, hidden, labels, True))
 
-    def _wrapped(self, head: nn.Module, hidden: Tensor, labels: Tensor, spread: bool) -> list[Tensor]:
-        """What `Scores` holds, or the first of it, through a head that is more than a linear (an adapter sits on it);
-        each chunk is made again in the backward."""
+        def more(logits: Tensor, logps: Tensor) -> tuple[Tensor, ...]:
+            return torch.logsumexp(logits, 1), logps[:, : self.words].mean(1)
+
+        return Scores(*self._wrapped(head, hidden, labels, self.shape, more))
+
+    def entropies(self, hidden: Tensor, labels: Tensor, needs: Needs) -> Entropic:
+        """`Entropic` of `labels` (N,) after hidden states (N, H)."""
+        head, shape = self.causal[0].get_output_embeddings(), self.shape.at(needs.temperature)
+        trained = needs.entropy == "trained"
+        if type(head) is nn.Linear:
+            return entropic_scores(hidden, head.weight, head.bias, labels, trained, shape)
+
+        def more(logits: Tensor, logps: Tensor) -> tuple[Tensor, ...]:
+            return (entropy_of(logps if trained else logps.detach()),)
+
+        return Entropic(*self._wrapped(head, hidden, labels, shape, more))
+
+    def _wrapped(
+        self,
+        head: nn.Module,
+        hidden: Tensor,
+        labels: Tensor,
+        shape: Shape,
+        more: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+    ) -> list[Tensor]:
+        """Log-probabilities of the labels, and what `more` makes of the logits and all log-probabilities, through a
+        head that is more than a linear (an adapter sits on it); each chunk is made again in the backward."""
         positions, words = BLOCK[hidden.device.type]
         rows = max(16, positions * words // self.words)
 
         def run(h: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-            logits = self.shape.apply(head(h).float())
+            logits = shape.apply(head(h).float())
             logps = torch.log_softmax(logits, 1)
-            picked = logps.gather(1, y[:, None])[:, 0]
-            return (picked, torch.logsumexp(logits, 1), logps[:, : self.words].mean(1)) if spread else (picked,)
+            return logps.gather(1, y[:, None])[:, 0], *more(logits, logps)
 
         chunks = zip(hidden.split(rows), labels.split(rows), strict=True)
         # also of no positions: other ranks wait for this one's backward pass, and for the gradients of all parameters

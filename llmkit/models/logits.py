@@ -20,6 +20,10 @@ class Shape:
         scaled = logits * self.scale if self.scale != 1.0 else logits
         return torch.tanh(scaled / self.cap) * self.cap if self.cap else scaled
 
+    def at(self, temperature: float) -> Shape:
+        """The same with final logits that are divided by a temperature."""
+        return self if temperature == 1.0 else Shape(self.scale / temperature, self.cap / temperature)
+
     def slope(self, final: Tensor) -> Tensor | None:
         """d final / d raw over `scale`, or None where that is 1 everywhere."""
         return 1 - (final / self.cap).square() if self.cap else None
