@@ -111,9 +111,7 @@ class Scored(Headed):
         best = [self.shape.apply(head(part).float()).argmax(1) for part in rows.split(ROWS)]
         return self.logps(rows, batch.labels[chosen]), torch.cat(best)
 
-    def logps(
-        self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None, temperature: float = 1.0
-    ) -> Tensor:
+    def logps(self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         """Log-probabilities of `labels` (N,) after hidden states (N, H); `weights` as in `chosen_logps`."""
         head, shape = self.causal[0].get_output_embeddings(), self.shape.at(temperature)
         if type(head) is nn.Linear:
