@@ -20,6 +20,8 @@ LIGHT = [
     "llmkit.cli.recipes",
     "llmkit.cli.serve",
     "llmkit.serve.node",
+    "llmkit.rl.rewards_node",
+    "llmkit.rl.scoring",
     *(f"llmkit.{name}" for name in ("cli.launch", "cli.status", "launch.commands", "launch.job", "launch.kubernetes")),
     *(
         f"llmkit.core.{p.stem}"

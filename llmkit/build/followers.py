@@ -45,7 +45,7 @@ Start = Callable[[Ranks, int, dict[str, Any]], Process]
 
 def spawn(rank: Ranks, port: int, said: dict[str, Any]) -> Process:
     """A new interpreter, told by a line on its standard input. A thread starts it and lives as long as it does: the
-    system ends a rank together with the thread that started it, however that comes to its end (`rank.py:bound`)."""
+    system ends a rank together with the thread that started it, however that comes to its end (`core/lifeline.py`)."""
     made: Future[subprocess.Popen[bytes]] = Future()
 
     def keep() -> None:

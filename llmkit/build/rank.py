@@ -6,7 +6,6 @@ its environment names, and follows. It is given the process of the first rank, a
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -18,23 +17,12 @@ import torch
 from llmkit.build.held import autocast
 from llmkit.build.ranked import Spread, opened, rank_of
 from llmkit.core.environment import prepare
-from llmkit.core.errors import LlmkitError, PeerError
+from llmkit.core.errors import LlmkitError
+from llmkit.core.lifeline import bound
 from llmkit.core.ranks import ranks
 from llmkit.inference.ranks import follow
 from llmkit.models.resolve import resolve
 from llmkit.parallel.group import joined
-
-PDEATHSIG = 1
-"""Of prctl(2): the signal that a process gets when the thread that started it ends."""
-
-
-def bound(parent: int) -> None:
-    """From now on this process does not outlive the one that started it, not even where it stands still; elsewhere than
-    on Linux it hears of it by its group."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None, use_errno=True).prctl(PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it had ended before
-        os._exit(PeerError.code)
 
 
 def serve(said: dict[str, Any]) -> int:

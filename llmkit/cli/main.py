@@ -20,6 +20,7 @@ from llmkit.cli.serve import serve
 from llmkit.cli.streams import at_once, flush, leave, open_streams, own_fault, returned, say
 from llmkit.core.errors import LlmkitError, Problem, RecipeError
 from llmkit.core.ranks import exit_status
+from llmkit.core.run import Grants
 
 app = typer.Typer(
     name="llmkit",
@@ -64,11 +65,14 @@ def run(
     accept: Annotated[list[str] | None, typer.Option(metavar="KEY", help="May differ from the checkpoint.")] = None,
     allow_code: Code = False,
     allow_nonfinite: Annotated[bool, typer.Option(help="Load weights that hold NaN or infinity.")] = False,
+    allow_python: Annotated[
+        bool, typer.Option(help="Run Python files that the recipe names; asked once a file.")
+    ] = False,
 ) -> None:
     """Run the stage or the pipeline of a recipe; continue it if it was interrupted."""
     from llmkit.cli.recipes import run as verb
 
-    verb(recipe, overrides or [], resume, tuple(accept or ()), allow_code, allow_nonfinite)
+    verb(recipe, overrides or [], resume, Grants(allow_code, allow_nonfinite, allow_python, tuple(accept or ())))
 
 
 @app.command()

@@ -21,13 +21,11 @@ def out(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def run(
-    recipe: str, overrides: Sequence[str], resume: str, accept: tuple[str, ...], code: bool, nonfinite: bool
-) -> None:
+def run(recipe: str, overrides: Sequence[str], resume: str, grants: Grants) -> None:
     """Runs a recipe."""
     from llmkit.recipe.load import load_recipe
 
-    _execute(load_recipe(recipe, overrides), resume, Grants(code, nonfinite, accept))
+    _execute(load_recipe(recipe, overrides), resume, grants)
 
 
 def _execute(recipe: Recipe, resume: str = "auto", grants: Grants | None = None) -> None:

@@ -23,6 +23,8 @@ class Grants:
     """Code from a model's folder may run (`--allow-code`)."""
     nonfinite: bool = False
     """Weights may hold NaN or infinity (`--allow-nonfinite`)."""
+    python: bool = False
+    """Python files that the recipe names may run (`--allow-python`)."""
     accept: tuple[str, ...] = ()
     """What may differ from the checkpoint on resume (`--accept KEY`)."""
 

@@ -1,0 +1,87 @@
+"""Code of the user's own that a recipe names (`ref: ./my.py:score`): it runs where the command line allowed it, once
+for each digest of the file."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmkit.core.cache import cache
+from llmkit.core.config import Conflict
+from llmkit.core.errors import RecipeError
+from llmkit.core.files import refused
+
+FIX = "write FILE.py:FUNCTION, such as ./my.py:score"
+
+
+@dataclass(frozen=True)
+class Code:
+    """A function in a file that may run."""
+
+    file: Path
+    name: str
+    text: bytes
+    """All of the file, as it was allowed."""
+
+
+def unreadable(ref: str, key: str = "ref") -> Iterator[Conflict]:
+    """What names no function of a file."""
+    file, _, name = ref.rpartition(":")
+    if not file.endswith(".py") or not name.isidentifier():
+        yield Conflict(key, f"{ref!r} names no function of a file", FIX)
+
+
+def allowed(ref: str, granted: bool, key: str = "ref") -> Code:
+    """The function that `ref` names. What was granted for a file's digest is remembered in the cache.
+
+    Raises:
+        RecipeError: the file cannot be read, has no such function, or was not granted.
+    """
+    path, _, name = ref.rpartition(":")
+    file = Path(path).expanduser()
+    try:
+        text = file.read_bytes()
+    except OSError as cause:
+        raise RecipeError(f"{path} cannot be read ({cause.strerror})", fix=FIX, key=key) from cause
+    _check(text, name, path, key)
+    digest = hashlib.sha256(text).hexdigest()
+    _check_granted(digest, granted, file, ref, key)
+    return Code(file.absolute(), name, text)
+
+
+def _check(text: bytes, name: str, path: str, key: str) -> None:
+    """Looks for the function without running anything."""
+    try:
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError) as cause:
+        raise RecipeError(f"{path} is no Python ({cause})", fix="mend it", key=key) from cause
+    found = [name for node in body for name in _named(node)]
+    if name not in found:
+        known = ", ".join(one for one in found if not one.startswith("_"))[:200]
+        raise RecipeError(f"{path} has no {name}", fix=f"name one of {known or 'its functions'}", key=key)
+
+
+def _named(node: ast.stmt) -> list[str]:
+    """The names that a statement at the top of a file gives to something."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return [(alias.asname or alias.name).partition(".")[0] for alias in node.names]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _check_granted(digest: str, granted: bool, file: Path, ref: str, key: str) -> None:
+    note = cache() / "allowed-python" / digest
+    if not granted and not note.is_file():
+        what = f"{ref} runs code of yours (sha256 {digest[:12]}), which nobody allowed yet"
+        raise RecipeError(what, fix="read it, then run once with --allow-python", key=key)
+    if granted and not note.is_file():
+        try:
+            note.parent.mkdir(mode=0o700, exist_ok=True)
+            note.write_text(f"{file.absolute()}\n", "utf-8")
+        except OSError as cause:
+            raise refused(cause, "writing", note) from cause

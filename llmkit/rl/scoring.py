@@ -1,0 +1,99 @@
+"""The weighted sum of several rewards: scores of every answer, or an error that names the answer that has none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llmkit.core.errors import DataError, LlmkitError, Problem
+from llmkit.rl.bench import Bench
+from llmkit.rl.rewards_node import Reward, names
+from llmkit.rl.sample import UNREACHED, Fault, Sample, Score
+
+TOLD = 5
+"""Samples without a score that are told in one go."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What N answers are worth."""
+
+    total: tuple[float, ...]
+    """(N,): the weighted sums."""
+    each: Mapping[str, tuple[float, ...]]
+    """(N,) each, by the reward's name, before its weight."""
+    failed: Mapping[str, int]
+    """How many answers got what `failed` says, by the reward's name; those of which none did are left out."""
+
+    def figures(self) -> dict[str, float]:
+        """Means for a log: `reward` of the sums, `reward.NAME` of each, `reward.NAME.failed` as a share."""
+        n = max(1, len(self.total))
+        told = {f"reward.{name}": sum(scores) / n for name, scores in self.each.items()}
+        return {"reward": sum(self.total) / n} | told | {f"reward.{k}.failed": c / n for k, c in self.failed.items()}
+
+
+def score(rewards: Sequence[Reward], samples: Sequence[Sample], bench: Bench, key: str = "reward") -> Scores:
+    """The scores of all samples by all rewards. With no samples it opens what rewards need, so that what is missing is
+    told before anything is made.
+
+    Raises:
+        DataError: a sample has no score, or one that is no finite number; it is named with its row.
+        RecipeError, ResourceError, ModelError: a reward cannot be opened.
+    """
+    each: dict[str, tuple[float, ...]] = {}
+    failed: dict[str, int] = {}
+    for at, (name, reward) in enumerate(zip(names(rewards), rewards, strict=True)):
+        place = f"{key}.{at}" if len(rewards) > 1 else key
+        try:
+            found = reward.score(samples, bench)
+        except LlmkitError as error:
+            raise _below(error, place) from error
+        each[name] = _whole(found, samples, getattr(reward, "failed", None), f"{place} ({name})", failed, name)
+    weights = [reward.weight for reward in rewards]
+    columns = zip(*each.values(), strict=True)
+    total = tuple(math.fsum(w * s for w, s in zip(weights, row, strict=True)) for row in columns)
+    return Scores(total, each, failed)
+
+
+def _whole(
+    found: Sequence[Score],
+    samples: Sequence[Sample],
+    instead: float | None,
+    place: str,
+    failed: dict[str, int],
+    name: str,
+) -> tuple[float, ...]:
+    """The scores with `instead` in the place of faults."""
+    made: list[float] = []
+    wrong: list[Problem] = []
+    for index, (one, sample) in enumerate(zip(found, samples, strict=True)):
+        if one is UNREACHED:
+            continue
+        if isinstance(one, Fault) and instead is not None and not one.certain:
+            failed[name] = failed.get(name, 0) + 1
+            made.append(instead)
+        elif isinstance(one, Fault):
+            wrong.append(_problem(one, index, sample, place))
+        elif not math.isfinite(one):
+            fault = Fault(f"has the score {one}", "let the reward give finite numbers")
+            wrong.append(_problem(fault, index, sample, place))
+        else:
+            made.append(one)
+    if wrong:
+        raise DataError(problems=wrong[:TOLD])
+    return tuple(made)
+
+
+def _problem(fault: Fault, index: int, sample: Sample, place: str) -> Problem:
+    what = f"answer {index} (to {sample.begins}): {fault.why}"
+    return Problem(what, fault.fix, sample.file, sample.line, key=place)
+
+
+def _below(error: LlmkitError, place: str) -> LlmkitError:
+    """The error with its keys below the reward's."""
+    problems = [
+        Problem(p.what, p.fix, p.file, p.line, p.column, f"{place}.{p.key}" if p.key and p.key != "reward" else place)
+        for p in error.problems
+    ]
+    return type(error)(problems=problems)
