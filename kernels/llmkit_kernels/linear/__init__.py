@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ctypes import c_int, c_int64, c_void_p
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -43,10 +43,10 @@ def many(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) 
     """
     x, held, outs = _checked(x, weights, biases)
     rows, width, count = x.shape[0], sum(outs), len(outs)
-    y = torch.empty(rows, width)
+    y, room = torch.empty(rows, width), _room(rows, x.shape[1])
     firsts, pointers = _pointers(held, count), c_int64 * count
     _calls()[0](
-        *(x.data_ptr(), *firsts, pointers(*outs), count, y.data_ptr()),
+        *(x.data_ptr(), *firsts, pointers(*outs), count, y.data_ptr(), None if room is None else room.data_ptr()),
         *(rows, x.shape[1], width, x.stride(0), torch.get_num_threads()),
     )
     return y
@@ -64,8 +64,9 @@ def gated(
     if outs[0] != outs[1]:
         raise ValueError(f"a gate of {outs[0]} does not go with {outs[1]}")
     rows, width = x.shape[0], outs[0]
-    y, other = torch.empty(rows, width), torch.empty(rows, width)
-    addresses = (None if one is None else one.data_ptr() for one in (x, held[0], held[2], held[1], held[3], y, other))
+    y, other, room = torch.empty(rows, width), torch.empty(rows, width), _room(rows, x.shape[1])
+    given = (x, held[0], held[2], held[1], held[3], y, other, room)
+    addresses = (None if one is None else one.data_ptr() for one in given)
     _calls()[1](*addresses, rows, x.shape[1], width, x.stride(0), torch.get_num_threads())
     return y
 
@@ -88,6 +89,17 @@ def _checked(
     return x if x.stride(1) == 1 else x.contiguous(), held, outs
 
 
+def _room(rows: int, ins: int) -> Tensor | None:
+    """What few rows are laid across, if these are."""
+    lanes = _lanes(rows)
+    return torch.empty(ins, lanes) if lanes else None
+
+
+@lru_cache(256)
+def _lanes(rows: int) -> int:
+    return int(_calls()[2](rows))
+
+
 def _pointers(held: Sequence[Tensor | None], count: int) -> tuple[Any, Any]:
     kind = c_void_p * count
     made = [None if one is None else one.data_ptr() for one in held]
@@ -99,11 +111,12 @@ def _held(x: Tensor) -> bool:
 
 
 @cache
-def _calls() -> tuple[Any, Any]:
+def _calls() -> tuple[Any, Any, Any]:
     made = library("linear")
-    forward, gate = made.linear_forward, made.linear_gated
-    forward.argtypes = [*[c_void_p] * 4, c_int64, c_void_p, *[c_int64] * 4, c_int]
-    gate.argtypes = [*[c_void_p] * 7, *[c_int64] * 4, c_int]
-    for call in (forward, gate):
-        call.restype = None
-    return forward, gate
+    forward, gate, room = made.linear_forward, made.linear_gated, made.linear_room
+    forward.argtypes = [*[c_void_p] * 4, c_int64, *[c_void_p] * 2, *[c_int64] * 4, c_int]
+    gate.argtypes = [*[c_void_p] * 8, *[c_int64] * 4, c_int]
+    room.argtypes = [c_int64]
+    forward.restype = gate.restype = None
+    room.restype = c_int64
+    return forward, gate, room

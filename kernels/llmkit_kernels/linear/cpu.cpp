@@ -1,75 +1,20 @@
 // Linears whose sums have one order, fp32: what a row gives depends on that row alone.
 //
 // An output is a chain of fused multiply-adds over 128 inputs at a time; the sums of these blocks are added in order.
-// Lanes run along outputs, so that nothing is added across lanes: squares of the weight are turned in registers and meet
-// some rows at once. How rows are grouped, and which thread has which outputs, moves no sum.
+// Nothing is added across lanes. Of a row or four, and of many, lanes run along outputs: squares of the weight are turned
+// in registers and meet some rows at once. Of a few rows they run along these, which are turned once, and a weight is read
+// as it lies. How rows are grouped, and which thread has which outputs, moves no sum.
 #include <utility>
 
-#include "../gate.h"
+#include "few.h"
 
 using namespace llmkit;
 
 namespace {
 
-constexpr long DEPTH = 128, VECTORS = 4, WIDE = VECTORS * LANES;
-constexpr long FEW = 16;     // rows up to which a weight goes from memory to the sums without a stop in the cache
-constexpr long TILE = 6;     // rows that meet a panel at once: their sums fill the registers
-constexpr long SHARE = 96;   // rows for which it is worth a thread's while to turn a panel
-
-// x (rows, in), rows `step` apart; weight (out, in); bias (out) or null; y (rows, out), rows `width` apart.
-struct Linear {
-  const float *x, *weight, *bias;
-  float* y;
-  long rows, in, out, step, width;
-};
-
-// A square of 16 x 16, turned: four perfect shuffles of the rows swap its two indices.
-inline void turned(vec (&square)[LANES]) {
-  const ivec low{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-  const ivec high{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-#pragma GCC unroll 4
-  for (int stage = 0; stage < 4; stage++) {
-    vec next[LANES];
-#pragma GCC unroll 8
-    for (int i = 0; i < LANES / 2; i++) {
-      next[2 * i] = __builtin_shuffle(square[i], square[i + LANES / 2], low);
-      next[2 * i + 1] = __builtin_shuffle(square[i], square[i + LANES / 2], high);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < LANES; i++) square[i] = next[i];
-  }
-}
-
-// 16 outputs at 16 inputs; `ahead` numbers on is what will be asked for next.
-inline void fetch(const float* weight, long step, long ahead, vec (&square)[LANES]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < LANES; i++) {
-    __builtin_prefetch(weight + i * step + ahead, 0, 2);
-    square[i] = load(weight + i * step);
-  }
-  turned(square);
-}
-
-// y (M x 16) of 16 outputs from `o` on, straight from the weight.
-template <int M>
-void stream(const Linear& s, long o) {
-  const float* weight = s.weight + o * s.in;
-  vec total[M];
-  for (int i = 0; i < M; i++) total[i] = s.bias ? load(s.bias + o) : vec{};
-  for (long k = 0; k < s.in; k += DEPTH) {
-    vec sums[M] = {};
-    for (long at = k; at < std::min(s.in, k + DEPTH); at += LANES) {
-      vec square[LANES];
-      fetch(weight + at, s.in, LANES * s.in, square);
-#pragma GCC unroll 16
-      for (int j = 0; j < LANES; j++)
-#pragma GCC unroll 16
-        for (int i = 0; i < M; i++) sums[i] += all(s.x[i * s.step + at + j]) * square[j];
-    }
-    for (int i = 0; i < M; i++) total[i] += sums[i];
-  }
-  for (int i = 0; i < M; i++) store(s.y + i * s.width + o, total[i]);
-}
+constexpr long VECTORS = 4, WIDE = VECTORS * LANES;
+constexpr long TILE = 6;    // rows that meet a panel at once: their sums fill the registers
+constexpr long SHARE = 96;  // rows for which it is worth a thread's while to turn a panel
 
 // 16 outputs at 16 inputs at a border of the weight.
 void turn_border(const float* weight, long step, long outputs, long depth, float* panel) {
@@ -188,42 +133,63 @@ void shared(const Linear& s, int threads, Run run) {
 }
 
 void part(const Linear& s, long from, long to, long o) {
-  if (o < at_16(s))
-    streamed(std::make_integer_sequence<int, FEW>(), s, o);
-  else
-    block(s, from, to, o);
+  if (o >= at_16(s)) return block(s, from, to, o);
+  switch (across(s.rows)) {
+    case 0: return streamed(std::make_integer_sequence<int, TURNED>(), s, o);
+    case LANES / 2: return cross<half, 1>(s, o);
+    case LANES: return cross<vec, 1>(s, o);
+    default: return cross<vec, 2>(s, o);
+  }
+}
+
+// All threads lay x across lanes, before any of them needs it.
+void laid(const Linear& s, float* to) {
+  if (!at_16(s) || !across(s.rows)) return;
+#pragma omp for schedule(static)
+  for (long k = 0; k < s.in; k += LANES) lay_across(s, k, to);
 }
 
 }  // namespace
 
 extern "C" {
 
+// Floats of room for each input, that the two below work in with so many rows.
+int64_t linear_room(int64_t rows) { return across(rows); }
+
 // Several weights meet x at once: their outputs stand side by side in y (rows, width). A bias may be null.
 void linear_forward(const float* x, const float* const* weights, const float* const* biases, const int64_t* outs,
-                    int64_t count, float* y, int64_t rows, int64_t in, int64_t width, int64_t step, int threads) {
+                    int64_t count, float* y, float* room, int64_t rows, int64_t in, int64_t width, int64_t step,
+                    int threads) {
   if (!rows) return;
 #pragma omp parallel num_threads(threads)
-  for (int64_t w = 0, at = 0; w < count; at += outs[w++]) {
-    const Linear s{x, weights[w], biases[w], y + at, rows, in, outs[w], step, width};
-    shared(s, threads, [&](long from, long to, long o, long) { part(s, from, to, o); });
+  {
+    laid(Linear{x, nullptr, nullptr, nullptr, nullptr, rows, in, width, step, width}, room);
+    for (int64_t w = 0, at = 0; w < count; at += outs[w++]) {
+      const Linear s{x, weights[w], biases[w], room, y + at, rows, in, outs[w], step, width};
+      shared(s, threads, [&](long from, long to, long o, long) { part(s, from, to, o); });
+    }
   }
 }
 
 // silu(gate) * up: y (rows, out), and `other`, which is of its size and worked in.
 void linear_gated(const float* x, const float* gate, const float* gate_bias, const float* up, const float* up_bias,
-                  float* y, float* other, int64_t rows, int64_t in, int64_t out, int64_t step, int threads) {
+                  float* y, float* other, float* room, int64_t rows, int64_t in, int64_t out, int64_t step,
+                  int threads) {
   if (!rows) return;
-  const Linear first{x, gate, gate_bias, y, rows, in, out, step, out};
-  const Linear second{x, up, up_bias, other, rows, in, out, step, out};
+  const Linear first{x, gate, gate_bias, room, y, rows, in, out, step, out};
+  const Linear second{x, up, up_bias, room, other, rows, in, out, step, out};
 #pragma omp parallel num_threads(threads)
-  shared(first, threads, [&](long from, long to, long o, long outputs) {
-    part(first, from, to, o);
-    part(second, from, to, o);
-    for (long r = from; r < to; r++)
-      for (long at = r * out + o, end = at + outputs, n; at < end; at += n) {
-        n = std::min<long>(LANES, end - at);
-        put(y + at, silu(some(y + at, n)) * some(other + at, n), n);
-      }
-  });
+  {
+    laid(first, room);
+    shared(first, threads, [&](long from, long to, long o, long outputs) {
+      part(first, from, to, o);
+      part(second, from, to, o);
+      for (long r = from; r < to; r++)
+        for (long at = r * out + o, end = at + outputs, n; at < end; at += n) {
+          n = std::min<long>(LANES, end - at);
+          put(y + at, silu(some(y + at, n)) * some(other + at, n), n);
+        }
+    });
+  }
 }
 }
