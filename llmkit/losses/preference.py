@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from llmkit.core.types import Batch, Branches, Scores
-from llmkit.losses.preference_node import Judged, Sides
+from llmkit.losses.sides import Judged, Sides
 
 
 def sides(scores: Tensor | Scores, batch: Batch, tail: float = 1.0) -> Sides:
@@ -50,15 +52,33 @@ def ratios(policy: Sides, reference: Sides | None) -> tuple[Tensor, Tensor]:
     return policy.chosen - reference.chosen, policy.rejected - reference.rejected
 
 
-def judged(losses: Tensor, chosen: Tensor, rejected: Tensor, policy: Sides) -> Judged:
+def per_token(both: Iterable[Tensor], policy: Sides) -> tuple[Tensor, Tensor]:
+    """What there is of chosen and rejected completions, over how many tokens they have."""
+    chosen, rejected = both
+    return chosen / policy.chosen_tokens.clamp_min(1), rejected / policy.rejected_tokens.clamp_min(1)
+
+
+def means(policy: Sides) -> tuple[Tensor, Tensor]:
+    """The log-probabilities of chosen and rejected completions per token."""
+    return per_token((policy.chosen, policy.rejected), policy)
+
+
+def sorted_margins(policy: Sides, both: tuple[Tensor, Tensor], paired: bool) -> Tensor:
+    """How far each quantile of one side is above that of the other.
+
+    Of `both`, the ratios of the completions: sorted margins of the policy less those of the reference, or sorted ratios
+    of the chosen less those of the rejected completions.
+    """
+    chosen, rejected = both
+    if not paired:
+        return chosen.sort().values - rejected.sort().values
+    margins = policy.chosen - policy.rejected
+    return margins.sort().values - (margins - chosen + rejected).sort().values
+
+
+def judged(losses: Tensor, chosen: Tensor, rejected: Tensor, policy: Sides, **more: Tensor) -> Judged:
     """Losses with the figures of a pair, from what the loss takes for the completions' rewards."""
     rewards = {"reward_chosen": chosen, "reward_rejected": rejected, "reward_margin": chosen - rejected}
     own = {"accuracy": (chosen > rejected).to(chosen), "logps_chosen": policy.chosen, "logps_rejected": policy.rejected}
     lengths = {"length_chosen": policy.chosen_tokens, "length_rejected": policy.rejected_tokens}
-    return Judged(losses, {name: figure.detach() for name, figure in (rewards | own | lengths).items()})
-
-
-def sigmoid(margins: Tensor, smoothing: float = 0.0) -> Tensor:
-    """-log sigmoid(m), mixed with -log sigmoid(-m) where a share of the labels may be wrong."""
-    right = -torch.nn.functional.logsigmoid(margins)
-    return right + smoothing * margins if smoothing else right
+    return Judged(losses, {name: figure.detach() for name, figure in (rewards | own | lengths | more).items()})

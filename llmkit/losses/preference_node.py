@@ -6,55 +6,68 @@ token beyond the length of the pair's shorter completion counts in its sum; `who
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Literal
 
-from llmkit.core.config import config, setting
+from llmkit.core.config import Conflict, config, setting
+from llmkit.core.hints import kind_of
+from llmkit.losses.direct_node import Cpo, Nll, Orpo, SimPo
+from llmkit.losses.referred_node import Aot, Apo, Bco, Dpo, Ipo, Nca, Sppo
+from llmkit.losses.sides import Judged, Sides
 
-if TYPE_CHECKING:
-    from torch import Tensor
+__all__ = ["Judged", "Mixture", "Part", "PreferenceLoss", "Sides", "SingleLoss"]
 
-
-class Sides(NamedTuple):
-    """What one model says of the two completions of P prompts, (P,) each, in fp64: what counts are differences of long
-    sums."""
-
-    chosen: Tensor
-    """Log-probability, summed over the completion's tokens."""
-    rejected: Tensor
-    chosen_tokens: Tensor
-    """How many tokens that is."""
-    rejected_tokens: Tensor
-
-
-class Judged(NamedTuple):
-    """The losses of P pairs, and what is logged of them, (P,) each."""
-
-    losses: Tensor
-    figures: Mapping[str, Tensor]
-    """`reward_chosen`, `reward_rejected`, `reward_margin`, `accuracy`, `logps_chosen`, ...: without gradient."""
+SingleLoss = Dpo | Ipo | SimPo | Orpo | Cpo | Apo | Nca | Bco | Sppo | Aot | Nll
 
 
 @config
-class Dpo:
-    """Direct preference optimisation (arXiv:2305.18290): -log sigmoid(beta (r_chosen - r_rejected)), where r is the log
-    of the policy's probability over the reference's."""
+class Part:
+    """A loss in a mixture."""
 
-    kind: Literal["dpo"] = "dpo"
-    beta: float = setting(default=0.1, above=0.0)
-    """How strongly the policy is held to the reference."""
-    needs_reference: ClassVar[bool] = True
-    whole_step: ClassVar[bool] = False
-    tail: float = setting(default=1.0, least=0.0, most=1.0)
-    """What tokens beyond the length of the pair's shorter completion count (LD-DPO, arXiv:2409.06411)."""
+    loss: SingleLoss
+    """Any loss of preference, or `nll`, the likelihood of what was chosen."""
+    weight: float = setting(default=1.0, above=0.0)
+    """What it counts."""
+
+
+@config
+class Mixture:
+    """A weighted sum of losses: RPO (arXiv:2404.19733) is dpo and nll, MPO (arXiv:2411.10442) dpo, bco and nll,
+    CPO-SimPO simpo and nll. The rewards that are logged are those of its first part."""
+
+    kind: Literal["mixture"] = "mixture"
+    parts: tuple[Part, ...]
+    """The losses and their weights."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """Nothing to sum, or sums of tokens that differ."""
+        if not self.parts:
+            yield Conflict("parts", "holds no loss", "give one or more {loss: ..., weight: ...}")
+        if len({part.loss.tail for part in self.parts if not isinstance(part.loss, Nll)}) > 1:
+            yield Conflict("parts", "its losses count tails differently", "give dpo the same tail in all parts, or 1.0")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether one of them compares with a reference."""
+        return any(part.loss.needs_reference for part in self.parts)
+
+    @property
+    def whole_step(self) -> bool:
+        """Whether one of them compares all pairs of a step."""
+        return any(part.loss.whole_step for part in self.parts)
+
+    @property
+    def tail(self) -> float:
+        """What tokens beyond the shorter completion's length count."""
+        return min(part.loss.tail for part in self.parts)
 
     def __call__(self, policy: Sides, reference: Sides | None) -> Judged:
-        """The losses of the pairs."""
-        from llmkit.losses.preference import judged, ratios, sigmoid
+        """The weighted sum for each pair; each part's own loss beside it, by its place and kind."""
+        made = [part.loss(policy, reference) for part in self.parts]
+        first, *others = (part.weight * one.losses for part, one in zip(self.parts, made, strict=True))
+        kinds = (kind_of(type(part.loss)) for part in self.parts)
+        own = {f"loss_{at}_{kind}": one.losses.detach() for at, (kind, one) in enumerate(zip(kinds, made, strict=True))}
+        return Judged(sum(others, start=first), {**made[0].figures, **own})
 
-        chosen, rejected = ratios(policy, reference)
-        chosen, rejected = self.beta * chosen, self.beta * rejected
-        return judged(sigmoid(chosen - rejected), chosen, rejected, policy)
 
-
-PreferenceLoss = Dpo
+PreferenceLoss = Dpo | Ipo | SimPo | Orpo | Cpo | Apo | Nca | Bco | Sppo | Aot | Nll | Mixture
