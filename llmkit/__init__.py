@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llmkit.recipe.execute import run as run
     from llmkit.recipe.load import load_recipe as load_recipe
     from llmkit.stages.classify import Classify as Classify
+    from llmkit.stages.distill import Distill as Distill
     from llmkit.stages.draft import Draft as Draft
     from llmkit.stages.evaluate import Evaluate as Evaluate
     from llmkit.stages.merge import Merge as Merge
@@ -24,6 +25,7 @@ __all__ = [
     "LLM",
     "Artifact",
     "Classify",
+    "Distill",
     "Draft",
     "Evaluate",
     "Merge",
@@ -39,6 +41,7 @@ _WHERE = {
     "LLM": "llmkit.build.llm",
     "Artifact": "llmkit.core.artifact",
     "Classify": "llmkit.stages.classify",
+    "Distill": "llmkit.stages.distill",
     "Draft": "llmkit.stages.draft",
     "Evaluate": "llmkit.stages.evaluate",
     "Merge": "llmkit.stages.merge",

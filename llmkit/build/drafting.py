@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -34,6 +34,7 @@ from llmkit.models.paged import BlockStore
 from llmkit.models.positions import steady_length
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.taps import Taps
+from llmkit.models.words import other_words
 
 SHORT: dict[torch.dtype, Literal["fp32", "bf16", "fp16"]] = {
     torch.float32: "fp32",
@@ -152,12 +153,3 @@ def _found(ref: ModelRef) -> Resolved:
         return resolve(ref)
     except ModelError as cause:
         raise ModelError(problems=[replace(one, key="speculation.model") for one in cause.problems]) from cause
-
-
-def other_words(ours: Any, its: Any) -> str:
-    """How the tokens of two tokenizers differ, if they do."""
-    mine, other = ours.get_vocab(), its.get_vocab()
-    if len(mine) != len(other):
-        return f"{len(other)} tokens, not {len(mine)}"
-    wrong = next((word for word, id in mine.items() if other.get(word) != id), None)
-    return "" if wrong is None else f"{wrong!r} is {other.get(wrong)}, not {mine[wrong]}"

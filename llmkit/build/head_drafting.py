@@ -17,12 +17,12 @@ from llmkit.core.errors import ModelError, RecipeError
 from llmkit.data.prepare import Prepared
 from llmkit.models import drafts
 from llmkit.models.draft_files import load_head
-from llmkit.models.draft_foretold import Rule
 from llmkit.models.draft_head import DraftHead, shape_for
-from llmkit.models.draft_memo import Memo
 from llmkit.models.draft_taught import Taught
+from llmkit.models.foretold import Rule
 from llmkit.models.heads import causal_of
 from llmkit.models.load import Loaded
+from llmkit.models.memo import Memo
 
 START = "drafter.start"
 

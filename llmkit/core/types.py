@@ -247,6 +247,15 @@ class Drafted(NamedTuple):
     """(N, K): whether the likeliest draft is the token of the text, and all drafts before it were."""
 
 
+class Compared(NamedTuple):
+    """How a student is beside its teacher: weighted sums over the positions that have a weight."""
+
+    loss: Tensor
+    """What is made small."""
+    nll: Tensor
+    """Negative log-likelihood of the labels; it has no gradient."""
+
+
 @dataclass(frozen=True)
 class LossSum:
     """A sum and its count, never a mean: `fit` divides by the global count. Each extra is its own (sum, count)."""

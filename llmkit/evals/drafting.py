@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
-from llmkit.core.types import Batch, Drafted, LossSum
-from llmkit.data.batches import micro_batches
-from llmkit.data.node import FirstFit
+from llmkit.core.types import Drafted
 from llmkit.data.prepare import Prepared
-from llmkit.evals.run import FORWARD_TOKENS, Subject, at_rest
-
-Loss = Callable[[Drafted, Batch], LossSum]
+from llmkit.evals.run import Subject
+from llmkit.evals.summed import Loss, held_out_sums
 
 
 @dataclass
@@ -49,24 +44,8 @@ def held_out_drafts(
 ) -> dict[str, float]:
     """The loss; tokens a step, of one chain of drafts each; how often each draft in turn is right, as a share of the
     steps; and how often one that is drawn is kept where those before it were."""
-    walk, sums = Walk(), list[LossSum]()
-    rows = max(1, FORWARD_TOKENS // capacity)
-    with at_rest(subject):
-        for batch in micro_batches(valid, ids, FirstFit(), capacity, rows, True, subject.device):
-            subject.check("in evaluation")
-            sums.append(_batch(subject, loss, batch, walk))
-    count = sum(float(part.count) for part in sums)
-    figures = {"valid.loss": sum(float(part.total) for part in sums) / max(count, 1e-9)}
-    figures["valid.tokens_per_step"] = walk.tokens / max(1, walk.steps)
+    walk = Walk()
+    summed = held_out_sums(subject, loss, valid, ids, capacity, walk.take)
+    figures = {"valid.loss": summed.pop("valid.loss"), "valid.tokens_per_step": walk.tokens / max(1, walk.steps)}
     figures |= {f"valid.right_{at}": kept / max(1, walk.steps) for at, kept in enumerate(walk.kept, 1)}
-    for name in sums[0].extras if sums else ():
-        pairs = [part.extras[name] for part in sums]
-        figures[f"valid.{name}"] = sum(float(top) for top, _ in pairs) / max(1e-9, sum(float(low) for _, low in pairs))
-    return figures | {"valid.tokens": count}
-
-
-def _batch(subject: Subject, loss: Loss, batch: Batch, walk: Walk) -> LossSum:
-    with torch.no_grad(), subject.autocast():
-        made = subject.scored(batch)
-        walk.take(made)
-        return loss(made, batch)
+    return figures | summed

@@ -215,3 +215,12 @@ class Completion:
         if self.why:
             raise RequestError(f"an answer failed: {self.why}")
         return self
+
+
+def ended(completion: Completion, end: Any) -> list[int]:
+    """The tokens of an answer with the one that ended it, which is to be foretold too."""
+    said = completion.outputs[0]
+    if said.finish_reason != "stop" or isinstance(said.stop_reason, str):
+        return list(said.token_ids)
+    last = said.stop_reason if isinstance(said.stop_reason, int) else end
+    return [*said.token_ids, *([last] if last is not None else [])]

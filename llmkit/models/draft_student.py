@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from llmkit.core.types import Batch, Drafted
-from llmkit.models.draft_foretold import Law, Rule, foretold
+from llmkit.models.foretold import Rule, foretold, kept
 from llmkit.models.heads import Headed, Scored
+from llmkit.models.teacher import Teacher
 
 ROWS = 128
 """Positions whose logits are held at a time."""
@@ -20,35 +21,19 @@ class Student(Headed):
 
     def __init__(self, model: nn.Module, teacher: Scored, rule: Rule) -> None:
         super().__init__(model)
-        self.own, self.rule = Scored(model), rule
-        self.teacher = [teacher.eval().requires_grad_(False)]  # in a list: it is no part of what is trained
+        self.own, self.rule, self.teacher = Scored(model), rule, Teacher(teacher)
 
     def forward(self, batch: Batch) -> Drafted:
         """What the small model says of the tokens that have a weight, as drafts of one token after each place."""
         chosen = (batch.weights != 0).nonzero(as_tuple=True)
         weights, labels = batch.weights[chosen], batch.labels[chosen]
         hidden, head = self.hidden(batch)[chosen].float(), self.causal[0].get_output_embeddings()
-        bias, law = None if head.bias is None else head.bias.float(), self._law(batch, chosen)
-        loss, common, best = foretold(hidden, head.weight.float(), bias, law, weights, self.rule, self.own.shape, ROWS)
+        bias, said = None if head.bias is None else head.bias.float(), self.teacher.logits(batch, chosen)
+        judge = kept(lambda here: torch.softmax(said(here), 1), self.rule)
+        loss, common, best = foretold(hidden, head.weight.float(), bias, judge, weights, self.own.shape, ROWS)
         rows = chosen[0] * batch.tokens.shape[1] + chosen[1]
-        kept = (common * weights).sum()
-        return Drafted((loss,), (weights.sum(),), (kept,), rows, in_turn(rows, best == labels))
-
-    def _law(self, batch: Batch, chosen: tuple[Tensor, ...]) -> Law:
-        """A slice of the chosen rows -> the teacher's law after them, (n, V)."""
-        teacher = self.teacher[0]
-        head = teacher.causal[0].get_output_embeddings()
-        with torch.no_grad():
-            hidden = teacher.hidden(batch)[chosen]
-            weight = head.weight.to(hidden.dtype)  # under autocast they come in 16 bits
-            bias = None if head.bias is None else head.bias.to(hidden.dtype)
-
-        def law(here: slice) -> Tensor:
-            with torch.no_grad():
-                logits = nn.functional.linear(hidden[here], weight, bias).float()
-                return torch.softmax(teacher.shape.apply(logits), 1)
-
-        return law
+        common_sum = (common * weights).sum()
+        return Drafted((loss,), (weights.sum(),), (common_sum,), rows, in_turn(rows, best == labels))
 
 
 def in_turn(rows: Tensor, right: Tensor, most: int = DRAFTS) -> Tensor:

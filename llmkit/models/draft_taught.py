@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from llmkit.core.types import Batch, Drafted, Packed, Segment
-from llmkit.models.draft_foretold import Rule, foretold
 from llmkit.models.draft_head import DraftHead
-from llmkit.models.draft_memo import Memo
 from llmkit.models.draft_rows import Rows, attended, rows_of
 from llmkit.models.draft_tapped import tapped
+from llmkit.models.foretold import Rule, foretold, kept
 from llmkit.models.heads import Headed, shape_of
+from llmkit.models.memo import Memo
 
 
 class Taught(Headed):
@@ -103,7 +103,7 @@ class Taught(Headed):
         weights, at = text.weights[places], torch.searchsorted(text.used, places)
         read = self.head.normed(hidden).float()
         words = self.head.out.weight.float()
-        loss, common, best = foretold(read, words, None, lambda here: text.laws[at[here]], weights, self.rule)
+        loss, common, best = foretold(read, words, None, kept(lambda here: text.laws[at[here]], self.rule), weights)
         return loss, weights.sum(), (common * weights).sum(), best
 
 

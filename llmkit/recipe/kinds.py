@@ -7,6 +7,7 @@ from typing import Annotated, Any, get_args
 from llmkit.core.config import Later
 from llmkit.core.hints import kind_of
 from llmkit.stages.classify import Classify
+from llmkit.stages.distill import Distill
 from llmkit.stages.draft import Draft
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.merge import Merge
@@ -19,7 +20,6 @@ STAGES = [
     "preference",
     "policy",
     "ppo",
-    "distill",
     "constitutional",
     "trl",
     "audit",
@@ -52,5 +52,5 @@ LOSSES = [
 ]
 """Kinds that are short for a stage with that loss."""
 
-Stage = Annotated[Sft | Classify | Pretrain | Evaluate | Draft | Merge | Serve, Later((*STAGES, *LOSSES))]
+Stage = Annotated[Sft | Classify | Pretrain | Evaluate | Draft | Distill | Merge | Serve, Later((*STAGES, *LOSSES))]
 KINDS: dict[str, Any] = {kind_of(cls): cls for cls in get_args(get_args(Stage)[0])}

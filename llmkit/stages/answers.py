@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
-from typing import Any
 
 from llmkit.build.held import Here
 from llmkit.core.errors import DataError
@@ -15,17 +14,26 @@ from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
 from llmkit.data.prepared import Prepared
 from llmkit.data.prompted import answered
-from llmkit.inference.request import Ask, Completion, Prompt
-from llmkit.models.node import ModelRef
+from llmkit.inference.request import Ask, Prompt, ended
+from llmkit.models.node import ModelRef, Quant
 from llmkit.models.resolve import resolve
 from llmkit.stages.build_inference import open_model
 from llmkit.train.answers import Own
 
 
 def own_answers(
-    asked: Prepared, how: Own, model: ModelRef, precision: str, longest: int, run: Run, key: str
+    asked: Prepared,
+    how: Own,
+    model: ModelRef,
+    precision: str,
+    longest: int,
+    run: Run,
+    key: str,
+    quant: Quant | None = None,
+    place: str = "drafter.answers",
 ) -> Prepared:
-    """The prompts with the model's own answers behind them, of `longest` tokens together at most.
+    """The prompts with the model's own answers behind them, of `longest` tokens together at most. `quant`: how it is
+    held; `place`: the key that says so.
 
     Those that an earlier start of the run made are read from its folder: a text depends on its prompt and its seed, so
     that the others come to be what they would have been.
@@ -35,24 +43,31 @@ def own_answers(
         ModelError: the model cannot be loaded, or is none that the engine runs.
     """
     lines = Lines(run.scratch / f"answers.{key}.jsonl")
-    made = _kept(lines, asked, how, model, longest)
+    made = _kept(lines, asked, how, model, longest, quant)
     if len(made) < len(asked):
         run.console.start(f"answers to {key}", len(asked), len(made))
-        for answer in _made(asked, how, model, precision, longest, run, len(made)):
+        for answer in _made(asked, how, model, precision, longest, run, len(made), quant):
             lines.add({"ids": answer})
             made.append(answer)
             run.console.step(f"answers to {key}", len(made), len(asked))
             run.stop.check("while answers are made")
         run.console.end()
     if not any(made):
-        raise DataError("the model answers none of the prompts", fix="use answers: given", key="drafter.answers")
+        raise DataError(
+            "the model answers none of the prompts",
+            fix="use answers: given",
+            key=f"{place}.answers" if place else "answers",
+        )
     return answered(asked, made)
 
 
-def _kept(lines: Lines, asked: Prepared, how: Own, model: ModelRef, longest: int) -> list[list[int]]:
+def _kept(
+    lines: Lines, asked: Prepared, how: Own, model: ModelRef, longest: int, quant: Quant | None
+) -> list[list[int]]:
     """The answers that are there already; the file is begun anew where they are others' or other prompts'."""
     settings = [resolve(model).sha256, asked.digest, asdict(how.sampling), longest]
     settings += [repr(model.rope)] if model.rope is not None else []
+    settings += [asdict(quant)] if quant is not None else []
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     first, *rest = lines.read() or [{}]
     if first != {"of": digest}:
@@ -64,16 +79,23 @@ def _kept(lines: Lines, asked: Prepared, how: Own, model: ModelRef, longest: int
 
 
 def _made(
-    asked: Prepared, how: Own, model: ModelRef, precision: str, longest: int, run: Run, done: int
+    asked: Prepared,
+    how: Own,
+    model: ModelRef,
+    precision: str,
+    longest: int,
+    run: Run,
+    done: int,
+    quant: Quant | None,
 ) -> Iterator[list[int]]:
     """The answers of all prompts but the first `done`, in order."""
-    loaded, kinds = open_model(model, run.device, precision, run.grants)
+    loaded, kinds = open_model(model, run.device, precision, run.grants, quant)
     prompts = [tuple(asked.example(at)[0].tolist()) for at in range(done, len(asked))]
     most = min(how.generator.sequences, len(prompts)) * (longest + how.generator.cache.block)
     held, end = Here(loaded, mixed=kinds.mixed, device=run.device, most=most), loaded.tokenizer.eos_token_id
     with closing(how.generator.open(held)) as writer:
         for completion in writer.each(_asks(prompts, how, longest)):
-            yield _ended(completion.sound(), end)
+            yield ended(completion.sound(), end)
 
 
 def _asks(prompts: Sequence[Sequence[int]], how: Own, longest: int) -> Iterator[Ask]:
@@ -81,12 +103,3 @@ def _asks(prompts: Sequence[Sequence[int]], how: Own, longest: int) -> Iterator[
         most = min(how.sampling.max_tokens, longest - len(ids))
         least = min(how.sampling.min_tokens, most)
         yield Ask(Prompt(tuple(ids)), replace(how.sampling, max_tokens=most, min_tokens=least, n=1))
-
-
-def _ended(completion: Completion, end: Any) -> list[int]:
-    """The tokens of an answer with the one that ended it, which is to be foretold too."""
-    said = completion.outputs[0]
-    if said.finish_reason != "stop" or isinstance(said.stop_reason, str):
-        return list(said.token_ids)
-    last = said.stop_reason if isinstance(said.stop_reason, int) else end
-    return [*said.token_ids, *([last] if last is not None else [])]

@@ -44,7 +44,7 @@ from llmkit.stages.finished import finish
 from llmkit.stages.job import Job
 from llmkit.stages.levelled import levelled
 from llmkit.stages.lint_table import brief, keep, linted, served
-from llmkit.stages.measured import measured
+from llmkit.stages.measured import measured, said
 from llmkit.stages.pulse import Pulse
 from llmkit.stages.quarantine import Quarantine
 from llmkit.stages.resume import facts, find, identity, pinned, resume, told
@@ -221,6 +221,7 @@ def _first(job: Job, contexts: bool) -> Iterator[Batch]:
 
 def _fit(job: Job, built: Built, steps: Steps, start: Progress, attempts: Attempts | None) -> Progress:
     node, run = job.node, job.run
+    job = replace(job, feed=node.fed(job.feed, partial(said, job, built, steps)))
     metrics = Lines(run.scratch / "metrics.jsonl")
     built.model.train()
     plan = Plan(

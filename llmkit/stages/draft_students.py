@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from llmkit.build.drafting import SHORT, other_words
+from llmkit.build.drafting import SHORT
 from llmkit.build.opening import load
 from llmkit.build.student import student_of
 from llmkit.build.training import Built, headed
@@ -18,6 +18,7 @@ from llmkit.models.heads import Scored
 from llmkit.models.load import How, Loaded
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
+from llmkit.models.words import other_words
 from llmkit.stages.draft_distilled import Distilled
 
 

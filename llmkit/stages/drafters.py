@@ -56,13 +56,7 @@ class Maker:
         least: int,
     ) -> Prepared:
         """The rows of `data.train` or `data.valid` (`key`), or what they ask where the model answers itself."""
-        if isinstance(self.answers, Own):
-            from llmkit.data.prompted import prompts
-
-            return prompts(sources, data, tokenizer, key, aside, least)
-        from llmkit.data.prepare import prepare
-
-        return prepare(sources, data, tokenizer, key, aside, least)
+        return self.answers.examples(data, sources, tokenizer, key, aside, least)
 
     def answered(self, stage: Draft, prepared: Prepared, run: Run, key: str) -> Prepared:
         """The same with the model's own answers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from llmkit.data.prompt import asked
 from llmkit.evals.run import Share, Subject, at_rest, prompt_of
 from llmkit.inference.cache import Cache
 from llmkit.inference.node import OwnEngine, Transformers
-from llmkit.inference.request import Ask
+from llmkit.inference.request import Ask, Completion, ended
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.writer import Writer
 from llmkit.models.positions import steady_length
@@ -92,6 +93,20 @@ def _evaluate(job: Job, built: Built, steps: Steps, step: int) -> dict[str, floa
     return figures
 
 
+def written(job: Job, built: Built, seen: Subject, asks: Sequence[Ask]) -> list[Completion]:
+    """What the model says to all asks, by the weights that it has now."""
+    need = sum(-(-(len(ask.prompt.ids) + ask.sampling.max_tokens) // BLOCK) * BLOCK for ask in asks)
+    with seen.autocast(), at_rest(seen), writer(job, built, need) as opened:
+        made: list[Completion] = seen.scored.inside(lambda: list(opened.each(asks)))
+    return made
+
+
+def said(job: Job, built: Built, steps: Steps, asks: Sequence[Ask]) -> list[list[int]]:
+    """The tokens of its answers, with the one that ended each."""
+    made, end = written(job, built, subject(job, built, steps), asks), built.loaded.tokenizer.eos_token_id
+    return [ended(one.sound(), end) for one in made]
+
+
 def _samples(job: Job, built: Built, seen: Subject, step: int) -> None:
     """Answers to some validation prompts, beside what they should be."""
     if not job.node.writes or job.node.head(job.train) is not None:
@@ -104,9 +119,8 @@ def _samples(job: Job, built: Built, seen: Subject, step: int) -> None:
     asks = [Ask(prompt_of(one), Sampling(max_tokens=left)) for one, left in zip(found, room, strict=True) if left > 0]
     if not asks:
         return
-    need = sum(-(-(len(ask.prompt.ids) + ask.sampling.max_tokens) // BLOCK) * BLOCK for ask in asks)
-    with job.run.stop.at_once("before samples"), seen.autocast(), at_rest(seen), writer(job, built, need) as opened:
-        made = seen.scored.inside(lambda: list(opened.each(asks)))
+    with job.run.stop.at_once("before samples"):
+        made = written(job, built, seen, asks)
     lines = Lines(job.run.scratch / "samples.jsonl")
     for question, completion in zip(questions, made, strict=True):
         row = question.row

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from llmkit.core.run import Run
     from llmkit.core.shape import Cost, Shape
     from llmkit.core.types import Report
-    from llmkit.data.feed import Streams
+    from llmkit.data.feed import Feed, Streams
     from llmkit.data.order import Ordered
     from llmkit.data.prepare import Prepared
     from llmkit.data.rows import BadRow
     from llmkit.evals.run import Subject
     from llmkit.parallel.steps import Loss
+    from llmkit.stages.sampled import Write
 
 
 @config
@@ -231,6 +232,14 @@ class Training:
     def around(self, built: Built, train: Prepared, folder: Path) -> Built:
         """What is trained and scored: the model itself, or what is made around it; `folder` is this rank's own."""
         return built
+
+    def others(self) -> dict[str, ModelRef]:
+        """Models beside `model` that are read and stay as they are, by their keys: a run goes on with the same."""
+        return {}
+
+    def fed(self, feed: Feed, write: Write) -> Feed:
+        """What steps draw from once there is a model that writes."""
+        return feed
 
     def leave(self, built: Built, folder: Path, write: Callable[[], None]) -> None:
         """Leaves the result in `folder`: the model with its adapter, which `write` writes."""

@@ -1,12 +1,18 @@
-"""The `answers` union of what learns to draft: whose answers it learns from."""
+"""The `answers` unions of what learns from another model: whose answers it learns."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.core.config import config, setting
 from llmkit.inference.node import OwnEngine
 from llmkit.inference.sampling import Sampling
+
+if TYPE_CHECKING:
+    from llmkit.data.node import Data, Readable
+    from llmkit.data.prepare import Prepared
+    from llmkit.data.rows import BadRow
 
 
 @config
@@ -19,6 +25,24 @@ class Own:
     generator: OwnEngine = OwnEngine()
     """What makes them."""
 
+    def examples(
+        self,
+        data: Data,
+        sources: Sequence[Readable],
+        tokenizer: Any,
+        key: str,
+        aside: Callable[[BadRow], None] | None,
+        least: int,
+    ) -> Prepared:
+        """What the rows of `data.train` or `data.valid` (`key`) ask.
+
+        Raises:
+            DataError: a row cannot be read, too many are unusable, or too few are left.
+        """
+        from llmkit.data.prompted import prompts
+
+        return prompts(sources, data, tokenizer, key, aside, least)
+
 
 @config
 class Given:
@@ -26,5 +50,31 @@ class Given:
 
     kind: Literal["given"] = "given"
 
+    def examples(
+        self,
+        data: Data,
+        sources: Sequence[Readable],
+        tokenizer: Any,
+        key: str,
+        aside: Callable[[BadRow], None] | None,
+        least: int,
+    ) -> Prepared:
+        """The rows of `data.train` or `data.valid` (`key`).
+
+        Raises:
+            DataError: a row cannot be read, too many are unusable, or too few are left.
+        """
+        from llmkit.data.prepare import prepare
+
+        return prepare(sources, data, tokenizer, key, aside, least)
+
+
+@config
+class OfTeacher(Own):
+    """The teacher's, made anew for each prompt of the data (sequence-level distillation, arXiv:1606.07947)."""
+
+    kind: Literal["teacher"] = "teacher"  # type: ignore[assignment]
+
 
 Answers = Own | Given
+StudentAnswers = Given | OfTeacher

@@ -22,9 +22,9 @@ from llmkit.inference.speculation.head import Head
 from llmkit.inference.speculation.pile import Seen
 from llmkit.losses.drafting import soft_entropy
 from llmkit.models.draft_head import DraftHead, shape_for
-from llmkit.models.draft_memo import Memo
 from llmkit.models.draft_run import HeadRun
 from llmkit.models.draft_taught import Taught
+from llmkit.models.memo import Memo
 from llmkit.models.paged import BlockStore
 from llmkit.models.taps import Taps
 

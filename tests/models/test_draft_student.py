@@ -9,7 +9,7 @@ import torch
 
 from llmkit.core.types import Batch, Packed, Segment
 from llmkit.losses.distil import forward_kl
-from llmkit.models import draft_foretold
+from llmkit.models import foretold
 from llmkit.models.attend import install
 from llmkit.models.draft_student import DRAFTS, Student, in_turn
 from llmkit.models.heads import Scored, shape_of
@@ -79,8 +79,8 @@ def test_under_autocast_it_learns_the_same_but_for_what_16_bits_round() -> None:
 
 
 def test_what_is_evaluated_makes_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, plain = list[int](), draft_foretold._add
-    monkeypatch.setattr(draft_foretold, "_add", lambda *block: (made.append(1), plain(*block)))
+    made, plain = list[int](), foretold._add
+    monkeypatch.setattr(foretold, "_add", lambda *block: (made.append(1), plain(*block)))
     scored = Student(model(1, num_hidden_layers=1), Scored(model(2)), forward_kl)
     with torch.no_grad():
         scored(batch((9,)))

@@ -12,12 +12,12 @@ from llmkit.core.types import Batch, Drafted, Packed, Paged, Segment, Span
 from llmkit.losses.draft_node import Overlap, SoftEntropy
 from llmkit.losses.drafting import overlap, soft_entropy
 from llmkit.models.attend import install
-from llmkit.models.draft_foretold import foretold
 from llmkit.models.draft_head import DraftHead, shape_for
-from llmkit.models.draft_memo import Memo
 from llmkit.models.draft_tapped import tapped
 from llmkit.models.draft_taught import Taught
 from llmkit.models.families import tiny
+from llmkit.models.foretold import foretold, kept
+from llmkit.models.memo import Memo
 from llmkit.models.paged import BlockStore
 from tests.conftest import make_model
 
@@ -126,7 +126,7 @@ def test_the_gradient_made_with_the_loss_is_that_of_the_plain_form(loss: Any, tm
     weight = torch.randn(words, width, generator=made, dtype=torch.float64, requires_grad=True)
     laws = torch.softmax(2 * torch.randn(40, words, generator=made, dtype=torch.float64), 1)
     at, weights = torch.randint(0, 40, (rows,), generator=made), torch.rand(rows, generator=made, dtype=torch.float64)
-    total, common, best = foretold(hidden, weight, None, lambda here: laws[at[here]], weights, loss.rule)
+    total, common, best = foretold(hidden, weight, None, kept(lambda here: laws[at[here]], loss.rule), weights)
     ours = torch.autograd.grad(total * 3, (hidden, weight))
     q = torch.log_softmax(hidden @ weight.T, 1)
     shared = torch.minimum(q.exp(), laws[at]).sum(1)

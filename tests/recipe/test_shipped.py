@@ -103,6 +103,12 @@ def small(node, model, out):
     more = {"evaluate": evaluate, "parallel": Parallel(), "epochs": None, "steps": 3, "out": str(out)}
     if getattr(node.adapter, "train", ()):  # a tiny model has two layers
         more["adapter"] = dataclasses.replace(node.adapter, train=("*.layers.1.*", "model.norm.weight"))
+    if node.kind == "distill":
+        teacher = dataclasses.replace(node.teacher, name=str(model))
+        sampling = dataclasses.replace(node.sampling, max_tokens=4)
+        more |= {"teacher": teacher, "sampling": sampling}
+        if node.answers.kind == "teacher":
+            more["answers"] = dataclasses.replace(node.answers, sampling=sampling)
     if node.kind == "draft" and hasattr(node.drafter, "layers"):
         more["drafter"] = dataclasses.replace(node.drafter, layers=1)
     return dataclasses.replace(node, model=name, data=data, batch=batch, **more)

@@ -1,4 +1,4 @@
-"""Hidden states that were made once, by the texts that they are of: a model that stays as it is makes them alike."""
+"""What a model made of texts once (hidden states, laws), by those texts: one that stays as it is makes them alike."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from llmkit.core.metrics import Lines
 
 
 class Memo:
-    """Rows of `width` numbers in bfloat16, in a file that the next start of a run reads too."""
+    """Rows of `width` numbers, in a file that the next start of a run reads too."""
 
-    def __init__(self, path: Path, width: int, of: str) -> None:
+    def __init__(self, path: Path, width: int, of: str, dtype: torch.dtype = torch.bfloat16) -> None:
         """`of`: what the rows are made with; what was made with anything else is forgotten.
 
         Raises:
             ResourceError: the file cannot be opened.
         """
         self.path, self.width, self.index = path, width, Lines(path.with_suffix(".jsonl"))
+        self.dtype, self.size = dtype, width * dtype.itemsize
         try:
             self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as cause:
@@ -45,10 +46,10 @@ class Memo:
         if found is None:
             return None
         at, rows, crc = found
-        data = os.pread(self.file, rows * self.width * 2, at * self.width * 2)
+        data = os.pread(self.file, rows * self.size, at * self.size)
         if zlib.crc32(data) != crc:  # a machine that stopped may have lost what its index tells of
             return None
-        return torch.from_numpy(np.frombuffer(data, np.int16).copy()).view(torch.bfloat16).view(rows, self.width)
+        return torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(self.dtype).view(rows, self.width)
 
     def put(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """Keeps the rows of a text; gives them as they are kept.
@@ -56,10 +57,10 @@ class Memo:
         Raises:
             ResourceError: the disk refuses.
         """
-        kept = rows.to("cpu", torch.bfloat16).contiguous()
-        data, at = kept.view(torch.int16).numpy().tobytes(), self.end
+        kept = rows.to("cpu", self.dtype).contiguous()
+        data, at = kept.view(torch.uint8).numpy().tobytes(), self.end
         try:
-            written = os.pwrite(self.file, data, at * self.width * 2)
+            written = os.pwrite(self.file, data, at * self.size)
         except OSError as cause:
             raise refused(cause, "writing", self.path) from cause
         if written < len(data):
