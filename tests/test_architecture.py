@@ -30,6 +30,7 @@ LIGHT = [
     ),
     "llmkit.evals.tasks",
     "llmkit.losses.preference_node",
+    "llmkit.losses.kto_node",
     "llmkit.build.precision",
     "llmkit.data.source_nodes",
     "llmkit.models.alias",
