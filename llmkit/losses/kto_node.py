@@ -29,8 +29,8 @@ class Singles(NamedTuple):
 @config
 class Kto:
     """Kahneman-Tversky optimisation (arXiv:2402.01306): 1 - s(beta (r - z)) of a good completion, 1 - s(beta (z - r))
-    of a bad one, where r is log pi - log pi_ref, s the sigmoid, and z the mean of r over the step's prompts with completions
-    of other prompts, at least 0. z is of the whole step and known before it, so that no micro-batch can change it."""
+    of a bad one, where r is log pi - log pi_ref, s the sigmoid, and z the mean of r over the step's prompts with
+    completions of other prompts, at least 0. z is of the whole step and known before it: no micro-batch changes it."""
 
     kind: Literal["kto"] = "kto"
     beta: float = setting(default=0.1, above=0.0)
