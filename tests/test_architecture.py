@@ -22,6 +22,7 @@ LIGHT = [
     "llmkit.serve.node",
     "llmkit.rl.rewards_node",
     "llmkit.rl.scoring",
+    "llmkit.rl.bench",
     *(f"llmkit.{name}" for name in ("cli.launch", "cli.status", "launch.commands", "launch.job", "launch.kubernetes")),
     *(
         f"llmkit.core.{p.stem}"

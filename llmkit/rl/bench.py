@@ -25,6 +25,8 @@ class Bench:
     def __init__(self, grants: Grants = Grants(), device: str = "cpu", precision: str = "auto") -> None:
         self.grants, self.device, self.precision = grants, device, precision
         self.held: dict[str, Any] = {}
+        self.told: dict[str, float] = {}
+        """Figures of the reward that scored last, beside its scores."""
 
     def __enter__(self) -> Bench:
         return self

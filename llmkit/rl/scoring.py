@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmkit.core.errors import DataError, LlmkitError, Problem
 from llmkit.rl.bench import Bench
@@ -25,11 +25,14 @@ class Scores:
     """(N,) each, by the reward's name, before its weight."""
     failed: Mapping[str, int]
     """How many answers got what `failed` says, by the reward's name; those of which none did are left out."""
+    told: Mapping[str, float] = field(default_factory=dict)
+    """Other figures, such as a judge's agreement with itself: `NAME.agreement`."""
 
     def figures(self) -> dict[str, float]:
         """Means for a log: `reward` of the sums, `reward.NAME` of each, `reward.NAME.failed` as a share."""
         n = max(1, len(self.total))
         told = {f"reward.{name}": sum(scores) / n for name, scores in self.each.items()}
+        told |= {f"reward.{name}": value for name, value in self.told.items()}
         return {"reward": sum(self.total) / n} | told | {f"reward.{k}.failed": c / n for k, c in self.failed.items()}
 
 
@@ -43,17 +46,20 @@ def score(rewards: Sequence[Reward], samples: Sequence[Sample], bench: Bench, ke
     """
     each: dict[str, tuple[float, ...]] = {}
     failed: dict[str, int] = {}
+    told: dict[str, float] = {}
     for at, (name, reward) in enumerate(zip(names(rewards), rewards, strict=True)):
         place = f"{key}.{at}" if len(rewards) > 1 else key
+        bench.told = {}
         try:
             found = reward.score(samples, bench)
         except LlmkitError as error:
             raise _below(error, place) from error
         each[name] = _whole(found, samples, getattr(reward, "failed", None), f"{place} ({name})", failed, name)
+        told |= {f"{name}.{figure}": value for figure, value in bench.told.items()}
     weights = [reward.weight for reward in rewards]
     columns = zip(*each.values(), strict=True)
     total = tuple(math.fsum(w * s for w, s in zip(weights, row, strict=True)) for row in columns)
-    return Scores(total, each, failed)
+    return Scores(total, each, failed, told)
 
 
 def _whole(

@@ -1,0 +1,69 @@
+"""What every reward has, and what those have that are computed in processes of their own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from llmkit.core.config import Conflict, Duration, config, setting
+from llmkit.rl.sample import Sample, Score
+
+if TYPE_CHECKING:
+    from llmkit.rl.bench import Bench
+    from llmkit.rl.checked import Check, Told
+
+NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+@config
+class Weighed:
+    """What every reward has."""
+
+    kind: str = ""
+    name: str = ""
+    """What its figures are called; without it, its kind."""
+    weight: float = 1.0
+    """What its score is multiplied by in the sum; at 0 it is only told."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """A name that would be no figure's."""
+        if self.name and not NAME.fullmatch(self.name):
+            yield Conflict("name", f"{self.name!r} is no plain name", "use letters, digits, _, - and .")
+
+
+@config
+class Checked(Weighed):
+    """What is computed in processes of its own, so that no answer can hang a run or end it."""
+
+    timeout: Duration = setting(default=10.0, above=0)
+    """For one answer."""
+    failed: float | None = None
+    """What an answer gets that is the end of its process, takes too long or makes the reward fail; such answers are
+    counted. Left out, the run ends with an error that names the row."""
+
+    def score(self, samples: Sequence[Sample], bench: Bench) -> list[Score]:
+        """A score for each, or why it has none.
+
+        Raises:
+            RecipeError: it is not what it should be.
+            ResourceError: what it needs is not installed.
+        """
+        from llmkit.rl.workers import Workers
+
+        workers = bench.kept(key_of(self), lambda: Workers(asdict(self), self.timeout, self.sent))
+        return workers.each(samples, self.failed is None) if samples else []
+
+    def sent(self, sample: Sample) -> Told:
+        """What the process is told of a sample."""
+        return {"completion": sample.completion}
+
+    def check(self) -> Check:
+        """The reward, ready: called in the process."""
+        raise NotImplementedError
+
+
+def key_of(reward: Checked) -> str:
+    """What its processes are known by: those that differ in weights alone share them."""
+    return repr(replace(reward, name="", weight=1.0, failed=None))
