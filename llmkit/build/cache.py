@@ -1,8 +1,10 @@
-"""The engine's cache for a model that is loaded: what one block takes is measured, not worked out from its family."""
+"""The engine's cache for a model that is loaded, and for what drafts for it: what one block takes is measured, and not
+worked out from its family."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -24,26 +26,94 @@ def store_of(
     ranks: int = 1,
     least: Callable[[int], int] = int,
 ) -> BlockStore:
-    """Blocks for a model, as many as the budget holds; one token is run to see what its layers keep. No more
-    than for `most` tokens; `least`: the number that fits here -> the least that fits on any of the `ranks` that hold
-    the model together.
+    """Blocks for a model, as many as the budget holds. No more than for `most` tokens; `least`: the number that fits
+    here -> the least that fits on any of the `ranks` that hold the model together.
 
     Raises:
         ResourceError: there is no room for a single block.
     """
+    store = measured(forward, cache)
+    count = least(fit([store], cache, ranks))
+    store.resize(count if most is None else min(count, -(-most // cache.block)))
+    notice(told(store))
+    return store
+
+
+class Caches:
+    """The cache of a model and that of what drafts for it, if that has one: of one budget, and of as many blocks."""
+
+    def __init__(
+        self,
+        store: BlockStore,
+        cache: Cache,
+        notice: Callable[[str], None] = lambda _: None,
+        most: int | None = None,
+        resize: Callable[[int], None] | None = None,
+    ) -> None:
+        """`store`: the model's, measured or of its size already; `most`: tokens that need not be held more of;
+        `resize`: of the model's, on all ranks that hold it."""
+        self.store, self.cache, self.notice, self.most = store, cache, notice, most
+        self.resize, self.sized = resize or store.resize, store.blocks > 1
+
+    def clear(self) -> None:
+        """What drafts is loaded before the caches take their share."""
+        if self.store.blocks > 1:
+            self.resize(1)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def beside(self, forward: Forward) -> BlockStore:
+        """A cache for what drafts, and the model's beside it.
+
+        Raises:
+            ResourceError: there is no room for a block of both.
+        """
+        own = measured(forward, self.cache)
+        own.resize(self._resized([self.store, own]))
+        self.notice(f"drafter's {told(own)}")
+        return own
+
+    def settle(self) -> None:
+        """The model's is of its size, if nothing has one beside it.
+
+        Raises:
+            ResourceError: there is no room for a single block.
+        """
+        if not self.sized:
+            self._resized([self.store])
+
+    def _resized(self, stores: Sequence[BlockStore]) -> int:
+        count, self.sized = fit(stores, self.cache), True
+        count = count if self.most is None else min(count, -(-self.most // self.cache.block))
+        self.resize(count)
+        self.notice(told(self.store))
+        return count
+
+
+def measured(forward: Forward, cache: Cache) -> BlockStore:
+    """A cache of one block: one token is run to see what a model's layers keep."""
     store = BlockStore(1, cache.block, DTYPES[cache.precision])
     one = torch.zeros(1, dtype=torch.int64, device=forward.device)
     with torch.no_grad():
         forward.hidden(one, one, Paged(store, (Span(0, 0, 1, 0, (0,)),)), [""])
-    rooms = [(cache.budget(at.type, free(at), ranks), each) for at, each in store.bytes.items()]
+    return store
+
+
+def fit(stores: Sequence[BlockStore], cache: Cache, ranks: int = 1) -> int:
+    """Blocks that each of them can have, of the budget of each device on which they lie.
+
+    Raises:
+        ResourceError: there is no room for a single one.
+    """
+    taken: Counter[torch.device] = Counter()
+    for store in stores:
+        taken.update({at: each // store.blocks for at, each in store.bytes.items()})
+    rooms = [(cache.budget(at.type, free(at), ranks), each) for at, each in taken.items()]
     if wrong := [(budget, each) for budget, each in rooms if budget < each]:
         budget, each = (x / 2**20 for x in wrong[0])
         what = f"a block of {cache.block} tokens takes {each:.2f} MiB and there are {budget:.2f} for it"
         raise ResourceError(what, fix="give cache.size more", key="cache")
-    fit = least(min(budget // each for budget, each in rooms))
-    store.resize(fit if most is None else min(fit, -(-most // cache.block)))
-    notice(told(store))
-    return store
+    return min(budget // each for budget, each in rooms)
 
 
 def free(device: torch.device) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -10,11 +9,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from llmkit.build.cache import store_of
+from llmkit.build.cache import Caches
 from llmkit.build.opening import load
 from llmkit.core.errors import ModelError
 from llmkit.core.types import Paged, Span
-from llmkit.inference.cache import Cache
 from llmkit.inference.runner import Forward
 from llmkit.inference.speculation.corpus import Corpus
 from llmkit.inference.speculation.drafter import Drafter
@@ -48,19 +46,9 @@ REFRESH = "run kind: draft with drafter.start to refresh it"
 class Drafting:
     """Makes drafters beside a model."""
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        loaded: Loaded,
-        cache: Cache,
-        tokens: int,
-        notice: Callable[[str], None],
-        forward: Forward | None = None,
-    ) -> None:
-        """`loaded` is the model that is drafted for; `tokens`: those that its cache holds, and a drafter's need not
-        hold more of; `forward` runs all of the model, where `decoder` is a part."""
-        self.decoder, self.loaded, self.cache, self.tokens, self.notice = decoder, loaded, cache, tokens, notice
-        self.forward = forward or decoder
+    def __init__(self, decoder: Decoder, loaded: Loaded, caches: Caches, forward: Forward | None = None) -> None:
+        """`loaded` is the model that is drafted for; `forward` runs all of it, where `decoder` is a part."""
+        self.decoder, self.loaded, self.caches, self.forward = decoder, loaded, caches, forward or decoder
 
     @property
     def words(self) -> int:
@@ -74,6 +62,7 @@ class Drafting:
             ModelError: it has other tokens, was made for another model, or cannot read a paged cache.
         """
         ref = ModelRef(name=name)
+        self.caches.clear()
         weight, resolved = next(self.decoder.model.parameters()), _found(ref)
         if (resolved.folder / drafts.NAME).is_file():
             self.made(resolved.folder, "distilled", "speculation.model")
@@ -96,6 +85,7 @@ class Drafting:
         if count >= len(own):
             what = f"{count} layers are not fewer than the {len(own)} of the model"
             raise ModelError(what, fix=f"give 1 to {len(own) - 1}", key="speculation.layers")
+        self.caches.clear()
         made = twin(self.decoder.causal)
         for parent in list(made.modules()):
             for name, child in list(parent.named_children()):
@@ -111,6 +101,7 @@ class Drafting:
         """
         folder = drafts.folder_of(path, "speculation.path")
         self.made(folder, "head", "speculation.path", REFRESH)
+        self.caches.clear()
         decoder = self.decoder
         head = load_head(folder, decoder.causal.get_input_embeddings())
         run = HeadRun(head, decoder.device, next(decoder.model.parameters()).dtype)
@@ -119,8 +110,7 @@ class Drafting:
         with torch.no_grad():
             self.forward.hidden(one, one, Paged(BlockStore(1, 1), (Span(0, 0, 1, 0, (0,)),)), [""])
         taps.take()  # it can be
-        store = store_of(run, self.cache, lambda told: self.notice(f"drafter's {told}"), self.tokens)
-        return Head(run, store, taps.take, self.words, width)
+        return Head(run, self.caches.beside(run), taps.take, self.words, width)
 
     def retrieved(self, name: str, own: Lookup) -> Drafter:
         """A corpus, beside what a text itself has.
@@ -143,7 +133,7 @@ class Drafting:
         return said
 
     def _small(self, decoder: Decoder, width: int) -> Small:
-        store = store_of(decoder, self.cache, lambda told: self.notice(f"drafter's {told}"), self.tokens)
+        store = self.caches.beside(decoder)
         longest = steady_length(decoder.causal, store.blocks * store.size)
         return Small(decoder, store, min(self.words, decoder.words), longest, width)
 

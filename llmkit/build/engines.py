@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 from llmkit_kernels.build import lacks
 
 from llmkit.build.adapters_of import Beside, adapters, adapters_in, support
 from llmkit.build.adapters_of import decoder as decoder_of
-from llmkit.build.cache import store_of
+from llmkit.build.cache import Caches, measured
 from llmkit.build.drafting import Drafting
 from llmkit.build.placed import place
 from llmkit.core.errors import ModelError
@@ -56,8 +57,8 @@ def engine_of(
     if how.placement is not None:
         place(decoder, how.placement)
     own = adapters(loaded, decoder, beside) if model is None else Adapters()
-    store = store_of(decoder, how.cache, notice, most)
-    return _engine(decoder, decoder, store, store, loaded, how, own, notice)
+    store = measured(decoder, how.cache)
+    return _engine(decoder, decoder, store, Caches(store, how.cache, notice, most), loaded, how, own)
 
 
 def engine_over(loaded: Loaded, led: Led, how: OwnEngine, beside: Beside = Beside()) -> Engine:
@@ -68,29 +69,31 @@ def engine_over(loaded: Loaded, led: Led, how: OwnEngine, beside: Beside = Besid
     """
     resolved = loaded.resolved
     own = adapters_in(led, beside, resolved.folder if resolved.base is not None else None)
-    decoder, store = cast(Decoder, led.rank.forward), cast(BlockStore, led.rank.store)
-    return _engine(led, decoder, store, led, loaded, how, own)
+    decoder, store, cache = cast(Decoder, led.rank.forward), cast(BlockStore, led.rank.store), how.cache
+    if decoder.device.type == "cpu":  # which all ranks share
+        cache = replace(cache, size=sum(store.bytes.values()))
+    caches = Caches(store, cache, most=store.blocks * store.size, resize=led.resize)
+    return _engine(led, decoder, led, caches, loaded, how, own)
 
 
 def _engine(
     forward: Forward,
     decoder: Decoder,
-    store: BlockStore,
     moves: Led | BlockStore,
+    caches: Caches,
     loaded: Loaded,
     how: OwnEngine,
     own: Adapters,
-    notice: Callable[[str], None] = lambda _: None,
 ) -> Engine:
     """`decoder` is what of the model lies here; `moves` copies in all stores."""
-    tokenizer = loaded.tokenizer
+    tokenizer, store, asked = loaded.tokenizer, caches.store, how.speculation
+    drafting = Drafting(decoder, loaded, caches, forward)
+    drafts = None if asked is None else Speculator(_sources(asked, drafting), asked.fixed)
+    caches.settle()
     longest = steady_length(decoder.causal, store.blocks * store.size)
     facts = Facts(decoder.words, longest, tuple(ends(decoder.causal, tokenizer)))
     tokens = how.tokens or (Limits.tokens if forward.device.type == "cpu" else GPU_TOKENS)
     limits, blocks = Limits(tokens, how.sequences), Blocks(store.blocks, store.size)
-    asked = how.speculation
-    drafting = Drafting(decoder, loaded, how.cache, store.blocks * store.size, notice, forward)
-    drafts = None if asked is None else Speculator(_sources(asked, drafting), asked.fixed)
     lacks("draw")  # compiled now, if it has to be, and not in the midst of a step
     texts = Texts(tokenizer)
     return Engine(Runner(forward, store), blocks, limits, facts, texts, moves.copy, own, drafts, moves.move)

@@ -40,6 +40,10 @@ class Store(KeyValueStore, Protocol):
         """Copies keys and values from slots (block * size + place in it) to slots, all of them at once."""
         ...
 
+    def resize(self, blocks: int) -> None:
+        """As many blocks; what they held is gone."""
+        ...
+
 
 class Wire(Protocol):
     """Between the first rank and the others; all of them make the same calls."""
@@ -108,6 +112,7 @@ class Rank:
             "logits": self.logits,
             "copy": lambda said: self.store.copy(said["source"], said["target"]),
             "move": lambda said: self.store.move(said["sources"], said["targets"]),
+            "resize": lambda said: self.store.resize(said["blocks"]),
             "read": self.read,
             "put": lambda said: self.bank.put(said["key"], self.read_.pop(said["number"])),
             "leave": lambda said: self.read_.pop(said["number"]),
@@ -229,6 +234,10 @@ class Led:
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Moves keys and values in every rank's store."""
         self._all({"do": "move", "sources": list(sources), "targets": list(targets)})
+
+    def resize(self, blocks: int) -> None:
+        """As many blocks in every rank's store; what they held is gone."""
+        self._all({"do": "resize", "blocks": blocks})
 
     def read(self, folder: Path) -> Ticket:
         """An adapter of a folder that all ranks see.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmkit.build.cache import store_of
+from llmkit.build.cache import Caches, measured, store_of
 from llmkit.core.errors import ResourceError
 from llmkit.core.types import Paged, Span
 from llmkit.inference.cache import ON_CPU, Cache
@@ -59,3 +59,34 @@ def test_the_share_is_of_what_is_free() -> None:
     assert Cache().budget("cpu", 2 << 40) == ON_CPU
     assert Cache(memory=0.5).budget("cpu", 4 << 20) == 1 << 20
     assert Cache(size=5).budget("cuda", 1) == 5
+
+
+@pytest.mark.parametrize("size", [200_000, None])
+def test_a_model_and_what_drafts_for_it_share_one_budget(size: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both hold as many tokens, and together no more than was given."""
+    models = [tiny("Llama").eval(), tiny("GPT-2").eval()]
+    for model in models:
+        install(model, "auto")
+    monkeypatch.setattr("llmkit.build.cache.free", lambda device: 800_000)
+    cache, said = Cache(size=size, block=4), list[str]()
+    caches = Caches(measured(Decoder(models[0]), cache), cache, said.append)
+    own = caches.beside(Decoder(models[1]))
+    caches.settle()
+    assert own.blocks == caches.store.blocks
+    taken, budget = sum(sum(store.bytes.values()) for store in (own, caches.store)), size or 360_000
+    assert budget - taken // own.blocks <= taken <= budget
+    assert [line.split(":")[0] for line in said] == ["cache", "drafter's cache"]
+
+
+def test_a_cache_that_has_its_size_makes_room_before_a_drafter_is_loaded() -> None:
+    model = tiny("Llama").eval()
+    install(model, "auto")
+    decoder, cache = Decoder(model), Cache(size=200_000, block=4)
+    store = store_of(decoder, cache)
+    whole = store.blocks
+    caches = Caches(store, cache, most=4 * whole)
+    caches.settle()
+    assert store.blocks == whole, "nothing drafts beside it"
+    caches.clear()
+    assert store.blocks == 1
+    assert caches.beside(decoder).blocks == store.blocks == whole // 2

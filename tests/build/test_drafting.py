@@ -152,3 +152,16 @@ def test_a_flag_of_the_server_takes_the_place_of_its_recipe_s(tmp_path: Any) -> 
             node = _node("m", path, {"engine.speculation": speculation_of(said)} | ({} if path else {"out": "o"}))
             assert node.engine.speculation == OwnEngine(speculation=speculation_of(said)).speculation, said
     assert _node("m", str(recipe), {}).engine.speculation == Ngram(tokens=3)
+
+
+@pytest.mark.parametrize("kind", ["draft", "early_exit", "head"])
+def test_the_size_of_the_cache_is_given_once(kind: str, tiny: Any, tmp_path: Any) -> None:
+    """A drafter's cache is of the same budget as the model's."""
+    own = {"draft": {"model": str(tiny)}, "early_exit": {"layers": 1}}.get(kind) or {"path": headed(tiny, tmp_path)}
+    cache = {"size": 1 << 20, "block": 4}
+    given = {"kind": "engine", "cache": cache, "speculation": {"kind": kind, **own}}
+    with LLM(str(tiny), generator=given) as llm:
+        drafter: Any = llm.engine.speculator.sources[1].drafter
+        stores = [llm.engine.runner.store, drafter.store]
+        assert sum(sum(store.bytes.values()) for store in stores) <= 1 << 20
+        assert stores[0].blocks == stores[1].blocks == llm.engine.scheduler.blocks.count

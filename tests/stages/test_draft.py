@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from llmkit import LLM, Draft, Sampling, run
+from llmkit.build.cache import Caches, measured
 from llmkit.build.drafting import Drafting
 from llmkit.core.artifact import Artifact
 from llmkit.core.console import Console
@@ -95,7 +96,7 @@ def making(folder: Path) -> Drafting:
     ref = ModelRef(name=str(folder))
     resolved, kept = resolve(ref), make_model()
     loaded = Loaded(kept, read_tokenizer(resolved, ref), "", Support(True, True, True), resolved)
-    return Drafting(Decoder(kept), loaded, Cache(), 64, lambda _: None)
+    return Drafting(Decoder(kept), loaded, Caches(measured(Decoder(kept), Cache()), Cache(), most=64))
 
 
 def test_another_model_is_refused(tiny: Path, corpus: Path, tmp_path: Path) -> None:

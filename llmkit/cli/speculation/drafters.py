@@ -8,6 +8,7 @@ from collections.abc import Sequence as Seq
 
 import torch
 
+from llmkit.build.cache import Caches, measured
 from llmkit.build.drafting import Drafting
 from llmkit.cli.speculation.trial import Made, Schedule, Trial, Who
 from llmkit.cli.speculation.ways import KNOWN
@@ -90,7 +91,9 @@ def small(trial: Trial, forward: Decoder, blocks: int) -> Small:
 
 def shortened(trial: Trial, blocks: int) -> Drafter:
     """The first half of the model's layers."""
-    made = Drafting(trial.decoder, trial.tokenizer, Cache(block=trial.size), blocks * trial.size, lambda _: None)
+    cache = Cache(block=trial.size)
+    caches = Caches(measured(trial.decoder, cache), cache, most=blocks * trial.size)
+    made = Drafting(trial.decoder, trial.tokenizer, caches)
     return made.shortened(max(1, trial.decoder.causal.config.get_text_config().num_hidden_layers // 2))
 
 
