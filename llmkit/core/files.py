@@ -122,6 +122,21 @@ def publish(aside: Path, folder: Path, disk: Disk = DISK) -> None:
         disk.remove(old)
 
 
+@contextmanager
+def published(folder: Path, disk: Disk = DISK) -> Iterator[Path]:
+    """A folder to write into, which takes the name of `folder`, over an older one, when all is written: or never."""
+    aside = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    if aside.exists():  # of a process of this number that was killed
+        disk.remove(aside)
+    disk.make(aside)
+    try:
+        yield aside
+        publish(aside, folder, disk)
+    except BaseException:
+        _forget(aside)
+        raise
+
+
 def refused(cause: OSError, doing: str, path: Path, needed: int = 0) -> ResourceError:
     """The one line for a disk that refuses."""
     full = cause.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from llmkit.core.errors import ModelError
-from llmkit.core.files import DISK, publish
+from llmkit.core.files import DISK, published
 from llmkit.models import drafts, safe
 from llmkit.models.draft_head import DraftHead, HeadShape
 from llmkit.models.drafts import Target
@@ -22,13 +20,10 @@ KEY = "speculation.path"
 
 def save_head(head: DraftHead, folder: Path, target: Target) -> None:
     """Writes a head for the model that `target` identifies, whole or not at all."""
-    aside = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
-    DISK.write(aside / "model.safetensors", [save(tensors, {"format": "pt"})])
-    drafts.write(aside, "head", asdict(head.shape), target)
-    publish(aside, folder)
+    with published(folder) as aside:
+        DISK.write(aside / "model.safetensors", [save(tensors, {"format": "pt"})])
+        drafts.write(aside, "head", asdict(head.shape), target)
 
 
 def load_head(folder: Path, embedding: Any, key: str = KEY) -> DraftHead:

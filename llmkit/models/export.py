@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import torch
 
 from llmkit.core.errors import ModelError
-from llmkit.core.files import publish
+from llmkit.core.files import published
 from llmkit.models.load import quiet
 from llmkit.models.node import NoQuant, Quant
 from llmkit.models.resolve import HUB, Resolved
@@ -29,35 +27,49 @@ def export(
     rope: RopeScaling | None = None,
     labels: Sequence[str] = (),
 ) -> None:
-    """Writes an adapter (peft's format) or full weights, with tokenizer and template, whole or not at all; `quant` and
+    """Writes what `write` does, whole or not at all.
+
+    Raises:
+        ModelError: a template's name would leave the folder.
+    """
+    with published(folder) as aside:
+        write(model, tokenizer, aside, resolved, quant, rope, labels)
+
+
+def write(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    resolved: Resolved,
+    quant: Quant = NoQuant(),
+    rope: RopeScaling | None = None,
+    labels: Sequence[str] = (),
+) -> None:
+    """Writes an adapter (peft's format) or full weights, with tokenizer and template, into a folder; `quant` and
     `rope` are how an adapter's base was held and scaled; full weights say that in `config.json`.
     `labels` are what a classifier tells apart.
 
     Raises:
         ModelError: a template's name would leave the folder.
     """
-    aside = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     base = resolved.base or resolved
     check_template_names(tokenizer)
     with quiet(), torch.no_grad():
         if hasattr(model, "peft_config"):
             for settings in model.peft_config.values():
                 settings.base_model_name_or_path, settings.revision = _for_peft(base)
-            model.save_pretrained(aside)
+            model.save_pretrained(folder)
             facts = {"format": 1, "base": base.facts(), "quant": asdict(quant)}
             facts |= {"labels": list(labels)} if labels else {}
             facts |= {"rope": asdict(rope)} if rope is not None else {}
-            (aside / "llmkit.json").write_text(json.dumps(facts, indent=1) + "\n")
+            (folder / "llmkit.json").write_text(json.dumps(facts, indent=1) + "\n")
         else:
             model.config._name_or_path = ""
-            model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-    for leftover in aside.glob("README.md"):
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    for leftover in folder.glob("README.md"):
         leftover.unlink()  # peft's empty model card
-    _plain_attention(aside)
-    publish(aside, folder)
+    _plain_attention(folder)
 
 
 def _for_peft(base: Resolved) -> tuple[str, str | None]:

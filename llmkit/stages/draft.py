@@ -116,7 +116,7 @@ class Draft(Training):
         """What drafts, beside the model that it drafts for."""
         return self.drafter.around(self, built, train, folder)
 
-    def leave(self, built: Built, folder: Path, write: Callable[[], None]) -> None:
+    def leave(self, built: Built, folder: Path, write: Callable[[Path], None]) -> None:
         """What drafts, with its `draft.json`."""
         self.drafter.leave(self, built, folder, write)
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +12,7 @@ import torch
 
 from llmkit.checkpoint.identity import packages
 from llmkit.core.artifact import Artifact, publish
-from llmkit.core.files import publish as rename
+from llmkit.core.files import published
 from llmkit.core.run import Run
 from llmkit.core.types import Report
 from llmkit.data.node import Readable
@@ -59,7 +55,7 @@ def make(stage: Draft, node: NgramCorpus, run: Run) -> Artifact:
         reports = _measured(corpus, valid, stage.seed) if valid is not None else []
     size = corpus.count * (corpus.width + 4)
     settings = asdict(node) | {"words": words, "tokens": corpus.count, "bytes": size}
-    with _aside(run.folder / "model") as folder:
+    with published(run.folder / "model") as folder:
         save(folder, *made)
         drafts.write(folder, node.kind, settings, drafts.identity(resolved, tokenizer))
     run.console.notice(f"{corpus.count:,} tokens of {len(texts)} texts, {size / 2**20:.1f} MiB")
@@ -90,16 +86,6 @@ def _texts(stage: Draft, run: Run, tokenizer: Any, key: str, sources: Sequence[R
     made = stage.answered(stage.examples(sources, tokenizer, key, aside), run, key)
     aside.tell(run.console)
     return made
-
-
-@contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """Takes the name of `folder` when all is written, or never."""
-    made = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir()
-    yield made
-    rename(made, folder)
 
 
 def _measured(corpus: Corpus, valid: Prepared, seed: int) -> list[Report]:

@@ -80,7 +80,7 @@ class Distilled(Maker):
 
         return around(self, built, stage.seed)
 
-    def leave(self, stage: Draft, built: Built, folder: Path, write: Callable[[], None]) -> None:
+    def leave(self, stage: Draft, built: Built, folder: Path, write: Callable[[Path], None]) -> None:
         """The small model, with its `draft.json`."""
         from llmkit.stages.draft_students import leave
 

@@ -67,7 +67,7 @@ class HeadDrafter(Maker):
 
         return around(self, built, train, folder, stage)
 
-    def leave(self, stage: Draft, built: Built, folder: Path, write: Callable[[], None]) -> None:
+    def leave(self, stage: Draft, built: Built, folder: Path, write: Callable[[Path], None]) -> None:
         """The head, with its `draft.json`."""
         from llmkit.stages.draft_heads import leave
 

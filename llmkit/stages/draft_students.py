@@ -12,6 +12,7 @@ from llmkit.build.opening import load
 from llmkit.build.student import student_of
 from llmkit.build.training import Built, headed
 from llmkit.core.errors import ModelError
+from llmkit.core.files import published
 from llmkit.models import drafts
 from llmkit.models.draft_student import Student
 from llmkit.models.heads import Scored
@@ -37,11 +38,13 @@ def around(node: Distilled, built: Built, seed: int) -> Built:
     return replace(built, model=model, scored=scored, trained=dict(model.named_parameters()))
 
 
-def leave(node: Distilled, built: Built, folder: Path, write: Callable[[], None]) -> None:
+def leave(node: Distilled, built: Built, folder: Path, write: Callable[[Path], None]) -> None:
     """A Hugging Face folder that knows whom it drafts for."""
-    write()
     loaded: Loaded = built.loaded
-    drafts.write(folder, node.kind, asdict(node), drafts.identity(loaded.resolved, loaded.tokenizer))
+    target = drafts.identity(loaded.resolved, loaded.tokenizer)
+    with published(folder) as aside:
+        write(aside)
+        drafts.write(aside, node.kind, asdict(node), target)
 
 
 def _older(start: ModelRef, built: Built) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmkit.core.config import Conflict, config
+from llmkit.core.files import published
 from llmkit.core.shape import Cost, Shape
 from llmkit.losses.node import CrossEntropy
 from llmkit.train.answers import Answers, Given, Own
@@ -79,9 +80,10 @@ class Maker:
         """What is trained in the place of the model."""
         return built
 
-    def leave(self, stage: Draft, built: Built, folder: Path, write: Callable[[], None]) -> None:
-        """Leaves it in `folder`, with its `draft.json`."""
-        write()
+    def leave(self, stage: Draft, built: Built, folder: Path, write: Callable[[Path], None]) -> None:
+        """Leaves it as `folder`, with its `draft.json`; `write` writes the model into a folder."""
+        with published(folder) as aside:
+            write(aside)
 
     def measure(self, stage: Draft, subject: Subject, valid: Prepared, ids: Sequence[int]) -> dict[str, float]:
         """The figures (`valid.*`) of these rows."""

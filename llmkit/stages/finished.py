@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from llmkit_kernels import memory
 from llmkit_kernels.table import rows
@@ -17,7 +19,7 @@ from llmkit.core import records
 from llmkit.core.artifact import Artifact, publish
 from llmkit.core.memory import out_of_memory_named
 from llmkit.data.prepare import template_digest
-from llmkit.models.export import export
+from llmkit.models.export import write
 from llmkit.parallel.steps import Steps
 from llmkit.plan.account import RECOMPUTE
 from llmkit.stages.job import Job
@@ -45,6 +47,12 @@ def _exact(job: Job, built: Built) -> dict[str, str]:
     return {"exact": exactness(built.model, generator(job, built), job.types.mixed)}
 
 
+def _write(job: Job, built: Built, labels: Sequence[str], folder: Path) -> None:
+    """The files of the model, into a folder."""
+    node, tokenizer = job.node, built.loaded.tokenizer
+    write(built.model, tokenizer, folder, job.resolved, node.quant, node.model.rope, labels)
+
+
 def finish(job: Job, built: Built, steps: Steps, progress: Progress) -> Artifact:
     """The result: the best checkpoint where one was asked for, else the last."""
     run, node = job.run, job.node
@@ -62,9 +70,8 @@ def finish(job: Job, built: Built, steps: Steps, progress: Progress) -> Artifact
         return Artifact(run.folder)
     node.adapter.finish(built.model)
     memory.trim()  # what steps took is free by now, and the writing of weights copies them
-    model, tokenizer, folder, rope = built.model, built.loaded.tokenizer, run.folder / "model", node.model.rope
-    node.leave(built, folder, partial(export, model, tokenizer, folder, job.resolved, node.quant, rope, labels))
-    if rope is not None and hasattr(built.model, "peft_config"):
+    node.leave(built, run.folder / "model", partial(_write, job, built, labels))
+    if node.model.rope is not None and hasattr(built.model, "peft_config"):
         run.console.notice("the base of the adapter is scaled, which peft alone does not know: merge it for use there")
     write_report(run.folder)
     made = publish(

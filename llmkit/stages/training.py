@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.adapters.node import Adapter, Lora
 from llmkit.core.config import Conflict, config, setting
+from llmkit.core.files import published
 from llmkit.data.node import Data, FirstFit, Readable
 from llmkit.losses.node import CrossEntropy
 from llmkit.models.node import Head, ModelRef, NoQuant, Quant
@@ -241,9 +242,10 @@ class Training:
         """What steps draw from once there is a model that writes."""
         return feed
 
-    def leave(self, built: Built, folder: Path, write: Callable[[], None]) -> None:
-        """Leaves the result in `folder`: the model with its adapter, which `write` writes."""
-        write()
+    def leave(self, built: Built, folder: Path, write: Callable[[Path], None]) -> None:
+        """Leaves the result as `folder`: the model with its adapter, which `write` writes into a folder."""
+        with published(folder) as aside:
+            write(aside)
 
     def order(self, train: Prepared) -> Ordered:
         """Which rows each step sees."""

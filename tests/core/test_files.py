@@ -13,7 +13,7 @@ from llmkit.core.artifact import publish
 from llmkit.core.cache import cache
 from llmkit.core.console import Console
 from llmkit.core.errors import ModelError, Problem, RecipeError, ResourceError, Stopped
-from llmkit.core.files import Disk, write_atomic
+from llmkit.core.files import Disk, published, write_atomic
 from llmkit.core.folder import claim, differences, read_status
 from llmkit.core.memory import available, out_of_memory_named, peak
 from llmkit.core.metrics import Lines
@@ -52,6 +52,24 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(ResourceError, match="free some space"):
         write_atomic(path, b"new", Full())
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["x.json"]
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "model"
+    for said in ("old", "new"):
+        with published(folder) as aside:
+            (aside / "x").write_text(said)
+            assert not folder.exists() or (folder / "x").read_text() == "old"
+        assert (folder / "x").read_text() == said and os.listdir(tmp_path) == ["model"]
+    with pytest.raises(KeyboardInterrupt), published(folder) as aside:
+        (aside / "x").write_text("half")
+        raise KeyboardInterrupt
+    assert (folder / "x").read_text() == "new" and os.listdir(tmp_path) == ["model"]
+    left = tmp_path / f".tmp-model-{os.getpid()}"
+    left.mkdir()
+    (left / "y").write_text("of a process that was killed")
+    with published(folder) as aside:
+        assert aside == left and not os.listdir(aside)
 
 
 def test_claims_are_exclusive_and_a_dead_ones_folder_is_taken_over(tmp_path, capfd):

@@ -146,7 +146,7 @@ def test_t2_too_little_memory_is_said_before_the_model_loads(tiny, world, half):
     assert outcome(half) == outcome(world[1])
 
 
-@pytest.mark.parametrize(("name", "call", "step"), [("_step_data", 2, 4), ("losses", 1, 6), ("export", 1, 6)])
+@pytest.mark.parametrize(("name", "call", "step"), [("_step_data", 2, 4), ("losses", 1, 6), ("write", 1, 6)])
 def test_t2_memory_that_gives_out_in_a_run_is_one_line_and_the_run_goes_on_exactly(name, call, step, tiny, world, half):
     node = sft(tiny, world[0], half)
 

@@ -45,7 +45,7 @@ PHASES = {
     "rotation": (state, "prune", 2, 75, None),
     "the last evaluation": (evals, "losses", 3, 75, 6),
     "the last save": (draft, "publish", 3, 0, 6),
-    "export": (finished, "export", 1, 0, 6),
+    "export": (finished, "write", 1, 0, 6),
     "manifest": (finished, "publish", 1, 0, 6),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,9 @@ from llmkit import LLM, Draft, Sampling, run
 from llmkit.core.artifact import Artifact
 from llmkit.core.console import Console
 from llmkit.core.errors import DataError, ModelError, RecipeError
+from llmkit.models import drafts
+from llmkit.stages.draft_distilled import Distilled
+from llmkit.stages.draft_students import leave
 from tests.conftest import make_model, make_tokenizer
 from tests.stages.test_sft import metrics
 
@@ -88,6 +92,15 @@ def test_it_comes_near_and_leaves_a_folder_as_any(made: Artifact, teacher: Path)
     assert model.config.num_hidden_layers == 2
     assert len(AutoTokenizer.from_pretrained(made.model()).get_vocab()) == len(make_tokenizer().get_vocab())
     assert "kept_1" in (made.folder / "report.html").read_text()
+
+
+def test_its_folder_is_seen_when_all_of_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, write = list[bool](), drafts.write
+    monkeypatch.setattr(drafts, "identity", lambda *_: drafts.Target("", "", "", ""))
+    monkeypatch.setattr(drafts, "write", lambda *given: (seen.append((tmp_path / "model").exists()), write(*given)))
+    built: Any = SimpleNamespace(loaded=SimpleNamespace(resolved=None, tokenizer=None))
+    leave(Distilled(), built, tmp_path / "model", lambda folder: make_tokenizer().save_pretrained(folder))
+    assert seen == [False] and {"draft.json", "tokenizer.json"} <= {one.name for one in (tmp_path / "model").iterdir()}
 
 
 def test_what_it_drafts_is_kept_as_often_as_was_measured(made: Artifact, teacher: Path, asked: Path) -> None:
