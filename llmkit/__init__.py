@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llmkit.stages.draft import Draft as Draft
     from llmkit.stages.evaluate import Evaluate as Evaluate
     from llmkit.stages.merge import Merge as Merge
+    from llmkit.stages.preference import Preference as Preference
     from llmkit.stages.pretrain import Pretrain as Pretrain
     from llmkit.stages.sft import Sft as Sft
 
@@ -29,6 +30,7 @@ __all__ = [
     "Draft",
     "Evaluate",
     "Merge",
+    "Preference",
     "Pretrain",
     "Sampling",
     "Sft",
@@ -45,6 +47,7 @@ _WHERE = {
     "Draft": "llmkit.stages.draft",
     "Evaluate": "llmkit.stages.evaluate",
     "Merge": "llmkit.stages.merge",
+    "Preference": "llmkit.stages.preference",
     "Pretrain": "llmkit.stages.pretrain",
     "Sampling": "llmkit.inference.sampling",
     "Sft": "llmkit.stages.sft",

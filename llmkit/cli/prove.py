@@ -88,7 +88,7 @@ def recipe(path: str, overrides: Sequence[str], ranks: int, steps: int, as_json:
 def ways(node: Training, ranks: int) -> list[Way]:
     """The ways that are compared, of those that go with `parallel`: the largest micro-batch on one process first, then
     smaller ones and more ranks."""
-    most = max(1, min(4, node.batch.rows if node.batch.tokens is None else 4))
+    most = max(1, min(4, node.batch.examples if node.batch.tokens is None else 4))
     sizes = sorted({most, max(1, most // 2), 1}, reverse=True)
     worlds = [n for n in (2, 4, 8) if n <= ranks]
     made = [Way(1, size) for size in sizes] + [Way(n, size) for n in worlds for size in {sizes[0], 1}]

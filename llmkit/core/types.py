@@ -232,6 +232,15 @@ class Entropic(NamedTuple):
     """Of the whole law, in nats."""
 
 
+class Compared(NamedTuple):
+    """What a policy and its reference say of the same N positions."""
+
+    policy: Tensor | Scores | Entropic
+    """As the head gives it."""
+    reference: Tensor
+    """(N,): log-probabilities, without gradient."""
+
+
 class Drafted(NamedTuple):
     """What K drafts in turn, after each of N rows, are like; step k drafts the token k + 2 places behind its row."""
 

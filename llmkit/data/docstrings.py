@@ -30,13 +30,17 @@ SHORTEST, LONGEST = 80, 1200
 """Characters of a function's source."""
 
 
-def read(split: str, after: At = (), labels: bool = False) -> Iterator[Raw]:
-    """The rows of one split behind `after`; modules are dealt to splits whole, by the hash of their name."""
-    return islice(_read(split, labels), after[0] if after else 0, None)
+def read(split: str, after: At = (), kind: str = "") -> Iterator[Raw]:
+    """The rows of one split behind `after`: answers, or rows of another `kind`, labels or pairs.
+
+    Modules are dealt to splits whole, by the hash of their name.
+    """
+    return islice(_read(split, kind), after[0] if after else 0, None)
 
 
-def _read(split: str, labels: bool) -> Iterator[Raw]:
+def _read(split: str, kind: str) -> Iterator[Raw]:
     seen: set[str] = set()
+    other = ""
     for module, path in _modules():
         held_out = hashlib.sha256(module.encode()).digest()[0] < 26  # about a tenth
         if held_out != (split == "valid"):
@@ -47,7 +51,10 @@ def _read(split: str, labels: bool) -> Iterator[Raw]:
                 question = {"role": "user", "content": QUESTION.format(source=source)}
                 answer = {"role": "assistant", "content": sentence}
                 values = {"prompt": [question], "completion": [answer], "cluster": module}
-                if labels:
+                if kind == "pairs":
+                    other, rejected = sentence, {"role": "assistant", "content": other or "It does nothing at all."}
+                    values = {"prompt": [question], "chosen": [answer], "rejected": [rejected], "cluster": module}
+                if kind == "labels":
                     label = "value" if gives_value(source) else "nothing"
                     values = {"text": sentence, "label": label, "cluster": module}
                 yield Raw(values, f"python:{module}", line, at=(len(seen),))

@@ -139,4 +139,7 @@ def _whole(values: Array, device: str) -> Tensor:
 
 
 def _held(values: Array, device: str) -> Tensor:
+    """Figures; whole numbers stay those, to the last."""
+    if values.dtype.kind == "i":
+        return _whole(values, device)
     return torch.from_numpy(values.astype(np.float32)).to(device)

@@ -259,12 +259,19 @@ class Docstrings:
     """Its share of the mix, as a file's."""
     labels: bool = False
     """Rows for `kind: classify` instead: the sentence, and whether the function gives a `value` or `nothing`."""
+    pairs: bool = False
+    """Rows for `kind: preference` instead: the sentence is chosen, and that of the function before it rejected."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """Rows of two kinds at once."""
+        if self.labels and self.pairs:
+            yield Conflict("pairs", "both say what rows are", "keep one of the two", "labels")
 
     def rows(self, after: At = ()) -> Iterator[Raw | BadRow]:
         """Each pair of the split; all that is before `after` is made again."""
         from llmkit.data.docstrings import read
 
-        return read(self.split, after, self.labels)
+        return read(self.split, after, "labels" if self.labels else "pairs" if self.pairs else "")
 
     def files(self) -> dict[str, str]:
         """Nothing: the running Python is named in the manifest."""

@@ -28,10 +28,12 @@ from llmkit.core.run import Run
 from llmkit.core.types import Batch
 from llmkit.data.batches import micro_batches
 from llmkit.data.feed import Feed, Known
+from llmkit.data.groups import Groups
 from llmkit.data.node import FirstFit, NoPacking, Packing
 from llmkit.data.prepare import Prepared
 from llmkit.models.load import DTYPES
 from llmkit.models.positions import check_length
+from llmkit.models.probe import Support
 from llmkit.models.tokenizer import read_tokenizer
 from llmkit.parallel.alike import compare
 from llmkit.parallel.degrees import Deal
@@ -102,8 +104,8 @@ def _settle(built: Built, size: int) -> None:
 
 def _largest(job: Job) -> int:
     """Bytes that come and go with the largest micro-batch."""
-    lengths = np.sort(np.diff(job.train.starts))[-job.node.batch.rows :]
-    most = job.choice.rows * job.node.data.max_length
+    lengths = np.sort(np.diff(job.train.starts))[-job.node.batch.examples :]
+    most = job.choice.rows * job.node.row_tokens
     if not len(lengths) or job.node.batch.tokens:  # of a stream, no length is known
         lengths = np.array([most])
     account = job.choice.account
@@ -191,12 +193,14 @@ def _built(job: Job) -> tuple[Built, Steps]:
         raise DataError(made.loaded.support.reason, fix="set documents=joined", key="documents")
     if cut:
         say(made.loaded.deferred.say)
-    made = node.around(made, job.train, job.run.scratch)
+    made = node.around(made, job.train, job.run)
+    if isinstance(job.train, Groups):
+        say("prompts are computed once" if made.loaded.support.tree else "each completion has a prompt of its own")
     job.run.console.notice(
         f"{made.loaded.attention} attention, {sum(p.numel() for p in made.trained.values()):,} trained"
     )
     with torch.autocast(job.run.device, DTYPES[job.types.short], enabled=job.types.mixed):
-        node.adapter.prepare(made.model, _first(job, made.loaded.support.packed), made.scored.hidden)
+        node.adapter.prepare(made.model, _first(job, made.loaded.support), made.scored.hidden)
     if node.neftune:  # after `prepare`, which sees the data as it is
         made.scored.disturb(node.neftune)
     if job.types.compute == "fp8":
@@ -214,9 +218,9 @@ def _built(job: Job) -> tuple[Built, Steps]:
     return replace(made, trained=steps.params), steps
 
 
-def _first(job: Job, contexts: bool) -> Iterator[Batch]:
+def _first(job: Job, support: Support) -> Iterator[Batch]:
     """The training data from its beginning, whatever step the run goes on from: on every rank all of it."""
-    return (batch for index in range(job.steps) for batch in _step_data(job, contexts, index, ALL).batches)
+    return (batch for index in range(job.steps) for batch in _step_data(job, support, index, ALL).batches)
 
 
 def _fit(job: Job, built: Built, steps: Steps, start: Progress, attempts: Attempts | None) -> Progress:
@@ -240,7 +244,7 @@ def _fit(job: Job, built: Built, steps: Steps, start: Progress, attempts: Attemp
     run.console.start("training", job.steps, start.step)
     with _loggers(job, start.step) as log, run.stop.together(run.peers), _saver(job) as saver:
         hooks = Hooks(
-            data=partial(_entered, job, built.loaded.support.packed, attempts),
+            data=partial(_entered, job, built.loaded.support, attempts),
             log=partial(_log, job, metrics, log, pulse),
             evaluate=partial(measured, job, built, steps) if job.valid is not None else None,
             save=partial(_save, job, built, steps, metrics, saver),
@@ -269,8 +273,8 @@ def _forget(attempts: Attempts | None) -> None:
         attempts.end()
 
 
-def _entered(job: Job, contexts: bool, attempts: Attempts | None, index: int) -> StepData:
-    data = _step_data(job, contexts, index)
+def _entered(job: Job, support: Support, attempts: Attempts | None, index: int) -> StepData:
+    data = _step_data(job, support, index)
     if attempts is not None:
         attempts.enter(index + 1, data)
     return data
@@ -298,14 +302,15 @@ def _log(job: Job, metrics: Lines, more: Any, pulse: Pulse, line: dict[str, Any]
         pulse.stepped(line["step"], line["seconds"])
 
 
-def _step_data(job: Job, contexts: bool, index: int, dealt: Deal | None = None) -> StepData:
+def _step_data(job: Job, support: Support, index: int, dealt: Deal | None = None) -> StepData:
     """What one step sees of its data: this rank's shares, or those that are dealt."""
     node, drawn = job.node, job.feed.step(index)
     data, rows = drawn.data, drawn.rows
-    packing: Packing = node.data.packing if contexts else NoPacking()
+    packing: Packing = node.data.packing if support.packed else NoPacking()
     dealt = dealt or node.parallel.deal(job.run.ranks, node.deterministic)
-    make = partial(micro_batches, data, rows, packing, node.data.max_length, job.choice.rows, contexts, job.run.device)
-    shares = [make(share, dealt.count) for share in dealt.shares]
+    contexts, size = support.packed, node.row_tokens
+    make = partial(micro_batches, data, rows, packing, size, job.choice.rows, contexts, job.run.device)
+    shares = [make(share, dealt.count, support.tree) for share in dealt.shares]
     numbers = [
         share + turn * dealt.count
         for share, made in zip(dealt.shares, shares, strict=True)

@@ -112,9 +112,9 @@ class Draft(Training):
         """What is made small."""
         return self.drafter.objective(self, train)
 
-    def around(self, built: Built, train: Prepared, folder: Path) -> Built:
+    def around(self, built: Built, train: Prepared, run: Run) -> Built:
         """What drafts, beside the model that it drafts for."""
-        return self.drafter.around(self, built, train, folder)
+        return self.drafter.around(self, built, train, run.scratch)
 
     def leave(self, built: Built, folder: Path, write: Callable[[Path], None]) -> None:
         """What drafts, with its `draft.json`."""

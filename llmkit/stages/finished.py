@@ -31,7 +31,7 @@ from llmkit.train.fit import Progress
 
 def _conclude(job: Job, built: Built, steps: Steps) -> None:
     """What the result says of the validation rows, where the stage has a table of it."""
-    if job.valid is None or job.node.head(job.train) is None:
+    if job.valid is None:
         return
     with job.run.stop.at_once("after training"), out_of_memory_named(job.run.device, KNOB):
         rows, reports = job.node.final(subject(job, built, steps), job.valid)
@@ -100,7 +100,7 @@ def finish(job: Job, built: Built, steps: Steps, progress: Progress) -> Artifact
             "precision": job.types.name,
             "micro_batch": job.choice.rows,
             "recompute": RECOMPUTE[job.choice.recompute],
-            "samples": len(job.train) or progress.step * node.batch.rows,
+            "samples": len(job.train) or progress.step * node.batch.examples,
             "step": progress.step,
             "best_step": progress.best_step,
             "labels": list(labels),

@@ -126,8 +126,8 @@ def _in_backward(node: Training) -> Iterator[Conflict]:
     if node.batch.tokens is not None:
         what = "a step is one micro-batch, and how many rows hold its tokens is not known before"
         yield Conflict("batch.tokens", what, "use batch.rows", lever)
-    elif isinstance(node.micro_batch, int) and node.micro_batch < node.batch.rows:
-        what = f"{node.batch.rows} rows a step in micro-batches of {node.micro_batch} add up their gradients"
+    elif isinstance(node.micro_batch, int) and node.micro_batch < node.batch.examples:
+        what = f"{node.batch.examples} rows a step in micro-batches of {node.micro_batch} add up their gradients"
         yield Conflict("micro_batch", what, "set micro_batch=batch.rows, or auto", lever)
 
 

@@ -121,7 +121,7 @@ def planned(node: Training, where: str, ranks: int, free: int = 0, shape: Shape 
     choice = chosen(node, shape, kind, free, ranks)
     made = next(each for each in strategies(node, ranks) if each.parallel.resolve(ranks).kind == choice.strategy)
     degrees = made.parallel.degrees(ranks)
-    turns = ceil(node.batch.rows / degrees.data / choice.rows)
+    turns = ceil(node.batch.examples / degrees.data / choice.rows)
     largest = _largest(made, shape, kind, free, ranks, choice)
     spent = None if device is None else _times(made, shape, device, ranks, choice, turns)
     return Planned(where, ranks, degrees, free, choice, turns, largest, spent)
@@ -130,7 +130,7 @@ def planned(node: Training, where: str, ranks: int, free: int = 0, shape: Shape 
 def _largest(node: Training, shape: Shape, kind: str, free: int, ranks: int, choice: Choice) -> int:
     cut = shares(node.parallel.resolve(ranks), node.parallel.degrees(ranks))
     held = replace(held_by(node, shape, kind), recompute=choice.recompute, turns=max(2, cut.pipeline))
-    length = node.data.max_length + virtual_tokens(node.adapter)
+    length = node.row_tokens + virtual_tokens(node.adapter)
 
     def fits(rows: int) -> bool:
         return account(shape, held, rows * length, cut).peak <= HEADROOM * free

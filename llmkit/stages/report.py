@@ -26,6 +26,8 @@ svg{width:100%;height:auto;background:#f6f8fa;border-radius:6px}.k{color:#59636e
 @media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}svg{background:#161b22}
 td,th{border-color:#30363d}.k{color:#9198a1}}
 """
+PAIR, SHOWN_PAIRS = "preference", 5
+"""The kind of a pair's row in tables, and how many are shown of the lowest margins and of the highest."""
 MOST_CLASSES = 24
 """Classes of a confusion matrix that are shown."""
 
@@ -43,6 +45,7 @@ def write_report(folder: Path) -> Path:
         _samples(samples),
         _confusions(folder / "predictions.jsonl"),
         _predictions(folder / "predictions.jsonl"),
+        _pairs(folder / "predictions.jsonl"),
         _lint(folder / "lint.json"),
         _settings(folder / "resolved.yaml"),
     ]
@@ -101,6 +104,9 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
         ("loss", loss),
         *((name, {name: _points(trained, name)}) for name in ("grad_norm", "lr", "tokens_per_second")),
     ]
+    for place, name in enumerate(("reward_margin", "accuracy")):
+        if pairs := _points(trained, name):
+            charts.insert(1 + place, (name, {"training": pairs, "validation": _points(seen, f"valid.{name}")}))
     if right := {name: _points(seen, name) for name in (seen or [{}])[0] if name.startswith("valid.right_")}:
         charts.insert(1, ("drafts that are right", right))
         charts.insert(2, ("tokens a step", {"validation": _points(seen, "valid.tokens_per_step")}))
@@ -149,8 +155,21 @@ def _predictions(path: Path) -> str:
         return ""
     with path.open(encoding="utf-8") as file:
         said = [json.loads(line) for line, _ in zip(file, range(4000), strict=False)]
-    rows = [(row["text"], row["label"], row["prediction"]) for row in said if row["prediction"]][:10]
+    said = [row for row in said if row["prediction"] and row["slices"].get("kind") != PAIR]
+    rows = [(row["text"], row["label"], row["prediction"]) for row in said[:10]]
     return table("Answers", ("prompt", "expected", "answer"), rows, pre=True) if rows else ""
+
+
+def _pairs(path: Path) -> str:
+    """The pairs that a policy is most wrong about, and most right."""
+    if not path.is_file():
+        return ""
+    with path.open(encoding="utf-8") as file:
+        said = [row for row in map(json.loads, file) if row["slices"].get("kind") == PAIR]
+    said = sorted(said, key=lambda row: float(row["scores"]["reward_margin"]))
+    shown = said if len(said) <= 2 * SHOWN_PAIRS else said[:SHOWN_PAIRS] + said[-SHOWN_PAIRS:]
+    rows = [(row["text"], row["label"], row["prediction"], number(row["scores"]["reward_margin"])) for row in shown]
+    return table("Pairs, by margin", ("prompt", "chosen", "preferred", "margin"), rows, pre=True) if rows else ""
 
 
 def _lint(path: Path) -> str:

@@ -104,17 +104,17 @@ def strategies(node: Training, world: int) -> list[Training]:
 
 def _chosen(node: Training, shape: Shape, device: str, free: int, world: int) -> Choice:
     degrees, rows = node.parallel.degrees(world), node.micro_batch if isinstance(node.micro_batch, int) else None
-    share = -(-node.batch.rows // degrees.data)
-    if node.memory.optimizer_in_backward:
+    share = -(-node.batch.examples // degrees.data)
+    if node.memory.optimizer_in_backward or node.whole_step:
         rows = rows or share  # a step is one micro-batch
     wanted = {"auto": None, "none": 0, "selective": 2, "full": 1}[node.memory.recompute]
     if node.adapter.limits.recompute:
         wanted = 0
     cut = shares(node.parallel.resolve(world), degrees)
     held = held_by(node, shape, device)
-    length = node.data.max_length + virtual_tokens(node.adapter)
+    length = node.row_tokens + virtual_tokens(node.adapter)
     if node.parallel.shards(world, node.deterministic):  # the same sizes for any number of ranks
-        share = max(1, node.batch.rows // node.parallel.virtual)
+        share = max(1, node.batch.examples // node.parallel.virtual)
     most = share if node.batch.tokens is None else None
     made = choose(shape, held, length, free, device, rows, wanted, most, cut)
     return replace(made, strategy=node.parallel.resolve(world).kind)
@@ -127,6 +127,7 @@ def held_by(node: Training, shape: Shape, device: str) -> Held:
     plain = short if kinds.params == "bf16" or (kinds.mixed and frozen and device == "cuda") else 4.0
     trained = 4.0 if frozen or not node.writes else plain  # what torch's optimizers hold is of the type of the weights
     early = node.memory.optimizer_in_backward
+    cost = replace(cost, more=cost.more + int(node.models_beside * shape.params * plain / 4))
     largest = max(map(prod, shape.tensors.values()), default=0)
     return Held(
         weight_bytes=node.quant.weight_bytes or plain,

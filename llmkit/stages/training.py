@@ -47,6 +47,8 @@ class Training:
         "valid.bits_per_byte": False,
     }
     """What evaluations measure, for `checkpoint.best`."""
+    counted: ClassVar[Literal["rows", "pairs"]] = "rows"
+    """What `batch` counts."""
     writes: ClassVar[bool] = True
     """Whether what is trained answers prompts, of which evaluations show some."""
     kind: str = ""
@@ -159,7 +161,12 @@ class Training:
         return self.data.mixed and any(isinstance(source.weight, tuple) for source in self.data.train)
 
     def _odd_batch(self) -> Iterator[Conflict]:
-        """Steps of tokens, where rows are counted."""
+        """Steps of tokens, where rows are counted; rows where pairs are."""
+        other = "pairs" if self.counted == "rows" else "rows"
+        if getattr(self.batch, other) != getattr(Batching(), other):
+            yield Conflict(
+                f"batch.{other}", f"kind {self.kind} counts {self.counted}", f"use batch.{self.counted}", "kind"
+            )
         data, tokens = self.data, self.batch.tokens
         counted = {"streaming": data.streaming, "mix": data.mixed, "sampler": data.sampler is not None}
         counted["length_buckets"] = data.length_buckets is not None
@@ -214,7 +221,7 @@ class Training:
         """
         from llmkit.data.feed import Streams
 
-        made = Streams(self.data, tokenizer, self.seed, self.batch.rows, self.steps or 1, aside)
+        made = Streams(self.data, tokenizer, self.seed, self.batch.examples, self.steps or 1, aside)
         made.begin({})
         return made
 
@@ -230,8 +237,8 @@ class Training:
         """The examples of `data.train` or `data.valid` (`key`) as the run trains on them, with what it makes itself."""
         return prepared
 
-    def around(self, built: Built, train: Prepared, folder: Path) -> Built:
-        """What is trained and scored: the model itself, or what is made around it; `folder` is this rank's own."""
+    def around(self, built: Built, train: Prepared, run: Run) -> Built:
+        """What is trained and scored: the model itself, or what is made around it."""
         return built
 
     def others(self) -> dict[str, ModelRef]:
@@ -247,11 +254,26 @@ class Training:
         with published(folder) as aside:
             write(aside)
 
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a packed row, at most."""
+        return self.data.max_length
+
+    @property
+    def models_beside(self) -> int:
+        """Whole frozen models that are held beside the one that is trained."""
+        return 0
+
+    @property
+    def whole_step(self) -> bool:
+        """Whether a step has to be one micro-batch."""
+        return False
+
     def order(self, train: Prepared) -> Ordered:
         """Which rows each step sees."""
         from llmkit.data.orders import ordered
 
-        return ordered(self.data, self.seed, train, self.batch.rows, self.steps, self.batch.tokens or 0)
+        return ordered(self.data, self.seed, train, self.batch.examples, self.steps, self.batch.tokens or 0)
 
     def objective(self, train: Prepared) -> Loss:
         """What is made small: the scores of a batch -> a sum with its count."""

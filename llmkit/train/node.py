@@ -43,18 +43,27 @@ class Batching:
     """Examples a step."""
     tokens: int | None = setting(default=None, least=2)
     """In place of `rows`: tokens a step, about, in equally many steps an epoch; as many examples as hold them."""
-    pairs: None = setting(default=None, later=True)
+    pairs: int | None = setting(default=None, least=1)
+    """In place of `rows`: pairs of a chosen and a rejected completion a step, in kind preference."""
     prompts: None = setting(default=None, later=True)
 
     def problems(self) -> Iterator[Conflict]:
         """Two ways to say how large a step is."""
         if self.tokens is not None and self.rows != Batching.rows:
             yield Conflict("rows", "both say how large a step is", "keep one of the two", "tokens")
+        if self.pairs is not None and (self.tokens is not None or self.rows != Batching.rows):
+            other = "rows" if self.tokens is None else "tokens"
+            yield Conflict("pairs", "both say how large a step is", "keep one of the two", other)
+
+    @property
+    def examples(self) -> int:
+        """Examples a step, whatever they are called."""
+        return self.rows if self.pairs is None else self.pairs
 
     @property
     def least(self) -> int:
         """Examples that there must be."""
-        return self.rows if self.tokens is None else 1
+        return self.examples if self.tokens is None else 1
 
 
 @config

@@ -79,6 +79,11 @@ def folder(tmp_path_factory):
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     texts = [{"text": " ".join(["the quick brown fox jumps over the lazy dog"] * 20) + f" {i}"} for i in range(60)]
     (place / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    pairs = [
+        {"prompt": row["messages"][:1], "chosen": "the lazy dog", "rejected": f"fox {i}"} for i, row in enumerate(rows)
+    ]
+    for name in ("pairs", "valid_pairs"):
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     labelled = [{"text": f"hello world {i}", "label": ("good", "bad")[i % 3 == 0]} for i in range(30)]
     words = [{"tokens": ["hello", "lazy", "dog"], "tags": ["O", "B-X", ("O", "I-X")[i % 2]]} for i in range(30)]
     for task, made in {"sequence": labelled, "token": words}.items():
@@ -96,10 +101,10 @@ def small(node, model, out):
     sources = {key: rows(getattr(node.data, key), kind) for key in ("train", "valid")}
     data = dataclasses.replace(node.data, max_length=64, overflow=overflow, **sources)
     evaluate = node.evaluate
-    if data.sources("valid") and node.kind == "sft":
+    if data.sources("valid") and node.kind in ("sft", "preference"):
         evaluate = dataclasses.replace(evaluate, samples=min(1, evaluate.samples), max_tokens=2)
     name = dataclasses.replace(node.model, name=str(model))
-    batch = dataclasses.replace(node.batch, rows=4)
+    batch = dataclasses.replace(node.batch, **{node.counted: 4})
     more = {"evaluate": evaluate, "parallel": Parallel(), "epochs": None, "steps": 3, "out": str(out)}
     if getattr(node.adapter, "train", ()):  # a tiny model has two layers
         more["adapter"] = dataclasses.replace(node.adapter, train=("*.layers.1.*", "model.norm.weight"))
@@ -118,6 +123,8 @@ def rows(sources, kind=""):
     """The sources, but a small file in the place of what is made from the running Python, and of labelled rows."""
     if kind.startswith("classify"):
         return tuple(Jsonl(path=f"{kind}.jsonl") for _ in sources)
+    if kind == "preference":
+        return tuple(Jsonl(path="pairs.jsonl") for _ in sources)
     return tuple(Jsonl(path="train.jsonl") if _unlike(source) else source for source in sources)
 
 
@@ -135,8 +142,9 @@ def test_it_runs_three_steps(name, models, folder, tmp_path, monkeypatch):
     path = recipes()[name]
     monkeypatch.chdir(folder)
     recipe = load_recipe(os.path.relpath(path, folder))
+    made = {}
     for stage, node in recipe.stages:
-        model = models(family(node.model.name))
+        model = made.get(node.model.name) or models(family(node.model.name))
         if isinstance(node, Training) and not node.trained:
             sources = {key: rows(getattr(node.data, key)) for key in ("train", "valid")}
             more = {"data": dataclasses.replace(node.data, **sources), "out": str(tmp_path / "run")}
@@ -146,8 +154,14 @@ def test_it_runs_three_steps(name, models, folder, tmp_path, monkeypatch):
         elif isinstance(node, Training):
             artifact = run(small(node, model, tmp_path / (stage or "run")), console=Console(quiet=True))
             assert artifact.manifest["step"] == 3 and any(Path(artifact.model()).iterdir())
+            made[node.out] = artifact.folder
+        elif isinstance(node, Merge):
+            load = dataclasses.replace(node.model, name=str(model))
+            made[node.out] = run(
+                dataclasses.replace(node, model=load, out=str(tmp_path / stage)), console=Console(quiet=True)
+            ).folder
         else:
-            assert isinstance(node, Evaluate | Merge)
+            assert isinstance(node, Evaluate)
             load = dataclasses.replace(node.model, name=str(model))
             tasks = tuple(_short(task) for task in node.tasks)
             run(

@@ -34,7 +34,7 @@ def speed(kit: Kit, world: int) -> list[str]:
     """Overrides of a run of so many ranks, each of which has as many rows as with all of them."""
     found = node(kit, "speed")
     said = [f"steps={STEPS[kit.device]}"]
-    each = max(1, found.batch.rows // kit.world)
+    each = max(1, found.batch.examples // kit.world)
     if found.batch.tokens is not None:
         return [*said, f"batch.tokens={max(found.data.max_length, found.batch.tokens // kit.world * world)}"]
     return [*said, f"batch.rows={each * world}"]

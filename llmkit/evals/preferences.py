@@ -1,0 +1,97 @@
+"""What a model prefers of validation pairs: the losses and figures of a preference stage, and a table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmkit.core.records import Prediction
+from llmkit.core.types import Report
+from llmkit.data.batches import micro_batches
+from llmkit.data.groups import Groups
+from llmkit.data.node import FirstFit, NoPacking, Packing
+from llmkit.evals.pair_figures import Pairs, figures, reports
+from llmkit.evals.run import FORWARD_TOKENS, Subject, at_rest, record
+from llmkit.losses.pairwise import Pairwise
+from llmkit.stats.bootstrap import ratio
+
+Figures = dict[str, np.ndarray[Any, Any]]
+
+
+def judged(subject: Subject, loss: Pairwise, rows: Groups, ids: Sequence[int], capacity: int) -> Figures:
+    """The losses and figures of these pairs, (P,) each in the order of `ids`."""
+    found: dict[int, list[float]] = {}
+    names: list[str] = []
+    share, packing = subject.share, FirstFit() if subject.packed else NoPacking()
+    at_once = max(1, FORWARD_TOKENS // capacity)
+    with at_rest(subject):
+        for batch in _batches(subject, rows, ids, packing, capacity, at_once):
+            subject.check("in evaluation")
+            with torch.no_grad(), subject.autocast():
+                made = loss.judge(subject.scored(batch), batch)
+            if batch.branches is None or not len(batch.branches.group):
+                continue  # it was run for those who gather their weights for it
+            columns = {"loss": made.losses, **made.figures}
+            names = list(columns)
+            found |= dict(zip(batch.ids, torch.stack(list(columns.values()), 1).tolist(), strict=True))
+    if share.count > 1:
+        told = share.gather([names, *([i, values] for i, values in found.items())])
+        names = next((part[0] for part in told if part[0]), names)
+        found = {i: values for part in told for i, values in part[1:]}
+    table = np.array([found[i] for i in ids], np.float64)
+    return dict(zip(names, table.T, strict=True))
+
+
+def _batches(subject: Subject, rows: Groups, ids: Sequence[int], packing: Packing, capacity: int, at_once: int) -> Any:
+    share, contexts = subject.share, subject.packed
+    return micro_batches(
+        rows,
+        ids,
+        packing,
+        capacity,
+        at_once,
+        contexts,
+        subject.device,
+        share.index,
+        share.count,
+        subject.tree,
+    )
+
+
+def pairs_of(found: Figures) -> Pairs:
+    """The rewards as scores of two answers."""
+    names = ("reward_chosen", "reward_rejected", "length_chosen", "length_rejected")
+    return Pairs(*(found[name] for name in names))
+
+
+def preferred(subject: Subject, loss: Pairwise, rows: Groups, ids: Sequence[int], capacity: int) -> dict[str, float]:
+    """The figures (`valid.*`) of these pairs; `valid.loss` is that of the stage."""
+    found = judged(subject, loss, rows, ids, capacity)
+    means = {name: float(each.mean()) for name, each in found.items()}
+    made = means | figures(pairs_of(found)) | {"loss": means["loss"]}
+    return {f"valid.{name}": value for name, value in made.items()}
+
+
+def concluded(
+    subject: Subject, loss: Pairwise, rows: Groups, ids: Sequence[int], capacity: int
+) -> tuple[list[Prediction], list[Report]]:
+    """A table of the pairs, each with what the model prefers, and the figures with their intervals."""
+    found = judged(subject, loss, rows, ids, capacity)
+    table = [_line(subject, rows, i, {n: float(x[at]) for n, x in found.items()}) for at, i in enumerate(ids)]
+    clusters = [rows.rows[i].cluster for i in ids]
+    made = [one for one in reports("valid", pairs_of(found), clusters, subject.seed) if one.metric != "valid.loss"]
+    return table, [ratio("valid.loss", found["loss"], None, clusters, seed=subject.seed), *made]
+
+
+def _line(subject: Subject, rows: Groups, index: int, scores: dict[str, float]) -> Prediction:
+    """A pair: what was chosen, and what the model prefers."""
+    begin, spans = int(rows.starts[index]), rows.completions(index)
+    ids = np.asarray(rows.ids)
+    chosen, rejected = (subject.tokenizer.decode(ids[a:b].tolist(), skip_special_tokens=True) for a, b in spans)
+    said = chosen if scores["reward_margin"] > 0 else rejected
+    made = record(subject, "valid", rows.rows[index], ids[begin : spans[0][0]].tolist(), scores, said, chosen)
+    return replace(made, slices={**made.slices, "kind": "preference"})

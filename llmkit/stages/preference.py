@@ -1,0 +1,177 @@
+"""`kind: preference`: a policy learns from pairs of a chosen and a rejected completion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from llmkit.adapters.limits import virtual_tokens
+from llmkit.core.config import Conflict, config
+from llmkit.core.types import Steady
+from llmkit.losses.preference_node import Dpo, PreferenceLoss
+from llmkit.stages.reference import AdapterOff, Reference
+from llmkit.stages.training import Training
+
+if TYPE_CHECKING:
+    from llmkit.build.training import Built
+    from llmkit.core.records import Prediction
+    from llmkit.core.run import Run
+    from llmkit.core.types import Report
+    from llmkit.data.groups import Groups
+    from llmkit.data.node import Readable
+    from llmkit.data.prepare import Prepared
+    from llmkit.data.rows import BadRow
+    from llmkit.evals.run import Subject
+    from llmkit.losses.pairwise import Pairwise
+    from llmkit.models.load import Loaded
+    from llmkit.parallel.steps import Loss
+
+
+@config
+class Preference(Training):
+    """Preference learning from pairs.
+
+    Rows hold `prompt`, `chosen` and `rejected`, as text or as messages, the prompt left out where both begin with it;
+    or transcripts of hh-rlhf."""
+
+    larger_is_better: ClassVar[Mapping[str, bool]] = {
+        "valid.loss": False,
+        "valid.accuracy": True,
+        "valid.reward_margin": True,
+        "valid.length_controlled_accuracy": True,
+    }
+    counted: ClassVar[Literal["rows", "pairs"]] = "pairs"
+    kind: Literal["preference"] = "preference"
+    loss: PreferenceLoss = Dpo()
+    """What is made small, over pairs; its kind may stand in the place of `preference`: `kind: dpo`."""
+    reference: Reference = AdapterOff()
+    """What the policy is compared with; losses without a reference ask nobody."""
+    share_prompts: bool = True
+    """A prompt is computed once for its completions, where the model's attention can: with equal gradients, in fewer
+    tokens."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """What contradicts what."""
+        yield from super().problems()
+        yield from self._odd_reference()
+        data = self.data
+        for key, odd in (("streaming", data.streaming), ("decontaminate", bool(data.decontaminate))):
+            if odd:
+                yield Conflict(
+                    f"data.{key}",
+                    "pairs are read whole and are not compared with others yet",
+                    f"drop data.{key}",
+                    "kind",
+                )
+        if data.dedup.kind != "none":
+            yield Conflict("data.dedup", "pairs are not compared with others yet", "drop data.dedup", "kind")
+        if data.overflow == "split":
+            yield Conflict("data.overflow", "a preference is of a whole completion", "use drop or truncate", "kind")
+        if data.train_on != "assistant":
+            yield Conflict("data.train_on", "completions are compared as wholes", "drop data.train_on", "kind")
+        for name in ("context", "pipeline"):
+            if getattr(self.parallel, name) > 1:
+                what = "a pair's two sums are made on one rank"
+                yield Conflict(f"parallel.{name}", what, f"set parallel.{name}=1", "kind")
+        if self.whole_step and isinstance(self.micro_batch, int) and self.micro_batch < self.batch.examples:
+            what = f"loss {self.loss.kind} compares all pairs of a step"
+            yield Conflict("micro_batch", what, "set micro_batch=batch.pairs, or auto", "loss.kind")
+
+    def _odd_reference(self) -> Iterator[Conflict]:
+        reference, adapter = self.reference, self.adapter
+        if not self.loss.needs_reference:
+            if reference != AdapterOff():
+                yield Conflict(
+                    "reference", f"loss {self.loss.kind} compares with nothing", "drop reference", "loss.kind"
+                )
+            return
+        if not isinstance(reference, AdapterOff):
+            return
+        fix = "set reference: precomputed, or reference: model"
+        if not adapter.frozen_base:
+            yield Conflict("reference.kind", "adapter none leaves nothing of the model as it was", fix, "adapter.kind")
+        elif virtual_tokens(adapter):
+            what = f"{adapter.kind} cannot be put aside for a forward"
+            yield Conflict("reference.kind", what, fix, "adapter.kind")
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a packed row: two completions of `data.max_length` with a prompt each fill one."""
+        return 2 * self.data.max_length
+
+    @property
+    def models_beside(self) -> int:
+        """A second model, where that is the reference."""
+        return self.reference.models if self.loss.needs_reference else 0
+
+    @property
+    def whole_step(self) -> bool:
+        """Whether the loss compares all pairs of a step."""
+        return self.loss.whole_step
+
+    def shares(self, loaded: Loaded) -> bool:
+        """Whether prompts are computed once: where rotations follow a sequence's length, longer ones must not be."""
+        turning = [part for part in loaded.model.modules() if isinstance(part, Steady)]
+        steady = all(part.steady(1, self.data.max_length) for part in turning)
+        return self.share_prompts and loaded.support.tree and steady
+
+    def examples(
+        self,
+        sources: Sequence[Readable],
+        tokenizer: Any,
+        key: str,
+        aside: Callable[[BadRow], None] | None = None,
+        least: int = 1,
+    ) -> Groups:
+        """The pairs of `data.train` or `data.valid` (`key`), at least `least` of them; bad rows go `aside`.
+
+        Raises:
+            DataError: a row cannot be read, too many are unusable, or too few are left.
+        """
+        from llmkit.data.groups import grouped
+
+        return grouped(sources, self.data, tokenizer, key, aside, least)
+
+    def answered(self, prepared: Prepared, run: Run, key: str) -> Prepared:
+        """The pairs with what the reference says of them, where that is made before training."""
+        return self.reference.known(self, _groups(prepared), run, key) if self.loss.needs_reference else prepared
+
+    def around(self, built: Built, train: Prepared, run: Run) -> Built:
+        """The policy, with its reference where that runs beside it."""
+        loaded = built.loaded
+        built = replace(built, loaded=replace(loaded, support=replace(loaded.support, tree=self.shares(loaded))))
+        return self.reference.beside(self, built, run) if self.loss.needs_reference else built
+
+    def objective(self, train: Prepared) -> Loss:
+        """The loss over pairs."""
+        return self.judge
+
+    @property
+    def judge(self) -> Pairwise:
+        """The loss over batches of pairs."""
+        from llmkit.losses.pairwise import Pairwise
+
+        return Pairwise(self.loss)
+
+    def measure(self, subject: Subject, valid: Prepared, ids: Sequence[int]) -> dict[str, float]:
+        """The figures (`valid.*`) of these validation pairs."""
+        from llmkit.evals.preferences import preferred
+
+        return preferred(subject, self.judge, _groups(valid), ids, self.row_tokens)
+
+    def final(self, subject: Subject, valid: Prepared) -> tuple[list[Prediction], list[Report]]:
+        """A table of what the result prefers, and its figures with intervals."""
+        from llmkit.data.order import spread
+        from llmkit.evals.preferences import concluded
+
+        ids = spread(len(valid), self.evaluate.rows)
+        return concluded(subject, self.judge, _groups(valid), ids, self.row_tokens)
+
+
+def _groups(prepared: Prepared) -> Groups:
+    from llmkit.data.groups import Groups
+
+    if not isinstance(prepared, Groups):
+        raise TypeError("these rows are no groups of completions")
+    return prepared

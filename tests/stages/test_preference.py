@@ -1,0 +1,137 @@
+"""Whole preference stages on a tiny model: they learn, references agree, and a run that was cut short ends alike."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from llmkit import Preference, run
+from llmkit.core.console import Console
+from llmkit.core.errors import RecipeError
+from tests.stages.test_sft import metrics
+
+FILLERS = ["the", "quick", "fox", "jumps", "over", "lazy", "model", "text"]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Rows whose chosen answers say hello; some are longer than the rejected ones, some shorter."""
+    path, dice = tmp_path_factory.mktemp("pairs") / "rows.jsonl", np.random.default_rng(0)
+    with path.open("w") as file:
+        for _ in range(24):
+            asked, good, bad = (" ".join(dice.choice(FILLERS, dice.integers(1, n))) for n in (6, 5, 5))
+            row = {"prompt": [{"role": "user", "content": asked}]}
+            row |= {"chosen": [{"role": "assistant", "content": f"hello {good}"}]}
+            row |= {"rejected": [{"role": "assistant", "content": f"world {bad}"}]}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def preference(model, rows, out, **more):
+    source = [{"kind": "jsonl", "path": str(rows)}]
+    options = {
+        "model": str(model),
+        "data": {"train": source, "valid": source, "max_length": 48, **more.pop("data", {})},
+        "batch": {"pairs": 8},
+        "steps": 4,
+        "optim": {"kind": "adamw", "lr": 5e-3},
+        "evaluate": {"samples": 1, "max_tokens": 3},
+        "out": str(out),
+    }
+    return Preference(**(options | more))
+
+
+def go(node, **more):
+    return run(node, console=Console(quiet=True), **more)
+
+
+def evaluated(folder):
+    return [line for line in metrics(folder) if line["event"] == "evaluate"]
+
+
+WAYS = {
+    "adapter off": {},
+    "a prompt each": {"share_prompts": False},
+    "unpacked": {"data": {"packing": "none"}},
+    "a second model": {"reference": "model"},
+    "precomputed": {"reference": "precomputed"},
+}
+FULL = {"adapter": "none", "optim": {"kind": "adamw", "lr": 1e-3}}
+
+
+def test_every_way_is_the_same_training(tiny, pairs, tmp_path):
+    seen = {}
+    for name, more in WAYS.items():
+        folder = tmp_path / name.replace(" ", "_")
+        go(preference(tiny, pairs, folder, **json.loads(json.dumps(more))))
+        seen[name] = metrics(folder)
+    for name, lines in seen.items():
+        for line, plain in zip(lines, seen["adapter off"], strict=True):
+            for key in ("loss", "reward_margin", "grad_norm", "valid.loss", "valid.accuracy", "logps_chosen"):
+                if key in plain:
+                    assert line[key] == pytest.approx(plain[key], rel=2e-4, abs=1e-5), (name, key)
+
+
+@pytest.mark.parametrize("reference", ["model", "precomputed"])
+def test_every_weight_is_trained_beside_a_reference(reference, tiny, pairs, tmp_path):
+    made = go(preference(tiny, pairs, tmp_path / "run", reference=reference, steps=6, **FULL))
+    before, after = evaluated(made.folder)
+    assert before["valid.loss"] == pytest.approx(math.log(2), abs=1e-6) and before["valid.reward_margin"] == 0
+    assert after["valid.accuracy"] > 0.9 and after["valid.loss"] < 0.65
+    made.verify()
+
+
+def test_what_a_run_leaves(tiny, pairs, tmp_path):
+    made = go(
+        preference(
+            tiny,
+            pairs,
+            tmp_path / "run",
+            steps=6,
+            checkpoint={"every": 3, "best": "valid.accuracy"},
+            evaluate={"every": 3, "samples": 1, "max_tokens": 3},
+        )
+    )
+    lines = metrics(made.folder)
+    train = [line for line in lines if line["event"] == "train"]
+    figures = ("reward_margin", "accuracy", "reward_chosen", "reward_rejected", "logps_chosen", "logps_rejected")
+    assert all(name in train[0] for name in (*figures, "length_chosen", "length_rejected"))
+    assert train[0]["loss"] == pytest.approx(math.log(2), abs=1e-6) and train[0]["samples"] == 8
+    table = [json.loads(line) for line in (made.folder / "predictions.jsonl").read_text().splitlines()]
+    assert len(table) == 24 and {row["slices"]["kind"] for row in table} == {"preference"}
+    right = [row["prediction"] == row["label"] for row in table]
+    reports = {line["metric"]: line for line in map(json.loads, (made.folder / "evals.jsonl").read_text().splitlines())}
+    assert reports["valid.accuracy"]["value"] == pytest.approx(np.mean(right))
+    assert reports["valid.accuracy"]["low"] <= reports["valid.accuracy"]["value"] <= reports["valid.accuracy"]["high"]
+    assert "valid.length_controlled_accuracy" in reports and evaluated(made.folder)[-1]["valid.accuracy"] > 0.9
+    page = (made.folder / "report.html").read_text()
+    assert "reward_margin" in page and "Pairs" in page
+
+
+def test_a_run_that_was_cut_short_ends_alike(tiny, pairs, tmp_path):
+    more = {"steps": 6, "checkpoint": {"every": 2, "keep": 9}, "adapter": {"kind": "lora", "rank": 4, "dropout": 0.1}}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    go(preference(tiny, pairs, whole, **more))
+    shutil.copytree(whole, cut)
+    for step in (4, 6):
+        shutil.rmtree(cut / "checkpoints" / f"step-{step}")
+    go(preference(tiny, pairs, cut, **more))
+    assert metrics(cut) == metrics(whole)
+    adapters = [(folder / "model" / "adapter_model.safetensors").read_bytes() for folder in (cut, whole)]
+    assert adapters[0] == adapters[1]
+
+
+REFUSED = {
+    "reference.kind": {"adapter": "none"},
+    "data.overflow": {"data": {"overflow": "split"}},
+    "batch.rows": {"batch": {"rows": 3}},
+    "parallel.context": {"parallel": {"context": 2}},
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_contradicts_is_refused(key, tiny, pairs, tmp_path):
+    with pytest.raises(RecipeError, match=key):
+        preference(tiny, pairs, tmp_path / "run", **json.loads(json.dumps(REFUSED[key])))
