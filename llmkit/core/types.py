@@ -232,7 +232,7 @@ class Entropic(NamedTuple):
     """Of the whole law, in nats."""
 
 
-class Compared(NamedTuple):
+class Referenced(NamedTuple):
     """What a policy and its reference say of the same N positions."""
 
     policy: Tensor | Scores | Entropic

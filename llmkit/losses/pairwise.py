@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llmkit.core.types import Batch, Compared, Entropic, LossSum, Needs, Scores
+from llmkit.core.types import Batch, Entropic, LossSum, Needs, Referenced, Scores
 from llmkit.losses.preference import sides
 from llmkit.losses.preference_node import Judged, PreferenceLoss
 
@@ -20,10 +20,10 @@ class Pairwise:
     loss: PreferenceLoss
     needs: ClassVar[Needs] = Needs(by_weight=False)
 
-    def judge(self, scores: Tensor | Scores | Compared, batch: Batch) -> Judged:
+    def judge(self, scores: Tensor | Scores | Referenced, batch: Batch) -> Judged:
         """The losses and figures of the batch's pairs; a reference that was asked before lies in the batch."""
-        policy = scores.policy if isinstance(scores, Compared) else scores
-        reference = scores.reference if isinstance(scores, Compared) else self._kept(batch)
+        policy = scores.policy if isinstance(scores, Referenced) else scores
+        reference = scores.reference if isinstance(scores, Referenced) else self._kept(batch)
         policy = policy.logps if isinstance(policy, Entropic) else policy
         both = [sides(said, batch, self.loss.tail) for said in (policy, reference) if said is not None]
         return self.loss(both[0], both[1] if len(both) > 1 else None)
@@ -33,7 +33,7 @@ class Pairwise:
             return None
         return batch.branches.each.get("reference")
 
-    def __call__(self, scores: Tensor | Scores | Compared, batch: Batch) -> LossSum:
+    def __call__(self, scores: Tensor | Scores | Referenced, batch: Batch) -> LossSum:
         """The sum of the losses, and the number of pairs; of each figure the same."""
         made = self.judge(scores, batch)
         count = torch.tensor(float(len(made.losses)), device=made.losses.device)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from llmkit.core.types import Batch, Compared, Needs
+from llmkit.core.types import Batch, Needs, Referenced
 from llmkit.models.heads import Scored
 
 
@@ -22,9 +22,9 @@ class Referred(Scored):
         self.second = [] if reference is None else [reference]  # in a list: a strategy neither cuts nor copies it
 
     def forward(self, batch: Batch, needs: Needs = Needs()) -> Any:
-        """`Compared`; the reference comes first, so that what it takes is free when the policy's activations are."""
+        """`Referenced`; the reference comes first, so that what it takes is free when the policy's activations are."""
         reference = self.reference(batch, Needs(temperature=needs.temperature))
-        return Compared(super().forward(batch, needs), reference)
+        return Referenced(super().forward(batch, needs), reference)
 
     def reference(self, batch: Batch, needs: Needs = Needs()) -> Tensor:
         """The reference's log-probabilities, (N,), without dropout or gradient."""

@@ -16,8 +16,6 @@ from llmkit.stages.training import Training
 from llmkit.train.answers import Given, OfTeacher, StudentAnswers
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from llmkit.build.training import Built
     from llmkit.core.artifact import Artifact
     from llmkit.core.run import Run
@@ -153,11 +151,11 @@ class Distill(Training):
             keep(self, self.cached, prepared, run, key)
         return prepared
 
-    def around(self, built: Built, train: Prepared, folder: Path) -> Built:
+    def around(self, built: Built, train: Prepared, run: Run) -> Built:
         """The student beside its teacher, or beside what is kept of it."""
         from llmkit.stages.distilling import around
 
-        return around(self, built, folder) if self.asked else built
+        return around(self, built, run.scratch) if self.asked else built
 
     def fed(self, feed: Feed, write: Write) -> Feed:
         """Rows, and what the student says itself."""

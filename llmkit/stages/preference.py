@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from llmkit.adapters.limits import virtual_tokens
 from llmkit.core.config import Conflict, config
 from llmkit.core.types import Steady
-from llmkit.losses.preference_node import Dpo, PreferenceLoss
+from llmkit.losses.preference_node import PreferenceLoss
+from llmkit.losses.referred_node import Dpo
 from llmkit.stages.reference import AdapterOff, Reference
 from llmkit.stages.training import Training
 
