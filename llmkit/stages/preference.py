@@ -136,7 +136,7 @@ class Preference(Training):
 
     def answered(self, prepared: Prepared, run: Run, key: str) -> Prepared:
         """The pairs with what the reference says of them, where that is made before training."""
-        return self.reference.known(self, _groups(prepared), run, key) if self.loss.needs_reference else prepared
+        return self.reference.known(self, self._groups(prepared), run, key) if self.loss.needs_reference else prepared
 
     def around(self, built: Built, train: Prepared, run: Run) -> Built:
         """The policy, with its reference where that runs beside it."""
@@ -159,7 +159,7 @@ class Preference(Training):
         """The figures (`valid.*`) of these validation pairs."""
         from llmkit.evals.preferences import preferred
 
-        return preferred(subject, self.judge, _groups(valid), ids, self.row_tokens)
+        return preferred(subject, self.judge, self._groups(valid), ids, self.row_tokens)
 
     def final(self, subject: Subject, valid: Prepared) -> tuple[list[Prediction], list[Report]]:
         """A table of what the result prefers, and its figures with intervals."""
@@ -167,12 +167,11 @@ class Preference(Training):
         from llmkit.evals.preferences import concluded
 
         ids = spread(len(valid), self.evaluate.rows)
-        return concluded(subject, self.judge, _groups(valid), ids, self.row_tokens)
+        return concluded(subject, self.judge, self._groups(valid), ids, self.row_tokens)
 
+    def _groups(self, prepared: Prepared) -> Groups:
+        from llmkit.data.groups import Groups
 
-def _groups(prepared: Prepared) -> Groups:
-    from llmkit.data.groups import Groups
-
-    if not isinstance(prepared, Groups):
-        raise TypeError("these rows are no groups of completions")
-    return prepared
+        if not isinstance(prepared, Groups):
+            raise TypeError("these rows are no groups of completions")
+        return prepared
