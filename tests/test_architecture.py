@@ -23,6 +23,7 @@ LIGHT = [
     "llmkit.rl.rewards_node",
     "llmkit.rl.scoring",
     "llmkit.rl.bench",
+    "llmkit.rl.environment_node",
     *(f"llmkit.{name}" for name in ("cli.launch", "cli.status", "launch.commands", "launch.job", "launch.kubernetes")),
     *(
         f"llmkit.core.{p.stem}"

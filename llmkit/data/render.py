@@ -93,6 +93,22 @@ class Renderer:
         text, mark, *_ = self._written(messages, ())
         return self._checked(Rendered(text, (), mark))
 
+    def after(self, messages: Messages, tools: Sequence[Any] = ()) -> Rendered:
+        """What stands between the last answer of a conversation and the next one: what others said since.
+
+        Raises:
+            Unusable, DataError: as `render`; or there is no answer.
+        """
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        if not answers:
+            raise Unusable("no assistant turn")
+        text, mark, given, given_tools = self._written(messages, tools, prompt=True)
+        whole = self.template.text(given, given_tools)
+        ((_, end),) = self.template.spans(given, given_tools, answers[-1:], whole)
+        if not text.startswith(whole[:end]):
+            raise Rewrites("the chat template's generation prompt changes what was said before it")
+        return self._checked(Rendered(text[end:], (), mark))
+
     def unclosed(self, rendered: Rendered) -> Rendered:
         """The same without the end of its last answer: what is said, and not that it ends."""
         (start, end), before = rendered.spans[-1], rendered.spans[:-1]

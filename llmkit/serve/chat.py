@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmkit.inference.request import Request
+from llmkit.inference.said.choice import Chosen, chosen
 from llmkit.serve.asked import most_tokens, sampling, until
 from llmkit.serve.caller import Caller
 from llmkit.serve.fields import Fields, wrong
@@ -14,7 +15,6 @@ from llmkit.serve.generated import Account
 from llmkit.serve.kinds import parse
 from llmkit.serve.node import Bounds
 from llmkit.serve.prompts import goes_on, messages, tokens_of_chat
-from llmkit.serve.said.choice import Chosen, chosen
 from llmkit.serve.service import Service
 from llmkit.serve.shapes import IGNORED, STREAM_IGNORED, Common, Conversation, StreamOptions
 

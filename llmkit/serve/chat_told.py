@@ -9,9 +9,9 @@ from typing import Any
 
 from llmkit.inference.pieces import Piece
 from llmkit.inference.request import Token
+from llmkit.inference.said.events import CallArguments, CallBegins, CallEnds, Reasoning, Said, Text, merged
 from llmkit.serve.chat import Chat
 from llmkit.serve.generated import Generation
-from llmkit.serve.said.events import CallArguments, CallBegins, CallEnds, Reasoning, Said, Text, merged
 from llmkit.serve.service import Service
 
 

@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from llmkit.inference.said.events import CallArguments, CallBegins, CallEnds, Reasoning, Said, Text
 from llmkit.serve.chat_told import Choice, generation
 from llmkit.serve.responses import Asked
-from llmkit.serve.said.events import CallArguments, CallBegins, CallEnds, Reasoning, Said, Text
 from llmkit.serve.service import Service
 
 Event = dict[str, Any]

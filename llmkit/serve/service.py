@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from llmkit.core.clock import now
 from llmkit.data.render import Renderer
 from llmkit.inference.request import Event, Request
+from llmkit.inference.said.formats import Format, format_of
 from llmkit.inference.text import Texts
 from llmkit.serve.box import Box
 from llmkit.serve.caller import Caller
@@ -21,7 +22,6 @@ from llmkit.serve.keys import Meter
 from llmkit.serve.node import Bounds
 from llmkit.serve.refusal import Fault, Refusal
 from llmkit.serve.remote import Remote
-from llmkit.serve.said.formats import Format, format_of
 from llmkit.serve.told import Spelling
 
 T = TypeVar("T")

@@ -7,13 +7,13 @@ import base64
 import struct
 from typing import Any
 
+from llmkit.inference.said.choice import offered
 from llmkit.serve.asked import until
 from llmkit.serve.caller import Caller
 from llmkit.serve.fields import Fields, wrong
 from llmkit.serve.kinds import parse
 from llmkit.serve.prompts import goes_on, messages, own_ids, prompts, tokens_of_chat, tokens_of_text
 from llmkit.serve.refusal import Refusal
-from llmkit.serve.said.choice import offered
 from llmkit.serve.service import Service
 from llmkit.serve.shapes import IGNORED, Detokenizing, Embedding, Tokenizing
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmkit.serve.said.formats import FORCED, THOUGHTS, TOOLS, Format
+from llmkit.inference.said.formats import FORCED, THOUGHTS, TOOLS, Format
 
 TOOL = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "at": {}}}
 OFFERED = {"get_weather": TOOL, "now": {"type": "object"}}

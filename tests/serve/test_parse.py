@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from llmkit.core.errors import RecipeError
-from llmkit.serve.said.events import CallArguments, CallBegins, CallEnds, Message, Said, merged, message
-from llmkit.serve.said.formats import FORCED, THOUGHTS, TOOLS, Format, format_of
-from llmkit.serve.said.parser import Parser, whole
+from llmkit.inference.said.events import CallArguments, CallBegins, CallEnds, Message, Said, merged, message
+from llmkit.inference.said.formats import FORCED, THOUGHTS, TOOLS, Format, format_of
+from llmkit.inference.said.parser import Parser, whole
 from tests.serve.answers import CRAFTED, FORMATS, GOOD, NOW, OBJECT, OFFERED
 
 

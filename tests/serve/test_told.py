@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 
 from llmkit.inference.request import Event, Finish, Request, Token
+from llmkit.inference.said.choice import chosen
+from llmkit.inference.said.events import CallArguments, Message, message
+from llmkit.inference.said.formats import TOOLS, Format
+from llmkit.inference.said.parser import Parser, whole
 from llmkit.inference.sampling import Sampling
 from llmkit.serve.caller import Caller
 from llmkit.serve.chat import Chat
@@ -23,10 +27,6 @@ from llmkit.serve.refusal import Refusal
 from llmkit.serve.remote import Remote
 from llmkit.serve.responses import TOLD, Asked
 from llmkit.serve.responses_told import ResponseWriter
-from llmkit.serve.said.choice import chosen
-from llmkit.serve.said.events import CallArguments, Message, message
-from llmkit.serve.said.formats import TOOLS, Format
-from llmkit.serve.said.parser import Parser, whole
 from llmkit.serve.service import Service
 from llmkit.serve.told import Spelling
 from tests.conftest import make_tokenizer

@@ -9,9 +9,9 @@ import llguidance
 import pytest
 
 from llmkit.inference.request import RequestError
-from llmkit.serve.said.choice import Chosen, chosen
-from llmkit.serve.said.events import message
-from llmkit.serve.said.formats import TOOLS, Format
+from llmkit.inference.said.choice import Chosen, chosen
+from llmkit.inference.said.events import message
+from llmkit.inference.said.formats import TOOLS, Format
 
 TREE = {"type": "object", "properties": {"v": {"type": "integer"}, "n": {"$ref": "#/$defs/T"}}, "required": ["v"]}
 WALK = {"type": "object", "properties": {"x": {"$ref": "#/$defs/T"}}, "required": ["x"], "$defs": {"T": TREE}}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from llmkit.serve.said.jsontext import SPACE
-from llmkit.serve.said.objects import listed
-from llmkit.serve.said.source import Source, Wait
-from llmkit.serve.said.told import NAME, Told, arguments, name
+from llmkit.inference.said.jsontext import SPACE
+from llmkit.inference.said.objects import listed
+from llmkit.inference.said.source import Source, Wait
+from llmkit.inference.said.told import NAME, Told, arguments, name
 
 KIMI = re.compile(r"[A-Za-z0-9_.\-:]*")
 SEPARATOR = "<｜tool▁sep｜>"

@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Callable
 
-from llmkit.serve.said.jsontext import DEEPEST, LONGEST, NUMBER, sound
-from llmkit.serve.said.source import SPACE, Source, Wait
-from llmkit.serve.said.told import NAME, Told
+from llmkit.inference.said.jsontext import DEEPEST, LONGEST, NUMBER, sound
+from llmkit.inference.said.source import SPACE, Source, Wait
+from llmkit.inference.said.told import NAME, Told
 
 CODES = {"x": 2, "u": 4, "U": 8}
 SHORT = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v": "\v", "0": "\0", "\n": ""}

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 
-from llmkit.serve.said.jsontext import SPACE
-from llmkit.serve.said.named import closed
-from llmkit.serve.said.source import Source, Wait
-from llmkit.serve.said.thinking import body
-from llmkit.serve.said.told import Told, arguments
+from llmkit.inference.said.jsontext import SPACE
+from llmkit.inference.said.named import closed
+from llmkit.inference.said.source import Source, Wait
+from llmkit.inference.said.thinking import body
+from llmkit.inference.said.told import Told, arguments
 
 STARTS = ("<|start|>", "<|channel|>")
 ENDS = ("<|end|>", "<|call|>", "<|return|>", *STARTS)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 
-from llmkit.serve.said.jsontext import SPACE, is_value, pairs, sound, string
-from llmkit.serve.said.source import Source, Wait
-from llmkit.serve.said.told import Told, arguments
+from llmkit.inference.said.jsontext import SPACE, is_value, pairs, sound, string
+from llmkit.inference.said.source import Source, Wait
+from llmkit.inference.said.told import Told, arguments
 
 ARGUMENTS = ("arguments", "parameters")
 BETWEEN = re.compile(r"[\s;]*")

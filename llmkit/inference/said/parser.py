@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from llmkit.serve.said.events import Message, Said, message
-from llmkit.serve.said.formats import Format
-from llmkit.serve.said.source import SPACE, Source, Wait
-from llmkit.serve.said.told import Told
+from llmkit.inference.said.events import Message, Said, message
+from llmkit.inference.said.formats import Format
+from llmkit.inference.said.source import SPACE, Source, Wait
+from llmkit.inference.said.told import Told
 
 
 class Parser:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmkit.inference.request import RequestError
-from llmkit.serve.said.formats import FORCED, Format
-from llmkit.serve.said.parser import Parser
+from llmkit.inference.said.formats import FORCED, Format
+from llmkit.inference.said.parser import Parser
 
 NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 MOST = 128

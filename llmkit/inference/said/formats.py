@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from llmkit.core.errors import RecipeError
-from llmkit.serve.said import harmony, named, objects, python
-from llmkit.serve.said.source import SPACE, Source, Wait
-from llmkit.serve.said.tagged import Tags
-from llmkit.serve.said.thinking import Thinking
-from llmkit.serve.said.told import Told
+from llmkit.inference.said import harmony, named, objects, python
+from llmkit.inference.said.source import SPACE, Source, Wait
+from llmkit.inference.said.tagged import Tags
+from llmkit.inference.said.thinking import Thinking
+from llmkit.inference.said.told import Told
 
 Reader = Callable[[Source, Told], Wait[bool]]
 """Reads a call and tells it; false where it is none."""

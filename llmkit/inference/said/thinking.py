@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llmkit.serve.said.source import SPACE, Source, Wait
-from llmkit.serve.said.told import Told
+from llmkit.inference.said.source import SPACE, Source, Wait
+from llmkit.inference.said.told import Told
 
 
 @dataclass(frozen=True)

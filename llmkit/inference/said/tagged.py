@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.serve.said.jsontext import SPACE, is_value
-from llmkit.serve.said.named import closed
-from llmkit.serve.said.objects import call
-from llmkit.serve.said.source import Source, Wait
-from llmkit.serve.said.told import Told, name
+from llmkit.inference.said.jsontext import SPACE, is_value
+from llmkit.inference.said.named import closed
+from llmkit.inference.said.objects import call
+from llmkit.inference.said.source import Source, Wait
+from llmkit.inference.said.told import Told, name
 
 LONGEST_KEY = 256
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from llmkit.serve.said.events import CallArguments, CallBegins, CallEnds, Reasoning, Said, Text
-from llmkit.serve.said.jsontext import value
-from llmkit.serve.said.source import Source, Wait
+from llmkit.inference.said.events import CallArguments, CallBegins, CallEnds, Reasoning, Said, Text
+from llmkit.inference.said.jsontext import value
+from llmkit.inference.said.source import Source, Wait
 
 NAME = re.compile(r"[A-Za-z0-9_.\-]*")
 LONGEST_NAME = 128
