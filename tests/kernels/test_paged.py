@@ -204,7 +204,8 @@ def test_trees_of_64_and_what_is_no_tree() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize(
-    "past,block,window", [(0, 4, 0), (5, 4, 0), (13, 10, 0), (250, 16, 0), (255, 16, 0), (37, 16, 9)]
+    "past,block,window",
+    [(0, 4, 0), (5, 4, 0), (13, 10, 0), (250, 16, 0), (255, 16, 0), (37, 16, 9), (14, 1, 0), (130, 100, 40)],
 )
 def test_a_path_of_a_tree_is_a_chain_to_the_bit(dtype: torch.dtype, past: int, block: int, window: int) -> None:
     drawn = random.Random(past)
@@ -224,6 +225,27 @@ def test_a_path_of_a_tree_is_a_chain_to_the_bit(dtype: torch.dtype, past: int, b
         if past:
             chain.step([(0, 0, past)])
         assert whole[token].equal(chain.step([(0, past, past + len(path))])[0][-1]), token
+
+
+@pytest.mark.parametrize("past", [0, 9, 251])
+def test_what_is_no_number_in_a_branch_reaches_no_token_beside_it(past: int) -> None:
+    drawn, wrong = random.Random(past), 3
+    parents = tuple(drawn.randint(-1, at - 1) for at in range(40))
+    below = {wrong}
+    for at, parent in enumerate(parents):
+        below |= {at} if parent in below else set()
+    made = []
+    for value in (None, torch.nan, torch.inf):
+        world = World((past + 40,), 16, 24)
+        if value is not None:
+            for x in world.given[0][1:]:
+                x[:, past + wrong] = value
+        if past:
+            world.step([(0, 0, past)])
+        made.append(world.step([(0, past, past + 40)], parents)[0])
+    others = [at for at in range(40) if at not in below]
+    assert len(others) > 10 and all(one[others].equal(made[0][others]) for one in made[1:])
+    assert all(one[wrong].isnan().any() for one in made[1:])
 
 
 def test_tokens_of_no_span_give_zeros_and_are_not_stored() -> None:

@@ -16,7 +16,6 @@ using namespace llmkit;
 namespace {
 
 constexpr float NONE = -1e30f;
-constexpr long DRAFTS = 64;  // tokens of a tree
 
 template <class T>
 struct Cache {
@@ -122,26 +121,23 @@ __attribute__((noinline)) void merge(Mass& there, float* out, const Mass& chunk,
   for (long d = 0; d < columns; d += LANES) store(out + d, load(part + d) * take + load(out + d) * keep);
 }
 
-// Blocks that the path of a token of a tree may touch, and the floats that they take.
-static long path_blocks(const Shape& s) { return (DRAFTS + s.block - 1) / s.block + 1; }
-static long path_floats(const Shape& s) {
-  return path_blocks(s) * (s.size * s.wide() + s.wide() * s.columns() + 2 * s.wide());
-}
+// Lanes of the blocks that tokens of a tree may lie in, of one query.
+static inline long tree_pitch(const Shape& s) { return ((DRAFTS + s.block - 1) / s.block + 1) * s.wide() + LANES; }
 
 // What one thread works in: cut from memory that the caller took, since nothing may fail in here.
 struct Room {
   float *q, *scores, *part, *out, *by;
   Mass *mass, *chunk;
-  float *wide, *path;
+  float *wide, *tree;
   static long widened(const Shape& s) { return s.blocks() * s.wide() * (s.size + s.columns()); }
   static long rows(const Shape& s) { return s.queries * s.groups; }
   static long floats(const Shape& s) {
-    return rows(s) * (s.size + s.pitch() + 2 * s.columns() + 4) + 2 * s.pitch() + widened(s) + path_floats(s);
+    return rows(s) * (s.size + s.pitch() + 2 * s.columns() + 4 + tree_pitch(s)) + 2 * s.pitch() + widened(s);
   }
   Room(float* at, const Shape& s)
       : q(at), scores(q + rows(s) * s.size), part(scores + rows(s) * s.pitch()), out(part + rows(s) * s.columns()),
         by(out + rows(s) * s.columns()), mass(reinterpret_cast<Mass*>(by + 2 * s.pitch())),
-        chunk(mass + rows(s)), wide(reinterpret_cast<float*>(chunk + rows(s))), path(wide + widened(s)) {}
+        chunk(mass + rows(s)), wide(reinterpret_cast<float*>(chunk + rows(s))), tree(wide + widened(s)) {}
 };
 
 // Puts NONE where the query at `place` does not see a key, in blocks [low, top) of a chunk that begins with key `from`.
@@ -155,38 +151,66 @@ void hide(const Shape& s, long place, long from, long low, long top, float* row)
   }
 }
 
-// What a token of a tree sees after the blocks that are full before its span: a copy in which its ancestors and itself
-// lie one after the other, as they would if nothing else had been drafted. So its sums are those of a chain.
+// A tree of drafts. Its keys and values lie in the order in which they were drafted: all queries meet all of these keys at
+// once, and each takes the scores of its own path, one after the other as they would lie if nothing else had been drafted.
+// So its sums are those of a chain.
 template <class T>
-struct Path {
-  long first;  // block of the sequence
+struct Tree {
   const Shape& s;
-  T *keys, *values;
-  float *by_key, *by_value;
-  Path(const Shape& s_, const Step& step, const Span& span, const Cache<T>& cache, long g, long query, float* room)
-      : first(span.past / s_.block), s(s_), by_key(room), by_value(room + path_blocks(s) * s.wide()) {
-    keys = reinterpret_cast<T*>(room + 2 * path_blocks(s) * s.wide());
-    values = keys + path_blocks(s) * s.size * s.wide();
-    const int64_t* table = step.table + span.table;
-    for (long at = first * s.block; at < span.past; at++) take(cache, table[first] * s.block + at % s.block, g, at);
-    long at = span.past;
-    for (uint64_t left = step.seen[span.tree + query]; left; left &= left - 1)
-      take(cache, step.slots[span.start + __builtin_ctzll(left)], g, at++);
+  const Step& step;
+  const Span& span;
+  const Cache<T>& cache;
+  const long g, block, first;  // the block of the sequence from which on a path is one of its own, and its first key
+  float* scores;
+  Tree(const Shape& s_, const Step& step_, const Span& span_, const Cache<T>& cache_, long g_, float* room)
+      : s(s_), step(step_), span(span_), cache(cache_), g(g_), block(span_.past / s_.block), first(block * s_.block),
+        scores(room) {}
+
+  // What every query makes of the keys of those blocks.
+  void meet(long rows, const float* q) const {
+    const T* strips[PIECES];
+    const long blocks = (span.past + span.end - span.start - 1) / s.block - block + 1, each = s.wide() / LANES;
+    for (long b = 0; b < blocks * each; b++)
+      strips[b] = cache.key(s, step.table[span.table + block + b / each], g) + b % each * LANES;
+    all_scores(rows, q, strips, blocks * each, s, tree_pitch(s), scores);
   }
-  const T* key(long block) const { return keys + (block - first) * s.size * s.wide(); }
-  const T* of_value(long block) const { return values + (block - first) * s.wide() * s.columns(); }
+  // The scores of row `r` at the places [from, to) of the path of a query come to stand at `row`, block by block.
+  void take(long query, long r, long from, long to, long chunk, float* row) const {
+    walk(query, from, to, [&](long place, long slot, long lane) {
+      const float score = scores[r * tree_pitch(s) + lane];
+      row[at(place, chunk)] = std::is_same<T, int8_t>::value ? score * cache.by_key[factor(slot)] : score;
+    });
+  }
+  void times(long query, long from, long to, long chunk, float* row) const {
+    walk(query, from, to, [&](long place, long slot, long) { row[at(place, chunk)] *= cache.by_value[factor(slot)]; });
+  }
+  // Adds the values at those places, of all rows of a query, in turn.
+  void weigh(long query, long from, long to, long chunk, const float* weights, float* out) const {
+    const T* values[PIECES];
+    Reach reach[PIECES];
+    long count = 0;
+    walk(query, from, to, [&](long place, long slot, long) {
+      const long in = place % s.block, of = (place - chunk) / s.block;
+      const T* value = cache.of_value(s, slot / s.block, g) + slot % s.block * s.columns() - in * s.columns();
+      if (count && values[count - 1] == value && reach[count - 1].block == of) reach[count - 1].to++;
+      else values[count] = value, reach[count++] = {of, in, in + 1};
+    });
+    all_values(s.groups, weights, values, reach, count, s, true, out);
+  }
 
  private:
-  void take(const Cache<T>& cache, long slot, long g, long at) {  // the key and the value at a slot come to place `at`
-    const long block = slot / s.block, in = slot % s.block, to = at / s.block - first, lane = at % s.block;
-    const T *key = cache.key(s, block, g) + in, *value = cache.of_value(s, block, g) + in * s.columns();
-    T* there = keys + to * s.size * s.wide() + lane;
-    for (long d = 0; d < s.size; d++) there[d * s.wide()] = key[d * s.wide()];
-    std::copy(value, value + s.columns(), values + (to * s.wide() + lane) * s.columns());
-    if (!std::is_same<T, int8_t>::value) return;
-    const long factor = (block * s.held() + g) * s.wide() + in;
-    by_key[to * s.wide() + lane] = cache.by_key[factor];
-    by_value[to * s.wide() + lane] = cache.by_value[factor];
+  long at(long place, long chunk) const { return (place - chunk) / s.block * s.wide() + place % s.block; }
+  long factor(long slot) const { return (slot / s.block * s.held() + g) * s.wide() + slot % s.block; }
+  template <class F>
+  void walk(long query, long from, long to, F run) const {
+    for (long place = std::max(from, first); place < std::min<long>(to, span.past); place++)
+      run(place, step.table[span.table + block] * s.block + place - first, place - first);
+    long place = span.past;
+    for (uint64_t left = step.seen[span.tree + query]; left; left &= left - 1, place++) {
+      const long token = __builtin_ctzll(left), lies = span.past + token;
+      if (place >= from && place < to)
+        run(place, step.slots[span.start + token], (lies / s.block - block) * s.wide() + lies % s.block);
+    }
   }
 };
 
@@ -196,13 +220,11 @@ struct Chunk {
   const T *strips[STRIPS], *values[STRIPS];
   Reach reach[STRIPS];
   long from, low, top;
-  Chunk(const Shape& s, const Cache<T>& cache, const int64_t* table, const Path<T>* path, long g, long from_, long first,
-        long last)
+  Chunk(const Shape& s, const Cache<T>& cache, const int64_t* table, long g, long from_, long first, long last)
       : Chunk(s, from_, first, last) {
     for (long b = low; b < top; b++) {
-      const long at = from / s.block + b, block = table[at];
-      if (path && at >= path->first) place(s, b - low, path->key(at), path->of_value(at));
-      else place(s, b - low, cache.key(s, block, g), cache.of_value(s, block, g));
+      const long block = table[from / s.block + b];
+      place(s, b - low, cache.key(s, block, g), cache.of_value(s, block, g));
     }
   }
   // The same in fp32, which is worth its making where many queries read it.
@@ -218,12 +240,9 @@ struct Chunk {
     }
   }
   // The factors of its keys or values, lane by lane.
-  void factors(const Shape& s, const float* of, const float* own, const Path<T>* path, const int64_t* table, long g,
-               float* by) const {
+  void factors(const Shape& s, const float* of, const int64_t* table, long g, float* by) const {
     for (long b = low; b < top; b++) {
-      const long at = from / s.block + b;
-      const bool mine = path && at >= path->first;
-      const float* there = mine ? own + (at - path->first) * s.wide() : of + (table[at] * s.held() + g) * s.wide();
+      const float* there = of + (table[from / s.block + b] * s.held() + g) * s.wide();
       std::copy(there, there + s.wide(), by + b * s.wide());
     }
   }
@@ -232,7 +251,7 @@ struct Chunk {
   template <class> friend struct Chunk;
   Chunk(const Shape& s, long from_, long first, long last)
       : from(from_), low(std::max(0L, first - from_) / s.block),
-        top((std::min(last - from_, s.blocks() * s.block) + s.block - 1) / s.block) {
+        top(std::max(low, (std::min(last - from_, s.blocks() * s.block) + s.block - 1) / s.block)) {
     for (long b = low; b < top; b++) {
       const long at = from + b * s.block;
       reach[b - low] = {b, std::max(0L, first - at), std::min(s.block, last - at)};
@@ -266,12 +285,14 @@ bool finite(const float* x, long n) {
 template <class T>
 void attend(const Shape& s, const Step& step, const Span& span, const Cache<T>& cache, const Heads& q, float* out,
             const float* sinks, long g, long query, long n, const Room& room) {
-  std::optional<Path<T>> own;  // of a tree there is one query at a time
-  if (span.tree >= 0) own.emplace(s, step, span, cache, g, query, room.path);
-  const Path<T>* path = own ? &*own : nullptr;
-  const long place = span.past + (path ? step.depths[span.tree + query] : query);
-  const long rows = n * s.groups, first = s.first(place), last = place + n;
-  const long keys = s.blocks() * s.block, columns = s.columns(), pitch = s.pitch();
+  const bool branches = span.tree >= 0, whole = std::is_same<T, int8_t>::value;
+  const Tree<T> tree(s, step, span, cache, g, room.tree);
+  const int64_t* depths = step.depths + span.tree + query;
+  const auto place = [&](long i) { return span.past + (branches ? depths[i] : query + i); };
+  const auto ends = std::minmax_element(depths, depths + (branches ? n : 0));
+  const long first = s.first(branches ? span.past + *ends.first : place(0));
+  const long last = (branches ? span.past + *ends.second : place(n - 1)) + 1;
+  const long rows = n * s.groups, keys = s.blocks() * s.block, columns = s.columns(), pitch = s.pitch();
   const int64_t* table = step.table + span.table;
   for (long r = 0; r < rows; r++) {
     const long token = span.start + query + r / s.groups;
@@ -281,28 +302,37 @@ void attend(const Shape& s, const Step& step, const Span& span, const Cache<T>& 
     room.mass[r] = {NONE, 0};
   }
   std::fill(room.out, room.out + rows * columns, 0.0f);
+  if (branches) tree.meet(rows, room.q);
   std::optional<Chunk<float>> held;
   for (long from = first / keys * keys; from < last; from += keys) {
-    const Chunk<T> chunk(s, cache, table, path, g, from, first, last);
+    const Chunk<T> chunk(s, cache, table, g, from, first, branches ? std::min(last, tree.first) : last);
     const Chunk<float>* wide = widened(s, chunk, rows, room, held);
-    const long blocks = chunk.top - chunk.low, lanes = blocks * s.wide(), low = chunk.low * s.wide();
+    const long blocks = chunk.top - chunk.low, shared = blocks * s.wide(), low = chunk.low * s.wide();
+    const long end = std::min(last, from + keys), top = (end - from + s.block - 1) / s.block;
+    const long lanes = (top - chunk.low) * s.wide();
     float* scores = room.scores + low;
-    if (wide) all_scores(rows, room.q, wide->strips, lanes / LANES, s, scores);
-    else all_scores(rows, room.q, chunk.strips, lanes / LANES, s, scores);
-    if (std::is_same<T, int8_t>::value) {
-      chunk.factors(s, cache.by_key, path ? path->by_key : nullptr, path, table, g, room.by);
-      chunk.factors(s, cache.by_value, path ? path->by_value : nullptr, path, table, g, room.by + pitch);
+    if (wide) all_scores(rows, room.q, wide->strips, shared / LANES, s, pitch, scores);
+    else all_scores(rows, room.q, chunk.strips, shared / LANES, s, pitch, scores);
+    if (whole) {
+      chunk.factors(s, cache.by_key, table, g, room.by);
+      chunk.factors(s, cache.by_value, table, g, room.by + pitch);
     }
     for (long r = 0; r < rows; r++) {
       float* row = scores + r * pitch;
-      if (std::is_same<T, int8_t>::value) times(row, lanes, room.by + low);
+      const long i = r / s.groups, begin = std::max(from, s.first(place(i))), stop = std::min(end, place(i) + 1);
+      if (whole) times(row, shared, room.by + low);
+      if (branches) tree.take(query + i, r, begin, stop, from, row - low);
       if (s.cap > 0) capped(row, lanes, s.cap);
-      hide(s, place + r / s.groups, from, chunk.low, chunk.top, row - low);
+      hide(s, place(i), from, chunk.low, top, row - low);
       room.chunk[r] = softened(row, lanes);
-      if (std::is_same<T, int8_t>::value) times(row, lanes, room.by + pitch + low);
+      if (whole) times(row, shared, room.by + pitch + low);
+      if (whole && branches) tree.times(query + i, begin, stop, from, row - low);
     }
-    if (wide) all_values(rows, room.scores, wide->values, chunk.reach, blocks, s, room.part);
-    else all_values(rows, room.scores, chunk.values, chunk.reach, blocks, s, room.part);
+    if (wide) all_values(rows, room.scores, wide->values, chunk.reach, blocks, s, false, room.part);
+    else all_values(rows, room.scores, chunk.values, chunk.reach, blocks, s, false, room.part);
+    for (long i = 0; branches && i < n; i++)
+      tree.weigh(query + i, std::max(from, s.first(place(i))), std::min(end, place(i) + 1), from,
+                 room.scores + i * s.groups * pitch, room.part + i * s.groups * columns);
     for (long r = 0; r < rows; r++)
       merge(room.mass[r], room.out + r * columns, room.chunk[r], room.part + r * columns, columns);
   }
@@ -347,7 +377,7 @@ void run(const Given& given) {
     for (int64_t task = 0; task < given.count * s.held(); task++) {
       const int64_t* at = given.tasks + 2 * (task / s.held());
       const Span& span = given.step.spans[at[0]];
-      const long n = span.tree >= 0 ? 1 : std::min(s.queries, span.end - span.start - at[1]);
+      const long n = std::min(s.queries, span.end - span.start - at[1]);
       attend(s, given.step, span, cache, given.q, given.out, given.sinks, task % s.held(), at[1], n, room);
     }
   }

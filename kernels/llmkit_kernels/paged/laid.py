@@ -142,12 +142,12 @@ class Laid:
         return self.places[which, device]
 
     def by(self, queries: int) -> Tensor:
-        """(N, 2): span and first query of every task of so many queries, or of one of a tree; the longest first."""
+        """(N, 2): span and first query of every task of so many queries; the longest first."""
         if queries not in self.tasks:
             made = [
                 (start - end - past, at, first)
-                for at, (start, end, past, _, parents) in enumerate(self.runs)
-                for first in range(0, end - start, 1 if parents else queries)
+                for at, (start, end, past, *_) in enumerate(self.runs)
+                for first in range(0, end - start, queries)
             ]
             self.tasks[queries] = torch.tensor([task[1:] for task in sorted(made)], dtype=torch.int64).view(-1, 2)
         return self.tasks[queries]

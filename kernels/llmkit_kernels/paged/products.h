@@ -8,6 +8,8 @@ namespace llmkit {
 
 constexpr long CHUNK = 256;       // lanes of a chunk: 16 blocks of 16 keys
 constexpr long STRIPS = CHUNK / LANES;
+constexpr long DRAFTS = 64;       // tokens of a tree
+constexpr long PIECES = DRAFTS + 1;  // strips of their keys and pieces of a path's values, with what is before them in a block
 
 struct Shape {
   long heads, groups, size, value, block, queries, window;  // `queries` of a task
@@ -23,7 +25,7 @@ struct Shape {
 // ---- scores: M queries by N strips of 16 keys
 
 template <int M, int N, class T>
-void meet(const float* q, const T* const* strips, const Shape& s, float* out) {
+void meet(const float* q, const T* const* strips, const Shape& s, long pitch, float* out) {
   vec acc[M][N];
 #pragma GCC unroll 16
   for (int i = 0; i < M; i++)
@@ -46,21 +48,22 @@ void meet(const float* q, const T* const* strips, const Shape& s, float* out) {
 #pragma GCC unroll 16
   for (int i = 0; i < M; i++)
 #pragma GCC unroll 16
-    for (int j = 0; j < N; j++) store(out + i * s.pitch() + j * LANES, acc[i][j]);
+    for (int j = 0; j < N; j++) store(out + i * pitch + j * LANES, acc[i][j]);
 }
 
-// ---- values: M queries by N vectors of a value's columns, over the blocks of a chunk
+// ---- values: M queries by N vectors of a value's columns, over the blocks of a chunk; `more`: after what is in `out`
 
 struct Reach { long block, from, to; };  // rows [from, to) of a block of the chunk
 
 template <int M, int N, class T>
-void weigh(const float* weights, const T* const* blocks, const Reach* reach, long count, const Shape& s, float* out) {
+void weigh(const float* weights, const T* const* blocks, const Reach* reach, long count, const Shape& s, bool more,
+           float* out) {
+  const long columns = s.columns(), pitch = s.pitch();
   vec acc[M][N];
 #pragma GCC unroll 16
   for (int i = 0; i < M; i++)
 #pragma GCC unroll 16
-    for (int j = 0; j < N; j++) acc[i][j] = vec{};
-  const long columns = s.columns(), pitch = s.pitch();
+    for (int j = 0; j < N; j++) acc[i][j] = more ? load(out + i * columns + j * LANES) : vec{};
   for (long b = 0; b < count; b++) {
     const T* row = blocks[b] + reach[b].from * columns;
     const float* by = weights + reach[b].block * s.wide() + reach[b].from;
@@ -94,32 +97,32 @@ void by_rows(long rows, F run) {
 }
 
 template <class T>
-void all_scores(long rows, const float* q, const T* const* strips, long count, const Shape& s, float* out) {
+void all_scores(long rows, const float* q, const T* const* strips, long count, const Shape& s, long pitch, float* out) {
   long j = 0;
   for (; j + 4 <= count; j += 4)
     by_rows(rows, [&](auto m, long i) {
-      meet<m.value, 4>(q + i * s.size, strips + j, s, out + i * s.pitch() + j * LANES);
+      meet<m.value, 4>(q + i * s.size, strips + j, s, pitch, out + i * pitch + j * LANES);
     });
   for (; j < count; j++)
     by_rows(rows, [&](auto m, long i) {
-      meet<m.value, 1>(q + i * s.size, strips + j, s, out + i * s.pitch() + j * LANES);
+      meet<m.value, 1>(q + i * s.size, strips + j, s, pitch, out + i * pitch + j * LANES);
     });
 }
 
 template <class T>
 void all_values(long rows, const float* weights, const T* const* blocks, const Reach* reach, long count, const Shape& s,
-                float* out) {
-  const T* moved[STRIPS];
+                bool more, float* out) {
+  const T* moved[PIECES];
   for (long b = 0; b < count; b++) moved[b] = blocks[b];
   const auto on = [&](long by) { for (long b = 0; b < count; b++) moved[b] += by * LANES; };
   long j = 0;
   for (; j + 4 * LANES <= s.columns(); j += 4 * LANES, on(4))
     by_rows(rows, [&](auto m, long i) {
-      weigh<m.value, 4>(weights + i * s.pitch(), moved, reach, count, s, out + i * s.columns() + j);
+      weigh<m.value, 4>(weights + i * s.pitch(), moved, reach, count, s, more, out + i * s.columns() + j);
     });
   for (; j < s.columns(); j += LANES, on(1))
     by_rows(rows, [&](auto m, long i) {
-      weigh<m.value, 1>(weights + i * s.pitch(), moved, reach, count, s, out + i * s.columns() + j);
+      weigh<m.value, 1>(weights + i * s.pitch(), moved, reach, count, s, more, out + i * s.columns() + j);
     });
 }
 
