@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llmkit.stages.merge import Merge as Merge
     from llmkit.stages.preference import Preference as Preference
     from llmkit.stages.pretrain import Pretrain as Pretrain
+    from llmkit.stages.reward import Reward as Reward
     from llmkit.stages.sft import Sft as Sft
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Merge",
     "Preference",
     "Pretrain",
+    "Reward",
     "Sampling",
     "Sft",
     "__version__",
@@ -49,6 +51,7 @@ _WHERE = {
     "Merge": "llmkit.stages.merge",
     "Preference": "llmkit.stages.preference",
     "Pretrain": "llmkit.stages.pretrain",
+    "Reward": "llmkit.stages.reward",
     "Sampling": "llmkit.inference.sampling",
     "Sft": "llmkit.stages.sft",
     "load_recipe": "llmkit.recipe.load",

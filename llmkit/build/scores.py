@@ -40,7 +40,7 @@ def score(scored: Any, rows: Sequence[tuple[Sequence[int], int]], packed: bool, 
     for group, batch in laid([rows[i][0][:-1] for i in long], packed, device):
         labels = torch.zeros_like(batch.tokens)
         taken = [long[i] for i in group]
-        for place, ids in zip(_places(batch), (rows[i][0] for i in taken), strict=True):
+        for place, ids in zip(places(batch), (rows[i][0] for i in taken), strict=True):
             labels[place] = torch.tensor(list(ids[1:]), device=device)
         logps = scored(replace(batch, labels=labels))
         parts = logps.split([len(rows[i][0]) - 1 for i in taken])
@@ -61,7 +61,7 @@ def embed(
     made: dict[int, Tensor] = {}
     for group, batch in laid(rows, packed, device):
         hidden = scored.hidden(batch).float()
-        for i, place in zip(group, _places(batch), strict=True):
+        for i, place in zip(group, places(batch), strict=True):
             own = hidden[place]
             made[i] = (own.mean(0) if pooling == "mean" else own[-1]).cpu()
     if not rows:
@@ -70,7 +70,7 @@ def embed(
     return torch.nn.functional.normalize(stacked, dim=-1) if normalise else stacked
 
 
-def _places(batch: Any) -> list[tuple[int, slice]]:
+def places(batch: Any) -> list[tuple[int, slice]]:
     """Where each row lies in a batch."""
     if batch.attend is None:
         return [(row, slice(0, length)) for row, length in enumerate(batch.lengths)]

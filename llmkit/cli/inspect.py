@@ -22,9 +22,11 @@ from llmkit.evals.tasks import (
     Classification,
     Generation,
     MultipleChoice,
+    PairTask,
     Passkey,
     Perplexity,
     PositionPerplexity,
+    StepTask,
     data_of,
     longest,
 )
@@ -129,7 +131,7 @@ def _evaluate(title: str, node: Evaluate) -> None:
             _say(f"{title}tasks.{task.name}: {_count(task)} rows")
 
 
-def _count(task: Generation | MultipleChoice | PositionPerplexity | Classification) -> int:
+def _count(task: Generation | MultipleChoice | PositionPerplexity | Classification | PairTask | StepTask) -> int:
     """The rows of a task, each of them read."""
     rows = 0
     for row in (row for source in task.data for row in source.rows()):

@@ -10,7 +10,7 @@ import sysconfig
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from llmkit.data.rows import At, Raw
 
@@ -31,7 +31,7 @@ SHORTEST, LONGEST = 80, 1200
 
 
 def read(split: str, after: At = (), kind: str = "") -> Iterator[Raw]:
-    """The rows of one split behind `after`: answers, or rows of another `kind`, labels or pairs.
+    """The rows of one split behind `after`: answers, or rows of another `kind`: labels, pairs or steps.
 
     Modules are dealt to splits whole, by the hash of their name.
     """
@@ -54,6 +54,10 @@ def _read(split: str, kind: str) -> Iterator[Raw]:
                 if kind == "pairs":
                     other, rejected = sentence, {"role": "assistant", "content": other or "It does nothing at all."}
                     values = {"prompt": [question], "chosen": [answer], "rejected": [rejected], "cluster": module}
+                if kind == "steps":
+                    other, steps = sentence, [sentence, other or "It does nothing at all."]
+                    labels: Any = [True, False]
+                    values = {"prompt": [question], "completions": steps, "labels": labels, "cluster": module}
                 if kind == "labels":
                     label = "value" if gives_value(source) else "nothing"
                     values = {"text": sentence, "label": label, "cluster": module}

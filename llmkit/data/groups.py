@@ -23,6 +23,7 @@ from llmkit.data.usable import Tally, readable
 
 Array = np.ndarray[Any, Any]
 Tokens = tuple[list[int], list[float]]
+Written = Callable[[Renderer, Row], Rendered]
 MOVED = "prompt cut short: tokens reach over its end"
 
 
@@ -85,8 +86,10 @@ def grouped(
     key: str = "data.train",
     aside: Callable[[BadRow], None] | None = None,
     least: int = 1,
+    written: Written = Renderer.render,
 ) -> Groups:
-    """All examples of `sources`, at least `least` of them.
+    """All examples of `sources`, at least `least` of them; `written` makes of a row the text that a completion is the
+    trained part of.
 
     Raises:
         DataError: a row cannot be read, too many are unusable, or too few are left.
@@ -96,7 +99,7 @@ def grouped(
     tally = Tally(data, Counter[str](), aside, lint=law.lint(renderer))
     made, begins = list[_Example](), [0]
     for source in sources:
-        made += _examples(source, tally, renderer)
+        made += _examples(source, tally, renderer, written)
         begins.append(len(made))
     tally.check(len(made), least, key)
     files = named({path: digest for source in sources for path, digest in source.files().items()})
@@ -112,14 +115,15 @@ class _Example:
     per: Mapping[str, tuple[float, ...]]
 
 
-def _examples(source: Readable, tally: Tally, renderer: Renderer) -> Iterator[_Example]:
+def _examples(source: Readable, tally: Tally, renderer: Renderer, written: Written) -> Iterator[_Example]:
     """The usable rows; some hundred are encoded at a time, which the tokenizer does faster."""
     waiting: list[tuple[Raw, Offered, list[Rendered]]] = []
     for raw, values in readable([source], tally):
         try:
             said = offered(values, tally.counts["rows"] - 1)
             rows = [introduced(row, tally.data.system) for row in said.rows]
-            waiting.append((raw, Offered(tuple(rows), said.per, said.joint), [renderer.render(row) for row in rows]))
+            texts = [written(renderer, row) for row in rows]
+            waiting.append((raw, Offered(tuple(rows), said.per, said.joint), texts))
         except Unusable as reason:
             tally.unusable(raw, str(reason))
         if len(waiting) >= ROWS:

@@ -84,13 +84,13 @@ class Renderer:
         text, mark, *_ = self._written(asked, tools, prompt=True)
         return self._checked(Rendered(text, (), mark))
 
-    def whole(self, messages: Messages) -> Rendered:
+    def whole(self, messages: Messages, tools: Sequence[Any] = ()) -> Rendered:
         """A conversation as it stands, none of it trained.
 
         Raises:
             Unusable, DataError: as `render`.
         """
-        text, mark, *_ = self._written(messages, ())
+        text, mark, *_ = self._written(messages, tools)
         return self._checked(Rendered(text, (), mark))
 
     def after(self, messages: Messages, tools: Sequence[Any] = ()) -> Rendered:

@@ -261,17 +261,25 @@ class Docstrings:
     """Rows for `kind: classify` instead: the sentence, and whether the function gives a `value` or `nothing`."""
     pairs: bool = False
     """Rows for `kind: preference` instead: the sentence is chosen, and that of the function before it rejected."""
+    steps: bool = False
+    """Rows for `kind: reward` and steps: the sentence is right, and that of the function before it wrong."""
+
+    @property
+    def others(self) -> list[str]:
+        """Which other kinds of rows are asked for."""
+        return [kind for kind in ("labels", "pairs", "steps") if getattr(self, kind)]
 
     def problems(self) -> Iterator[Conflict]:
         """Rows of two kinds at once."""
-        if self.labels and self.pairs:
-            yield Conflict("pairs", "both say what rows are", "keep one of the two", "labels")
+        if len(self.others) > 1:
+            other, key, *_ = self.others
+            yield Conflict(key, "both say what rows are", "keep one of the two", other)
 
     def rows(self, after: At = ()) -> Iterator[Raw | BadRow]:
         """Each pair of the split; all that is before `after` is made again."""
         from llmkit.data.docstrings import read
 
-        return read(self.split, after, "labels" if self.labels else "pairs" if self.pairs else "")
+        return read(self.split, after, "".join(self.others))
 
     def files(self) -> dict[str, str]:
         """Nothing: the running Python is named in the manifest."""

@@ -11,8 +11,12 @@ from llmkit.core.errors import DataError
 from llmkit.core.records import Prediction
 from llmkit.core.types import Report
 from llmkit.data.labelled import Labelled
+from llmkit.data.node import Data
+from llmkit.data.order import spread
+from llmkit.data.stepwise import Steps, stepwise
 from llmkit.evals.classify import chances
 from llmkit.evals.run import Subject
+from llmkit.evals.tasks import StepTask
 from llmkit.stats.bins import calibration_error, edges, gaps
 from llmkit.stats.bootstrap import of_sums, ratio
 
@@ -120,6 +124,18 @@ def reported(found: Found, clusters: Sequence[str], name: str, seed: int) -> lis
         made.append(of_sums(f"{name}.first_error_f1", table, balanced_first_error, clusters, seed))
     made += [ratio(f"{name}.{key}", each, table[:, 3], clusters, seed=seed) for key, each in losses(found).items()]
     return [*made, of_sums(f"{name}.ece", calibration(found), calibration_error, clusters, seed)]
+
+
+def steps(task: StepTask, subject: Subject) -> tuple[list[Prediction], list[Report]]:
+    """Judges the steps of the task's rows.
+
+    Raises:
+        DataError: there is nothing to evaluate, or too many rows cannot be used.
+    """
+    data = Data(train=task.data, max_length=task.max_length, overflow="truncate")
+    how = Steps(task.separator, task.threshold)
+    rows = stepwise(task.data, data, subject.tokenizer, how, f"tasks.{task.name}")
+    return judged(subject, rows, spread(len(rows), task.rows), task.max_length, task.name)
 
 
 def judged(

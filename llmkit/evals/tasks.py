@@ -14,11 +14,16 @@ if TYPE_CHECKING:
     from llmkit.evals.run import Subject
 
 
+Asked = Literal["text", "classes", "scores", "steps"]
+"""What a task asks a model for: that of a language model, of a classifier, or of a reward model."""
+
+
 @config
 class Perplexity:
     """How well the model predicts the answers: perplexity and bits per byte of the text that is learned from."""
 
     _sized: ClassVar[str] = "max_length"
+    asks: ClassVar[Asked] = "text"
     kind: Literal["perplexity"] = "perplexity"
     name: str = "perplexity"
     data: tuple[Source, ...]
@@ -39,6 +44,7 @@ class Perplexity:
 class Generation:
     """What the model writes, against a reference: exact match and ROUGE (arXiv:1803.01937, by rouge-score)."""
 
+    asks: ClassVar[Asked] = "text"
     kind: Literal["generation"] = "generation"
     name: str = "generation"
     data: tuple[Source, ...]
@@ -69,6 +75,7 @@ class Generation:
 class MultipleChoice:
     """Which of several answers is the likeliest. Rows hold `prompt`, `choices` and `label` (an index)."""
 
+    asks: ClassVar[Asked] = "text"
     kind: Literal["multiple_choice"] = "multiple_choice"
     name: str = "multiple_choice"
     data: tuple[Source, ...]
@@ -90,6 +97,7 @@ class Classification:
     calibration error."""
 
     _sized: ClassVar[str] = "max_length"
+    asks: ClassVar[Asked] = "classes"
     kind: Literal["classification"] = "classification"
     name: str = "classification"
     data: tuple[Source, ...]
@@ -106,10 +114,58 @@ class Classification:
 
 
 @config
+class PairTask:
+    """What a reward model says of rows with a `chosen` and a `rejected` answer: how often the chosen one scores higher,
+    and how much of that is length; calibration."""
+
+    _sized: ClassVar[str] = "max_length"
+    asks: ClassVar[Asked] = "scores"
+    kind: Literal["pairs"] = "pairs"
+    name: str = "pairs"
+    data: tuple[Source, ...]
+    max_length: int = setting(default=1024, least=2)
+    """Longer answers are cut."""
+    rows: int | None = setting(default=None, least=1)
+    """At most so many rows, evenly apart."""
+
+    def run(self, subject: Subject) -> tuple[list[Prediction], list[Report]]:
+        """A prediction a pair, and the reports."""
+        from llmkit.evals.pairs import pairs
+
+        return pairs(self, subject)
+
+
+@config
+class StepTask:
+    """What a process reward model says of the steps of rows with `completions` and `labels`: steps and first errors."""
+
+    _sized: ClassVar[str] = "max_length"
+    asks: ClassVar[Asked] = "steps"
+    kind: Literal["steps"] = "steps"
+    name: str = "steps"
+    data: tuple[Source, ...]
+    separator: str = "\n"
+    """What stands behind each step, as in training."""
+    threshold: float = 0.5
+    """Labels that are numbers: the least that is right."""
+    max_length: int = setting(default=1024, least=2)
+    """Of longer solutions the steps that fit are judged."""
+    rows: int | None = setting(default=None, least=1)
+    """At most so many rows, evenly apart."""
+
+    def run(self, subject: Subject) -> tuple[list[Prediction], list[Report]]:
+        """A prediction a step, and the reports."""
+        from llmkit.evals.steps import steps
+
+        return steps(self, subject)
+
+
+@config
 class PositionPerplexity:
     """Perplexity by position: what a model makes of tokens far into long documents. Each window is one forward."""
 
     _sized: ClassVar[str] = "length"
+    asks: ClassVar[Asked] = "text"
     kind: Literal["position_perplexity"] = "position_perplexity"
     name: str = "position_perplexity"
     data: tuple[Source, ...]
@@ -145,6 +201,7 @@ class Passkey:
     """
 
     _sized: ClassVar[str] = "lengths"
+    asks: ClassVar[Asked] = "text"
     kind: Literal["passkey"] = "passkey"
     name: str = "passkey"
     needle: Literal["number", "sentence"] = "number"
@@ -171,7 +228,8 @@ class Passkey:
 
 
 Task = Annotated[
-    Perplexity | Generation | MultipleChoice | Classification | PositionPerplexity | Passkey, Later(("python",))
+    Perplexity | Generation | MultipleChoice | Classification | PairTask | StepTask | PositionPerplexity | Passkey,
+    Later(("python",)),
 ]
 
 NAMED: dict[str, tuple[Perplexity | Generation | Passkey, ...]] = {

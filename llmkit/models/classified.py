@@ -42,7 +42,7 @@ def name_classes(config: Any, head: Head, pad: int | None) -> None:
     config.id2label = dict(enumerate(head.labels))
     config.label2id = {label: index for index, label in enumerate(head.labels)}
     if head.task == "sequence":
-        config.problem_type = "single_label_classification"
+        config.problem_type = "single_label_classification" if len(head.labels) > 1 else "regression"
     text = config.get_text_config()
     if text.pad_token_id is None or pad is not None:
         text.pad_token_id = pad
@@ -85,8 +85,13 @@ def head_name(model: nn.Module) -> str:
     return found[0]
 
 
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """The same in the type that losses are computed in."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 class Classified(Headed):
-    """A classifier as one module: a batch -> logits (N, C) in fp32 where its weights are not 0."""
+    """A classifier as one module: a batch -> logits (N, C), in fp32 at least, where its weights are not 0."""
 
     def __init__(self, model: nn.Module, head: Head, direct: bool) -> None:
         super().__init__(model)
@@ -102,8 +107,13 @@ class Classified(Headed):
             return self.logits(self.hidden(batch)[chosen])
         noise = self.noise.over(batch) if self.noise is not None and self.training else nullcontext()
         with noise:
-            out = self.causal[0](input_ids=batch.tokens, attention_mask=whole(batch).long()).logits.float()
-        return cast(Tensor, out[chosen] if self.head.task == "token" else out[chosen.any(1)])
+            out = at_least_fp32(self.causal[0](input_ids=self.padded(batch), attention_mask=whole(batch).long()).logits)
+        return out[chosen] if self.head.task == "token" else out[chosen.any(1)]
+
+    def padded(self, batch: Batch) -> Tensor:
+        """The tokens, with that behind each row which pooling passes over."""
+        pad = self.causal[0].config.get_text_config().pad_token_id
+        return batch.tokens if pad is None else batch.tokens.masked_fill(~whole(batch), pad)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """What the head makes of hidden states (N, H)."""
@@ -112,7 +122,7 @@ class Classified(Headed):
         if self.head.task == "token" and hasattr(model, "dropout"):
             hidden = model.dropout(hidden)
         kind = next(head.parameters()).dtype
-        return cast(Tensor, head(hidden if torch.is_autocast_enabled(hidden.device.type) else hidden.to(kind)).float())
+        return at_least_fp32(head(hidden if torch.is_autocast_enabled(hidden.device.type) else hidden.to(kind)))
 
 
 def check_classes(classified: Classified) -> None:

@@ -23,6 +23,7 @@ from llmkit.models.node import Head, ModelRef, Nf4, NoQuant, Quant
 from llmkit.models.probe import Support
 from llmkit.models.quantised import check_runs, settle
 from llmkit.models.resolve import Resolved, head_of
+from llmkit.models.rewarded import continues
 from llmkit.models.rope import RopeScaling
 from llmkit.models.scaled import check_turned, scaled_config, stretch
 from llmkit.models.tokenizer import read_tokenizer
@@ -200,7 +201,7 @@ def _classifier(base: Resolved, head: Head, config: Any, tokenizer: Any) -> Any:
         ModelError: there is none, or it tells apart something else already.
     """
     there = head_of(base)
-    if there is not None and (there.task, there.labels) != (head.task, head.labels):
+    if there is not None and not continues(head, there):
         what = f"{base.name} is a {there.task} classifier of {', '.join(there.labels)[:60]} already"
         raise ModelError(
             what, fix="train from its language model, or for the same labels in the same order", key="model"

@@ -13,11 +13,11 @@ from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.merge import Merge
 from llmkit.stages.preference import Preference
 from llmkit.stages.pretrain import Pretrain
+from llmkit.stages.reward import Reward
 from llmkit.stages.serve import Serve
 from llmkit.stages.sft import Sft
 
 STAGES = [
-    "reward",
     "policy",
     "ppo",
     "constitutional",
@@ -53,6 +53,7 @@ LOSSES = [
 """Kinds that are short for a stage with that loss."""
 
 Stage = Annotated[
-    Sft | Classify | Pretrain | Preference | Evaluate | Draft | Distill | Merge | Serve, Later((*STAGES, *LOSSES))
+    Sft | Classify | Reward | Pretrain | Preference | Evaluate | Draft | Distill | Merge | Serve,
+    Later((*STAGES, *LOSSES)),
 ]
 KINDS: dict[str, Any] = {kind_of(cls): cls for cls in get_args(get_args(Stage)[0])}

@@ -23,7 +23,7 @@ from llmkit.core.records import GateSpec, Prediction
 from llmkit.core.run import Grants, Run
 from llmkit.core.types import Report
 from llmkit.evals.run import Subject
-from llmkit.evals.tasks import Classification, Generation, longest
+from llmkit.evals.tasks import Generation, longest
 from llmkit.inference.writer import Writer
 from llmkit.models.adapted import method
 from llmkit.models.export import export
@@ -31,6 +31,7 @@ from llmkit.models.load import How, Loaded
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.models.positions import check_length
 from llmkit.models.resolve import Resolved, resolve
+from llmkit.models.rewarded import judges_steps, scores_answers
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.merge import Merge
 from llmkit.stages.report import write_report, write_reports
@@ -130,12 +131,22 @@ def _found(node: Evaluate, run: Run, subject: Subject) -> tuple[list[Prediction]
     return table, reports
 
 
+NAMED = {"classes": "classifier", "scores": "model that scores answers", "steps": "model that judges steps"}
+"""Who gives what tasks ask for, where that is no text."""
+
+
 def _able(node: Evaluate, loaded: Loaded) -> None:
     """Raises: ModelError when a task asks of the model what it cannot do."""
+    able = {
+        "text": loaded.head is None,
+        "classes": loaded.head is not None,
+        "scores": scores_answers(loaded.head),
+        "steps": judges_steps(loaded.head),
+    }
     for index, task in enumerate(node.tasks):
-        if isinstance(task, Classification) != (loaded.head is not None):
-            is_one = "is no classifier" if loaded.head is None else "is a classifier, and writes no text"
-            fix = "give a classifier classification tasks, and a language model the others"
+        if not able[task.asks]:
+            is_one = f"is no {NAMED[task.asks]}" if task.asks in NAMED else "is a classifier, and writes no text"
+            fix = "give a classifier classification tasks, a reward model pairs or steps, a language model the others"
             raise ModelError(f"{node.model.name} {is_one}", fix=fix, key=f"tasks.{index}.kind")
 
 

@@ -6,15 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from llmkit.adapters.limits import virtual_tokens
 from llmkit.core.config import Conflict, config
 from llmkit.core.errors import DataError
-from llmkit.data.cleaning import NoDedup
 from llmkit.data.node import Readable
 from llmkit.losses.node import ClassEntropy, ClassLoss, Focal, GroupDro, Seen, balanced
 from llmkit.models.node import Head
+from llmkit.stages.heads import useless
 from llmkit.stages.training import Training
-from llmkit.train.node import Evaluating
 
 if TYPE_CHECKING:
     from llmkit.core.records import Prediction
@@ -60,24 +58,9 @@ class Classify(Training):
             yield Conflict("class_weights", "the loss weighs rows by itself", "keep one of the two", other)
         if self.task == "token":
             yield from self._odd_for_words()
-        if virtual_tokens(self.adapter):
-            what = f"{self.adapter.kind} puts tokens of its own before a row, and a head reads rows as they are"
-            yield Conflict("adapter.kind", what, "use adapter: {kind: lora}")
-        if self.data.dedup != NoDedup() or self.data.decontaminate:
-            key = "data.decontaminate" if self.data.decontaminate else "data.dedup"
-            yield Conflict(key, "labelled rows are not compared with others yet", f"drop {key}", "kind")
-        if self.data.streaming or self.data.mixed:
-            key = "data.streaming" if self.data.streaming else "data.mix"
-            yield Conflict(key, "labelled rows are neither streamed nor mixed yet", f"drop {key} and weights", "kind")
+        yield from useless(self, "labelled rows", "a classifier")
         if self.data.lint.level == "error":
             yield Conflict("data.lint.level", "labelled rows are not linted yet", "drop data.lint", "kind")
-        if self.data.overflow == "split":
-            yield Conflict("data.overflow", "a label is of the whole row", "use drop or truncate", "kind")
-        for key in ("samples", "max_tokens"):
-            if getattr(self.evaluate, key) != getattr(Evaluating(), key):
-                yield Conflict(f"evaluate.{key}", "a classifier writes no answers", f"drop evaluate.{key}", "kind")
-        if self.data.train_on != "assistant":
-            yield Conflict("data.train_on", "labels are trained, not tokens", "drop data.train_on", "kind")
 
     def _odd_labels(self) -> Iterator[Conflict]:
         if len(self.labels) == 1 or len(set(self.labels)) < len(self.labels):

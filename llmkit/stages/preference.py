@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.adapters.limits import virtual_tokens
 from llmkit.core.config import Conflict, config
-from llmkit.core.types import Steady
 from llmkit.losses.preference_node import PreferenceLoss
 from llmkit.losses.referred_node import Dpo
+from llmkit.stages.branching import branching, shares
 from llmkit.stages.reference import AdapterOff, Reference
 from llmkit.stages.training import Training
 
@@ -42,7 +41,6 @@ class Preference(Training):
         "valid.reward_margin": True,
         "valid.length_controlled_accuracy": True,
     }
-    counted: ClassVar[Literal["rows", "pairs"]] = "pairs"
     kind: Literal["preference"] = "preference"
     loss: PreferenceLoss = Dpo()
     """What is made small, over pairs; its kind may stand in the place of `preference`: `kind: dpo`."""
@@ -97,6 +95,11 @@ class Preference(Training):
             yield Conflict("reference.kind", what, fix, "adapter.kind")
 
     @property
+    def counted(self) -> Literal["rows", "pairs"]:
+        """Pairs."""
+        return "pairs"
+
+    @property
     def row_tokens(self) -> int:
         """Tokens of a packed row: two completions of `data.max_length` with a prompt each fill one."""
         return 2 * self.data.max_length
@@ -113,9 +116,7 @@ class Preference(Training):
 
     def shares(self, loaded: Loaded) -> bool:
         """Whether prompts are computed once: where rotations follow a sequence's length, longer ones must not be."""
-        turning = [part for part in loaded.model.modules() if isinstance(part, Steady)]
-        steady = all(part.steady(1, self.data.max_length) for part in turning)
-        return self.share_prompts and loaded.support.tree and steady
+        return shares(loaded, self.share_prompts, self.data.max_length)
 
     def examples(
         self,
@@ -140,8 +141,7 @@ class Preference(Training):
 
     def around(self, built: Built, train: Prepared, run: Run) -> Built:
         """The policy, with its reference where that runs beside it."""
-        loaded = built.loaded
-        built = replace(built, loaded=replace(loaded, support=replace(loaded.support, tree=self.shares(loaded))))
+        built = branching(built, self.share_prompts, self.data.max_length)
         return self.reference.beside(self, built, run) if self.loss.needs_reference else built
 
     def objective(self, train: Prepared) -> Loss:

@@ -47,8 +47,6 @@ class Training:
         "valid.bits_per_byte": False,
     }
     """What evaluations measure, for `checkpoint.best`."""
-    counted: ClassVar[Literal["rows", "pairs"]] = "rows"
-    """What `batch` counts."""
     writes: ClassVar[bool] = True
     """Whether what is trained answers prompts, of which evaluations show some."""
     kind: str = ""
@@ -253,6 +251,11 @@ class Training:
         """Leaves the result as `folder`: the model with its adapter, which `write` writes into a folder."""
         with published(folder) as aside:
             write(aside)
+
+    @property
+    def counted(self) -> Literal["rows", "pairs"]:
+        """What `batch` counts."""
+        return "rows"
 
     @property
     def row_tokens(self) -> int:

@@ -88,6 +88,13 @@ def folder(tmp_path_factory):
     words = [{"tokens": ["hello", "lazy", "dog"], "tags": ["O", "B-X", ("O", "I-X")[i % 2]]} for i in range(30)]
     for task, made in {"sequence": labelled, "token": words}.items():
         (place / f"classify-{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    asked = [{"prompt": row["messages"][:1], "cluster": str(i)} for i, row in enumerate(rows)]
+    pairs = [{**row, "chosen": "the lazy dog", "rejected": f"fox {i}"} for i, row in enumerate(asked)]
+    steps = [
+        {**row, "completions": ["the lazy dog", f"fox {i}"], "labels": [True, False]} for i, row in enumerate(asked)
+    ]
+    for task, made in {"outcome": pairs, "process": steps}.items():
+        (place / f"reward-{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     (place / "texts").mkdir()
     for i, row in enumerate(texts):  # some of them are held out
         (place / "texts" / f"{i}.txt").write_text(row["text"])
@@ -97,7 +104,7 @@ def folder(tmp_path_factory):
 def small(node, model, out):
     """The recipe over a tiny model: shorter, fewer, and all else as it is written."""
     overflow = "truncate" if node.kind == "sft" and node.data.overflow == "drop" else node.data.overflow
-    kind = f"{node.kind}-{node.task}" if node.kind == "classify" else node.kind
+    kind = f"{node.kind}-{node.task}" if node.kind in ("classify", "reward") else node.kind
     sources = {key: rows(getattr(node.data, key), kind) for key in ("train", "valid")}
     data = dataclasses.replace(node.data, max_length=64, overflow=overflow, **sources)
     evaluate = node.evaluate
@@ -121,7 +128,7 @@ def small(node, model, out):
 
 def rows(sources, kind=""):
     """The sources, but a small file in the place of what is made from the running Python, and of labelled rows."""
-    if kind.startswith("classify"):
+    if kind.startswith(("classify", "reward")):
         return tuple(Jsonl(path=f"{kind}.jsonl") for _ in sources)
     if kind == "preference":
         return tuple(Jsonl(path="pairs.jsonl") for _ in sources)
