@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, get_args
 
 from llmkit.core.config import Later
-from llmkit.core.hints import kind_of
+from llmkit.core.hints import hints, kind_of, options
 from llmkit.stages.classify import Classify
 from llmkit.stages.distill import Distill
 from llmkit.stages.draft import Draft
@@ -34,14 +34,10 @@ STAGES = [
     "experiment",
     "federated",
 ]
+NAMED = ("dpo", "ipo", "simpo", "orpo", "cpo", "apo", "kto")
+"""Losses whose names are short for a stage, where it has them."""
 LOSSES = [
-    "dpo",
-    "ipo",
-    "simpo",
-    "orpo",
-    "cpo",
     "kto",
-    "apo",
     "grpo",
     "dr_grpo",
     "dapo",
@@ -50,10 +46,14 @@ LOSSES = [
     "rloo",
     "reinforce",
 ]
-"""Kinds that are short for a stage with that loss."""
+"""Kinds that will be short for a stage with that loss."""
 
 Stage = Annotated[
     Sft | Classify | Reward | Pretrain | Preference | Evaluate | Draft | Distill | Merge | Serve,
     Later((*STAGES, *LOSSES)),
 ]
 KINDS: dict[str, Any] = {kind_of(cls): cls for cls in get_args(get_args(Stage)[0])}
+SHORT: dict[str, Any] = {
+    kind_of(loss): cls for cls in (Preference,) for loss in options(hints(cls)["loss"]) if kind_of(loss) in NAMED
+}
+"""By the kind of a loss the stage that its name is short for."""

@@ -14,6 +14,7 @@ from llmkit.core.scalars import Value
 from llmkit.core.wording import Report, unknown
 from llmkit.recipe.extend import merge
 from llmkit.recipe.kinds import KINDS, Stage
+from llmkit.recipe.shorts import full, whole
 from llmkit.stages.merge import Merge
 from llmkit.stages.training import Training
 
@@ -25,7 +26,7 @@ ENV = r"\$\{env:([^}]*)\}"
 def read_stages(tree: Value, report: Report) -> list[tuple[str, Any]]:
     """(name, node) of each stage; a single stage at the top level has the name ''."""
     if "stages" not in tree.held:
-        return [("", convert(Stage, _linked(tree, {}, report), "", report))]
+        return [("", convert(Stage, _linked(whole(tree, report), {}, report), "", report))]
     for name in tree.held:
         origin = tree.keys.get(name, tree.origin)
         if name in SHARED:
@@ -105,12 +106,13 @@ def _stage(name: str, item: Value, defaults: Value, out: Value, folders: dict[st
     if "out" in own:
         fix = f"take it away: the folder is {folder.origin.written or folder.held}"
         report.add("is not for a stage to say", fix, f"{key}.out", item.keys["out"])
-    cls = KINDS.get(str(own.get("kind", defaults.held.get("kind", Value(""))).held))
+    cls = KINDS.get(full(str(own.get("kind", defaults.held.get("kind", Value(""))).held)))
     known = {field.name for field in dataclasses.fields(cls)} if cls is not None else set()
     shared = {
         key: value for key, value in defaults.held.items() if key in known and (key != "kind" or "kind" not in own)
     }
-    body = _linked(merge(replace(defaults, held=shared), replace(item, held=own)), folders, report, key)
+    body = whole(merge(replace(defaults, held=shared), replace(item, held=own)), report, key)
+    body = _linked(body, folders, report, key)
     folders[name] = folder
     return convert(Stage, replace(body, held={**body.held, "out": folder}), key, report)
 

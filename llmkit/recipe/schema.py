@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from llmkit.core.config import Limits, needed
 from llmkit.core.hints import hints, kind_of, marks, options
 from llmkit.recipe.describe import docs
-from llmkit.recipe.kinds import KINDS
+from llmkit.recipe.kinds import KINDS, SHORT
 from llmkit.recipe.pipeline import SHARED
 
 Made = dict[str, Any]
@@ -67,7 +67,7 @@ def _object(cls: Any, made: Made) -> Made:
     properties = {item.name: _field(cls, item, made) for item in dataclasses.fields(cls)}
     stage = cls in KINDS.values()
     if stage:
-        properties |= {"name": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"}, "extends": FILES}
+        properties |= _short(cls, made) | {"name": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"}, "extends": FILES}
     return {
         "type": "object",
         "description": " ".join((inspect.getdoc(cls) or "").split()),
@@ -75,6 +75,17 @@ def _object(cls: Any, made: Made) -> Made:
         "required": [] if stage else _needed(cls),
         "additionalProperties": False,
     }
+
+
+def _short(cls: Any, made: Made) -> Made:
+    """What a stage's keys may be where its kind is the name of a loss."""
+    names = [name for name, stage in SHORT.items() if stage is cls]
+    if not names:
+        return {}
+    hint = hints(cls)["loss"]
+    losses = [_ref(loss, made) for loss in options(hint)]
+    text = {"description": docs(cls)["loss"]}
+    return {"kind": {"enum": [kind_of(cls), *names]}, "loss": {"anyOf": [_schema(hint, made), *losses], **text}}
 
 
 def _field(cls: Any, item: dataclasses.Field[Any], made: Made) -> Made:

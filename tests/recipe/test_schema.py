@@ -86,7 +86,8 @@ def test_shipped_recipes_fit_and_a_misspelt_key_does_not(path):
         ({"parallel": {"tensor": 2}}, True),
         ({"parallel": {"expert": 0}}, False),
         ({"precision": "bf61"}, False),
-        ({"kind": "dpo"}, False),
+        ({"kind": "dpo", "loss": {"beta": 0.2}}, True),
+        ({"kind": "grpo"}, False),
         ({"name": "x"}, False),
     ],
 )

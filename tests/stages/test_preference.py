@@ -123,7 +123,26 @@ def test_a_run_that_was_cut_short_ends_alike(tiny, pairs, tmp_path):
     assert adapters[0] == adapters[1]
 
 
+LOSSES = {
+    "ipo": {},
+    "simpo": {},
+    "orpo": {"adapter": "none"},
+    "aot": {},
+    "mixture": {"loss": {"kind": "mixture", "parts": [{"loss": "dpo"}, {"loss": "nll", "weight": 0.1}]}},
+    "tail": {"loss": {"kind": "dpo", "tail": 0.5}},
+}
+
+
+@pytest.mark.parametrize("kind", ["simpo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in LOSSES)])
+def test_every_loss_learns(kind, tiny, pairs, tmp_path):
+    more = {"loss": kind} | LOSSES[kind]
+    before, after = evaluated(go(preference(tiny, pairs, tmp_path / "run", **more)).folder)
+    assert after["valid.loss"] < before["valid.loss"] and after["valid.accuracy"] > 0.9
+
+
 REFUSED = {
+    "reference": {"loss": "simpo", "reference": "model"},
+    "micro_batch": {"loss": "aot", "micro_batch": 2},
     "reference.kind": {"adapter": "none"},
     "data.overflow": {"data": {"overflow": "split"}},
     "batch.rows": {"batch": {"rows": 3}},
