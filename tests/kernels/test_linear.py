@@ -26,7 +26,7 @@ def drawn(*shape, seed=0):
 
 
 @pytest.mark.parametrize("size,out", SIZES)
-@pytest.mark.parametrize("rows", [1, 2, 5, 8, 9, 16, 17, 31, 32, 33, 40])
+@pytest.mark.parametrize("rows", [1, 2, 5, 8, 9, 16, 17, 21, 22, 31, 32, 33, 40])
 def test_it_is_a_product_with_the_weight(rows, size, out):
     x, weight, bias = drawn(rows, size), drawn(out, size, seed=1), drawn(out, seed=2)
     for given in (None, bias):
@@ -41,7 +41,7 @@ def test_a_row_is_the_same_whatever_is_beside_it_and_wherever_it_stands(size, ou
     x[7] = torch.inf  # what others hold does not spill over
     alone = torch.cat([linear(row[None], weight, bias) for row in x])
     order = torch.randperm(203, generator=torch.Generator().manual_seed(3))
-    for count in (2, 3, 4, 5, 6, 8, 9, 11, 16, 17, 19, 32, 33, 64, 100, 203):
+    for count in (2, 3, 4, 5, 6, 8, 9, 11, 16, 17, 21, 22, 32, 33, 64, 100, 203):
         for begin in (0, 203 - count):
             chosen = order[begin : begin + count]
             assert linear(x[chosen], weight, bias).nan_to_num().equal(alone[chosen].nan_to_num())

@@ -114,7 +114,7 @@ void block(const Linear& s, long from, long to, long o) {
 }
 
 // Outputs that are made 16 at a time: of few rows.
-long at_16(const Linear& s) { return s.rows <= FEW && s.in % LANES == 0 ? s.out / LANES * LANES : 0; }
+long at_16(const Linear& s) { return few(s.rows) && s.in % LANES == 0 ? s.out / LANES * LANES : 0; }
 
 // What threads share of a linear: few rows at 16 outputs at a time, and all else, or many rows, by panels; `run` is given
 // rows [from, to), a first output and how many there are. Whoever is done goes on.

@@ -7,6 +7,7 @@ namespace llmkit {
 constexpr long DEPTH = 128;
 constexpr long TURNED = 4;  // rows up to which it takes less to turn the weight than to fill lanes with rows
 constexpr long FEW = 32;    // rows up to which a weight goes from memory to the sums without a stop in the cache
+constexpr long HALF = 21;   // rows from 17 to here leave too many of 32 lanes empty: they go as many do
 constexpr long STRIP = 8;   // outputs whose weights meet rows in lanes at once: sums enough to hide how long one takes
 
 typedef float half __attribute__((vector_size(32)));
@@ -67,9 +68,12 @@ void stream(const Linear& s, long o) {
   for (int i = 0; i < M; i++) store(s.y + i * s.width + o, total[i]);
 }
 
+// Whether rows are few.
+constexpr bool few(long rows) { return rows <= LANES || (rows > HALF && rows <= FEW); }
+
 // Lanes that rows are laid across, where they are.
 constexpr long across(long rows) {
-  if (rows <= TURNED || rows > FEW) return 0;
+  if (rows <= TURNED || !few(rows)) return 0;
   return rows <= LANES / 2 ? LANES / 2 : (rows + LANES - 1) / LANES * LANES;
 }
 
