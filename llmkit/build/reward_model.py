@@ -12,10 +12,11 @@ from torch import Tensor
 from llmkit.build.held import autocast
 from llmkit.build.laid import laid
 from llmkit.build.opening import load
-from llmkit.build.precision import Reading, reading
+from llmkit.build.precision import reading
 from llmkit.build.scores import places
 from llmkit.build.training import check, headed
 from llmkit.core.errors import DataError, ModelError
+from llmkit.core.run import Grants
 from llmkit.data.judged import answer_ids
 from llmkit.data.render import Renderer
 from llmkit.data.rows import Row, Unusable
@@ -34,20 +35,21 @@ class RewardModel:
     """One that is loaded and at rest: what `kind: reward` left, or any classifier of transformers with one output."""
 
     def __init__(
-        self, ref: ModelRef, device: str = "cpu", precision: Reading = "auto", code: bool = False, rough: bool = False
+        self, ref: ModelRef, device: str = "cpu", precision: str = "auto", grants: Grants = Grants(), key: str = "model"
     ) -> None:
-        """`code`: its own code may run; `rough`: its weights need not be finite.
+        """`key` names it in errors.
 
         Raises:
             ModelError: it cannot be loaded, or is no reward model.
         """
-        self.kinds, self.device, self.name, resolved = reading(precision, device), device, ref.name, resolve(ref)
-        how = How(device, self.kinds.params, self.kinds.half, resolved.quant, code, rough)
-        self.loaded = load(resolved, ref, how)
+        self.kinds, self.device, self.name, self.key = reading(precision, device), device, ref.name, key
+        resolved = resolve(ref)
+        held = self.kinds.params, self.kinds.half, resolved.quant, grants.code, grants.nonfinite
+        self.loaded = load(resolved, ref, How(device, *held))
         head = self.loaded.head
         if not scores_answers(head) and not judges_steps(head):
             is_one = "a language model" if head is None else f"a {head.task} classifier of {len(head.labels)} classes"
-            raise ModelError(f"{ref.name} is {is_one}", fix="give what kind: reward made", key="model")
+            raise ModelError(f"{ref.name} is {is_one}", fix="give what kind: reward made", key=key)
         self.scored = headed(self.loaded, self.loaded.model).eval()
         check(self.scored)
         self.renderer = Renderer(self.loaded.tokenizer)
@@ -61,14 +63,30 @@ class RewardModel:
             ModelError: it judges steps.
             DataError: one cannot be read, or is too long.
         """
-        if not scores_answers(self.loaded.head):
-            raise ModelError(f"{self.name} judges steps, not whole answers", fix="ask it for steps", key="model")
         rows = [_row(at, one) for at, one in enumerate(given)]
         try:
-            ids = answer_ids(self.renderer, rows)
+            return self.of_tokens(self.tokens(rows))
         except Unusable as reason:
             raise DataError(f"an answer cannot be rendered: {reason}", fix="mend it") from reason
-        return [float(one[0, 0]) for one in self.read(ids, [[len(row) - 1] for row in ids])]
+
+    def tokens(self, rows: Sequence[Row]) -> list[list[int]]:
+        """The tokens of each row up to where its answer is scored.
+
+        Raises:
+            Unusable: a row cannot be rendered.
+        """
+        return answer_ids(self.renderer, rows)
+
+    def of_tokens(self, rows: Sequence[Sequence[int]]) -> list[float]:
+        """The score of each, read at its last token.
+
+        Raises:
+            ModelError: it judges steps.
+            DataError: one is too long.
+        """
+        if not scores_answers(self.loaded.head):
+            raise ModelError(f"{self.name} judges steps, not whole answers", fix="ask it for steps", key=self.key)
+        return [float(one[0, 0]) for one in self.read(rows, [[len(row) - 1] for row in rows])]
 
     def steps(self, given: Sequence[tuple[str | Messages, Sequence[str]]], separator: str = "\n") -> list[list[float]]:
         """The chance that each step of each (prompt, steps) is right, in order; `separator` is as in training.
@@ -78,7 +96,7 @@ class RewardModel:
             DataError: one cannot be read, or is too long.
         """
         if not judges_steps(self.loaded.head):
-            raise ModelError(f"{self.name} scores whole answers, not steps", fix="ask it for scores", key="model")
+            raise ModelError(f"{self.name} scores whole answers, not steps", fix="ask it for scores", key=self.key)
         reader = StepReader(self.renderer, Steps(separator))
         try:
             asked = [(reader.prompt(prompt), reader.checked(steps)) for prompt, steps in given]

@@ -1,4 +1,4 @@
-"""A reward model's score is what transformers gives to the same tokens."""
+"""A reward model's score is what transformers gives to the whole conversation."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_scores_are_those_of_transformers(folder, tokenizer):
     answers = ["the lazy dog", "a", "the quick brown fox jumps over the lazy dog"]
     samples = [sample(text, prompt=ASKED) for text in answers] + [sample("one two three", prompt="question ")]
     head = "<|im_start|>user\nhello world<|im_end|>\n<|im_start|>assistant\n"
-    texts = [[f"{head}{text}<|im_end|>"] for text in answers] + [["question ", "one two three", "<|im_end|>"]]
+    texts = [[f"{head}{text}<|im_end|>\n"] for text in answers] + [["question ", "one two three", "<|im_end|>"]]
     with Bench() as bench:
         found = score([Model(path=str(folder))], samples, bench).total
         assert found == pytest.approx(theirs(folder, tokenizer, texts), abs=1e-5)
