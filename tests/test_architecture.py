@@ -14,7 +14,7 @@ HEAVY = {"torch", "transformers", "peft", "numpy", "scipy", "bitsandbytes", "dat
 LIGHT = [
     "llmkit",
     *(f"llmkit.{name}.node" for name in ("models", "adapters", "data", "train", "inference", "losses", "parallel")),
-    *(f"llmkit.stages.{name}" for name in ("sft", "classify", "pretrain", "evaluate", "merge", "serve")),
+    *(f"llmkit.stages.{name}" for name in ("sft", "classify", "pretrain", "evaluate", "merge", "serve", "trl")),
     *(f"llmkit.recipe.{p.stem}" for p in (ROOT / "llmkit/recipe").glob("*.py") if p.stem != "__init__"),
     "llmkit.cli.main",
     "llmkit.cli.recipes",

@@ -43,6 +43,7 @@ from llmkit.stages.merge import Merge
 from llmkit.stages.serve import Serve
 from llmkit.stages.sizes import sizes, whole_model
 from llmkit.stages.training import Training
+from llmkit.stages.trl import Trl
 
 
 def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> None:
@@ -59,6 +60,9 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
         _training(title, node, show)
     elif isinstance(node, Evaluate):
         _evaluate(title, node)
+    elif isinstance(node, Trl):
+        _say(f"{title}{node.check(device())}")
+        resolve(node.model)
     else:
         resolved = adapter_of(node) if isinstance(node, Merge) else resolve(node.model)
         if isinstance(node, Serve) and node.engine.tensor > 1:

@@ -15,6 +15,7 @@ LIBRARIES = (
     "accelerate",
     "datasets",
     "fsspec",
+    "trl",
     "deepspeed",
     "DeepSpeed",
     "py.warnings",

@@ -16,12 +16,12 @@ from llmkit.stages.pretrain import Pretrain
 from llmkit.stages.reward import Reward
 from llmkit.stages.serve import Serve
 from llmkit.stages.sft import Sft
+from llmkit.stages.trl import Trl
 
 STAGES = [
     "policy",
     "ppo",
     "constitutional",
-    "trl",
     "audit",
     "calibrate",
     "quantize",
@@ -49,7 +49,7 @@ LOSSES = [
 """Kinds that will be short for a stage with that loss."""
 
 Stage = Annotated[
-    Sft | Classify | Reward | Pretrain | Preference | Evaluate | Draft | Distill | Merge | Serve,
+    Sft | Classify | Reward | Pretrain | Preference | Evaluate | Draft | Distill | Merge | Serve | Trl,
     Later((*STAGES, *LOSSES)),
 ]
 KINDS: dict[str, Any] = {kind_of(cls): cls for cls in get_args(get_args(Stage)[0])}

@@ -87,10 +87,12 @@ def figures(lines: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any
     ]
     trained = [line for line in lines if line["event"] == "train"]
     if trained:
-        speed = sorted(line["tokens_per_second"] for line in trained)[len(trained) // 2]
-        top = max(line["peak_memory_bytes"] for line in trained) / 2**30
-        rows += [("steps", str(trained[-1]["step"]), ""), ("tokens per second", f"{speed:.0f}", "median")]
-        rows += [("peak memory", f"{top:.2f} GiB", "")]
+        rows.append(("steps", str(trained[-1]["step"]), ""))
+    timed = [line for line in trained if "tokens_per_second" in line]  # a trainer of another library tells none
+    if timed:
+        speed = sorted(line["tokens_per_second"] for line in timed)[len(timed) // 2]
+        top = max(line["peak_memory_bytes"] for line in timed) / 2**30
+        rows += [("tokens per second", f"{speed:.0f}", "median"), ("peak memory", f"{top:.2f} GiB", "")]
     return rows
 
 

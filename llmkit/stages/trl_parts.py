@@ -1,0 +1,148 @@
+"""What a trainer of TRL is made of: its classes, its arguments, its rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llmkit.build.precision import types
+from llmkit.core.convert import convert, wrapped
+from llmkit.core.errors import DataError, ModelError, RecipeError
+from llmkit.core.hints import hints, options
+from llmkit.core.scalars import BAD
+from llmkit.core.wording import Report
+from llmkit.data.rows import bounded, mapped
+from llmkit.stages.trl import Trl
+
+SCALARS = {bool, int, float, str, type(None)}
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A trainer and its configuration."""
+
+    kind: Any
+    settings: Any
+
+    def takes(self, parameter: str) -> bool:
+        """Whether it can be given that."""
+        return parameter in inspect.signature(self.kind.__init__).parameters
+
+
+def trainer(name: str) -> Trainer:
+    """The classes of a name.
+
+    Raises:
+        ModelError: TRL is not installed.
+        RecipeError: it has no such trainer.
+    """
+    place, _, last = f"trl.{name}".rpartition(".")
+    try:
+        importlib.import_module("trl")
+    except ImportError as missing:
+        raise ModelError(f"kind trl needs trl ({missing})", fix="pip install trl", key="trainer") from missing
+    try:
+        module = importlib.import_module(place)
+    except ImportError as missing:
+        raise RecipeError(
+            f"there is no {place} ({missing})", fix="give one such as DPOTrainer", key="trainer"
+        ) from missing
+    made = [getattr(module, one, None) for one in (last, f"{last.removesuffix('Trainer')}Config")]
+    if not all(inspect.isclass(one) for one in made):
+        known = ", ".join(one for one in dir(module) if one.endswith("Trainer"))
+        raise RecipeError(f"{place} has no {last}", fix=f"use one of {known}", key="trainer")
+    return Trainer(*made)
+
+
+def settings(node: Trl, kind: Trainer, device: str, folder: Path) -> Any:
+    """The trainer's configuration.
+
+    Raises:
+        RecipeError: it has no such fields, or does not take what they hold.
+    """
+    fields = {field.name for field in dataclasses.fields(kind.settings) if field.init}
+    report = Report()
+    given = {name: _typed(node, kind, name, fields, report) for name in node.arguments}
+    if report.problems:
+        raise RecipeError(problems=report.problems)
+    kinds = types(node.types_name, device)
+    own: dict[str, Any] = {"output_dir": str(folder), "seed": node.seed, "report_to": [], "use_cpu": device == "cpu"}
+    own |= {"bf16": kinds.mixed and kinds.short == "bf16", "fp16": kinds.mixed and kinds.short == "fp16"}
+    own |= {"disable_tqdm": True, "logging_nan_inf_filter": False}
+    if "reward_weights" in fields and node.reward:
+        own["reward_weights"] = [reward.weight for reward in node.reward]
+    try:
+        return kind.settings(**own, **given)
+    except (TypeError, ValueError, ImportError) as cause:
+        what = f"{kind.settings.__name__} does not take them: {str(cause).strip().splitlines()[0][:300]}"
+        raise RecipeError(what, fix="change arguments", key="arguments") from cause
+
+
+def _typed(node: Trl, kind: Trainer, name: str, fields: set[str], report: Report) -> Any:
+    """One argument, by the type of its field where that is plain."""
+    given: Any = node.arguments[name]
+    value, key = wrapped(given), f"arguments.{name}"
+    if name not in fields:
+        near = difflib.get_close_matches(name, fields, 1, 0.5)
+        what = f"unknown key, did you mean {near[0]}?" if near else f"{kind.settings.__name__} has no such field"
+        report.add(what, f"write {near[0]}" if near else "drop it", key, value.origin)
+        return BAD
+    hint = hints(kind.settings)[name]
+    if not isinstance(given, tuple | Mapping):
+        return convert(hint, value, key, report) if set(options(hint)) <= SCALARS else given
+    return list(given) if isinstance(given, tuple) else dict(given)
+
+
+def rows(node: Trl, side: Literal["train", "valid"]) -> list[dict[str, Any]]:
+    """All rows of `data.train` or `data.valid`, each with all columns that any of them has.
+
+    Raises:
+        DataError: one cannot be read, or there is none.
+    """
+    found = list(_read(node, side))
+    if not found:
+        raise DataError("holds no rows", fix="give a file with rows", key=f"data.{side}")
+    columns = dict.fromkeys(name for row in found for name in row)
+    return [{name: row.get(name) for name in columns} for row in found]
+
+
+def _read(node: Trl, side: Literal["train", "valid"]) -> Iterator[Mapping[str, Any]]:
+    for source in getattr(node.data, side):
+        for raw in source.rows():
+            if isinstance(raw, DataError):
+                raise raw
+            checked = bounded(raw)
+            if isinstance(checked, DataError):
+                raise checked
+            yield mapped(checked, source.columns)
+
+
+def fit_together(node: Trl, kind: Trainer) -> None:
+    """Raises: RecipeError when the trainer takes no rewards or models that are given, or lacks some."""
+    for at, other in enumerate(node.others):
+        if not kind.takes(other.parameter):
+            what = f"{node.trainer} takes no {other.parameter}"
+            raise RecipeError(what, fix="drop it", key=f"others.{at}.parameter")
+    if node.reward and not kind.takes("reward_funcs"):
+        raise RecipeError(f"{node.trainer} asks for no rewards", fix="drop reward", key="reward")
+    if not node.reward and kind.takes("reward_funcs"):
+        raise RecipeError(f"{node.trainer} asks what answers are worth", fix="give reward", key="reward")
+
+
+def checked(node: Trl, device: str) -> str:
+    """One line about a stage that can be run.
+
+    Raises:
+        LlmkitError: it cannot.
+    """
+    kind = trainer(node.trainer)
+    settings(node, kind, device, Path(node.out) / "checkpoints")
+    fit_together(node, kind)
+    counts = {side: len(rows(node, side)) for side in ("train", "valid") if getattr(node.data, side)}
+    return ", ".join([node.trainer, *(f"data.{side}: {count} rows" for side, count in counts.items())])
