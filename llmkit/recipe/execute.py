@@ -33,6 +33,7 @@ from llmkit.recipe.load import Recipe, digest
 from llmkit.recipe.show import environment, environment_hidden, hide_environment, resolved, stage_values
 from llmkit.stages.overview import NAME, remember, write_overview
 from llmkit.stages.training import Training
+from llmkit.stages.trl import Trl
 
 KNOB = "ask for shorter or fewer rows, or take a smaller model"
 
@@ -133,6 +134,8 @@ def _stay_offline(recipe: Recipe) -> None:
 
 
 def _others(node: Any) -> list[ModelRef]:
+    if isinstance(node, Trl):
+        return [other.model for other in node.others]
     return list(node.others().values()) if isinstance(node, Training) else []
 
 

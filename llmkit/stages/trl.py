@@ -105,6 +105,8 @@ class Trl:
         """Names of no trainer, and arguments that are said elsewhere or never."""
         if not re.fullmatch(r"([a-z_]+\.)*[A-Za-z0-9]+Trainer", self.trainer):
             yield Conflict("trainer", f"{self.trainer} is no name of a trainer", "give one such as DPOTrainer")
+        if self.types_name == "fp8":
+            yield Conflict("precision", "products of fp8 are of llmkit's own loop", "use bf16_mixed")
         if (odd := self.adapter.unfit(self.quant.kind)) is not None:
             yield Conflict("quant.kind", odd[1], odd[2], f"adapter.{odd[0]}")
         for name in self.arguments:

@@ -120,7 +120,15 @@ def _read(node: Trl, side: Literal["train", "valid"]) -> Iterator[Mapping[str, A
             checked = bounded(raw)
             if isinstance(checked, DataError):
                 raise checked
-            yield mapped(checked, source.columns)
+            yield _alike(mapped(checked, source.columns))
+
+
+def _alike(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row, with answers as messages where its prompt is: TRL takes no mixture."""
+    if not isinstance(row.get("prompt"), list):
+        return row
+    texts = {name: row[name] for name in ("chosen", "rejected", "completion") if isinstance(row.get(name), str)}
+    return {**row, **{name: [{"role": "assistant", "content": text}] for name, text in texts.items()}}
 
 
 def fit_together(node: Trl, kind: Trainer) -> None:

@@ -16,6 +16,7 @@ from llmkit.recipe.shipped import recipes
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.merge import Merge
 from llmkit.stages.training import Training
+from llmkit.stages.trl import TrainerRows, Trl
 from tests.conftest import make_tokenizer
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -95,6 +96,7 @@ def folder(tmp_path_factory):
     ]
     for task, made in {"outcome": pairs, "process": steps}.items():
         (place / f"reward-{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    (place / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"hello world {i}"}) + "\n" for i in range(8)))
     (place / "texts").mkdir()
     for i, row in enumerate(texts):  # some of them are held out
         (place / "texts" / f"{i}.txt").write_text(row["text"])
@@ -124,6 +126,19 @@ def small(node, model, out):
     if node.kind == "draft" and hasattr(node.drafter, "layers"):
         more["drafter"] = dataclasses.replace(node.drafter, layers=1)
     return dataclasses.replace(node, model=name, data=data, batch=batch, **more)
+
+
+def brief(node, model, out):
+    """A trainer of TRL over a tiny model: two steps of few answers."""
+    known = {"num_generations": 2, "max_completion_length": 4, "per_device_train_batch_size": 2}
+    arguments = {**node.arguments, **{name: value for name, value in known.items() if name in node.arguments}}
+    arguments |= {"max_steps": 2, "gradient_accumulation_steps": 1}
+    kept = [name for name in ("save_steps", "num_train_epochs") if name in arguments]
+    arguments = {name: value for name, value in arguments.items() if name not in kept}
+    name = "prompts.jsonl" if node.reward else "pairs.jsonl"
+    data = TrainerRows(train=(Jsonl(path=name),))
+    model = dataclasses.replace(node.model, name=str(model))
+    return dataclasses.replace(node, model=model, data=data, arguments=arguments, out=str(out))
 
 
 def rows(sources, kind=""):
@@ -158,6 +173,9 @@ def test_it_runs_three_steps(name, models, folder, tmp_path, monkeypatch):
             name = dataclasses.replace(node.model, name=str(model))
             artifact = run(dataclasses.replace(node, model=name, **more), console=Console(quiet=True))
             assert (artifact.model() / "draft.json").is_file()
+        elif isinstance(node, Trl):
+            artifact = run(brief(node, model, tmp_path / "run"), console=Console(quiet=True))
+            assert artifact.manifest["step"] == 2 and any(Path(artifact.model()).iterdir())
         elif isinstance(node, Training):
             artifact = run(small(node, model, tmp_path / (stage or "run")), console=Console(quiet=True))
             assert artifact.manifest["step"] == 3 and any(Path(artifact.model()).iterdir())
