@@ -50,3 +50,18 @@ class Lines:
             return []
         text = self.path.read_text("utf-8")
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def after(self, head: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The lines after a first one that says what they are of. A file that begins otherwise begins anew; a torn last
+        line is cut off, so that the next one stands by itself.
+
+        Raises:
+            ResourceError: the disk refuses.
+        """
+        self.cut(self.path.read_bytes().rfind(b"\n") + 1 if self.path.exists() else 0)
+        first, *rest = self.read() or [{}]
+        if first == head:
+            return rest
+        self.cut(0)
+        self.add(head)
+        return []

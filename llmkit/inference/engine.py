@@ -285,7 +285,9 @@ class Engine:
         self._close(live)
         return [
             Event(
-                live.request.id, at, one.path, one.finish, "", None if at else told, cached, one.stopped, self.version
+                *(live.request.id, at, one.path, one.finish, "", None if at else told, cached, one.stopped),
+                version=self.version,
+                steps=len(one.path),
             )
             for at, one in enumerate(found)
         ]
@@ -330,7 +332,7 @@ class Engine:
             self.untold += self._failed(live, place.fault)
             return
         if place.drafts:
-            self.tally.look(len(place.drafts), len(place.kept))
+            self.tally.look(len(place.drafts), len(place.path))
         if one.drafts:
             self.scheduler.accept(one, len(place.kept))
         if place.finish is not None:
@@ -343,7 +345,7 @@ class Engine:
             return []
         told = tuple(live.prompt) or None if one.made == len(made) and one.index == 0 else None
         said = Event(one.request.id, one.index, made, place.finish, "", told, one.found, place.stopped, self.version)
-        return [replace(said, drafted=len(place.drafts), accepted=len(place.kept)) if place.drafts else said]
+        return [replace(said, drafted=len(place.drafts), accepted=len(place.path)) if place.drafts else said]
 
     def _failed(self, live: Live, cause: RequestError) -> list[Event]:
         self.tally.failed += 1
@@ -363,7 +365,7 @@ class Engine:
         self.scheduler.remove(live.sequences)
         del self.live[live.request.id]
         self.adapters.release(live.adapter)
-        said = Event(live.request.id, 0, (), finish, why, version=self.version, trace=trace)
+        said = Event(live.request.id, 0, (), finish, why, version=self.version, trace=trace, steps=0)
         return [replace(said, index=index) for index in sorted(live.open)]
 
     def _salt(self, one: Sequence) -> bytes:

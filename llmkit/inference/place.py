@@ -47,7 +47,7 @@ class Place:
 
     @property
     def kept(self) -> list[int]:
-        """The drafts whose keys and values are of use: all that were right but a text's last token."""
+        """The drafts whose keys and values are of use: all of `path` but a text's last token."""
         return self.path[: max(0, len(self.made) - 1)]
 
     def take(self, token: Token) -> bool:

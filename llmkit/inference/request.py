@@ -147,6 +147,8 @@ class Event:
     """Drafts that were looked at for it."""
     accepted: int = 0
     """Those of them that are among `tokens`."""
+    steps: int = 1
+    """That made `tokens`."""
 
     @property
     def said(self) -> tuple[Token, ...]:

@@ -31,13 +31,8 @@ class Memo:
             self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as cause:
             raise refused(cause, "opening", path) from cause
-        self.index.cut(self.index.path.read_bytes().rfind(b"\n") + 1 if self.index.path.exists() else 0)
-        first, *rest = self.index.read() or [{}]
-        if first != {"of": of, "width": width}:
-            self.index.cut(0)
-            self.index.add({"of": of, "width": width})
-            rest = []
-        self.known = {line["text"]: (line["at"], line["rows"], line["crc"]) for line in rest}
+        lines = self.index.after({"of": of, "width": width})
+        self.known = {line["text"]: (line["at"], line["rows"], line["crc"]) for line in lines}
         self.end = max((at + rows for at, rows, _ in self.known.values()), default=0)
 
     def get(self, tokens: Tensor) -> Tensor | None:

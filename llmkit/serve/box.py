@@ -81,6 +81,7 @@ def joined(events: Sequence[Event]) -> Iterator[Event]:
         cached=max(event.cached for event in told),
         drafted=sum(event.drafted for event in told),
         accepted=sum(event.accepted for event in told),
+        steps=sum(event.steps for event in told),
     )
     if fault:
         yield events[-1]

@@ -107,7 +107,7 @@ class Metrics:
     def _categorised(self, account: Account) -> None:
         usage, name = account.usage, self.categories.of(account.category)
         counts: dict[str, float] = {"requests": 1, "completion_tokens": usage.completion}
-        counts |= {"steps": usage.completion - usage.accepted, "drafted_tokens": usage.drafted}
+        counts |= {"steps": usage.steps, "drafted_tokens": usage.drafted}
         counts |= {"accepted_tokens": usage.accepted, "seconds": account.seconds - (account.first or account.seconds)}
         for key, value in counts.items():
             self.by_category[key].labels(name).inc(value)

@@ -153,7 +153,7 @@ class ResponseWriter:
                 "input_tokens": usage.prompt,
                 "input_tokens_details": {"cached_tokens": usage.cached},
                 "output_tokens": usage.completion,
-                "output_tokens_details": {"reasoning_tokens": self.choice.thought},
+                "output_tokens_details": {"reasoning_tokens": self.choice.thought, **usage.predicted},
                 "total_tokens": usage.prompt + usage.completion,
             }
         return {

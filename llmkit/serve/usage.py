@@ -20,6 +20,8 @@ class Usage:
     """Drafts of the answers that were looked at."""
     accepted: int = 0
     """Those of them that are in the answers."""
+    steps: int = 0
+    """That made the answers, each answer's by itself."""
 
     def take(self, event: Event) -> None:
         """Counts what an event brings; the token that ends an answer is one that was made."""
@@ -27,6 +29,7 @@ class Usage:
         self.cached = max(self.cached, event.cached)
         self.drafted += event.drafted
         self.accepted += event.accepted
+        self.steps += event.steps
 
     def add(self, other: Usage) -> None:
         """Those of another prompt too."""
@@ -36,6 +39,7 @@ class Usage:
         self.reasoning += other.reasoning
         self.drafted += other.drafted
         self.accepted += other.accepted
+        self.steps += other.steps
 
     def told(self) -> dict[str, Any]:
         """In OpenAI's shape."""
@@ -46,7 +50,12 @@ class Usage:
             "prompt_tokens_details": {"cached_tokens": self.cached},
             "completion_tokens_details": {
                 "reasoning_tokens": self.reasoning,
-                "accepted_prediction_tokens": self.accepted,
-                "rejected_prediction_tokens": self.drafted - self.accepted,
+                **self.predicted,
             },
         }
+
+    @property
+    def predicted(self) -> dict[str, int]:
+        """What of drafts is told with an answer."""
+        rejected = self.drafted - self.accepted
+        return {"accepted_prediction_tokens": self.accepted, "rejected_prediction_tokens": rejected}

@@ -69,13 +69,7 @@ def _kept(
     settings += [repr(model.rope)] if model.rope is not None else []
     settings += [asdict(quant)] if quant is not None else []
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    first, *rest = lines.read() or [{}]
-    if first != {"of": digest}:
-        lines.cut(0)
-        lines.add({"of": digest})
-        return []
-    lines.cut(lines.path.read_bytes().rfind(b"\n") + 1)  # a torn last line is made again
-    return [line["ids"] for line in rest]
+    return [line["ids"] for line in lines.after({"of": digest})]
 
 
 def _made(

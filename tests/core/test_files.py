@@ -40,6 +40,17 @@ def test_lines_are_strict_json_and_can_be_cut(tmp_path):
     assert [line["step"] for line in lines.read()] == [1] and lines.size() == size
 
 
+def test_lines_after_a_head_are_of_what_it_says(tmp_path):
+    lines, head = Lines(tmp_path / "m.jsonl"), {"of": "a", "width": 2}
+    assert lines.after(head) == []
+    lines.add({"at": 1})
+    lines.path.open("ab").write(b'{"torn": ')
+    assert lines.after(head) == [{"at": 1}]
+    lines.add({"at": 2})
+    assert lines.after(head) == [{"at": 1}, {"at": 2}]
+    assert lines.after({"of": "b"}) == [] and lines.read() == [{"of": "b"}]
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "x.json"
     write_atomic(path, b"old")

@@ -267,6 +267,31 @@ def test_rows_have_categories_and_turns(tmp_path: Path) -> None:
             from_file(path, "m", 7, exact=False)
 
 
+@pytest.mark.parametrize("concurrency", [0, 2])
+def test_all_turns_are_asked_with_the_answers_in_between(concurrency: int, tmp_path: Path) -> None:
+    path, bodies = tmp_path / "rows.jsonl", list[Any]()
+    path.write_text('{"category": "qa", "turns": ["a", "b", "c"]}\n{"turns": ["fails", "never"]}\n')
+
+    async def send(asked: Asked) -> Events:
+        bodies.append(asked.body["messages"])
+        said = asked.body["messages"][-1]["content"]
+        if said == "fails":
+            raise Failed(500, "no")
+        yield text(said)
+        yield text("!")
+        for event in end(9, 2):
+            yield event
+
+    load = Load(2, concurrency=concurrency)
+    driven = run(lambda loop: drive(load, iter(from_file(path, "m", 7, exact=True)), send))
+    said = [[(one["role"][0], one["content"]) for one in body] for body in bodies if body[0]["content"] == "a"]
+    last = [("u", "a"), ("a", "a!"), ("u", "b"), ("a", "b!"), ("u", "c")]
+    assert said == [last[:1], last[:3], last] and len(bodies) == 4
+    assert [(shot.number, shot.category, shot.good) for shot in driven.shots] == [(0, "qa", True)] * 3 + [
+        (1, "", False)
+    ]
+
+
 def test_figures_of_a_category_are_those_of_its_requests() -> None:
     rows = [Asked("/completions", {}, name) for name in ("a", "b", "", "a")]
     usage = {"a": {"accepted_prediction_tokens": 3, "rejected_prediction_tokens": 1}, "b": {"reasoning_tokens": 0}}

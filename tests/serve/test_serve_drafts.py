@@ -160,6 +160,14 @@ def test_the_client_that_measures_sees_them_by_category(drafting: Any, tmp_path:
     assert got["drafts"]["accepted"] > own["drafts"]["accepted"] > 4 and got["drafts"]["acceptance"] <= 1
 
 
+def test_responses_tell_of_drafts_too(drafting: Any) -> None:
+    body = {"input": "hello world hello world", "temperature": 0, "max_output_tokens": 24}
+    usage = post(drafting, "/v1/responses", **body)["usage"]
+    told = usage["output_tokens_details"]
+    assert 0 < told["accepted_prediction_tokens"] < usage["output_tokens"]
+    assert told["rejected_prediction_tokens"] >= 0
+
+
 def test_a_server_without_drafts_tells_of_none(server: Any) -> None:
     assert not [name for name in counted(server) if name.startswith("llmkit_speculation")]
 

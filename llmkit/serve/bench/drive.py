@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from llmkit.serve.bench.load import Asked, Load
@@ -20,7 +21,7 @@ class Driven:
     """What came of a load."""
 
     shots: tuple[Shot, ...]
-    """In the order in which they were due."""
+    """In the order in which they were due; the turns of a conversation one after the other."""
     lags: tuple[float, ...]
     """How late the client's loop woke, each time it was looked at: what it measures may be late by so much."""
 
@@ -33,13 +34,18 @@ async def drive(load: Load, asked: Iterator[Asked], send: Send, on_done: Callabl
     def clock() -> float:
         return loop.time() - start
 
-    async def one(number: int, due: float) -> Shot:
+    async def one(number: int, due: float) -> list[Shot]:
+        """All turns of one that is asked: the next as soon as there is an answer."""
         nonlocal done
-        shot = await shoot(Shot(number, due, clock()), next(asked), send, clock, load.timeout)
+        made, turn = list[Shot](), next(asked, None)
+        while turn is not None:
+            said = list[str]()
+            made.append(await shoot(Shot(number, due, clock()), turn, send, clock, load.timeout, said))
+            turn, due = turn.after("".join(said)) if made[-1].good else None, clock()
         done += 1
         if on_done is not None:
             on_done(done)
-        return shot
+        return made
 
     watching = asyncio.create_task(_watch(clock, lags))
     try:
@@ -48,12 +54,12 @@ async def drive(load: Load, asked: Iterator[Asked], send: Send, on_done: Callabl
         watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watching
-    return Driven(tuple(sorted(shots, key=lambda shot: shot.number)), tuple(lags))
+    return Driven(tuple(sorted(chain(*shots), key=lambda shot: shot.number)), tuple(lags))
 
 
 async def _opened(
-    load: Load, one: Callable[[int, float], Coroutine[Any, Any, Shot]], clock: Callable[[], float]
-) -> list[Shot]:
+    load: Load, one: Callable[[int, float], Coroutine[Any, Any, list[Shot]]], clock: Callable[[], float]
+) -> list[list[Shot]]:
     """Each when it is due, whatever became of those before."""
     tasks = []
     for number, due in enumerate(load.arrivals()):
@@ -65,10 +71,10 @@ async def _opened(
 
 
 async def _closed(
-    load: Load, one: Callable[[int, float], Coroutine[Any, Any, Shot]], clock: Callable[[], float]
-) -> list[Shot]:
+    load: Load, one: Callable[[int, float], Coroutine[Any, Any, list[Shot]]], clock: Callable[[], float]
+) -> list[list[Shot]]:
     """So many at a time."""
-    numbers, shots = iter(range(load.all)), list[Shot]()
+    numbers, shots = iter(range(load.all)), list[list[Shot]]()
 
     async def lane() -> None:
         for number in numbers:

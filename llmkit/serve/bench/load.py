@@ -61,6 +61,16 @@ class Asked:
     body: Mapping[str, Any]
     category: str = ""
     """The kind of work that its figures belong to."""
+    turns: tuple[str, ...] = ()
+    """What is asked after it in the same conversation, each once what came before is answered."""
+
+    def after(self, answer: str) -> Asked | None:
+        """The next turn, with the answer to this one before it."""
+        if not self.turns:
+            return None
+        said = [{"role": "assistant", "content": answer}, {"role": "user", "content": self.turns[0]}]
+        body = {**self.body, "messages": [*self.body["messages"], *said]}
+        return Asked(self.path, body, self.category, self.turns[1:])
 
 
 @dataclass(frozen=True)
@@ -89,9 +99,9 @@ class Made:
 
 
 def from_file(path: Path, model: str, output: int, exact: bool) -> list[Asked]:
-    """The rows of a jsonl file: `prompt`, `messages` or, as Spec-Bench has them, `turns`, of which the first is asked;
-    and `max_tokens` and `category` where a row has its own. A server that takes more fields than OpenAI's (`exact`) is
-    told the category.
+    """The rows of a jsonl file: `prompt`, `messages` or, as Spec-Bench has them, `turns`, each asked once
+    the one before is answered; and `max_tokens` and `category` where a row has its own. A server that takes more fields
+    than OpenAI's (`exact`) is told the category.
 
     Raises:
         DataError: a row is none of these.
@@ -125,7 +135,7 @@ def request(model: str, row: Mapping[str, Any], output: int, exact: bool, chat: 
         return Asked("/completions", body | {"prompt": row["prompt"]}, category)
     text = row["turns"][0] if "turns" in row else row.get("prompt")
     said = row.get("messages", [{"role": "user", "content": text}])
-    return Asked("/chat/completions", body | {"messages": said}, category)
+    return Asked("/chat/completions", body | {"messages": said}, category, tuple(row.get("turns", ())[1:]))
 
 
 def _row(line: str) -> Mapping[str, Any] | None:
@@ -138,7 +148,7 @@ def _row(line: str) -> Mapping[str, Any] | None:
     if not isinstance(row.get("category", ""), str):
         return None
     turns = row.get("turns")
-    spoken = isinstance(turns, list) and bool(turns) and isinstance(turns[0], str)
+    spoken = isinstance(turns, list) and bool(turns) and all(isinstance(turn, str) for turn in turns)
     return row if isinstance(row.get("prompt"), str) or isinstance(row.get("messages"), list) or spoken else None
 
 

@@ -79,13 +79,16 @@ class Shot:
         return (self.times[-1] - self.times[0]) / (self.tokens - 1) if self.tokens > 1 else 0.0
 
 
-async def shoot(shot: Shot, asked: Asked, send: Send, clock: Callable[[], float], timeout: float) -> Shot:
-    """Carries one out; what goes wrong is part of the result."""
+async def shoot(
+    shot: Shot, asked: Asked, send: Send, clock: Callable[[], float], timeout: float, said: list[str]
+) -> Shot:
+    """Carries one out; what goes wrong is part of the result. The pieces of its text are added to `said`."""
     shot.category = asked.category
     try:
         async with asyncio.timeout(timeout), aclosing(send(asked)) as events:
             async for event in events:
                 _take(shot, event, clock)
+                said += _texts(event)
     except Failed as cause:
         shot.error, shot.status = str(cause), cause.status
     except TimeoutError:
@@ -115,3 +118,9 @@ def _take(shot: Shot, event: dict[str, Any], clock: Callable[[], float]) -> None
         if any(delta.get(key) for key in ("content", "text", "reasoning_content", "reasoning", "tool_calls")):
             shot.times.append(clock())
         shot.finish = choice.get("finish_reason") or shot.finish
+
+
+def _texts(event: dict[str, Any]) -> list[str]:
+    """What of an answer an event brings, but for thoughts and calls."""
+    deltas = (choice.get("delta") or choice for choice in event.get("choices") or ())
+    return [text for delta in deltas if isinstance(text := delta.get("content") or delta.get("text"), str)]
