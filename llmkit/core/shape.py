@@ -99,3 +99,8 @@ class Cost:
     its hidden width, its inner width and its keys' width."""
     head: bool = False
     """The head is trained: its gradient is made."""
+    layers: int | None = None
+    """Layers like the model's that keep anything for the backward pass, where gradients do not pass through all of the
+    model's own."""
+    beside: int = 0
+    """Numbers in fp32 that are kept of a token beside what layers keep."""

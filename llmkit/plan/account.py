@@ -262,7 +262,7 @@ def _loaded(shape: Shape, held: Held, cut: Shares) -> float:
 
 def _activations(shape: Shape, held: Held, tokens: float, cut: Shares) -> tuple[float, float, float]:
     """Bytes that all layers keep; that one makes again; and that its backward takes beside."""
-    layers = shape.layers * cut.stage(shape)
+    layers = (shape.layers if held.cost.layers is None else held.cost.layers) * cut.stage(shape)
     low = 4 * LINEARS * held.cost.low  # what an adapter's first half gave
     layer = (held.kept.bytes(shape, cut) + low) * tokens
     hidden, inner = 4 * shape.hidden * tokens / cut.between, 4 * shape.intermediate * tokens / cut.tensor
@@ -271,6 +271,7 @@ def _activations(shape: Shape, held: Held, tokens: float, cut: Shares) -> tuple[
     kept = recomputed * stored + (layers - recomputed) * layer
     kept = min(kept, layer + hidden) if held.offload else kept
     kept *= min(cut.pipeline, held.turns)  # the first stage is as many micro-batches ahead of the last
+    kept += 4 * held.cost.beside * tokens
     return kept + 2 * hidden, layer if recomputed else 0.0, 2 * hidden + 3 * inner  # 2: the head's input, its gradient
 
 

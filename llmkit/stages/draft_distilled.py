@@ -62,13 +62,14 @@ class Distilled(Maker):
             from llmkit.models.outline import stored
             from llmkit.models.resolve import resolve
 
-            own = stored(resolve(self.start).folder).params
+            there = stored(resolve(self.start).folder)
+            own, count = there.params, there.layers
         else:
             count = self.layers if isinstance(self.layers, int) else len(self.layers)
             share = 1.0 if self.width is None else self.width / max(1, shape.hidden)
             inside = (shape.params - shape.embedded) * count / max(1, shape.layers)
             own = int(inside * share**2 + shape.embedded * share)
-        return Cost(own, more=own, head=True)
+        return Cost(own, more=own, head=True, layers=count)
 
     def objective(self, stage: Draft, train: Prepared) -> Loss:
         """The loss, which is its own node."""

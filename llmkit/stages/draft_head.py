@@ -52,10 +52,12 @@ class HeadDrafter(Maker):
                 yield Conflict(f"drafter.{key}", "is that of the head that it starts from", "drop it", "drafter.start")
 
     def cost(self, shape: Shape) -> Cost:
-        """Its layer and output layer, with the model's own rows of its words."""
+        """Its layer and output layer, with the model's own rows of its words. Of a text its layer is kept once for each
+        draft in turn, with the model's hidden states and its laws over these words."""
         wide, words = shape.hidden, min(self.vocabulary, shape.vocab)
         layer = wide * (wide * max(3, len(self.taps)) + 5 * wide + 4 * shape.keys + 3 * shape.intermediate)
-        return Cost(layer + words * wide, more=layer + 2 * words * wide)
+        beside = words + (max(3, len(self.taps)) + 1) * wide
+        return Cost(layer + words * wide, more=layer + 2 * words * wide, layers=self.depth, beside=beside)
 
     def objective(self, stage: Draft, train: Prepared) -> Loss:
         """The loss, which is its own node."""

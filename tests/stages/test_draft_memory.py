@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import pytest
 
 from llmkit import Draft
 from llmkit.build.student import student_of
-from llmkit.core.shape import Shape
+from llmkit.core.shape import Cost, Shape
 from llmkit.models.draft_head import DraftHead, shape_for
 from llmkit.models.load import Loaded
 from llmkit.models.outline import stored
 from llmkit.models.probe import Support
 from llmkit.models.resolve import Resolved
-from llmkit.stages.sizes import chosen
+from llmkit.plan.account import account
+from llmkit.stages.sizes import chosen, held_by
 from tests.conftest import make_model
 
 GIB = 1 << 30
@@ -49,6 +51,23 @@ def test_a_small_model_takes_what_it_has(layers: Any, saved: tuple[Any, Shape]) 
     loaded = Loaded(model, None, "sdpa", Support(True, True, True), Resolved("m", Path(), "", "", ""))
     real = sum(p.numel() for p in student_of(loaded, layers, None, 0).parameters())
     assert node({"kind": "distilled", "layers": layers}).cost(shape).trained == pytest.approx(real, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("drafter", "layers"),
+    [({"kind": "head", "depth": 3, "vocabulary": 40}, 3), ({"kind": "distilled", "layers": [0, 2]}, 2)],
+    ids=["head", "distilled"],
+)
+def test_only_what_gradients_pass_through_is_kept(
+    drafter: dict[str, Any], layers: int, saved: tuple[Any, Shape]
+) -> None:
+    """Layers of the frozen model keep nothing: twice as many of them take no more."""
+    shape, stage = saved[1], node(drafter)
+    held = held_by(stage, shape, "cpu")
+    kept, whole = (account(shape, one, 1000).activations for one in (held, replace(held, cost=Cost(1))))
+    beside = 4 * 1000 * held.cost.beside
+    assert kept - beside - 8000 * shape.hidden == pytest.approx((whole - 8000 * shape.hidden) * layers / shape.layers)
+    assert (beside > 4 * 1000 * 40) == (drafter["kind"] == "head"), "hidden states and laws that wait for the backward"
 
 
 @pytest.mark.parametrize("drafter", [{"kind": "head"}, {"kind": "distilled", "layers": 2}])
