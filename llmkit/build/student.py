@@ -15,6 +15,8 @@ from llmkit.models.fused import fuse
 from llmkit.models.layers import layers
 from llmkit.models.load import Loaded
 
+FIRST = ("first_k_dense_replace", "num_dense_layers")
+"""How many of the first layers of a mixture model are dense."""
 HEADS, SIZES = ("num_attention_heads", "num_key_value_heads"), ("hidden_size", "intermediate_size")
 
 
@@ -26,7 +28,7 @@ def student_of(loaded: Loaded, kept: int | Sequence[int], width: int | None, see
 
     Raises:
         RecipeError: the model has no such layers, or is not wider than that.
-        ModelError: its family cannot be narrowed.
+        ModelError: its family cannot be narrowed, or has layers of several kinds that cannot be laid so.
     """
     model, own = loaded.model, len(layers(loaded.model))
     chosen = _chosen(kept, own)
@@ -36,6 +38,7 @@ def student_of(loaded: Loaded, kept: int | Sequence[int], width: int | None, see
     torch.manual_seed(seed)
     weight = next(model.parameters())
     made: Any = type(model)(config).to(weight.device, weight.dtype)
+    _check(model, made, chosen)
     install(made, "auto" if loaded.attention == "own" else loaded.attention)
     with torch.no_grad():
         _copy(model, made, chosen) if width is None else _narrowed(model, made)
@@ -58,14 +61,32 @@ def _chosen(kept: int | Sequence[int], own: int) -> list[int]:
 
 
 def _shorter(config: Any, chosen: Sequence[int], own: int) -> Any:
-    """The configuration of these layers alone: what it says of each layer it says of those that stay."""
+    """The configuration of these layers alone: what it says of each layer it says of those that stay, and of mixture
+    models which are dense."""
     made = copy.deepcopy(config)
     text = made.get_text_config()
     for name, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == own and name != "id2label":
+        if isinstance(value, list) and len(value) == own and name not in ("id2label", "mlp_only_layers"):
             setattr(text, name, [value[at] for at in chosen])
     text.num_hidden_layers = len(chosen)
+    for name in FIRST:
+        if isinstance(value := getattr(text, name, None), int):
+            setattr(text, name, sum(at < value for at in chosen))
+    if isinstance(only := getattr(text, "mlp_only_layers", None), list):
+        step = getattr(text, "decoder_sparse_step", 1)
+        text.decoder_sparse_step = 1
+        text.mlp_only_layers = [new for new, at in enumerate(chosen) if at in only or (at + 1) % step]
     return made
+
+
+def _check(model: Any, made: Any, chosen: Sequence[int]) -> None:
+    """Raises: ModelError: a layer was built that is not of the kind of the one that is kept."""
+    theirs = layers(model)
+    for ours, at in zip(layers(made), chosen, strict=True):
+        kinds = [{name for name, _ in layer.named_parameters()} for layer in (ours, theirs[at])]
+        if kinds[0] != kinds[1]:
+            what = f"layer {at} of {type(model).__name__} is of another kind than those are that it would be among"
+            raise ModelError(what, fix="keep layers of each kind in their order", key="drafter.layers")
 
 
 def _narrow(text: Any, width: int) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from llmkit.build.student import student_of
 from llmkit.core.errors import ModelError, RecipeError
+from llmkit.models.families import FAMILIES, SMALL
 from llmkit.models.families import tiny as family
 from llmkit.models.load import Loaded
 from llmkit.models.probe import Support
@@ -26,6 +28,14 @@ def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         out: torch.Tensor = model(input_ids=torch.arange(3, 12)[None], use_cache=False).logits
     return out
+
+
+def deep(name: str, **sizes: Any) -> Any:
+    """A model of the family with other sizes."""
+    kind, changes = FAMILIES[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, kind)(**{**SMALL, **changes, **sizes})
+    return transformers.AutoModelForCausalLM.from_config(config)
 
 
 def test_layers_are_the_models_own() -> None:
@@ -66,6 +76,35 @@ def test_a_narrower_one_keeps_where_embeddings_vary_most() -> None:
     assert torch.isfinite(logits(made)).all()
     again = student_of(loaded(model), 2, 16, 0)
     assert all(torch.equal(a, b) for a, b in zip(made.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "kept"),
+    [
+        ("DeepSeek-V3", {"first_k_dense_replace": 1}, (1, 3)),
+        ("DeepSeek-V3", {"first_k_dense_replace": 2}, (0, 3)),
+        ("DeepSeek-V3", {"first_k_dense_replace": 2}, 2),
+        ("Qwen3-MoE", {"mlp_only_layers": [1]}, (1, 2)),
+        ("Qwen3-MoE", {"decoder_sparse_step": 2}, (0, 3)),
+        ("Mixtral", {}, (1, 3)),
+    ],
+)
+def test_a_layer_of_a_mixture_is_of_its_own_kind(name: str, sizes: dict[str, Any], kept: Any) -> None:
+    model = deep(name, num_hidden_layers=4, **sizes)
+    made = student_of(loaded(model), kept, None, 0)
+    whole = [model.model.layers[at] for at in ((0, 3) if kept == 2 else kept)]
+    for ours, theirs in zip(made.model.layers, whole, strict=True):
+        weights = dict(theirs.named_parameters())
+        assert weights.keys() == dict(ours.named_parameters()).keys()
+        assert all(torch.equal(weight, weights[name]) for name, weight in ours.named_parameters())
+    assert torch.isfinite(logits(made)).all()
+
+
+def test_layers_of_several_kinds_that_cannot_be_laid_so_are_refused() -> None:
+    model = deep("DeepSeek-V3", num_hidden_layers=3, first_k_dense_replace=1)
+    why = "drafter.layers: layer 2 of DeepseekV3ForCausalLM is of another kind .*; fix: keep layers of each kind in"
+    with pytest.raises(ModelError, match=why):
+        student_of(loaded(model), (2, 0), None, 0)
 
 
 def test_what_cannot_be_made_is_refused() -> None:

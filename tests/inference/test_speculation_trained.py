@@ -168,6 +168,22 @@ def test_what_waits_to_be_read_is_bounded(learned: Any, monkeypatch: Any) -> Non
 
 
 @here
+def test_a_long_prompt_is_read_in_parts_and_none_of_it_left_out(learned: Any, monkeypatch: Any) -> None:
+    trial, _, head, _ = learned
+    monkeypatch.setattr(heads, "PILE", 8)
+    opened, whole = Head._opened, list[bool]()
+
+    def noted(self: Head, ask: Any, held: Any) -> Any:
+        whole.append(held.places == [*range(len(ask.sequence.tokens) - 1)])
+        return opened(self, ask, held)
+
+    monkeypatch.setattr(Head, "_opened", noted)
+    asked = [replace(one, prompt=one.prompt * 6) for one in requests(3)]
+    made = run(trial, head, asked, tokens=7, sequences=1)
+    assert made.drafted and len(whole) > 9 and all(whole)
+
+
+@here
 def test_a_prompt_is_read_before_drafting_is_timed(learned: Any, monkeypatch: Any) -> None:
     trial, _, head, _ = learned
     asked = [replace(one, prompt=one.prompt * 8) for one in requests(4)]

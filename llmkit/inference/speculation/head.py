@@ -26,8 +26,9 @@ from llmkit.inference.speculation.growth import CLASSES, Growth, Tip, next_tips
 from llmkit.inference.speculation.pile import Entry, Pile
 
 PILE = 1024
-"""Rows that are kept unread between two drafts, about. Where more come the head reads them if it drafted since the last
-time, and leaves them out if not: so a drafter that is not worth its time takes none."""
+"""Rows that are kept unread between two drafts, about. Where more come, such as of a long prompt, the head reads them,
+part by part, but where tokens are made that it is not asked to draft for: so one that is not worth its time takes none.
+"""
 
 FEW = 8
 """Rows of prompts that are read with the others."""
@@ -76,15 +77,17 @@ class Head:
         step."""
         self.forward, self.store, self.words, self.width, self.floor = forward, store, words, width, floor
         self.pile, self.following = Pile(states), Following(store.blocks, store.size, store.copy)
-        self.drafted = False
+        self.drafted = self.wanted = True
+        """Whether it was asked for drafts since the last step, and whether it is where tokens are made."""
 
     def see(self, chunks: Seq[Chunk], rows: Seq[Rows]) -> None:
         """The hidden states of these are read when the next draft is asked for."""
+        self.wanted = self.drafted or (self.wanted and not any(map(_makes, chunks)))
+        self.drafted = False
         if self.pile.rows > PILE:
-            if self.drafted:
+            if self.wanted:
                 self._read([])
             self.pile.clear()
-            self.drafted = False
         self.pile.add(chunks)
 
     def read(self, asks: Seq[Ask]) -> None:
@@ -189,3 +192,9 @@ class Head:
         tokens = [tip.token for _, tip in tips]
         places = [len(one.ask.sequence.tokens) + tip.depth - 2 for one, tip in tips]
         return self._run(tokens, hidden[torch.tensor(parents, device=hidden.device)], places, spans)
+
+
+def _makes(chunk: Chunk) -> bool:
+    """Whether a token that could be drafted for comes of it, and not the first after a prompt."""
+    asked = chunk.sequence.request.sampling
+    return chunk.last and chunk.sequence.made > 0 and asked.beams == 1 and asked.drafts != 0
