@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,60 @@ from llmkit.core.artifact import Artifact
 from llmkit.core.convert import under
 from llmkit.core.files import sha256
 from llmkit.data.source_nodes import Files, Hub
-from llmkit.inference.speculation.node import DraftModel, Ngram
-from llmkit.models.alias import is_remote
+from llmkit.inference.speculation.node import DraftModel, Ngram, TrainedHead
+from llmkit.models.alias import ALIASES, is_remote
 from llmkit.models.node import ModelRef
 from llmkit.stages.draft_head import HeadDrafter
+from llmkit.stages.serve import Serve
 
 READ = ((ModelRef, "name"), (DraftModel, "model"), (Ngram, "corpus"), (HeadDrafter, "start"))
 """Fields that name a folder which is read."""
+SOUGHT = {*"*?["}
+"""Letters of a pattern of names."""
+MODELS = ((ModelRef, "name"), (DraftModel, "model"))
+FOLDERS = (
+    *((Ngram, "corpus"), (HeadDrafter, "start"), (TrainedHead, "path")),
+    *((Serve, "key_file"), (Serve, "admin_key_file"), (Serve, "adapter_root")),
+)
+MAPS = ((Serve, "adapters"),)
+"""Fields whose values are such."""
 
 
 def inputs(node: Any) -> dict[str, str]:
     """sha256 by the key that names it. What is not there has none; aliases and Hub ids say what they are themselves."""
     return {key: digest for key, path in _named(node) if (digest := _digest(path))}
+
+
+def missing(node: Any, earlier: Collection[str] = ()) -> Iterator[tuple[str, str]]:
+    """Key and name of what is to be a file or a folder of this machine, and is none; what the stages before leave, in
+    the folders `earlier`, may come to be."""
+    for key, name, model in _places(node):
+        path, comes = Path(name).expanduser(), any(Path(name).is_relative_to(folder) for folder in earlier)
+        if not (path.exists() or comes or (model and (name in ALIASES or is_remote(name)))):
+            yield key, name
+
+
+def _places(node: Any, key: str = "") -> Iterator[tuple[str, str, bool]]:
+    """Key and name of what a stage reads, but for patterns, stores and templates, which say themselves what they lack;
+    and whether it is a model, which may have another name than its folder's."""
+    if isinstance(node, tuple | Mapping):
+        for index, item in enumerate(node) if isinstance(node, tuple) else node.items():
+            yield from _places(item, under(key, str(index)))
+    if isinstance(node, Files):
+        every = (node.path,) if isinstance(node.path, str) else node.path
+        yield from ((under(key, "path"), one, False) for one in every if not (SOUGHT & {*one} or "://" in one))
+    if not dataclasses.is_dataclass(node) or isinstance(node, Files | Hub):
+        return
+    for item in dataclasses.fields(node):
+        value, path, owner = getattr(node, item.name), under(key, item.name), node.__class__
+        model = (owner, item.name) in MODELS
+        if isinstance(value, str) and (model or (owner, item.name) in FOLDERS):
+            if value:
+                yield (key if owner is ModelRef else path), value, model
+        elif (owner, item.name) in MAPS:
+            yield from ((under(path, name), folder, False) for name, folder in value.items())
+        else:
+            yield from _places(value, path)
 
 
 def _named(node: Any, key: str = "") -> Iterator[tuple[str, Path]]:

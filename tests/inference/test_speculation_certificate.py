@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from llmkit.cli.acceptance.verdict import Check
 from llmkit.cli.speculation import closed
 from llmkit.inference.place import Place
+from llmkit.inference.request import Token
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.speculation.certificate import apart, law_of, likely, overlap, pieces
 from llmkit.inference.speculation.toy import PROMPT, WORDS, Case, Numbers, Run, Toy, installed, made, plainly, target
@@ -84,10 +85,10 @@ def test_a_defect_of_the_ratio_rule_is_refused(name: str) -> None:
     assert gap(RULES[name]) > 1e-3
 
 
-def unseen(self: Place, token: object) -> bool:
+def unseen(self: Place, token: Token) -> bool:
     """A draft is taken wherever it was possible at all."""
     at = len(self.made)
-    self.made.append(token)  # type: ignore[arg-type]
+    self.made.append(token)
     if at == len(self.drafts):
         return False
     self.sequence.tokens[-1] = self.drafts[at]

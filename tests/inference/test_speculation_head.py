@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -125,14 +126,14 @@ def not_cut_back(self: Noted, asks: Seq[Ask]) -> list[Draft]:
 
 
 @here
-def test_stale_rows_are_found() -> None:
+def test_stale_rows_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     trial = Trial(lively())
     head = head_of(trial)
     for wrong in (False, True):
         who = drafter(trial, head, 1)
         who.every = wrong  # rows that are left out are another thing
         if wrong:
-            who.draft = not_cut_back.__get__(who)  # type: ignore[method-assign]
+            monkeypatch.setattr(who, "draft", partial(not_cut_back, who))
         trial.run(asked(1, 4, "greedy"), Schedule(0, drafts=4), who)
         if wrong:
             with pytest.raises(AssertionError):

@@ -126,13 +126,14 @@ def test_one_that_begins_from_another_is_refreshed(model: Path, rows: Path, tmp_
 
 
 def test_what_cannot_be_is_refused(model: Path, tiny: Path, rows: Path, tmp_path: Path) -> None:
-    for more, why in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"data": {"train": [{"kind": "jsonl", "path": str(rows)}], "packing": "none"}}, "learns from packed rows"),
         ({"drafter": {"start": "x", "taps": [1]}}, "drafter.taps: .*is that of the head"),
         ({"adapter": {"kind": "lora"}}, "adapter"),
-    ):
+    ]
+    for more, why in cases:
         with pytest.raises(RecipeError, match=why):
-            head(model, rows, tmp_path / "run", **more)  # type: ignore[arg-type]
+            head(model, rows, tmp_path / "run", **more)
     with pytest.raises(RecipeError, match="7 is none of the model's 3 layers"):
         go(head(model, rows, tmp_path / "taps", drafter={"taps": [7], "answers": "given"}))
     with pytest.raises(LlmkitError, match=r"drafter.start: .* holds nothing that drafts"):
