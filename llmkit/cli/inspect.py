@@ -12,7 +12,7 @@ import numpy as np
 from llmkit.adapters.limits import virtual_tokens
 from llmkit.build.ranked import check as check_ranks
 from llmkit.core.environment import prepare as quiet_libraries
-from llmkit.core.errors import DataError, Problem
+from llmkit.core.errors import DataError, ModelError, Problem
 from llmkit.core.memory import available, device
 from llmkit.core.ranks import ranks
 from llmkit.data.findings import Finding
@@ -55,7 +55,7 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
     fix = "mend the path, or make it first"
     lacks = [Problem(f"{path} is not there", fix, key=key) for key, path in missing(node, earlier)]
     if lacks:
-        raise DataError(problems=lacks)
+        raise (ModelError if lacks[0].key == "model" else DataError)(problems=lacks)
     quiet_libraries(remote=(is_remote(node.model.name) and node.model.name not in earlier) or remote(node))
     title = f"{name}: " if name else ""
     if node.model.name in earlier and not Path(node.model.name, "model").is_dir():
