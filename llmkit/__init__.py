@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from llmkit.inference.sampling import Sampling as Sampling
     from llmkit.recipe.execute import run as run
     from llmkit.recipe.load import load_recipe as load_recipe
+    from llmkit.stages.best_of import BestOf as BestOf
     from llmkit.stages.classify import Classify as Classify
     from llmkit.stages.distill import Distill as Distill
     from llmkit.stages.draft import Draft as Draft
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LLM",
     "Artifact",
+    "BestOf",
     "Classify",
     "Distill",
     "Draft",
@@ -44,6 +46,7 @@ __all__ = [
 _WHERE = {
     "LLM": "llmkit.build.llm",
     "Artifact": "llmkit.core.artifact",
+    "BestOf": "llmkit.stages.best_of",
     "Classify": "llmkit.stages.classify",
     "Distill": "llmkit.stages.distill",
     "Draft": "llmkit.stages.draft",

@@ -15,8 +15,10 @@ from llmkit.core.environment import prepare as quiet_libraries
 from llmkit.core.errors import DataError, ModelError, Problem
 from llmkit.core.memory import available, device
 from llmkit.core.ranks import ranks
+from llmkit.data.asked import asked_of
 from llmkit.data.findings import Finding
 from llmkit.data.held_out import FirstRows, Readable
+from llmkit.data.node import Data
 from llmkit.data.prepare import Prepared, prepare
 from llmkit.evals.tasks import (
     Classification,
@@ -36,6 +38,8 @@ from llmkit.models.resolve import resolve
 from llmkit.models.tokenizer import read_tokenizer
 from llmkit.plan.account import RECOMPUTE
 from llmkit.recipe.inputs import missing, remote
+from llmkit.stages.best_of import BestOf
+from llmkit.stages.build_best import some
 from llmkit.stages.build_inference import adapter_of
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.lint_table import lines, linted, served, shares
@@ -64,6 +68,8 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
         _training(title, node, show)
     elif isinstance(node, Evaluate):
         _evaluate(title, node)
+    elif isinstance(node, BestOf):
+        _best_of(title, node)
     elif isinstance(node, Trl):
         _say(f"{title}{node.check(device())}")
         resolve(node.model)
@@ -137,6 +143,13 @@ def _evaluate(title: str, node: Evaluate) -> None:
             _say(f"{title}tasks.{task.name}: {_table(made)}")
         else:
             _say(f"{title}tasks.{task.name}: {_count(task)} rows")
+
+
+def _best_of(title: str, node: BestOf) -> None:
+    tokenizer = read_tokenizer(resolve(node.model), node.model)
+    data = Data(train=node.data, system=node.system, max_length=node.max_length)
+    made = some(asked_of(node.data, data, tokenizer, "data"), node.rows)
+    _say(f"{title}data: {len(made)} prompts, {len(made) * node.samples} answers")
 
 
 def _count(task: Generation | MultipleChoice | PositionPerplexity | Classification | PairTask | StepTask) -> int:

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from llmkit.data.prepared import Prepared
 from llmkit.data.render import Renderer
 from llmkit.data.rows import BadRow, Raw, Row, Unusable
 from llmkit.data.usable import Tally, usable
+
+T = TypeVar("T", bound=Prepared)
 
 
 def prompts(
@@ -48,20 +50,20 @@ def prompts(
     tally.check(len(kept), least, key)
     files = named({path: digest for source in sources for path, digest in source.files().items()})
     rows, places = [asked[at][1] for at in kept], [(asked[at][0].file, asked[at][0].line) for at in kept]
-    made = Prepared(*_flat([(encoded[at], []) for at in kept]), rows, dict(tally.counts), files=files, places=places)
-    return _counted(made)
+    made = Prepared(*flat([(encoded[at], []) for at in kept]), rows, dict(tally.counts), files=files, places=places)
+    return counted(made)
 
 
 def answered(asked: Prepared, answers: Sequence[Sequence[int]]) -> Prepared:
     """Prompts with the tokens of an answer behind each, which are trained; those without one are left out."""
     kept = [at for at, answer in enumerate(answers) if answer]
     texts = [(asked.example(at)[0].tolist(), list(answers[at])) for at in kept]
-    ids, weights, starts = _flat(texts)
+    ids, weights, starts = flat(texts)
     rows, places = [asked.rows[at] for at in kept], [asked.places[at] for at in kept]
-    return _counted(replace(asked, ids=ids, weights=weights, starts=starts, rows=rows, places=places))
+    return counted(replace(asked, ids=ids, weights=weights, starts=starts, rows=rows, places=places))
 
 
-def _flat(texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Any, Any, Any]:
+def flat(texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Any, Any, Any]:
     """Token ids, weights and starts of prompts and their answers, end to end."""
     ids = np.concatenate([np.asarray([*prompt, *answer], np.int32) for prompt, answer in texts])
     learned = [np.repeat(np.array([0, 1], np.float32), [len(prompt), len(answer)]) for prompt, answer in texts]
@@ -69,7 +71,7 @@ def _flat(texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Any, An
     return ids, np.concatenate(learned), np.cumsum([0, *lengths]).astype(np.int64)
 
 
-def _counted(made: Prepared) -> Prepared:
+def counted(made: T) -> T:
     """The same with its account and its digest."""
     ids, weights = np.asarray(made.ids), np.asarray(made.weights)
     digest = hashlib.sha256(ids.tobytes() + weights.tobytes() + made.starts.tobytes()).hexdigest()

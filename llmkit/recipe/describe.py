@@ -32,20 +32,26 @@ def docs(cls: Any) -> dict[str, str]:
 
 def markdown(cls: Any) -> str:
     """The page of one recipe kind: what it does, and a table for it and for each node in it."""
-    seen: list[Any] = []
-    _collect(cls, seen)
-    kind = kind_of(cls)
-    parts = [
-        f"# `kind: {kind}`",
+    head = [
+        f"# `kind: {kind_of(cls)}`",
         "",
         inspect.getdoc(cls) or "",
         "",
         "Generated from the dataclasses by `make docs`.",
-        "",
     ]
-    for node in seen:
+    return "\n".join([*head, "", tables(cls, titled=False)])
+
+
+def tables(*classes: Any, titled: bool = True, of: str = "llmkit") -> str:
+    """A table for each of some nodes and for each node in them that a package `of` ours defines; the first one's own
+    title may be left out."""
+    seen: list[Any] = []
+    for cls in classes:
+        _collect(cls, seen)
+    parts: list[str] = []
+    for node in (node for node in seen if node.__module__.startswith(of)):
         name = f"`{kind_of(node)}`" if kind_of(node) else node.__name__
-        if node is not cls:
+        if titled or node is not classes[0]:
             parts += [f"## {name}", "", inspect.getdoc(node) or "", ""]
         parts += ["| key | type | default | meaning |", "|---|---|---|---|"]
         parts += [_line(node, item) for item in dataclasses.fields(node)] + [""]

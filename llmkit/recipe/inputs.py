@@ -16,6 +16,9 @@ from llmkit.data.source_nodes import Files, Hub
 from llmkit.inference.speculation.node import DraftModel, Ngram, TrainedHead
 from llmkit.models.alias import ALIASES, is_remote
 from llmkit.models.node import ModelRef
+from llmkit.rl.asked_node import Judge, Model
+from llmkit.rl.environment_node import Facts
+from llmkit.rl.rewards_node import Python, Schema
 from llmkit.stages.draft_head import HeadDrafter
 from llmkit.stages.serve import Serve
 
@@ -23,9 +26,9 @@ READ = ((ModelRef, "name"), (DraftModel, "model"), (Ngram, "corpus"), (HeadDraft
 """Fields that name a folder which is read."""
 SOUGHT = {*"*?["}
 """Letters of a pattern of names."""
-MODELS = ((ModelRef, "name"), (DraftModel, "model"))
+MODELS = ((ModelRef, "name"), (DraftModel, "model"), (Model, "path"))
 FOLDERS = (
-    *((Ngram, "corpus"), (HeadDrafter, "start"), (TrainedHead, "path")),
+    *((Ngram, "corpus"), (HeadDrafter, "start"), (TrainedHead, "path"), (Schema, "path"), (Facts, "path")),
     *((Serve, "key_file"), (Serve, "admin_key_file"), (Serve, "adapter_root")),
 )
 MAPS = ((Serve, "adapters"),)
@@ -80,20 +83,30 @@ def _named(node: Any, key: str = "") -> Iterator[tuple[str, Path]]:
         if isinstance(node, Files | Hub) and item.name == ("name" if isinstance(node, Hub) else "path"):
             for file in node.here():
                 yield (path if file == value else f"{path}: {file}"), Path(file)
-        elif isinstance(value, str) and (item.name in ("path", "template") or (node.__class__, item.name) in READ):
+        elif (
+            isinstance(value, str)
+            and value
+            and (item.name in ("path", "template") or (node.__class__, item.name) in READ)
+        ):
             yield path, Path(value).expanduser()
+        elif isinstance(node, Python) and item.name == "ref":
+            yield path, Path(node.ref.rpartition(":")[0]).expanduser()
         else:
             yield from _named(value, path)
 
 
 def remote(node: Any) -> bool:
-    """Whether a stage's data, a part of it, or a model that drafts for its own, is on no disk of this machine."""
+    """Whether a stage's data, a part of it, or a model that drafts or judges, is on no disk of this machine."""
     if isinstance(node, tuple):
         return any(map(remote, node))
     if isinstance(node, Files | Hub):
         return node.remote()
     if isinstance(node, DraftModel):
         return is_remote(node.model)
+    if isinstance(node, Judge) and node.model is not None:
+        return is_remote(node.model.name)
+    if isinstance(node, Model):
+        return is_remote(node.path)
     return dataclasses.is_dataclass(node) and any(remote(getattr(node, f.name)) for f in dataclasses.fields(node))
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, get_args
 
 from llmkit.core.config import Later
 from llmkit.core.hints import hints, kind_of, options
+from llmkit.stages.best_of import BestOf
 from llmkit.stages.classify import Classify
 from llmkit.stages.distill import Distill
 from llmkit.stages.draft import Draft
@@ -49,7 +50,7 @@ LOSSES = [
 """Kinds that will be short for a stage with that loss."""
 
 Stage = Annotated[
-    Sft | Classify | Reward | Pretrain | Preference | Evaluate | Draft | Distill | Merge | Serve | Trl,
+    Sft | Classify | Reward | Pretrain | Preference | Evaluate | BestOf | Draft | Distill | Merge | Serve | Trl,
     Later((*STAGES, *LOSSES)),
 ]
 KINDS: dict[str, Any] = {kind_of(cls): cls for cls in get_args(get_args(Stage)[0])}

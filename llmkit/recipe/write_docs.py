@@ -9,12 +9,14 @@ from pathlib import Path
 import yaml
 
 from llmkit.core.elsewhere import NAMES
+from llmkit.core.hints import options
 from llmkit.launch import kubernetes
 from llmkit.launch.job import Job
 from llmkit.models import support
-from llmkit.recipe.describe import markdown
+from llmkit.recipe.describe import markdown, tables
 from llmkit.recipe.kinds import KINDS
 from llmkit.recipe.schema import schema
+from llmkit.rl.rewards_node import Reward
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +30,10 @@ def pages() -> dict[Path, str]:
     made[ROOT / "docs" / "support.md"] = support.page()
     elsewhere = ROOT / "docs" / "from-elsewhere.md"
     made[elsewhere] = elsewhere.read_text("utf-8").partition(MARK)[0] + MARK + _elsewhere()
+    rewards = ROOT / "docs" / "rewards.md"
+    made[rewards] = (
+        rewards.read_text("utf-8").partition(MARK)[0] + MARK + "\n" + tables(*options(Reward), of="llmkit.rl")
+    )
     made |= _manifests()
     return made | {ROOT / "recipes" / "schema.json": json.dumps(schema(), indent=1) + "\n"}
 

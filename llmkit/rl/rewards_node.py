@@ -89,3 +89,12 @@ def names(rewards: Sequence[Reward]) -> list[str]:
             name, again = f"{reward.name or reward.kind}_{again}", again + 1
         said.append(name)
     return said
+
+
+def twice(rewards: Sequence[Reward], key: str = "reward") -> Iterator[Conflict]:
+    """Names that two rewards were given, and lists of none."""
+    if not rewards:
+        yield Conflict(key, "is empty", "name at least one")
+    given = [reward.name for reward in rewards if reward.name]
+    for name in sorted({name for name in given if given.count(name) > 1}):
+        yield Conflict(key, f"two rewards are called {name}", "give each its own name")

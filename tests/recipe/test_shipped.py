@@ -13,6 +13,7 @@ from llmkit.data.node import Docstrings, Jsonl
 from llmkit.parallel.node import Parallel
 from llmkit.recipe.load import load_recipe
 from llmkit.recipe.shipped import recipes
+from llmkit.stages.best_of import BestOf
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.merge import Merge
 from llmkit.stages.training import Training
@@ -78,6 +79,8 @@ def folder(tmp_path_factory):
     rows = [{"messages": [{**said[0], "content": f"hello world {i}"}, said[1]]} for i in range(120)]
     for name in ("train", "valid"):
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    problems = [{"prompt": f"what is {i} + {i}?", "answer": str(2 * i)} for i in range(8)]
+    (place / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
     texts = [{"text": " ".join(["the quick brown fox jumps over the lazy dog"] * 20) + f" {i}"} for i in range(60)]
     (place / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
     pairs = [
@@ -180,6 +183,13 @@ def test_it_runs_three_steps(name, models, folder, tmp_path, monkeypatch):
             artifact = run(small(node, model, tmp_path / (stage or "run")), console=Console(quiet=True))
             assert artifact.manifest["step"] == 3 and any(Path(artifact.model()).iterdir())
             made[node.out] = artifact.folder
+        elif isinstance(node, BestOf):
+            load = dataclasses.replace(node.model, name=str(model))
+            sampling = dataclasses.replace(node.sampling, max_tokens=4)
+            more = {"rows": 2, "samples": 2, "max_length": 128, "out": str(tmp_path / "run")}
+            made = dataclasses.replace(node, model=load, data=rows(node.data), sampling=sampling, **more)
+            artifact = run(made, console=Console(quiet=True))
+            assert len((artifact.folder / "answers.jsonl").read_text().splitlines()) == 3
         elif isinstance(node, Merge):
             load = dataclasses.replace(node.model, name=str(model))
             made[node.out] = run(

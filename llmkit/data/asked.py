@@ -1,0 +1,95 @@
+"""What rows ask, for what learns from answers of its own: prompts with the other columns of their rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.data.encode import Rendered
+from llmkit.data.messages import messages, text
+from llmkit.data.node import Data, Readable
+from llmkit.data.prepare import named
+from llmkit.data.prepared import Prepared
+from llmkit.data.prompted import counted, flat
+from llmkit.data.render import Renderer
+from llmkit.data.rows import BadRow, Raw, Row, Unusable, introduced
+from llmkit.data.shapes import READ, shaped, tools_of
+from llmkit.data.usable import Tally, readable
+
+READ_HERE = (*READ, "tools", "cluster")
+ANSWER: Mapping[str, Any] = {"role": "assistant", "content": "?"}
+"""Stands in the place of an answer that is still to be made."""
+
+
+@dataclass(frozen=True)
+class Asked(Prepared):
+    """Prompts of which nothing is trained."""
+
+    columns: Sequence[Mapping[str, Any]] = ()
+    """Of each row what is no part of the prompt, for those who judge answers to it; a given answer as `answer`."""
+
+
+def asked_of(
+    sources: Sequence[Readable],
+    data: Data,
+    tokenizer: Any,
+    key: str = "data.train",
+    aside: Callable[[BadRow], None] | None = None,
+    least: int = 1,
+) -> Asked:
+    """The prompts of rows with a `prompt` (text or messages), or up to the last answer of those with one; prompts that
+    leave no room for an answer in `data.max_length` are left out.
+
+    Raises:
+        DataError: a row cannot be read, too many are unusable, or too few are left.
+    """
+    renderer, tally = Renderer(tokenizer), Tally(data, Counter[str](), aside)
+    found: list[tuple[Raw, Row, Mapping[str, Any], Rendered]] = []
+    for raw, values in readable(sources, tally):
+        try:
+            row = introduced(asking(values, tally.counts["rows"] - 1), data.system)
+            if not row.question:
+                raise Unusable("nothing is asked")
+            found.append((raw, row, beside(values, row), renderer.prompt(row.question, row.tools)))
+        except Unusable as reason:
+            tally.unusable(raw, str(reason))
+    encoded = [ids for ids, _ in renderer.encode([rendered for *_, rendered in found])]
+    kept = [at for at, ids in enumerate(encoded) if 0 < len(ids) < data.max_length]
+    tally.counts["too long: no room for an answer"] += len(encoded) - len(kept)
+    tally.check(len(kept), least, key)
+    ids, weights, starts = flat([(encoded[at], []) for at in kept])
+    made = Asked(
+        ids,
+        weights,
+        starts,
+        [found[at][1] for at in kept],
+        dict(tally.counts),
+        files=named({path: digest for source in sources for path, digest in source.files().items()}),
+        places=[(found[at][0].file, found[at][0].line) for at in kept],
+        columns=[found[at][2] for at in kept],
+    )
+    return counted(made)
+
+
+def asking(values: Mapping[str, Any], id: int) -> Row:
+    """A row that may have no answer.
+
+    Raises:
+        Unusable: with the reason.
+    """
+    prompt = values.get("prompt")
+    if prompt is None or values.get("completion") is not None or values.get("messages") is not None:
+        return shaped(values, id)
+    cluster, tools = str(values.get("cluster", id)), tools_of(values.get("tools"))
+    if isinstance(prompt, str):
+        return Row(id, cluster, prompt=text(prompt, "prompt"), tools=tools)
+    said, _ = messages([*prompt, ANSWER] if isinstance(prompt, list) else prompt, 0)
+    return Row(id, cluster, (*said[:-1], {"role": "assistant", "content": ""}), len(said) - 1, tools=tools)
+
+
+def beside(values: Mapping[str, Any], row: Row) -> dict[str, Any]:
+    """The columns that are no part of what is asked."""
+    rest = {name: value for name, value in values.items() if name not in READ_HERE}
+    return {"answer": row.answer} | rest if row.answer else rest
