@@ -9,7 +9,8 @@ from llmkit.core.types import Batch, Packed, Split, Tree
 
 
 def lengths(batch: Batch) -> Tensor:
-    """The length of each token's own sequence, (B, T) in fp32; 0 for padding."""
+    """The length of each token's own sequence, (B, T) in fp32; 0 for padding. That of a branch begins with the prompt,
+    which is as long as it is itself."""
     if isinstance(batch.attend, Split):
         return split_lengths(batch.attend, batch.tokens.device).float()
     sizes = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
@@ -36,6 +37,9 @@ def sequence_lengths(positions: Tensor) -> Tensor:
 
 
 def _filled(context: Packed | Tree, sizes: Tensor) -> Tensor:
-    for segment in context.segments:
-        sizes[segment.row, segment.start : segment.end] = segment.end - segment.start
+    upto: list[int] = []
+    for segment in context.segments:  # a parent is an earlier one
+        before = upto[segment.parent] if segment.parent >= 0 else 0
+        upto.append(before + segment.end - segment.start)
+        sizes[segment.row, segment.start : segment.end] = upto[-1]
     return sizes

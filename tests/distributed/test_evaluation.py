@@ -108,3 +108,36 @@ def test_a_classifier(tiny, tmp_path):
     same(trained(2, make, tmp_path, "many", 120.0), trained(1, make, tmp_path, "alone"))
     told = [(tmp_path / f"{name}" / "predictions.jsonl").read_text().count("\n") for name in ("many-2", "alone-1")]
     assert told == [24, 24]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_reward_model(world, tiny, tmp_path):
+    """Pairs are dealt whole: a rank that has none left runs one for which nothing counts."""
+    from llmkit.stages.reward import Reward
+
+    rows = tmp_path / "pairs.jsonl"
+    said = [
+        {"prompt": "hello " * (1 + i % 4), "chosen": "world " * (1 + i % 3) + str(i), "rejected": "the lazy dog"}
+        for i in range(20)
+    ]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in said))
+    source = [{"kind": "jsonl", "path": str(rows)}]
+
+    def make(out):
+        return Reward(
+            model=str(tiny),
+            adapter={"kind": "lora", "rank": 4},
+            loss={"kind": "bradley_terry", "center": 0.01},
+            data={"train": source, "valid": source, "max_length": 32},
+            batch={"pairs": 8},
+            micro_batch=1,
+            steps=3,
+            optim={"kind": "sgd", "lr": 0.05, "momentum": 0.0},
+            evaluate={"every": 2},
+            out=str(out),
+        )
+
+    same(trained(world, make, tmp_path, "many", 120.0), trained(1, make, tmp_path, "alone"), 1e-4)
+    told = [(tmp_path / f"{name}" / "predictions.jsonl").read_text() for name in (f"many-{world}", "alone-1")]
+    assert [text.count("\n") for text in told] == [20, 20]

@@ -3,9 +3,10 @@
 import torch
 
 from llmkit.core.seed import reseed
-from llmkit.core.types import Batch, Packed, Segment
+from llmkit.core.types import Batch, Packed, Segment, Tree
 from llmkit.models.attend import install
 from llmkit.models.heads import Scored
+from llmkit.models.lengths import lengths as lengths_of
 from tests.conftest import make_model
 
 
@@ -62,3 +63,12 @@ def test_it_is_drawn_anew_by_the_seed_of_the_micro_batch_and_only_in_training():
     assert torch.equal(
         model.get_input_embeddings()(batch().tokens), model.get_input_embeddings().weight[batch().tokens]
     )
+
+
+def test_a_branch_is_as_long_as_what_it_goes_on_from_and_itself():
+    tree = Tree(
+        (Segment(0, 0, 4), Segment(0, 4, 9, 0), Segment(0, 9, 11, 0), Segment(0, 11, 12, 2), Segment(0, 12, 15))
+    )
+    none = torch.zeros(1, 16).long()
+    made = lengths_of(Batch(none, none, none, torch.ones(1, 16), tree, (0,)))
+    assert made[0].tolist() == [4.0] * 4 + [9.0] * 5 + [6.0] * 2 + [7.0] + [3.0] * 3 + [0.0]

@@ -111,6 +111,30 @@ def test_shared_prompts_have_the_gradients_of_answers_alone(plain, tmp_path, tok
     assert tokens == sum(prompt for prompt, _ in sizes) + answers + len(groups)  # one more a branch, one less a prompt
 
 
+FAMILIES = {
+    "Mistral": {"sliding_window": 8},
+    "Gemma2": {"sliding_window": 8, "head_dim": 8, "attn_logit_softcapping": 5.0},
+    "Qwen3": {"head_dim": 8},
+    "Phi3": {},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_with_windows_and_caps_share_prompts_too(family, recompute, tmp_path, tokenizer):
+    """Their norms compute in fp32, whatever the type of the rest: equal to what that leaves."""
+    groups = read(tmp_path, tokenizer, rows())
+    model = model_of(torch.float32, family, **FAMILIES[family])
+    if recompute:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    scored = Classified(model, HEAD, direct=True).train()
+    value, grads, _ = total(scored, groups, FirstFit(), trees=True)
+    other, theirs, _ = total(scored, groups, FirstFit(), trees=False)
+    torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-6)
+    assert off(grads, theirs) < 2e-5
+
+
 def test_padded_rows_of_transformers_own_forward_have_the_same_scores(tmp_path, tokenizer):
     groups = read(tmp_path, tokenizer, rows())
     model = model_of(torch.float32)
