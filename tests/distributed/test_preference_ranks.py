@@ -1,0 +1,70 @@
+"""Pairs over several ranks: figures and weights are those of one process."""
+
+import json
+
+import pytest
+
+from llmkit import Preference
+from tests.distributed import equal, lines, trained
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pairs") / "rows.jsonl"
+    rows = [
+        {"prompt": "hello world " * (1 + i % 3), "chosen": f" the lazy dog {i}" * (1 + i % 2), "rejected": f" fox {i}"}
+        for i in range(16)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def maker(model, rows, **more):
+    source = [{"kind": "jsonl", "path": str(rows)}]
+    options = {
+        "model": str(model),
+        "adapter": {"kind": "lora", "rank": 4},
+        "data": {"train": source, "valid": source, "max_length": 64},
+        "batch": {"pairs": 5},
+        "micro_batch": 1,
+        "steps": 3,
+        "optim": {"kind": "sgd", "lr": 0.5},
+        "schedule": {"kind": "constant"},
+        "evaluate": {"samples": 0},
+        "guard": {"spike": 0},
+    }
+    return lambda out: Preference(**(options | more), out=str(out))
+
+
+@pytest.mark.parametrize(
+    ("world", "more"),
+    [
+        (3, {}),
+        pytest.param(2, {"reference": "precomputed", "adapter": "none"}, marks=pytest.mark.slow),
+        pytest.param(2, {"reference": "model", "adapter": "none"}, marks=pytest.mark.slow),
+    ],
+    ids=["adapter off", "precomputed", "model"],
+)
+def test_replicas_equal_one_process(world, more, tiny, pairs, tmp_path):
+    alone, several = (trained(n, maker(tiny, pairs, **more), tmp_path, "run", 200.0) for n in (1, world))
+    equal(several, alone)
+    for ours, theirs in zip(lines(several, "evaluate"), lines(alone, "evaluate"), strict=True):
+        assert ours["valid.loss"] == pytest.approx(theirs["valid.loss"], rel=1e-5)
+        assert ours["valid.accuracy"] == theirs["valid.accuracy"]
+
+
+CUTS = {
+    "fsdp": {"strategy": "fsdp"},
+    "zero 2": {"strategy": {"kind": "zero", "stage": 2}},
+    "zero 3": {"strategy": {"kind": "zero", "stage": 3}},
+    "tensor": {"tensor": 2},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("reference", ["adapter_off", "model", "precomputed"])
+def test_parts_equal_one_process(cut, reference, tiny, pairs, tmp_path):
+    alone = trained(1, maker(tiny, pairs, reference=reference), tmp_path, "run")
+    cut = maker(tiny, pairs, reference=reference, parallel=CUTS[cut])
+    equal(trained(2, cut, tmp_path, "cut", 200.0), alone)
