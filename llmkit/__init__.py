@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmkit.recipe.load import load_recipe as load_recipe
     from llmkit.stages.best_of import BestOf as BestOf
     from llmkit.stages.classify import Classify as Classify
+    from llmkit.stages.constitutional import Constitutional as Constitutional
     from llmkit.stages.distill import Distill as Distill
     from llmkit.stages.draft import Draft as Draft
     from llmkit.stages.evaluate import Evaluate as Evaluate
@@ -29,6 +30,7 @@ __all__ = [
     "Artifact",
     "BestOf",
     "Classify",
+    "Constitutional",
     "Distill",
     "Draft",
     "Evaluate",
@@ -48,6 +50,7 @@ _WHERE = {
     "Artifact": "llmkit.core.artifact",
     "BestOf": "llmkit.stages.best_of",
     "Classify": "llmkit.stages.classify",
+    "Constitutional": "llmkit.stages.constitutional",
     "Distill": "llmkit.stages.distill",
     "Draft": "llmkit.stages.draft",
     "Evaluate": "llmkit.stages.evaluate",

@@ -165,7 +165,7 @@ def test_every_shipped_recipe_is_sound(monkeypatch):
     from llmkit.recipe.load import load_recipe
 
     monkeypatch.chdir(ROOT / "recipes")
-    found = sorted((ROOT / "recipes").rglob("*.yaml"))
+    found = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if path.parent.name != "constitution"]
     assert len(found) >= 6
     for path in found:
         load_recipe(path.relative_to(ROOT / "recipes"))

@@ -37,10 +37,13 @@ from llmkit.models.positions import check_length
 from llmkit.models.resolve import resolve
 from llmkit.models.tokenizer import read_tokenizer
 from llmkit.plan.account import RECOMPUTE
-from llmkit.recipe.inputs import missing, remote
+from llmkit.recipe.inputs import files, missing, models, remote
+from llmkit.rl.constitution import read
 from llmkit.stages.best_of import BestOf
 from llmkit.stages.build_best import some
 from llmkit.stages.build_inference import adapter_of
+from llmkit.stages.constitution_run import questions
+from llmkit.stages.constitutional import Constitutional
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.lint_table import lines, linted, served, shares
 from llmkit.stages.merge import Merge
@@ -60,10 +63,15 @@ def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> N
     lacks = [Problem(f"{path} is not there", fix, key=key) for key, path in missing(node, earlier)]
     if lacks:
         raise (ModelError if lacks[0].key == "model" else DataError)(problems=lacks)
-    quiet_libraries(remote=(is_remote(node.model.name) and node.model.name not in earlier) or remote(node))
+    named = [ref.name for ref in models(node)]
+    quiet_libraries(remote=any(is_remote(one) and one not in earlier for one in named) or remote(node))
     title = f"{name}: " if name else ""
-    if node.model.name in earlier and not Path(node.model.name, "model").is_dir():
-        _say(f"{title}{node.kind} is sound; its data and memory can be told when {node.model.name} is made")
+    coming = [one for one in named if one in earlier and not Path(one, "model").is_dir()]
+    coming += [one for one in files(node) if not Path(one).exists() and any(map(Path(one).is_relative_to, earlier))]
+    if coming:
+        _say(f"{title}{node.kind} is sound; its data and memory can be told when {coming[0]} is made")
+    elif isinstance(node, Constitutional):
+        _constitutional(title, node)
     elif isinstance(node, Training):
         _training(title, node, show)
     elif isinstance(node, Evaluate):
@@ -127,6 +135,16 @@ def _looked_at(node: Training, key: Literal["train", "valid"]) -> Sequence[Reada
     if key == "valid" or not node.data.streaming:
         return sources
     return [FirstRows(source, node.data.buffer) for source in node.data.train]
+
+
+def _constitutional(title: str, node: Constitutional) -> None:
+    constitution = read(node.constitution)
+    _say(f"{title}constitution {constitution.name}: {len(constitution.principles)} principles")
+    for key in ("prompts", "harmless"):
+        if sources := getattr(node, key):
+            _say(f"{title}{key}: {len(questions(sources, key, node.rows))} rows")
+    for ref in models(node):
+        resolve(ref)
 
 
 def _evaluate(title: str, node: Evaluate) -> None:

@@ -26,14 +26,12 @@ from llmkit.core.scalars import Origin
 from llmkit.core.stop import Stop
 from llmkit.core.wording import cut, yaml_word
 from llmkit.models.alias import is_remote
-from llmkit.models.node import ModelRef
 from llmkit.parallel.node import Parallel
-from llmkit.recipe.inputs import inputs, remote
+from llmkit.recipe.inputs import inputs, models, remote
 from llmkit.recipe.load import Recipe, digest
 from llmkit.recipe.show import environment, environment_hidden, hide_environment, resolved, stage_values
 from llmkit.stages.overview import NAME, remember, write_overview
 from llmkit.stages.training import Training
-from llmkit.stages.trl import Trl
 
 KNOB = "ask for shorter or fewer rows, or take a smaller model"
 
@@ -128,15 +126,8 @@ def _stay_offline(recipe: Recipe) -> None:
     """No library asks the network for anything unless something is named that only the Hub has, or that goes there."""
     made = {node.out for _, node in recipe.stages}
     nodes = [node for _, node in recipe.stages]
-    refs = [ref for node in nodes for ref in (node.model, *_others(node))]
-    models = (ref.name for ref in refs if ref.name not in made)
-    prepare(remote=any(map(is_remote, models)) or any(remote(node) or getattr(node, "push", None) for node in nodes))
-
-
-def _others(node: Any) -> list[ModelRef]:
-    if isinstance(node, Trl):
-        return [other.model for other in node.others]
-    return list(node.others().values()) if isinstance(node, Training) else []
+    named = (ref.name for node in nodes for ref in models(node) if ref.name not in made)
+    prepare(remote=any(map(is_remote, named)) or any(remote(node) or getattr(node, "push", None) for node in nodes))
 
 
 def _stage(recipe: Recipe, name: str, node: Any, around: Around) -> Artifact:

@@ -19,11 +19,15 @@ from llmkit.models.node import ModelRef
 from llmkit.rl.asked_node import Judge, Model
 from llmkit.rl.environment_node import Facts
 from llmkit.rl.rewards_node import Python, Schema
+from llmkit.stages.constitutional import Constitutional
 from llmkit.stages.draft_head import HeadDrafter
 from llmkit.stages.serve import Serve
 
-READ = ((ModelRef, "name"), (DraftModel, "model"), (Ngram, "corpus"), (HeadDrafter, "start"))
-"""Fields that name a folder which is read."""
+READ = (
+    *((ModelRef, "name"), (DraftModel, "model"), (Ngram, "corpus"), (HeadDrafter, "start")),
+    (Constitutional, "constitution"),
+)
+"""Fields that name a folder or a file which is read."""
 SOUGHT = {*"*?["}
 """Letters of a pattern of names."""
 MODELS = ((ModelRef, "name"), (DraftModel, "model"), (Model, "path"))
@@ -93,6 +97,30 @@ def _named(node: Any, key: str = "") -> Iterator[tuple[str, Path]]:
             yield path, Path(node.ref.rpartition(":")[0]).expanduser()
         else:
             yield from _named(value, path)
+
+
+def models(node: Any) -> Iterator[ModelRef]:
+    """All models that a stage names."""
+    if isinstance(node, ModelRef):
+        yield node
+    elif isinstance(node, tuple):
+        for item in node:
+            yield from models(item)
+    elif dataclasses.is_dataclass(node):
+        for field in dataclasses.fields(node):
+            yield from models(getattr(node, field.name))
+
+
+def files(node: Any) -> Iterator[str]:
+    """All files of rows that a stage names, as it names them."""
+    if isinstance(node, tuple):
+        for item in node:
+            yield from files(item)
+    elif isinstance(node, Files):
+        yield from (node.path,) if isinstance(node.path, str) else node.path
+    elif dataclasses.is_dataclass(node):
+        for field in dataclasses.fields(node):
+            yield from files(getattr(node, field.name))
 
 
 def remote(node: Any) -> bool:

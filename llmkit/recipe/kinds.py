@@ -8,6 +8,7 @@ from llmkit.core.config import Later
 from llmkit.core.hints import hints, kind_of, options
 from llmkit.stages.best_of import BestOf
 from llmkit.stages.classify import Classify
+from llmkit.stages.constitutional import Constitutional
 from llmkit.stages.distill import Distill
 from llmkit.stages.draft import Draft
 from llmkit.stages.evaluate import Evaluate
@@ -22,7 +23,6 @@ from llmkit.stages.trl import Trl
 STAGES = [
     "policy",
     "ppo",
-    "constitutional",
     "audit",
     "calibrate",
     "quantize",
@@ -50,7 +50,19 @@ LOSSES = [
 """Kinds that will be short for a stage with that loss."""
 
 Stage = Annotated[
-    Sft | Classify | Reward | Pretrain | Preference | Evaluate | BestOf | Draft | Distill | Merge | Serve | Trl,
+    Sft
+    | Classify
+    | Reward
+    | Pretrain
+    | Preference
+    | Evaluate
+    | BestOf
+    | Constitutional
+    | Draft
+    | Distill
+    | Merge
+    | Serve
+    | Trl,
     Later((*STAGES, *LOSSES)),
 ]
 KINDS: dict[str, Any] = {kind_of(cls): cls for cls in get_args(get_args(Stage)[0])}

@@ -134,19 +134,21 @@ def each_text(tree: Value, change: Callable[[Value, str], Value], key: str = "")
 
 
 def _linked(tree: Value, folders: Mapping[str, Value], report: Report, top: str = "") -> Value:
-    """The tree with each `${stages.NAME}` turned into the folder of an earlier stage."""
+    """The tree with each `${stages.NAME}`, alone or before the name of a file in it, turned into an earlier stage's
+    folder."""
 
     def link(value: Value, key: str) -> Value:
         written = re.sub(ENV, "", value.origin.written or value.held)
-        match = re.fullmatch(r"\$\{stages\.([^}]*)\}", written)
+        match = re.fullmatch(r"\$\{stages\.([^}]*)\}((?:/[\w-][\w.-]*)*)", written)
         if match is not None and match[1] in folders:
             folder = folders[match[1]]
-            return Value(folder.held, replace(value.origin, written=folder.origin.written))
+            above = folder.origin.written
+            return Value(folder.held + match[2], replace(value.origin, written=above and above + match[2]))
         if match is not None:
             fix = f"use one of the earlier stages ({', '.join(folders) or 'none: it is the first'})"
             report.add(f"no earlier stage is called {match[1]}", fix, key, value.origin)
         elif "${" in written:
-            fix = "write ${env:NAME}, or ${stages.NAME} alone"
+            fix = "write ${env:NAME}, or ${stages.NAME} alone or before /FILE"
             report.add(f"{written[:60]} refers to nothing", fix, key, value.origin)
         return value
 

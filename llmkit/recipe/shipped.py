@@ -1,21 +1,20 @@
-"""What llmkit ships beside its code: recipes by name, and the scripts of launchers."""
+"""The recipes that llmkit ships, by name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from llmkit.core.shipped import folder as folder
 
-def folder(name: str = "recipes") -> Path:
-    """Where they are: in an installed wheel, or beside the sources."""
-    package = Path(__file__).parents[1]
-    inside = package / "_shipped" / name
-    return inside if inside.is_dir() else package.parent / name
+CONSTITUTIONS = "constitution"
+"""The folder of what is no recipe."""
 
 
 def recipes() -> dict[str, Path]:
     """Each one's file by its name, such as `sft/lora`."""
     top = folder()
-    return {str(path.relative_to(top).with_suffix("")): path for path in sorted(top.rglob("*.yaml"))}
+    found = (path for path in sorted(top.rglob("*.yaml")) if path.parent != top / CONSTITUTIONS)
+    return {str(path.relative_to(top).with_suffix("")): path for path in found}
 
 
 def meant(given: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llmkit.core.wording import cut
 from llmkit.inference.request import Completion
 from llmkit.rl.sample import Fault, Messages, Sample, Score
+from llmkit.rl.worded import worded
 
 Say = Callable[[Sequence[Messages]], list[Completion]]
 """Answers to conversations, in order."""
@@ -58,7 +59,7 @@ def graded(samples: Sequence[Sample], say: Say, rubric: str, most: int) -> list[
     """Each by itself, from 0 to 1."""
     system = ONE.format(rubric=rubric, most=most)
     made: list[Score] = []
-    for completion in say([_asked(system, sample, {"answer": sample.completion}) for sample in samples]):
+    for completion in say([worded(system, sample.prompt, {"answer": sample.completion}) for sample in samples]):
         found = GRADE.findall(completion.text)
         grade = float(found[-1]) if found else 0.0
         made.append((grade - 1) / (most - 1) if 1 <= grade <= most else _unclear(completion.text))
@@ -72,8 +73,8 @@ def compared(samples: Sequence[Sample], pairs: Sequence[tuple[int, int, str]], s
     asked: list[Messages] = []
     for one, other, text in pairs:
         mine, theirs = samples[one].completion, text if other < 0 else samples[other].completion
-        asked.append(_asked(system, samples[one], {"answer_a": mine, "answer_b": theirs}))
-        asked.append(_asked(system, samples[one], {"answer_a": theirs, "answer_b": mine}))
+        asked.append(worded(system, samples[one].prompt, {"answer_a": mine, "answer_b": theirs}))
+        asked.append(worded(system, samples[one].prompt, {"answer_a": theirs, "answer_b": mine}))
     told = [completion.text for completion in say(asked)]
     return [
         _verdict(samples, pair, first, second) for pair, first, second in zip(pairs, told[::2], told[1::2], strict=True)
@@ -82,14 +83,15 @@ def compared(samples: Sequence[Sample], pairs: Sequence[tuple[int, int, str]], s
 
 def _verdict(samples: Sequence[Sample], pair: tuple[int, int, str], first: str, second: str) -> Verdict:
     one, other, text = pair
-    worth, reverse = _read(first), _read(second)
+    worth, reverse = read(first), read(second)
     swapped = None if reverse is None else 1 - reverse
     longer = len(samples[one].completion) - len(text if other < 0 else samples[other].completion)
     said = first if worth is None else second if swapped is None else ""
     return Verdict(one, other, worth, swapped, longer, samples[one].group, said[-200:])
 
 
-def _read(text: str) -> float | None:
+def read(text: str) -> float | None:
+    """What the first of two answers is worth to a judge: 1, 0, 0.5 for a tie; None where it does not say."""
     found = VERDICT.findall(text)
     return WORTH[found[-1].lower()] if found else None
 
@@ -136,20 +138,3 @@ def _unclear(text: str) -> Fault:
     return Fault(
         f"the judge gave no verdict, but {said!r}", "raise sampling.max_tokens, ask a better judge, or set failed"
     )
-
-
-def _asked(system: str, sample: Sample, answers: Mapping[str, str]) -> Messages:
-    """The request and answers, each in tags that none of them can close."""
-    prompt = sample.prompt
-    request = (
-        prompt if isinstance(prompt, str) else "\n\n".join(f"{m['role']}: {m.get('content') or ''}" for m in prompt)
-    )
-    parts = {"request": request, **answers}
-    text = "\n\n".join(f"<{tag}>\n{_kept(said, parts)}\n</{tag}>" for tag, said in parts.items())
-    return ({"role": "system", "content": system}, {"role": "user", "content": text})
-
-
-def _kept(text: str, tags: Mapping[str, str]) -> str:
-    for tag in tags:
-        text = text.replace(f"</{tag}>", f"< /{tag}>").replace(f"<{tag}>", f"< {tag}>")
-    return text

@@ -28,7 +28,7 @@ class Speaker:
     def __init__(self, writer: Writer, renderer: Renderer | None = None) -> None:
         self.writer, self.renderer = writer, renderer
 
-    def ask(self, asked: Sequence[Messages], sampling: Sampling) -> list[Completion]:
+    def ask(self, asked: Sequence[str | Messages], sampling: Sampling) -> list[Completion]:
         """An answer to each conversation, in order; where `sampling` draws, the i-th by a seed of its own.
 
         Raises:
@@ -42,7 +42,7 @@ class Speaker:
         """Gives back what it holds."""
         self.writer.close()
 
-    def _prompt(self, asked: Messages) -> Prompt:
+    def _prompt(self, asked: str | Messages) -> Prompt:
         return Prompt(() if self.renderer is None else tuple(prompt_ids(self.renderer, asked)), asked)
 
 

@@ -28,8 +28,8 @@ from llmkit.models.heads import Scored
 from llmkit.models.kept_laws import KeptLaws, likeliest
 from llmkit.models.load import DTYPES, How, Loaded
 from llmkit.models.logits import slices
-from llmkit.models.node import ModelRef
-from llmkit.models.outline import stored
+from llmkit.models.node import ModelRef, NoQuant
+from llmkit.models.outline import outline, stored
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.teacher import Teacher
 from llmkit.models.tokenizer import read_tokenizer
@@ -79,9 +79,10 @@ def beside(node: Distill, shape: Shape) -> int:
         return 0
     if node.cached is not None:
         return blocks
-    resolved = found(node.teacher)
-    base = resolved.base or resolved
-    quant, own = node.teacher_quant or resolved.quant, stored(base.folder)
+    own, quant = outline(node.teacher), node.teacher_quant or NoQuant()  # of public ones nothing is fetched
+    if own is None:
+        resolved = found(node.teacher)
+        quant, own = node.teacher_quant or resolved.quant, stored((resolved.base or resolved).folder)
     inner = (own.params - own.embedded) * (quant.weight_bytes or 4.0) / 4
     return blocks + int(inner) + own.embedded
 

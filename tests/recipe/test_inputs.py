@@ -45,6 +45,10 @@ CASES: dict[str, list[tuple[dict[str, Any], str]]] = {
         (ROWS | {"drafter": {"kind": "head", "answers": OWN}}, "drafter.answers.generator.speculation.path"),
     ],
     "distill": [(ROWS | {"teacher": "/gone"}, "teacher")],
+    "constitutional": [
+        ({"prompts": ROWS["data"]["train"]}, "prompts.0.path"),
+        ({"prompts": ROWS["data"]["train"], "critic": {"model": "/gone"}}, "critic.model"),
+    ],
     "preference": [(ROWS | {"reference": {"kind": "model", "path": "/gone"}}, "reference.path")],
 }
 

@@ -14,6 +14,7 @@ from llmkit.parallel.node import Parallel
 from llmkit.recipe.load import load_recipe
 from llmkit.recipe.shipped import recipes
 from llmkit.stages.best_of import BestOf
+from llmkit.stages.constitutional import Constitutional
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.merge import Merge
 from llmkit.stages.training import Training
@@ -158,7 +159,11 @@ def _unlike(source):
     return isinstance(source, Docstrings) or "question" in getattr(source, "columns", {}).values()
 
 
-ALONE = [name for name in recipes() if not name.startswith(("quickstart", "merge/", "serve/", "draft/refresh"))]
+ALONE = [
+    name
+    for name in recipes()
+    if not name.startswith(("quickstart", "merge/", "serve/", "draft/refresh", "constitutional/pipeline"))
+]
 """Without those that go on from what another recipe left."""
 
 
@@ -190,6 +195,12 @@ def test_it_runs_three_steps(name, models, folder, tmp_path, monkeypatch):
             made = dataclasses.replace(node, model=load, data=rows(node.data), sampling=sampling, **more)
             artifact = run(made, console=Console(quiet=True))
             assert len((artifact.folder / "answers.jsonl").read_text().splitlines()) == 3
+        elif isinstance(node, Constitutional):
+            load, some = dataclasses.replace(node.model, name=str(model)), (Jsonl(path="train.jsonl"),)
+            sources = {key: some for key in ("prompts", "harmless") if getattr(node, key)} | {"rows": 2}
+            sampling = dataclasses.replace(node.sampling, max_tokens=4)
+            more = {"model": load, "sampling": sampling, "out": str(tmp_path / "run"), "critic": None, **sources}
+            assert run(dataclasses.replace(node, **more), console=Console(quiet=True)).manifest["digests"]
         elif isinstance(node, Merge):
             load = dataclasses.replace(node.model, name=str(model))
             made[node.out] = run(
