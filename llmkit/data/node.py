@@ -11,9 +11,10 @@ from llmkit.data.held_out import Readable, Side
 from llmkit.data.mix import Mix
 from llmkit.data.pack import first_fit
 from llmkit.data.rules import BUFFER, mix_problems, stream_problems
-from llmkit.data.source_nodes import Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Source, Text
+from llmkit.data.source_nodes import Arithmetic, Arrow, Csv, Docstrings, Hub, Jsonl, Parquet, Source, Text
 
 __all__ = [
+    "Arithmetic",
     "Arrow",
     "Csv",
     "Data",

@@ -44,6 +44,23 @@ class Order:
         return epoch, tuple(int(i) for i in order[within * self.per_step : (within + 1) * self.per_step])
 
 
+@dataclass(frozen=True)
+class Repeated:
+    """Each step of an order so many times in a row."""
+
+    order: Ordered
+    times: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the data."""
+        return self.order.steps_per_epoch * self.times
+
+    def step(self, index: int) -> tuple[int, tuple[int, ...]]:
+        """0-based step -> (epoch, row ids)."""
+        return self.order.step(index // self.times)
+
+
 def spread(length: int, most: int | None) -> list[int]:
     """At most `most` of `length` places, evenly apart: files are often sorted, and their first rows alike."""
     if not most or most >= length:

@@ -294,4 +294,38 @@ class Docstrings:
         return False
 
 
-Source = Annotated[Jsonl | Json | Parquet | Csv | Text | Arrow | Hub | Docstrings, Later(("python",))]
+@config
+class Arithmetic:
+    """Sums of two whole numbers and differences, made on the spot: `prompt`, `completion`, the result as `answer`."""
+
+    columns: ClassVar[Mapping[str, str]] = {}
+    kind: Literal["arithmetic"] = "arithmetic"
+    split: Literal["train", "valid"] = "train"
+    """No sum is in both."""
+    weight: Weight | None = None
+    """Its share of the mix, as a file's."""
+    take: int = setting(default=1000, least=1)
+    """Rows."""
+    most: int = setting(default=99, least=9)
+    """The largest number."""
+
+    def rows(self, after: At = ()) -> Iterator[Raw | BadRow]:
+        """Each row of the split."""
+        from llmkit.data.arithmetic import read
+
+        return read(self.split, self.take, self.most, after)
+
+    def files(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
+
+    def marks(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
+
+    def remote(self) -> bool:
+        """No."""
+        return False
+
+
+Source = Annotated[Jsonl | Json | Parquet | Csv | Text | Arrow | Hub | Docstrings | Arithmetic, Later(("python",))]

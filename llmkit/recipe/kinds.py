@@ -13,6 +13,7 @@ from llmkit.stages.distill import Distill
 from llmkit.stages.draft import Draft
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.merge import Merge
+from llmkit.stages.policy import Policy
 from llmkit.stages.preference import Preference
 from llmkit.stages.pretrain import Pretrain
 from llmkit.stages.reward import Reward
@@ -21,7 +22,6 @@ from llmkit.stages.sft import Sft
 from llmkit.stages.trl import Trl
 
 STAGES = [
-    "policy",
     "ppo",
     "audit",
     "calibrate",
@@ -35,38 +35,17 @@ STAGES = [
     "experiment",
     "federated",
 ]
-NAMED = ("dpo", "ipo", "simpo", "orpo", "cpo", "apo", "kto")
+OF_PAIRS = ("dpo", "ipo", "simpo", "orpo", "cpo", "apo", "kto")
+OF_POLICIES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce")
+NAMED = (*OF_PAIRS, *OF_POLICIES)
 """Losses whose names are short for a stage, where it has them."""
-LOSSES = [
-    "kto",
-    "grpo",
-    "dr_grpo",
-    "dapo",
-    "gspo",
-    "cispo",
-    "rloo",
-    "reinforce",
-]
+LOSSES = ["kto"]
 """Kinds that will be short for a stage with that loss."""
 
-Stage = Annotated[
-    Sft
-    | Classify
-    | Reward
-    | Pretrain
-    | Preference
-    | Evaluate
-    | BestOf
-    | Constitutional
-    | Draft
-    | Distill
-    | Merge
-    | Serve
-    | Trl,
-    Later((*STAGES, *LOSSES)),
-]
+Trained = Sft | Classify | Reward | Pretrain | Preference | Policy | Distill
+Stage = Annotated[Trained | Evaluate | BestOf | Constitutional | Draft | Merge | Serve | Trl, Later((*STAGES, *LOSSES))]
 KINDS: dict[str, Any] = {kind_of(cls): cls for cls in get_args(get_args(Stage)[0])}
 SHORT: dict[str, Any] = {
-    kind_of(loss): cls for cls in (Preference,) for loss in options(hints(cls)["loss"]) if kind_of(loss) in NAMED
+    kind_of(loss): cls for cls in (Preference, Policy) for loss in options(hints(cls)["loss"]) if kind_of(loss) in NAMED
 }
 """By the kind of a loss the stage that its name is short for."""

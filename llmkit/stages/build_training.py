@@ -82,12 +82,14 @@ def train(node: Training, run: Run) -> Artifact:
             job = pinned(job, found)
         with run.stop.at_once("before training"):
             built, steps = _built(job)
-        with told(found):
-            progress = resume(job, built, steps, found)
-        run.stop.check("before training")
-        if run.device == "cpu":
-            _settle(built, _largest(job))
-        progress = _fit(job, built, steps, progress, attempts)
+        with node.feeding(job, built, steps) as feed:
+            job = replace(job, feed=feed)
+            with told(found):
+                progress = resume(job, built, steps, found)
+            run.stop.check("before training")
+            if run.device == "cpu":
+                _settle(built, _largest(job))
+            progress = _fit(job, built, steps, progress, attempts)
         run.peers.phase("exit", progress.step)
         return finish(job, built, steps, progress)
 

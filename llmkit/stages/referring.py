@@ -28,6 +28,7 @@ from llmkit.models.node import ModelRef
 from llmkit.models.referred import Referred
 from llmkit.models.resolve import resolve
 from llmkit.stages.preference import Preference
+from llmkit.stages.training import Training
 
 TOKENS = 4096
 """Of a forward of the reference, about."""
@@ -40,12 +41,12 @@ def beside(built: Built, reference: Scored | None) -> Built:
     return replace(built, scored=Referred(built.scored, reference))
 
 
-def loaded(stage: Preference, ref: ModelRef, run: Run) -> Scored:
+def loaded(stage: Training, ref: ModelRef, run: Run) -> Scored:
     """A reference that is held beside the policy: frozen, in the precision that products are made in."""
     return _opened(stage, ref, run)[1]
 
 
-def _opened(stage: Preference, ref: ModelRef, run: Run) -> tuple[Loaded, Scored]:
+def _opened(stage: Training, ref: ModelRef, run: Run) -> tuple[Loaded, Scored]:
     """A model as the stage holds its own.
 
     Raises:

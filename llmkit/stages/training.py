@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.adapters.node import Adapter, Lora
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from llmkit.data.prepare import Prepared
     from llmkit.data.rows import BadRow
     from llmkit.evals.run import Subject
-    from llmkit.parallel.steps import Loss
+    from llmkit.parallel.steps import Loss, Steps
+    from llmkit.stages.job import Job
     from llmkit.stages.sampled import Write
 
 
@@ -160,11 +162,10 @@ class Training:
 
     def _odd_batch(self) -> Iterator[Conflict]:
         """Steps of tokens, where rows are counted; rows where pairs are."""
-        other = "pairs" if self.counted == "rows" else "rows"
-        if getattr(self.batch, other) != getattr(Batching(), other):
-            yield Conflict(
-                f"batch.{other}", f"kind {self.kind} counts {self.counted}", f"use batch.{self.counted}", "kind"
-            )
+        for other in (other for other in ("rows", "pairs", "prompts") if other != self.counted):
+            if getattr(self.batch, other) != getattr(Batching(), other):
+                what = f"kind {self.kind} counts {self.counted}"
+                yield Conflict(f"batch.{other}", what, f"use batch.{self.counted}", "kind")
         data, tokens = self.data, self.batch.tokens
         counted = {"streaming": data.streaming, "mix": data.mixed, "sampler": data.sampler is not None}
         counted["length_buckets"] = data.length_buckets is not None
@@ -239,6 +240,10 @@ class Training:
         """What is trained and scored: the model itself, or what is made around it."""
         return built
 
+    def feeding(self, job: Job, built: Built, steps: Steps) -> AbstractContextManager[Feed]:
+        """What steps draw from, while training lasts: the data as they were read, or what is made on the way."""
+        return nullcontext(job.feed)
+
     def others(self) -> dict[str, ModelRef]:
         """Models beside `model` that are read and stay as they are, by their keys: a run goes on with the same."""
         return {}
@@ -253,7 +258,7 @@ class Training:
             write(aside)
 
     @property
-    def counted(self) -> Literal["rows", "pairs"]:
+    def counted(self) -> Literal["rows", "pairs", "prompts"]:
         """What `batch` counts."""
         return "rows"
 

@@ -45,20 +45,23 @@ class Batching:
     """In place of `rows`: tokens a step, about, in equally many steps an epoch; as many examples as hold them."""
     pairs: int | None = setting(default=None, least=1)
     """In place of `rows`: pairs of a chosen and a rejected completion a step, in kind preference."""
-    prompts: None = setting(default=None, later=True)
+    prompts: int | None = setting(default=None, least=1)
+    """In place of `rows`: prompts a step, each with a group of answers, in kind policy."""
 
     def problems(self) -> Iterator[Conflict]:
         """Two ways to say how large a step is."""
         if self.tokens is not None and self.rows != Batching.rows:
             yield Conflict("rows", "both say how large a step is", "keep one of the two", "tokens")
-        if self.pairs is not None and (self.tokens is not None or self.rows != Batching.rows):
-            other = "rows" if self.tokens is None else "tokens"
-            yield Conflict("pairs", "both say how large a step is", "keep one of the two", other)
+        for key in (key for key in ("pairs", "prompts") if getattr(self, key) is not None):
+            others = {"tokens": self.tokens is not None, "rows": self.rows != Batching.rows}
+            others["pairs"] = key == "prompts" and self.pairs is not None
+            for other in (other for other, said in others.items() if said):
+                yield Conflict(key, "both say how large a step is", "keep one of the two", other)
 
     @property
     def examples(self) -> int:
         """Examples a step, whatever they are called."""
-        return self.rows if self.pairs is None else self.pairs
+        return next((said for said in (self.pairs, self.prompts) if said is not None), self.rows)
 
     @property
     def least(self) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from llmkit import run
 from llmkit.core.console import Console
-from llmkit.data.node import Docstrings, Jsonl
+from llmkit.data.node import Arithmetic, Docstrings, Jsonl
 from llmkit.parallel.node import Parallel
 from llmkit.recipe.load import load_recipe
 from llmkit.recipe.shipped import recipes
@@ -89,6 +89,8 @@ def folder(tmp_path_factory):
     ]
     for name in ("pairs", "valid_pairs"):
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    prompts = [{"prompt": row["messages"][:1], "answer": "the lazy dog"} for row in rows]
+    (place / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     labelled = [{"text": f"hello world {i}", "label": ("good", "bad")[i % 3 == 0]} for i in range(30)]
     words = [{"tokens": ["hello", "lazy", "dog"], "tags": ["O", "B-X", ("O", "I-X")[i % 2]]} for i in range(30)]
     for task, made in {"sequence": labelled, "token": words}.items():
@@ -114,13 +116,15 @@ def small(node, model, out):
     sources = {key: rows(getattr(node.data, key), kind) for key in ("train", "valid")}
     data = dataclasses.replace(node.data, max_length=64, overflow=overflow, **sources)
     evaluate = node.evaluate
-    if data.sources("valid") and node.kind in ("sft", "preference"):
+    if data.sources("valid") and node.kind in ("sft", "preference", "policy"):
         evaluate = dataclasses.replace(evaluate, samples=min(1, evaluate.samples), max_tokens=2)
     name = dataclasses.replace(node.model, name=str(model))
     batch = dataclasses.replace(node.batch, **{node.counted: 4})
     more = {"evaluate": evaluate, "parallel": Parallel(), "epochs": None, "steps": 3, "out": str(out)}
     if getattr(node.adapter, "train", ()):  # a tiny model has two layers
         more["adapter"] = dataclasses.replace(node.adapter, train=("*.layers.1.*", "model.norm.weight"))
+    if node.kind == "policy":
+        more["rollout"] = dataclasses.replace(node.rollout, group=2, max_tokens=4)
     if node.kind == "distill":
         teacher = dataclasses.replace(node.teacher, name=str(model))
         sampling = dataclasses.replace(node.sampling, max_tokens=4)
@@ -149,6 +153,8 @@ def rows(sources, kind=""):
     """The sources, but a small file in the place of what is made from the running Python, and of labelled rows."""
     if kind.startswith(("classify", "reward")):
         return tuple(Jsonl(path=f"{kind}.jsonl") for _ in sources)
+    if kind == "policy":
+        return tuple(Jsonl(path="prompts.jsonl", take=8) for _ in sources)
     if kind == "preference":
         return tuple(Jsonl(path="pairs.jsonl") for _ in sources)
     return tuple(Jsonl(path="train.jsonl") if _unlike(source) else source for source in sources)
@@ -156,7 +162,7 @@ def rows(sources, kind=""):
 
 def _unlike(source):
     """Whether a source is of other rows than those that are here."""
-    return isinstance(source, Docstrings) or "question" in getattr(source, "columns", {}).values()
+    return isinstance(source, Arithmetic | Docstrings) or "question" in getattr(source, "columns", {}).values()
 
 
 ALONE = [

@@ -19,11 +19,16 @@ def read(tmp_path, text, overrides=()):
     return load_recipe(path, overrides).stages
 
 
+REWARD = "reward: [{kind: format}]\n"
+
+
 @pytest.mark.parametrize("kind", SHORT)
 def test_a_loss_names_its_stage(kind, tmp_path):
-    ((_, node),) = read(tmp_path, f"kind: {kind}" + BODY)
-    assert (node.kind, node.loss.kind) == ("preference", kind)
-    ((_, whole),) = read(tmp_path, f"kind: preference\nloss: {kind}" + BODY)
+    stage = SHORT[kind].kind
+    body = BODY + (REWARD if stage == "policy" else "")
+    ((_, node),) = read(tmp_path, f"kind: {kind}" + body)
+    assert (node.kind, node.loss.kind) == (stage, kind)
+    ((_, whole),) = read(tmp_path, f"kind: {stage}\nloss: {kind}" + body)
     assert digest(node) == digest(whole)
 
 

@@ -1,0 +1,36 @@
+"""A data set made on the spot: sums whose answers can be checked, for policies and for trying things out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmkit.core.seed import mixed
+from llmkit.data.rows import At, Raw
+
+ASKED = "What is {left} {sign} {right}? Write only the number, inside <answer> and </answer>."
+SIGNS = ("+", "-")
+TRAIN, VALID = 0, 1
+
+
+def read(split: str, count: int, most: int, after: At = ()) -> Iterator[Raw]:
+    """Rows `after` to `count` of a split; numbers are from 0 to `most`, and no sum is in both splits."""
+    for index in range(after[0] if after else 0, count):
+        left, right, sign = _drawn(split, index, most)
+        result = left + right if sign == "+" else left - right
+        question = {"role": "user", "content": ASKED.format(left=left, sign=sign, right=right)}
+        answer = {"role": "assistant", "content": f"<answer>{result}</answer>"}
+        values = {"prompt": [question], "completion": [answer], "answer": str(result)}
+        yield Raw(values, f"arithmetic:{split}", index + 1, at=(index + 1,))
+
+
+def _drawn(split: str, index: int, most: int) -> tuple[int, int, str]:
+    """The numbers of a row: of all sums, those of one split."""
+    side, turn = VALID if split == "valid" else TRAIN, 0
+    while True:
+        number = mixed(index, side, most, turn)
+        sign, rest = SIGNS[number % 2], number // 2
+        left, right = rest % (most + 1), rest // (most + 1) % (most + 1)
+        held_out = mixed(left, right, number % 2) % 10 == 0
+        if held_out == (side == VALID):
+            return left, right, sign
+        turn += 1

@@ -1,0 +1,75 @@
+"""A loss over rollouts: it sees to it that the policy begins at itself, and logs what was drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from llmkit.core.errors import ModelError
+from llmkit.core.types import Batch, Entropic, LossSum, Needs
+from llmkit.losses.policy_node import PolicyLoss
+
+CLOSE = 1e-6
+"""How far the ratio of a policy to itself may be from 1, in fp32: what makes both is one forward."""
+CLOSE_HALF = 0.05
+"""In 16 bits, where a kernel may round otherwise when nobody asks for gradients."""
+SILENT = ("advantage", "close")
+
+
+@dataclass(frozen=True)
+class OverRollouts:
+    """The stage's loss."""
+
+    loss: PolicyLoss
+    temperature: float
+
+    @property
+    def needs(self) -> Needs:
+        """What it reads of the head: of the law that was drawn from."""
+        return replace(self.loss.needs, temperature=self.temperature)
+
+    def __call__(self, scores: Any, batch: Batch) -> LossSum:
+        """The loss itself, with figures of the rollouts.
+
+        Raises:
+            ModelError: the policy before its first update is not the one whose log-probabilities are held.
+        """
+        branches = batch.branches
+        if branches is None:
+            raise ValueError("rollouts without their completions")
+        logps = (scores.logps if isinstance(scores, Entropic) else scores).detach()
+        check(logps, batch)
+        made = self.loss(scores, batch)
+        n = torch.tensor(float(len(branches.group)))
+        told = {name: (x.double().sum(), n) for name, x in branches.per.items() if name not in SILENT}
+        return LossSum(made.total, made.count, {**made.extras, **told, **engine_gap(logps, batch)})
+
+
+def fresh(batch: Batch) -> float:
+    """How far the policy may be from the one that drew: 0 once it was updated."""
+    per = batch.branches.per if batch.branches is not None else {}
+    return float(per["close"].min()) if "close" in per and len(per["close"]) else 0.0
+
+
+def check(logps: torch.Tensor, batch: Batch) -> None:
+    """Raises: ModelError when a policy that was not updated yet differs from itself."""
+    branches, close = batch.branches, fresh(batch)
+    if branches is None or not close or "old" not in branches.each or not len(logps):
+        return
+    off = float(torch.expm1(logps - branches.each["old"]).abs().max())
+    if off > close:
+        what = f"the ratio of the policy to itself is off by {off:.2g} before its first update"
+        raise ModelError(what, fix="set rollout.reuse=1, where it is 1 by construction", key="rollout.reuse")
+
+
+def engine_gap(logps: torch.Tensor, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """How far the engine's log-probabilities of what it drew are from the trainer's, where both are of one policy."""
+    branches = batch.branches
+    if branches is None or "engine" not in branches.each or not fresh(batch):
+        return {}
+    told = branches.each["engine"]
+    known = torch.isfinite(told)
+    gap = torch.where(known, (told - logps).abs(), 0.0)
+    return {"engine_gap": (gap.double().sum(), known.double().sum())}

@@ -1,0 +1,50 @@
+"""The recipe's `rollout` node: how a policy answers the prompts that it learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmkit.core.config import Conflict, config, setting
+from llmkit.inference.node import OwnEngine
+from llmkit.inference.sampling import Sampling
+
+
+@config
+class Rollout:
+    """Answers to a step's prompts, drawn by the engine from the weights that are trained."""
+
+    group: int = setting(default=8, least=1)
+    """Answers to each prompt."""
+    max_tokens: int = setting(default=256, least=1)
+    """Of an answer; together with its prompt it has at most `data.max_length`."""
+    temperature: float = setting(default=1.0, above=0.0)
+    """Of the law that answers are drawn from; the same law is trained."""
+    reuse: int = setting(default=1, least=1)
+    """Optimizer steps that learn from the same answers, one after the other."""
+    redraw: int = setting(default=0, least=0)
+    """How often prompts whose answers are all worth the same are replaced by others, of which something can be learned
+    (DAPO's dynamic sampling, arXiv:2503.14476)."""
+    drop_unended: bool = False
+    """Whether answers that `max_tokens` cut short teach nothing, though they count in their group
+    (overlong filtering, arXiv:2503.14476)."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer."""
+    engine: OwnEngine = OwnEngine()
+    """What draws."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """What contradicts what."""
+        if self.engine.tensor > 1 or self.engine.placement is not None:
+            what = "answers are drawn from the weights that this process trains"
+            yield Conflict("engine", what, "leave out engine.tensor and engine.placement", "engine.tensor")
+
+    def sampling(self, seed: int, room: int) -> Sampling:
+        """Of all answers to one prompt, which leaves `room` tokens."""
+        return Sampling(
+            temperature=self.temperature,
+            max_tokens=min(self.max_tokens, room),
+            n=self.group,
+            seed=seed,
+            stop=self.stop,
+            logprobs=0,
+        )

@@ -1,0 +1,330 @@
+"""Where the batches of a policy come from: a step's prompts, the policy's own answers, what they are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmkit.build.held import Here
+from llmkit.build.training import Built
+from llmkit.core.errors import DataError, ModelError, RecipeError
+from llmkit.core.metrics import Lines
+from llmkit.core.seed import mixed
+from llmkit.core.types import Needs
+from llmkit.data.asked import Asked
+from llmkit.data.batches import micro_batches
+from llmkit.data.feed import Drawn, Feed
+from llmkit.data.node import NoPacking
+from llmkit.data.order import keyed
+from llmkit.data.rolled import Rolled, figures, rolled, spread_out
+from llmkit.evals.run import at_rest
+from llmkit.inference.engined import EngineWriter
+from llmkit.models.referred import resting, without_adapter
+from llmkit.parallel.steps import Steps
+from llmkit.rl.advantages import without_signal
+from llmkit.rl.bench import Bench
+from llmkit.rl.learned import Learned, learned
+from llmkit.rl.objective import CLOSE, CLOSE_HALF
+from llmkit.rl.rollout import Answer, draw, samples, seeds
+from llmkit.rl.scoring import Scores, score
+from llmkit.stages.job import Job
+from llmkit.stages.measured import subject
+from llmkit.stages.policy import Policy
+from llmkit.stages.reference import Second
+from llmkit.stages.referring import loaded
+
+
+@dataclass(frozen=True)
+class Worth:
+    """A group of answers, judged."""
+
+    prompt: int
+    answers: list[Answer]
+    total: list[float]
+    each: dict[str, list[float]]
+    """By reward."""
+
+
+class Rolling:
+    """A feed of rollouts: what a step sees follows from its number and from the weights as they are then."""
+
+    def __init__(
+        self, job: Job, built: Built, steps: Steps, writer: EngineWriter, bench: Bench, reference: Any
+    ) -> None:
+        """`reference`: a second model that the policy is compared with; without one, what is below its adapter."""
+        if not isinstance(job.node, Policy) or not isinstance(job.train, Asked):
+            raise TypeError("rollouts are of prompts, in a policy stage")
+        self.job, self.built, self.node, self.asked = job, built, job.node, job.train
+        self.writer, self.bench, self.prompts = writer, bench, job.feed
+        self.subject, self.reference = subject(job, built, steps), reference
+        self.lines = Lines(job.run.scratch / "rollouts.jsonl")
+        self.number, self.held, self.spans = -1, list[Worth](), (0, 0)
+        """The last rollout, what it drew, and where in the file it begins and ends."""
+        self.made: Rolled | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the prompts."""
+        return self.prompts.steps_per_epoch
+
+    def counts(self) -> dict[str, int]:
+        """Nothing that grows."""
+        return {}
+
+    def state(self, step: int) -> dict[str, Any]:
+        """How much of the file is of steps before `step`: of a rollout that is used again all of it."""
+        number, used = divmod(step, self.node.rollout.reuse)
+        self.lines.sync()
+        again = number == self.number and not used
+        return {"rollouts_bytes": self.spans[0] if again else self.spans[1]}
+
+    def begin(self, state: Mapping[str, Any]) -> None:
+        """Goes to where a checkpoint was: the file ends there."""
+        size = int(state.get("rollouts_bytes", 0))
+        self.lines.cut(size)
+        self.number, self.held, self.spans, self.made = -1, [], (size, size), None
+
+    def step(self, index: int) -> Drawn:
+        """What 0-based step `index` sees.
+
+        Raises:
+            DataError: an answer has no reward, or what an interrupted run drew is not there.
+        """
+        number, used = divmod(index, self.node.rollout.reuse)
+        drawn = self.prompts.step(index)
+        if number != self.number:
+            if used:
+                self._restore(number)
+            else:
+                self._roll(number, drawn)
+        if self.made is None:
+            raise TypeError("no rollout is there")
+        made = self.made
+        close = 0.0 if used else CLOSE_HALF if self.job.types.half else CLOSE
+        made = replace(made, per={**made.per, "close": np.full(len(made.forks), close, np.float32)})
+        return Drawn(drawn.epoch, tuple(worth.prompt for worth in self.held), made, range(len(made)))
+
+    def _roll(self, number: int, drawn: Drawn) -> None:
+        """Answers of this step, from the weights of now."""
+        with at_rest(self.subject), self.subject.autocast():
+            self.held = self.subject.scored.inside(lambda: self._worthy(number, [int(i) for i in drawn.rows]))
+        old, reference = self._known(self._bare())
+        self.made = self._taught(old, reference)
+        begin = self.spans[1]
+        for line in told(number, self.asked, self.held, self.made, old, reference):
+            self.lines.add(line)
+        self.number, self.spans = number, (begin, self.lines.size())
+
+    def _worthy(self, number: int, prompts: list[int]) -> list[Worth]:
+        """The answers to a step's prompts; prompts of which nothing is learned give way to others, some times."""
+        self.writer.turns.update(lambda: None)  # the weights have changed under it: what it has cached is of others
+        made = self._judged(number, 0, prompts)
+        for turn in range(1, self.node.rollout.redraw + 1):
+            able = [worth for worth in made if self._teaches(worth)]
+            lacking = len(prompts) - len(able)
+            taken = {worth.prompt for worth in made}
+            order = keyed(mixed(self.node.seed, number, turn), 0, len(self.asked)).tolist()
+            fresh = [i for i in order if i not in taken][:lacking]
+            if not lacking or not fresh:
+                break
+            more = self._judged(number, turn, fresh)
+            rest = [worth for worth in (*more, *made) if not self._teaches(worth)]
+            made = [*able, *(worth for worth in more if self._teaches(worth)), *rest][: len(prompts)]
+        return made
+
+    def _teaches(self, worth: Worth) -> bool:
+        return not bool(without_signal(torch.tensor(worth.total), torch.zeros(len(worth.total)).long()).any())
+
+    def _judged(self, number: int, turn: int, prompts: Sequence[int]) -> list[Worth]:
+        """Answers with their rewards: each rank draws its share of them, the main one judges all."""
+        job, how = self.job, self.node.rollout
+        ranks, end = job.run.ranks, self.built.loaded.tokenizer.eos_token_id
+        mine = list(prompts[ranks.rank :: ranks.world])
+        with job.run.stop.at_once("while answers are drawn"):
+            own = draw(
+                self.writer,
+                self.asked,
+                mine,
+                how,
+                self.node.data.max_length,
+                seeds(self.node.seed, number, turn, mine),
+                end,
+            )
+        parts = job.run.peers.gather([[answer.told() for answer in group] for group in own])
+        drawn = [[Answer.of(said) for said in parts[at % ranks.world][at // ranks.world]] for at in range(len(prompts))]
+        judged = self._score(prompts, drawn) if job.run.main else None
+        total, each = job.run.peers.share(None if judged is None else [judged.total, judged.each])
+        made, at = list[Worth](), 0
+        for prompt, group in zip(prompts, drawn, strict=True):
+            here = slice(at, at + len(group))
+            made.append(Worth(prompt, group, list(total[here]), {name: list(x[here]) for name, x in each.items()}))
+            at += len(group)
+        return made
+
+    def _score(self, prompts: Sequence[int], drawn: Sequence[Sequence[Answer]]) -> Scores:
+        with self.job.run.peers.alone("rewards"), self.job.run.stop.at_once("while answers are judged"):
+            return score(self.node.reward, samples(self.asked, prompts, drawn), self.bench)
+
+    def _bare(self) -> Rolled:
+        """The answers as examples, before it is known what they teach."""
+        drop = self.node.rollout.drop_unended
+        ids = [[answer.ids for answer in worth.answers] for worth in self.held]
+        weights = [[0.0 if drop and not answer.ended else 1.0 for answer in worth.answers] for worth in self.held]
+        tokens = [
+            sum(weight * len(answer) for answer, weight in zip(group, own, strict=True))
+            for group, own in zip(ids, weights, strict=True)
+        ]
+        shares = [self.node.loss.count(len(group), n) for group, n in zip(ids, tokens, strict=True)]
+        if not sum(shares):  # of a step of which nothing is learned
+            shares[0] = 1.0
+        return rolled(self.asked, [worth.prompt for worth in self.held], ids, weights, shares)
+
+    def _known(self, bare: Rolled) -> tuple[list[list[float]] | None, list[list[float]] | None]:
+        """The log-probabilities of all tokens by the policy as it is now and by its reference, where they are needed:
+        by the forward and in the batches of training."""
+        loss, priced = self.node.loss, self.node.loss.beta > 0
+        old = self.node.rollout.reuse > 1 or (priced and loss.penalty == "reward")
+        made = list[list[list[float]] | None]()
+        for wanted, frozen in ((old, False), (priced, True)):
+            made.append(self._scored(bare, frozen) if wanted else None)
+        return made[0], made[1]
+
+    def _scored(self, bare: Rolled, reference: bool) -> list[list[float]]:
+        """Of each completion the log-probabilities of its tokens; 0 where they have no weight."""
+        found = np.zeros(len(bare.ids), np.float64)
+        placed = replace(bare, each={"place": np.arange(len(bare.ids))})
+        needs = Needs(by_weight=False, temperature=self.node.rollout.temperature)
+        share = self.subject.share
+        for batch in self._batches(placed):
+            with torch.no_grad(), self.subject.autocast():
+                logps = self._reference(batch, needs) if reference else self.subject.scored(batch, needs)
+            if batch.branches is not None:
+                found[batch.branches.each["place"].cpu().numpy()] = logps.float().cpu().numpy()
+        if share.count > 1:
+            parts = share.gather([[int(i), float(found[i])] for i in np.flatnonzero(found)])
+            for i, value in (pair for part in parts for pair in part):
+                found[i] = value
+        spans = [span for i in range(len(bare)) for span in bare.completions(i)]
+        return [found[a:b].tolist() for a, b in spans]
+
+    def _reference(self, batch: Any, needs: Needs) -> torch.Tensor:
+        made: torch.Tensor
+        if self.reference is not None:
+            made = self.reference(batch, needs)
+            return made
+        with resting(self.built.model), without_adapter(self.built.model):
+            made = self.subject.scored(batch, needs)
+        return made
+
+    def _batches(self, made: Rolled) -> Iterator[Any]:
+        support, node, share = self.built.loaded.support, self.node, self.subject.share
+        packing = node.data.packing if support.packed else NoPacking()
+        rows, size = range(len(made)), node.row_tokens
+        make = partial(micro_batches, made, rows, packing, size, self.job.choice.rows, support.packed)
+        yield from make(self.job.run.device, share.index, share.count, support.tree)
+
+    def _taught(self, old: list[list[float]] | None, reference: list[list[float]] | None) -> Rolled:
+        """The answers with what they teach."""
+        bare, loss, answers = self._bare(), self.node.loss, [a for worth in self.held for a in worth.answers]
+        groups = [at for at, worth in enumerate(self.held) for _ in worth.answers]
+        rewards = [x for worth in self.held for x in worth.total]
+        made: Learned = learned(loss, loss.advantage, rewards, groups, old, reference)
+        per = made.per | {"reward": rewards, "length": [float(len(answer.ids)) for answer in answers]}
+        per["unended"] = [float(not answer.ended) for answer in answers]
+        for name in self.held[0].each:
+            per[f"reward.{name}"] = [x for worth in self.held for x in worth.each[name]]
+        engine = [[np.nan if x is None else x for x in answer.logps] for answer in answers]
+        each = made.each | {"engine": engine}
+        each |= {"old": old} if old is not None and self.node.rollout.reuse > 1 else {}
+        each |= {"reference": reference} if reference is not None else {}
+        whole = {name: spread_out(bare, values) for name, values in each.items()}
+        return replace(bare, per=figures(per), each=whole)
+
+    def _restore(self, number: int) -> None:
+        """The rollout that an interrupted run was in the midst of.
+
+        Raises:
+            DataError: the file does not hold it.
+        """
+        lines = [line for line in self.lines.read() if line["rollout"] == number]
+        if not lines:
+            what = f"holds nothing of rollout {number}, in whose midst the checkpoint was made"
+            raise DataError(what, fix="go on from a checkpoint between two rollouts", file=str(self.lines.path))
+        self.held = [_worth([line for line in lines if line["group"] == at]) for at in range(lines[-1]["group"] + 1)]
+        old, reference = ([line[name] for line in lines] for name in ("old", "reference"))
+        self.made = self._taught(None if None in old else old, None if None in reference else reference)
+        self.number = number
+
+
+def _worth(lines: Sequence[Mapping[str, Any]]) -> Worth:
+    each = {name: [line["rewards"][name] for line in lines] for name in lines[0]["rewards"]}
+    return Worth(lines[0]["prompt"], [Answer.of(line) for line in lines], [line["reward"] for line in lines], each)
+
+
+def told(
+    number: int,
+    asked: Asked,
+    held: Sequence[Worth],
+    made: Rolled,
+    old: list[list[float]] | None,
+    reference: list[list[float]] | None,
+) -> Iterator[dict[str, Any]]:
+    """A line for each answer."""
+    advantages = made.per.get("advantage")
+    at = 0
+    for group, worth in enumerate(held):
+        file, line = asked.places[worth.prompt]
+        for i, answer in enumerate(worth.answers):
+            yield {
+                "rollout": number,
+                "group": group,
+                "prompt": worth.prompt,
+                "row": f"{file}:{line}",
+                **answer.told(),
+                "reward": worth.total[i],
+                "rewards": {name: x[i] for name, x in worth.each.items()},
+                "advantage": None if advantages is None else float(advantages[at]),
+                "old": None if old is None else old[at],
+                "reference": None if reference is None else reference[at],
+            }
+            at += 1
+
+
+@contextmanager
+def rolling(job: Job, built: Built, steps: Steps) -> Iterator[Feed]:
+    """The feed of a policy stage; what it holds open is closed behind it."""
+    node = job.node
+    if not isinstance(node, Policy):
+        raise TypeError("rollouts are of a policy stage")
+    _check(job, built)
+    how, longest = node.rollout, node.data.max_length
+    block = how.engine.cache.block
+    most = min(how.engine.sequences, node.batch.examples * how.group) * (-(-longest // block) + 1) * block
+    with ExitStack() as stack:
+        bench = stack.enter_context(Bench(job.run.grants, job.run.device))
+        if job.run.main:
+            score(node.reward, [], bench)  # what is missing is told now
+        writer = how.engine.open(Here(built.loaded, built.model, most=most))
+        stack.callback(writer.close)
+        if not isinstance(writer, EngineWriter):
+            raise TypeError("the engine draws")
+        second = None
+        if node.loss.beta and isinstance(node.reference, Second):
+            second = loaded(node, node.reference.path or node.model, job.run)
+        yield Rolling(job, built, steps, writer, bench, second)
+
+
+def _check(job: Job, built: Built) -> None:
+    """Raises: ModelError, RecipeError when the engine cannot draw from what is trained."""
+    if not built.loaded.support.paged:
+        what = f"its answers cannot be drawn by the engine: {built.loaded.support.reason}"
+        raise ModelError(what, fix="use a model of the support table (docs/support.md)", key="model")
+    if not job.node.parallel.whole(job.run.ranks.world):
+        what = "answers are drawn from a model that each rank has whole"
+        raise RecipeError(what, fix="set parallel.strategy=ddp", key="parallel.strategy")

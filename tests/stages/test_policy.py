@@ -1,0 +1,204 @@
+"""A policy stage on a tiny model: it learns what it is paid for, and an interrupted run is the same to the bit."""
+
+import json
+
+import pytest
+import torch
+
+from llmkit import run
+from llmkit.core.console import Console
+from llmkit.core.errors import LlmkitError, RecipeError
+from llmkit.stages.policy import Policy
+
+SHORT = {"kind": "length", "shape": {"kind": "target", "length": 4, "slack": 24}, "unit": "characters"}
+LETTER = {"kind": "regex", "pattern": "a", "timeout": 60}
+ROWS = [{"prompt": f"question {i} of the model", "answer": "a"} for i in range(12)]
+
+
+@pytest.fixture
+def asked(tmp_path):
+    path = tmp_path / "asked.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def policy(tiny, asked, out, **more):
+    options = {
+        "model": str(tiny),
+        "data": {"train": [{"kind": "jsonl", "path": str(asked)}], "max_length": 48},
+        "rollout": {"group": 4, "max_tokens": 6},
+        "reward": [SHORT],
+        "loss": {"kind": "grpo"},
+        "batch": {"prompts": 3},
+        "steps": 3,
+        "optim": {"kind": "adamw", "lr": 1e-2},
+        "schedule": {"kind": "constant"},
+        "out": str(out),
+    }
+    return Policy(**(options | more))
+
+
+def go(node, **more):
+    return run(node, console=Console(quiet=True), **more)
+
+
+def lines_of(folder, name="metrics.jsonl"):
+    timings = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
+    lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in timings} for line in lines]
+
+
+def steps_of(folder):
+    return [line for line in lines_of(folder) if line["event"] == "train"]
+
+
+def test_a_run_leaves_its_rollouts_and_figures(tiny, asked, tmp_path):
+    artifact = go(policy(tiny, asked, tmp_path / "run", loss={"kind": "grpo", "beta": 0.1}, reward=[LETTER]))
+    artifact.verify()
+    steps, rolled = steps_of(artifact.folder), lines_of(artifact.folder, "rollouts.jsonl")
+    assert len(steps) == 3
+    assert len(rolled) == 3 * 3 * 4
+    for step, line in enumerate(steps):
+        mine = [one for one in rolled if one["rollout"] == step]
+        assert line["reward"] == pytest.approx(sum(one["reward"] for one in mine) / 12)
+        assert line["reward.regex"] == line["reward"]
+        assert line["length"] == pytest.approx(sum(len(one["ids"]) for one in mine) / 12)
+        assert line["ratio"] == 1.0
+        assert line["clipped"] == 0.0
+        assert line["engine_gap"] < 1e-4
+        assert 0 < line["entropy"] < 7
+        assert 0 <= line["groups_without_signal"] <= 1
+        assert line["samples"] == 3
+    assert steps[0]["kl"] == pytest.approx(0, abs=1e-9)
+    assert steps[-1]["kl"] > 0
+    for one in rolled:
+        assert len(one["ids"]) <= 6
+        assert ("a" in one["text"]) == (one["reward"] == 1.0)
+        assert len(one["reference"]) == len(one["ids"])
+
+
+def test_it_learns_what_it_is_paid_for(tiny, asked, tmp_path):
+    data = {"train": [{"kind": "jsonl", "path": str(asked)}], "max_length": 48}
+    data["valid"] = [{"kind": "jsonl", "path": str(asked), "take": 4}]
+    more = {"steps": 12, "rollout": {"group": 16, "max_tokens": 4}, "batch": {"prompts": 4}, "data": data}
+    more |= {"adapter": "none", "optim": {"kind": "adamw", "lr": 1.5e-2}, "reward": [LETTER]}
+    artifact = go(policy(tiny, asked, tmp_path / "run", **more))
+    rewards = [line["reward"] for line in steps_of(artifact.folder)]
+    assert sum(rewards[-3:]) > sum(rewards[:3]) + 1.0
+    evaluated = [line for line in lines_of(artifact.folder) if line["event"] == "evaluate"]
+    assert evaluated[-1]["valid.reward"] > evaluated[0]["valid.reward"]
+    assert evaluated[-1]["valid.reward"] == evaluated[-1]["valid.reward.regex"]
+
+
+CASES = {
+    "grpo": {},
+    "a price in the reward": {"loss": {"kind": "rloo", "beta": 0.05}},
+    "used twice": {"rollout": {"group": 4, "max_tokens": 6, "reuse": 2}, "loss": {"kind": "reinforce", "beta": 0.1}},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_going_on_in_the_middle_is_exact(case, tiny, asked, tmp_path, monkeypatch):
+    from llmkit.stages import build_training
+
+    more = {"steps": 5, "checkpoint": {"every": 3}, **CASES[case]}
+    whole, part = (policy(tiny, asked, tmp_path / name, **more) for name in ("whole", "part"))
+    whole, show = go(whole), build_training._show
+
+    def interrupted(job, line):
+        show(job, line)
+        if line["event"] == "train" and line["step"] == 4:
+            raise RuntimeError("the machine is gone")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(build_training, "_show", interrupted)
+        go(part)
+    assert len(steps_of(tmp_path / "part")) == 4
+    again = go(part)
+    assert lines_of(again.folder) == lines_of(whole.folder)
+    assert lines_of(again.folder, "rollouts.jsonl") == lines_of(whole.folder, "rollouts.jsonl")
+    assert _weights(again) == _weights(whole)
+
+
+def _weights(artifact):
+    return (artifact.model() / "adapter_model.safetensors").read_bytes()
+
+
+OTHERS = ("dr_grpo", "gspo", "cispo", "rloo", "reinforce")
+
+
+@pytest.mark.parametrize("kind", ["dapo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS)])
+def test_every_loss_runs_and_reuses(kind, tiny, asked, tmp_path):
+    more = {"loss": {"kind": kind, "beta": 0.05}, "rollout": {"group": 4, "max_tokens": 6, "reuse": 2}, "steps": 2}
+    steps = steps_of(go(policy(tiny, asked, tmp_path / "run", **more)).folder)
+    assert steps[0]["ratio"] == pytest.approx(1, abs=1e-6)
+    assert steps[0]["reward"] == steps[1]["reward"]
+    assert steps[1]["ratio"] != 1.0
+    assert "engine_gap" in steps[0]
+    assert "engine_gap" not in steps[1]
+
+
+def test_micro_batches_do_not_change_a_step(tiny, asked, tmp_path):
+    found = []
+    for size in (1, 3):
+        folder = go(policy(tiny, asked, tmp_path / str(size), micro_batch=size, steps=1)).folder
+        found.append(steps_of(folder)[0])
+    for name in ("loss", "grad_norm", "entropy", "reward"):
+        assert found[0][name] == pytest.approx(found[1][name], rel=1e-5, abs=1e-7)
+
+
+def test_prompts_without_signal_give_way_to_others(tiny, asked, tmp_path):
+    rewards = [{"kind": "length", "shape": {"kind": "at_most", "length": 6}, "unit": "characters"}]
+    more = {"reward": rewards, "rollout": {"group": 2, "max_tokens": 3}, "steps": 2, "batch": {"prompts": 4}}
+    plain = steps_of(go(policy(tiny, asked, tmp_path / "plain", **more)).folder)
+    more["rollout"] = {**more["rollout"], "redraw": 3}
+    redrawn = steps_of(go(policy(tiny, asked, tmp_path / "redrawn", **more)).folder)
+    assert plain[0]["groups_without_signal"] > redrawn[0]["groups_without_signal"]
+    assert all(line["samples"] == 4 for line in redrawn)
+
+
+def test_a_policy_that_differs_from_itself_is_told(tiny, asked, tmp_path, monkeypatch):
+    from llmkit.stages.rolling import Rolling
+
+    plain = Rolling._scored
+    monkeypatch.setattr(Rolling, "_scored", lambda *a: [[x - 1e-3 for x in own] for own in plain(*a)])
+    with pytest.raises(LlmkitError, match="ratio of the policy to itself"):
+        go(policy(tiny, asked, tmp_path / "run", rollout={"group": 4, "max_tokens": 6, "reuse": 2}))
+
+
+ODD = {
+    "adapter.dropout": {"adapter": {"kind": "lora", "dropout": 0.1}},
+    "neftune": {"neftune": 5.0},
+    "reward": {"reward": []},
+    "rollout.max_tokens": {"rollout": {"group": 4, "max_tokens": 48}},
+    "rollout.group": {"rollout": {"group": 1, "max_tokens": 4}},
+    "reference": {"reference": {"kind": "model"}},
+    "reference.kind": {"adapter": "none", "loss": {"kind": "grpo", "beta": 0.1}},
+    "batch.rows": {"batch": {"rows": 4}},
+}
+
+
+@pytest.mark.parametrize("key", ODD)
+def test_what_contradicts_is_told(key, tiny, asked, tmp_path):
+    with pytest.raises(RecipeError, match=key.replace(".", r"\.")):
+        policy(tiny, asked, tmp_path / "run", **ODD[key])
+
+
+def test_nothing_in_its_forward_is_random():
+    from llmkit.models.quiet import quiet
+    from tests.conftest import make_model
+
+    model = make_model(attention_dropout=0.5).train()
+    quiet(model)
+    tokens = torch.arange(1, 9)[None]
+    first, second = (model(input_ids=tokens).logits for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_prompts_once_or_for_each_answer_are_one_step(tiny, asked, tmp_path):
+    found = []
+    for shared in (True, False):
+        more = {"share_prompts": shared, "steps": 1, "loss": {"kind": "dapo", "beta": 0.1, "entropy": 0.01}}
+        found.append(steps_of(go(policy(tiny, asked, tmp_path / str(shared), **more)).folder)[0])
+    for name in ("loss", "grad_norm", "entropy", "reward", "kl"):
+        assert found[0][name] == pytest.approx(found[1][name], rel=1e-5, abs=1e-7)
