@@ -70,6 +70,8 @@ def _places(node: Any, key: str = "") -> Iterator[tuple[str, str, bool]]:
         if isinstance(value, str) and (model or (owner, item.name) in FOLDERS):
             if value:
                 yield (key if owner is ModelRef else path), value, model
+        elif isinstance(node, Python) and item.name == "ref":
+            yield path, node.ref.rpartition(":")[0], False
         elif (owner, item.name) in MAPS:
             yield from ((under(path, name), folder, False) for name, folder in value.items())
         else:

@@ -28,12 +28,17 @@ class Scores:
     told: Mapping[str, float] = field(default_factory=dict)
     """Other figures, such as a judge's agreement with itself: `NAME.agreement`."""
 
-    def figures(self) -> dict[str, float]:
-        """Means for a log: `reward` of the sums, `reward.NAME` of each, `reward.NAME.failed` as a share."""
+    def beside(self) -> dict[str, float]:
+        """Figures that are of no single answer: shares that failed, and what rewards tell of themselves, by
+        NAME.FIGURE."""
         n = max(1, len(self.total))
-        told = {f"reward.{name}": sum(scores) / n for name, scores in self.each.items()}
-        told |= {f"reward.{name}": value for name, value in self.told.items()}
-        return {"reward": sum(self.total) / n} | told | {f"reward.{k}.failed": c / n for k, c in self.failed.items()}
+        return dict(self.told) | {f"{name}.failed": count / n for name, count in self.failed.items()}
+
+    def figures(self) -> dict[str, float]:
+        """For a log: `reward`, the mean of the sums, `reward.NAME`, that of each, and what is beside them."""
+        n = max(1, len(self.total))
+        told = {name: sum(scores) / n for name, scores in self.each.items()} | self.beside()
+        return {"reward": sum(self.total) / n} | {f"reward.{name}": value for name, value in told.items()}
 
 
 def score(rewards: Sequence[Reward], samples: Sequence[Sample], bench: Bench, key: str = "reward") -> Scores:

@@ -19,7 +19,8 @@ from llmkit.stats.bootstrap import ratio
 
 def kept(node: BestOf, run: Run, asked: Asked, lines: Lines) -> list[Report]:
     """Writes the rows that are kept and a table of the best answers; gives the figures."""
-    answers = [line["answers"] for line in lines.read()[1:]]
+    told = lines.read()[1:]
+    answers = [line["answers"] for line in told]
     rows: list[str] = []
     taken: list[int] = []
     for at, own in enumerate(answers):
@@ -32,7 +33,7 @@ def kept(node: BestOf, run: Run, asked: Asked, lines: Lines) -> list[Report]:
     write_atomic(run.folder / "rows.jsonl", "".join(rows).encode())
     run.console.notice(f"{len(rows)} rows of {len(answers)} prompts are in {run.folder / 'rows.jsonl'}")
     write(run.folder / "predictions.jsonl", [_prediction(node, run, asked, at, own) for at, own in enumerate(answers)])
-    return _figures(node, asked, answers, taken)
+    return _figures(node, asked, answers, taken) + _beside(node, asked, told)
 
 
 def _said(question: Any, text: str) -> Any:
@@ -81,6 +82,14 @@ def _figures(node: BestOf, asked: Asked, answers: Sequence[Any], taken: Sequence
     made.append(mean("different", lambda own: len({one["text"] for one in own}), len))
     made.append(ratio("best_of.kept", [float(n > 0) for n in taken], None, clusters, seed=node.seed))
     return made
+
+
+def _beside(node: BestOf, asked: Asked, told: Sequence[Mapping[str, Any]]) -> list[Report]:
+    """What rewards tell of themselves, over the prompts that were scored together."""
+    clusters = [row.cluster for row in asked.rows]
+    names = dict.fromkeys(name for line in told for name in line["figures"])
+    of = {name: [line["figures"].get(name, 0.0) for line in told] for name in names}
+    return [ratio(f"best_of.reward.{name}", values, None, clusters, seed=node.seed) for name, values in of.items()]
 
 
 def _summed(name: str, answers: Sequence[Any]) -> float:

@@ -189,4 +189,5 @@ def _line(asked: Asked, at: int, made: Completion, found: Scores, first: int) ->
         }
         for place, one in enumerate(made.outputs)
     ]
-    return {"row": at, "place": ":".join(map(str, asked.places[at])), "answers": answers}
+    place = ":".join(map(str, asked.places[at]))
+    return {"row": at, "place": place, "answers": answers, "figures": found.beside()}

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import asdict
 from typing import ClassVar
 
 import pytest
@@ -15,6 +16,7 @@ from llmkit.rl.rewards_node import Exact, Format, Length, Maths, Pattern, Schema
 from llmkit.rl.sample import Fault
 from llmkit.rl.scoring import score
 from llmkit.rl.shapes_node import AtMost, Overlong, Target
+from llmkit.rl.workers import Workers
 
 
 def test_mathematics_is_compared_by_its_worth(bench):
@@ -218,6 +220,20 @@ def test_nothing_to_score_opens_what_is_needed_and_is_no_sum(bench):
     found = score([Pattern(pattern="a")], [], bench)
     assert found.total == () and found.each == {"regex": ()}
     assert score([], [sample("a")], bench).total == ()
+
+
+def test_several_processes_score_in_order_and_each_outlives_its_answers():
+    node = Pattern(pattern="(a+)+$", timeout=0.5, failed=-1.0)
+    workers = Workers(asdict(node), node.timeout, node.sent, 3)
+    try:
+        said = [sample(text) for text in ("a", "b", "a" * 64 + "!", "aa", "c", "aaa", "a" * 64 + "!", "d")]
+        for _ in range(2):
+            found = workers.each(said, stop=False)
+            assert [one if isinstance(one, float) else "late" for one in found] == [1, 0, "late", 1, 0, 1, "late", 0]
+        assert [worker.process is not None for worker in workers.workers] == [False, True, True]  # the first ended
+    finally:
+        workers.close()
+    assert not any(worker.process for worker in workers.workers)
 
 
 def test_many_answers_take_little_time(bench):

@@ -120,6 +120,18 @@ def test_a_function_of_ones_own_needs_its_grant_before_anything_is_made(tiny, as
     assert {row["score"] for row in read(go(made, grants=Grants(python=True)).folder, "rows.jsonl")} == {3.0}
 
 
+def test_how_many_failed_is_told(tiny, asked, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMKIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "my.py").write_text("def score(completions, n=None):\n    return [1 / x for x in n or [1]]\n")
+    made = node(
+        tiny, asked, tmp_path, rows=2, reward={"kind": "python", "ref": f"{tmp_path}/my.py:score", "failed": 7.0}
+    )
+    folder = go(made, grants=Grants(python=True)).folder
+    figures = {one["metric"]: one["value"] for one in read(folder, "evals.jsonl")}
+    assert figures["best_of.reward.python.failed"] == 0.5
+    assert figures["best_of.reward"] == pytest.approx((1 / 3 + 7) / 2)  # n is 0 and 3
+
+
 def test_an_answer_without_a_score_ends_the_run_with_its_row(tiny, asked, tmp_path):
     with pytest.raises(DataError, match=r"prompts.jsonl:1: reward \(exact\): answer 0 .* its row has no column no"):
         go(node(tiny, asked, tmp_path, reward={"kind": "exact", "column": "no"}))
