@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import yaml
@@ -11,9 +10,10 @@ from llmkit.core.errors import RecipeError
 from llmkit.recipe.describe import docs, markdown
 from llmkit.recipe.load import load_recipe
 from llmkit.recipe.schema import schema
+from llmkit.recipe.shipped import recipes
 from llmkit.stages.sft import Sft
 
-SHIPPED = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+SHIPPED = list(recipes().values())
 KINDS = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
 
 
