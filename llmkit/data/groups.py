@@ -69,6 +69,15 @@ class Groups(Prepared):
         here, there = np.concatenate(seen), np.concatenate(said)
         return ids[here], np.where(there < 0, 0, ids[there]), np.where(there < 0, 0, weights[there])
 
+    def check_offers(self, wanted: int, loss: str, key: str) -> None:
+        """Raises: DataError when an example has another number of completions than a loss is of."""
+        odd = np.flatnonzero(np.diff(self.firsts) != wanted)
+        if len(odd):
+            file, line = self.places[int(odd[0])]
+            forms = {1: "prompt, completion and label", 2: "prompt, chosen and rejected"}
+            what, fix = f"{loss} is of rows with {forms[wanted]}", "give such rows, or use another loss"
+            raise DataError(what, fix=fix, file=file, line=line, key=key)
+
     def supervised(self, index: int) -> float:
         """Examples count, not their tokens."""
         return 1.0

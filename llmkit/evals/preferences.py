@@ -10,26 +10,26 @@ import numpy as np
 import torch
 
 from llmkit.core.records import Prediction
-from llmkit.core.types import Report
+from llmkit.core.types import Batch, Report
 from llmkit.data.batches import micro_batches
 from llmkit.data.groups import Groups
 from llmkit.data.node import FirstFit, NoPacking, Packing
 from llmkit.evals.pair_figures import Pairs, figures, reports
 from llmkit.evals.run import FORWARD_TOKENS, Subject, at_rest, record
+from llmkit.losses.kto import Unpaired
 from llmkit.losses.pairwise import Pairwise
 from llmkit.stats.bootstrap import ratio
 
 Figures = dict[str, np.ndarray[Any, Any]]
 
 
-def judged(subject: Subject, loss: Pairwise, rows: Groups, ids: Sequence[int], capacity: int) -> Figures:
-    """The losses and figures of these pairs, (P,) each in the order of `ids`."""
+def judged(subject: Subject, loss: Pairwise | Unpaired, rows: Groups, ids: Sequence[int], capacity: int) -> Figures:
+    """The losses and figures of these pairs (or single completions), (P,) each in the order of `ids`."""
     found: dict[int, list[float]] = {}
     names: list[str] = []
-    share, packing = subject.share, FirstFit() if subject.packed else NoPacking()
-    at_once = max(1, FORWARD_TOKENS // capacity)
+    share = subject.share
     with at_rest(subject):
-        for batch in _batches(subject, rows, ids, packing, capacity, at_once):
+        for batch in laid_out(subject, rows, ids, capacity):
             subject.check("in evaluation")
             with torch.no_grad(), subject.autocast():
                 made = loss.judge(subject.scored(batch), batch)
@@ -46,8 +46,11 @@ def judged(subject: Subject, loss: Pairwise, rows: Groups, ids: Sequence[int], c
     return dict(zip(names, table.T, strict=True))
 
 
-def _batches(subject: Subject, rows: Groups, ids: Sequence[int], packing: Packing, capacity: int, at_once: int) -> Any:
+def laid_out(subject: Subject, rows: Groups, ids: Sequence[int], capacity: int) -> Sequence[Batch]:
+    """The batches of these examples that are this rank's share."""
     share, contexts = subject.share, subject.packed
+    packing: Packing = FirstFit() if contexts else NoPacking()
+    at_once = max(1, FORWARD_TOKENS // capacity)
     return micro_batches(
         rows,
         ids,

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llmkit.core.types import Batch, Branches, LossSum, Needs
+from llmkit.core.types import Batch, Branches, Entropic, LossSum, Needs, Referenced, Scores
 from llmkit.losses.kto_node import Kto, Singles
 from llmkit.losses.preference import summed
 from llmkit.losses.sides import Judged
@@ -58,11 +58,28 @@ class Unpaired:
     """What is made small: the sum over completions, whose count is their number."""
 
     loss: Kto
+    baseline: float = 0.0
+    """z, where the batch does not say it."""
     needs: ClassVar[Needs] = Needs(by_weight=False)
 
-    def judge(self, said: Singles) -> Judged:
-        """The losses and figures of completions."""
-        return self.loss(said)
+    def said(self, scores: Tensor | Scores | Referenced, batch: Batch) -> Singles:
+        """What policy and reference say of the batch's completions; a reference that was asked before lies in it."""
+        policy = scores.policy if isinstance(scores, Referenced) else scores
+        policy = policy.logps if isinstance(policy, Scores | Entropic) else policy
+        reference = scores.reference if isinstance(scores, Referenced) else _branches(batch).each["reference"]
+        made = singles(policy, reference, batch)
+        return made if "baseline" in _branches(batch).per else made._replace(baseline=made.baseline + self.baseline)
+
+    def judge(self, scores: Tensor | Scores | Referenced, batch: Batch) -> Judged:
+        """The losses and figures of the batch's completions, with what a mean of them needs."""
+        said = self.said(scores, batch)
+        made = self.loss(said)
+        more = {"reward": self.loss.beta * said.ratios, "logps": said.logps, "label": said.labels.to(said.logps)}
+        return Judged(made.losses, {**made.figures, **{name: one.detach() for name, one in more.items()}})
+
+    def __call__(self, scores: Tensor | Scores | Referenced, batch: Batch) -> LossSum:
+        """The sum of the losses, and the number of completions; figures beside them."""
+        return self.summed(self.said(scores, batch))
 
     def summed(self, said: Singles) -> LossSum:
         """The sum of the losses; rewards and log-probabilities beside them, of good and of bad completions each."""

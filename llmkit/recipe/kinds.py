@@ -39,11 +39,9 @@ OF_PAIRS = ("dpo", "ipo", "simpo", "orpo", "cpo", "apo", "kto")
 OF_POLICIES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce")
 NAMED = (*OF_PAIRS, *OF_POLICIES)
 """Losses whose names are short for a stage, where it has them."""
-LOSSES = ["kto"]
-"""Kinds that will be short for a stage with that loss."""
 
 Trained = Sft | Classify | Reward | Pretrain | Preference | Policy | Distill
-Stage = Annotated[Trained | Evaluate | BestOf | Constitutional | Draft | Merge | Serve | Trl, Later((*STAGES, *LOSSES))]
+Stage = Annotated[Trained | Evaluate | BestOf | Constitutional | Draft | Merge | Serve | Trl, Later(tuple(STAGES))]
 KINDS: dict[str, Any] = {kind_of(cls): cls for cls in get_args(get_args(Stage)[0])}
 SHORT: dict[str, Any] = {
     kind_of(loss): cls for cls in (Preference, Policy) for loss in options(hints(cls)["loss"]) if kind_of(loss) in NAMED

@@ -43,6 +43,7 @@ from llmkit.parallel.steps import Adaptive, Steps
 from llmkit.plan.account import RECOMPUTE, Choice
 from llmkit.stages.attempts import Attempts
 from llmkit.stages.finished import finish
+from llmkit.stages.foreseen import with_distance
 from llmkit.stages.job import Job
 from llmkit.stages.levelled import levelled
 from llmkit.stages.lint_table import brief, keep, linted, served
@@ -246,7 +247,7 @@ def _fit(job: Job, built: Built, steps: Steps, start: Progress, attempts: Attemp
     run.console.start("training", job.steps, start.step)
     with _loggers(job, start.step) as log, run.stop.together(run.peers), _saver(job) as saver:
         hooks = Hooks(
-            data=partial(_entered, job, built.loaded.support, attempts),
+            data=partial(_entered, job, steps, built.loaded.support, attempts),
             log=partial(_log, job, metrics, log, pulse),
             evaluate=partial(measured, job, built, steps) if job.valid is not None else None,
             save=partial(_save, job, built, steps, metrics, saver),
@@ -275,11 +276,11 @@ def _forget(attempts: Attempts | None) -> None:
         attempts.end()
 
 
-def _entered(job: Job, support: Support, attempts: Attempts | None, index: int) -> StepData:
+def _entered(job: Job, steps: Steps, support: Support, attempts: Attempts | None, index: int) -> StepData:
     data = _step_data(job, support, index)
     if attempts is not None:
         attempts.enter(index + 1, data)
-    return data
+    return with_distance(job, steps, support, index, data) if job.node.needs_distance else data
 
 
 def _verify(job: Job, built: Built, steps: Steps, step: int, due: bool) -> None:

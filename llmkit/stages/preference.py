@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.adapters.limits import virtual_tokens
 from llmkit.core.config import Conflict, config
+from llmkit.losses.kto_node import Kto
 from llmkit.losses.preference_node import PreferenceLoss
 from llmkit.losses.referred_node import Dpo
 from llmkit.stages.branching import branching, shares
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from llmkit.data.prepare import Prepared
     from llmkit.data.rows import BadRow
     from llmkit.evals.run import Subject
+    from llmkit.losses.kto import Unpaired
     from llmkit.losses.pairwise import Pairwise
     from llmkit.models.load import Loaded
     from llmkit.parallel.steps import Loss
@@ -33,7 +35,7 @@ class Preference(Training):
     """Preference learning from pairs.
 
     Rows hold `prompt`, `chosen` and `rejected`, as text or as messages, the prompt left out where both begin with it;
-    or transcripts of hh-rlhf."""
+    or transcripts of hh-rlhf. For `kto` they hold `prompt`, `completion` and `label`, which is true or false."""
 
     larger_is_better: ClassVar[Mapping[str, bool]] = {
         "valid.loss": False,
@@ -42,8 +44,9 @@ class Preference(Training):
         "valid.length_controlled_accuracy": True,
     }
     kind: Literal["preference"] = "preference"
-    loss: PreferenceLoss = Dpo()
-    """What is made small, over pairs; its kind may stand in the place of `preference`: `kind: dpo`."""
+    loss: PreferenceLoss | Kto = Dpo()
+    """What is made small, over pairs, or with `kto` over completions that are good or bad each by itself; its kind may
+    stand in the place of `preference`: `kind: dpo`."""
     reference: Reference = AdapterOff()
     """What the policy is compared with; losses without a reference ask nobody."""
     share_prompts: bool = True
@@ -77,6 +80,18 @@ class Preference(Training):
             what = f"loss {self.loss.kind} compares all pairs of a step"
             yield Conflict("micro_batch", what, "set micro_batch=batch.pairs, or auto", "loss.kind")
 
+        if self.needs_distance:
+            yield from self._odd_distance()
+
+    def _odd_distance(self) -> Iterator[Conflict]:
+        """What the baseline of KTO cannot be made of."""
+        if self.batch.examples < 2:
+            what = "kto compares with prompts that have the completions of others, and a step has one"
+            yield Conflict("batch.rows", what, "use 2 or more", "loss.kind")
+        if self.reference.kind == "precomputed":
+            what = "each step asks the reference of other completions than the rows have"
+            yield Conflict("reference.kind", what, "set reference: model, or loss.variant=apo_zero", "loss.kind")
+
     def _odd_reference(self) -> Iterator[Conflict]:
         reference, adapter = self.reference, self.adapter
         if not self.loss.needs_reference:
@@ -96,13 +111,18 @@ class Preference(Training):
 
     @property
     def counted(self) -> Literal["rows", "pairs"]:
-        """Pairs."""
-        return "pairs"
+        """Pairs, or single completions."""
+        return "rows" if isinstance(self.loss, Kto) else "pairs"
 
     @property
     def row_tokens(self) -> int:
         """Tokens of a packed row: two completions of `data.max_length` with a prompt each fill one."""
-        return 2 * self.data.max_length
+        return (1 if isinstance(self.loss, Kto) else 2) * self.data.max_length
+
+    @property
+    def needs_distance(self) -> bool:
+        """Of KTO, whose baseline is of the whole step."""
+        return isinstance(self.loss, Kto) and self.loss.needs_baseline
 
     @property
     def models_beside(self) -> int:
@@ -133,7 +153,9 @@ class Preference(Training):
         """
         from llmkit.data.groups import grouped
 
-        return grouped(sources, self.data, tokenizer, key, aside, least)
+        made = grouped(sources, self.data, tokenizer, key, aside, least)
+        made.check_offers(1 if isinstance(self.loss, Kto) else 2, self.loss.kind, key)
+        return made
 
     def answered(self, prepared: Prepared, run: Run, key: str) -> Prepared:
         """The pairs with what the reference says of them, where that is made before training."""
@@ -149,25 +171,34 @@ class Preference(Training):
         return self.judge
 
     @property
-    def judge(self) -> Pairwise:
-        """The loss over batches of pairs."""
+    def judge(self) -> Pairwise | Unpaired:
+        """The loss over batches of pairs, or of single completions."""
+        from llmkit.losses.kto import Unpaired
         from llmkit.losses.pairwise import Pairwise
 
-        return Pairwise(self.loss)
+        return Unpaired(self.loss) if isinstance(self.loss, Kto) else Pairwise(self.loss)
 
     def measure(self, subject: Subject, valid: Prepared, ids: Sequence[int]) -> dict[str, float]:
         """The figures (`valid.*`) of these validation pairs."""
         from llmkit.evals.preferences import preferred
+        from llmkit.evals.unpaired import rated
+        from llmkit.losses.kto import Unpaired
 
-        return preferred(subject, self.judge, self._groups(valid), ids, self.row_tokens)
+        judge, groups = self.judge, self._groups(valid)
+        if isinstance(judge, Unpaired):
+            return rated(subject, judge, groups, ids, self.row_tokens)
+        return preferred(subject, judge, groups, ids, self.row_tokens)
 
     def final(self, subject: Subject, valid: Prepared) -> tuple[list[Prediction], list[Report]]:
         """A table of what the result prefers, and its figures with intervals."""
         from llmkit.data.order import spread
-        from llmkit.evals.preferences import concluded
+        from llmkit.evals import preferences, unpaired
+        from llmkit.losses.kto import Unpaired
 
-        ids = spread(len(valid), self.evaluate.rows)
-        return concluded(subject, self.judge, self._groups(valid), ids, self.row_tokens)
+        judge, groups, ids = self.judge, self._groups(valid), spread(len(valid), self.evaluate.rows)
+        if isinstance(judge, Unpaired):
+            return unpaired.concluded(subject, judge, groups, ids, self.row_tokens)
+        return preferences.concluded(subject, judge, groups, ids, self.row_tokens)
 
     def _groups(self, prepared: Prepared) -> Groups:
         from llmkit.data.groups import Groups

@@ -105,6 +105,9 @@ def strategies(node: Training, world: int) -> list[Training]:
 def _chosen(node: Training, shape: Shape, device: str, free: int, world: int) -> Choice:
     degrees, rows = node.parallel.degrees(world), node.micro_batch if isinstance(node.micro_batch, int) else None
     share = -(-node.batch.examples // degrees.data)
+    if node.whole_step and (degrees.data > 1 or (node.deterministic and world > 1)):
+        what = f"it compares all pairs of a step, and {degrees.data} ranks would see a part each"
+        raise RecipeError(what, fix="run one process, or use another loss", key="loss.kind")
     if node.memory.optimizer_in_backward or node.whole_step:
         rows = rows or share  # a step is one micro-batch
     wanted = {"auto": None, "none": 0, "selective": 2, "full": 1}[node.memory.recompute]

@@ -273,6 +273,11 @@ class Training:
         return 0
 
     @property
+    def needs_distance(self) -> bool:
+        """Whether each step has to know before it begins how far the policy is from its reference."""
+        return False
+
+    @property
     def whole_step(self) -> bool:
         """Whether a step has to be one micro-batch."""
         return False
