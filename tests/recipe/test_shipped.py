@@ -87,6 +87,10 @@ def folder(tmp_path_factory):
     pairs = [
         {"prompt": row["messages"][:1], "chosen": "the lazy dog", "rejected": f"fox {i}"} for i, row in enumerate(rows)
     ]
+    single = [
+        {"prompt": f"hello {i}", "completion": row["rejected"], "label": i % 2 > 0} for i, row in enumerate(pairs)
+    ]
+    (place / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in single))
     for name in ("pairs", "valid_pairs"):
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     prompts = [{"prompt": row["messages"][:1], "answer": "the lazy dog"} for row in rows]
@@ -113,6 +117,7 @@ def small(node, model, out):
     """The recipe over a tiny model: shorter, fewer, and all else as it is written."""
     overflow = "truncate" if node.kind == "sft" and node.data.overflow == "drop" else node.data.overflow
     kind = f"{node.kind}-{node.task}" if node.kind in ("classify", "reward") else node.kind
+    kind = "kto" if node.kind == "preference" and node.loss.kind == "kto" else kind
     sources = {key: rows(getattr(node.data, key), kind) for key in ("train", "valid")}
     data = dataclasses.replace(node.data, max_length=64, overflow=overflow, **sources)
     evaluate = node.evaluate
@@ -157,6 +162,8 @@ def rows(sources, kind=""):
         return tuple(Jsonl(path="prompts.jsonl", take=8) for _ in sources)
     if kind == "preference":
         return tuple(Jsonl(path="pairs.jsonl") for _ in sources)
+    if kind == "kto":
+        return tuple(Jsonl(path="labelled.jsonl") for _ in sources)
     return tuple(Jsonl(path="train.jsonl") if _unlike(source) else source for source in sources)
 
 
