@@ -231,7 +231,7 @@ def test_r10_bom_and_crlf_are_fine():
 def test_what_comes_later_is_refused_and_not_ignored():
     said = problems(GOOD + "quant: {kind: w8a8}\nprecision: {reduce: bf16}\n")
     assert sum("not available yet" in p for p in said) == 2
-    assert "not available yet" in problems(GOOD.replace("kind: sft", "kind: grpo"))[0]
+    assert "not available yet" in problems(GOOD.replace("kind: sft", "kind: monitor"))[0]
     load_recipe(write(GOOD + "parallel: {tensor: 1, strategy: single}\n"))
 
 
