@@ -75,6 +75,8 @@ class Work:
     """Of a sequence."""
     turns: int
     """Micro-batches."""
+    forwards: int = 0
+    """Forward passes of the whole model beside the one that has a backward pass."""
 
 
 def times(shape: Shape, held: Held, cut: Shares, degrees: Degrees, device: Device, work: Work) -> Times:
@@ -83,7 +85,9 @@ def times(shape: Shape, held: Held, cut: Shares, degrees: Degrees, device: Devic
     part = cut.tensor / cut.slowest(shape)
     peak = EFFICIENCY * (device.half if held.short == 2 else device.single)
     products, attention = _operations(shape, held, work.length)
-    elementwise = _elementwise(shape, held) / (BANDWIDTH * device.bandwidth)
+    products += work.forwards * 2 * (shape.active - _looked_up(shape))
+    attention += work.forwards * 2 * shape.layers * shape.hidden * work.length
+    elementwise = _elementwise(shape, held, work.forwards) / (BANDWIDTH * device.bandwidth)
     compute = local / part * ((products + attention) / peak + elementwise)
     compute += work.turns * _unpacked(shape, held, cut) / (BANDWIDTH * device.bandwidth)
     compute *= 1 + (cut.pipeline - 1) / work.turns
@@ -121,11 +125,14 @@ def _operations(shape: Shape, held: Held, length: int) -> tuple[float, float]:
     return 2 * used * (2 + trained + again) + 4 * held.cost.trained * (trained < 1), attention * (3.5 + again)
 
 
-def _elementwise(shape: Shape, held: Held) -> float:
-    """Bytes a token that are read and written beside products."""
+def _elementwise(shape: Shape, held: Held, forwards: int = 0) -> float:
+    """Bytes a token that are read and written beside products; `forwards` passes have no backward one."""
     again = 1 / held.recompute if held.recompute else 0.0
     size = held.short / 2
-    return shape.layers * (64 * shape.hidden + 10 * shape.intermediate) * (3 + again) * size + 30 * shape.vocab
+    return (
+        shape.layers * (64 * shape.hidden + 10 * shape.intermediate) * (3 + again + forwards) * size
+        + (30 + 10 * forwards) * shape.vocab
+    )
 
 
 def _unpacked(shape: Shape, held: Held, cut: Shares) -> float:

@@ -145,5 +145,5 @@ def _largest(node: Training, shape: Shape, kind: str, free: int, ranks: int, cho
 def _times(node: Training, shape: Shape, device: Device, ranks: int, choice: Choice, turns: int) -> Times:
     held = replace(held_by(node, shape, "cuda"), recompute=choice.recompute)
     degrees = node.parallel.degrees(ranks)
-    work = Work(choice.rows * node.data.max_length, node.data.max_length, turns)
+    work = Work(choice.rows * node.row_tokens, node.data.max_length, turns, node.forwards_beside)
     return times(shape, held, shares(node.parallel.resolve(ranks), degrees), degrees, device, work)

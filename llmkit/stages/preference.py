@@ -130,6 +130,11 @@ class Preference(Training):
         return self.reference.models if self.loss.needs_reference else 0
 
     @property
+    def forwards_beside(self) -> int:
+        """The reference's, where it is asked in each step."""
+        return self.reference.forwards if self.loss.needs_reference else 0
+
+    @property
     def whole_step(self) -> bool:
         """Whether the loss compares all pairs of a step."""
         return self.loss.whole_step

@@ -19,6 +19,8 @@ class Nothing:
 
     models: ClassVar[int] = 0
     """Whole models that are held beside the policy."""
+    forwards: ClassVar[int] = 0
+    """Forward passes that it takes in a step."""
 
     def known(self, stage: Preference, groups: Groups, run: Run, key: str) -> Groups:
         """The examples, with what is known of the reference before training."""
@@ -33,6 +35,7 @@ class Nothing:
 class AdapterOff(Nothing):
     """The model without its adapter: no second one is held."""
 
+    forwards: ClassVar[int] = 1
     kind: Literal["adapter_off"] = "adapter_off"
 
     def beside(self, stage: Preference, built: Built, run: Run) -> Built:
@@ -47,6 +50,7 @@ class Second(Nothing):
     """A second model that stays as it is."""
 
     models: ClassVar[int] = 1
+    forwards: ClassVar[int] = 1
     kind: Literal["model"] = "model"
     path: ModelRef | None = None
     """Which; left out, the stage's own as it was before training."""

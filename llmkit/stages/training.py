@@ -278,6 +278,11 @@ class Training:
         return False
 
     @property
+    def forwards_beside(self) -> int:
+        """Forward passes of whole models in a step that have no backward pass."""
+        return 0
+
+    @property
     def whole_step(self) -> bool:
         """Whether a step has to be one micro-batch."""
         return False

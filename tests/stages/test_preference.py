@@ -10,6 +10,8 @@ import pytest
 from llmkit import Preference, run
 from llmkit.core.console import Console
 from llmkit.core.errors import RecipeError
+from llmkit.core.shape import Shape
+from llmkit.stages.planned import planned
 from tests.stages.test_sft import metrics
 
 FILLERS = ["the", "quick", "fox", "jumps", "over", "lazy", "model", "text"]
@@ -121,6 +123,19 @@ def test_a_run_that_was_cut_short_ends_alike(tiny, pairs, tmp_path):
     assert metrics(cut) == metrics(whole)
     adapters = [(folder / "model" / "adapter_model.safetensors").read_bytes() for folder in (cut, whole)]
     assert adapters[0] == adapters[1]
+
+
+def test_plans_count_what_a_reference_takes():
+    def plan(reference, loss="dpo"):
+        data = {"train": [{"kind": "docstrings", "pairs": True}], "max_length": 512}
+        node = Preference(model="smollm2-135m-instruct-q4", loss=loss, reference=reference, data=data, out="x")
+        return planned(node, "h100-80gb", 1, shape=Shape(1 << 27, 30, 576, 1536, 49152, 10**6, 192, 1 << 24))
+
+    off, second, kept = (plan(name) for name in ("adapter_off", "model", "precomputed"))
+    weights = [made.choice.account.weights for made in (off, second, kept)]
+    assert weights[1] - weights[0] == pytest.approx(2 * (1 << 27), rel=0.01) and weights[2] == weights[0]
+    assert 1.2 < off.times.compute / kept.times.compute < 1.5 and off.times.compute == second.times.compute
+    assert plan("adapter_off", "simpo").times.compute == kept.times.compute
 
 
 LOSSES = {
