@@ -44,7 +44,11 @@ class Script:
         said, draw = body["messages"], Random(f"{body['messages']}{body['seed']}{index}{body['model']}")
         system, text = said[0]["content"], said[-1]["content"]
         roles = {"writer": self.writer, "critic": self.critic, "reviser": self.reviser, "judge": self.judge}
-        return {**roles, "longest": self.longest}[body["model"]](system, text, draw)
+        return {**roles, "longest": self.longest, "strict": self.strict}[body["model"]](system, text, draw)
+
+    def strict(self, _: str, text: str, draw: Random) -> str:
+        first, second = ("e" in part(text, tag) for tag in ("answer_a", "answer_b"))
+        return "Verdict: tie" if first == second else f"Verdict: {'B' if first else 'A'}"
 
     def longest(self, _: str, text: str, draw: Random) -> str:
         first, second = (len(part(text, tag)) for tag in ("answer_a", "answer_b"))
@@ -355,3 +359,45 @@ def test_later_stages_learn_from_its_rows(tmp_path: Path, serve: Serve, tiny: Pa
     run(recipe, console=Console(quiet=True))
     assert len(lines(tmp_path / "all" / "rows", "supervised")) == 8
     assert all((tmp_path / "all" / name / "model").is_dir() for name in ("learn", "prefer"))
+
+
+LEARNED = """
+out: {out}
+defaults:
+  generator: {{kind: engine, cache: {{size: 4194304}}}}
+  sampling: {{temperature: 1.0, max_tokens: 6}}
+  judge: {{generator: {{kind: openai, url: "{url}", model: strict}}}}
+  prompts: [{{kind: jsonl, path: {rows}}}]
+  constitution: {words}
+  makes: [preferences]
+stages:
+  - {{name: before, kind: constitutional, model: {tiny}}}
+  - name: prefer
+    kind: preference
+    model: {tiny}
+    adapter: none
+    reference: {{kind: model, path: {tiny}}}
+    data: {{train: [{{kind: jsonl, path: "${{stages.before}}/preferences.jsonl"}}], max_length: 200}}
+    batch: {{pairs: 8}}
+    epochs: 20
+    optim: {{kind: adamw, lr: 5e-3}}
+  - {{name: after, kind: constitutional, model: "${{stages.prefer}}", seed: 1}}
+"""
+
+
+@pytest.mark.slow
+def test_what_goes_against_a_principle_is_said_less_often_after_preferences_were_learned(
+    tmp_path: Path, serve: Serve, tiny: Path
+) -> None:
+    from llmkit.recipe.load import load_recipe
+
+    node(tmp_path, "http://127.0.0.1:1/v1", 128)
+    given = {"out": tmp_path / "all", "tiny": tiny, "url": serve(Script()), "rows": tmp_path / "prompts.jsonl"}
+    (tmp_path / "r.yaml").write_text(LEARNED.format(**given, words=tmp_path / "c.yaml"))
+    run(load_recipe(str(tmp_path / "r.yaml")), console=Console(quiet=True))
+    shares = []
+    for name in ("before", "after"):
+        said = [text for line in lines(tmp_path / "all" / name, "sampled")[1:] for text in line["answers"]]
+        shares.append(sum("e" in text for text in said) / len(said))
+    assert shares[0] > 0.2
+    assert shares[1] < 0.6 * shares[0]
