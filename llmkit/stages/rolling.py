@@ -124,6 +124,10 @@ class Rolling:
     def _worthy(self, number: int, prompts: list[int]) -> list[Worth]:
         """The answers to a step's prompts; prompts of which nothing is learned give way to others, some times."""
         self.writer.turns.update(lambda: None)  # the weights have changed under it: what it has cached is of others
+        with self.job.run.stop.at_once("while answers are drawn"):  # all ranks ask together whether to stop
+            return self._drawn(number, prompts)
+
+    def _drawn(self, number: int, prompts: list[int]) -> list[Worth]:
         made = self._judged(number, 0, prompts)
         for turn in range(1, self.node.rollout.redraw + 1):
             able = [worth for worth in made if self._teaches(worth)]
@@ -146,16 +150,15 @@ class Rolling:
         job, how = self.job, self.node.rollout
         ranks, end = job.run.ranks, self.built.loaded.tokenizer.eos_token_id
         mine = list(prompts[ranks.rank :: ranks.world])
-        with job.run.stop.at_once("while answers are drawn"):
-            own = draw(
-                self.writer,
-                self.asked,
-                mine,
-                how,
-                self.node.data.max_length,
-                seeds(self.node.seed, number, turn, mine),
-                end,
-            )
+        own = draw(
+            self.writer,
+            self.asked,
+            mine,
+            how,
+            self.node.data.max_length,
+            seeds(self.node.seed, number, turn, mine),
+            end,
+        )
         parts = job.run.peers.gather([[answer.told() for answer in group] for group in own])
         drawn = [[Answer.of(said) for said in parts[at % ranks.world][at // ranks.world]] for at in range(len(prompts))]
         judged = self._score(prompts, drawn) if job.run.main else None
@@ -168,7 +171,7 @@ class Rolling:
         return made
 
     def _score(self, prompts: Sequence[int], drawn: Sequence[Sequence[Answer]]) -> Scores:
-        with self.job.run.peers.alone("rewards"), self.job.run.stop.at_once("while answers are judged"):
+        with self.job.run.peers.alone("data"):
             return score(self.node.reward, samples(self.asked, prompts, drawn), self.bench)
 
     def _bare(self) -> Rolled:
