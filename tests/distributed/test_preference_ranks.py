@@ -68,3 +68,30 @@ def test_parts_equal_one_process(cut, reference, tiny, pairs, tmp_path):
     alone = trained(1, maker(tiny, pairs, reference=reference), tmp_path, "run")
     cut = maker(tiny, pairs, reference=reference, parallel=CUTS[cut])
     equal(trained(2, cut, tmp_path, "cut", 200.0), alone)
+
+
+def labelled(place):
+    path = place / "labelled.jsonl"
+    rows = [
+        {"prompt": "hello world " * (1 + i % 3), "completion": f" the lazy dog {i}" * (1 + i % 2), "label": i != 3}
+        for i in range(16)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    "parallel", [{}, pytest.param({"strategy": "fsdp"}, marks=pytest.mark.slow)], ids=["ddp", "fsdp"]
+)
+def test_the_baseline_of_kto_is_that_of_all_ranks(parallel, tiny, tmp_path):
+    """Five rows a step, in micro-batches of one packed row: two ranks have different ones, and as many turns."""
+    more = {"loss": {"kind": "kto", "beta": 0.5}, "batch": {"rows": 5}, "steps": 4}
+    rows = labelled(tmp_path)
+    alone = trained(1, maker(tiny, rows, **more), tmp_path, "run", 200.0)
+    several = trained(2, maker(tiny, rows, **more, parallel=parallel), tmp_path, "run", 200.0)
+    equal(several, alone)
+    ours, theirs = (lines(one, "train") for one in (several, alone))
+    assert [x["baseline"] for x in ours] == pytest.approx([x["baseline"] for x in theirs], rel=1e-3, abs=1e-6)
+    assert theirs[-1]["baseline"] > 1e-3
+    for mine, other in zip(lines(several, "evaluate"), lines(alone, "evaluate"), strict=True):
+        assert mine["valid.loss"] == pytest.approx(other["valid.loss"], rel=1e-5)
