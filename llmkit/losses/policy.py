@@ -87,6 +87,8 @@ def by_sum(seen: Drawn) -> Tensor:
     return torch.exp(seen.spread(seen.summed(seen.logps - seen.old)))
 
 
+NONE = 1e-9
+"""Stands for a count of 0 where a mean is made: of a step of which nothing counts."""
 RATIOS = {"token": by_token, "mean": by_mean, "sum": by_sum}
 
 
@@ -149,7 +151,7 @@ def logged(
     seen: Drawn, ratio: Tensor, hit: Tensor, reference: Tensor | None, behaved: Tensor | None
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Means over tokens: of the ratio, of how many a bound holds back, of the divergence (k3) and the entropy."""
-    logps, n = seen.logps.detach(), torch.tensor(float(len(seen.logps)))
+    logps, n = seen.logps.detach(), torch.tensor(len(seen.logps) or NONE)
     made = {"ratio": ratio.detach(), "clipped": hit}
     if reference is not None:
         made["kl"] = k3(logps, reference)

@@ -9,6 +9,7 @@ import torch
 
 from llmkit.core.errors import ModelError
 from llmkit.core.types import Batch, Entropic, LossSum, Needs
+from llmkit.losses.policy import NONE
 from llmkit.losses.policy_node import PolicyLoss
 
 CLOSE = 1e-6
@@ -42,7 +43,7 @@ class OverRollouts:
         logps = (scores.logps if isinstance(scores, Entropic) else scores).detach()
         check(logps, batch)
         made = self.loss(scores, batch)
-        n = torch.tensor(float(len(branches.group)))
+        n = torch.tensor(len(branches.group) or NONE)
         told = {name: (x.double().sum(), n) for name, x in branches.per.items() if name not in SILENT}
         return LossSum(made.total, made.count, {**made.extras, **told, **engine_gap(logps, batch)})
 
@@ -72,4 +73,4 @@ def engine_gap(logps: torch.Tensor, batch: Batch) -> dict[str, tuple[torch.Tenso
     told = branches.each["engine"]
     known = torch.isfinite(told)
     gap = torch.where(known, (told - logps).abs(), 0.0)
-    return {"engine_gap": (gap.double().sum(), known.double().sum())}
+    return {"engine_gap": (gap.double().sum(), known.double().sum().clamp_min(NONE))}

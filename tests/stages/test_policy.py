@@ -202,3 +202,14 @@ def test_prompts_once_or_for_each_answer_are_one_step(tiny, asked, tmp_path):
         found.append(steps_of(go(policy(tiny, asked, tmp_path / str(shared), **more)).folder)[0])
     for name in ("loss", "grad_norm", "entropy", "reward", "kl"):
         assert found[0][name] == pytest.approx(found[1][name], rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["dapo", "grpo"])
+def test_a_step_of_which_nothing_counts_changes_nothing(kind, tiny, asked, tmp_path):
+    rollout = {"group": 4, "max_tokens": 1, "drop_unended": True}
+    folder = go(
+        policy(tiny, asked, tmp_path / "run", rollout=rollout, steps=1, loss={"kind": kind, "beta": 0.1})
+    ).folder
+    (line,) = steps_of(folder)
+    assert line["unended"] == 1.0
+    assert line["loss"] == line["grad_norm"] == line["entropy"] == 0.0
