@@ -29,7 +29,8 @@ def tell(run: Run, found: Found, counts: Counter[str], seed: int) -> dict[str, A
     facts: dict[str, Any] = {}
     if verdicts := list(_verdicts(found)):
         facts = {"judge": _judge(run, verdicts)}
-        reports.append(ratio("judge.agreement", [float(v.in_order == v.swapped) for v in verdicts], seed=seed))
+        same = [agreement.agreement([verdict]) for verdict in verdicts]  # what is no verdict agrees with nothing
+        reports.append(ratio("judge.agreement", same, seed=seed))
     write_reports(run, reports)
     _examples(run, found)
     return facts

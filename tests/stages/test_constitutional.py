@@ -214,6 +214,15 @@ def test_labels_are_of_both_orders_and_a_judge_that_goes_by_the_place_is_found(t
     assert set(first) == {0.5}
 
 
+def test_a_judge_that_says_nothing_agrees_with_nothing(tmp_path: Path, serve: Serve) -> None:
+    script = Script()
+    script.judge = lambda *_: "Both are fine."  # type: ignore[method-assign]
+    made = go(node(tmp_path, serve(script), 8, harmless=(), makes=("preferences",)))
+    told = {line["metric"]: line["value"] for line in lines(made, "evals")}
+    assert told["judge.agreement"] == made.manifest["judge"]["agreement"] == 0.0
+    assert made.manifest["judge"]["unclear"] == 1.0 and made.manifest["counts"] == {"preferences: no verdict": 8}
+
+
 def test_disagreeing_pairs_are_dropped_or_weigh_little() -> None:
     assert words.soft([(1.0, 1.0)], 0.05) == (0.95, True)
     assert words.soft([(0.0, 0.0)], 0.1) == (0.1, True)
