@@ -76,6 +76,19 @@ def test_every_way_is_the_same_training(tiny, pairs, tmp_path):
                     assert line[key] == pytest.approx(plain[key], rel=2e-4, abs=1e-5), (name, key)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{"quant": "bnb_nf4"}, {"memory": {"recompute": "full"}}], ids=["nf4", "recompute"])
+def test_a_prompt_each_is_the_same_training_however_it_is_held(more, tiny, pairs, tmp_path):
+    shared, apart = (
+        metrics(go(preference(tiny, pairs, tmp_path / str(share), share_prompts=share, **more)).folder)
+        for share in (True, False)
+    )
+    for ours, theirs in zip(shared, apart, strict=True):
+        for key in ("loss", "grad_norm", "valid.loss"):
+            assert key not in theirs or ours[key] == pytest.approx(theirs[key], rel=2e-4, abs=1e-6)
+    assert [line for line in shared if line["event"] == "evaluate"][-1]["valid.accuracy"] > 0.9
+
+
 @pytest.mark.parametrize("reference", ["model", "precomputed"])
 def test_every_weight_is_trained_beside_a_reference(reference, tiny, pairs, tmp_path):
     made = go(preference(tiny, pairs, tmp_path / "run", reference=reference, steps=6, **FULL))
