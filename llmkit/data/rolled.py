@@ -30,21 +30,23 @@ def rolled(
     asked: Prepared,
     prompts: Sequence[int],
     completions: Sequence[Sequence[Sequence[int]]],
-    weights: Sequence[Sequence[float]],
+    weights: Sequence[Sequence[Sequence[float]]],
     shares: Sequence[float],
+    heads: Sequence[Sequence[int]] = (),
 ) -> Rolled:
-    """The prompts of `asked` by number, each with its completions; `weights` has one for all tokens of each."""
+    """The prompts of `asked` by number, each with its completions and the weights of their tokens; `heads` has the
+    tokens of each prompt, where they are others than the row's."""
     ids: list[Array] = []
     counts: list[Array] = []
     starts, forks, at = [0], [], 0
-    for prompt, answers, own in zip(prompts, completions, weights, strict=True):
-        ids.append(np.asarray(asked.example(prompt)[0], np.int32))
+    for place, (prompt, answers, own) in enumerate(zip(prompts, completions, weights, strict=True)):
+        ids.append(np.asarray(heads[place] if heads else asked.example(prompt)[0], np.int32))
         counts.append(np.zeros(len(ids[-1]), np.float32))
         at += len(ids[-1])
         for answer, weight in zip(answers, own, strict=True):
             forks.append(at)
             ids.append(np.asarray(answer, np.int32))
-            counts.append(np.full(len(answer), weight, np.float32))
+            counts.append(np.asarray(weight, np.float32))
             at += len(answer)
         starts.append(at)
     return Rolled(

@@ -32,9 +32,10 @@ def learned(
     groups: Sequence[int],
     old: Sequence[Sequence[float]] | None,
     reference: Sequence[Sequence[float]] | None,
+    weights: Sequence[Sequence[float]],
 ) -> Learned:
     """Advantages of completions with these rewards, in these groups (0, 1, ... rising); `old` and `reference` have the
-    log-probabilities of their tokens, where a divergence is part of the reward."""
+    log-probabilities of their tokens, where a divergence is part of the reward; of weight 0 are those of others."""
     worth, group = torch.tensor(rewards, dtype=torch.float64), torch.tensor(groups)
     same = without_signal(worth, group)[group].double()
     per = {"groups_without_signal": same.tolist()}
@@ -47,7 +48,8 @@ def learned(
     per["penalty"] = (worth - priced(worth, prices, of)).tolist()
     if advantage != "batch":
         return Learned(per | {"advantage": ADVANTAGES[advantage](priced(worth, prices, of), group).tolist()}, {})
-    made = whitened(to_go(worth, prices, of))
+    made, mine = to_go(worth, prices, of), torch.tensor([x != 0 for own in weights for x in own])
+    made[mine] = whitened(made[mine])
     ends = np.cumsum([0, *map(len, old)]).tolist()
     return Learned(per, {"advantage": [made[a:b].tolist() for a, b in pairwise(ends)]})
 

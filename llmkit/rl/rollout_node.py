@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from llmkit.core.config import Conflict, config, setting
 from llmkit.inference.node import OwnEngine
 from llmkit.inference.sampling import Sampling
+from llmkit.rl.environment_node import EnvironmentNode
 
 
 @config
@@ -29,6 +30,9 @@ class Rollout:
     (overlong filtering, arXiv:2503.14476)."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer."""
+    environment: EnvironmentNode | None = None
+    """What answers calls of tools: then an answer is a conversation, of which the model's own words are trained, and
+    `max_tokens` is of each of its answers."""
     engine: OwnEngine = OwnEngine()
     """What draws."""
 
@@ -38,13 +42,14 @@ class Rollout:
             what = "answers are drawn from the weights that this process trains"
             yield Conflict("engine", what, "leave out engine.tensor and engine.placement", "engine.tensor")
 
-    def sampling(self, seed: int, room: int) -> Sampling:
-        """Of all answers to one prompt, which leaves `room` tokens."""
+    def sampling(self, seed: int, room: int, ends: tuple[int, ...]) -> Sampling:
+        """Of all answers to one prompt, which leaves `room` tokens; `ends` are those that end a text of the model."""
         return Sampling(
             temperature=self.temperature,
             max_tokens=min(self.max_tokens, room),
             n=self.group,
             seed=seed,
             stop=self.stop,
+            stop_ids=ends,
             logprobs=0,
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from llmkit.data.asked import Asked
 from llmkit.data.prepare import Prepared
 from llmkit.evals.run import Subject, at_rest
+from llmkit.inference.generate import ends
 from llmkit.inference.request import Ask, Prompt
 from llmkit.inference.sampling import Sampling
 from llmkit.rl.bench import Bench
@@ -21,14 +22,15 @@ def judged(node: Policy, subject: Subject, valid: Prepared, ids: Sequence[int]) 
         raise TypeError("rewards are of answers to prompts")
     share, longest = subject.share, node.data.max_length
     mine = list(ids[share.index :: share.count])
-    asks = []
+    asks, ended = [], tuple(ends(subject.model, subject.tokenizer))
     for index in mine:
         prompt = tuple(valid.example(index)[0].tolist())
-        how = Sampling(max_tokens=min(node.rollout.max_tokens, longest - len(prompt)), stop=node.rollout.stop)
+        most = min(node.rollout.max_tokens, longest - len(prompt))
+        how = Sampling(max_tokens=most, stop=node.rollout.stop, stop_ids=ended)
         asks.append(Ask(Prompt(prompt), how))
     with at_rest(subject), subject.autocast(), subject.writer() as writer:
         made = subject.scored.inside(lambda: [one.sound() for one in writer.each(asks)])
-    drawn = [answers(one, subject.tokenizer.eos_token_id) for one in made]
+    drawn = [answers(one) for one in made]
     with Bench(device=subject.device) as bench:  # what needs a grant has it from the training before
         found = score(node.reward, samples(valid, mine, drawn), bench)
     rows = [[total, *each] for total, *each in zip(found.total, *found.each.values(), strict=True)]

@@ -99,6 +99,11 @@ class Policy(Training):
         odd |= {"mix": data.mixed}
         for key in (key for key, said in odd.items() if said):
             yield Conflict(f"data.{key}", "prompts are read whole and as they are", f"drop data.{key}", "kind")
+        if self.rollout.environment is not None and self.rollout.stop:
+            yield Conflict("rollout.stop", "calls end where the template says", "drop it", "rollout.environment")
+        if self.rollout.environment is not None and data.sources("valid"):
+            what = "evaluations ask once, without tools"
+            yield Conflict("data.valid", what, "drop data.valid and data.held_out", "rollout.environment")
         if self.batch.tokens is not None:
             what = "how long a step's answers are is not known before"
             yield Conflict("batch.tokens", what, "use batch.prompts", "kind")

@@ -22,16 +22,19 @@ from llmkit.data.batches import micro_batches
 from llmkit.data.feed import Drawn, Feed
 from llmkit.data.node import NoPacking
 from llmkit.data.order import keyed
+from llmkit.data.render import Renderer
 from llmkit.data.rolled import Rolled, figures, rolled, spread_out
 from llmkit.evals.run import at_rest
 from llmkit.inference.engined import EngineWriter
+from llmkit.inference.generate import ends
 from llmkit.models.referred import resting, without_adapter
 from llmkit.parallel.steps import Steps
 from llmkit.rl.advantages import without_signal
 from llmkit.rl.bench import Bench
+from llmkit.rl.conversation import Speech
 from llmkit.rl.learned import Learned, learned
 from llmkit.rl.objective import CLOSE, CLOSE_HALF
-from llmkit.rl.rollout import Answer, draw, samples, seeds
+from llmkit.rl.rollout import Answer, converse, draw, samples, seeds
 from llmkit.rl.scoring import Scores, score
 from llmkit.stages.job import Job
 from llmkit.stages.measured import subject
@@ -67,6 +70,10 @@ class Rolling:
         self.number, self.held, self.spans = -1, list[Worth](), (0, 0)
         """The last rollout, what it drew, and where in the file it begins and ends."""
         self.made: Rolled | None = None
+        self.ends = tuple(ends(built.loaded.model, built.loaded.tokenizer))
+        node = job.node.rollout.environment
+        self.environment = None if node is None else node.open()
+        self.speech = None if node is None else Speech.of(Renderer(built.loaded.tokenizer), self.ends)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -148,25 +155,23 @@ class Rolling:
     def _judged(self, number: int, turn: int, prompts: Sequence[int]) -> list[Worth]:
         """Answers with their rewards: each rank draws its share of them, the main one judges all."""
         job, how = self.job, self.node.rollout
-        ranks, end = job.run.ranks, self.built.loaded.tokenizer.eos_token_id
+        ranks = job.run.ranks
         mine = list(prompts[ranks.rank :: ranks.world])
-        own = draw(
-            self.writer,
-            self.asked,
-            mine,
-            how,
-            self.node.data.max_length,
-            seeds(self.node.seed, number, turn, mine),
-            end,
-        )
+        asks = self.asked, mine, how, self.node.data.max_length, seeds(self.node.seed, number, turn, mine)
+        if self.environment is None or self.speech is None:
+            own = draw(self.writer, *asks, self.ends)
+        else:
+            own = converse(self.writer, *asks, self.speech, self.environment)
         parts = job.run.peers.gather([[answer.told() for answer in group] for group in own])
         drawn = [[Answer.of(said) for said in parts[at % ranks.world][at // ranks.world]] for at in range(len(prompts))]
         judged = self._score(prompts, drawn) if job.run.main else None
         total, each = job.run.peers.share(None if judged is None else [judged.total, judged.each])
         made, at = list[Worth](), 0
         for prompt, group in zip(prompts, drawn, strict=True):
-            here = slice(at, at + len(group))
-            made.append(Worth(prompt, group, list(total[here]), {name: list(x[here]) for name, x in each.items()}))
+            here, given = slice(at, at + len(group)), [answer.given for answer in group]
+            told = {name: list(x[here]) for name, x in each.items()}
+            told |= {"environment": given} if self.environment is not None else {}
+            made.append(Worth(prompt, group, [x + y for x, y in zip(total[here], given, strict=True)], told))
             at += len(group)
         return made
 
@@ -178,15 +183,17 @@ class Rolling:
         """The answers as examples, before it is known what they teach."""
         drop = self.node.rollout.drop_unended
         ids = [[answer.ids for answer in worth.answers] for worth in self.held]
-        weights = [[0.0 if drop and not answer.ended else 1.0 for answer in worth.answers] for worth in self.held]
-        tokens = [
-            sum(weight * len(answer) for answer, weight in zip(group, own, strict=True))
-            for group, own in zip(ids, weights, strict=True)
+        weights = [
+            [answer.weights(0.0 if drop and not answer.ended else 1.0) for answer in worth.answers]
+            for worth in self.held
         ]
+        tokens = [sum(map(sum, own)) for own in weights]
+        heads = [worth.answers[0].prompt_ids for worth in self.held]
         shares = [self.node.loss.count(len(group), n) for group, n in zip(ids, tokens, strict=True)]
         if not sum(shares):  # of a step of which nothing is learned
             shares[0] = 1.0
-        return rolled(self.asked, [worth.prompt for worth in self.held], ids, weights, shares)
+        prompts = [worth.prompt for worth in self.held]
+        return rolled(self.asked, prompts, ids, weights, shares, heads if all(heads) else ())
 
     def _known(self, bare: Rolled) -> tuple[list[list[float]] | None, list[list[float]] | None]:
         """The log-probabilities of all tokens by the policy as it is now and by its reference, where they are needed:
@@ -237,8 +244,11 @@ class Rolling:
         bare, loss, answers = self._bare(), self.node.loss, [a for worth in self.held for a in worth.answers]
         groups = [at for at, worth in enumerate(self.held) for _ in worth.answers]
         rewards = [x for worth in self.held for x in worth.total]
-        made: Learned = learned(loss, loss.advantage, rewards, groups, old, reference)
+        own = [np.asarray(bare.weights)[a:b].tolist() for i in range(len(bare)) for a, b in bare.completions(i)]
+        made: Learned = learned(loss, loss.advantage, rewards, groups, old, reference, own)
         per = made.per | {"reward": rewards, "length": [float(len(answer.ids)) for answer in answers]}
+        if self.environment is not None:
+            per["calls"] = [float(sum(one["role"] == "tool" for one in answer.turns)) for answer in answers]
         per["unended"] = [float(not answer.ended) for answer in answers]
         for name in self.held[0].each:
             per[f"reward.{name}"] = [x for worth in self.held for x in worth.each[name]]

@@ -68,7 +68,7 @@ def test_what_asks_nothing_is_counted_and_too_many_are_refused(tmp_path):
 
 def test_completions_lie_behind_their_prompts(tmp_path):
     asked = read(tmp_path, [{"prompt": "one"}, {"prompt": "two three"}])
-    made = rolled(asked, [1, 0], [[(5, 6), (7,)], [(8, 9, 2)]], [[1.0, 0.0], [1.0]], [2.0, 1.0])
+    made = rolled(asked, [1, 0], [[(5, 6), (7,)], [(8, 9, 2)]], [[[1.0, 1.0], [0.0]], [[1.0, 1.0, 1.0]]], [2.0, 1.0])
     made = type(made)(
         **{name: getattr(made, name) for name in made.__dataclass_fields__}
         | {"each": {"old": spread_out(made, [[0.5, 0.6], [0.7], [1.0, 2.0, 3.0]])}, "per": figures({"x": [1, 2, 3]})}

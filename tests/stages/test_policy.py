@@ -213,3 +213,56 @@ def test_a_step_of_which_nothing_counts_changes_nothing(kind, tiny, asked, tmp_p
     (line,) = steps_of(folder)
     assert line["unended"] == 1.0
     assert line["loss"] == line["grad_norm"] == line["entropy"] == 0.0
+
+
+@pytest.fixture
+def calling(tiny, tmp_path):
+    """The tiny model with a template that shows calls of tools."""
+    import shutil
+
+    from tests.conftest import make_tokenizer
+    from tests.rl.test_environment import TEMPLATE
+
+    folder = shutil.copytree(tiny, tmp_path / "calling")
+    make_tokenizer(TEMPLATE).save_pretrained(folder)
+    return folder
+
+
+TOOLS = {"group": 4, "max_tokens": 6, "environment": {"kind": "tools", "tools": [{"kind": "calculator"}], "turns": 2}}
+
+
+def test_a_conversation_with_tools_is_asked_as_the_template_shows_them(calling, asked, tmp_path):
+    data = {"train": [{"kind": "jsonl", "path": str(asked)}], "max_length": 400}
+    made = go(policy(calling, asked, tmp_path / "run", rollout=TOOLS, steps=1, data=data))
+    (line,) = steps_of(made.folder)
+    rolled = lines_of(made.folder, "rollouts.jsonl")
+    assert line["calls"] == 0.0  # it knows no words yet
+    assert line["supervised_tokens"] == sum(len(one["ids"]) for one in rolled)
+    assert all(all(one["own"]) and one["turns"][0]["role"] == "assistant" for one in rolled)
+    assert len(rolled[0]["prompt_ids"]) > 60
+
+
+def test_what_tools_say_is_no_part_of_what_is_learned(calling, asked, tmp_path, monkeypatch):
+    from llmkit.rl.rollout import Answer
+    from llmkit.stages import rolling
+
+    def converse(writer, asked, prompts, how, longest, seeds, speech, environment):
+        turns = ({"role": "assistant", "content": "?"}, {"role": "tool", "content": "7"})
+        made = []
+        for _ in prompts:
+            ids = tuple(range(10, 16))
+            own = (True, True, False, False, False, True)
+            made.append([Answer(ids, "a" * j, "stop", (None,) * 6, own, turns, float(j), (1, 5, 6)) for j in range(4)])
+        return made
+
+    monkeypatch.setattr(rolling, "converse", converse)
+    more = {"rollout": {**TOOLS, "reuse": 2}, "loss": {"kind": "reinforce", "beta": 0.1}, "steps": 2}
+    made = go(policy(calling, asked, tmp_path / "run", **more))
+    first, _ = steps_of(made.folder)
+    assert first["supervised_tokens"] == 3 * 4 * 3
+    assert first["calls"] == 1.0
+    assert first["reward.environment"] == 1.5
+    assert first["reward"] == pytest.approx(first["reward.length"] + 1.5)
+    assert first["length"] == 6.0
+    old = lines_of(made.folder, "rollouts.jsonl")[0]["old"]
+    assert [x == 0.0 for x in old] == [False, False, True, True, True, False]
