@@ -93,7 +93,7 @@ def folder(tmp_path_factory):
     (place / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in single))
     for name in ("pairs", "valid_pairs"):
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    prompts = [{"prompt": row["messages"][:1], "answer": "the lazy dog"} for row in rows]
+    prompts = [{"prompt": f"hello world {i}", "answer": "the lazy dog"} for i in range(8)]
     (place / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     labelled = [{"text": f"hello world {i}", "label": ("good", "bad")[i % 3 == 0]} for i in range(30)]
     words = [{"tokens": ["hello", "lazy", "dog"], "tags": ["O", "B-X", ("O", "I-X")[i % 2]]} for i in range(30)]
@@ -106,7 +106,6 @@ def folder(tmp_path_factory):
     ]
     for task, made in {"outcome": pairs, "process": steps}.items():
         (place / f"reward-{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
-    (place / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"hello world {i}"}) + "\n" for i in range(8)))
     (place / "texts").mkdir()
     for i, row in enumerate(texts):  # some of them are held out
         (place / "texts" / f"{i}.txt").write_text(row["text"])
