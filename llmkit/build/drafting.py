@@ -119,11 +119,11 @@ class Drafting:
             ModelError: it is none, or was made for another model.
         """
         folder = drafts.folder_of(name, "speculation.corpus")
-        self.made(folder, "ngram", "speculation.corpus")
-        return Retrieval(Corpus.load(folder), own)
+        said = self.made(folder, "ngram", "speculation.corpus")
+        return Retrieval(Corpus.load(folder, said.settings), own)
 
     def made(self, folder: Path, kind: str, key: str, again: str = drafts.AGAIN) -> drafts.Made:
-        """What a folder says that `kind: draft` left; `again` is the way out where it was made for another model.
+        """What a folder says that `kind: draft` left; `again` is the way out where it was made for other weights.
 
         Raises:
             ModelError: it was, or it is of another kind.

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,16 @@ def folder_of(name: str, key: str) -> Path:
     return path
 
 
+@contextmanager
+def remade(key: str) -> Iterator[None]:
+    """What is wrong with a file of what `kind: draft` left is told at `key`; the way out is to make it again."""
+    try:
+        yield
+    except ModelError as cause:
+        problems = [replace(one, fix="run kind: draft again", key=key) for one in cause.problems]
+        raise ModelError(problems=problems) from cause
+
+
 def read(folder: Path, kind: str, key: str) -> Made:
     """What `draft.json` says of something that drafts as `kind` does.
 
@@ -88,7 +99,8 @@ def read(folder: Path, kind: str, key: str) -> Made:
         ModelError: it is of another kind or version, or is no such file.
     """
     path = folder / NAME
-    said = safe.read_json(path)
+    with remade(key):
+        said = safe.read_json(path)
     if said.get("version") != VERSION:
         what = f"is of version {said.get('version')!r:.40}, and {VERSION} is read here"
         raise ModelError(what, fix="run kind: draft again", file=str(path), key=key)
@@ -104,7 +116,8 @@ def read(folder: Path, kind: str, key: str) -> Made:
 
 
 def check(folder: Path, made: Made, resolved: Resolved, tokenizer: Any, key: str, again: str = AGAIN) -> None:
-    """Sees to it that what drafts was made for this model; `again` is the way out where it was not.
+    """Sees to it that what drafts was made for this model; `again` is the way out where it was
+    made for other weights of the same tokens.
 
     Raises:
         ModelError: it was made for another, both of which are named.
@@ -112,7 +125,7 @@ def check(folder: Path, made: Made, resolved: Resolved, tokenizer: Any, key: str
     target = made.target
     if target.vocabulary != vocabulary(tokenizer):
         what = f"{folder} was made for {target.name}, whose tokens are others than those of {resolved.name}"
-        raise ModelError(what, fix=again, key=key)
+        raise ModelError(what, fix=AGAIN, key=key)
     if target.files == (files := _files(resolved)) or target.tensors == _tensors(resolved):
         return
     what = f"{folder} was made for {target.name} ({target.files[:12]}), and not for {resolved.name} ({files[:12]})"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llmkit.core.errors import DataError
-from llmkit.inference.speculation.corpus import DEEP, SEEN, Corpus, indexed, ordered
+from llmkit.core.errors import DataError, ModelError
+from llmkit.inference.speculation.corpus import DEEP, SEEN, Corpus, indexed, ordered, save
 
 
 def corpus(*texts: list[int], words: int = 100) -> Corpus:
@@ -103,3 +104,26 @@ def test_many_places_are_looked_at_by_some_of_them() -> None:
     found = made.follows([5, 6], 3)
     assert found.tokens == [7]
     assert found.shares[0] > 0.9
+
+
+def test_files_that_are_not_as_they_were_written_are_refused(tmp_path: Path) -> None:
+    said = {"words": 100, "tokens": 7}
+    backwards, order = indexed([np.array([1, 99, 3]), np.array([4, 5])], 100)
+    save(tmp_path, backwards, order)
+    assert Corpus.load(tmp_path, said).follows([1, 99], 2).tokens == [3]
+    for odd, why in (
+        (said | {"tokens": 8}, "has 7 tokens, and draft.json says 8"),
+        ({}, "has 7 tokens, and draft.json says None"),
+        (said | {"words": 99}, "holds token 99, and draft.json says words: 99"),
+        (said | {"words": "many"}, "is of no vocabulary, and draft.json says words: 'many'"),
+    ):
+        with pytest.raises(ModelError, match=rf"its corpus {why}; fix: run kind: draft again"):
+            Corpus.load(tmp_path, odd)
+    whole = (tmp_path / "backwards.npy").read_bytes()
+    for raw in (b"", whole[:5], whole[:-3]):
+        (tmp_path / "backwards.npy").write_bytes(raw)
+        with pytest.raises(ModelError, match="its corpus cannot be read"):
+            Corpus.load(tmp_path, said)
+    (tmp_path / "backwards.npy").write_bytes(whole[:-2] + bytes([1, 0]))
+    with pytest.raises(ModelError, match="holds token 256, and draft.json says words: 100"):
+        Corpus.load(tmp_path, said)

@@ -108,6 +108,10 @@ def test_a_folder_that_holds_no_such_head_is_refused(tmp_path: Path) -> None:
         ({"kind": "ngram"}, "ngram"),
         ({"settings": {**said["settings"], "inner": 49}}, "not those of one head"),
         ({"settings": {**said["settings"], "odd": 1}}, "not those of one head"),
+        ({"settings": {**said["settings"], "words": 10**9}}, r"ids is \[100\], and draft.json asks for \[1000000000\]"),
+        ({"settings": {**said["settings"], "words": 10**30}}, "draft.json says words: 1000"),
+        ({"settings": {**said["settings"], "taps": ["a"]}}, "draft.json says taps.0: 'a'"),
+        ({"settings": {**said["settings"], "theta": "a"}}, "draft.json says theta: 'a'"),
     ):
         (tmp_path / "draft.json").write_text(json.dumps(said | change))
         with pytest.raises(ModelError, match=word):
@@ -115,8 +119,13 @@ def test_a_folder_that_holds_no_such_head_is_refused(tmp_path: Path) -> None:
     (tmp_path / "draft.json").write_text(json.dumps(said))
     with pytest.raises(ModelError, match="words up to"):
         load_head(tmp_path, make_model(vocab_size=50).get_input_embeddings())
-    (tmp_path / "model.safetensors").write_bytes(b"{}")
-    with pytest.raises(ModelError):
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    for raw in (b"", b"{}", whole[:-9]):
+        (tmp_path / "model.safetensors").write_bytes(raw)
+        with pytest.raises(ModelError, match=r"speculation\.path: .*; fix: run kind: draft again"):
+            load_head(tmp_path, model.get_input_embeddings())
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"speculation\.path: .* no model.safetensors; fix: run kind: draft again"):
         load_head(tmp_path, model.get_input_embeddings())
     with pytest.raises(ModelError, match="cannot be read|no such|not there|draft.json"):
         load_head(tmp_path / "none", model.get_input_embeddings())

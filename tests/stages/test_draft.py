@@ -132,7 +132,7 @@ def test_what_is_no_corpus_is_refused(tiny: Path, corpus: Path, tmp_path: Path) 
     with pytest.raises(ModelError, match="its corpus names places that it has not"):
         made.retrieved(str(tmp_path / "changed" / "model"), own)
     with pytest.raises(ModelError, match="cannot be read"):
-        Corpus.load(tmp_path)
+        Corpus.load(tmp_path, {})
 
 
 def test_a_recipe_that_asks_a_corpus_to_be_trained_is_refused(tiny: Path, rows: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import sys
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ DEEP = 32
 SEEN = 16
 """Places whose next tokens are counted, of all that share the longest end."""
 BACKWARDS, ORDER = "backwards.npy", "order.npy"
+CHUNK = 1 << 20
+"""Tokens that are looked at together where all are."""
 MOST = 1 << 32
 """Tokens of one corpus: their places are numbers of 32 bits."""
 
@@ -100,22 +102,29 @@ class Corpus:
         self.bytes, self.order = memoryview(plain), memoryview(places)
 
     @staticmethod
-    def load(folder: Path) -> Corpus:
-        """From the files of a folder.
+    def load(folder: Path, said: Mapping[str, Any]) -> Corpus:
+        """From the files of a folder; `said` are the settings of its `draft.json`: how many `words` its vocabulary has,
+        and its `tokens`.
 
         Raises:
             ModelError: they are not such as `save` writes.
         """
         try:
             backwards, order = (np.load(folder / name, "r", allow_pickle=False) for name in (BACKWARDS, ORDER))
-        except (OSError, ValueError) as cause:
-            what = f"its corpus cannot be read ({str(cause).splitlines()[0][:120]})"
-            raise ModelError(what, fix="run kind: draft again", file=str(folder)) from cause
+        except (OSError, ValueError, EOFError) as cause:
+            why = next(iter(str(cause).splitlines()), type(cause).__name__)[:120]
+            raise _unsound(folder, f"cannot be read ({why})") from cause
         sound = backwards.dtype in (np.dtype(">u2"), np.dtype(">u4")) and order.dtype == np.uint32
         if not sound or backwards.shape != order.shape or order.ndim != 1 or not len(order):
-            raise ModelError("its corpus is none", fix="run kind: draft again", file=str(folder))
+            raise _unsound(folder, "is none")
+        if said.get("tokens") != len(order):
+            raise _unsound(folder, f"has {len(order)} tokens, and draft.json says {said.get('tokens')!r:.40}")
         if int(order.max()) >= len(order):
-            raise ModelError("its corpus names places that it has not", fix="run kind: draft again", file=str(folder))
+            raise _unsound(folder, "names places that it has not")
+        words = said.get("words")
+        if not isinstance(words, int) or (most := _largest(backwards)) >= words:
+            held = f"holds token {most}" if isinstance(words, int) else "is of no vocabulary"
+            raise _unsound(folder, f"{held}, and draft.json says words: {words!r:.40}")
         return Corpus(backwards, order)
 
     def follows(self, text: Sequence[int], count: int, least: int = 1) -> Next:
@@ -188,6 +197,19 @@ class Corpus:
         if sys.byteorder == "little":
             made.byteswap()
         return made
+
+
+def _unsound(folder: Path, what: str) -> ModelError:
+    return ModelError(f"its corpus {what}", fix="run kind: draft again", file=str(folder))
+
+
+def _largest(backwards: NDArray[Any]) -> int:
+    """The largest token, the marks between texts left out; -1 where all are marks."""
+    mark, most = np.iinfo(backwards.dtype).max, -1
+    for at in range(0, len(backwards), CHUNK):
+        part = backwards[at : at + CHUNK]
+        most = max(most, int(part.max(initial=0, where=part != mark)) if (part != mark).any() else -1)
+    return most
 
 
 def _same(one: bytes, other: bytes) -> int:
