@@ -50,9 +50,7 @@ def new_head(loaded: Loaded, train: Prepared, words: int, taps: Sequence[int], s
     """
     causal = causal_of(loaded.model)
     layers, whole = int(causal.config.get_text_config().num_hidden_layers), causal.get_output_embeddings()
-    if wrong := [tap for tap in taps if not 1 <= tap <= layers]:
-        what = f"{wrong[0]} is none of the model's {layers} layers"
-        raise RecipeError(what, fix=f"give numbers from 1 to {layers}", key="drafter.taps")
+    check_taps(taps, layers)
     ids = frequent(train, min(words, len(whole.weight)), len(whole.weight))
     torch.manual_seed(seed)
     head = DraftHead(shape_for(loaded.model, len(ids), taps), causal.get_input_embeddings(), ids)
@@ -67,6 +65,13 @@ def new_head(loaded: Loaded, train: Prepared, words: int, taps: Sequence[int], s
         for linear in (head.o, head.down):
             nn.init.zeros_(linear.weight)
     return head
+
+
+def check_taps(taps: Sequence[int], layers: int) -> None:
+    """Raises: RecipeError: one is none of a model's `layers`."""
+    if wrong := [tap for tap in taps if not 1 <= tap <= layers]:
+        what = f"{wrong[0]} is none of the model's {layers} layers"
+        raise RecipeError(what, fix=f"give numbers from 1 to {layers}", key="drafter.taps")
 
 
 def frequent(train: Prepared, count: int, words: int) -> Tensor:

@@ -31,10 +31,10 @@ def student_of(loaded: Loaded, kept: int | Sequence[int], width: int | None, see
         ModelError: its family cannot be narrowed, or has layers of several kinds that cannot be laid so.
     """
     model, own = loaded.model, len(layers(loaded.model))
-    chosen = _chosen(kept, own)
+    chosen = picked(kept, own)
     config = _shorter(model.config, chosen, own)
     if width is not None:
-        _narrow(config.get_text_config(), width)
+        narrow(config.get_text_config(), width)
     torch.manual_seed(seed)
     weight = next(model.parameters())
     made: Any = type(model)(config).to(weight.device, weight.dtype)
@@ -47,8 +47,12 @@ def student_of(loaded: Loaded, kept: int | Sequence[int], width: int | None, see
     return made.eval()
 
 
-def _chosen(kept: int | Sequence[int], own: int) -> list[int]:
-    """Which layers."""
+def picked(kept: int | Sequence[int], own: int) -> list[int]:
+    """Which of a model's `own` layers.
+
+    Raises:
+        RecipeError: it has no such layers.
+    """
     if isinstance(kept, int):
         if kept >= own:
             what = f"{kept} layers are not fewer than the {own} of the model"
@@ -89,7 +93,7 @@ def _check(model: Any, made: Any, chosen: Sequence[int]) -> None:
             raise ModelError(what, fix="keep layers of each kind in their order", key="drafter.layers")
 
 
-def _narrow(text: Any, width: int) -> None:
+def narrow(text: Any, width: int) -> None:
     """All sizes in the proportion of the width; heads stay as wide as they are.
 
     Raises:

@@ -28,7 +28,7 @@ From = Annotated[str, typer.Option(help="engine, transformers, or more of it: '{
 Quant = Annotated[str, typer.Option(help="How the weights are held, such as bnb_nf4.")]
 Tensor = Annotated[int | None, typer.Option(min=1, help="Processes that hold the model together.")]
 Placed = Annotated[str, typer.Option(help="auto, or where its layers lie: '{cuda:0: 10GiB, cpu: 20GiB}'.")]
-Drafted = Annotated[str, typer.Option(help=SPECULATION)]
+Drafted = Annotated[str | None, typer.Option(help=SPECULATION)]
 Code = Annotated[bool, typer.Option("--allow-code", help="Run code that the model's folder brings.")]
 
 
@@ -50,7 +50,7 @@ def generate(
     quant: Quant = "",
     tensor: Tensor = None,
     placement: Placed = "",
-    speculation: Drafted = "",
+    speculation: Drafted = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text itself, all of it plain.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")
@@ -91,7 +91,7 @@ def chat(
     quant: Quant = "",
     tensor: Tensor = None,
     placement: Placed = "",
-    speculation: Drafted = "",
+    speculation: Drafted = None,
     allow_code: Code = False,
 ) -> None:
     """Talk with a model in the terminal; an empty line ends it, /help lists what else there is."""

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from llmkit.core.convert import spelled
+from llmkit.core.errors import RecipeError
 from llmkit.core.hints import kind_of, options
 from llmkit.core.scalars import Origin, Value
 from llmkit.core.wording import Report
@@ -34,6 +35,9 @@ def speculation_of(said: str) -> Any:
     Raises:
         RecipeError: it is none of these.
     """
+    if not said.strip() or re.fullmatch(r"\w+:\s*", said):
+        what = f"{said.strip()} is empty after its colon" if said.strip() else "is empty"
+        raise RecipeError(what, fix="use ngram, or KIND:WHAT as in head:runs/head", key="--speculation")
     origin, found = Origin("command line"), KEYED.fullmatch(said)
     if found is None:
         made = tree_of(said, "--speculation")

@@ -351,6 +351,13 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
+def _verb(context: Any) -> str:
+    """The words of a verb, as they are typed before its flags."""
+    if context is None or context.parent is None:
+        return ""
+    return f"{_verb(context.parent)}{context.info_name} "
+
+
 def _guarded(words: list[str], debug: bool) -> int:
     try:
         # not app(words): that puts typer's own hook in the place of ours
@@ -361,8 +368,7 @@ def _guarded(words: list[str], debug: bool) -> int:
             usage.show()
             return 2
         context = getattr(usage, "ctx", None)
-        verb = f"{context.info_name} " if context is not None and context.parent is not None else ""
-        return say([Problem(usage.format_message().rstrip("."), f"see llmkit {verb}--help")], 2)
+        return say([Problem(usage.format_message().rstrip("."), f"see llmkit {_verb(context)}--help")], 2)
     except (typer.Abort, KeyboardInterrupt):
         return say([INTERRUPTED], 75)
     except LlmkitError as error:

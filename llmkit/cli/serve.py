@@ -44,7 +44,7 @@ def serve(
     exact: Annotated[bool, typer.Option("--exact", help="Answers that depend on no others, or refuse.")] = False,
     tensor: Annotated[int | None, typer.Option(min=1, help="Processes that hold the model together.")] = None,
     placement: Annotated[str, typer.Option(help="auto, or where its layers lie: '{cuda:0: 10GiB, cpu: 20GiB}'.")] = "",
-    speculation: Annotated[str, typer.Option(help=SPECULATION)] = "",
+    speculation: Annotated[str | None, typer.Option(help=SPECULATION)] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Answers that wait or are made, at most.")] = None,
     record: Annotated[str, typer.Option(metavar="FOLDER", help="Where requests.jsonl goes.")] = "",
     allow_code: Annotated[bool, typer.Option("--allow-code", help="Run code that the model's folder brings.")] = False,
@@ -62,7 +62,7 @@ def serve(
     given |= {"bounds.length": max_length, "engine.cache.size": cache_size, "engine.cache.precision": cache_precision}
     given |= {"engine.cache.memory": memory, "most_adapters": most_adapters, "engine.exact": exact or None}
     given |= {"engine.tensor": tensor, "engine.placement": tree_of(placement, "--placement") if placement else ""}
-    given |= {"engine.speculation": speculation_of(speculation) if speculation else ""}
+    given |= {"engine.speculation": "" if speculation is None else speculation_of(speculation)}
     node = _node(model, recipe, {key: value for key, value in given.items() if value not in ("", None)})
     if not Path(model).is_dir():
         resolve(node.model)  # a name that is none is told before the heavy imports

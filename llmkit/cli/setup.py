@@ -33,8 +33,10 @@ def recipes(name: str) -> None:
     """Lists recipes with the comment that each begins with, or copies one."""
     found = shipped.recipes()
     if not name:
+        wide = max(map(len, found))
         for short, path in found.items():
-            sys.stdout.write(f"{short:28} {path.read_text().splitlines()[0].removeprefix('# ')}\n")
+            first = path.read_text().splitlines()[0].removeprefix("# ")
+            sys.stdout.write(f"{short:{wide}}  {first.split('. ')[0]}\n")
         return
     if name not in found:
         near = difflib.get_close_matches(name, found, 1, 0.5)

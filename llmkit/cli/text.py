@@ -44,7 +44,7 @@ class Asking:
     code: bool = False
     tensor: int | None = None
     placement: str = ""
-    speculation: str = ""
+    speculation: str | None = None
     adapters: Mapping[str, str] = field(default_factory=dict)
     """Others beside the model: name -> folder."""
 
@@ -70,7 +70,7 @@ class Asking:
         """
         generator = tree_of(self.generator, "--generator")
         placement = tree_of(self.placement, "--placement") if self.placement else None
-        speculation = speculation_of(self.speculation) if self.speculation else None
+        speculation = None if self.speculation is None else speculation_of(self.speculation)
         how: dict[str, Any] = {"quant": self.quant or None, "generator": generator, "tensor": self.tensor}
         how |= {"placement": placement, "speculation": speculation}
         asked = Opened(model=ModelRef(name=self.model), **how)  # what is wrong is told before the heavy imports

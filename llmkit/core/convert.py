@@ -181,7 +181,8 @@ def spelled(nodes: list[Any], value: Value) -> Value:
         kind, name = kind_of(node), getattr(node, "_keyed", "")
         if name and kind in value.held and not {"kind", name} & set(value.held):
             origin, rest = value.keys.get(kind, value.origin), {k: v for k, v in value.held.items() if k != kind}
-            held = {"kind": Value(kind, origin), name: value.held[kind], **rest}
+            said = {} if wrapped(value.held[kind]).is_null else {name: value.held[kind]}
+            held = {"kind": Value(kind, origin), **said, **rest}
             return dataclasses.replace(value, held=held, keys={**value.keys, "kind": origin, name: origin})
     return value
 

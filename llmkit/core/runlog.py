@@ -139,9 +139,24 @@ def _taken(log: RunLog) -> Iterator[None]:
             alone = len(kept) < len(logger.handlers) and not logger.propagate
             level = logging.WARNING if logger.name in LIBRARIES else logger.level
             _change(undo, logger, [*kept, log] if alone else kept, logger.propagate, level)
+        _late(undo, log)
         warnings.filterwarnings("default", module="|".join(LIBRARIES))
         warnings.showwarning = _warned
         yield
+
+
+def _late(undo: ExitStack, log: RunLog) -> None:
+    """DeepSpeed's logger gets a handler of its own, to standard output, when another library imports it midway."""
+    logger = logging.getLogger("DeepSpeed")
+
+    def taken(record: logging.LogRecord) -> bool:
+        if all(type(handler) is not logging.StreamHandler for handler in logger.handlers):
+            return True
+        log.handle(record)
+        return False
+
+    logger.addFilter(taken)
+    undo.callback(logger.removeFilter, taken)
 
 
 def _loggers() -> list[logging.Logger]:

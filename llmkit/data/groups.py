@@ -96,16 +96,17 @@ def grouped(
     aside: Callable[[BadRow], None] | None = None,
     least: int = 1,
     written: Written = Renderer.render,
+    counted: str = "rows",
 ) -> Groups:
     """All examples of `sources`, at least `least` of them; `written` makes of a row the text that a completion is the
-    trained part of.
+    trained part of, `counted` the key of `batch` that says how many a step has.
 
     Raises:
         DataError: a row cannot be read, too many are unusable, or too few are left.
     """
     renderer, strict = Renderer(tokenizer), data.on_bad_row == "error" or aside is None
     law = Law(data, {}, bool(data.sources("valid")), strict)
-    tally = Tally(data, Counter[str](), aside, lint=law.lint(renderer))
+    tally = Tally(data, Counter[str](), aside, lint=law.lint(renderer), counted=counted)
     made, begins = list[_Example](), [0]
     for source in sources:
         made += _examples(source, tally, renderer, written)

@@ -32,6 +32,8 @@ class Tally:
     aside: Callable[[BadRow], None] | None = None
     first: str = ""
     lint: Lint | None = None
+    counted: str = "rows"
+    """The key of `batch` that says how many examples a step has."""
 
     def broken(self, bad: DataError) -> None:
         """A row that cannot be read."""
@@ -70,7 +72,7 @@ class Tally:
             )
         if kept < least:
             what = f"{kept} examples do not fill one step of {least}" + (f" ({table})" if table else "")
-            raise DataError(what, fix=f"set batch.rows={kept}", key=key)
+            raise DataError(what, fix=f"set batch.{self.counted}={kept}", key=key)
 
 
 def readable(sources: Sequence[Readable], tally: Tally) -> Iterator[tuple[Raw, Mapping[str, Any]]]:

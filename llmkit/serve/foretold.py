@@ -52,12 +52,18 @@ async def predicted(service: Service, fields: Fields) -> tuple[int, ...]:
 
 
 def category(fields: Fields) -> str:
-    """`metadata.category`: the kind of work that a request is counted with."""
+    """`metadata.category`: the kind of work that a request is counted with.
+
+    Raises:
+        Refusal: `metadata` is no object of texts.
+    """
     said: Any = fields.get("metadata")
-    named = said.get("category") if isinstance(said, dict) else None
+    if said is not None and not (isinstance(said, dict) and all(isinstance(value, str) for value in said.values())):
+        raise wrong(fields.name("metadata"), "is not an object of texts")
+    named = None if said is None else said.get("category")
     if named in (None, ""):
         return NONE
-    return named if isinstance(named, str) and len(named) <= LETTERS and named.isprintable() else OTHER
+    return str(named) if len(named) <= LETTERS and named.isprintable() else OTHER
 
 
 class Categories:

@@ -75,9 +75,10 @@ class Draft(Training):
         return self.drafter.larger_is_better.get(metric)
 
     def needs(self, device: str) -> None:
-        """What is not trained asks nothing of a device."""
+        """What is not trained asks nothing of a device; what is made must be one for this model."""
         if self.trained:
             super().needs(device)
+            self.drafter.fits(self)
 
     def run(self, run: Run) -> Artifact:
         """Makes what drafts, and leaves it in `model/` with the manifest and the report."""

@@ -35,7 +35,8 @@ class Distilled(Maker):
     kind: Literal["distilled"] = "distilled"
     answers: Answers = Own()
     layers: int | tuple[int, ...] = setting(default=4, least=1)
-    """How many of the model's layers it is made of, from the first to the last, or which (from 0 on)."""
+    """How many of the model's layers it is made of, from the first to the last, or which (from 0 on):
+    in any order, each once."""
     width: int | None = setting(default=None, least=2)
     """Of its hidden states, where they are narrower than the model's: then its layers begin at random, and its
     embeddings as the model's in their main directions."""
@@ -55,6 +56,14 @@ class Distilled(Maker):
                 yield Conflict(f"drafter.{key}", what, f"drop drafter.{key}", "drafter.start")
         if self.layers == ():
             yield Conflict("drafter.layers", "names no layer", "give how many, or which")
+        if not isinstance(self.layers, int) and len(set(self.layers)) < len(self.layers):
+            yield Conflict("drafter.layers", "names a layer twice", "name each once")
+
+    def fits(self, stage: Draft, fetch: bool = False) -> None:
+        """The model has such layers, and is wider; what is to start from has its tokens."""
+        from llmkit.stages.draft_fits import check_distilled
+
+        check_distilled(self, stage.model, fetch)
 
     def cost(self, shape: Shape) -> Cost:
         """Its weights."""

@@ -34,7 +34,7 @@ class HeadDrafter(Maker):
     """Words that it drafts: those that are most often in the answers. Fewer are faster; others are never drafted."""
     taps: tuple[int, ...] = ()
     """Which hidden states it reads: the output of the i-th layer, from 1 on; of the last one after the model's norm.
-    Left out: the second layer's, the middle one's and the last one's."""
+    In any order, each once; left out: the second layer's, the middle one's and the last one's."""
     depth: int = setting(default=4, least=1, most=16)
     """Drafts in turn that it learns, each after its own outputs (training-time test)."""
     loss: DraftLoss = SoftEntropy()
@@ -50,6 +50,14 @@ class HeadDrafter(Maker):
         for key in ("vocabulary", "taps"):
             if self.start is not None and getattr(self, key) != getattr(HeadDrafter(), key):
                 yield Conflict(f"drafter.{key}", "is that of the head that it starts from", "drop it", "drafter.start")
+        if len(set(self.taps)) < len(self.taps):
+            yield Conflict("drafter.taps", "names a layer twice", "name each once")
+
+    def fits(self, stage: Draft, fetch: bool = False) -> None:
+        """The model has such layers; what is to start from can read them."""
+        from llmkit.stages.draft_fits import check_head
+
+        check_head(self, stage.model, fetch)
 
     def cost(self, shape: Shape) -> Cost:
         """Its layer and output layer, with the model's own rows of its words. Of a text its layer is kept once for each

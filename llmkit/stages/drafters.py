@@ -41,6 +41,9 @@ class Maker:
         """What of the stage contradicts it."""
         return iter(())
 
+    def fits(self, stage: Draft, fetch: bool = False) -> None:
+        """Sees to it that it can be made for the stage's model, where that is here or may be fetched."""
+
     def run(self, stage: Draft, run: Run) -> Artifact:
         """Makes it."""
         from llmkit.stages.build_training import train
@@ -63,6 +66,8 @@ class Maker:
         """The same with the model's own answers."""
         if isinstance(self.answers, Given):
             return prepared
+        if key == "data.train":
+            self.fits(stage, fetch=True)  # before the work
         from llmkit.stages.answers import own_answers
 
         longest = stage.data.max_length

@@ -158,7 +158,8 @@ class Preference(Training):
         """
         from llmkit.data.groups import grouped
 
-        made = grouped(sources, self.data, tokenizer, key, aside, least)
+        counted = "rows" if self.batch.pairs is None else "pairs"
+        made = grouped(sources, self.data, tokenizer, key, aside, least, counted=counted)
         made.check_offers(1 if isinstance(self.loss, Kto) else 2, self.loss.kind, key)
         return made
 

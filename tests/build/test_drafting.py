@@ -165,3 +165,14 @@ def test_the_size_of_the_cache_is_given_once(kind: str, tiny: Any, tmp_path: Any
         stores = [llm.engine.runner.store, drafter.store]
         assert sum(sum(store.bytes.values()) for store in stores) <= 1 << 20
         assert stores[0].blocks == stores[1].blocks == llm.engine.scheduler.blocks.count
+
+
+def test_what_says_no_more_than_half_is_refused() -> None:
+    for said, why in (
+        ("", "--speculation: is empty"),
+        (" ", "--speculation: is empty"),
+        ("ngram:", "--speculation: ngram: is empty after its colon"),
+        ("{head: null}", "path: is missing; fix: add path"),
+    ):
+        with pytest.raises(RecipeError, match=why):
+            OwnEngine(speculation=speculation_of(said))

@@ -238,3 +238,15 @@ def test_what_a_library_warns_of_is_on_no_screen_but_in_the_log(kind, tmp_path):
             warned()
     assert len(shown) == 1
     assert (tmp_path / "run.log").read_text().count("a key is missing") == 1
+
+
+def test_a_library_that_gets_its_handler_midway_is_in_the_log_too(tmp_path, capsys):
+    late = logging.getLogger("DeepSpeed")
+    before = late.handlers, late.propagate, late.filters
+    with run_log(tmp_path, str):
+        late.propagate = False
+        late.addHandler(logging.StreamHandler(sys.stdout))
+        late.warning("no accelerator")
+    assert capsys.readouterr().out == ""
+    assert [line for line in lines(tmp_path) if "DeepSpeed" in line] == [("WARNING", "DeepSpeed", "no accelerator")]
+    assert (late.handlers, late.propagate, late.filters) == before

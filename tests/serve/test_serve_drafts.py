@@ -19,9 +19,11 @@ from llmkit.serve.bench.drive import drive
 from llmkit.serve.bench.http import Endpoint
 from llmkit.serve.bench.load import Load, from_file, repeated
 from llmkit.serve.bench.summary import summary
-from llmkit.serve.foretold import Categories
+from llmkit.serve.fields import Fields
+from llmkit.serve.foretold import Categories, category
 from llmkit.serve.messages import request_in, request_out
 from llmkit.serve.node import Bounds
+from llmkit.serve.refusal import Refusal
 from llmkit.serve.remote import Remote
 from tests.serve.conftest import Running
 
@@ -120,8 +122,8 @@ def test_a_prediction_that_is_none_is_refused(drafting: Any) -> None:
 
 def test_metrics_count_drafts_by_place_and_by_category(drafting: Any) -> None:
     before = counted(drafting)
-    for category in ("copy", "copy", "other work", "third", "x" * 65, "a\nb", 3, ""):
-        post(drafting, metadata={"category": category, "else": 1}, **REPEATS)
+    for name in ("copy", "copy", "other work", "third", "x" * 65, "a\nb", "\x7f", ""):
+        post(drafting, metadata={"category": name, "else": "1"}, **REPEATS)
     post(drafting, "/v1/responses", input="a", metadata={"category": "copy"}, max_output_tokens=2)
     after = counted(drafting)
 
@@ -204,3 +206,9 @@ def test_a_drafter_that_failed_is_told_of_once_and_counted(
     assert [vars(record)["why"] for record in caplog.records] == [why]
     monkeypatch.setitem(drafting.service.engine.stats, "fallen", (why,))
     assert counted(drafting)[name] == 1
+
+
+@pytest.mark.parametrize("said", [3, "copy", ["copy"], {"category": 3}, {"else": {}}])
+def test_metadata_that_is_no_object_of_texts_is_refused(said: Any) -> None:
+    with pytest.raises(Refusal, match="metadata: is not an object of texts"):
+        category(Fields({"metadata": said}))

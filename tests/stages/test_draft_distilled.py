@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmkit import LLM, Draft, Sampling, run
 from llmkit.core.artifact import Artifact
 from llmkit.core.console import Console
-from llmkit.core.errors import DataError, ModelError, RecipeError
+from llmkit.core.errors import DataError, LlmkitError, ModelError, RecipeError
 from llmkit.models import drafts
 from llmkit.stages.draft_distilled import Distilled
 from llmkit.stages.draft_students import leave
@@ -170,6 +170,7 @@ def test_what_contradicts_is_refused(teacher: Path, asked: Path, tmp_path: Path)
         ({"quant": "bnb_nf4"}, "quant.kind: contradicts kind: .* weights as they are; fix: drop quant"),
         ({"drafter": {"kind": "distilled", "layers": 2, "start": "x"}}, "drafter.layers: contradicts drafter.start"),
         ({"drafter": {"kind": "distilled", "layers": []}}, "drafter.layers: names no layer"),
+        ({"drafter": {"kind": "distilled", "layers": [0, 0]}}, "drafter.layers: names a layer twice"),
         ({"data": {"train": [source], "packing": "none"}}, "data.packing: contradicts drafter.kind"),
     ):
         with pytest.raises(RecipeError, match=why):
@@ -177,3 +178,28 @@ def test_what_contradicts_is_refused(teacher: Path, asked: Path, tmp_path: Path)
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(DataError, match="data.train: holds no rows"):
         go(node(teacher, tmp_path / "empty.jsonl", tmp_path / "run"))
+
+
+def test_what_its_model_has_not_is_refused_before_anything_is_answered(
+    teacher: Path, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(*_: Any) -> None:
+        raise AssertionError("the model is asked")
+
+    monkeypatch.setattr("llmkit.stages.answers.own_answers", answer)
+    wide = make_tokenizer()
+    wide.add_tokens(["<new>"])
+    shutil.copytree(teacher, tmp_path / "wide")
+    wide.save_pretrained(tmp_path / "wide")
+    for more, why in (
+        ({"layers": 3}, "drafter.layers: 3 layers are not fewer than the 3 of the model"),
+        ({"layers": [-1]}, "drafter.layers: -1 is none of the 3 layers of the model"),
+        ({"width": 4096}, "drafter.width: 4096 is no width between"),
+        ({"start": str(tmp_path / "wide")}, r"drafter.start: .* has another vocabulary: 365 tokens, not 364"),
+        ({"kind": "head", "taps": [9]}, "drafter.taps: 9 is none of the model's 3 layers"),
+    ):
+        layers = {} if "start" in more or "kind" in more else {"layers": 2}
+        stage = node(teacher, asked, tmp_path / "run", drafter={"kind": "distilled"} | layers | more)
+        for refused in (lambda stage=stage: stage.needs("cpu"), lambda stage=stage: stage.drafter.fits(stage, True)):
+            with pytest.raises(LlmkitError, match=why):
+                refused()

@@ -30,6 +30,8 @@ def speculation(said: Asked, only: str, as_json: bool) -> int:
     wanted = [name for name in only.split(",") if name] or [name for name in PARTS if said.model or name != "model"]
     if unknown := [name for name in wanted if name not in PARTS]:
         raise RecipeError(f"{unknown[0]} is no part of this proof", fix=f"use --only {','.join(PARTS)}")
+    if "model" in wanted and not said.model:
+        raise RecipeError("the part model needs one", fix="name a model: llmkit prove speculation MODEL --only model")
     quiet_libraries()
     if said.model and "model" in wanted:
         resolve(ModelRef(name=said.model))  # a name that is none is told before anything takes its time
