@@ -95,7 +95,10 @@ def _listed(hint: Any, value: Value) -> str:
 
 
 def _written_out(nodes: list[Any], value: Value) -> str:
-    """The mapping that a bare path is short for, where it ends like the files of one of the kinds."""
+    """The mapping that a bare word is short for: a path that ends like the files of one of the kinds, or KIND:WHAT."""
+    kind, colon, what = value.held.partition(":") if isinstance(value.held, str) else ("", "", "")
+    if colon and what and any(kind_of(node) == kind and hasattr(node, "_keyed") for node in nodes):
+        return f"{{{kind}: {what.strip()}}}"
     for node in filter(dataclasses.is_dataclass, nodes):
         if isinstance(value.held, str) and "path" in hints(node) and value.held.endswith(f".{kind_of(node)}"):
             return f"{{kind: {kind_of(node)}, path: {value.origin.written or value.held}}}"

@@ -27,6 +27,7 @@ def judged(
     key: str = "data.train",
     aside: Callable[[BadRow], None] | None = None,
     least: int = 1,
+    counted: str = "rows",
 ) -> Groups:
     """All examples of `sources`, at least `least` of them: prompts with their answers, of which `per["length"]` says
     how many tokens each has.
@@ -34,7 +35,7 @@ def judged(
     Raises:
         DataError: a row cannot be read, too many are unusable, or too few are left.
     """
-    return at_ends(grouped(sources, data, tokenizer, key, aside, least, whole), padding(tokenizer))
+    return at_ends(grouped(sources, data, tokenizer, key, aside, least, whole, counted), padding(tokenizer))
 
 
 def whole(renderer: Renderer, row: Row) -> Rendered:

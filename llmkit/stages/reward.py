@@ -129,7 +129,8 @@ class Reward(Training):
         if self.by_steps:
             how = Steps(self.separator, self.threshold)
             return stepwise(sources, self.data, tokenizer, how, key, aside, least)
-        return judged(sources, self.data, tokenizer, key, aside, least)
+        counted = "rows" if self.batch.pairs is None else "pairs"
+        return judged(sources, self.data, tokenizer, key, aside, least, counted)
 
     def head(self, train: Prepared) -> Head:
         """One number for answers, the two classes of steps."""

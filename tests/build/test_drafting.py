@@ -176,3 +176,10 @@ def test_what_says_no_more_than_half_is_refused() -> None:
     ):
         with pytest.raises(RecipeError, match=why):
             OwnEngine(speculation=speculation_of(said))
+
+
+def test_in_a_recipe_the_short_way_of_the_command_line_is_told_as_a_mapping() -> None:
+    with pytest.raises(
+        RecipeError, match=r"'head:runs/head' is no kind of speculation; fix: write \{head: runs/head\}"
+    ):
+        OwnEngine(speculation="head:runs/head")

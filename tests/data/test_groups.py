@@ -164,3 +164,11 @@ def test_hh_rlhf_is_read_as_conversations(tmp_path):
     for index in range(20):
         (prompt, *_), _ = parts(made, index)
         assert "<|im_start|>user" in prompt
+
+
+def test_a_step_that_is_not_filled_names_the_key_that_says_how_large_it_is(tmp_path):
+    path = tmp_path / "few.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "chosen": "hello", "rejected": "world"}) + "\n")
+    data = Data(train=({"kind": "jsonl", "path": str(path)},))
+    with pytest.raises(DataError, match=r"1 examples do not fill one step of 4; fix: set batch\.pairs=1"):
+        grouped(data.train, data, TOKENIZER, least=4, counted="pairs")
