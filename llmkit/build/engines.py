@@ -102,7 +102,7 @@ def _engine(
 def _sources(asked: Speculation, drafting: Drafting) -> list[Source]:
     """Who drafts; beside one that takes time what is found by looking back, which takes next to none."""
     nodes = [Ngram(), asked] if asked.lookup else [asked]
-    return [Source(node.drafter(drafting), node.tokens, node.kind) for node in nodes]
+    return [Source(node.drafter(drafting), node.tokens, node.kind, drafting.words) for node in nodes]
 
 
 def check_engine(loaded: Loaded) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from llmkit_kernels.build import lacks
@@ -19,9 +20,14 @@ from llmkit.cli.speculation.ways import asked
 from llmkit.inference.request import Request
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.sequence import Sequence as Text
+from llmkit.inference.speculation.automaton import Automaton
+from llmkit.inference.speculation.branched import Branched
+from llmkit.inference.speculation.corpus import Corpus, indexed
 from llmkit.inference.speculation.drafter import Ask, Draft
 from llmkit.inference.speculation.model import Small
 from llmkit.inference.speculation.ngram import Lookup
+from llmkit.inference.speculation.recycled import Recycled
+from llmkit.inference.speculation.retrieval import Retrieval
 from llmkit.inference.speculation.source import SELDOM, Source
 from llmkit.inference.speculation.speculator import Speculator
 from llmkit.inference.steer import Rules, Steer
@@ -156,3 +162,60 @@ def test_what_is_free_and_keeps_nothing_takes_next_to_no_time() -> None:
 def test_what_is_free_and_right_or_takes_no_time_is_asked_always() -> None:
     assert asked_of(Timed(0.001, right=True), 50, step=0.01) == 50
     assert asked_of(Timed(0.0, right=False), 50, step=0.05) == 50
+
+
+class Slow(Lookup):
+    """Reads a token in a millisecond: a prompt of 200 in two steps."""
+
+    def _read(self, one: Text) -> Automaton:
+        known = self.texts.get(one)
+        time.sleep((len(one.tokens) - (0 if known is None else len(known.text))) * 0.001)
+        return super()._read(one)
+
+
+WAYS: dict[str, Callable[[Lookup], Any]] = {
+    "alone": lambda own: own,
+    "with branches": lambda own: Branched(own, Recycled(500, 2)),
+    "beside a corpus": lambda own: Retrieval(Corpus(*indexed([np.array([490, 491], np.int32)], 500)), own),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_to_read_a_prompt_is_no_cost_of_the_drafts_after_it(way: str) -> None:
+    own = Slow(500)
+    source, rested = Source(WAYS[way](own), 4), 0
+    one = Text(Request("", tuple(range(200)), Sampling(max_tokens=9999)), 0, [*range(200), 400], cached=200)
+    speculator, steer = Speculator([source]), Steer(Rules(one.request, ()), [])
+    for at in range(40):
+        speculator.propose([one], lambda _: steer, 64, 0)
+        speculator.costs.see(1 + len(one.drafts), 0.1)
+        one.drafts = []
+        one.tokens.append(401 + at)  # never what was drafted
+        one.cached += 1
+        rested += source.rested
+    assert not rested and len(own.texts[one].text) == 240 and not speculator.fallen
+
+
+WRONG = {
+    "a token of another vocabulary": Draft([3, 50], [0, 0]),
+    "a negative token": Draft([-1], [0]),
+    "a class that is none": Draft([3], [1]),
+    "fewer classes than tokens": Draft([3, 4], [0]),
+    "a parent that comes later": Draft([3, 4], [0, 0], [1, -1]),
+    "fewer parents than tokens": Draft([3, 4], [0, 0], [-1]),
+    "twins": Draft([3, 3], [0, 0], [-1, -1]),
+}
+
+
+@pytest.mark.parametrize("which", WRONG)
+def test_one_that_drafts_what_cannot_be_is_given_up(which: str) -> None:
+    class Odd(Timed):
+        def draft(self, asks: Sequence[Ask]) -> list[Draft]:
+            return [WRONG[which] for _ in asks]
+
+    one = Text(Request("", (1,), Sampling(max_tokens=99)), 0, [1, 1], cached=1)
+    sources = [Source(Timed(0, True), 4, words=50), Source(Odd(0, True), 4, "odd", 50)]
+    speculator, steer = Speculator(sources, fixed=True), Steer(Rules(one.request, ()), [])
+    speculator.propose([one], lambda _: steer, 64, 0, trees=True)
+    assert one.drafts == [1] and [source.name for source in speculator.sources] == ["Timed"]
+    assert speculator.fallen[0].startswith("odd: ValueError (tree.py:")

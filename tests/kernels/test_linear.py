@@ -124,3 +124,15 @@ def test_a_gated_product_is_to_the_bit_what_its_parts_give(rows, size, out):
     assert gated(x[:0], gate, up).shape == (0, out)
     with pytest.raises(ValueError, match="do not go together|does not go with"):
         gated(x, gate, drawn(out + 1, size))
+
+
+def test_what_torch_makes_by_default_changes_nothing():
+    """transformers sets it for the whole process while it loads a model."""
+    x, weight, other = drawn(3, 48), drawn(17, 48, seed=1), drawn(17, 48, seed=2)
+    want = linear(x, weight), gated(x, weight, other), linear(x[:1], weight)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        made = linear(x, weight), gated(x, weight, other), linear(x[:1], weight)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(a.dtype == torch.float32 and a.equal(b) for a, b in zip(made, want, strict=True))

@@ -304,3 +304,18 @@ def test_queries_and_keys_are_turned_to_the_bit_as_torch_turns_them(size: int, d
     half = World((40, 7), size, size, dtype=torch.bfloat16).held
     with pytest.raises(ValueError, match="of this precision"):
         paged.attend(q, k, v, half, laid, 0.3, turn=(cos, sin))
+
+
+@pytest.mark.parametrize("kept", [torch.float32, torch.int8])
+def test_what_torch_makes_by_default_changes_nothing(kept: torch.dtype) -> None:
+    """transformers sets it for the whole process while it loads a model."""
+    want = World((21, 9), dtype=kept).step([(0, 0, 21), (1, 0, 9)])
+    world = World((21, 9), dtype=kept)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        made = world.step([(0, 0, 21), (1, 0, 9)])
+        scales = Held.made(2, 16, (2, 8, 8), torch.int8, torch.device("cpu")).key_scales
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert scales is not None and scales.dtype == torch.float32
+    assert all(a.dtype == torch.float32 and a.equal(b) for a, b in zip(made, want, strict=True))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ctypes import c_float, c_int, c_int64, c_void_p
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any, cast
 
 import torch
@@ -63,8 +63,8 @@ class _Causal(torch.autograd.Function):
         q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
         heads, tokens, size = q.shape
         ctx.full = sum(end - start for start, end in segments) == tokens
-        out = (torch.empty if ctx.full else torch.zeros)(tokens, heads, v.shape[2])
-        lse = torch.empty(heads, tokens)
+        out = (torch.empty if ctx.full else torch.zeros)(tokens, heads, v.shape[2], dtype=torch.float32, device="cpu")
+        lse = torch.empty(heads, tokens, dtype=torch.float32, device="cpu")
         longest = max((end - start for start, end in segments), default=0)
         shape = (longest, len(segments), tokens, heads, heads // k.shape[0], size, v.shape[2], window, scale)
         table, steps = _table(segments), torch.tensor([x.stride(i) for x in (q, k, v) for i in (0, 1)])
@@ -78,9 +78,10 @@ class _Causal(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         heads, tokens, size = q.shape
-        made = torch.empty if ctx.full else torch.zeros  # the kernel writes to all tokens of segments, and to no other
+        # the kernel writes to all tokens of segments, and to no other
+        made = partial(torch.empty if ctx.full else torch.zeros, dtype=torch.float32, device="cpu")
         to_q = made(tokens, heads, size)
-        to_k, to_v = (torch.empty(tokens, x.shape[0], x.shape[2]) for x in (k, v))
+        to_k, to_v = (torch.empty_like(x.transpose(0, 1), memory_format=torch.contiguous_format) for x in (k, v))
         sums = made(heads, tokens, size), made(heads, tokens, v.shape[2])
         given = (q, k, v, out, ctx.steps, lse, grad.contiguous(), to_q, to_k, to_v, *sums, ctx.table)
         _call(1, (*given, _rooms(*ctx.shape)), ctx.shape)
@@ -94,7 +95,8 @@ def _table(segments: tuple[tuple[int, int], ...]) -> Tensor:
 
 def _rooms(longest: int, *shape: Any) -> Tensor:
     """What the threads work in."""
-    return torch.empty(torch.get_num_threads(), _calls()[2](longest, shape[4], shape[5]))
+    room = _calls()[2](longest, shape[4], shape[5])
+    return torch.empty(torch.get_num_threads(), room, dtype=torch.float32, device="cpu")
 
 
 def _call(which: int, tensors: tuple[Tensor, ...], shape: tuple[Any, ...]) -> None:

@@ -43,7 +43,7 @@ def many(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) 
     """
     x, held, outs = _checked(x, weights, biases)
     rows, width, count = x.shape[0], sum(outs), len(outs)
-    y, room = torch.empty(rows, width), _room(rows, x.shape[1])
+    y, room = _empty(rows, width), _room(rows, x.shape[1])
     firsts, pointers = _pointers(held, count), c_int64 * count
     _calls()[0](
         *(x.data_ptr(), *firsts, pointers(*outs), count, y.data_ptr(), None if room is None else room.data_ptr()),
@@ -64,7 +64,7 @@ def gated(
     if outs[0] != outs[1]:
         raise ValueError(f"a gate of {outs[0]} does not go with {outs[1]}")
     rows, width = x.shape[0], outs[0]
-    y, other, room = torch.empty(rows, width), torch.empty(rows, width), _room(rows, x.shape[1])
+    y, other, room = _empty(rows, width), _empty(rows, width), _room(rows, x.shape[1])
     given = (x, held[0], held[2], held[1], held[3], y, other, room)
     addresses = (None if one is None else one.data_ptr() for one in given)
     _calls()[1](*addresses, rows, x.shape[1], width, x.stride(0), torch.get_num_threads())
@@ -92,7 +92,12 @@ def _checked(
 def _room(rows: int, ins: int) -> Tensor | None:
     """What few rows are laid across, if these are."""
     lanes = _lanes(rows)
-    return torch.empty(ins, lanes) if lanes else None
+    return _empty(ins, lanes) if lanes else None
+
+
+def _empty(*shape: int) -> Tensor:
+    """What C fills, whatever torch makes where nothing is said."""
+    return torch.empty(*shape, dtype=torch.float32, device="cpu")
 
 
 @lru_cache(256)

@@ -46,7 +46,7 @@ def _normed(x: Tensor, weight: Tensor, eps: float, over: Tensor | None) -> Tenso
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        over = torch.empty(x.numel() // x.shape[-1])
+        over = torch.empty(x.numel() // x.shape[-1], dtype=torch.float32, device="cpu")
         out = _normed(x, weight, eps, over)
         ctx.save_for_backward(x, weight, over)
         return out
@@ -57,7 +57,8 @@ class _RmsNorm(torch.autograd.Function):
         x, weight, over = ctx.saved_tensors
         grad, threads = grad.contiguous(), torch.get_num_threads()
         to_x = torch.empty_like(x)
-        to_weight = torch.zeros(threads, x.shape[-1]) if ctx.needs_input_grad[1] else None
+        shape, asked = (threads, x.shape[-1]), ctx.needs_input_grad[1]
+        to_weight = torch.zeros(shape, dtype=torch.float32, device="cpu") if asked else None
         given = [t.data_ptr() for t in (x, weight, over, grad, to_x)]
         sums = None if to_weight is None else to_weight.data_ptr()
         _calls()[1](*given, sums, len(over), x.shape[-1], threads)

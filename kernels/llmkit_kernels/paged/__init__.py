@@ -65,11 +65,13 @@ def attend(
     kept = held.keys.dtype
     q, k, v = _rows(q, torch.float32), *(_rows(x, torch.float32 if kept == torch.int8 else kept) for x in (k, v))
     count, groups = laid.slots.shape[0], heads // k.shape[0]
-    out = (torch.empty if laid.full and count == tokens else torch.zeros)(tokens, heads, v.shape[2])
+    made = torch.empty if laid.full and count == tokens else torch.zeros
+    out = made(tokens, heads, v.shape[2], dtype=torch.float32, device="cpu")
     queries = max(1, ROWS // groups)
     strides = Strides(*q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
     sinks = None if sinks is None else sinks.float().contiguous()
-    rooms = torch.empty(torch.get_num_threads(), _room(groups, size, v.shape[2], held.block, queries))
+    room = _room(groups, size, v.shape[2], held.block, queries)
+    rooms = torch.empty(torch.get_num_threads(), room, dtype=torch.float32, device="cpu")
     new = (q.data_ptr(), k.data_ptr(), v.data_ptr(), strides, out.data_ptr())
     there = (held.keys, held.values, held.key_scales, held.value_scales)
     tasks, at = laid.addresses(queries)

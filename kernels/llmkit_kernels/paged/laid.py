@@ -50,7 +50,9 @@ class Held:
             blocks, heads, lanes, columns, dtype=dtype, device=device
         )
         whole = dtype == torch.int8
-        scales = [torch.empty(blocks, heads, lanes, device=device) if whole else None for _ in range(2)]
+        scales = [
+            torch.empty(blocks, heads, lanes, dtype=torch.float32, device=device) if whole else None for _ in range(2)
+        ]
         return cls(keys, values, block, value, *scales)
 
     def resized(self, blocks: int) -> Held:

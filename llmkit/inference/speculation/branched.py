@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 
 from llmkit.inference.runner import Rows
 from llmkit.inference.scheduler import Chunk
-from llmkit.inference.speculation.drafter import Ask, Draft, Drafter
+from llmkit.inference.speculation.drafter import Ask, Draft, Drafter, Reading
 from llmkit.inference.speculation.recycled import Recycled
 
 FOUND = 0.75
@@ -36,6 +36,11 @@ class Branched:
             if each.tail is not None
         ]
         self.recycled.see(seen)
+
+    def read(self, asks: Seq[Ask]) -> None:
+        """What the other one reads."""
+        if isinstance(self.found, Reading):
+            self.found.read(asks)
 
     def draft(self, asks: Seq[Ask]) -> list[Draft]:
         """One for each."""

@@ -30,6 +30,11 @@ class Lookup:
         self.words, self.least = words, least
         self.texts: WeakKeyDictionary[Sequence, Automaton] = WeakKeyDictionary()
 
+    def read(self, asks: Seq[Ask]) -> None:
+        """All that was said so far: what takes long where it is a prompt."""
+        for ask in asks:
+            self._read(ask.sequence)
+
     def draft(self, asks: Seq[Ask]) -> list[Draft]:
         """One for each."""
         return [self._one(ask.sequence, ask.count) for ask in asks]

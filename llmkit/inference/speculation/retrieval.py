@@ -23,6 +23,10 @@ class Retrieval:
         self.classes = own.classes + len(LENGTHS) * (len(SHARES) + 1)
         """Those of the text itself first: how often a corpus is right is another thing."""
 
+    def read(self, asks: Seq[Ask]) -> None:
+        """What they have said themselves."""
+        self.own.read(asks)
+
     def draft(self, asks: Seq[Ask]) -> list[Draft]:
         """One for each."""
         drafted = zip(asks, self.own.draft(asks), strict=True)

@@ -12,7 +12,7 @@ from llmkit.inference.sequence import Sequence
 from llmkit.inference.speculation.costs import Costs
 from llmkit.inference.speculation.drafter import Ask, Draft, Drafter, Reading
 from llmkit.inference.speculation.rates import Rates
-from llmkit.inference.speculation.tree import depth
+from llmkit.inference.speculation.tree import check, depth
 
 PROBE, PROBED = 32, 2
 """Steps after which a drafter that is not worth its time is tried again, and by how many drafts."""
@@ -25,9 +25,11 @@ FRESH = 0.1
 class Source:
     """A drafter, and what is known of it."""
 
-    def __init__(self, drafter: Drafter, most: int, name: str = "") -> None:
-        """`most`: drafts of one sequence one after another; `name`: how it is called where it fails."""
+    def __init__(self, drafter: Drafter, most: int, name: str = "", words: int | None = None) -> None:
+        """`most`: drafts of one sequence one after another; `name`: how it is called where it fails; `words`: of the
+        vocabulary, None where nobody knows how many."""
         self.drafter, self.most, self.name = drafter, most, name or type(drafter).__name__
+        self.words = words
         self.rates, self.drafting = Rates(drafter.classes), Costs()
         """How often it is right; how long one level of all drafts takes (of one that is free: asking it), by how many
         sequences have one."""
@@ -65,10 +67,9 @@ class Source:
         self.rested = (self.rested + 1) % every
         return self.rested > 0
 
-    def took(self, sequences: int, seconds: float, gain: float) -> None:
-        """It was asked for so many, which took so long, and its drafts let so much more expect."""
+    def gave(self, gain: float) -> None:
+        """It was asked, and its drafts let so much more expect."""
         if self.drafter.free:
-            self.drafting.see(sequences, seconds)
             self.gain += FRESH * (max(0.0, gain) - self.gain)
 
     def chances(self, one: Sequence, draft: Draft) -> list[float]:
@@ -96,8 +97,11 @@ class Source:
             self._read(self.reading, asks)
         began = time.perf_counter()
         drafts = self.drafter.draft(asks)
-        if not self.drafter.free and (longest := max(map(depth, drafts))):
-            self.drafting.see(len(asks), (time.perf_counter() - began) / longest)
+        took = time.perf_counter() - began
+        for draft in drafts:
+            check(draft, self.drafter.classes, self.words)
+        if longest := 1 if self.drafter.free else max(map(depth, drafts)):
+            self.drafting.see(len(asks), took / longest)
         return drafts
 
     def _read(self, reading: Reading, asks: Seq[Ask]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
@@ -83,13 +82,12 @@ class Speculator:
 
     def _with(self, source: Source, found: Seq[Tree], asks: list[Ask], beside: int) -> list[Tree]:
         """What is found already, with what one more says."""
-        began, speed = time.perf_counter(), None if self.fixed else self._speed(found, beside)
+        speed = None if self.fixed else self._speed(found, beside)
         drafts = source.drafts(asks, speed, self.costs, beside)
         trees = [Tree(draft, source.chances(ask.sequence, draft)) for ask, draft in zip(asks, drafts, strict=True)]
         made = [joined(one, other) for one, other in zip(found, trees, strict=True)]
         if source.drafter.free and speed:
-            gain = self._speed(made, beside) / speed - 1
-            source.took(len(asks), time.perf_counter() - began, gain)
+            source.gave(self._speed(made, beside) / speed - 1)
         return made
 
     @contextmanager

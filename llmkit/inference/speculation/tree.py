@@ -23,6 +23,25 @@ def depth(draft: Draft) -> int:
     return 1 + max(depths(draft.parents)) if draft.parents else len(draft.tokens)
 
 
+def check(draft: Draft, classes: int, words: int | None) -> None:
+    """Whether it is what a drafter may say: tokens of a vocabulary of `words`, each with its class, that follow earlier
+    ones.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if wrong := [token for token in draft.tokens if token < 0 or (words is not None and token >= words)]:
+        raise ValueError(f"a draft of token {wrong[0]} is none of a vocabulary of {words}")
+    if len(draft.sureness) != len(draft.tokens) or not all(0 <= one < classes for one in draft.sureness):
+        raise ValueError(f"{len(draft.tokens)} drafts are not each of one of {classes} classes")
+    if not draft.parents:
+        return
+    if len(draft.parents) != len(draft.tokens) or not all(-1 <= one < at for at, one in enumerate(draft.parents)):
+        raise ValueError(f"{len(draft.tokens)} drafts do not each follow an earlier one")
+    if len({*zip(draft.parents, draft.tokens, strict=True)}) < len(draft.tokens):
+        raise ValueError("two drafts that follow one token are the same")
+
+
 def joined(one: Tree, other: Tree) -> Tree:
     """Two trees as one; what is in both is as likely as the likelier says."""
     if not one.chances or not other.chances:
