@@ -6,7 +6,9 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,10 +80,23 @@ def settings(node: Trl, kind: Trainer, device: str, folder: Path) -> Any:
     if "reward_weights" in fields and node.reward:
         own["reward_weights"] = [reward.weight for reward in node.reward]
     try:
-        return kind.settings(**own, **given)
+        with by_itself():
+            return kind.settings(**own, **given)
     except (TypeError, ValueError, ImportError) as cause:
         what = f"{kind.settings.__name__} does not take them: {str(cause).strip().splitlines()[0][:300]}"
         raise RecipeError(what, fix="change arguments", key="arguments") from cause
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """Inside, no launcher seems to have started this process: DeepSpeed's LOCAL_RANK, which an earlier stage may have
+    set where there is none (parallel/zero_engine.py), would have accelerate look for other ranks."""
+    held = os.environ.pop("LOCAL_RANK", None) if "WORLD_SIZE" not in os.environ else None
+    try:
+        yield
+    finally:
+        if held is not None:
+            os.environ["LOCAL_RANK"] = held
 
 
 def _typed(node: Trl, kind: Trainer, name: str, fields: set[str], report: Report) -> Any:

@@ -64,7 +64,7 @@ def test_the_fused_layer_has_pefts_values_and_gradients():
         grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert grads[0].keys() == grads[1].keys() and len(grads[0]) == 28
     for name, grad in grads[0].items():
-        close(grad, grads[1][name], 2e-6)
+        close(grad, grads[1][name], 5e-6)  # sums in another order: 2.5e-6 on some processors
 
 
 @pytest.mark.parametrize("more", [{}, {"rslora": True}, {"dora": True}], ids=str)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from llmkit.build.engines import store_of
+from llmkit.build.cache import store_of
 from llmkit.build.llm import LLM
 from llmkit.core.errors import ModelError
 from llmkit.core.types import Paged, Span

@@ -34,8 +34,8 @@ def test_a_pipeline_without_faults_is_the_control(write, pipe):
         ("stages.tune}", "stages.fold}", "no earlier stage is called fold"),
         (
             "stages.tune}",
-            "stages.tune}/model",
-            "stages.fold.model: ${stages.tune}/model refers",
+            "stages.tune}/../model",
+            "stages.fold.model: ${stages.tune}/../model refers",
         ),
         (
             "model: tiny",
