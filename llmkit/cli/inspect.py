@@ -32,12 +32,11 @@ from llmkit.evals.tasks import (
     data_of,
     longest,
 )
-from llmkit.models.alias import is_remote
 from llmkit.models.positions import check_length
 from llmkit.models.resolve import resolve
 from llmkit.models.tokenizer import read_tokenizer
 from llmkit.plan.account import RECOMPUTE
-from llmkit.recipe.inputs import files, missing, models, remote
+from llmkit.recipe.inputs import fetched, files, missing, models, remote
 from llmkit.rl.constitution import read
 from llmkit.stages.best_of import BestOf
 from llmkit.stages.build_best import some
@@ -53,18 +52,29 @@ from llmkit.stages.training import Training
 from llmkit.stages.trl import Trl
 
 
+def present(stages: Sequence[tuple[str, Any]], earlier: Collection[str] = ()) -> None:
+    """Raises: ModelError or DataError, by the first: all that stages read and that is not there, nor comes of the ones
+    before, in whose folders, or in `earlier`, it would be."""
+    made, fix, lacks, models = [*earlier], "mend the path, or make it first", list[Problem](), list[bool]()
+    for name, node in stages:
+        for key, path, model in missing(node, made):
+            place = f"stages.{name}.{key}" if name else key
+            lacks.append(Problem(f"{path} is not there", fix, key=place))
+            models.append(model)
+        made.append(node.out)
+    if lacks:
+        raise (ModelError if models[0] else DataError)(problems=lacks)
+
+
 def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> None:
     """Prints the tables of one stage; `earlier` are the folders of the stages before it.
 
     Raises:
         LlmkitError: its data or its model cannot be used.
     """
-    fix = "mend the path, or make it first"
-    lacks = [Problem(f"{path} is not there", fix, key=key) for key, path in missing(node, earlier)]
-    if lacks:
-        raise (ModelError if lacks[0].key == "model" else DataError)(problems=lacks)
+    present([(name, node)], earlier)
     named = [ref.name for ref in models(node)]
-    quiet_libraries(remote=any(is_remote(one) and one not in earlier for one in named) or remote(node))
+    quiet_libraries(remote=any(fetched(one, earlier) for one in named) or remote(node, earlier))
     title = f"{name}: " if name else ""
     coming = [one for one in named if one in earlier and not Path(one, "model").is_dir()]
     coming += [one for one in files(node) if not Path(one).exists() and any(map(Path(one).is_relative_to, earlier))]

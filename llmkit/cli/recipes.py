@@ -43,8 +43,9 @@ def check(recipe: str, overrides: Sequence[str], show: int) -> None:
     from llmkit.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    from llmkit.cli.inspect import inspect
+    from llmkit.cli.inspect import inspect, present
 
+    present(loaded.stages)
     made: list[str] = []
     for name, node in loaded.stages:
         inspect(name, node, show, made)

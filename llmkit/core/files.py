@@ -111,12 +111,17 @@ def _strict(value: Any) -> Any:
 
 def publish(aside: Path, folder: Path, disk: Disk = DISK) -> None:
     """A folder written aside takes its name, over an older one of the same name."""
-    old = folder.with_name(f".old-{folder.name}")
+    old = _back(folder, disk)
     if old.exists():
         disk.remove(old)
     if folder.exists():
         disk.rename(folder, old)
-    disk.rename(aside, folder)
+    try:
+        disk.rename(aside, folder)
+    except OSError:
+        with suppress(OSError):  # where it refuses this too, the next one puts it back
+            _back(folder, disk)
+        raise
     disk.sync(folder.parent)
     if old.exists():
         disk.remove(old)
@@ -125,9 +130,10 @@ def publish(aside: Path, folder: Path, disk: Disk = DISK) -> None:
 @contextmanager
 def published(folder: Path, disk: Disk = DISK) -> Iterator[Path]:
     """A folder to write into, which takes the name of `folder`, over an older one, when all is written: or never."""
+    _back(folder, disk)
+    for left in _left(folder):
+        disk.remove(left)
     aside = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-    if aside.exists():  # of a process of this number that was killed
-        disk.remove(aside)
     disk.make(aside)
     try:
         yield aside
@@ -135,6 +141,31 @@ def published(folder: Path, disk: Disk = DISK) -> Iterator[Path]:
     except BaseException:
         _forget(aside)
         raise
+
+
+def _back(folder: Path, disk: Disk) -> Path:
+    """Where an older folder is while a new one takes its name; one whose process was killed in between comes back."""
+    old = folder.with_name(f".old-{folder.name}")
+    if old.exists() and not folder.exists():
+        disk.rename(old, folder)
+    return old
+
+
+def _left(folder: Path) -> list[Path]:
+    """What processes that are no more, or had this one's number, wrote aside for a folder."""
+    name = re.compile(rf"\.tmp-{re.escape(folder.name)}-(\d+)")
+    found = [(path, name.fullmatch(path.name)) for path in folder.parent.glob(".tmp-*")]
+    return [path for path, its in found if its and (int(its[1]) == os.getpid() or not _lives(int(its[1])))]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def refused(cause: OSError, doing: str, path: Path, needed: int = 0) -> ResourceError:

@@ -52,16 +52,31 @@ class Lines:
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def after(self, head: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The lines after a first one that says what they are of. A file that begins otherwise begins anew; a torn last
-        line is cut off, so that the next one stands by itself.
+        """The lines after a first one that says what they are of. A file that begins otherwise begins anew; a torn or
+        damaged line is cut off with all behind it, so that the next one stands by itself.
 
         Raises:
             ResourceError: the disk refuses.
         """
-        self.cut(self.path.read_bytes().rfind(b"\n") + 1 if self.path.exists() else 0)
-        first, *rest = self.read() or [{}]
+        found, size = list[dict[str, Any]](), 0
+        for line in self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else ():
+            if (said := _said(line)) is None:
+                break
+            found.append(said)
+            size += len(line) + 1
+        self.cut(size)
+        first, *rest = found or [{}]
         if first == head:
             return rest
         self.cut(0)
         self.add(head)
         return []
+
+
+def _said(line: bytes) -> dict[str, Any] | None:
+    """What a line says, or None where a disk or a power loss made something else of it."""
+    try:
+        said = json.loads(line.decode())
+    except ValueError:
+        return None
+    return said if isinstance(said, dict) else None

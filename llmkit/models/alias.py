@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-HUB_ID = r"[\w.-]+/[\w.-]+"
+_PART = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"
+HUB_ID = rf"(?!.*(?:--|\.\.)){_PART}/{_PART}"
+"""What the Hub takes for a name: `./x` and `../x` are folders."""
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,8 @@ from llmkit.core.runlog import run_log
 from llmkit.core.scalars import Origin
 from llmkit.core.stop import Stop
 from llmkit.core.wording import cut, yaml_word
-from llmkit.models.alias import is_remote
 from llmkit.parallel.node import Parallel
-from llmkit.recipe.inputs import inputs, models, remote
+from llmkit.recipe.inputs import fetched, inputs, models, remote
 from llmkit.recipe.load import Recipe, digest
 from llmkit.recipe.show import environment, environment_hidden, hide_environment, resolved, stage_values
 from llmkit.stages.overview import NAME, remember, write_overview
@@ -124,10 +123,12 @@ def _checkpoint_of(node: Any, resume: str) -> bool:
 
 def _stay_offline(recipe: Recipe) -> None:
     """No library asks the network for anything unless something is named that only the Hub has, or that goes there."""
-    made = {node.out for _, node in recipe.stages}
-    nodes = [node for _, node in recipe.stages]
-    named = (ref.name for node in nodes for ref in models(node) if ref.name not in made)
-    prepare(remote=any(map(is_remote, named)) or any(remote(node) or getattr(node, "push", None) for node in nodes))
+    made, online = list[str](), False
+    for _, node in recipe.stages:
+        named = any(fetched(ref.name, made) for ref in models(node))
+        online = online or named or remote(node, made) or bool(getattr(node, "push", None))
+        made.append(node.out)
+    prepare(remote=online)
 
 
 def _stage(recipe: Recipe, name: str, node: Any, around: Around) -> Artifact:

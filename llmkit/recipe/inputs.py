@@ -44,13 +44,18 @@ def inputs(node: Any) -> dict[str, str]:
     return {key: digest for key, path in _named(node) if (digest := _digest(path))}
 
 
-def missing(node: Any, earlier: Collection[str] = ()) -> Iterator[tuple[str, str]]:
-    """Key and name of what is to be a file or a folder of this machine, and is none; what the stages before leave, in
-    the folders `earlier`, may come to be."""
+def missing(node: Any, earlier: Collection[str] = ()) -> Iterator[tuple[str, str, bool]]:
+    """Key and name of what is to be a file or a folder of this machine, and is none, and whether it is a model; what
+    the stages before leave, in the folders `earlier`, may come to be."""
     for key, name, model in _places(node):
-        path, comes = Path(name).expanduser(), any(Path(name).is_relative_to(folder) for folder in earlier)
-        if not (path.exists() or comes or (model and (name in ALIASES or is_remote(name)))):
-            yield key, name
+        comes = made_by(name, earlier)
+        if not (Path(name).expanduser().exists() or comes or (model and (name in ALIASES or is_remote(name)))):
+            yield key, name, model
+
+
+def made_by(name: str, earlier: Collection[str]) -> bool:
+    """Whether it lies in one of these folders, which stages make."""
+    return any(Path(name).is_relative_to(folder) for folder in earlier)
 
 
 def _places(node: Any, key: str = "") -> Iterator[tuple[str, str, bool]]:
@@ -125,19 +130,29 @@ def files(node: Any) -> Iterator[str]:
             yield from files(getattr(node, field.name))
 
 
-def remote(node: Any) -> bool:
-    """Whether a stage's data, a part of it, or a model that drafts or judges, is on no disk of this machine."""
+def remote(node: Any, earlier: Collection[str] = ()) -> bool:
+    """Whether a stage's data, a part of it, or a model that drafts or judges, is on no disk of this machine; what
+    stages leave in the folders `earlier` will be."""
     if isinstance(node, tuple):
-        return any(map(remote, node))
-    if isinstance(node, Files | Hub):
+        return any(remote(item, earlier) for item in node)
+    if isinstance(node, Files):
         return node.remote()
+    if isinstance(node, Hub):
+        return node.remote() and not made_by(node.name, earlier)
     if isinstance(node, DraftModel):
-        return is_remote(node.model)
+        return fetched(node.model, earlier)
     if isinstance(node, Judge) and node.model is not None:
-        return is_remote(node.model.name)
+        return fetched(node.model.name, earlier)
     if isinstance(node, Model):
-        return is_remote(node.path)
-    return dataclasses.is_dataclass(node) and any(remote(getattr(node, f.name)) for f in dataclasses.fields(node))
+        return fetched(node.path, earlier)
+    if not dataclasses.is_dataclass(node):
+        return False
+    return any(remote(getattr(node, field.name), earlier) for field in dataclasses.fields(node))
+
+
+def fetched(name: str, earlier: Collection[str] = ()) -> bool:
+    """Whether a model is one that only the Hub has, and none that stages leave in the folders `earlier`."""
+    return is_remote(name) and not made_by(name, earlier)
 
 
 def _digest(path: Path) -> str:

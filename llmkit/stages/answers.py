@@ -43,7 +43,7 @@ def own_answers(
         ModelError: the model cannot be loaded, or is none that the engine runs.
     """
     lines = Lines(run.scratch / f"answers.{key}.jsonl")
-    made = _kept(lines, asked, how, model, longest, quant)
+    made = _kept(lines, asked, how, model, precision, longest, quant)
     if len(made) < len(asked):
         run.console.start(f"answers to {key}", len(asked), len(made))
         for answer in _made(asked, how, model, precision, longest, run, len(made), quant):
@@ -62,10 +62,10 @@ def own_answers(
 
 
 def _kept(
-    lines: Lines, asked: Prepared, how: Own, model: ModelRef, longest: int, quant: Quant | None
+    lines: Lines, asked: Prepared, how: Own, model: ModelRef, precision: str, longest: int, quant: Quant | None
 ) -> list[list[int]]:
     """The answers that are there already; the file is begun anew where they are others' or other prompts'."""
-    settings = [resolve(model).sha256, asked.digest, asdict(how.sampling), longest]
+    settings = [resolve(model).sha256, asked.digest, asdict(how.sampling), precision, longest]
     settings += [repr(model.rope)] if model.rope is not None else []
     settings += [asdict(quant)] if quant is not None else []
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

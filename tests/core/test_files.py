@@ -49,6 +49,12 @@ def test_lines_after_a_head_are_of_what_it_says(tmp_path):
     lines.add({"at": 2})
     assert lines.after(head) == [{"at": 1}, {"at": 2}]
     assert lines.after({"of": "b"}) == [] and lines.read() == [{"of": "b"}]
+    for harm in (b"\0\0\0\n", b"[1]\n", b"\xff\n", b'{"at": \n'):
+        lines.cut(0)
+        assert lines.after(head) == []
+        lines.add({"at": 1})
+        lines.path.open("ab").write(harm + b'{"at": 3}\n')
+        assert lines.after(head) == [{"at": 1}] == lines.read()[1:]
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -81,6 +87,37 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
     (left / "y").write_text("of a process that was killed")
     with published(folder) as aside:
         assert aside == left and not os.listdir(aside)
+
+
+def test_an_older_folder_is_lost_neither_to_a_refusal_nor_to_a_kill(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "x").write_text("old")
+
+    class Refusing(Disk):
+        def rename(self, old, new):
+            if old.name.startswith(".tmp-"):
+                raise OSError(errno.EIO, "no")
+            super().rename(old, new)
+
+    with pytest.raises(OSError, match="no"), published(folder, Refusing()) as aside:
+        (aside / "x").write_text("new")
+    assert (folder / "x").read_text() == "old" and os.listdir(tmp_path) == ["model"]
+    folder.rename(tmp_path / ".old-model")  # a kill between the renames
+    with pytest.raises(KeyboardInterrupt), published(folder):
+        raise KeyboardInterrupt
+    assert (folder / "x").read_text() == "old" and os.listdir(tmp_path) == ["model"]
+
+
+def test_what_killed_processes_wrote_aside_is_taken_away(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    kept = [f".tmp-model-{os.getppid()}", f".tmp-model-2-{gone.pid}", ".tmp-model-x"]
+    for name in (f".tmp-model-{gone.pid}", f".tmp-model-{os.getpid()}", *kept):
+        (tmp_path / name / "part").mkdir(parents=True)
+    with published(tmp_path / "model") as aside:
+        assert not os.listdir(aside)
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, "model"])
 
 
 def test_claims_are_exclusive_and_a_dead_ones_folder_is_taken_over(tmp_path, capfd):

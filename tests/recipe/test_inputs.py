@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from llmkit.cli.recipes import check
-from llmkit.core.errors import LlmkitError
+from llmkit.core.errors import LlmkitError, ModelError
+from llmkit.inference.speculation.node import DraftModel
+from llmkit.recipe.inputs import fetched, remote
 
 ROWS = {"data": {"train": [{"kind": "jsonl", "path": "rows.jsonl"}]}}
 TASKS = [{"kind": "perplexity", "data": ROWS["data"]["train"]}]
@@ -68,3 +70,34 @@ def test_what_is_not_there_is_told_by_its_key(kind: str, tiny: Path, tmp_path: P
     for more, key in CASES[kind]:
         said = told({"kind": kind, "model": str(tiny), "out": "o"} | more)
         assert re.search(rf"(^|\s){key}(\.name)?: \S*(gone|rows\.jsonl)", said), (key, said)
+
+
+def test_a_model_that_is_not_there_is_a_models_fault_whatever_its_key(
+    tiny: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    for kind, more in (("distill", ROWS | {"teacher": "/gone"}), ("serve", {"engine": {"speculation": LAST["draft"]}})):
+        Path("r.yaml").write_text(json.dumps({"kind": kind, "model": str(tiny), "out": "o"} | more))
+        with pytest.raises(ModelError, match="/gone is not there"):
+            check("r.yaml", (), 0)
+    for name in ("./nope", "../nope", "nope"):
+        Path("r.yaml").write_text(json.dumps({"kind": "merge", "model": name, "out": "o"}))
+        with pytest.raises(ModelError, match=f"model: {re.escape(name)} is not there"):
+            check("r.yaml", (), 0)
+
+
+def test_all_that_a_pipeline_lacks_is_told_at_once_by_its_stage(tiny: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = {"kind": "sft", "model": str(tiny)} | ROWS
+    last = {"kind": "evaluate", "model": "${stages.one}", "tasks": TASKS}
+    said = told({"out": "work", "stages": [{"name": "one"} | first, {"name": "two"} | last]})
+    keys = re.findall(r"(\S+): rows\.jsonl is not there", said)
+    assert keys == ["stages.one.data.train.0.path", "stages.two.tasks.0.data.0.path"], said
+
+
+def test_what_earlier_stages_leave_is_not_the_hubs() -> None:
+    node = DraftModel(model="work/small")
+    assert remote(node) and remote(node, ["other"])  # the control
+    assert not remote(node, ["work"]) and not remote((node,), ["work/small"])
+    assert fetched("org/name") and not fetched("./name") and not fetched("work/x", ["work"])
