@@ -31,13 +31,13 @@ class Referred(Scored):
         with torch.no_grad():
             if self.second:
                 return cast(Tensor, self.second[0](batch, needs))
-            with resting(self.model), without_adapter(self.model):
+            with resting(self), without_adapter(self.model):  # this module itself asks its mode for noise
                 return cast(Tensor, super().forward(batch, needs))
 
 
 @contextmanager
 def resting(model: nn.Module) -> Iterator[None]:
-    """No dropout; each module is in its own mode again afterwards."""
+    """No dropout and no noise; each module is in its own mode again afterwards."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from functools import cache
+from functools import lru_cache
 from typing import Any, Literal
 
 from llmkit.core.errors import ResourceError
@@ -25,7 +25,7 @@ def check(column: str, where: Literal["anywhere", "boxed"]) -> Check:
     """
     parse, verify = _library()
 
-    @cache
+    @lru_cache(1024)
     def reference(said: str) -> Any:
         return parse(_delimited(said), parsing_timeout=None)
 

@@ -31,6 +31,8 @@ OURS = {
 }
 """Arguments whose place is a key of the stage."""
 NEVER = (
+    "trust_remote_code",
+    "teacher_model_init_kwargs",
     "report_to",
     "push_to_hub",
     "hub_model_id",

@@ -51,6 +51,19 @@ def test_the_reference_is_the_model_below_its_adapter(name):
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
 
 
+def test_noise_on_embeddings_is_the_policys_alone():
+    base = make_model()
+    install(base, "auto")
+    (batch,) = laid(drawn(2, 3), True)
+    with torch.no_grad():
+        before = Scored(base).eval()(batch)
+    scored = Referred(Scored(Lora(rank=4).attach(base, Around()))).train()
+    scored.disturb(5.0)
+    said = scored(batch)
+    torch.testing.assert_close(said.reference, before, atol=2e-5, rtol=1e-5)
+    assert (said.policy - before).abs().max() > 1e-3 and scored.training
+
+
 def test_a_second_model_stays_as_it_is():
     policy, other = make_model(), make_model(seed=1)
     for model in (policy, other):
