@@ -221,7 +221,7 @@ def calling(tiny, tmp_path):
     import shutil
 
     from tests.conftest import make_tokenizer
-    from tests.rl.test_environment import TEMPLATE
+    from tests.rl.test_tool_environment import TEMPLATE
 
     folder = shutil.copytree(tiny, tmp_path / "calling")
     make_tokenizer(TEMPLATE).save_pretrained(folder)
