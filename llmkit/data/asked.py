@@ -10,9 +10,8 @@ from typing import Any
 from llmkit.data.encode import Rendered
 from llmkit.data.messages import messages, text
 from llmkit.data.node import Data, Readable
-from llmkit.data.prepare import named
 from llmkit.data.prepared import Prepared
-from llmkit.data.prompted import counted, flat
+from llmkit.data.prompted import asking_alone
 from llmkit.data.render import Renderer
 from llmkit.data.rows import BadRow, Raw, Row, Unusable, introduced
 from llmkit.data.shapes import READ, shaped, tools_of
@@ -46,31 +45,19 @@ def asked_of(
         DataError: a row cannot be read, too many are unusable, or too few are left.
     """
     renderer, tally = Renderer(tokenizer), Tally(data, Counter[str](), aside)
-    found: list[tuple[Raw, Row, Mapping[str, Any], Rendered]] = []
+    found: list[tuple[Raw, Row, Rendered]] = []
+    columns: list[Mapping[str, Any]] = []
     for raw, values in readable(sources, tally):
         try:
             row = introduced(asking(values, tally.counts["rows"] - 1), data.system)
             if not row.question:
                 raise Unusable("nothing is asked")
-            found.append((raw, row, beside(values, row), renderer.prompt(row.question, row.tools)))
+            found.append((raw, row, renderer.prompt(row.question, row.tools)))
+            columns.append(beside(values, row))
         except Unusable as reason:
             tally.unusable(raw, str(reason))
-    encoded = [ids for ids, _ in renderer.encode([rendered for *_, rendered in found])]
-    kept = [at for at, ids in enumerate(encoded) if 0 < len(ids) < data.max_length]
-    tally.counts["too long: no room for an answer"] += len(encoded) - len(kept)
-    tally.check(len(kept), least, key)
-    ids, weights, starts = flat([(encoded[at], []) for at in kept])
-    made = Asked(
-        ids,
-        weights,
-        starts,
-        [found[at][1] for at in kept],
-        dict(tally.counts),
-        files=named({path: digest for source in sources for path, digest in source.files().items()}),
-        places=[(found[at][0].file, found[at][0].line) for at in kept],
-        columns=[found[at][2] for at in kept],
-    )
-    return counted(made)
+    made, kept = asking_alone(found, renderer, tally, data, sources, key, least)
+    return Asked(**vars(made), columns=[columns[at] for at in kept])
 
 
 def asking(values: Mapping[str, Any], id: int) -> Row:

@@ -44,6 +44,24 @@ def prompts(
             asked.append((raw, row, renderer.prompt(row.question, row.tools)))
         except Unusable as reason:
             tally.unusable(raw, str(reason))
+    made, _ = asking_alone(asked, renderer, tally, data, sources, key, least)
+    return made
+
+
+def asking_alone(
+    asked: Sequence[tuple[Raw, Row, Rendered]],
+    renderer: Renderer,
+    tally: Tally,
+    data: Data,
+    sources: Sequence[Readable],
+    key: str,
+    least: int,
+) -> tuple[Prepared, list[int]]:
+    """Prompts as examples of which nothing is trained, and which of `asked` they are: those that leave room.
+
+    Raises:
+        DataError: too many are unusable, or too few are left.
+    """
     encoded = [ids for ids, _ in renderer.encode([rendered for *_, rendered in asked])]
     kept = [at for at, ids in enumerate(encoded) if 0 < len(ids) < data.max_length]
     tally.counts["too long: no room for an answer"] += len(encoded) - len(kept)
@@ -51,7 +69,7 @@ def prompts(
     files = named({path: digest for source in sources for path, digest in source.files().items()})
     rows, places = [asked[at][1] for at in kept], [(asked[at][0].file, asked[at][0].line) for at in kept]
     made = Prepared(*flat([(encoded[at], []) for at in kept]), rows, dict(tally.counts), files=files, places=places)
-    return counted(made)
+    return counted(made), kept
 
 
 def answered(asked: Prepared, answers: Sequence[Sequence[int]]) -> Prepared:

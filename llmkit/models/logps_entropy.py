@@ -17,7 +17,7 @@ from llmkit.core.matmul import linear, through
 from llmkit.core.types import Entropic
 from llmkit.models.logits import Shape, slices
 from llmkit.models.logps import BLOCK, computed_in
-from llmkit.models.logps_trained import chunk_of
+from llmkit.models.logps_trained import Again, chunk_of
 
 
 def entropy_of(logps: Tensor) -> Tensor:
@@ -183,25 +183,12 @@ class _Trained(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, to_logp: Tensor, to_entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, lse, entropy = ctx.saved_tensors
-        shape: Shape = ctx.shape
-        to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        to_weight = torch.zeros_like(weight, dtype=torch.float32)
-        to_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        again = Again(hidden, weight, bias, ctx.shape, ctx.needs_input_grad[0])
         for rows in slices(len(labels), ctx.chunk):
-            logits = shape.apply(linear(hidden[rows], weight, bias).float())
-            slope = shape.slope(logits)
+            logits, slope = again.logits(rows)
             logps = logits.sub_(lse[rows, None])
             bent = (logps + entropy[rows, None]).mul_(to_entropy[rows, None]).add_(to_logp[rows, None])
             factors = logps.exp_().mul_(bent).neg_()
             factors.scatter_add_(1, labels[rows, None], to_logp[rows, None])
-            factors = factors.mul_(shape.scale) if slope is None else factors.mul_(slope).mul_(shape.scale)
-            to_bias = to_bias if to_bias is None else to_bias.add_(factors.sum(0))
-            factors = factors.to(weight.dtype)
-            if to_hidden is not None:
-                to_hidden[rows] = through(factors, weight)
-            if to_weight.dtype == factors.dtype:
-                to_weight.addmm_(factors.T, hidden[rows])
-            else:
-                to_weight += (factors.T @ hidden[rows]).float()
-        biased = None if to_bias is None or bias is None else to_bias.to(bias.dtype)
-        return (to_hidden, to_weight.to(weight.dtype), biased, *[None] * 3)
+            again.add(rows, factors, slope)
+        return (*again.made(), *[None] * 3)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmkit.core.matmul import linear, through
+from llmkit.core.matmul import linear
 from llmkit.core.types import Scores
 from llmkit.models.logits import Shape, slices
 from llmkit.models.logps import BLOCK, computed_in, walked
-from llmkit.models.logps_trained import chunk_of
+from llmkit.models.logps_trained import Again, chunk_of
 
 
 def spread_scores(
@@ -114,25 +114,12 @@ class _Trained(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, by_logp: Tensor, by_lse: Tensor, by_mean: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, lse = ctx.saved_tensors
-        shape, words = ctx.shape, ctx.words
-        to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        to_weight = torch.zeros_like(weight, dtype=torch.float32)
-        to_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        again, words = Again(hidden, weight, bias, ctx.shape, ctx.needs_input_grad[0]), ctx.words
         by_all = by_lse - by_logp - by_mean
         for rows in slices(len(labels), ctx.chunk):
-            logits = shape.apply(linear(hidden[rows], weight, bias).float())
-            slope = shape.slope(logits)
+            logits, slope = again.logits(rows)
             factors = logits.sub_(lse[rows, None]).exp_().mul_(by_all[rows, None])
             factors[:, :words] += (by_mean[rows] / words)[:, None]
             factors.scatter_add_(1, labels[rows, None], by_logp[rows, None])
-            factors = factors.mul_(shape.scale) if slope is None else factors.mul_(slope).mul_(shape.scale)
-            to_bias = to_bias if to_bias is None else to_bias.add_(factors.sum(0))
-            factors = factors.to(weight.dtype)
-            if to_hidden is not None:
-                to_hidden[rows] = through(factors, weight)
-            if to_weight.dtype == factors.dtype:
-                to_weight.addmm_(factors.T, hidden[rows])
-            else:
-                to_weight += (factors.T @ hidden[rows]).float()
-        biased = None if to_bias is None else to_bias.to(bias.dtype)
-        return (to_hidden, to_weight.to(weight.dtype), biased, *[None] * 4)
+            again.add(rows, factors, slope)
+        return (*again.made(), *[None] * 4)

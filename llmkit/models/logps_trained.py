@@ -136,3 +136,38 @@ def _common_factor(grad: Tensor, weights: Tensor) -> Tensor | None:
     factor = grad[pivot] / weights[pivot]
     off = (grad - factor * weights).abs().max()
     return factor if bool(off <= 1e-6 * grad.abs().max()) else None
+
+
+class Again:
+    """The gradients of a head whose logits are made again in the backward pass, chunk by chunk."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, shape: Shape, by_hidden: bool) -> None:
+        self.given, self.shape = (hidden, weight, bias), shape
+        self.hidden = torch.empty_like(hidden) if by_hidden else None
+        self.weight = torch.zeros_like(weight, dtype=torch.float32)
+        self.bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+
+    def logits(self, rows: slice) -> tuple[Tensor, Tensor | None]:
+        """Final logits of some rows, which may be written over, and their slope."""
+        hidden, weight, bias = self.given
+        logits = self.shape.apply(linear(hidden[rows], weight, bias).float())
+        return logits, self.shape.slope(logits)
+
+    def add(self, rows: slice, factors: Tensor, slope: Tensor | None) -> None:
+        """The part of rows whose loss has the gradient `factors` by their final logits; it is written over."""
+        hidden, weight, _ = self.given
+        factors = factors.mul_(self.shape.scale) if slope is None else factors.mul_(slope).mul_(self.shape.scale)
+        self.bias = self.bias if self.bias is None else self.bias.add_(factors.sum(0))
+        factors = factors.to(weight.dtype)
+        if self.hidden is not None:
+            self.hidden[rows] = through(factors, weight)
+        if self.weight.dtype == factors.dtype:
+            self.weight.addmm_(factors.T, hidden[rows])
+        else:
+            self.weight += (factors.T @ hidden[rows]).float()
+
+    def made(self) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """By hidden states, by the weight and by the bias, in their types."""
+        _, weight, bias = self.given
+        by_bias = None if self.bias is None or bias is None else self.bias.to(bias.dtype)
+        return self.hidden, self.weight.to(weight.dtype), by_bias
