@@ -138,8 +138,9 @@ def _row(at: int, said: Answered) -> Row:
         return Row(at, str(at), completion=said)
     if len(said) == 2 and all(isinstance(part, str) for part in said):
         return Row(at, str(at), prompt=str(said[0]), completion=str(said[1]))
-    if said and all(isinstance(part, Mapping) for part in said) and said[-1].get("role") == "assistant":  # type: ignore[union-attr]
-        return Row(at, str(at), messages=tuple(said), learn_from=len(said) - 1)  # type: ignore[arg-type]
+    turns = [part for part in said if isinstance(part, Mapping)]
+    if turns and len(turns) == len(said) and turns[-1].get("role") == "assistant":
+        return Row(at, str(at), messages=tuple(turns), learn_from=len(turns) - 1)
     raise DataError(f"number {at} is no text and no conversation that ends in an answer", fix="give one")
 
 

@@ -133,8 +133,8 @@ class OpenAi:
         """What contradicts what."""
         yield from _address(self.url)
 
-    def open(self, held: Held) -> Writer:
-        """Ready to be asked."""
+    def open(self, held: Held | None = None) -> Writer:
+        """Ready to be asked; what is held here is no matter to it."""
         from llmkit.inference.openai import OpenAiWriter
 
         return OpenAiWriter(self)

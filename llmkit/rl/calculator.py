@@ -190,9 +190,8 @@ def _divided(one: Number, other: Number) -> Number:
 
 
 def _root(value: Number) -> Number:
-    exact = isinstance(value, Fraction) and value >= 0
-    if exact:
-        top, bottom = math.isqrt(value.numerator), math.isqrt(value.denominator)  # type: ignore[union-attr]
+    if isinstance(value, Fraction) and value >= 0:
+        top, bottom = math.isqrt(value.numerator), math.isqrt(value.denominator)
         if Fraction(top * top, bottom * bottom) == value:
             return Fraction(top, bottom)
     return math.sqrt(value)

@@ -55,7 +55,7 @@ def speaker(
         ModelError: there is no model, or it cannot be loaded.
     """
     if isinstance(generator, OpenAi):
-        return Speaker(generator.open(None))  # type: ignore[arg-type] # it holds no model of ours
+        return Speaker(generator.open())
     if model is None:
         raise ModelError(f"generator {generator.kind} has no model", fix="give one, or use generator: openai", key=key)
     kinds, resolved = reading(bench.precision, bench.device), resolve(model)

@@ -18,12 +18,12 @@ from llmkit.inference.request import Ask, Prompt, ended
 from llmkit.models.node import ModelRef, Quant
 from llmkit.models.resolve import resolve
 from llmkit.stages.build_inference import open_model
-from llmkit.train.answers import Own
+from llmkit.train.answers import Made
 
 
 def own_answers(
     asked: Prepared,
-    how: Own,
+    how: Made,
     model: ModelRef,
     precision: str,
     longest: int,
@@ -62,7 +62,7 @@ def own_answers(
 
 
 def _kept(
-    lines: Lines, asked: Prepared, how: Own, model: ModelRef, precision: str, longest: int, quant: Quant | None
+    lines: Lines, asked: Prepared, how: Made, model: ModelRef, precision: str, longest: int, quant: Quant | None
 ) -> list[list[int]]:
     """The answers that are there already; the file is begun anew where they are others' or other prompts'."""
     settings = [resolve(model).sha256, asked.digest, asdict(how.sampling), precision, longest]
@@ -74,7 +74,7 @@ def _kept(
 
 def _made(
     asked: Prepared,
-    how: Own,
+    how: Made,
     model: ModelRef,
     precision: str,
     longest: int,
@@ -92,7 +92,7 @@ def _made(
             yield ended(completion.sound(), end)
 
 
-def _asks(prompts: Sequence[Sequence[int]], how: Own, longest: int) -> Iterator[Ask]:
+def _asks(prompts: Sequence[Sequence[int]], how: Made, longest: int) -> Iterator[Ask]:
     for ids in prompts:
         most = min(how.sampling.max_tokens, longest - len(ids))
         least = min(how.sampling.min_tokens, most)

@@ -139,14 +139,9 @@ def _answered(node: BestOf, run: Run, asked: Asked, lines: Lines, bench: Bench, 
     run.console.end()
 
 
-def run_mean(sums: Sequence[float]) -> float:
-    """The mean of what was scored since the run began."""
-    return sum(sums) / max(1, len(sums))
-
-
 def _writer(node: BestOf, run: Run) -> Writer:
     if isinstance(node.generator, OpenAi):
-        return node.generator.open(None)  # type: ignore[arg-type] # it holds no model of ours
+        return node.generator.open()
     loaded, kinds = open_model(node.model, run.device, node.precision, run.grants, node.quant)
     return node.generator.open(Here(loaded, mixed=kinds.mixed, device=run.device))
 

@@ -47,7 +47,7 @@ from llmkit.stages.foreseen import with_distance
 from llmkit.stages.job import Job
 from llmkit.stages.levelled import levelled
 from llmkit.stages.lint_table import brief, keep, linted, served
-from llmkit.stages.measured import measured, said
+from llmkit.stages.measured import measured
 from llmkit.stages.pulse import Pulse
 from llmkit.stages.quarantine import Quarantine
 from llmkit.stages.resume import facts, find, identity, pinned, resume, told
@@ -228,7 +228,6 @@ def _first(job: Job, support: Support) -> Iterator[Batch]:
 
 def _fit(job: Job, built: Built, steps: Steps, start: Progress, attempts: Attempts | None) -> Progress:
     node, run = job.node, job.run
-    job = replace(job, feed=node.fed(job.feed, partial(said, job, built, steps)))
     metrics = Lines(run.scratch / "metrics.jsonl")
     built.model.train()
     plan = Plan(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.core.config import Conflict, config, setting
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
     from llmkit.data.prepare import Prepared
     from llmkit.data.rows import BadRow
     from llmkit.evals.run import Subject
-    from llmkit.parallel.steps import Loss
-    from llmkit.stages.sampled import Write
+    from llmkit.parallel.steps import Loss, Steps
+    from llmkit.stages.job import Job
 
 
 @config
@@ -157,13 +159,15 @@ class Distill(Training):
 
         return around(self, built, run.scratch) if self.asked else built
 
-    def fed(self, feed: Feed, write: Write) -> Feed:
+    def feeding(self, job: Job, built: Built, steps: Steps) -> AbstractContextManager[Feed]:
         """Rows, and what the student says itself."""
+        from llmkit.stages.measured import said
         from llmkit.stages.sampled import Sampled
 
         if not self.on_policy:
-            return feed
-        return Sampled(feed, write, self.on_policy, self.sampling, self.data.max_length, self.seed)
+            return nullcontext(job.feed)
+        write, longest = partial(said, job, built, steps), self.data.max_length
+        return nullcontext(Sampled(job.feed, write, self.on_policy, self.sampling, longest, self.seed))
 
     def objective(self, train: Prepared) -> Loss:
         """The loss with its share of cross-entropy."""

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from llmkit.evals.run import Subject
     from llmkit.parallel.steps import Loss, Steps
     from llmkit.stages.job import Job
-    from llmkit.stages.sampled import Write
 
 
 @config
@@ -247,10 +246,6 @@ class Training:
     def others(self) -> dict[str, ModelRef]:
         """Models beside `model` that are read and stay as they are, by their keys: a run goes on with the same."""
         return {}
-
-    def fed(self, feed: Feed, write: Write) -> Feed:
-        """What steps draw from once there is a model that writes."""
-        return feed
 
     def leave(self, built: Built, folder: Path, write: Callable[[Path], None]) -> None:
         """Leaves the result as `folder`: the model with its adapter, which `write` writes into a folder."""

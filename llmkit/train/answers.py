@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 @config
-class Own:
-    """The model's own, made anew for each prompt of the data: what drafts for a model is to know what that says."""
+class Made:
+    """Made anew for each prompt of the data."""
 
-    kind: Literal["own"] = "own"
+    kind: str = ""
     sampling: Sampling = setting(default_factory=lambda: Sampling(max_tokens=256))
     """How they are chosen, as in use: greedy where nothing is said."""
     generator: OwnEngine = OwnEngine()
@@ -42,6 +42,13 @@ class Own:
         from llmkit.data.prompted import prompts
 
         return prompts(sources, data, tokenizer, key, aside, least)
+
+
+@config
+class Own(Made):
+    """The model's own, made anew for each prompt of the data: what drafts for a model is to know what that says."""
+
+    kind: Literal["own"] = "own"
 
 
 @config
@@ -70,10 +77,10 @@ class Given:
 
 
 @config
-class OfTeacher(Own):
+class OfTeacher(Made):
     """The teacher's, made anew for each prompt of the data (sequence-level distillation, arXiv:1606.07947)."""
 
-    kind: Literal["teacher"] = "teacher"  # type: ignore[assignment]
+    kind: Literal["teacher"] = "teacher"
 
 
 Answers = Own | Given
