@@ -27,7 +27,8 @@ from llmkit.data.rolled import Rolled, figures, rolled, spread_out
 from llmkit.evals.run import at_rest
 from llmkit.inference.engined import EngineWriter
 from llmkit.inference.generate import ends
-from llmkit.models.referred import resting, without_adapter
+from llmkit.models.heads import Scored
+from llmkit.models.referred import Referred
 from llmkit.parallel.steps import Steps
 from llmkit.rl.advantages import without_signal
 from llmkit.rl.bench import Bench
@@ -63,9 +64,11 @@ class Rolling:
         """`reference`: a second model that the policy is compared with; without one, what is below its adapter."""
         if not isinstance(job.node, Policy) or not isinstance(job.train, Asked):
             raise TypeError("rollouts are of prompts, in a policy stage")
+        if not isinstance(built.scored, Scored):
+            raise TypeError("a policy is a language model")
         self.job, self.built, self.node, self.asked = job, built, job.node, job.train
         self.writer, self.bench, self.prompts = writer, bench, job.feed
-        self.subject, self.reference = subject(job, built, steps), reference
+        self.subject, self.compared = subject(job, built, steps), Referred(built.scored, reference)
         self.lines = Lines(job.run.scratch / "rollouts.jsonl")
         self.number, self.held, self.spans = -1, list[Worth](), (0, 0)
         """The last rollout, what it drew, and where in the file it begins and ends."""
@@ -213,7 +216,7 @@ class Rolling:
         share = self.subject.share
         for batch in self._batches(placed):
             with torch.no_grad(), self.subject.autocast():
-                logps = self._reference(batch, needs) if reference else self.subject.scored(batch, needs)
+                logps = self.compared.reference(batch, needs) if reference else self.subject.scored(batch, needs)
             if batch.branches is not None:
                 found[batch.branches.each["place"].cpu().numpy()] = logps.float().cpu().numpy()
         if share.count > 1:
@@ -222,15 +225,6 @@ class Rolling:
                 found[i] = value
         spans = [span for i in range(len(bare)) for span in bare.completions(i)]
         return [found[a:b].tolist() for a, b in spans]
-
-    def _reference(self, batch: Any, needs: Needs) -> torch.Tensor:
-        made: torch.Tensor
-        if self.reference is not None:
-            made = self.reference(batch, needs)
-            return made
-        with resting(self.built.model), without_adapter(self.built.model):
-            made = self.subject.scored(batch, needs)
-        return made
 
     def _batches(self, made: Rolled) -> Iterator[Any]:
         support, node, share = self.built.loaded.support, self.node, self.subject.share
