@@ -103,6 +103,15 @@ class Cut:
             made.append(Slice(tensor, self._with(high - low), tuple(start)))
         return made
 
+    def blocks(self, block: Slice) -> list[Slice]:
+        """What a block of that which lies here is of the whole: one for each span."""
+        made = []
+        for span, offset, tensor in self.within(block):
+            start = list(block.start)
+            start[self.dim] = span.start + offset
+            made.append(Slice(tensor, self.shape, tuple(start)))
+        return made
+
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """The whole of its parts."""
         return parts[0] if len(parts) == 1 else torch.cat(list(parts), self.dim)

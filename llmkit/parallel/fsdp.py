@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor
 from llmkit.core.deferred import Deferred
 from llmkit.core.errors import ModelError
 from llmkit.core.peers import Peers
-from llmkit.core.sliced import Slice
+from llmkit.core.sliced import Slice, whole
 from llmkit.parallel.collect import block, local, make_whole
 from llmkit.parallel.grid import Grid
 from llmkit.parallel.node import Fsdp
@@ -112,6 +112,10 @@ class Shards:
         """A block, or what has another shape than the parameter: a count of steps, which all ranks share."""
         cut = name in self.cut and value.dim() and value.shape == like.shape
         return Slice(value, *self.blocks[name]) if cut else value
+
+    def lying(self, name: str, p: Tensor) -> Sequence[Slice]:
+        """A block, or all of it."""
+        return (Slice(p.detach(), *self.blocks[name]) if name in self.cut else whole(p.detach()),)
 
     def own(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
         """This rank's block of what has the parameter's shape."""

@@ -193,6 +193,12 @@ class Parallel:
         alone = self.tensor * self.context * self.pipeline * self.expert == 1
         return alone and self.resolve(world).kind in ("single", "ddp")
 
+    def at_hand(self, world: int) -> bool:
+        """Whether every rank has all weights whole in the modules of its model, between steps too."""
+        kind = self.resolve(world)
+        shared = kind.stage == 3 if isinstance(kind, Zero) else isinstance(kind, Fsdp) and world > 1
+        return not shared and self.tensor * self.pipeline * self.expert == 1
+
     def deal(self, ranks: Ranks, deterministic: bool) -> Deal:
         """Which part of each step this rank computes."""
         return deal(self.degrees(ranks.world), ranks.rank, self.shards(ranks.world, deterministic))

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from llmkit.core.sliced import Slice
+from llmkit.core.sliced import Slice, whole
 from llmkit.parallel.optimizers import named, put
 from llmkit.parallel.team import squares
 
@@ -33,6 +33,7 @@ class Shards:
         self.members = [[(names[id(p)], p) for p in group] for group in groups]
         self.flats: list[Tensor] = list(flats)
         offload = engine.zero_offload_optimizer()
+        self.flat = {id(p): flat for flat, p in self.pairs()}
         self.away = "none" if offload is None else str(getattr(offload.device, "value", offload.device))
         """Where the optimizer's state is."""
 
@@ -94,6 +95,13 @@ class Shards:
         if self.rank == owner:
             return made.view(shape).cpu()
         return Slice(torch.empty((0,) * len(shape), dtype=piece.dtype), shape, (0,) * len(shape))
+
+    def lying(self, p: Any) -> tuple[Slice]:
+        """What this rank holds of a parameter: all of it, or in stage 3 a stretch of it laid flat, in its own type."""
+        if self.stage < 3:
+            return (whole(p.detach()),)
+        part, start = self._own(p, self.flat[id(p)], None)
+        return (Slice(part.to(p.dtype), (p.ds_numel,), (start,)),)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes back what `state` gave, from whole tensors."""

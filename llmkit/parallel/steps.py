@@ -230,6 +230,10 @@ class Steps:
             tensors |= {"scaler/scale": torch.tensor(scaler.scale), "scaler/good": torch.tensor(scaler.good)}
         return tensors
 
+    def lying(self, name: str) -> Sequence[Slice]:
+        """What this rank holds of a trained parameter."""
+        return self.team.lying(name, self.params[name])
+
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes back what `state` gave."""
         with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llmkit.core.peers import Peers
-from llmkit.core.sliced import Slice
+from llmkit.core.sliced import Slice, whole
 
 Sums = Mapping[str, tuple[float, ...]]
 
@@ -37,6 +37,10 @@ class Team(Protocol):
 
     def part(self, name: str, like: Tensor, value: Tensor) -> Tensor | Slice:
         """What this rank holds of a parameter (`like`), or of a state of its shape (`value`)."""
+        ...
+
+    def lying(self, name: str, p: Tensor) -> Sequence[Slice]:
+        """What this rank holds of a parameter: blocks of it, or of it laid flat, in the memory of the parameter."""
         ...
 
     def own(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
@@ -65,6 +69,10 @@ class Whole:
     def part(self, name: str, like: Tensor, value: Tensor) -> Tensor | Slice:
         """All of it."""
         return value
+
+    def lying(self, name: str, p: Tensor) -> Sequence[Slice]:
+        """All of it."""
+        return (whole(p.detach()),)
 
     def own(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
         """All of it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -101,6 +101,11 @@ class Held:
         found = dict(collected({str(k): piece for k, piece in enumerate(pieces)}, self.peers))
         made = one.joined([found[str(k)] for k in range(len(pieces))]) if found else value.new_empty((0,) * value.dim())
         return Slice(made, one.shape, (0,) * value.dim())
+
+    def lying(self, name: str, p: Tensor) -> Sequence[Slice]:
+        """Of what the strategy holds, the spans of the whole."""
+        inner, one = self.inner.lying(name, p), self.cuts.get(name)
+        return inner if one is None else [span for block in inner for span in one.blocks(block)]
 
     def own(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
         """This rank's part of a whole tensor."""

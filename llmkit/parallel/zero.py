@@ -8,7 +8,7 @@ checkpoints. Of DeepSpeed's own checkpoints none is written, for they are pickle
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -167,6 +167,10 @@ class Sharers:
     def part(self, name: str, like: Tensor, value: Tensor) -> Tensor | Slice:
         """Not asked: `Zeroed.state` gathers."""
         return value
+
+    def lying(self, name: str, p: Tensor) -> Sequence[Slice]:
+        """All of it, or in stage 3 a stretch of it laid flat."""
+        return self.shards.lying(p)
 
     def own(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
         """Not asked: `Zeroed.load` cuts."""

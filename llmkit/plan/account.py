@@ -177,6 +177,8 @@ class Held:
     trained_bytes: float = 4.0
     """Of each weight that is trained, and of its gradient."""
     base: int = 0
+    beside: int = 0
+    """Bytes of whole models beside the one in training, which no strategy cuts."""
     turns: int = 1
     """Micro-batches of a step, on a rank."""
     by_layer: bool = True
@@ -225,7 +227,7 @@ def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Ac
     blocks = min(held.head_bytes, int(8 * shape.vocab * tokens / cut.context))
     return Account(
         base=held.base,
-        weights=int(copies) + (0 if "weights" in cut.away else int(weights)),
+        weights=int(copies) + held.beside + (0 if "weights" in cut.away else int(weights)),
         gradients=0 if "gradients" in cut.away else int(gradients),
         optimizer=0 if "optimizer" in cut.away else int(optimizer),
         activations=int(kept),

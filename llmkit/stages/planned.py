@@ -129,7 +129,7 @@ def planned(node: Training, where: str, ranks: int, free: int = 0, shape: Shape 
 
 def _largest(node: Training, shape: Shape, kind: str, free: int, ranks: int, choice: Choice) -> int:
     cut = shares(node.parallel.resolve(ranks), node.parallel.degrees(ranks))
-    held = replace(held_by(node, shape, kind), recompute=choice.recompute, turns=max(2, cut.pipeline))
+    held = replace(held_by(node, shape, kind, ranks), recompute=choice.recompute, turns=max(2, cut.pipeline))
     length = node.row_tokens + virtual_tokens(node.adapter)
 
     def fits(rows: int) -> bool:
@@ -143,7 +143,7 @@ def _largest(node: Training, shape: Shape, kind: str, free: int, ranks: int, cho
 
 
 def _times(node: Training, shape: Shape, device: Device, ranks: int, choice: Choice, turns: int) -> Times:
-    held = replace(held_by(node, shape, "cuda"), recompute=choice.recompute)
+    held = replace(held_by(node, shape, "cuda", ranks), recompute=choice.recompute)
     degrees = node.parallel.degrees(ranks)
     work = Work(choice.rows * node.row_tokens, node.data.max_length, turns, node.forwards_beside)
     return times(shape, held, shares(node.parallel.resolve(ranks), degrees), degrees, device, work)

@@ -87,9 +87,9 @@ class Policy(Training):
         if getattr(self.adapter, "init", "default") == "eva":
             what = "there are no answers yet that it could begin from"
             yield Conflict("adapter.init", what, "use another init", "kind")
-        for name in ("context", "pipeline", "tensor", "expert"):
+        for name in ("context", "pipeline", "expert"):
             if getattr(self.parallel, name) > 1:
-                what = "answers are drawn from a model that each rank has whole"
+                what = "answers are drawn and learned from by ranks that each run whole rows through all layers"
                 yield Conflict(f"parallel.{name}", what, f"set parallel.{name}=1", "kind")
 
     def _odd_prompts(self) -> Iterator[Conflict]:
@@ -128,6 +128,10 @@ class Policy(Training):
     def models_beside(self) -> int:
         """A second model, where that is the reference."""
         return self.reference.models if self.loss.beta else 0
+
+    def copies(self, world: int) -> int:
+        """The engine's own, where ranks have parts of the weights."""
+        return int(not self.parallel.at_hand(world))
 
     def others(self) -> dict[str, ModelRef]:
         """The reference, where it is another model."""

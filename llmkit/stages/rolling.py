@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmkit.build.held import Here
 from llmkit.build.training import Built
-from llmkit.core.errors import DataError, ModelError, RecipeError
+from llmkit.core.errors import DataError
 from llmkit.core.metrics import Lines
 from llmkit.core.seed import mixed
-from llmkit.core.types import Needs
+from llmkit.core.types import Batch, Needs
 from llmkit.data.asked import Asked
 from llmkit.data.batches import micro_batches
 from llmkit.data.feed import Drawn, Feed
@@ -24,11 +23,9 @@ from llmkit.data.node import NoPacking
 from llmkit.data.order import keyed
 from llmkit.data.render import Renderer
 from llmkit.data.rolled import Rolled, figures, rolled, spread_out
-from llmkit.evals.run import at_rest
-from llmkit.inference.engined import EngineWriter
 from llmkit.inference.generate import ends
 from llmkit.models.heads import Scored
-from llmkit.models.referred import Referred
+from llmkit.models.referred import resting, without_adapter
 from llmkit.parallel.steps import Steps
 from llmkit.rl.advantages import without_signal
 from llmkit.rl.bench import Bench
@@ -37,6 +34,7 @@ from llmkit.rl.learned import Learned, learned
 from llmkit.rl.objective import CLOSE, CLOSE_HALF
 from llmkit.rl.rollout import Answer, converse, draw, samples, seeds
 from llmkit.rl.scoring import Scores, score
+from llmkit.stages.drawing import Drawing, drawing
 from llmkit.stages.job import Job
 from llmkit.stages.measured import subject
 from llmkit.stages.policy import Policy
@@ -58,17 +56,15 @@ class Worth:
 class Rolling:
     """A feed of rollouts: what a step sees follows from its number and from the weights as they are then."""
 
-    def __init__(
-        self, job: Job, built: Built, steps: Steps, writer: EngineWriter, bench: Bench, reference: Any
-    ) -> None:
+    def __init__(self, job: Job, built: Built, steps: Steps, drawing: Drawing, bench: Bench, reference: Any) -> None:
         """`reference`: a second model that the policy is compared with; without one, what is below its adapter."""
         if not isinstance(job.node, Policy) or not isinstance(job.train, Asked):
             raise TypeError("rollouts are of prompts, in a policy stage")
         if not isinstance(built.scored, Scored):
             raise TypeError("a policy is a language model")
         self.job, self.built, self.node, self.asked = job, built, job.node, job.train
-        self.writer, self.bench, self.prompts = writer, bench, job.feed
-        self.subject, self.compared = subject(job, built, steps), Referred(built.scored, reference)
+        self.drawing, self.bench, self.prompts = drawing, bench, job.feed
+        self.subject, self.second = subject(job, built, steps), reference
         self.lines = Lines(job.run.scratch / "rollouts.jsonl")
         self.number, self.held, self.spans = -1, list[Worth](), (0, 0)
         """The last rollout, what it drew, and where in the file it begins and ends."""
@@ -122,18 +118,17 @@ class Rolling:
 
     def _roll(self, number: int, drawn: Drawn) -> None:
         """Answers of this step, from the weights of now."""
-        with at_rest(self.subject), self.subject.autocast():
-            self.held = self.subject.scored.inside(lambda: self._worthy(number, [int(i) for i in drawn.rows]))
+        self.held = self.drawing.over(lambda: self._worthy(number, [int(i) for i in drawn.rows]))
         old, reference = self._known(self._bare())
         self.made = self._taught(old, reference)
         begin = self.spans[1]
-        for line in told(number, self.asked, self.held, self.made, old, reference):
+        for line in told(number, self.asked, self.held, self.made, old, reference, self.drawing.writer.version):
             self.lines.add(line)
         self.number, self.spans = number, (begin, self.lines.size())
 
     def _worthy(self, number: int, prompts: list[int]) -> list[Worth]:
         """The answers to a step's prompts; prompts of which nothing is learned give way to others, some times."""
-        self.writer.turns.update(lambda: None)  # the weights have changed under it: what it has cached is of others
+        self.drawing.writer.renew(number * self.node.rollout.reuse)
         with self.job.run.stop.at_once("while answers are drawn"):  # all ranks ask together whether to stop
             return self._drawn(number, prompts)
 
@@ -162,9 +157,9 @@ class Rolling:
         mine = list(prompts[ranks.rank :: ranks.world])
         asks = self.asked, mine, how, self.node.data.max_length, seeds(self.node.seed, number, turn, mine)
         if self.environment is None or self.speech is None:
-            own = draw(self.writer, *asks, self.ends)
+            own = draw(self.drawing.writer, *asks, self.ends)
         else:
-            own = converse(self.writer, *asks, self.speech, self.environment)
+            own = converse(self.drawing.writer, *asks, self.speech, self.environment)
         parts = job.run.peers.gather([[answer.told() for answer in group] for group in own])
         drawn = [[Answer.of(said) for said in parts[at % ranks.world][at // ranks.world]] for at in range(len(prompts))]
         judged = self._score(prompts, drawn) if job.run.main else None
@@ -216,7 +211,7 @@ class Rolling:
         share = self.subject.share
         for batch in self._batches(placed):
             with torch.no_grad(), self.subject.autocast():
-                logps = self.compared.reference(batch, needs) if reference else self.subject.scored(batch, needs)
+                logps = self._reference(batch, needs) if reference else self.subject.scored(batch, needs)
             if batch.branches is not None:
                 found[batch.branches.each["place"].cpu().numpy()] = logps.float().cpu().numpy()
         if share.count > 1:
@@ -225,6 +220,14 @@ class Rolling:
                 found[i] = value
         spans = [span for i in range(len(bare)) for span in bare.completions(i)]
         return [found[a:b].tolist() for a, b in spans]
+
+    def _reference(self, batch: Batch, needs: Needs) -> Any:
+        """By the second model, or by the first without its adapter: through its own forward, where a strategy that has
+        cut it sees to its weights."""
+        if self.second is not None:
+            return self.second(batch, needs)
+        with resting(self.subject.scored), without_adapter(self.built.model):
+            return self.subject.scored(batch, needs)
 
     def _batches(self, made: Rolled) -> Iterator[Any]:
         support, node, share = self.built.loaded.support, self.node, self.subject.share
@@ -281,8 +284,9 @@ def told(
     made: Rolled,
     old: list[list[float]] | None,
     reference: list[list[float]] | None,
+    version: int | None,
 ) -> Iterator[dict[str, Any]]:
-    """A line for each answer."""
+    """A line for each answer; `version`: of the weights that drew it."""
     advantages = made.per.get("advantage")
     at = 0
     for group, worth in enumerate(held):
@@ -290,6 +294,7 @@ def told(
         for i, answer in enumerate(worth.answers):
             yield {
                 "rollout": number,
+                "version": version,
                 "group": group,
                 "prompt": worth.prompt,
                 "row": f"{file}:{line}",
@@ -309,29 +314,12 @@ def rolling(job: Job, built: Built, steps: Steps) -> Iterator[Feed]:
     node = job.node
     if not isinstance(node, Policy):
         raise TypeError("rollouts are of a policy stage")
-    _check(job, built)
-    how, longest = node.rollout, node.data.max_length
-    block = how.engine.cache.block
-    most = min(how.engine.sequences, node.batch.examples * how.group) * (-(-longest // block) + 1) * block
     with ExitStack() as stack:
         bench = stack.enter_context(Bench(job.run.grants, job.run.device))
         if job.run.main:
             score(node.reward, [], bench)  # what is missing is told now
-        writer = how.engine.open(Here(built.loaded, built.model, most=most))
-        stack.callback(writer.close)
-        if not isinstance(writer, EngineWriter):
-            raise TypeError("the engine draws")
+        drawn = stack.enter_context(drawing(job, node, built, steps))
         second = None
         if node.loss.beta and isinstance(node.reference, Second):
             second = loaded(node, node.reference.path or node.model, job.run)
-        yield Rolling(job, built, steps, writer, bench, second)
-
-
-def _check(job: Job, built: Built) -> None:
-    """Raises: ModelError, RecipeError when the engine cannot draw from what is trained."""
-    if not built.loaded.support.paged:
-        what = f"its answers cannot be drawn by the engine: {built.loaded.support.reason}"
-        raise ModelError(what, fix="use a model of the support table (docs/support.md)", key="model")
-    if not job.node.parallel.whole(job.run.ranks.world):
-        what = "answers are drawn from a model that each rank has whole"
-        raise RecipeError(what, fix="set parallel.strategy=ddp", key="parallel.strategy")
+        yield Rolling(job, built, steps, drawn, bench, second)

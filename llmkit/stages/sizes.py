@@ -114,7 +114,7 @@ def _chosen(node: Training, shape: Shape, device: str, free: int, world: int) ->
     if node.adapter.limits.recompute:
         wanted = 0
     cut = shares(node.parallel.resolve(world), degrees)
-    held = held_by(node, shape, device)
+    held = held_by(node, shape, device, world)
     length = node.row_tokens + virtual_tokens(node.adapter)
     if node.parallel.shards(world, node.deterministic):  # the same sizes for any number of ranks
         share = max(1, node.batch.examples // node.parallel.virtual)
@@ -123,17 +123,18 @@ def _chosen(node: Training, shape: Shape, device: str, free: int, world: int) ->
     return replace(made, strategy=node.parallel.resolve(world).kind)
 
 
-def held_by(node: Training, shape: Shape, device: str) -> Held:
-    """How a run holds things."""
+def held_by(node: Training, shape: Shape, device: str, world: int = 1) -> Held:
+    """How a run of so many ranks holds things."""
     kinds, cost, frozen = types(node.types_name, device), node.cost(shape), node.adapter.frozen_base
     short = 2.0 if kinds.half else 4.0
     plain = short if kinds.params == "bf16" or (kinds.mixed and frozen and device == "cuda") else 4.0
     trained = 4.0 if frozen or not node.writes else plain  # what torch's optimizers hold is of the type of the weights
     early = node.memory.optimizer_in_backward
-    cost = replace(cost, more=cost.more + int(node.models_beside * shape.params * plain / 4))
+    layers = node.quant.weight_bytes or plain
+    copy = (shape.params - shape.embedded) * layers + shape.embedded * plain
     largest = max(map(prod, shape.tensors.values()), default=0)
     return Held(
-        weight_bytes=node.quant.weight_bytes or plain,
+        weight_bytes=layers,
         plain_bytes=plain,
         kept=_kept(node, cost, kinds, device),
         cost=cost,
@@ -147,6 +148,7 @@ def held_by(node: Training, shape: Shape, device: str) -> Held:
         short=short,
         copies=short if kinds.mixed and plain == 4.0 and not node.quant.weight_bytes else 0.0,
         base=BASE[device],
+        beside=int(node.models_beside * shape.params * plain + node.copies(world) * copy),
         by_layer=_by_layer(node, shape, kinds, device),
         updating=4 * getattr(node.optim, "working", 0) * (largest if cost.trained >= shape.params else 0),
         copied=device == "cpu" and node.checkpoint.background,

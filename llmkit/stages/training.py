@@ -267,6 +267,10 @@ class Training:
         """Whole frozen models that are held beside the one that is trained."""
         return 0
 
+    def copies(self, world: int) -> int:
+        """Whole copies of the model itself that each of `world` ranks holds beside it."""
+        return 0
+
     @property
     def needs_distance(self) -> bool:
         """Whether each step has to know before it begins how far the policy is from its reference."""

@@ -1,0 +1,89 @@
+"""What answers are drawn by: an engine over the weights in training, or over a copy that is fed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from llmkit.build.held import Here
+from llmkit.build.training import Built, build, how
+from llmkit.core.errors import ModelError, RecipeError
+from llmkit.evals.run import Subject, at_rest
+from llmkit.inference.engined import EngineWriter
+from llmkit.models.quiet import quiet
+from llmkit.parallel.chunks import Route
+from llmkit.parallel.steps import Steps
+from llmkit.rl.sync import Copied, Feeding, Versioned, shared
+from llmkit.stages.job import Job
+from llmkit.stages.measured import subject
+
+if TYPE_CHECKING:
+    from llmkit.stages.policy import Policy
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An engine for rollouts."""
+
+    writer: Versioned
+    subject: Subject
+    copied: bool
+    """Whether it has a model of its own."""
+
+    def over(self, work: Callable[[], T]) -> T:
+        """Does work that asks the engine, as a forward pass of the model that it reads is done."""
+        with self.subject.autocast():
+            if self.copied:
+                return work()
+            with at_rest(self.subject):
+                made: T = self.subject.scored.inside(work)
+                return made
+
+
+@contextmanager
+def drawing(job: Job, node: Policy, built: Built, steps: Steps) -> Iterator[Drawing]:
+    """The engine of a policy stage.
+
+    Raises:
+        ModelError, RecipeError: it cannot draw from what is trained.
+    """
+    _check(job, built)
+    rollout, longest = node.rollout, node.data.max_length
+    block = rollout.engine.cache.block
+    most = min(rollout.engine.sequences, node.batch.examples * rollout.group) * (-(-longest // block) + 1) * block
+    apart = not node.parallel.at_hand(job.run.ranks.world)
+    here, feeding = _copied(job, steps, most) if apart else (Here(built.loaded, built.model, most=most), shared)
+    writer = rollout.engine.open(here)
+    if not isinstance(writer, EngineWriter):
+        raise TypeError("the engine draws")
+    versioned = Versioned(writer, feeding)
+    try:
+        yield Drawing(versioned, subject(job, built, steps), apart)
+    finally:
+        versioned.close()
+
+
+def _copied(job: Job, steps: Steps, most: int) -> tuple[Here, Feeding]:
+    """A whole model of this rank's own, put together as the one in training was, and what is to bring it what was
+    learned since. It begins from the same files: what is not trained never moves."""
+    node, run = job.node, job.run
+    held = how(run.device, job.types, node.quant, node.adapter, run.grants.code, run.grants.nonfinite)
+    made = build(job.resolved, node.model, held, node.adapter, 0, node.seed)
+    quiet(made.model)
+    made.model.requires_grad_(False).eval()
+    route = Route(run.peers, steps.params, steps.lying)
+    run.console.notice(f"answers are drawn from a whole copy on each rank, fed in {len(route.messages)} messages")
+    return Here(made.loaded, made.model, most=most), Copied(run.peers, steps.lying, made.trained, run.device, route)
+
+
+def _check(job: Job, built: Built) -> None:
+    if not built.loaded.support.paged:
+        what = f"its answers cannot be drawn by the engine: {built.loaded.support.reason}"
+        raise ModelError(what, fix="use a model of the support table (docs/support.md)", key="model")
+    if job.types.compute == "fp8" and not job.node.parallel.at_hand(job.run.ranks.world):
+        what = "the engine's copy of a model that is cut does not compute in fp8"
+        raise RecipeError(what, fix="set precision=bf16, or parallel.strategy=ddp", key="precision")
