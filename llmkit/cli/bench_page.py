@@ -9,7 +9,8 @@ from typing import Any
 
 from llmkit.core.errors import one_line
 from llmkit.stages.chart import chart
-from llmkit.stages.report import page, table
+from llmkit.stages.page import page
+from llmkit.stages.tables import table
 
 Point = tuple[float, float]
 TIMES = {

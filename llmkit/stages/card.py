@@ -10,8 +10,8 @@ import yaml
 
 from llmkit.core.artifact import Artifact
 from llmkit.core.metrics import Lines
+from llmkit.stages.page import figures
 from llmkit.stages.places import named, without_places
-from llmkit.stages.report import figures
 
 LIBRARIES = {"adapter_config.json": "peft", "config.json": "transformers"}
 

@@ -15,8 +15,9 @@ from llmkit.core.folder import read_status
 from llmkit.core.metrics import Lines
 from llmkit.core.types import interval, named
 from llmkit.stages.chart import number
-from llmkit.stages.report import figures, page, table
+from llmkit.stages.page import figures, page
 from llmkit.stages.slices import drawings, drawn
+from llmkit.stages.tables import table
 
 NAME = "stages.json"
 

@@ -12,22 +12,15 @@ from typing import Any
 from llmkit.core.files import write_atomic
 from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
-from llmkit.core.types import Report, interval, named
-from llmkit.stages.chart import chart, number
-from llmkit.stages.slices import drawings, drawn
+from llmkit.core.types import Report, interval
+from llmkit.stages.curves import curves
+from llmkit.stages.page import figures, page
+from llmkit.stages.shown_answers import shown_answers
+from llmkit.stages.shown_pairs import pair_of, shown_pairs
+from llmkit.stages.shown_rounds import shown_rounds
+from llmkit.stages.slices import drawings
+from llmkit.stages.tables import table
 
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse;width:100%}
-td,th{border-bottom:1px solid #d0d7de;padding:.35rem .6rem;text-align:left;vertical-align:top}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}pre{white-space:pre-wrap;margin:0;font-size:13px}
-svg{width:100%;height:auto;background:#f6f8fa;border-radius:6px}.k{color:#59636e}figure{margin:1rem 0}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(20rem,1fr));gap:1rem}
-@media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}svg{background:#161b22}
-td,th{border-color:#30363d}.k{color:#9198a1}}
-"""
-PAIR, SHOWN_PAIRS = "preference", 5
-"""The kind of a pair's row in tables, and how many are shown of the lowest margins and of the highest."""
 MOST_CLASSES = 24
 """Classes of a confusion matrix that are shown."""
 
@@ -38,14 +31,17 @@ def write_report(folder: Path) -> Path:
     samples = Lines(folder / "samples.jsonl").read()
     evals = Lines(folder / "evals.jsonl").read()
     known = figures(lines, evals)
+    answers, bands = shown_answers(folder)
     parts = [
         table("Figures", ("", "value", ""), known) if known else "",
-        _curves(lines),
+        answers,
+        curves(lines, bands),
         drawings({"": evals}),
+        shown_rounds(folder),
         _samples(samples),
         _confusions(folder / "predictions.jsonl"),
         _predictions(folder / "predictions.jsonl"),
-        _pairs(folder / "predictions.jsonl"),
+        shown_pairs(folder / "predictions.jsonl"),
         _lint(folder / "lint.json"),
         _settings(folder / "resolved.yaml"),
     ]
@@ -63,60 +59,6 @@ def write_reports(run: Run, reports: Iterable[Report]) -> None:
         lines.add(vars(report))
         shown = f"{report.metric} {report.value:.4f}" + (f" ({report.slice})" if report.slice != "all" else "")
         run.console.notice(f"{shown} {interval(report.low, report.high, '.4f')}, n {report.n}")
-
-
-def page(name: str, parts: Iterable[str]) -> str:
-    """A whole page of these parts, which needs no other file."""
-    title = html.escape(name or "run")
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
-    head += "<meta name=viewport content='width=device-width'>"
-    return f"{head}<style>{STYLE}</style><h1>{title}</h1>{''.join(parts)}</html>\n"
-
-
-def figures(lines: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """(name, value, remark) of what tells how a stage went."""
-    rows = []
-    seen = [line for line in lines if line["event"] == "evaluate"]
-    if seen:
-        for name in (n for n in seen[0] if n.startswith("valid.") and n != "valid.tokens"):
-            rows.append((name, f"{number(seen[0][name])} → {number(seen[-1][name])}", "before → after"))
-    rows += [
-        (named(e["metric"], e["slice"]), number(e["value"]), f"{interval(e['low'], e['high'])}, n {e['n']}")
-        for e in evals
-        if not drawn(e)
-    ]
-    trained = [line for line in lines if line["event"] == "train"]
-    if trained:
-        rows.append(("steps", str(trained[-1]["step"]), ""))
-    timed = [line for line in trained if "tokens_per_second" in line]  # a trainer of another library tells none
-    if timed:
-        speed = sorted(line["tokens_per_second"] for line in timed)[len(timed) // 2]
-        top = max(line["peak_memory_bytes"] for line in timed) / 2**30
-        rows += [("tokens per second", f"{speed:.0f}", "median"), ("peak memory", f"{top:.2f} GiB", "")]
-    return rows
-
-
-def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
-    trained = [line for line in lines if line["event"] == "train"]
-    seen = [line for line in lines if line["event"] == "evaluate"]
-    if not trained:
-        return ""
-    loss = {"training": _points(trained, "loss"), "validation": _points(seen, "valid.loss")}
-    charts = [
-        ("loss", loss),
-        *((name, {name: _points(trained, name)}) for name in ("grad_norm", "lr", "tokens_per_second")),
-    ]
-    for place, name in enumerate(("reward_margin", "accuracy")):
-        if pairs := _points(trained, name):
-            charts.insert(1 + place, (name, {"training": pairs, "validation": _points(seen, f"valid.{name}")}))
-    if right := {name: _points(seen, name) for name in (seen or [{}])[0] if name.startswith("valid.right_")}:
-        charts.insert(1, ("drafts that are right", right))
-        charts.insert(2, ("tokens a step", {"validation": _points(seen, "valid.tokens_per_step")}))
-    return "<h2>Curves</h2><div class=grid>" + "".join(chart(name, series) for name, series in charts) + "</div>"
-
-
-def _points(lines: Iterable[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
-    return [(line["step"], float(line[name])) for line in lines if isinstance(line.get(name), int | float)]
 
 
 def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
@@ -157,21 +99,9 @@ def _predictions(path: Path) -> str:
         return ""
     with path.open(encoding="utf-8") as file:
         said = [json.loads(line) for line, _ in zip(file, range(4000), strict=False)]
-    said = [row for row in said if row["prediction"] and row["slices"].get("kind") != PAIR]
+    said = [row for row in said if row["prediction"] and pair_of(row) is None]
     rows = [(row["text"], row["label"], row["prediction"]) for row in said[:10]]
     return table("Answers", ("prompt", "expected", "answer"), rows, pre=True) if rows else ""
-
-
-def _pairs(path: Path) -> str:
-    """The pairs that a policy is most wrong about, and most right."""
-    if not path.is_file():
-        return ""
-    with path.open(encoding="utf-8") as file:
-        said = [row for row in map(json.loads, file) if row["slices"].get("kind") == PAIR]
-    said = sorted(said, key=lambda row: float(row["scores"]["reward_margin"]))
-    shown = said if len(said) <= 2 * SHOWN_PAIRS else said[:SHOWN_PAIRS] + said[-SHOWN_PAIRS:]
-    rows = [(row["text"], row["label"], row["prediction"], number(row["scores"]["reward_margin"])) for row in shown]
-    return table("Pairs, by margin", ("prompt", "chosen", "preferred", "margin"), rows, pre=True) if rows else ""
 
 
 def _lint(path: Path) -> str:
@@ -198,13 +128,3 @@ def _settings(path: Path) -> str:
     if not path.is_file():
         return ""
     return f"<h2>Settings</h2><pre>{html.escape(path.read_text('utf-8'))}</pre>"
-
-
-def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], pre: bool = False) -> str:
-    """A titled HTML table; every cell is escaped."""
-    wrap = "<pre>{}</pre>" if pre else "{}"
-    body = "".join(
-        "<tr>" + "".join(f"<td>{wrap.format(html.escape(str(cell)))}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    return f"<h2>{html.escape(title)}</h2><table><tr>{top}</tr>{body}</table>"
