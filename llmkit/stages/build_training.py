@@ -237,7 +237,7 @@ def _fit(job: Job, built: Built, steps: Steps, start: Progress, attempts: Attemp
         node.optim.lr,
         node.optim.clip,
         node.schedule,
-        node.guard,
+        node.watched,
         node.evaluate,
         node.checkpoint,
         bool(node.larger_better(node.checkpoint.best or "")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.adapters.limits import virtual_tokens
@@ -14,6 +15,7 @@ from llmkit.rl.rollout_node import Rollout
 from llmkit.stages.branching import branching
 from llmkit.stages.reference import AdapterOff, Second
 from llmkit.stages.training import Training
+from llmkit.train.node import Guard
 
 if TYPE_CHECKING:
     from llmkit.build.training import Built
@@ -179,6 +181,11 @@ class Policy(Training):
         from llmkit.rl.objective import OverRollouts
 
         return OverRollouts(self.judge, self.rollout.temperature)
+
+    @property
+    def watched(self) -> Guard:
+        """Not how large the loss is: advantages sum to about 0, and it is anything near that."""
+        return replace(self.guard, spike=0.0)
 
     @property
     def judge(self) -> PolicyLoss:

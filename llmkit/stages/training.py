@@ -95,6 +95,11 @@ class Training:
         """The precision by its name."""
         return self.precision if isinstance(self.precision, str) else self.precision.named
 
+    @property
+    def watched(self) -> Guard:
+        """What the guard looks at."""
+        return self.guard
+
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
         if (odd := self.adapter.unfit(self.quant.kind)) is not None:

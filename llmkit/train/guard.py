@@ -32,7 +32,7 @@ class Watch:
             return f"the gradient norm is {grad_norm}"
         if guard.spike and len(self.losses) >= FEWEST:
             middle = median(self.losses)
-            if loss > guard.spike * middle:
+            if 0 < guard.spike * middle < loss:  # some losses of preference are below 0
                 return f"the loss {loss:.4g} is {loss / middle:.1f} times its median {middle:.4g}"
         return ""
 

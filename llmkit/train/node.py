@@ -149,7 +149,8 @@ class Guard:
     """`skip` leaves the weights and the optimizer untouched and goes on; three in a row stop the run. An evaluation
     whose loss is not finite meets the same policy: it stops the run, or counts for nothing."""
     spike: float = setting(default=10.0, least=0.0)
-    """A loss above this many medians of the last 100 steps meets the same policy; 0 turns it off."""
+    """A loss above this many medians of the last 100 steps meets the same policy; 0 turns it off. It says nothing of a
+    policy's loss, which is near 0, nor of medians below 0."""
     checksum: int = setting(default=0, least=0)
     """Every so many steps, and before each checkpoint, ranks that hold copies of parameters and optimizer state compare
     them bit by bit; one that differs is named and the run ends, to go on from the last checkpoint. 0 turns it off."""

@@ -138,6 +138,23 @@ def test_every_loss_runs_and_reuses(kind, tiny, asked, tmp_path):
     assert "engine_gap" not in steps[1]
 
 
+def test_a_loss_that_is_far_from_the_others_stops_no_policy(tiny, asked, tmp_path, monkeypatch):
+    """Losses of policies are near 0, now above it and now below."""
+    from llmkit.train import fit
+
+    plain = fit.Watch.judge
+    seen = []
+
+    def judge(self, guard, step, loss, norm, samples):
+        seen.append(guard.spike)
+        return plain(self, guard, step, 1e-4 if step < 12 else 0.5, norm, samples)
+
+    monkeypatch.setattr(fit.Watch, "judge", judge)
+    more = {"steps": 13, "rollout": {"group": 2, "max_tokens": 2}, "batch": {"prompts": 1}}
+    go(policy(tiny, asked, tmp_path / "run", **more))
+    assert seen == [0.0] * 13
+
+
 def test_micro_batches_do_not_change_a_step(tiny, asked, tmp_path):
     found = []
     for size in (1, 3):

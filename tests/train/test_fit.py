@@ -189,6 +189,7 @@ def test_t1_a_spike_is_ten_medians():
     go, _, _ = loop(Fake([1.0] * 12 + [9.5]), 13)
     assert go().step == 13
     assert Watch((1.0,) * 5).trouble(Guard(), 100.0, 1.0) == ""  # too few to judge
+    assert Watch((-1.0,) * 12).trouble(Guard(), 0.5, 1.0) == ""  # of losses around 0
 
 
 def test_t7_an_evaluation_that_fails_saves_first_names_itself_and_leaves_the_best():
