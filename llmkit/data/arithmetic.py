@@ -12,15 +12,25 @@ SIGNS = ("+", "-")
 TRAIN, VALID = 0, 1
 
 
-def read(split: str, count: int, most: int, after: At = ()) -> Iterator[Raw]:
-    """Rows `after` to `count` of a split; numbers are from 0 to `most`, and no sum is in both splits."""
+def read(split: str, count: int, most: int, after: At = (), pairs: bool = False) -> Iterator[Raw]:
+    """Rows `after` to `count` of a split, or pairs of a right answer and a wrong one; numbers are from 0 to `most`, and
+    no sum is in both splits."""
     for index in range(after[0] if after else 0, count):
         left, right, sign = _drawn(split, index, most)
         result = left + right if sign == "+" else left - right
         question = {"role": "user", "content": ASKED.format(left=left, sign=sign, right=right)}
         answer = {"role": "assistant", "content": f"<answer>{result}</answer>"}
         values = {"prompt": [question], "completion": [answer], "answer": str(result)}
+        if pairs:
+            wrong = {"role": "assistant", "content": _wrong(index, result)}
+            values = {"prompt": [question], "chosen": [answer], "rejected": [wrong]}
         yield Raw(values, f"arithmetic:{split}", index + 1, at=(index + 1,))
+
+
+def _wrong(index: int, result: int) -> str:
+    """By turns another number, the number without its tags, and both faults with many words."""
+    other = result + 1 + mixed(index, result, 1) % 9
+    return (f"<answer>{other}</answer>", str(result), f"Let me see. The result of this is about {other}.")[index % 3]
 
 
 def _drawn(split: str, index: int, most: int) -> tuple[int, int, str]:

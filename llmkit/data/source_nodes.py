@@ -308,12 +308,15 @@ class Arithmetic:
     """Rows."""
     most: int = setting(default=99, least=9)
     """The largest number."""
+    pairs: bool = False
+    """Rows for `kind: preference` and `kind: reward` instead: the right answer is chosen; rejected are other numbers,
+    numbers without their tags, and many words."""
 
     def rows(self, after: At = ()) -> Iterator[Raw | BadRow]:
         """Each row of the split."""
         from llmkit.data.arithmetic import read
 
-        return read(self.split, self.take, self.most, after)
+        return read(self.split, self.take, self.most, after, self.pairs)
 
     def files(self) -> dict[str, str]:
         """Nothing."""

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from llmkit.core.run import Grants
-from llmkit.inference.node import OpenAi
 from llmkit.rl.bench import Bench
-from llmkit.rl.role_node import Role
+from llmkit.rl.role_node import ELSEWHERE, Role
 from llmkit.rl.sample import Messages
 from llmkit.rl.speaker import Speaker, speaker
 
@@ -42,7 +41,7 @@ class Mouths:
         self.endpoints.close()
 
     def _opened(self, role: Role) -> Speaker:
-        bench = self.endpoints if isinstance(role.generator, OpenAi) else self.here
+        bench = self.endpoints if isinstance(role.generator, ELSEWHERE) else self.here
         key = repr((asdict(role.generator), role.model, role.quant))
         if bench is self.here and key not in bench.held:
             bench.close()  # before the next one is loaded

@@ -11,7 +11,7 @@ from llmkit.build.precision import reading
 from llmkit.core.errors import ModelError
 from llmkit.data.prompt import prompt_ids
 from llmkit.data.render import Renderer
-from llmkit.inference.node import Generator, OpenAi
+from llmkit.inference.node import Generator
 from llmkit.inference.request import Ask, Completion, Prompt
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.writer import Writer, answered
@@ -19,6 +19,7 @@ from llmkit.models.load import How
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.models.resolve import resolve
 from llmkit.rl.bench import Bench
+from llmkit.rl.role_node import ELSEWHERE, Rules
 from llmkit.rl.sample import Messages
 
 
@@ -47,14 +48,18 @@ class Speaker:
 
 
 def speaker(
-    generator: Generator, model: ModelRef | None, bench: Bench, key: str = "model", quant: Quant | None = None
+    generator: Generator | Rules,
+    model: ModelRef | None,
+    bench: Bench,
+    key: str = "model",
+    quant: Quant | None = None,
 ) -> Speaker:
     """The generator, open over `model`; an endpoint has its own.
 
     Raises:
         ModelError: there is no model, or it cannot be loaded.
     """
-    if isinstance(generator, OpenAi):
+    if isinstance(generator, ELSEWHERE):
         return Speaker(generator.open())
     if model is None:
         raise ModelError(f"generator {generator.kind} has no model", fix="give one, or use generator: openai", key=key)

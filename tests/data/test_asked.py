@@ -1,6 +1,7 @@
 """Prompts with the other columns of their rows, and completions behind them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -98,3 +99,17 @@ def test_sums_are_right_and_splits_share_none():
     assert len(found["train"]) > 150
     whole = list(Arithmetic(take=20).rows())
     assert list(Arithmetic(take=20).rows(whole[7].at)) == whole[8:]
+
+
+def test_pairs_of_sums_have_a_right_side_and_wrong_ones_of_three_kinds():
+    rows, pairs = (list(Arithmetic(take=60, most=20, pairs=pairs).rows()) for pairs in (False, True))
+    seen = set()
+    for row, pair in zip(rows, pairs, strict=True):
+        (chosen,), (rejected,) = pair.values["chosen"], pair.values["rejected"]
+        assert pair.values["prompt"] == row.values["prompt"] and [chosen] == row.values["completion"]
+        said, right = rejected["content"], row.values["answer"]
+        kind = "number" if said.startswith("<answer>") else "tags" if said == right else "words"
+        seen.add(kind)
+        assert said != chosen["content"] and (kind == "tags" or right not in re.findall(r"-?\d+", said))
+    assert seen == {"number", "tags", "words"}
+    assert next(iter(Arithmetic(take=20, pairs=True).rows(pairs[7].at))).at == (9,)

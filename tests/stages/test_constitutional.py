@@ -251,7 +251,7 @@ def test_what_is_no_constitution_is_refused(tmp_path: Path) -> None:
         (tmp_path / "c.yaml").write_text(text)
         with pytest.raises(RecipeError, match=why):
             words.read(str(tmp_path / "c.yaml"))
-    with pytest.raises(RecipeError, match="there is no constitution nothing; fix: give a file, or one of: plain"):
+    with pytest.raises(RecipeError, match="there is no constitution nothing; fix: give a file, or one of: brief, pl"):
         words.read("nothing")
 
 
