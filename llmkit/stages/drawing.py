@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 from llmkit.build.held import Here
 from llmkit.build.training import Built, build, how
 from llmkit.core.errors import ModelError, RecipeError
+from llmkit.data.node import Data
 from llmkit.evals.run import Subject, at_rest
 from llmkit.inference.engined import EngineWriter
 from llmkit.models.quiet import quiet
 from llmkit.parallel.chunks import Route
 from llmkit.parallel.steps import Steps
+from llmkit.rl.rewards_node import Reward
+from llmkit.rl.rollout_node import Rollout
 from llmkit.rl.sync import Copied, Feeding, Versioned, shared
 from llmkit.stages.job import Job
 from llmkit.stages.measured import subject
 
-if TYPE_CHECKING:
-    from llmkit.stages.policy import Policy
-
 T = TypeVar("T")
+
+
+class Draws(Protocol):
+    """What is read of a stage whose model answers prompts."""
+
+    @property
+    def rollout(self) -> Rollout:
+        """How it answers."""
+        ...
+
+    @property
+    def reward(self) -> Sequence[Reward]:
+        """What answers are worth."""
+        ...
+
+    @property
+    def data(self) -> Data:
+        """Of which the longest row is read."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        ...
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a packed row, at most."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +74,7 @@ class Drawing:
 
 
 @contextmanager
-def drawing(job: Job, node: Policy, built: Built, steps: Steps) -> Iterator[Drawing]:
+def drawing(job: Job, node: Draws, built: Built, steps: Steps) -> Iterator[Drawing]:
     """The engine of a policy stage.
 
     Raises:
@@ -54,8 +83,8 @@ def drawing(job: Job, node: Policy, built: Built, steps: Steps) -> Iterator[Draw
     _check(job, built)
     rollout, longest = node.rollout, node.data.max_length
     block = rollout.engine.cache.block
-    most = min(rollout.engine.sequences, node.batch.examples * rollout.group) * (-(-longest // block) + 1) * block
-    apart = not node.parallel.at_hand(job.run.ranks.world)
+    most = min(rollout.engine.sequences, job.node.batch.examples * rollout.group) * (-(-longest // block) + 1) * block
+    apart = not job.node.parallel.at_hand(job.run.ranks.world)
     here, feeding = _copied(job, steps, most) if apart else (Here(built.loaded, built.model, most=most), shared)
     writer = rollout.engine.open(here)
     if not isinstance(writer, EngineWriter):

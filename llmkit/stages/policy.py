@@ -172,9 +172,9 @@ class Policy(Training):
 
     def feeding(self, job: Job, built: Built, steps: Steps) -> AbstractContextManager[Feed]:
         """Rollouts."""
-        from llmkit.stages.rolling import rolling
+        from llmkit.stages.policy_taught import policy_feed
 
-        return rolling(job, built, steps)
+        return policy_feed(job, built, steps)
 
     def objective(self, train: Prepared) -> Loss:
         """The loss over rollouts."""

@@ -175,10 +175,10 @@ def test_prompts_without_signal_give_way_to_others(tiny, asked, tmp_path):
 
 
 def test_a_policy_that_differs_from_itself_is_told(tiny, asked, tmp_path, monkeypatch):
-    from llmkit.stages.rolling import Rolling
+    from llmkit.stages.likelihoods import Likelihoods
 
-    plain = Rolling._scored
-    monkeypatch.setattr(Rolling, "_scored", lambda *a: [[x - 1e-3 for x in own] for own in plain(*a)])
+    plain = Likelihoods.policy
+    monkeypatch.setattr(Likelihoods, "policy", lambda *a: [[x - 1e-3 for x in own] for own in plain(*a)])
     with pytest.raises(LlmkitError, match="ratio of the policy to itself"):
         go(policy(tiny, asked, tmp_path / "run", rollout={"group": 4, "max_tokens": 6, "reuse": 2}))
 
@@ -261,7 +261,7 @@ def test_a_conversation_with_tools_is_asked_as_the_template_shows_them(calling, 
 
 def test_what_tools_say_is_no_part_of_what_is_learned(calling, asked, tmp_path, monkeypatch):
     from llmkit.rl.rollout import Answer
-    from llmkit.stages import rolling
+    from llmkit.stages import answering
 
     def converse(writer, asked, prompts, how, longest, seeds, speech, environment):
         turns = ({"role": "assistant", "content": "?"}, {"role": "tool", "content": "7"})
@@ -272,7 +272,7 @@ def test_what_tools_say_is_no_part_of_what_is_learned(calling, asked, tmp_path, 
             made.append([Answer(ids, "a" * j, "stop", (None,) * 6, own, turns, float(j), (1, 5, 6)) for j in range(4)])
         return made
 
-    monkeypatch.setattr(rolling, "converse", converse)
+    monkeypatch.setattr(answering, "converse", converse)
     more = {"rollout": {**TOOLS, "reuse": 2}, "loss": {"kind": "reinforce", "beta": 0.1}, "steps": 2}
     made = go(policy(calling, asked, tmp_path / "run", **more))
     first, _ = steps_of(made.folder)

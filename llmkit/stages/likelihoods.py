@@ -1,0 +1,76 @@
+"""How likely models find answers: the log-probabilities of all their tokens by the policy as it is and by its
+reference, by the forward and in the batches of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmkit.build.training import Built
+from llmkit.core.types import Batch, Needs
+from llmkit.data.batches import micro_batches
+from llmkit.data.node import NoPacking
+from llmkit.data.rolled import Rolled
+from llmkit.evals.run import Subject
+from llmkit.models.heads import Scored
+from llmkit.models.referred import resting, without_adapter
+from llmkit.stages.drawing import Draws
+from llmkit.stages.job import Job
+
+
+class Likelihoods:
+    """Of each completion's tokens a figure each, by a forward; 0 where they have no weight."""
+
+    def __init__(self, job: Job, node: Draws, built: Built, subject: Subject, reference: Any) -> None:
+        """`reference`: a second model that the policy is compared with; without one, what is below its adapter."""
+        if not isinstance(built.scored, Scored):
+            raise TypeError("a policy is a language model")
+        self.job, self.node, self.support, self.subject = job, node, built.loaded.support, subject
+        self.model, self.second = built.model, reference
+        self.needs = Needs(by_weight=False, temperature=node.rollout.temperature)
+
+    def policy(self, bare: Rolled) -> list[list[float]]:
+        """By the policy as it is now."""
+        return self.each(bare, lambda batch: self.subject.scored(batch, self.needs))
+
+    def reference(self, bare: Rolled) -> list[list[float]]:
+        """By its reference."""
+        return self.each(bare, self._reference)
+
+    def each(self, bare: Rolled, forward: Callable[[Batch], Tensor]) -> list[list[float]]:
+        """What a forward, without gradients, says of the tokens: a batch -> (N,), as a loss gets it."""
+        found = np.zeros(len(bare.ids), np.float64)
+        placed = replace(bare, each={"place": np.arange(len(bare.ids))})
+        share = self.subject.share
+        for batch in self._batches(placed):
+            with torch.no_grad(), self.subject.autocast():
+                said = forward(batch)
+            if batch.branches is not None:
+                found[batch.branches.each["place"].cpu().numpy()] = said.float().cpu().numpy()
+        if share.count > 1:
+            parts = share.gather([[int(i), float(found[i])] for i in np.flatnonzero(found)])
+            for i, value in (pair for part in parts for pair in part):
+                found[i] = value
+        spans = [span for i in range(len(bare)) for span in bare.completions(i)]
+        return [found[a:b].tolist() for a, b in spans]
+
+    def _reference(self, batch: Batch) -> Any:
+        """By the second model, or by the first without its adapter: through its own forward, where a strategy that has
+        cut it sees to its weights."""
+        if self.second is not None:
+            return self.second(batch, self.needs)
+        with resting(self.subject.scored), without_adapter(self.model):
+            return self.subject.scored(batch, self.needs)
+
+    def _batches(self, made: Rolled) -> Iterator[Batch]:
+        job, node, share = self.job, self.job.node, self.subject.share
+        packing = node.data.packing if self.support.packed else NoPacking()
+        rows, size = range(len(made)), node.row_tokens
+        make = partial(micro_batches, made, rows, packing, size, job.choice.rows, self.support.packed)
+        yield from make(job.run.device, share.index, share.count, self.support.tree)

@@ -1,0 +1,89 @@
+"""Answers that were judged: as lines of a file, as examples of which nothing is learned yet, and their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.data.asked import Asked
+from llmkit.data.rolled import Rolled, rolled
+from llmkit.rl.rollout import Answer
+
+Known = Mapping[str, list[list[float]] | None]
+"""What models say of the tokens of all answers, by its name; None of what nobody asked for."""
+
+
+@dataclass(frozen=True)
+class Worth:
+    """A group of answers, judged."""
+
+    prompt: int
+    answers: list[Answer]
+    total: list[float]
+    each: dict[str, list[float]]
+    """By reward."""
+
+
+def bare(asked: Asked, held: Sequence[Worth], drop: bool, count: Callable[[int, float], float]) -> Rolled:
+    """The answers as examples, before it is known what they teach. `drop`: those that were cut short teach nothing.
+    `count`: of so many completions with so many tokens, what they add to the count that a step is divided by."""
+    ids = [[answer.ids for answer in worth.answers] for worth in held]
+    weights = [
+        [answer.weights(0.0 if drop and not answer.ended else 1.0) for answer in worth.answers] for worth in held
+    ]
+    tokens = [sum(map(sum, own)) for own in weights]
+    heads = [worth.answers[0].prompt_ids for worth in held]
+    shares = [count(len(group), n) for group, n in zip(ids, tokens, strict=True)]
+    if not sum(shares):  # of a step of which nothing is learned
+        shares[0] = 1.0
+    prompts = [worth.prompt for worth in held]
+    return rolled(asked, prompts, ids, weights, shares, heads if all(heads) else ())
+
+
+def figured(held: Sequence[Worth], calls: bool) -> dict[str, list[float]]:
+    """What is told of all answers, (K,) each; `calls`: of calls of tools too."""
+    answers = [answer for worth in held for answer in worth.answers]
+    made = {"reward": [x for worth in held for x in worth.total], "length": [float(len(a.ids)) for a in answers]}
+    if calls:
+        made["calls"] = [float(sum(one["role"] == "tool" for one in answer.turns)) for answer in answers]
+    made["unended"] = [float(not answer.ended) for answer in answers]
+    for name in held[0].each:
+        made[f"reward.{name}"] = [x for worth in held for x in worth.each[name]]
+    return made
+
+
+def told(
+    number: int, version: int | None, asked: Asked, held: Sequence[Worth], made: Rolled, known: Known
+) -> Iterator[dict[str, Any]]:
+    """A line for each answer of rollout `number`; `version`: of the weights that drew it."""
+    advantages = made.per.get("advantage")
+    at = 0
+    for group, worth in enumerate(held):
+        file, line = asked.places[worth.prompt]
+        for i, answer in enumerate(worth.answers):
+            yield {
+                "rollout": number,
+                "version": version,
+                "group": group,
+                "prompt": worth.prompt,
+                "row": f"{file}:{line}",
+                **answer.told(),
+                "reward": worth.total[i],
+                "rewards": {name: x[i] for name, x in worth.each.items()},
+                "advantage": None if advantages is None else float(advantages[at]),
+                **{name: None if column is None else column[at] for name, column in known.items()},
+            }
+            at += 1
+
+
+def read(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> tuple[list[Worth], Known]:
+    """The answers of a rollout from its lines, and what is known of them by these names."""
+    held = [_worth([line for line in lines if line["group"] == at]) for at in range(lines[-1]["group"] + 1)]
+    columns = {name: [line[name] for line in lines] for name in names}
+    return held, {name: None if None in column else column for name, column in columns.items()}
+
+
+def _worth(lines: Sequence[Mapping[str, Any]]) -> Worth:
+    each = {name: [line["rewards"][name] for line in lines] for name in lines[0]["rewards"]}
+    return Worth(lines[0]["prompt"], [Answer.of(line) for line in lines], [line["reward"] for line in lines], each)
