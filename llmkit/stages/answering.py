@@ -12,6 +12,7 @@ from llmkit.core.seed import mixed
 from llmkit.data.asked import Asked
 from llmkit.data.order import keyed
 from llmkit.data.render import Renderer
+from llmkit.inference.detokenise import detokeniser
 from llmkit.inference.generate import ends
 from llmkit.rl.advantages import without_signal
 from llmkit.rl.bench import Bench
@@ -28,6 +29,7 @@ class Answering:
     def __init__(self, run: Run, node: Draws, asked: Asked, built: Built, drawing: Drawing, bench: Bench) -> None:
         self.run, self.node, self.asked, self.drawing, self.bench = run, node, asked, drawing, bench
         self.ends = tuple(ends(built.loaded.model, built.loaded.tokenizer))
+        self.words = detokeniser(built.loaded.tokenizer, special=True)
         environment = node.rollout.environment
         self.environment = None if environment is None else environment.open()
         self.speech = None if environment is None else Speech.of(Renderer(built.loaded.tokenizer), self.ends)

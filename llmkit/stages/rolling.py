@@ -108,7 +108,8 @@ class Rolling:
         known = self.teaching.known(self.held)
         self.made = self.teaching.taught(self.held, known)
         begin = self.spans[1]
-        for line in told(number, self.answering.drawing.writer.version, self.asked, self.held, self.made, known):
+        version, words = self.answering.drawing.writer.version, self.answering.words
+        for line in told(number, version, self.asked, self.held, self.made, known, words):
             self.lines.add(line)
         self.number, self.spans = number, (begin, self.lines.size())
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmkit.data.asked import Asked
 from llmkit.data.rolled import Rolled, rolled
+from llmkit.inference.detokenise import Detokeniser
 from llmkit.rl.rollout import Answer
 
 Known = Mapping[str, list[list[float]] | None]
@@ -54,14 +55,23 @@ def figured(held: Sequence[Worth], calls: bool) -> dict[str, list[float]]:
 
 
 def told(
-    number: int, version: int | None, asked: Asked, held: Sequence[Worth], made: Rolled, known: Known
+    number: int,
+    version: int | None,
+    asked: Asked,
+    held: Sequence[Worth],
+    made: Rolled,
+    known: Known,
+    words: Callable[[], Detokeniser],
 ) -> Iterator[dict[str, Any]]:
-    """A line for each answer of rollout `number`; `version`: of the weights that drew it."""
-    advantages = made.per.get("advantage")
+    """A line for each answer of rollout `number`; `version`: of the weights that drew it. The first of a group has what
+    was asked, and where tokens have advantages of their own, the text of each stands beside (`words`)."""
     at = 0
     for group, worth in enumerate(held):
         file, line = asked.places[worth.prompt]
         for i, answer in enumerate(worth.answers):
+            alone = "advantage" not in made.each
+            question = {} if i else {"question": asked.rows[worth.prompt].question}
+            pieces = {} if alone else {"pieces": spelt(answer.ids, words())}
             yield {
                 "rollout": number,
                 "version": version,
@@ -71,10 +81,27 @@ def told(
                 **answer.told(),
                 "reward": worth.total[i],
                 "rewards": {name: x[i] for name, x in worth.each.items()},
-                "advantage": None if advantages is None else float(advantages[at]),
+                "advantage": _advantage(made, at, len(answer.ids)),
+                **question,
+                **pieces,
                 **{name: None if column is None else column[at] for name, column in known.items()},
             }
             at += 1
+
+
+def _advantage(made: Rolled, at: int, tokens: int) -> float | list[float] | None:
+    """Of an answer, or where they have their own, of each of its tokens."""
+    if "advantage" in made.each:
+        begin = int(made.forks[at])
+        own: list[float] = made.each["advantage"][begin : begin + tokens].tolist()
+        return own
+    return float(made.per["advantage"][at]) if "advantage" in made.per else None
+
+
+def spelt(ids: Sequence[int], words: Detokeniser) -> list[str]:
+    """The text of each token; of a letter that several make, with the last of them."""
+    made = [words.add(id) for id in ids]
+    return [*made[:-1], made[-1] + words.rest()] if made else []
 
 
 def read(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> tuple[list[Worth], Known]:

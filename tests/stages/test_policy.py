@@ -1,6 +1,7 @@
 """A policy stage on a tiny model: it learns what it is paid for, and an interrupted run is the same to the bit."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -71,6 +72,11 @@ def test_a_run_leaves_its_rollouts_and_figures(tiny, asked, tmp_path):
         assert line["samples"] == 3
     assert steps[0]["kl"] == pytest.approx(0, abs=1e-9)
     assert steps[-1]["kl"] > 0
+    first = [one for at, one in enumerate(rolled) if at % 4 == 0]
+    assert all(one["question"] == ROWS[one["prompt"]]["prompt"] for one in first)
+    assert sum("question" in one for one in rolled) == len(first) == 9 and "pieces" not in rolled[0]
+    page = (artifact.folder / "rollouts.html").read_text()
+    assert page.count("<article") == 36 and f"<pre>{first[0]['question']}</pre>" in page
     for one in rolled:
         assert len(one["ids"]) <= 6
         assert ("a" in one["text"]) == (one["reward"] == 1.0)
@@ -136,6 +142,18 @@ def test_every_loss_runs_and_reuses(kind, tiny, asked, tmp_path):
     assert steps[1]["ratio"] != 1.0
     assert "engine_gap" in steps[0]
     assert "engine_gap" not in steps[1]
+
+
+def test_tokens_with_advantages_of_their_own_are_told_with_their_texts(tiny, asked, tmp_path):
+    more = {"loss": {"kind": "reinforce", "beta": 0.1, "penalty": "reward"}, "steps": 2}
+    folder = go(policy(tiny, asked, tmp_path / "run", **more)).folder
+    rolled = lines_of(folder, "rollouts.jsonl")
+    for one in rolled:
+        assert len(one["advantage"]) == len(one["pieces"]) == len(one["ids"])
+        assert re.sub(r"<\|\w+\|>", "", "".join(one["pieces"])) == one["text"]
+    page = (folder / "rollouts.html").read_text()
+    assert page.count("<i") >= sum(len(one["ids"]) for one in rolled)
+    assert sum(sum(one["advantage"]) for one in rolled) == pytest.approx(0, abs=1e-3)
 
 
 def test_a_loss_that_is_far_from_the_others_stops_no_policy(tiny, asked, tmp_path, monkeypatch):
