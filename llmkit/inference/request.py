@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.core.errors import DataError, LlmkitError
@@ -219,10 +219,14 @@ class Completion:
         return self
 
 
-def ended(completion: Completion, end: Any) -> list[int]:
-    """The tokens of an answer with the one that ended it, which is to be foretold too."""
+def telling(sampling: Sampling, ends: Sequence[int]) -> Sampling:
+    """The same, which names the tokens that end a text of the model: an answer tells only of such by which it ended."""
+    named = () if sampling.ignore_eos else ends
+    return replace(sampling, stop_ids=tuple(dict.fromkeys((*sampling.stop_ids, *named))))
+
+
+def ended(completion: Completion) -> list[int]:
+    """The tokens of an answer with the one that ended it, which is to be foretold too; of one whose sampling named the
+    tokens that end it (`telling`)."""
     said = completion.outputs[0]
-    if said.finish_reason != "stop" or isinstance(said.stop_reason, str):
-        return list(said.token_ids)
-    last = said.stop_reason if isinstance(said.stop_reason, int) else end
-    return [*said.token_ids, *([last] if last is not None else [])]
+    return [*said.token_ids, said.stop_reason] if isinstance(said.stop_reason, int) else list(said.token_ids)

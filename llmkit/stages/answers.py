@@ -14,7 +14,8 @@ from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
 from llmkit.data.prepared import Prepared
 from llmkit.data.prompted import answered
-from llmkit.inference.request import Ask, Prompt, ended
+from llmkit.inference.generate import ends
+from llmkit.inference.request import Ask, Prompt, ended, telling
 from llmkit.models.node import ModelRef, Quant
 from llmkit.models.resolve import resolve
 from llmkit.stages.build_inference import open_model
@@ -86,10 +87,11 @@ def _made(
     loaded, kinds = open_model(model, run.device, precision, run.grants, quant)
     prompts = [tuple(asked.example(at)[0].tolist()) for at in range(done, len(asked))]
     most = min(how.generator.sequences, len(prompts)) * (longest + how.generator.cache.block)
-    held, end = Here(loaded, mixed=kinds.mixed, device=run.device, most=most), loaded.tokenizer.eos_token_id
+    held = Here(loaded, mixed=kinds.mixed, device=run.device, most=most)
+    told = replace(how, sampling=telling(how.sampling, ends(loaded.model, loaded.tokenizer)))
     with closing(how.generator.open(held)) as writer:
-        for completion in writer.each(_asks(prompts, how, longest)):
-            yield ended(completion.sound(), end)
+        for completion in writer.each(_asks(prompts, told, longest)):
+            yield ended(completion.sound())
 
 
 def _asks(prompts: Sequence[Sequence[int]], how: Made, longest: int) -> Iterator[Ask]:

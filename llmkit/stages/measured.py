@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,9 @@ from llmkit.data.order import spread
 from llmkit.data.prompt import asked
 from llmkit.evals.run import Share, Subject, at_rest, prompt_of
 from llmkit.inference.cache import Cache
+from llmkit.inference.generate import ends
 from llmkit.inference.node import OwnEngine, Transformers
-from llmkit.inference.request import Ask, Completion, ended
+from llmkit.inference.request import Ask, Completion, ended, telling
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.writer import Writer
 from llmkit.models.positions import steady_length
@@ -103,8 +105,9 @@ def written(job: Job, built: Built, seen: Subject, asks: Sequence[Ask]) -> list[
 
 def said(job: Job, built: Built, steps: Steps, asks: Sequence[Ask]) -> list[list[int]]:
     """The tokens of its answers, with the one that ended each."""
-    made, end = written(job, built, subject(job, built, steps), asks), built.loaded.tokenizer.eos_token_id
-    return [ended(one.sound(), end) for one in made]
+    own = ends(built.loaded.model, built.loaded.tokenizer)
+    told = [replace(ask, sampling=telling(ask.sampling, own)) for ask in asks]
+    return [ended(one.sound()) for one in written(job, built, subject(job, built, steps), told)]
 
 
 def _samples(job: Job, built: Built, seen: Subject, step: int) -> None:

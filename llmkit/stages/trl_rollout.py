@@ -14,8 +14,9 @@ from llmkit.core.seed import mixed
 from llmkit.data.prompt import prompt_ids
 from llmkit.data.render import Renderer
 from llmkit.inference.cache import Cache
+from llmkit.inference.generate import ends
 from llmkit.inference.node import OwnEngine
-from llmkit.inference.request import Ask, Prompt, ended
+from llmkit.inference.request import Ask, Prompt, ended, telling
 from llmkit.inference.sampling import Sampling
 from llmkit.rl.bench import Bench
 from llmkit.rl.rewards_node import Reward, names
@@ -40,7 +41,8 @@ class Rollouts:
         """Tokens of prompts and of answers; the trainer computes log-probabilities itself."""
         step = int(trainer.state.global_step)
         self.last, self.calls = step, self.calls + 1 if step == self.last else 0
-        sampling = _sampling(trainer.args)
+        loaded = self.built.loaded
+        sampling = telling(_sampling(trainer.args), ends(loaded.model, loaded.tokenizer))
         asked = [prompt_ids(self.renderer, prompt) for prompt in prompts]
         seeds = [mixed(self.seed, step, self.calls, at) for at in range(len(asked))]
         asks = [Ask(Prompt(tuple(ids)), replace(sampling, seed=own)) for ids, own in zip(asked, seeds, strict=True)]
@@ -53,7 +55,7 @@ class Rollouts:
         model.eval()
         try:
             with closing(OwnEngine().open(Here(loaded, model, most=need))) as writer:
-                return [ended(one.sound(), loaded.tokenizer.eos_token_id) for one in writer.each(asks)]
+                return [ended(one.sound()) for one in writer.each(asks)]
         finally:
             model.train(training)
 

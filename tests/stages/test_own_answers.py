@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ def test_they_are_what_the_engine_says_to_each_prompt(tiny: Path, rows: Path, tm
         assert weights == [0.0] * len(prompt) + [1.0] * len(answer)
     assert found.counts["supervised tokens"] == sum(sum(weights) for _, weights in texts(found))
     assert len(found) == len(before) == 8
+
+
+def test_the_token_that_ended_an_answer_is_the_one_that_did(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """Of a model with several (Gemma has two): not the tokenizer's own."""
+    model = Path(shutil.copytree(tiny, tmp_path / "several"))
+    config = json.loads((model / "generation_config.json").read_text())
+    ends = list(range(2, 200))
+    (model / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": ends}))
+    before = asked(rows)
+    last = {ids[-1] for ids, weights in texts(made(model, before, tmp_path)) if sum(weights) < HOW.sampling.max_tokens}
+    assert last and last <= set(ends) - {2}
 
 
 def test_what_was_made_before_is_not_made_again_and_the_rest_is_the_same(

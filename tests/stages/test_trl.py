@@ -1,7 +1,9 @@
 """Trainers of TRL as a stage: its model, its rows, its checkpoints, its metrics and its result are llmkit's."""
 
 import json
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -162,6 +164,19 @@ def test_answers_are_written_by_the_engine_and_judged_by_our_rewards(work, tmp_p
     made.clear()
     run(grpo(work, tmp_path / "again"), console=QUIET)
     assert [one["completion_ids"] for one in made] == first
+
+
+def test_the_token_that_ended_an_answer_is_the_one_that_did(work, tmp_path, monkeypatch):
+    from llmkit.stages.trl_rollout import Rollouts
+
+    work = Path(shutil.copytree(work, tmp_path / "several"))
+    config = json.loads((work / "model" / "generation_config.json").read_text())
+    (work / "model" / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": list(range(2, 200))}))
+    plain, made = Rollouts.__call__, []
+    monkeypatch.setattr(Rollouts, "__call__", lambda *given: made.append(plain(*given)) or made[-1])
+    run(grpo(work, tmp_path / "run"), console=QUIET)
+    last = {ids[-1] for one in made for ids in one["completion_ids"] if len(ids) < 6}
+    assert last - {2} and last <= set(range(2, 200))
 
 
 @pytest.mark.parametrize(
