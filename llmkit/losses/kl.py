@@ -3,7 +3,8 @@
 With d = log policy - log reference of a token: k1 = d has the right mean and a large variance; k2 = d^2 / 2 is biased
 and never negative; k3 = exp(-d) - 1 + d is unbiased and never negative. As a loss an estimate counts by its gradient:
 k1's is 0 in the mean and k3's is that of KL(reference, policy), unless each is multiplied by the ratio of the policy to
-the one that drew, through which the gradient then goes too (`corrected`); k2's gradient is right as it is.
+the one that drew, token by token, through which the gradient then goes too (`corrected`); k2's gradient is right as
+it is.
 """
 
 from __future__ import annotations

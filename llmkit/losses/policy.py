@@ -130,7 +130,7 @@ def loss(node: OverPolicy, scores: Tensor | Entropic, batch: Batch) -> LossSum:
     if node.beta and node.penalty == "loss":
         if reference is None:
             raise ValueError("beta without log-probabilities of a reference")
-        each = each + node.beta * divergence(node, seen, ratio, reference)
+        each = each + node.beta * divergence(node, seen, reference)
     if node.entropy:
         if seen.entropy is None:
             raise ValueError("a bonus on the entropy without entropies")
@@ -140,10 +140,11 @@ def loss(node: OverPolicy, scores: Tensor | Entropic, batch: Batch) -> LossSum:
     return LossSum((each * shares).sum(), count, logged(seen, ratio, hit, reference, behaved))
 
 
-def divergence(node: OverPolicy, seen: Drawn, ratio: Tensor, reference: Tensor) -> Tensor:
-    """The node's estimate of the divergence at each token, (N,)."""
+def divergence(node: OverPolicy, seen: Drawn, reference: Tensor) -> Tensor:
+    """The node's estimate of the divergence at each token, (N,): corrected by the token's own ratio, of whatever the
+    surrogate's is. By a completion's mean (GSPO) or product the gradient would be that of no divergence."""
     if node.kl_corrected:
-        return corrected(node.kl, seen.logps, reference, ratio)
+        return corrected(node.kl, seen.logps, reference, by_token(seen))
     return ESTIMATES[node.kl](seen.logps, reference)
 
 

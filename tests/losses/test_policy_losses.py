@@ -143,6 +143,45 @@ def test_corrected_estimates_have_the_gradient_of_the_divergence_of_the_policy()
         Dapo(beta=1.0, kl="k1", kl_corrected=False)
 
 
+@pytest.mark.parametrize("node", [Grpo(), Gspo(), Rloo(penalty="loss"), Cispo()], ids=lambda node: node.kind)
+@pytest.mark.parametrize("kl", ["k1", "k2", "k3"])
+def test_the_price_of_completions_of_two_tokens_is_that_of_the_divergence_after_each_prefix(node, kl):
+    """Over all completions, each as often as the policy before the update draws it; the policy has moved since."""
+    g = torch.Generator().manual_seed(1)
+    first, second, old1, old2, ref1, ref2 = (
+        torch.log_softmax(torch.randn(n, generator=g, dtype=torch.float64), 0).requires_grad_()
+        for n in (3, 3, 3, 3, 3, 3)
+    )
+    leaves = torch.stack([first, second]).detach().requires_grad_()
+    policy, old = torch.log_softmax(leaves, 1), torch.stack([old1, old2]).detach()
+    reference = torch.stack([ref1, ref2]).detach()
+    pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    often = (old[0, pairs[:, 0]] + old[1, pairs[:, 1]]).exp()
+    drawn_of = {
+        name: law.T[pairs, torch.arange(2)].reshape(-1) for name, law in (("old", old), ("reference", reference))
+    }
+    of = torch.arange(9).repeat_interleave(2)
+    zeros = torch.zeros(1, 18).long()
+    total = torch.zeros(())
+    for k in range(9):  # one by one, so that each counts as often as it is drawn
+        mine = of == k
+        branches = Branches(
+            torch.zeros(2).long(),
+            torch.zeros(1).long(),
+            {"advantage": torch.zeros(1).double()},
+            {name: values[mine] for name, values in drawn_of.items()},
+        )
+        batch = Batch(zeros[:, :2], zeros[:, :2], zeros[:, :2], torch.ones(1, 2), None, (0,), branches=branches)
+        logps = policy.T[pairs[k], torch.arange(2)]
+        share = 2.0 if node.share == "even" else 1.0  # of which a token has half
+        total = total + often[k] * share * replace(node, beta=1.0, kl=kl)(logps, batch).total
+    got = torch.autograd.grad(total, leaves, retain_graph=True)[0]
+    meant = (policy.exp() * (policy - reference)).sum()
+    if kl == "k2":  # whose correction is held fixed: its gradient is (log p - log reference) d log p under the policy
+        meant = (policy.detach().exp() * (policy - reference).square() / 2).sum()
+    torch.testing.assert_close(got, torch.autograd.grad(meant, leaves)[0])
+
+
 def test_what_is_lacking_is_said():
     made = drawing()
     with pytest.raises(ValueError, match="reference"):

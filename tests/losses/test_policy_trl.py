@@ -82,9 +82,15 @@ CASES = {
     "dr_grpo": (DrGrpo(length=16, beta=0.1), {"loss_type": "dr_grpo", "beta": 0.1}),
     "dapo": (Dapo(), {"loss_type": "dapo", "epsilon_high": 0.28}),
     "dapo with a bonus": (Dapo(entropy=0.05), {"loss_type": "dapo", "epsilon_high": 0.28, "entropy_coef": 0.05}),
-    "gspo": (
-        Gspo(clip=0.02, clip_high=0.03, beta=0.1),
-        {"importance_sampling_level": "sequence", "epsilon_low": 0.02, "epsilon_high": 0.03, "beta": 0.1},
+    "gspo": (  # TRL corrects by the ratio of the completion here, which is the gradient of no divergence
+        Gspo(clip=0.02, clip_high=0.03, beta=0.1, kl_corrected=False),
+        {
+            "importance_sampling_level": "sequence",
+            "epsilon_low": 0.02,
+            "epsilon_high": 0.03,
+            "beta": 0.1,
+            "corrected": False,
+        },
     ),
     "cispo": (Cispo(most=1.2, beta=0.1), {"loss_type": "cispo", "epsilon_high": 1.2, "beta": 0.1}),
     "rloo": (Rloo(), {"rloo": True}),
