@@ -49,10 +49,11 @@ def entropic_scores(
     """`Entropic` of `labels` (N,) after `hidden` (N, H) under the head `weight` (V, H); `trained`: the entropies have a
     gradient; `block` as in `logps.chosen_logps`."""
     device, grad = hidden.device.type, torch.is_grad_enabled()
+    again = weight.requires_grad or (bias is not None and bias.requires_grad)
     hidden, weight, bias = computed_in(hidden, weight, bias)
     rows, columns = block or BLOCK[device]
     with torch.autocast(device, enabled=False):
-        if grad and (weight.requires_grad or (bias is not None and bias.requires_grad)):
+        if again:  # without gradients too: the same sums in the same order, so that what is the same law is equal
             chunk = chunk_of(hidden, weight, rows)
             logps, entropy = cast(Any, _Trained).apply(hidden, weight, bias, labels, shape, chunk)
         else:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llmkit.build.training import Built
-from llmkit.core.types import Batch, Needs
+from llmkit.core.types import Batch, Entropic, Needs
 from llmkit.data.batches import micro_batches
 from llmkit.data.node import NoPacking
 from llmkit.data.rolled import Rolled
@@ -27,17 +27,19 @@ from llmkit.stages.job import Job
 class Likelihoods:
     """Of each completion's tokens a figure each, by a forward; 0 where they have no weight."""
 
-    def __init__(self, job: Job, node: Draws, built: Built, subject: Subject, reference: Any) -> None:
-        """`reference`: a second model that the policy is compared with; without one, what is below its adapter."""
+    def __init__(self, job: Job, node: Draws, built: Built, subject: Subject, reference: Any, needs: Needs) -> None:
+        """`reference`: a second model that the policy is compared with; without one, what is below its adapter.
+        `needs`: what the stage's loss reads of the head, so that the policy goes the way that it will go in training.
+        """
         if not isinstance(built.scored, Scored):
             raise TypeError("a policy is a language model")
         self.job, self.node, self.support, self.subject = job, node, built.loaded.support, subject
         self.model, self.second = built.model, reference
-        self.needs = Needs(by_weight=False, temperature=node.rollout.temperature)
+        self.needs, self.plain = needs, Needs(by_weight=False, temperature=needs.temperature)
 
     def policy(self, bare: Rolled) -> list[list[float]]:
         """By the policy as it is now."""
-        return self.each(bare, lambda batch: self.subject.scored(batch, self.needs))
+        return self.each(bare, lambda batch: logps_of(self.subject.scored(batch, self.needs)))
 
     def reference(self, bare: Rolled) -> list[list[float]]:
         """By its reference."""
@@ -64,9 +66,9 @@ class Likelihoods:
         """By the second model, or by the first without its adapter: through its own forward, where a strategy that has
         cut it sees to its weights."""
         if self.second is not None:
-            return self.second(batch, self.needs)
+            return self.second(batch, self.plain)
         with resting(self.subject.scored), without_adapter(self.model):
-            return self.subject.scored(batch, self.needs)
+            return self.subject.scored(batch, self.plain)
 
     def _batches(self, made: Rolled) -> Iterator[Batch]:
         job, node, share = self.job, self.job.node, self.subject.share
@@ -74,3 +76,8 @@ class Likelihoods:
         rows, size = range(len(made)), node.row_tokens
         make = partial(micro_batches, made, rows, packing, size, job.choice.rows, self.support.packed)
         yield from make(job.run.device, share.index, share.count, self.support.tree)
+
+
+def logps_of(scores: Tensor | Entropic) -> Tensor:
+    """The log-probabilities alone."""
+    return scores.logps if isinstance(scores, Entropic) else scores

@@ -44,6 +44,16 @@ def test_a_frozen_head_holds_one_block_of_logits_at_a_time():
     assert seen.size == 1000 * 8
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_it_is_the_same_to_the_bit_with_and_without_gradients(trained):
+    h, w, _, y, _ = make(40, 16, 49_152, dtype=torch.float32)
+    w = w.detach().requires_grad_(trained)
+    with torch.no_grad():
+        before = entropic_scores(h, w, None, y, False)
+    for ours, theirs in zip(before, entropic_scores(h, w, None, y, False), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_an_even_law_has_the_log_of_its_words():
     made = entropic_scores(torch.zeros(3, 4), torch.randn(50, 4), None, torch.tensor([0, 1, 2]), False)
     torch.testing.assert_close(made.entropy, torch.full((3,), 50.0).log())

@@ -201,6 +201,21 @@ def test_a_policy_that_differs_from_itself_is_told(tiny, asked, tmp_path, monkey
         go(policy(tiny, asked, tmp_path / "run", rollout={"group": 4, "max_tokens": 6, "reuse": 2}))
 
 
+@pytest.mark.parametrize("more", [{"adapter": "none"}, {"loss": {"kind": "dapo", "entropy": 0.01}}], ids=str)
+def test_the_policy_before_its_update_is_itself_to_the_bit(more, tiny, asked, tmp_path, monkeypatch):
+    """Also where the head is trained, or entropies are: what is known before goes the way of training."""
+    from llmkit.rl import objective
+
+    seen = []
+    plain = objective.check
+    monkeypatch.setattr(objective, "check", lambda logps, batch: (seen.append(batch), plain(logps, batch)))
+    monkeypatch.setattr(objective, "CLOSE", 1e-6)
+    made = go(policy(tiny, asked, tmp_path / "run", rollout={"group": 4, "max_tokens": 6, "reuse": 2}, steps=1, **more))
+    (line,) = steps_of(made.folder)
+    assert seen and all("old" in batch.branches.each for batch in seen)
+    assert line["ratio"] == 1.0
+
+
 ODD = {
     "adapter.dropout": {"adapter": {"kind": "lora", "dropout": 0.1}},
     "neftune": {"neftune": 5.0},
@@ -248,6 +263,15 @@ def test_a_step_of_which_nothing_counts_changes_nothing(kind, tiny, asked, tmp_p
     (line,) = steps_of(folder)
     assert line["unended"] == 1.0
     assert line["loss"] == line["grad_norm"] == line["entropy"] == 0.0
+
+
+def test_answers_that_were_cut_short_have_their_price_though_they_teach_nothing(tiny, asked, tmp_path):
+    rollout = {"group": 4, "max_tokens": 2, "drop_unended": True}
+    more = {"rollout": rollout, "steps": 1, "loss": {"kind": "rloo", "beta": 0.1}}
+    folder = go(policy(tiny, asked, tmp_path / "run", **more)).folder
+    rolled = lines_of(folder, "rollouts.jsonl")
+    assert any(one["finish"] == "length" for one in rolled)
+    assert all(x < 0 for one in rolled for name in ("old", "reference") for x in one[name])
 
 
 @pytest.fixture
