@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 TEXTS = ("messages", "prompt", "completion", "text", "tools", "transcript")
 CHATS = ("instruction", "input", "output")
 """Of rows that are a question and its answer, as Alpaca has them: a conversation is made of them."""
-COLUMNS = (*TEXTS, *CHATS, "cluster", "choices", "label", "tokens", "tags", "group")
+COMPARED = ("chosen", "rejected", "margin", "completions", "labels")
+"""Of rows that are completions of one prompt."""
+COLUMNS = (*TEXTS, *CHATS, *COMPARED, "cluster", "choices", "label", "tokens", "tags", "group", "answer")
 """Our names of columns."""
 
 Encoding = Literal[

@@ -14,13 +14,17 @@ from llmkit.data.rows import BadRow, Raw, Row, Unusable, bounded, introduced, ma
 from llmkit.data.shapes import shaped
 
 COLUMNS = ", and its columns are "
-MAP = "map them: columns: {prompt: ..., completion: ...}"
+MAPS = {
+    "no messages,": "map them: columns: {prompt: ..., completion: ...}",
+    "no chosen": "map them: columns: {prompt: ..., chosen: ..., rejected: ...}",
+}
+"""The way out by how a reason begins: rows of other columns than ours."""
 
 
 def _columns(raw: Raw, reason: str) -> str:
     """What there is, where it is not what a row of ours is made of."""
     named = ", ".join(list(map(str, raw.values))[:8])
-    return f"{COLUMNS}{named}" if reason.startswith(("no messages,", "no chosen")) and named else ""
+    return f"{COLUMNS}{named}" if reason.startswith(tuple(MAPS)) and named else ""
 
 
 @dataclass
@@ -64,7 +68,8 @@ class Tally:
         if bad > self.data.bad_share * counts["rows"]:
             what = f"{bad} of {counts['rows']} rows cannot be used ({table}; the first is {self.first})"
             fix = "mend them, or raise data.bad_share" if training else "mend them"
-            raise DataError(what, fix=MAP if COLUMNS in self.first else fix, key=key)
+            fixes = [way for begin, way in MAPS.items() if f": {begin}" in self.first and COLUMNS in self.first]
+            raise DataError(what, fix=(*fixes, fix)[0], key=key)
         if not kept:
             what = f"no row is left to learn from ({table})"
             raise DataError(

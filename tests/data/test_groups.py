@@ -172,3 +172,16 @@ def test_a_step_that_is_not_filled_names_the_key_that_says_how_large_it_is(tmp_p
     data = Data(train=({"kind": "jsonl", "path": str(path)},))
     with pytest.raises(DataError, match=r"1 examples do not fill one step of 4; fix: set batch\.pairs=1"):
         grouped(data.train, data, TOKENIZER, least=4, counted="pairs")
+
+
+def test_columns_of_other_names_are_mapped_and_asked_for_by_ours(tmp_path):
+    theirs = {"question": "the lazy dog", "good": " hello", "bad": " world", "by": 2.0}
+    with pytest.raises(
+        DataError, match=r"question, good, bad, by\); fix: map them: columns: \{prompt: ..., chosen: ..."
+    ):
+        read(tmp_path, *[theirs] * 4, bad_share=0.05)
+    names = {"prompt": "question", "chosen": "good", "rejected": "bad", "margin": "by"}
+    source = Jsonl(path=str(tmp_path / "rows.jsonl"), columns=names)
+    made = grouped((source,), Data(train=(source,), max_length=64), TOKENIZER)
+    ours = read(tmp_path, *[{name: theirs[column] for name, column in names.items()}] * 4)
+    assert parts(made) == parts(ours) and made.per["margin"].tolist() == ours.per["margin"].tolist() == [2.0] * 8
