@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Placement = Literal["auto"] | Mapping[str, Size]
 """`auto` fills the devices that there are, then the host; or how much of each: `{"cuda:0": 10GiB, cpu: 20GiB}`."""
 ADDRESS = re.compile(r"https?://[^/\s]+")
+COOLEST, HOTTEST = 0.01, 2.0
+"""Temperatures between which vLLM draws: it raises lower ones, and refuses higher ones."""
 PLACES = re.compile(r"cpu|disk|cuda:\d+")
 
 

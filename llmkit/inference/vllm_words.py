@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmkit.inference.node import COOLEST, HOTTEST
 from llmkit.inference.request import Ask, Completion, Output, RequestError, Token
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.text import Texts
@@ -21,8 +22,6 @@ NAMES = {
     **{"stop_ids": "stop_token_ids", "allowed_ids": "allowed_token_ids"},
 }
 """Our name of what it does as the engine does it -> its own."""
-COOLEST, HOTTEST = 0.01, 2.0
-"""Temperatures between which it draws: it raises lower ones, and refuses higher ones."""
 BIAS = 100.0
 """What it cuts a token's bias to."""
 

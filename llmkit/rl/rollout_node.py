@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llmkit.core.config import Conflict, config, setting
-from llmkit.inference.node import OwnEngine
+from llmkit.inference.node import COOLEST, HOTTEST, OwnEngine, Vllm
 from llmkit.inference.sampling import Sampling
 from llmkit.rl.environment_node import EnvironmentNode
 
@@ -35,12 +35,31 @@ class Rollout:
     `max_tokens` is of each of its answers."""
     engine: OwnEngine = OwnEngine()
     """What draws."""
+    vllm: Vllm | None = None
+    """A running `vllm serve` that draws in its place: `url`, and by `model` the name of the model that is trained. Each
+    version of the weights is written into the run's folder, where the server has to read it."""
 
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
+        yield from self._odd_server()
         if self.engine.tensor > 1 or self.engine.placement is not None:
             what = "answers are drawn from the weights that this process trains"
             yield Conflict("engine", what, "leave out engine.tensor and engine.placement", "engine.tensor")
+
+    def _odd_server(self) -> Iterator[Conflict]:
+        if self.vllm is None:
+            return
+        if not self.vllm.url:
+            yield Conflict("vllm.url", "weights are told a server that runs", "give its address", "vllm")
+        plain = Vllm()
+        for key in ("length", "memory", "size", "precision", "tensor"):
+            if getattr(self.vllm, key) != getattr(plain, key):
+                yield Conflict(f"vllm.{key}", "who runs already has its own", "leave it out", "vllm")
+        if self.engine != OwnEngine():
+            yield Conflict("engine", "vllm draws in its place", "leave one of them out", "vllm")
+        if not COOLEST <= self.temperature <= HOTTEST:
+            what = f"vllm draws at {COOLEST} to {HOTTEST}"
+            yield Conflict("temperature", what, "use one of these, or the engine", "vllm")
 
     def sampling(self, seed: int, room: int, ends: tuple[int, ...]) -> Sampling:
         """Of all answers to one prompt, which leaves `room` tokens; `ends` are those that end a text of the model."""

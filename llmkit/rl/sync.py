@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Protocol
 
 from torch import Tensor
 
 from llmkit.core.errors import PeerError
 from llmkit.core.peers import Peers
 from llmkit.inference.engined import EngineWriter
-from llmkit.inference.request import Ask, Completion
+from llmkit.inference.request import Ask, Completion, Output
+from llmkit.inference.writer import Writer
 from llmkit.parallel.chunks import Lying, Route
 
 Feeding = Callable[[int], None]
 """Brings the weights of now, of such a version, to where answers are drawn from."""
+
+
+class Drawn(Writer, Protocol):
+    """What answers are drawn by, all of them from weights of one version: the steps that they have behind them."""
+
+    version: int | None
+    """None before the first, and after one that did not arrive whole."""
+
+    def renew(self, version: int) -> None:
+        """The weights are of this version from now on: called by every rank."""
+        ...
 
 
 def shared(version: int) -> None:
@@ -88,4 +102,53 @@ class Versioned:
 
     def close(self) -> None:
         """The engine goes with the last who holds it."""
+        self.writer.close()
+
+
+class Published:
+    """A server whose answers are all of one version of the weights, which has a name of its own where it is an
+    adapter."""
+
+    def __init__(self, writer: Writer, peers: Peers, publish: Callable[[int], str], temperature: float) -> None:
+        """`publish`: called by every rank, has a version where the server reads it, and gives the name of its adapter,
+        or nothing where all weights are changed in place."""
+        self.writer, self.peers, self.publish = writer, peers, publish
+        self.told = temperature == 1.0
+        """Whether log-probabilities of the model are those of the law that it draws from."""
+        self.version: int | None = None
+        self.name = ""
+
+    def renew(self, version: int) -> None:
+        """The server's weights are of this version from now on.
+
+        Raises:
+            PeerError: another rank is at another version.
+            ModelError: the server does not take them.
+        """
+        self.version = None
+        agreed(self.peers, version)
+        self.name = self.publish(version)
+        self.version = version
+
+    def each(self, asks: Iterable[Ask]) -> Iterator[Completion]:
+        """A completion for each ask, in their order.
+
+        Raises:
+            RequestError: one can never be answered.
+            ResourceError: the server cannot be reached.
+            PeerError: it has no version of the weights.
+        """
+        if self.version is None:
+            raise PeerError("the server's weights are of no known version", fix="go on from the last checkpoint")
+        for completion in self.writer.each(replace(ask, adapter=self.name) for ask in asks):
+            yield replace(completion, outputs=tuple(map(self._lawful, completion.outputs)))
+
+    def _lawful(self, output: Output) -> Output:
+        """With what is known of the law: a server tells the model's own log-probabilities."""
+        if not self.told:
+            return output
+        return replace(output, logprobs=tuple(replace(one, sampling_logprob=one.logprob) for one in output.logprobs))
+
+    def close(self) -> None:
+        """Waits for what is under way."""
         self.writer.close()

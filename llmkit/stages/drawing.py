@@ -18,9 +18,10 @@ from llmkit.parallel.chunks import Route
 from llmkit.parallel.steps import Steps
 from llmkit.rl.rewards_node import Reward
 from llmkit.rl.rollout_node import Rollout
-from llmkit.rl.sync import Copied, Feeding, Versioned, shared
+from llmkit.rl.sync import Copied, Drawn, Feeding, Versioned, shared
 from llmkit.stages.job import Job
 from llmkit.stages.measured import subject
+from llmkit.stages.published import published
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ class Draws(Protocol):
 class Drawing:
     """An engine for rollouts."""
 
-    writer: Versioned
+    writer: Drawn
     subject: Subject
     copied: bool
     """Whether it has a model of its own."""
@@ -80,6 +81,10 @@ def drawing(job: Job, node: Draws, built: Built, steps: Steps) -> Iterator[Drawi
     Raises:
         ModelError, RecipeError: it cannot draw from what is trained.
     """
+    if node.rollout.vllm is not None:
+        with published(job, built, steps, node.rollout.vllm, node.rollout.temperature) as served:
+            yield Drawing(served, subject(job, built, steps), True)
+        return
     _check(job, built)
     rollout, longest = node.rollout, node.data.max_length
     block = rollout.engine.cache.block

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.adapters.limits import virtual_tokens
+from llmkit.adapters.node import Lora
 from llmkit.core.config import Conflict, config
 from llmkit.losses.policy_node import Grpo, PolicyLoss
 from llmkit.rl.rewards_node import Reward
@@ -64,6 +65,7 @@ class Policy(Training):
             yield Conflict("rollout.group", what, "draw 2 or more, or set loss.advantage=batch", "loss.advantage")
         yield from self._odd_reference()
         yield from self._odd_forwards()
+        yield from self._odd_server()
         yield from self._odd_prompts()
 
     def _odd_reference(self) -> Iterator[Conflict]:
@@ -93,6 +95,18 @@ class Policy(Training):
             if getattr(self.parallel, name) > 1:
                 what = "answers are drawn and learned from by ranks that each run whole rows through all layers"
                 yield Conflict(f"parallel.{name}", what, f"set parallel.{name}=1", "kind")
+
+    def _odd_server(self) -> Iterator[Conflict]:
+        """What a vLLM server cannot be told."""
+        adapter = self.adapter
+        if self.rollout.vllm is None or not adapter.frozen_base:
+            return
+        kept = ("init", "dora", "lora_fa", "modules_to_save", "parameters", "trainable_tokens")
+        other = [key for key in kept if adapter.kind == "lora" and getattr(adapter, key) != getattr(Lora(), key)]
+        if adapter.kind != "lora" or other:
+            key = f"adapter.{other[0] if other else 'kind'}"
+            what = "vllm reads two factors of each linear, over the model as it is"
+            yield Conflict(key, what, "use adapter: {kind: lora} without it, or the engine", "rollout.vllm")
 
     def _odd_prompts(self) -> Iterator[Conflict]:
         data = self.data
@@ -133,7 +147,7 @@ class Policy(Training):
 
     def copies(self, world: int) -> int:
         """The engine's own, where ranks have parts of the weights."""
-        return int(not self.parallel.at_hand(world))
+        return int(self.rollout.vllm is None and not self.parallel.at_hand(world))
 
     def others(self) -> dict[str, ModelRef]:
         """The reference, where it is another model."""
