@@ -116,7 +116,7 @@ def importance(seen: Drawn, whole: bool, most: float) -> Tensor | None:
 
 
 def loss(node: OverPolicy, scores: Tensor | Entropic, batch: Batch) -> LossSum:
-    """The sum over tokens of their shares x (surrogate x importance + beta KL - bonus x entropy), and its count.
+    """The sum over tokens of their shares x (importance x (surrogate + beta KL) - bonus x entropy), and its count.
 
     Raises:
         ValueError: the batch has no advantages; or there is a price on the divergence from a reference, and none.
@@ -126,11 +126,11 @@ def loss(node: OverPolicy, scores: Tensor | Entropic, batch: Batch) -> LossSum:
     each, hit = node.surrogate(seen, ratio)
     behaved = importance(seen, node.ratio != "token", node.truncate)
     reference = seen.branches.each.get("reference")
-    each = each if behaved is None else each * behaved
     if node.beta and node.penalty == "loss":
         if reference is None:
             raise ValueError("beta without log-probabilities of a reference")
         each = each + node.beta * divergence(node, seen, reference)
+    each = each if behaved is None else each * behaved
     if node.entropy:
         if seen.entropy is None:
             raise ValueError("a bonus on the entropy without entropies")

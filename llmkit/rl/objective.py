@@ -16,7 +16,7 @@ CLOSE = 1e-6
 """How far the ratio of a policy to itself may be from 1, in fp32: what makes both is one forward."""
 CLOSE_HALF = 0.05
 """In 16 bits, where a kernel may round otherwise when nobody asks for gradients."""
-SILENT = ("advantage", "close")
+SILENT = ("advantage", "close", "drawn_close")
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,25 @@ class OverRollouts:
         return LossSum(made.total, made.count, {**made.extras, **told, **engine_gap(logps, batch)})
 
 
-def fresh(batch: Batch) -> float:
-    """How far the policy may be from the one that drew: 0 once it was updated."""
+def fresh(batch: Batch, name: str = "close") -> float:
+    """How far the policy may be from the one before its updates (or, `drawn_close`, from the one that drew): 0 once it
+    was updated since."""
     per = batch.branches.per if batch.branches is not None else {}
-    return float(per["close"].min()) if "close" in per and len(per["close"]) else 0.0
+    return float(per[name].min()) if name in per and len(per[name]) else 0.0
 
 
 def check(logps: torch.Tensor, batch: Batch) -> None:
     """Raises: ModelError when a policy that was not updated yet differs from itself."""
-    branches, close = batch.branches, fresh(batch)
-    if branches is None or not close or "old" not in branches.each or not len(logps):
-        return
-    off = float(torch.expm1(logps - branches.each["old"]).abs().max())
-    if off > close:
-        what = f"the ratio of the policy to itself is off by {off:.2g} before its first update"
-        raise ModelError(what, fix="set rollout.reuse=1, where it is 1 by construction", key="rollout.reuse")
+    ways = {"old": ("close", "reuse", "1"), "behaviour": ("drawn_close", "asynchronous", "0")}
+    for name, (bound, key, plain) in ways.items():
+        close, branches = fresh(batch, bound), batch.branches
+        if branches is None or not close or name not in branches.each or not len(logps):
+            continue
+        off = float(torch.expm1(logps - branches.each[name]).abs().max())
+        if off > close:
+            what = f"the ratio of the policy to itself is off by {off:.2g} before its first update"
+            fix = f"set rollout.{key}={plain}, where it is 1 by construction"
+            raise ModelError(what, fix=fix, key=f"rollout.{key}")
 
 
 def engine_gap(logps: torch.Tensor, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -70,7 +74,7 @@ def engine_gap(logps: torch.Tensor, batch: Batch) -> dict[str, tuple[torch.Tenso
     branches = batch.branches
     if branches is None or "engine" not in branches.each or not fresh(batch):
         return {}
-    told = branches.each["engine"]
+    told, logps = branches.each["engine"], branches.each.get("behaviour", logps)
     known = torch.isfinite(told)
     gap = torch.where(known, (told - logps).abs(), 0.0)
     return {"engine_gap": (gap.double().sum(), known.double().sum().clamp_min(NONE))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from llmkit.core.config import Conflict, config, setting
 from llmkit.inference.node import COOLEST, HOTTEST, OwnEngine, Vllm
@@ -22,6 +23,9 @@ class Rollout:
     """Of the law that answers are drawn from; the same law is trained."""
     reuse: int = setting(default=1, least=1)
     """Optimizer steps that learn from the same answers, one after the other."""
+    asynchronous: Literal[0, 1] = 0
+    """1: the next answers are drawn while steps learn from these, from the weights as they were when those steps
+    began; tokens count by truncated importance weights then (`loss.truncate`)."""
     redraw: int = setting(default=0, least=0)
     """How often prompts whose answers are all worth the same are replaced by others, of which something can be learned
     (DAPO's dynamic sampling, arXiv:2503.14476)."""
@@ -51,6 +55,9 @@ class Rollout:
             return
         if not self.vllm.url:
             yield Conflict("vllm.url", "weights are told a server that runs", "give its address", "vllm")
+        if self.asynchronous:
+            what = "what is drawn ahead is counted by a copy of the weights that is here"
+            yield Conflict("asynchronous", what, "set rollout.asynchronous=0, or drop vllm", "vllm")
         plain = Vllm()
         for key in ("length", "memory", "size", "precision", "tensor"):
             if getattr(self.vllm, key) != getattr(plain, key):

@@ -41,10 +41,11 @@ class Answering:
     def _worthy(self, number: int, prompts: list[int]) -> list[Worth]:
         self.drawing.writer.renew(number * self.node.rollout.reuse)
         with self.run.stop.at_once("while answers are drawn"):  # all ranks ask together whether to stop
-            return self._drawn(number, prompts)
+            return self.drawn(number, prompts)
 
-    def _drawn(self, number: int, prompts: list[int]) -> list[Worth]:
-        """Prompts of which nothing is learned give way to others, some times."""
+    def drawn(self, number: int, prompts: list[int]) -> list[Worth]:
+        """The answers of rollout `number`, from the weights that the engine has. Prompts of which nothing is learned
+        give way to others, some times."""
         made = self._judged(number, 0, prompts)
         for turn in range(1, self.node.rollout.redraw + 1):
             able = [worth for worth in made if teaches(worth)]

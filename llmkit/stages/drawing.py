@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from llmkit.build.held import Here
 from llmkit.build.training import Built, build, how
@@ -63,6 +63,8 @@ class Drawing:
     subject: Subject
     copied: bool
     """Whether it has a model of its own."""
+    copy: Built | None = None
+    """That model, where it is here."""
 
     def over(self, work: Callable[[], T]) -> T:
         """Does work that asks the engine, as a forward pass of the model that it reads is done."""
@@ -85,39 +87,61 @@ def drawing(job: Job, node: Draws, built: Built, steps: Steps) -> Iterator[Drawi
         with published(job, built, steps, node.rollout.vllm, node.rollout.temperature) as served:
             yield Drawing(served, subject(job, built, steps), True)
         return
-    _check(job, built)
+    _check(job, built, bool(node.rollout.asynchronous))
     rollout, longest = node.rollout, node.data.max_length
     block = rollout.engine.cache.block
     most = min(rollout.engine.sequences, job.node.batch.examples * rollout.group) * (-(-longest // block) + 1) * block
-    apart = not job.node.parallel.at_hand(job.run.ranks.world)
-    here, feeding = _copied(job, steps, most) if apart else (Here(built.loaded, built.model, most=most), shared)
+    here, feeding, copy = Here(built.loaded, built.model, most=most), cast(Feeding, shared), None
+    if rollout.asynchronous or not job.node.parallel.at_hand(job.run.ranks.world):
+        copy, feeding = _copied(job, built, steps)
+        here = Here(copy.loaded, copy.model, most=most)
     writer = rollout.engine.open(here)
     if not isinstance(writer, EngineWriter):
         raise TypeError("the engine draws")
     versioned = Versioned(writer, feeding)
     try:
-        yield Drawing(versioned, subject(job, built, steps), apart)
+        yield Drawing(versioned, subject(job, built, steps), copy is not None, copy)
     finally:
         versioned.close()
 
 
-def _copied(job: Job, steps: Steps, most: int) -> tuple[Here, Feeding]:
+def _copied(job: Job, built: Built, steps: Steps) -> tuple[Built, Feeding]:
     """A whole model of this rank's own, put together as the one in training was, and what is to bring it what was
     learned since. It begins from the same files: what is not trained never moves."""
     node, run = job.node, job.run
     held = how(run.device, job.types, node.quant, node.adapter, run.grants.code, run.grants.nonfinite)
     made = build(job.resolved, node.model, held, node.adapter, 0, node.seed)
+    if at_hand := node.parallel.at_hand(run.ranks.world):
+        _borrow(made.model, built.model)
+        made = node.around(made, job.train, run)
     quiet(made.model)
-    made.model.requires_grad_(False).eval()
+    made.model.eval()
+    if not at_hand:  # else what is trained is marked so, by which the head knows the way that training goes
+        made.model.requires_grad_(False)
     route = Route(run.peers, steps.params, steps.lying)
-    run.console.notice(f"answers are drawn from a whole copy on each rank, fed in {len(route.messages)} messages")
-    return Here(made.loaded, made.model, most=most), Copied(run.peers, steps.lying, made.trained, run.device, route)
+    told = (
+        "a copy of what is trained" if at_hand else f"a whole copy on each rank, fed in {len(route.messages)} messages"
+    )
+    run.console.notice(f"answers are drawn from {told}")
+    return made, Copied(run.peers, steps.lying, made.trained, run.device, route)
 
 
-def _check(job: Job, built: Built) -> None:
+def _borrow(model: Any, other: Any) -> None:
+    """What is frozen of the model in training is there once: the copy has the same parameters."""
+    theirs = dict(other.named_modules())
+    for path, module in model.named_modules():
+        for name, own in theirs[path]._parameters.items():
+            if own is not None and not own.requires_grad:
+                module._parameters[name] = own
+
+
+def _check(job: Job, built: Built, asynchronous: bool) -> None:
     if not built.loaded.support.paged:
         what = f"its answers cannot be drawn by the engine: {built.loaded.support.reason}"
         raise ModelError(what, fix="use a model of the support table (docs/support.md)", key="model")
+    if asynchronous and job.run.ranks.world > 1:
+        what = "a thread draws beside the one that trains, and ranks would talk in both at once"
+        raise RecipeError(what, fix="set rollout.asynchronous=0, or run one process", key="rollout.asynchronous")
     if job.types.compute == "fp8" and not job.node.parallel.at_hand(job.run.ranks.world):
         what = "the engine's copy of a model that is cut does not compute in fp8"
         raise RecipeError(what, fix="set precision=bf16, or parallel.strategy=ddp", key="precision")

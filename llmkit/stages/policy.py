@@ -146,8 +146,9 @@ class Policy(Training):
         return self.reference.models if self.loss.beta else 0
 
     def copies(self, world: int) -> int:
-        """The engine's own, where ranks have parts of the weights."""
-        return int(self.rollout.vllm is None and not self.parallel.at_hand(world))
+        """The engine's own, where ranks have parts of the weights or these are updated while it draws."""
+        own = self.rollout.asynchronous and not self.adapter.frozen_base  # else what is frozen is there once
+        return int(self.rollout.vllm is None and (not self.parallel.at_hand(world) or own))
 
     def others(self) -> dict[str, ModelRef]:
         """The reference, where it is another model."""

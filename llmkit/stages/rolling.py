@@ -20,14 +20,16 @@ from llmkit.core.errors import DataError
 from llmkit.core.metrics import Lines
 from llmkit.data.asked import Asked
 from llmkit.data.feed import Drawn, Feed
-from llmkit.data.rolled import Rolled
-from llmkit.parallel.steps import Steps
+from llmkit.data.rolled import Rolled, spread_out
+from llmkit.parallel.steps import PLAIN, Steps
 from llmkit.rl.bench import Bench
 from llmkit.rl.objective import CLOSE, CLOSE_HALF
 from llmkit.rl.scoring import score
+from llmkit.stages.ahead import BEHAVIOUR, Ahead
 from llmkit.stages.answering import Answering
 from llmkit.stages.drawing import Draws, drawing
 from llmkit.stages.job import Job
+from llmkit.stages.likelihoods import Likelihoods
 from llmkit.stages.worth import Known, Worth, read, told
 
 
@@ -52,7 +54,11 @@ class Teaching(Protocol):
 class Rolling:
     """A feed of rollouts: what a step sees follows from its number and from the weights as they are then."""
 
-    def __init__(self, job: Job, asked: Asked, answering: Answering, teaching: Teaching) -> None:
+    def __init__(
+        self, job: Job, asked: Asked, answering: Answering, teaching: Teaching, ahead: Ahead | None = None
+    ) -> None:
+        """`ahead`: what draws the next rollout while steps learn from this one."""
+        self.ahead, self.version = ahead, 0
         self.job, self.asked, self.answering, self.teaching = job, asked, answering, teaching
         self.prompts, self.reuse = job.feed, answering.node.rollout.reuse
         self.lines = Lines(job.run.scratch / "rollouts.jsonl")
@@ -74,12 +80,15 @@ class Rolling:
         number, used = divmod(step, self.reuse)
         self.lines.sync()
         again = number == self.number and not used
-        return {"rollouts_bytes": self.spans[0] if again else self.spans[1]}
+        held = {"rollouts_bytes": self.spans[0] if again else self.spans[1]}
+        return held if self.ahead is None else held | {"ahead_bytes": self.ahead.upto(number + bool(used))}
 
     def begin(self, state: Mapping[str, Any]) -> None:
         """Goes to where a checkpoint was: the file ends there."""
         size = int(state.get("rollouts_bytes", 0))
         self.lines.cut(size)
+        if self.ahead is not None:
+            self.ahead.begin(int(state.get("ahead_bytes", 0)))
         self.number, self.held, self.spans, self.made = -1, [], (size, size), None
 
     def step(self, index: int) -> Drawn:
@@ -99,19 +108,35 @@ class Rolling:
             raise TypeError("no rollout is there")
         made = self.made
         close = 0.0 if used else CLOSE_HALF if self.job.types.half else CLOSE
-        made = replace(made, per={**made.per, "close": np.full(len(made.forks), close, np.float32)})
+        bounds = {"close": close} | ({"drawn_close": close * (self.version == index)} if self.ahead is not None else {})
+        each = {name: np.full(len(made.forks), bound, np.float32) for name, bound in bounds.items()}
+        made = replace(made, per={**made.per, **each})
         return Drawn(drawn.epoch, tuple(worth.prompt for worth in self.held), made, range(len(made)))
 
     def _roll(self, number: int, drawn: Drawn) -> None:
-        """Answers of this step, from the weights of now."""
-        self.held = self.answering.now(number, [int(i) for i in drawn.rows])
-        known = self.teaching.known(self.held)
-        self.made = self.teaching.taught(self.held, known)
+        """Answers of this step: from the weights of now, or those that were drawn ahead."""
+        early = self.ahead.take(number) if self.ahead is not None and number else None
+        if early is None:
+            self.held, self.version = self.answering.now(number, [int(i) for i in drawn.rows]), number * self.reuse
+        else:
+            self.held, self.version = early.held, early.version
+        known = dict(self.teaching.known(self.held))
+        if self.ahead is not None:
+            known[BEHAVIOUR] = self.ahead.likely(self.held) if early is None else early.behaviour
+        self.made = self._taught(known)
         begin = self.spans[1]
-        version, words = self.answering.drawing.writer.version, self.answering.words
-        for line in told(number, version, self.asked, self.held, self.made, known, words):
+        for line in told(number, self.version, self.asked, self.held, self.made, known, self.answering.words):
             self.lines.add(line)
         self.number, self.spans = number, (begin, self.lines.size())
+        if self.ahead is not None:
+            after = self.prompts.step((number + 1) * self.reuse)
+            self.ahead.start(number + 1, number * self.reuse, [int(i) for i in after.rows])
+
+    def _taught(self, known: Known) -> Rolled:
+        made, behaviour = self.teaching.taught(self.held, known), known.get(BEHAVIOUR)
+        if behaviour is None:
+            return made
+        return replace(made, each={**made.each, BEHAVIOUR: spread_out(made, behaviour)})
 
     def _restore(self, number: int) -> None:
         """The rollout that an interrupted run was in the midst of.
@@ -123,8 +148,9 @@ class Rolling:
         if not lines:
             what = f"holds nothing of rollout {number}, in whose midst the checkpoint was made"
             raise DataError(what, fix="go on from a checkpoint between two rollouts", file=str(self.lines.path))
-        self.held, known = read(lines, self.teaching.names)
-        self.made, self.number = self.teaching.taught(self.held, known), number
+        more = [] if self.ahead is None else [BEHAVIOUR]
+        self.held, known = read(lines, [*self.teaching.names, *more])
+        self.made, self.number, self.version = self._taught(known), number, lines[0]["version"]
 
 
 @contextmanager
@@ -143,4 +169,11 @@ def rolling(job: Job, node: Draws, built: Built, steps: Steps, teach: Callable[[
             score(node.reward, [], bench)  # what is missing is told now
         teaching = teach()
         drawn = stack.enter_context(drawing(job, node, built, steps))
-        yield Rolling(job, job.train, Answering(job.run, node, job.train, built, drawn, bench), teaching)
+        answering, ahead = Answering(job.run, node, job.train, built, drawn, bench), None
+        if drawn.copy is not None and node.rollout.asynchronous:
+            seen = replace(drawn.subject, scored=drawn.copy.scored, model=drawn.copy.model)
+            likelihoods = Likelihoods(job, node, drawn.copy, seen, None, getattr(job.loss, "needs", PLAIN))
+            last = -(-job.steps // node.rollout.reuse) - 1
+            ahead = Ahead(answering, job.train, likelihoods, job.run.scratch / "rollouts.ahead.jsonl", last)
+            stack.callback(ahead.close)
+        yield Rolling(job, job.train, answering, teaching, ahead)

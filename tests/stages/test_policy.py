@@ -99,6 +99,8 @@ def test_it_learns_what_it_is_paid_for(tiny, asked, tmp_path):
 CASES = {
     "grpo": {},
     "a price in the reward": {"loss": {"kind": "rloo", "beta": 0.05}},
+    "drawn ahead": {"rollout": {"group": 4, "max_tokens": 6, "asynchronous": 1}, "loss": {"kind": "grpo", "beta": 0.1}},
+    "drawn ahead, used twice": {"rollout": {"group": 4, "max_tokens": 6, "asynchronous": 1, "reuse": 2}},
     "used twice": {"rollout": {"group": 4, "max_tokens": 6, "reuse": 2}, "loss": {"kind": "reinforce", "beta": 0.1}},
 }
 

@@ -1,0 +1,115 @@
+"""Rollouts that are drawn while steps learn from the one before: by a thread, from a copy of the weights as they were
+when those steps began. What is drawn is in a file before a checkpoint is that goes on behind it, since those weights
+are gone then."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from llmkit.core.errors import DataError
+from llmkit.core.files import as_json
+from llmkit.core.metrics import Lines
+from llmkit.data.asked import Asked
+from llmkit.stages.answering import Answering
+from llmkit.stages.likelihoods import Likelihoods
+from llmkit.stages.worth import Worth, bare, read, told
+
+BEHAVIOUR = "behaviour"
+"""The log-probabilities by the weights that drew, by the forward of training over the engine's copy."""
+
+
+class Flight(NamedTuple):
+    """A rollout that is being drawn."""
+
+    number: int
+    version: int
+    lines: Future[list[dict[str, Any]]]
+
+
+class Early(NamedTuple):
+    """A rollout that was drawn before."""
+
+    held: list[Worth]
+    version: int
+    behaviour: list[list[float]]
+
+
+class Ahead:
+    """Draws the next rollout; one at a time."""
+
+    def __init__(self, answering: Answering, asked: Asked, likelihoods: Likelihoods, path: Path, last: int) -> None:
+        """`likelihoods`: by the engine's copy; `last`: the number of the run's last rollout."""
+        self.answering, self.asked, self.likelihoods, self.last = answering, asked, likelihoods, last
+        self.lines, self.pool, self.threads = Lines(path), ThreadPoolExecutor(1), torch.get_num_threads()
+        self.flying: Flight | None = None
+        self.kept: list[dict[str, Any]] = []
+        """The lines of the rollout that came last."""
+        self.base, self.ends = 0, dict[int, int]()
+        """Where the file ended when this began, and where each rollout since then ends."""
+
+    def begin(self, size: int) -> None:
+        """Goes to where a checkpoint was: the file ends there."""
+        if self.flying is not None:
+            self.flying.lines.result()
+        self.lines.cut(size)
+        self.flying, self.kept, self.base, self.ends = None, [], size, {}
+
+    def start(self, number: int, version: int, prompts: Sequence[int]) -> None:
+        """Begins to draw rollout `number` from the weights of now, which are of this version."""
+        if number > self.last:
+            return
+        self.answering.drawing.writer.renew(version)
+        self.flying = Flight(number, version, self.pool.submit(self._told, number, version, list(prompts)))
+
+    def take(self, number: int) -> Early:
+        """What was drawn, waited for.
+
+        Raises:
+            DataError: the file does not hold it.
+        """
+        self._settle()
+        lines = [line for line in self.kept or self.lines.read() if line["rollout"] == number]
+        if not lines:
+            what = f"holds nothing of rollout {number}, which was drawn before the checkpoint was made"
+            raise DataError(what, fix="go on from an earlier checkpoint", file=str(self.lines.path))
+        held, known = read(lines, [BEHAVIOUR])
+        return Early(held, lines[0]["version"], known[BEHAVIOUR] or [])
+
+    def upto(self, number: int) -> int:
+        """Bytes of the file up to the end of rollout `number`, which is waited for."""
+        if self.flying is not None and self.flying.number == number:
+            self._settle()
+        self.lines.sync()
+        return self.ends.get(number, self.base)
+
+    def likely(self, held: Sequence[Worth]) -> list[list[float]]:
+        """How likely the engine's copy finds the tokens of these answers."""
+        return self.likelihoods.policy(bare(self.asked, held, False, lambda completions, _: float(completions)))
+
+    def close(self) -> None:
+        """Waits for what is being drawn."""
+        self.pool.shutdown()
+
+    def _settle(self) -> None:
+        if self.flying is None:
+            return
+        flight, self.flying = self.flying, None
+        self.kept = flight.lines.result()
+        for line in self.kept:
+            self.lines.add(line)
+        self.ends[flight.number] = self.lines.size()
+
+    def _told(self, number: int, version: int, prompts: list[int]) -> list[dict[str, Any]]:
+        """In the thread: the lines, as they would be read."""
+        torch.set_num_threads(self.threads)  # which each thread has of its own
+        held = self.answering.drawing.over(lambda: self.answering.drawn(number, prompts))
+        known: Mapping[str, Any] = {BEHAVIOUR: self.likely(held)}
+        plain = bare(self.asked, held, False, lambda completions, _: float(completions))
+        lines = told(number, version, self.asked, held, plain, known, self.answering.words)
+        return [json.loads(as_json(line)) for line in lines]
