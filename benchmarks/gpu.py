@@ -35,8 +35,8 @@ from llmkit.build.llm import LLM
 from llmkit.core.console import Console
 from llmkit.inference.sampling import Sampling
 from llmkit.stages import build_training
+from llmkit.stages.holding import BASE
 from llmkit.stages.planned import planned
-from llmkit.stages.sizes import BASE
 
 SHAPES = {
     "135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}

@@ -51,6 +51,13 @@ METHODS = {
     "prefix": {"adapter": PREFIX},
     "qlora": {"adapter": LORA, "quant": {"kind": "bnb_nf4"}},
     "int8 lora": {"adapter": LORA, "quant": {"kind": "bnb_int8"}},
+    "dpo": {"kind": "preference", "adapter": LORA},
+    "dpo full": {"kind": "preference", "adapter": FULL, "reference": "model"},
+    "reward": {"kind": "reward", "adapter": LORA},
+    "distill": {"kind": "distill", "adapter": LORA, "teacher": "wide"},
+    "grpo": {"kind": "policy", "adapter": LORA},
+    "grpo full": {"kind": "policy", "adapter": FULL, "reference": "model"},
+    "grpo scored": {"kind": "policy", "adapter": LORA, "reward": [{"kind": "model", "path": "scores"}]},
 }
 GRID = [
     # model, method, packing, recompute, length, rows a forward, micro-batches a step, ranks, strategy
@@ -84,6 +91,11 @@ GRID = [
     ("small", "lora", "first_fit", "none", 1024, 2, 1, 2, "fsdp"),
     ("wide", "lora", "first_fit", "full", 1024, 1, 2, 2, "fsdp"),
     ("wide", "qlora", "first_fit", "full", 512, 1, 1, 2, "fsdp"),
+    *[("wide", how, "first_fit", "none", 512, 1, 1, 1, "single") for how in ("dpo", "dpo full", "reward")],
+    ("small", "distill", "first_fit", "none", 512, 2, 1, 1, "single"),
+    *[("wide", how, "first_fit", "none", 256, 1, 2, 1, "single") for how in ("grpo", "grpo full", "grpo scored")],
+    ("small", "grpo", "first_fit", "none", 512, 1, 1, 1, "single"),
+    ("small", "grpo", "first_fit", "none", 256, 1, 1, 2, "ddp"),
 ]
 NAMES = ("model", "method", "packing", "recompute", "length", "rows", "turns", "ranks", "strategy")
 
@@ -96,15 +108,24 @@ def recipe(row, work):
     """The stage of a row, whose packed rows are full."""
     said = dict(zip(NAMES, row, strict=True))
     more = {"optim": {"kind": "adamw", "lr": 1e-5}} | METHODS[said["method"]]
+    kind = more.setdefault("kind", "sft")
+    if kind == "policy":
+        more |= {"rollout": {"group": 4, "max_tokens": said["length"] - 32}, "loss": {"kind": "grpo", "beta": 0.1}}
+        more["reward"] = more.get("reward", [{"kind": "length", "shape": {"kind": "at_most", "length": 8}}])
+        more["reward"] = [one | ({"path": str(work / one["path"])} if "path" in one else {}) for one in more["reward"]]
+    if "teacher" in more:
+        more["teacher"] = str(work / more["teacher"])
+    counts = {"preference": "pairs", "reward": "pairs", "policy": "prompts"}.get(kind, "rows")
+    rows = f"{said['length']}{'.pairs' if counts != 'rows' else ''}.jsonl"
     return {
         "model": str(work / said["model"]),
         "data": {
-            "train": [{"kind": "jsonl", "path": str(work / f"{said['length']}.jsonl")}],
+            "train": [{"kind": "jsonl", "path": str(work / rows)}],
             "max_length": said["length"],
             "packing": said["packing"],
-            "overflow": "truncate",
+            **({"overflow": "truncate"} if kind != "policy" else {}),
         },
-        "batch": {"rows": said["rows"] * said["turns"] * said["ranks"]},
+        "batch": {counts: said["rows"] * said["turns"] * said["ranks"]},
         "micro_batch": said["rows"],
         "memory": {"recompute": said["recompute"]},
         "parallel": {"strategy": said["strategy"]},
@@ -114,6 +135,11 @@ def recipe(row, work):
         "out": str(work / f"run-{abs(hash(row))}"),
         **more,
     }
+
+
+def stage(said):
+    """The node of a recipe."""
+    return getattr(import_module(f"llmkit.stages.{said['kind']}"), said["kind"].title())(**said)
 
 
 def prepare(work):
@@ -128,10 +154,16 @@ def prepare(work):
         config = getattr(transformers, kind)(**(sizes | ENDS))
         transformers.AutoModelForCausalLM.from_config(config).save_pretrained(work / name)
         make_tokenizer().save_pretrained(work / name)
-    for length in (512, 1024, 2048):
+    torch.manual_seed(0)
+    scores = transformers.LlamaConfig(**(MODELS["small"][1] | ENDS | {"num_labels": 1}))
+    transformers.AutoModelForSequenceClassification.from_config(scores).save_pretrained(work / "scores")
+    make_tokenizer().save_pretrained(work / "scores")
+    for length in (256, 512, 1024, 2048):
         words = "the quick brown fox jumps over the lazy dog " * (length // 4)  # longer than a row: cut to it
         said = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": words}]
         (work / f"{length}.jsonl").write_text((json.dumps({"messages": said}) + "\n") * 64)
+        pair = {"prompt": said[:1], "chosen": said[1:], "rejected": [said[1] | {"content": words[4:]}]}
+        (work / f"{length}.pairs.jsonl").write_text((json.dumps(pair) + "\n") * 64)
 
 
 def resident():
@@ -143,12 +175,13 @@ def one(text):
     for name in HEAVY:
         import_module(name)
 
-    from llmkit import Sft, run
+    from llmkit import run
     from llmkit.core.console import Console
     from llmkit.core.memory import peak
 
+    node = stage(json.loads(text))
     before = resident()
-    run(Sft(**json.loads(text)), console=Console(quiet=True, mute=True))
+    run(node, console=Console(quiet=True, mute=True))
     print(json.dumps({"peak": peak("cpu") - before}))
 
 
@@ -175,11 +208,9 @@ def measure(row, work):
 
 def predict(row, work):
     """Bytes that `llmkit plan` says of a row, by peak; nothing is resumed here."""
-    from llmkit import Sft
     from llmkit.stages.planned import planned
 
-    node = Sft(**recipe(row, work))
-    peaks = planned(node, "cpu", row[NAMES.index("ranks")], 1 << 40).peaks
+    peaks = planned(stage(recipe(row, work)), "cpu", row[NAMES.index("ranks")], 1 << 40).peaks
     return {name: size for name, size in peaks.items() if name != "resume"}
 
 

@@ -22,7 +22,7 @@ from llmkit.inference.generate import ends
 from llmkit.inference.node import OwnEngine
 from llmkit.inference.ranks import Led
 from llmkit.inference.runner import Forward, Runner
-from llmkit.inference.scheduler import Limits
+from llmkit.inference.scheduler import GPU_TOKENS, Limits
 from llmkit.inference.speculation.node import Ngram, Speculation
 from llmkit.inference.speculation.source import Source
 from llmkit.inference.speculation.speculator import Speculator
@@ -31,9 +31,6 @@ from llmkit.models.decoder import Decoder
 from llmkit.models.load import Loaded
 from llmkit.models.paged import BlockStore
 from llmkit.models.positions import steady_length
-
-GPU_TOKENS = 2048
-"""Of a step on a GPU: fewer leave it waiting for the host."""
 
 
 def engine_of(

@@ -14,6 +14,9 @@ from llmkit.inference.heap import Heap
 from llmkit.inference.paths import depths
 from llmkit.inference.sequence import Sequence
 
+GPU_TOKENS = 2048
+"""Of a step on a GPU: fewer leave it waiting for the host."""
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from llmkit.core.shape import Cost, Shape
 from llmkit.plan.shares import ALONE, Shares
@@ -50,22 +51,32 @@ class Account:
     """The copy that a checkpoint is written of, beside the loop."""
     stays: bool = False
     """The room of that copy is there while steps run: a checkpoint is made in the midst of them."""
+    beside: Mapping[str, int] = field(default_factory=dict)
+    """Models and caches that are there all the time too, by what they are for."""
+    drawing: int = 0
+    """What one forward of the engine takes, where answers are drawn between steps."""
 
     @property
     def load(self) -> int:
-        """The peak of loading."""
-        return self.base + self.loaded + self.mapped
+        """The peak of loading: of the model, or of what is read after it."""
+        after = self.weights + sum(self.beside.values()) if self.beside else 0
+        return self.base + max(self.loaded, after) + self.mapped
 
     @property
     def held(self) -> int:
         """What is there all the time."""
-        return self.base + self.weights + self.optimizer + self.communication
+        return self.base + self.weights + self.optimizer + self.communication + sum(self.beside.values())
 
     @property
     def total(self) -> int:
         """The peak of a step: when the forward ends, when the backward does, or in the update."""
         forward = self.early + self.activations + max(self.logits, self.working)
         return self.held + max(forward, self.gradients + max(self.working, self.updating)) + self.room
+
+    @property
+    def rollout(self) -> int:
+        """The peak while answers are drawn; 0 where none are."""
+        return self.held + self.drawing + self.room if self.drawing else 0
 
     @property
     def room(self) -> int:
@@ -85,7 +96,7 @@ class Account:
     @property
     def peak(self) -> int:
         """The largest of a run that is not resumed."""
-        return max(self.total, self.save, self.load - self.mapped)
+        return max(self.total, self.rollout, self.save, self.load - self.mapped)
 
     @property
     def parts(self) -> dict[str, int]:
@@ -103,6 +114,7 @@ class Account:
             "working": 0 if head else max(self.working, self.updating) if ends else self.working,
             "communication": self.communication,
             "checkpoint": self.room,
+            **self.beside,
         }
 
 
@@ -177,8 +189,6 @@ class Held:
     trained_bytes: float = 4.0
     """Of each weight that is trained, and of its gradient."""
     base: int = 0
-    beside: int = 0
-    """Bytes of whole models beside the one in training, which no strategy cuts."""
     turns: int = 1
     """Micro-batches of a step, on a rank."""
     by_layer: bool = True
@@ -191,6 +201,10 @@ class Held:
     """And some in the midst of the run."""
     exports: bool = False
     """The result is written from the memory that is counted: the host is the device."""
+    beside: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of models and caches beside the model in training, by what they are for."""
+    drawing: int = 0
+    """Bytes that a forward of the engine takes, where answers are drawn."""
 
 
 def inside(shape: Shape, cut: Shares) -> float:
@@ -227,7 +241,7 @@ def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Ac
     blocks = min(held.head_bytes, int(8 * shape.vocab * tokens / cut.context))
     return Account(
         base=held.base,
-        weights=int(copies) + held.beside + (0 if "weights" in cut.away else int(weights)),
+        weights=int(copies) + (0 if "weights" in cut.away else int(weights)),
         gradients=0 if "gradients" in cut.away else int(gradients),
         optimizer=0 if "optimizer" in cut.away else int(optimizer),
         activations=int(kept),
@@ -239,6 +253,8 @@ def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Ac
         updating=held.updating,
         saved=_saved(held, cut, learned, optimizer),
         stays=held.saves,
+        beside=held.beside,
+        drawing=held.drawing,
         early=int(gradients) if (held.turns > 1 or cut.bucket) and "gradients" not in cut.away else 0,
         exported=int(
             held.exports * (4 * cost.trained if cost.trained < shape.params else shape.params * held.plain_bytes)

@@ -20,7 +20,7 @@ MFU counts 6 P + 12 L H S a token, whatever is frozen or made again (arXiv:2204.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmkit.core.shape import Shape
 from llmkit.parallel.degrees import Degrees
@@ -53,11 +53,27 @@ class Times:
     tokens: float
     """Of all ranks."""
     mfu: float
+    rollout: float = 0.0
+    """Seconds in which answers are drawn, before the step."""
+    scoring: float = 0.0
+    """Seconds of forward passes over them, without a backward one."""
+    answers: int = 0
+    """Of all ranks."""
 
     @property
     def seconds(self) -> float:
         """All of it."""
-        return self.compute + self.waiting + self.update
+        return self.compute + self.waiting + self.update + self.rollout + self.scoring
+
+    def after(self, rollout: float, scoring: float, answers: int) -> Times:
+        """The step with what comes before it."""
+        longer = replace(self, rollout=rollout, scoring=scoring, answers=answers)
+        return replace(longer, mfu=self.mfu * self.seconds / longer.seconds)
+
+    @property
+    def share(self) -> float:
+        """Of it, in which answers are drawn."""
+        return self.rollout / self.seconds
 
     @property
     def rate(self) -> float:
@@ -83,9 +99,9 @@ def times(shape: Shape, held: Held, cut: Shares, degrees: Degrees, device: Devic
     """What a step takes on a device of a known data sheet."""
     local = work.tokens * work.turns / cut.context  # tokens that a rank computes, in its part of the model
     part = cut.tensor / cut.slowest(shape)
-    peak = EFFICIENCY * (device.half if held.short == 2 else device.single)
+    peak = EFFICIENCY * top(held, device)
     products, attention = _operations(shape, held, work.length)
-    products += work.forwards * 2 * (shape.active - _looked_up(shape))
+    products += work.forwards * 2 * (shape.active - looked_up(shape))
     attention += work.forwards * 2 * shape.layers * shape.hidden * work.length
     elementwise = _elementwise(shape, held, work.forwards) / (BANDWIDTH * device.bandwidth)
     compute = local / part * ((products + attention) / peak + elementwise)
@@ -100,17 +116,22 @@ def times(shape: Shape, held: Held, cut: Shares, degrees: Degrees, device: Devic
     state = trained(shape, held.cost, cut) * (8 + 2 * held.moment_bytes) / cut.optimizer
     update = state / (BANDWIDTH * (device.bandwidth if "optimizer" not in cut.away else HOST))
     whole = degrees.data * work.tokens * work.turns
-    model = 6 * (shape.active - _looked_up(shape)) + 12 * shape.layers * shape.hidden * work.length
+    model = 6 * (shape.active - looked_up(shape)) + 12 * shape.layers * shape.hidden * work.length
     seconds = compute + waiting + update
-    top = device.half if held.short == 2 else device.single
-    return Times(compute, waiting, update, data + inner, whole, model * whole / seconds / (top * degrees.world))
+    mfu = model * whole / seconds / (top(held, device) * degrees.world)
+    return Times(compute, waiting, update, data + inner, whole, mfu)
+
+
+def top(held: Held, device: Device) -> float:
+    """Operations a second at most."""
+    return device.half if held.short == 2 else device.single
 
 
 HOST = 50e9
 """Bytes a second at which a host's processor updates what was offloaded to it; its rank's share."""
 
 
-def _looked_up(shape: Shape) -> int:
+def looked_up(shape: Shape) -> int:
     """Parameters of the embeddings, which are looked up and in no product; a tied head multiplies with them."""
     head = shape.vocab * shape.hidden
     return max(0, shape.embedded - head)
@@ -118,7 +139,7 @@ def _looked_up(shape: Shape) -> int:
 
 def _operations(shape: Shape, held: Held, length: int) -> tuple[float, float]:
     """Operations a token in products and in attention."""
-    used = shape.active - _looked_up(shape)
+    used = shape.active - looked_up(shape)
     trained = min(1.0, held.cost.trained / shape.params)
     again = 1 / held.recompute if held.recompute else 0.0
     attention = 2 * shape.layers * shape.hidden * length

@@ -9,6 +9,7 @@ from llmkit.core.config import Conflict, config, setting
 from llmkit.inference.node import Generator, OpenAi, OwnEngine
 from llmkit.inference.sampling import Sampling
 from llmkit.models.node import ModelRef
+from llmkit.plan.beside import Beside
 from llmkit.rl.checked_node import Weighed
 from llmkit.rl.sample import Sample, Score
 
@@ -24,6 +25,10 @@ class Model(Weighed):
     kind: Literal["model"] = "model"
     path: str
     """Its folder, or a run's."""
+
+    def beside(self) -> tuple[Beside, ...]:
+        """It, which the main rank asks."""
+        return (Beside("reward", ModelRef(name=self.path), how="asked", passes=1, alone=True),)
 
     def score(self, samples: Sequence[Sample], bench: Bench) -> list[Score]:
         """A score for each, or why it has none.
@@ -79,6 +84,13 @@ class Judge(Weighed):
             yield Conflict("rivals", "each answer is held against a column", "leave one of them out", "against")
         if self.sampling.n > 1:
             yield Conflict("sampling.n", "a judge is asked once", "leave it out")
+
+    def beside(self) -> tuple[Beside, ...]:
+        """The judge, unless it is elsewhere; the main rank asks it."""
+        if self.model is None:
+            return ()
+        cache = self.generator.cache if isinstance(self.generator, OwnEngine) else None
+        return (Beside("judge", self.model, how="asked", cache=cache),)
 
     def score(self, samples: Sequence[Sample], bench: Bench) -> list[Score]:
         """A score for each, or why it has none; agreement figures go to the bench.

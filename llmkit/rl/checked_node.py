@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from llmkit.core.config import Conflict, Duration, config, setting
+from llmkit.plan.beside import Beside
 from llmkit.rl.sample import Sample, Score
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ class Weighed:
         """A name that would be no figure's."""
         if self.name and not NAME.fullmatch(self.name):
             yield Conflict("name", f"{self.name!r} is no plain name", "use letters, digits, _, - and .")
+
+    def beside(self) -> tuple[Beside, ...]:
+        """The models that it holds."""
+        return ()
 
 
 @config

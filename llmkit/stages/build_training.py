@@ -51,7 +51,7 @@ from llmkit.stages.measured import measured
 from llmkit.stages.pulse import Pulse
 from llmkit.stages.quarantine import Quarantine
 from llmkit.stages.resume import facts, find, identity, pinned, resume, told
-from llmkit.stages.sizes import KNOB, sizes, whole_model
+from llmkit.stages.sizes import sizes, whole_model
 from llmkit.stages.speed import measure
 from llmkit.stages.training import Training
 from llmkit.train.fit import Hooks, Plan, Progress, StepData, fit
@@ -68,7 +68,7 @@ def train(node: Training, run: Run) -> Artifact:
     if node.deterministic:  # cuBLAS asks for a workspace of one size then, before its first product
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(node.deterministic, warn_only=False)
-    with out_of_memory_named(run.device, KNOB):
+    with out_of_memory_named(run.device, node.knob):
         run.peers.phase("data")
         first = run.ranks.local == 0  # of each host: it fills the cache
         with run.stop.at_once("before training"), lead(run.peers, first):

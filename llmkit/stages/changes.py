@@ -81,6 +81,8 @@ def _moves(node: Training, ranks: int) -> Iterator[_Move]:
         away = {"parallel": replace(parallel, strategy=Fsdp(offload="cpu"))}
         yield _Move("parallel.strategy={kind: fsdp, offload: cpu}", away, "needs the host's memory")
         yield _Move(f"ranks={2 * ranks}", {}, "twice the devices", 2)
+    for keys, fields, also in node.moves():
+        yield _Move(keys, fields, also)
     if node.optim.kind == "adamw":
         yield _Move("optim.kind=adamw_8bit", {"optim": AdamW8bit(lr=node.optim.lr)}, "moments of 8 bits")
     if node.adapter.frozen_base and node.quant.kind == "none":

@@ -14,6 +14,7 @@ from llmkit.inference.sampling import Sampling
 from llmkit.losses.distil_node import Distillation, ForwardKl, StudentLoss
 from llmkit.losses.node import CrossEntropy
 from llmkit.models.node import ModelRef, Quant
+from llmkit.plan.beside import Beside
 from llmkit.stages.training import Training
 from llmkit.train.answers import Given, OfTeacher, StudentAnswers
 
@@ -113,11 +114,16 @@ class Distill(Training):
         return super().run(run)
 
     def cost(self, shape: Shape) -> Cost:
-        """What is trained, and the teacher beside it."""
+        """What is trained, and what compares it with the teacher."""
         from llmkit.stages.distilling import beside
 
         own = self.adapter.cost(shape)
         return replace(own, more=own.more + beside(self, shape))
+
+    def beside(self, world: int) -> tuple[Beside, ...]:
+        """The teacher, where its laws are not kept."""
+        here = self.asked and self.cached is None
+        return (Beside("teacher", self.teacher, self.teacher_quant, "frozen"),) if here else ()
 
     def examples(
         self,

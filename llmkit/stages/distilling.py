@@ -28,8 +28,8 @@ from llmkit.models.heads import Scored
 from llmkit.models.kept_laws import KeptLaws, likeliest
 from llmkit.models.load import DTYPES, How, Loaded
 from llmkit.models.logits import slices
-from llmkit.models.node import ModelRef, NoQuant
-from llmkit.models.outline import outline, stored
+from llmkit.models.node import ModelRef
+from llmkit.models.outline import stored
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.teacher import Teacher
 from llmkit.models.tokenizer import read_tokenizer
@@ -73,18 +73,8 @@ def _strange(node: Distill, why: str) -> ModelError:
 
 
 def beside(node: Distill, shape: Shape) -> int:
-    """What the account has as parameters of 4 bytes that are not trained: the teacher, and blocks of logits."""
-    blocks = BLOCKS * ROWS["cpu"] * shape.vocab
-    if not node.asked:
-        return 0
-    if node.cached is not None:
-        return blocks
-    own, quant = outline(node.teacher), node.teacher_quant or NoQuant()  # of public ones nothing is fetched
-    if own is None:
-        resolved = found(node.teacher)
-        quant, own = node.teacher_quant or resolved.quant, stored((resolved.base or resolved).folder)
-    inner = (own.params - own.embedded) * (quant.weight_bytes or 4.0) / 4
-    return blocks + int(inner) + own.embedded
+    """Numbers of 4 bytes that are there beside the models: blocks of logits."""
+    return BLOCKS * ROWS["cpu"] * shape.vocab if node.asked else 0
 
 
 def _loaded(node: Distill, device: str, grants: Grants) -> Loaded:

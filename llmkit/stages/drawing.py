@@ -88,14 +88,16 @@ def drawing(job: Job, node: Draws, built: Built, steps: Steps) -> Iterator[Drawi
             yield Drawing(served, subject(job, built, steps), True)
         return
     _check(job, built, bool(node.rollout.asynchronous))
-    rollout, longest = node.rollout, node.data.max_length
-    block = rollout.engine.cache.block
-    most = min(rollout.engine.sequences, job.node.batch.examples * rollout.group) * (-(-longest // block) + 1) * block
+    world = job.run.ranks.world
+    drawn = job.node.draws(world)
+    if drawn is None:
+        raise TypeError("the stage draws no answers")
+    most = drawn.room(world)
     here, feeding, copy = Here(built.loaded, built.model, most=most), cast(Feeding, shared), None
-    if rollout.asynchronous or not job.node.parallel.at_hand(job.run.ranks.world):
+    if node.rollout.asynchronous or not job.node.parallel.at_hand(world):
         copy, feeding = _copied(job, built, steps)
         here = Here(copy.loaded, copy.model, most=most)
-    writer = rollout.engine.open(here)
+    writer = node.rollout.engine.open(here)
     if not isinstance(writer, EngineWriter):
         raise TypeError("the engine draws")
     versioned = Versioned(writer, feeding)

@@ -25,7 +25,6 @@ from llmkit.plan.account import RECOMPUTE
 from llmkit.stages.job import Job
 from llmkit.stages.measured import generator, subject
 from llmkit.stages.report import write_report, write_reports
-from llmkit.stages.sizes import KNOB
 from llmkit.stages.training import Training
 from llmkit.train.fit import Progress
 
@@ -34,7 +33,7 @@ def _conclude(job: Job, built: Built, steps: Steps) -> None:
     """What the result says of the validation rows, where the stage has a table of it."""
     if job.valid is None or type(job.node).final is Training.final:
         return
-    with job.run.stop.at_once("after training"), out_of_memory_named(job.run.device, KNOB):
+    with job.run.stop.at_once("after training"), out_of_memory_named(job.run.device, job.node.knob):
         rows, reports = job.node.final(subject(job, built, steps), job.valid)
     if rows and job.run.main:
         records.write(job.run.folder / "predictions.jsonl", rows)

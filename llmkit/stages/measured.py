@@ -25,7 +25,6 @@ from llmkit.inference.writer import Writer
 from llmkit.models.positions import steady_length
 from llmkit.parallel.steps import Steps
 from llmkit.stages.job import Job
-from llmkit.stages.sizes import KNOB
 
 BLOCK = Cache().block
 
@@ -79,7 +78,7 @@ def _share(job: Job) -> Share:
 def measured(job: Job, built: Built, steps: Steps, step: int) -> dict[str, float]:
     """An evaluation whose lack of memory is called that, and no fault of its rows. What follows from its figures (the
     best, the end) all ranks must do alike: they go by the main one's, to the bit."""
-    with out_of_memory_named(job.run.device, KNOB), steps.averaged():
+    with out_of_memory_named(job.run.device, job.node.knob), steps.averaged():
         figures: dict[str, float] = job.run.peers.share(_evaluate(job, built, steps, step))
         return figures
 

@@ -12,11 +12,13 @@ from llmkit.core.shape import Shape
 from llmkit.models.outline import config_of, outline, stored
 from llmkit.parallel.degrees import Degrees
 from llmkit.plan.account import HEADROOM, RECOMPUTE, Choice, account
-from llmkit.plan.devices import DEVICES, Device
+from llmkit.plan.devices import DEVICES
 from llmkit.plan.shares import shares
-from llmkit.plan.times import Times, Work, times
+from llmkit.plan.times import Times
 from llmkit.stages.degrees import check_degrees
-from llmkit.stages.sizes import chosen, held_by, strategies, whole_model
+from llmkit.stages.holding import held_by
+from llmkit.stages.sizes import chosen, strategies, whole_model
+from llmkit.stages.timed import step_times
 from llmkit.stages.training import Training
 
 GIB = 2**30
@@ -46,7 +48,8 @@ class Planned:
     def peaks(self) -> dict[str, int]:
         """Bytes at most: while the model is read, of a step, of saving and of going on."""
         made = self.choice.account
-        return {"load": made.load, "step": made.total, "save": made.save, "resume": made.resume}
+        rollout = {"rollout": made.rollout} if made.rollout else {}
+        return {"load": made.load, "step": made.total, **rollout, "save": made.save, "resume": made.resume}
 
     def values(self) -> dict[str, Any]:
         """For JSON: bytes and seconds."""
@@ -69,7 +72,15 @@ class Planned:
         if self.times is not None:
             found |= {"step_seconds": self.times.seconds, "tokens_per_second": self.times.rate, "mfu": self.times.mfu}
             found["sent_bytes"] = self.times.sent
+            found |= self._drawn(self.times)
         return found
+
+    def _drawn(self, spent: Times) -> dict[str, Any]:
+        """Of what is drawn before a step, for JSON."""
+        if not spent.rollout:
+            return {}
+        found = {"rollout_seconds": spent.rollout, "scoring_seconds": spent.scoring, "answers": spent.answers}
+        return found | {"answers_per_second": spent.answers / spent.seconds, "rollout_share": spent.share}
 
     def lines(self) -> Iterator[str]:
         """For people."""
@@ -89,12 +100,19 @@ class Planned:
             yield "  what each rank holds while the model is read does not fit on its device"
         yield f"largest micro-batch that fits: {self.largest}" if self.largest else "no micro-batch fits"
         if self.times is not None:
-            spent = self.times
-            yield (
-                f"step {spent.seconds:.2f} s (compute {spent.compute:.2f}, waiting {spent.waiting:.2f}, update "
-                f"{spent.update:.2f}), {spent.rate:,.0f} tokens/s, MFU {spent.mfu:.0%}, "
-                f"{spent.sent / GIB:.2f} GiB sent a rank"
-            )
+            yield from _told(self.times)
+
+
+def _told(spent: Times) -> Iterator[str]:
+    before = f"rollout {spent.rollout:.2f}, scoring {spent.scoring:.2f}, " if spent.rollout else ""
+    yield (
+        f"step {spent.seconds:.2f} s ({before}compute {spent.compute:.2f}, waiting {spent.waiting:.2f}, update "
+        f"{spent.update:.2f}), {spent.rate:,.0f} tokens/s, MFU {spent.mfu:.0%}, "
+        f"{spent.sent / GIB:.2f} GiB sent a rank"
+    )
+    if spent.rollout:
+        rate = spent.answers / spent.seconds
+        yield f"{spent.answers} answers a step, {rate:.1f} a second; {spent.share:.0%} of the time they are drawn"
 
 
 def shape_of(node: Training) -> Shape:
@@ -123,13 +141,13 @@ def planned(node: Training, where: str, ranks: int, free: int = 0, shape: Shape 
     degrees = made.parallel.degrees(ranks)
     turns = ceil(node.batch.examples / degrees.data / choice.rows)
     largest = _largest(made, shape, kind, free, ranks, choice)
-    spent = None if device is None else _times(made, shape, device, ranks, choice, turns)
+    spent = None if device is None else step_times(made, shape, device, ranks, choice, turns)
     return Planned(where, ranks, degrees, free, choice, turns, largest, spent)
 
 
 def _largest(node: Training, shape: Shape, kind: str, free: int, ranks: int, choice: Choice) -> int:
     cut = shares(node.parallel.resolve(ranks), node.parallel.degrees(ranks))
-    held = replace(held_by(node, shape, kind, ranks), recompute=choice.recompute, turns=max(2, cut.pipeline))
+    held = replace(held_by(node, shape, kind, ranks, free), recompute=choice.recompute, turns=max(2, cut.pipeline))
     length = node.row_tokens + virtual_tokens(node.adapter)
 
     def fits(rows: int) -> bool:
@@ -140,10 +158,3 @@ def _largest(node: Training, shape: Shape, kind: str, free: int, ranks: int, cho
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
-
-
-def _times(node: Training, shape: Shape, device: Device, ranks: int, choice: Choice, turns: int) -> Times:
-    held = replace(held_by(node, shape, "cuda", ranks), recompute=choice.recompute)
-    degrees = node.parallel.degrees(ranks)
-    work = Work(choice.rows * node.row_tokens, node.data.max_length, turns, node.forwards_beside)
-    return times(shape, held, shares(node.parallel.resolve(ranks), degrees), degrees, device, work)

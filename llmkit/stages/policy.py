@@ -11,11 +11,12 @@ from llmkit.adapters.limits import virtual_tokens
 from llmkit.adapters.node import Lora
 from llmkit.core.config import Conflict, config
 from llmkit.losses.policy_node import Grpo, PolicyLoss
+from llmkit.plan.beside import Beside, Round
 from llmkit.rl.rewards_node import Reward
 from llmkit.rl.rollout_node import Rollout
 from llmkit.stages.branching import branching
 from llmkit.stages.reference import AdapterOff, Second
-from llmkit.stages.training import Training
+from llmkit.stages.training import KNOB, Training
 from llmkit.train.node import Guard
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from llmkit.models.node import ModelRef
     from llmkit.parallel.steps import Loss, Steps
     from llmkit.stages.job import Job
+
+ENGINE = "engine weights"
+"""What the account calls the copy that answers are drawn from."""
+SLOWER = "answers are drawn in more turns"
 
 
 @config
@@ -141,14 +146,64 @@ class Policy(Training):
         return self.rollout.group * self.data.max_length
 
     @property
-    def models_beside(self) -> int:
-        """A second model, where that is the reference."""
-        return self.reference.models if self.loss.beta else 0
+    def example_tokens(self) -> int:
+        """A prompt with all its answers, which has it once where it is shared."""
+        rollout, longest = self.rollout, self.data.max_length
+        return rollout.group * longest - (rollout.group - 1) * (longest - rollout.max_tokens) * self.share_prompts
 
-    def copies(self, world: int) -> int:
-        """The engine's own, where ranks have parts of the weights or these are updated while it draws."""
-        own = self.rollout.asynchronous and not self.adapter.frozen_base  # else what is frozen is there once
-        return int(self.rollout.vllm is None and (not self.parallel.at_hand(world) or own))
+    def beside(self, world: int) -> tuple[Beside, ...]:
+        """A second reference, who scores answers, and of weights that are cut the engine's whole copy."""
+        made = [*self.reference.held(drawn=1)] if self.loss.beta else []
+        made += [one for reward in self.reward for one in reward.beside()]
+        return (*made, *([Beside(ENGINE, adapter=self.adapter)] if self._copied(world) else []))
+
+    def draws(self, world: int) -> Round | None:
+        """The answers of a step, unless a server draws them; by their log-probabilities ratios and divergences are
+        told."""
+        rollout, loss = self.rollout, self.loss
+        if rollout.vllm is not None:
+            return None
+        old = rollout.reuse > 1 or (loss.beta > 0 and loss.penalty == "reward")
+        below = loss.beta > 0 and not self.reference.held()
+        return Round(
+            rollout.engine.cache,
+            rollout.engine.sequences,
+            rollout.engine.tokens,
+            self.batch.examples,
+            rollout.group,
+            self.data.max_length - rollout.max_tokens,
+            rollout.max_tokens,
+            rollout.reuse,
+            int(old) + int(below),
+            self._copied(world),
+        )
+
+    def _copied(self, world: int) -> bool:
+        """Whether the engine has a model of its own: ranks have parts of the weights, or these are updated while it
+        draws, where what is frozen is there once."""
+        own = self.rollout.asynchronous and not self.adapter.frozen_base
+        return self.rollout.vllm is None and (not self.parallel.at_hand(world) or bool(own))
+
+    def moves(self) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+        """Fewer answers at once, fewer to a prompt, shorter ones."""
+        rollout = self.rollout
+        most = min(rollout.engine.sequences, self.batch.examples * rollout.group)
+        if most > 8 and rollout.vllm is None:
+            engine = replace(rollout.engine, sequences=most // 4)
+            yield f"rollout.engine.sequences={most // 4}", {"rollout": replace(rollout, engine=engine)}, SLOWER
+        if rollout.group >= 4:
+            less = replace(rollout, group=rollout.group // 2)
+            yield f"rollout.group={rollout.group // 2}", {"rollout": less}, "fewer answers to compare"
+        if rollout.max_tokens >= 64:
+            less = replace(rollout, max_tokens=rollout.max_tokens // 2)
+            data = replace(self.data, max_length=self.data.max_length - rollout.max_tokens // 2)
+            keys = f"rollout.max_tokens={less.max_tokens} data.max_length={data.max_length}"
+            yield keys, {"rollout": less, "data": data}, "shorter answers"
+
+    @property
+    def knob(self) -> str:
+        """What to do where memory gives out."""
+        return f"lower rollout.engine.sequences, rollout.group or rollout.max_tokens, or {KNOB}"
 
     def others(self) -> dict[str, ModelRef]:
         """The reference, where it is another model."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llmkit.losses.pairwise import Pairwise
     from llmkit.models.load import Loaded
     from llmkit.parallel.steps import Loss
+    from llmkit.plan.beside import Beside
 
 
 @config
@@ -124,10 +125,9 @@ class Preference(Training):
         """Of KTO, whose baseline is of the whole step."""
         return isinstance(self.loss, Kto) and self.loss.needs_baseline
 
-    @property
-    def models_beside(self) -> int:
+    def beside(self, world: int) -> tuple[Beside, ...]:
         """A second model, where that is the reference."""
-        return self.reference.models if self.loss.needs_reference else 0
+        return self.reference.held() if self.loss.needs_reference else ()
 
     @property
     def forwards_beside(self) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llmkit.core.config import config
 from llmkit.models.node import ModelRef
+from llmkit.plan.beside import Beside
 
 if TYPE_CHECKING:
     from llmkit.build.training import Built
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 class Nothing:
     """The answers of a reference that has nothing to say."""
 
-    models: ClassVar[int] = 0
-    """Whole models that are held beside the policy."""
     forwards: ClassVar[int] = 0
     """Forward passes that it takes in a step."""
 
@@ -29,6 +28,10 @@ class Nothing:
     def beside(self, stage: Preference, built: Built, run: Run) -> Built:
         """What is trained, with the reference in its forward."""
         return built
+
+    def held(self, drawn: int = 0) -> tuple[Beside, ...]:
+        """The models that it holds; `drawn` is how often they are asked for what a step drew."""
+        return ()
 
 
 @config
@@ -49,7 +52,6 @@ class AdapterOff(Nothing):
 class Second(Nothing):
     """A second model that stays as it is."""
 
-    models: ClassVar[int] = 1
     forwards: ClassVar[int] = 1
     kind: Literal["model"] = "model"
     path: ModelRef | None = None
@@ -60,6 +62,10 @@ class Second(Nothing):
         from llmkit.stages.referring import beside, loaded
 
         return beside(built, loaded(stage, self.path or stage.model, run))
+
+    def held(self, drawn: int = 0) -> tuple[Beside, ...]:
+        """This one."""
+        return (Beside("reference", self.path, passes=drawn),)
 
 
 @config

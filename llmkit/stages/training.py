@@ -35,7 +35,11 @@ if TYPE_CHECKING:
     from llmkit.data.rows import BadRow
     from llmkit.evals.run import Subject
     from llmkit.parallel.steps import Loss, Steps
+    from llmkit.plan.beside import Beside, Round
     from llmkit.stages.job import Job
+
+KNOB = "lower micro_batch or data.max_length, or set memory.recompute=full"
+"""What takes less memory in every stage."""
 
 
 @config
@@ -267,14 +271,27 @@ class Training:
         """Tokens of a packed row, at most."""
         return self.data.max_length
 
-    @property
-    def models_beside(self) -> int:
-        """Whole frozen models that are held beside the one that is trained."""
-        return 0
+    def beside(self, world: int) -> tuple[Beside, ...]:
+        """Models that each of `world` ranks holds beside the one that is trained."""
+        return ()
 
-    def copies(self, world: int) -> int:
-        """Whole copies of the model itself that each of `world` ranks holds beside it."""
-        return 0
+    def draws(self, world: int) -> Round | None:
+        """What is drawn between steps from what `world` ranks train."""
+        return None
+
+    @property
+    def example_tokens(self) -> int:
+        """Tokens of one example, at most."""
+        return self.row_tokens
+
+    def moves(self) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+        """What of this stage's own takes less memory: as overrides, as fields anew, and what else that changes."""
+        return iter(())
+
+    @property
+    def knob(self) -> str:
+        """What to do where memory gives out."""
+        return KNOB
 
     @property
     def needs_distance(self) -> bool:

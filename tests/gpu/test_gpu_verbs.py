@@ -15,8 +15,8 @@ import torch
 
 from llmkit.build.llm import LLM
 from llmkit.inference.sampling import Sampling
+from llmkit.stages.holding import BASE
 from llmkit.stages.planned import planned
-from llmkit.stages.sizes import BASE
 from tests.conftest import make_model, make_tokenizer
 from tests.gpu.conftest import GPU
 from tests.serve.real import interpreter

@@ -13,7 +13,8 @@ from llmkit.data.node import FirstFit
 from llmkit.data.prepare import Prepared
 from llmkit.models.resolve import resolve
 from llmkit.plan.account import FUSED, Held, account, choose
-from llmkit.stages.sizes import held_by, sizes
+from llmkit.stages.holding import held_by
+from llmkit.stages.sizes import sizes
 from tests.conftest import make_model, make_tokenizer
 
 SHAPE = Shape(135_000_000, 30, 576, 1536, 49152, linears=305_280, keys=192, embedded=28_311_552)

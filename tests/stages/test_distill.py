@@ -17,6 +17,8 @@ from llmkit import Distill, Sft, run
 from llmkit.core.artifact import Artifact
 from llmkit.core.console import Console
 from llmkit.core.errors import ModelError, RecipeError
+from llmkit.models.outline import stored
+from llmkit.stages.companions import companions
 from tests.conftest import make_model, make_tokenizer
 from tests.stages.test_sft import metrics
 
@@ -181,15 +183,16 @@ def test_a_teacher_that_changed_is_another_run(teacher: Path, small: Path, asked
 
 
 def test_the_account_has_both(teacher: Path, small: Path, asked: Path, tmp_path: Path) -> None:
-    from llmkit.models.outline import stored
+    shape = stored(small)
 
-    shape, said = stored(small), stored(teacher).params
-    plain = node(teacher, small, asked, tmp_path).cost(shape)
-    kept = node(teacher, small, asked, tmp_path, cached={"top_k": 4}).cost(shape)
-    assert plain.more - kept.more == said
+    def beside(**more: Any) -> dict[str, int]:
+        return companions(node(teacher, small, asked, tmp_path, **more), shape, "cpu", 1, 0)
+
+    plain, short = beside(), beside(teacher_quant="bnb_nf4")
+    assert plain == {"teacher": 4 * stored(teacher).params} and 0 < short["teacher"] < plain["teacher"]
+    assert beside(cached={"top_k": 4}) == {} == beside(answers=MADE, cross_entropy=1.0)
     assert node(teacher, small, asked, tmp_path, answers=MADE, cross_entropy=1.0).cost(shape).more == 0
-    short = node(teacher, small, asked, tmp_path, teacher_quant="bnb_nf4").cost(shape)
-    assert kept.more < short.more < plain.more
+    assert node(teacher, small, asked, tmp_path).cost(shape).more > 0
 
 
 def test_what_contradicts_is_refused(teacher: Path, small: Path, asked: Path, tmp_path: Path) -> None:

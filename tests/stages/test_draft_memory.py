@@ -17,7 +17,8 @@ from llmkit.models.outline import stored
 from llmkit.models.probe import Support
 from llmkit.models.resolve import Resolved
 from llmkit.plan.account import account
-from llmkit.stages.sizes import chosen, held_by
+from llmkit.stages.holding import held_by
+from llmkit.stages.sizes import chosen
 from tests.conftest import make_model
 
 GIB = 1 << 30
