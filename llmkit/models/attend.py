@@ -138,7 +138,7 @@ def attention(kind: Kind) -> Callable[..., tuple[Tensor, None]]:
             whole: Any = {"sliding_window": sliding_window, "softcap": softcap, "s_aux": sinks, "attend": attend.whole}
             out, _ = run(module, q, k, v, None, scaling, dropout, **whole, **others)
             return ulysses.by_tokens(out, attend), None
-        if isinstance(attend, Packed) and (out := _in_one(kind, query, key, value, attend, rule)) is not None:
+        if isinstance(attend, Packed | Tree) and (out := _in_one(kind, query, key, value, attend, rule)) is not None:
             return out, None
         if isinstance(attend, Paged):
             _no_gradient(query)
@@ -171,10 +171,12 @@ def ruled(
     return Rule(scale, sliding_window or 0, softcap or 0.0, s_aux, dropout)
 
 
-def _in_one(kind: Kind, q: Tensor, k: Tensor, v: Tensor, attend: Packed, rule: Rule) -> Tensor | None:
-    """A whole packed row in one call, if this kind has it for such a row."""
+def _in_one(kind: Kind, q: Tensor, k: Tensor, v: Tensor, attend: Packed | Tree, rule: Rule) -> Tensor | None:
+    """A whole row of segments or of trees in one call, if this kind has it for such a row."""
     if kind is compiled.pieces and compiled.suits(q, k, v, rule):
         return compiled.packed(q, k, v, attend, rule)
+    if isinstance(attend, Tree):
+        return None
     if kind is varlen.flex and (lengths := varlen.row_lengths(attend, q.shape)):
         return varlen.packed_blocks(q, k, v, lengths, rule, varlen.flex_func())
     if kind is varlen.flash and short(q) and (lengths := varlen.row_lengths(attend, q.shape)):

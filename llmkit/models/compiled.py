@@ -1,5 +1,5 @@
-"""Attention by llmkit's compiled kernels, on a CPU in fp32: packed segments, and cached keys; all else goes the way of
-sdpa."""
+"""Attention by llmkit's compiled kernels, on a CPU in fp32: segments and their branches, and cached keys; all else goes
+the way of sdpa."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmkit_kernels import attention, paged
 from llmkit_kernels.build import lacks as nothing_compiled
 from torch import Tensor
 
-from llmkit.core.types import Packed, Paged
+from llmkit.core.types import Packed, Paged, Tree
 from llmkit.models.pieces import Piece, Rule, sdpa
 
 
@@ -41,12 +41,13 @@ def suits(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> bool:
     return known and attention.suits(q, k, v)
 
 
-def packed(q: Tensor, k: Tensor, v: Tensor, attend: Packed, rule: Rule) -> Tensor:
+def packed(q: Tensor, k: Tensor, v: Tensor, attend: Packed | Tree, rule: Rule) -> Tensor:
     """One row (1, H, T, D) of segments -> (1, T, H, Dv); what has 16 bits is computed in fp32."""
-    if any(segment.row or segment.parent >= 0 for segment in attend.segments):
-        raise ValueError("a packed row has segments of row 0 without parents")
-    segments = tuple((segment.start, segment.end) for segment in attend.segments)
-    out = attention.causal(q[0].float(), k[0].float(), v[0].float(), segments, rule.scale, rule.window)
+    if any(segment.row for segment in attend.segments):
+        raise ValueError("one row has segments of row 0")
+    segments = [(segment.start, segment.end) for segment in attend.segments]
+    parents = [segment.parent for segment in attend.segments] if isinstance(attend, Tree) else ()
+    out = attention.causal(q[0].float(), k[0].float(), v[0].float(), segments, rule.scale, rule.window, parents)
     return out[None].to(q.dtype)
 
 

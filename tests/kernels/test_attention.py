@@ -30,12 +30,12 @@ def close(a, b, tol=2e-6, least=1e-12):
     assert (a - b).abs().max() <= tol * max(float(b.detach().abs().max()), least)
 
 
-def compared(lengths, heads=4, groups=2, size=32, value=32, window=0, gap=0):
+def compared(lengths, heads=4, groups=2, size=32, value=32, window=0, gap=0, parents=()):
     segments, tokens = laid(lengths, gap)
     ours = made(heads, groups, tokens, size, value)
     theirs = [x.detach().double().requires_grad_() for x in ours]
-    out = causal(*ours, segments, size**-0.5, window)
-    want = reference.causal(*theirs, segments, size**-0.5, window)
+    out = causal(*ours, segments, size**-0.5, window, parents)
+    want = reference.causal(*theirs, segments, size**-0.5, window, parents)
     weight = torch.randn(want.shape, generator=torch.Generator().manual_seed(1))
     close(out, want)
     mine, twins = (torch.autograd.grad((made * weight).sum(), given) for made, given in ((out, ours), (want, theirs)))
@@ -59,11 +59,40 @@ def test_heads_and_sizes(heads, groups, size, value):
     compared((70, 3), heads, groups, size, value)
 
 
+TREES = {
+    "a pair": ((70, 3, 65), (-1, 0, 0)),
+    "two groups, one within the other's segments": ((5, 600, 1, 64, 7, 130), (-1, -1, 0, 1, 0, 1)),
+    "three deep": ((63, 2, 100, 1, 9), (-1, 0, 1, 1, 3)),
+    "roots alone": ((7, 9), (-1, -1)),
+}
+
+
+@pytest.mark.parametrize("lengths,parents", TREES.values(), ids=TREES)
+@pytest.mark.parametrize("window", [0, 1, 50, 100])
+def test_branches_see_their_ancestors(lengths, parents, window):
+    compared(lengths, window=window, parents=parents, gap=2)
+
+
+def test_a_branch_is_its_path_alone():
+    q, k, v = (x.detach() for x in made(4, 2, 90, 16, 16))
+    out = causal(q, k, v, ((0, 40), (40, 70), (70, 90)), 0.2, parents=(-1, 0, 0))
+    path = [*range(40), *range(70, 90)]
+    alone = causal(*(x[:, path].contiguous() for x in (q, k, v)), ((0, 60),), 0.2)
+    close(out[70:], alone[40:], 1e-6)
+    assert not torch.allclose(out[70:], causal(q, k, v, ((0, 40), (40, 70), (70, 90)), 0.2)[70:])
+
+
+@pytest.mark.parametrize("parents", [(-1, 1), (1, -1), (-2, 0)], ids=str)
+def test_a_parent_comes_before_its_branches(parents):
+    with pytest.raises(ValueError, match="which is no earlier segment"):
+        causal(*made(2, 1, 9, 16, 16), ((0, 4), (4, 9)), 1.0, parents=parents)
+
+
 def test_tokens_of_no_segment_give_zeros_and_get_no_gradient():
     out = compared((7, 40), gap=3)
     assert float(out[:3].abs().sum()) == float(out[10:13].abs().sum()) == 0 < float(out[3:10].abs().sum())
     segments, tokens = laid((), 3)
-    assert float(causal(*made(2, 1, tokens, 16, 16), segments, 1.0).abs().sum()) == 0
+    assert not causal(*made(2, 1, tokens, 16, 16), segments, 1.0).any()
 
 
 def test_any_number_of_threads_gives_the_same_bits():
@@ -71,7 +100,7 @@ def test_any_number_of_threads_gives_the_same_bits():
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         given = made(9, 3, 203, 64, 64)
-        out = causal(*given, ((0, 100), (100, 203)), 0.1)
+        out = causal(*given, ((0, 100), (100, 150), (150, 203)), 0.1, parents=(-1, 0, -1))
         grads = torch.autograd.grad(out.square().sum(), given)
         torch.set_num_threads(before)
         return [out, *grads]

@@ -9,7 +9,7 @@ from llmkit_kernels.build import lacks
 
 from llmkit.models import compiled
 from llmkit.models.attend import install
-from llmkit.models.compare import alone, contexted, off, packed_case
+from llmkit.models.compare import alone, contexted, off, packed_case, tree_case
 from llmkit.models.families import SMALL
 from llmkit.models.fused import fuse
 
@@ -36,8 +36,9 @@ def made(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_equals_each_sequence_alone(family, monkeypatch):
-    model, case, calls = made(family), packed_case(), []
+@pytest.mark.parametrize("of", [packed_case, tree_case], ids=["packed", "tree"])
+def test_a_row_equals_each_sequence_alone(family, of, monkeypatch):
+    model, case, calls = made(family), of(), []
     twin = copy.deepcopy(model).double()
     twin.set_attn_implementation("eager")
     logits, grads = alone(twin, case)
