@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
+from llmkit_kernels.linear import many, suits
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llmkit.core.matmul import linear, through
 from llmkit.core.remake import Way, way_to
+
+FEW = 32
+"""Rows up to which the linear that is made for few of them is the faster one: those of a step of the engine."""
 
 
 class Part(NamedTuple):
@@ -58,9 +62,25 @@ def lora_linears(x: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
     """x (..., in) -> (..., out) for each part, in the type of its weight: under autocast x may have another."""
     if parts and x.dtype != parts[0].weight.dtype:
         x = x.to(parts[0].weight.dtype)  # once for all of them
+    if x.numel() <= FEW * x.shape[-1] and not torch.is_grad_enabled() and suits(x, *_read(parts)):
+        return _of_few(x, parts)
     flat = [tensor for part in parts for tensor in part[:4]]
     rows = cast(Any, _LoraLinears).apply(x, way_to(x), [part.scale for part in parts], *flat)
     return tuple(out.view(*x.shape[:-1], out.shape[-1]) for out in rows)
+
+
+def _read(parts: Sequence[Part]) -> list[Tensor]:
+    return [*(part.weight for part in parts), *(part.down for part in parts)]
+
+
+def _of_few(x: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
+    """Few rows, of which no gradient is asked: each weight and each `down` is read once, in one call."""
+    count, read = len(parts), _read(parts)
+    made = many(x.reshape(-1, x.shape[-1]), read, [*(part.bias for part in parts), *[None] * count])
+    split = made.split([len(one) for one in read], 1)
+    for part, out, low in zip(parts, split, split[count:], strict=False):
+        out.addmm_(low, part.up.T, alpha=part.scale)
+    return tuple(out.view(*x.shape[:-1], out.shape[-1]) for out in split[:count])
 
 
 class _LoraLinears(torch.autograd.Function):

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from llmkit_kernels import linear as few
 from llmkit_kernels.gated import silu_mul
 from llmkit_kernels.norm import reference, rms_norm
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from llmkit.core.matmul import linear, through
 from llmkit.core.recast import recast
 from llmkit.core.remake import Way, remakable, way_to
 from llmkit.models.alike import Once
+
+FEW = 32
+"""Rows up to which the linear that is made for few of them is the faster one: those of a step of the engine."""
 
 
 def fuse(model: nn.Module) -> dict[str, int]:
@@ -50,6 +54,9 @@ class FusedLinear(nn.Linear):
         """x (..., in) -> (..., out)."""
         if torch.is_autocast_enabled(x.device.type) or x.dtype != self.weight.dtype:
             return super().forward(x)
+        if x.numel() <= FEW * x.shape[-1] and not torch.is_grad_enabled() and few.suits(x, self.weight):
+            made = few.linear(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
+            return made.view(*x.shape[:-1], made.shape[-1])
         rows = cast(Any, _Linear).apply(x, self.weight, self.bias, way_to(x))
         return cast(Tensor, rows.view(*x.shape[:-1], rows.shape[-1]))
 

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from llmkit_kernels.build import lacks
 
+from llmkit.adapters import together
 from llmkit.adapters.node import Lora
 from llmkit.adapters.together import Part, Together, lora_linears
 from tests.conftest import make_model
@@ -93,3 +95,21 @@ def test_a_model_whose_members_differ_takes_pefts_way_where_it_must():
     layer.k_proj.lora_dropout["default"] = torch.nn.Dropout(0.0)  # k alone is peft's now
     model.train()
     torch.testing.assert_close(loss(model), want, rtol=1e-5, atol=1e-7)
+
+
+def test_few_rows_without_a_gradient_are_the_same_in_one_call(monkeypatch):
+    torch.manual_seed(0)
+    parts = [
+        together.Part(torch.randn(out, 32), bias, torch.randn(4, 32), torch.randn(out, 4), 0.5)
+        for out, bias in ((48, torch.randn(48)), (16, None))
+    ]
+    x, calls, true = torch.randn(1, 5, 32), [], together.many
+    monkeypatch.setattr(together, "many", lambda *given: calls.append(1) or true(*given))
+    with torch.no_grad():
+        few = together.lora_linears(x, parts)
+    assert calls == ([] if lacks("linear") else [1])
+    many = together.lora_linears(x, parts)
+    for part, a, b in zip(parts, few, many, strict=True):
+        want = x @ (part.weight + part.scale * part.up @ part.down).T + (0 if part.bias is None else part.bias)
+        assert a.shape == b.shape == want.shape
+        assert torch.allclose(a, want, rtol=1e-5, atol=1e-4) and torch.allclose(b, want, rtol=1e-5, atol=1e-4)
