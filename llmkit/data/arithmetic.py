@@ -12,19 +12,25 @@ SIGNS = ("+", "-")
 TRAIN, VALID = 0, 1
 
 
-def read(split: str, count: int, most: int, after: At = (), pairs: bool = False) -> Iterator[Raw]:
+def read(split: str, count: int, most: int, after: At = (), pairs: bool = False, shown: int = 0) -> Iterator[Raw]:
     """Rows `after` to `count` of a split, or pairs of a right answer and a wrong one; numbers are from 0 to `most`, and
-    no sum is in both splits."""
+    no sum is in both splits. Before each stand the first `shown` sums of the training split, answered."""
+    before = [turn for index in range(shown) for turn in _turns(*_drawn("train", index, most))[:2]]
     for index in range(after[0] if after else 0, count):
-        left, right, sign = _drawn(split, index, most)
-        result = left + right if sign == "+" else left - right
-        question = {"role": "user", "content": ASKED.format(left=left, sign=sign, right=right)}
-        answer = {"role": "assistant", "content": f"<answer>{result}</answer>"}
-        values = {"prompt": [question], "completion": [answer], "answer": str(result)}
+        question, answer, result = _turns(*_drawn(split, index, most))
+        prompt = [*before, question]
+        values = {"prompt": prompt, "completion": [answer], "answer": str(result)}
         if pairs:
             wrong = {"role": "assistant", "content": _wrong(index, result)}
-            values = {"prompt": [question], "chosen": [answer], "rejected": [wrong]}
+            values = {"prompt": prompt, "chosen": [answer], "rejected": [wrong]}
         yield Raw(values, f"arithmetic:{split}", index + 1, at=(index + 1,))
+
+
+def _turns(left: int, right: int, sign: str) -> tuple[dict[str, str], dict[str, str], int]:
+    """A question, its answer, and the number that it is."""
+    result = left + right if sign == "+" else left - right
+    question = {"role": "user", "content": ASKED.format(left=left, sign=sign, right=right)}
+    return question, {"role": "assistant", "content": f"<answer>{result}</answer>"}, result
 
 
 def _wrong(index: int, result: int) -> str:

@@ -313,12 +313,14 @@ class Arithmetic:
     pairs: bool = False
     """Rows for `kind: preference` and `kind: reward` instead: the right answer is chosen; rejected are other numbers,
     numbers without their tags, and many words."""
+    shown: int = setting(default=0, least=0)
+    """Sums of the training split that stand before each, with their answers in the format."""
 
     def rows(self, after: At = ()) -> Iterator[Raw | BadRow]:
         """Each row of the split."""
         from llmkit.data.arithmetic import read
 
-        return read(self.split, self.take, self.most, after, self.pairs)
+        return read(self.split, self.take, self.most, after, self.pairs, self.shown)
 
     def files(self) -> dict[str, str]:
         """Nothing."""

@@ -113,3 +113,13 @@ def test_pairs_of_sums_have_a_right_side_and_wrong_ones_of_three_kinds():
         assert said != chosen["content"] and (kind == "tags" or right not in re.findall(r"-?\d+", said))
     assert seen == {"number", "tags", "words"}
     assert next(iter(Arithmetic(take=20, pairs=True).rows(pairs[7].at))).at == (9,)
+
+
+def test_sums_that_are_shown_are_the_same_before_each_and_none_is_held_out():
+    shown, plain = (list(arithmetic.read("valid", 100, 20, shown=shown)) for shown in (2, 0))
+    before = shown[0].values["prompt"][:4]
+    taught = {row.values["prompt"][0]["content"] for row in arithmetic.read("train", 2, 20)}
+    assert {turn["content"] for turn in before[::2]} == taught
+    assert not taught & {row.values["prompt"][0]["content"] for row in plain}
+    for row, alone in zip(shown, plain, strict=True):
+        assert row.values == alone.values | {"prompt": before + alone.values["prompt"]}
