@@ -15,7 +15,12 @@ def mismatched(groups: Groups, ids: Sequence[int], most: int) -> Groups:
     with those of the last; what is longer than `most` tokens is cut.
 
     It follows from the step alone, not from ranks or micro-batches. Completions keep no figures.
+
+    Raises:
+        ValueError: there is one example, whose only completions are those that answer it.
     """
+    if len(ids) < 2:
+        raise ValueError("a step of one example has no other whose completions its prompt could have")
     ids_T, weights_T = np.asarray(groups.ids), np.asarray(groups.weights)
     tokens, weights, sizes, counts = [], [], list[int](), list[int]()
     for index, other in zip(ids, [ids[-1], *ids[:-1]], strict=True):

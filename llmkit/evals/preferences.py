@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,47 @@ from llmkit.evals.pair_figures import Pairs, figures, reports
 from llmkit.evals.run import FORWARD_TOKENS, Subject, at_rest, record
 from llmkit.losses.kto import Unpaired
 from llmkit.losses.pairwise import Pairwise
+from llmkit.losses.sides import Sides
 from llmkit.stats.bootstrap import ratio
 
 Figures = dict[str, np.ndarray[Any, Any]]
+Columns = dict[str, torch.Tensor]
 
 
 def judged(subject: Subject, loss: Pairwise | Unpaired, rows: Groups, ids: Sequence[int], capacity: int) -> Figures:
-    """The losses and figures of these pairs (or single completions), (P,) each in the order of `ids`."""
+    """The losses and figures of these pairs (or single completions), (P,) each in the order of `ids`.
+
+    Pairs are judged when all of them were asked for: a loss that compares those of a step compares all that are here,
+    however they lay in forwards. What it says of a pair is then of its place among them (`Aot`).
+    """
+    if isinstance(loss, Unpaired):
+
+        def alone(said: Any, batch: Batch) -> Columns:
+            made = loss.judge(said, batch)
+            return {"loss": made.losses, **made.figures}
+
+        return _asked(subject, alone, rows, ids, capacity)
+    found = _asked(subject, partial(_sides, loss), rows, ids, capacity)
+    both = [_of(found, name) for name in ("policy", "reference") if f"{name}.chosen" in found]
+    made = loss.loss(both[0], both[1] if len(both) > 1 else None)
+    return {"loss": made.losses.numpy(), **{name: figure.numpy() for name, figure in made.figures.items()}}
+
+
+def _sides(loss: Pairwise, said: Any, batch: Batch) -> Columns:
+    both = dict(zip(("policy", "reference"), loss.compared(said, batch), strict=True))
+    return {f"{name}.{key}": each for name, one in both.items() if one for key, each in one.columns().items()}
+
+
+def _of(found: Figures, name: str) -> Sides:
+    return Sides(
+        **{key.removeprefix(f"{name}."): torch.from_numpy(each) for key, each in found.items() if key.startswith(name)}
+    )
+
+
+def _asked(
+    subject: Subject, tell: Callable[[Any, Batch], Columns], rows: Groups, ids: Sequence[int], capacity: int
+) -> Figures:
+    """What is to be told of the branches of each batch, in the order of `ids`."""
     found: dict[int, list[float]] = {}
     names: list[str] = []
     share = subject.share
@@ -32,10 +67,9 @@ def judged(subject: Subject, loss: Pairwise | Unpaired, rows: Groups, ids: Seque
         for batch in laid_out(subject, rows, ids, capacity):
             subject.check("in evaluation")
             with torch.no_grad(), subject.autocast():
-                made = loss.judge(subject.scored(batch), batch)
+                columns = tell(subject.scored(batch), batch)
             if batch.branches is None or not len(batch.branches.group):
                 continue  # it was run for those who gather their weights for it
-            columns = {"loss": made.losses, **made.figures}
             names = list(columns)
             found |= dict(zip(batch.ids, torch.stack(list(columns.values()), 1).tolist(), strict=True))
     if share.count > 1:
@@ -43,7 +77,7 @@ def judged(subject: Subject, loss: Pairwise | Unpaired, rows: Groups, ids: Seque
         names = next((part[0] for part in told if part[0]), names)
         found = {i: values for part in told for i, values in part[1:]}
     table = np.array([found[i] for i in ids], np.float64)
-    return dict(zip(names, table.T, strict=True))
+    return dict(zip(names, np.ascontiguousarray(table.T), strict=True))
 
 
 def laid_out(subject: Subject, rows: Groups, ids: Sequence[int], capacity: int) -> Sequence[Batch]:

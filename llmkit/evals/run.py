@@ -69,6 +69,8 @@ class Subject:
     tree: bool = False
     """Whether the model takes shared prefixes."""
     share: Share = Share()
+    bench: Any = None
+    """What the run's rewards hold (`rl/bench.py`): an evaluation asks those that training asks."""
 
 
 @contextmanager

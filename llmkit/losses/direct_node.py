@@ -118,5 +118,5 @@ class Nll:
 
         chosen, rejected = means(policy)
         tokens = policy.chosen_tokens
-        losses = -policy.chosen / tokens.mean().clamp_min(1) if self.per == "token" else -chosen
+        losses = policy.nll / (tokens.mean() if self.per == "token" else tokens).clamp_min(1)
         return judged(losses, chosen, rejected, policy, nll=losses)

@@ -48,11 +48,21 @@ MARGINS: Mapping[str, Callable[[Tensor, float], Tensor]] = {
 }
 """Each takes the margin and its one setting."""
 
+STEEPEST = math.log(torch.finfo(torch.float32).max) / 2
+"""What is the exponent of no more than fp32 can hold the square of, as a gradient's norm has it."""
+
+
+def growing(exponents: Tensor) -> Tensor:
+    """e^x - 1, beyond `STEEPEST` going on in a straight line: finite, and so is its slope."""
+    beyond = math.exp(STEEPEST) * (exponents - STEEPEST) + math.expm1(STEEPEST)
+    return torch.where(exponents > STEEPEST, beyond, exponents.clamp_max(STEEPEST).expm1())
+
+
 SLOPES: Mapping[str, Callable[[Tensor, float], Tensor]] = {
     "reverse_kl": lambda ratio, alpha: ratio,
-    "forward_kl": lambda ratio, alpha: -(-ratio).exp(),
+    "forward_kl": lambda ratio, alpha: -1 - growing(-ratio),
     "js": lambda ratio, alpha: logsigmoid(ratio),
-    "alpha": lambda ratio, alpha: -(-alpha * ratio).expm1() / alpha,
+    "alpha": lambda ratio, alpha: -growing(-alpha * ratio) / alpha,
 }
 """f'(u) of a divergence, up to a constant, from log u and alpha: log u; -1 / u; log(u / (1 + u)) and
 (1 - u^-alpha) / alpha."""

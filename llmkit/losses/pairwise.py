@@ -11,6 +11,7 @@ from torch import Tensor
 from llmkit.core.types import Batch, Entropic, LossSum, Needs, Referenced, Scores
 from llmkit.losses.preference import sides
 from llmkit.losses.preference_node import Judged, PreferenceLoss
+from llmkit.losses.sides import Sides
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,16 @@ class Pairwise:
     needs: ClassVar[Needs] = Needs(by_weight=False)
 
     def judge(self, scores: Tensor | Scores | Referenced, batch: Batch) -> Judged:
-        """The losses and figures of the batch's pairs; a reference that was asked before lies in the batch."""
+        """The losses and figures of the batch's pairs."""
+        return self.loss(*self.compared(scores, batch))
+
+    def compared(self, scores: Tensor | Scores | Referenced, batch: Batch) -> tuple[Sides, Sides | None]:
+        """What the policy and the reference say of the batch's pairs; a reference that was asked before lies in it."""
         policy = scores.policy if isinstance(scores, Referenced) else scores
         reference = scores.reference if isinstance(scores, Referenced) else self._kept(batch)
         policy = policy.logps if isinstance(policy, Entropic) else policy
         both = [sides(said, batch, self.loss.tail) for said in (policy, reference) if said is not None]
-        return self.loss(both[0], both[1] if len(both) > 1 else None)
+        return both[0], both[1] if len(both) > 1 else None
 
     def _kept(self, batch: Batch) -> Tensor | None:
         if not self.loss.needs_reference or batch.branches is None:

@@ -22,10 +22,10 @@ def sides(scores: Tensor | Scores, batch: Batch, tail: float = 1.0) -> Sides:
         raise ValueError("a preference loss takes batches of pairs of completions")
     logps_N = (scores.logps if isinstance(scores, Scores) else scores).double()
     tokens_P2 = summed(torch.ones_like(logps_N), branches).reshape(-1, 2)
+    sums_P2 = whole_P2 = summed(logps_N, branches).reshape(-1, 2)
     if tail != 1:
-        logps_N = logps_N * within(branches, tokens_P2, tail)
-    sums_P2 = summed(logps_N, branches).reshape(-1, 2)
-    return Sides(sums_P2[:, 0], sums_P2[:, 1], tokens_P2[:, 0], tokens_P2[:, 1])
+        sums_P2 = summed(logps_N * within(branches, tokens_P2, tail), branches).reshape(-1, 2)
+    return Sides(sums_P2[:, 0], sums_P2[:, 1], tokens_P2[:, 0], tokens_P2[:, 1], whole_P2[:, 0])
 
 
 def summed(each_N: Tensor, branches: Branches) -> Tensor:

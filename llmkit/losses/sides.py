@@ -19,6 +19,17 @@ class Sides(NamedTuple):
     chosen_tokens: Tensor
     """How many tokens that is."""
     rejected_tokens: Tensor
+    likelihood: Tensor | None = None
+    """`chosen` with every token in full, where that counts some of them for less."""
+
+    def columns(self) -> dict[str, Tensor]:
+        """What there is of it, by name."""
+        return {name: each for name, each in self._asdict().items() if each is not None}
+
+    @property
+    def nll(self) -> Tensor:
+        """The negative log-likelihood of the chosen completion, whatever a tail counts elsewhere."""
+        return -(self.chosen if self.likelihood is None else self.likelihood)
 
 
 class Judged(NamedTuple):

@@ -30,6 +30,10 @@ class Model(Weighed):
         """It, which the main rank asks."""
         return (Beside("reward", ModelRef(name=self.path), how="asked", passes=1, alone=True),)
 
+    def models(self) -> dict[str, ModelRef]:
+        """The reward model."""
+        return {"path": ModelRef(name=self.path)}
+
     def score(self, samples: Sequence[Sample], bench: Bench) -> list[Score]:
         """A score for each, or why it has none.
 
@@ -69,6 +73,10 @@ class Judge(Weighed):
     failed: float | None = None
     """What an answer gets on which the judge gives no verdict at all; such answers are counted, and pairs without a
     verdict are left out. Left out, each is an error that names the row."""
+
+    def models(self) -> dict[str, ModelRef]:
+        """The judge, where it is here."""
+        return {} if self.model is None else {"model": self.model}
 
     def problems(self) -> Iterator[Conflict]:
         """A judge that is nowhere, or twice, and settings of another way."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import RLock
 from typing import Any, Protocol, TypeVar, cast
 
 from llmkit.core.run import Grants
@@ -25,6 +26,8 @@ class Bench:
     def __init__(self, grants: Grants = Grants(), device: str = "cpu", precision: str = "auto") -> None:
         self.grants, self.device, self.precision = grants, device, precision
         self.held: dict[str, Any] = {}
+        self.turn = RLock()
+        """Held while something is scored: a thread that draws ahead and an evaluation ask the same processes."""
         self.told: dict[str, float] = {}
         """Figures of the reward that scored last, beside its scores."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from llmkit.core.config import Conflict, Duration, config, setting
+from llmkit.models.node import ModelRef
 from llmkit.plan.beside import Beside
 from llmkit.rl.sample import Sample, Score
 
@@ -27,6 +28,14 @@ class Weighed:
     """What its figures are called; without it, its kind."""
     weight: float = 1.0
     """What its score is multiplied by in the sum; at 0 it is only told."""
+
+    def models(self) -> Mapping[str, ModelRef]:
+        """Models that it reads, by their keys."""
+        return {}
+
+    def files(self) -> Mapping[str, str]:
+        """Files that it reads, by their keys."""
+        return {}
 
     def problems(self) -> Iterator[Conflict]:
         """A name that would be no figure's."""

@@ -122,8 +122,8 @@ def play(
     while going:
         asks = [_ask(talk, speech, sampling, longest) for talk in going]
         for talk, completion in zip(going, writer.each(asks), strict=True):
-            _hear(talk, completion.sound(), speech, turns)
-        going = [talk for talk in going if not _ended(talk, longest)]
+            _hear(talk, completion.sound(), speech, turns, longest)
+        going = [talk for talk in going if not talk.finish_reason]
         on_done(len(talks) - len(going))
 
 
@@ -142,8 +142,8 @@ def _ask(talk: Talk, speech: Speech, sampling: Sampling, longest: int | None) ->
     return Ask(Prompt(ids, (*talk.opening.messages, *talk.turns), talk.opening.tools), own)
 
 
-def _hear(talk: Talk, completion: Completion, speech: Speech, turns: int) -> None:
-    """Takes an answer, and what the environment says to it."""
+def _hear(talk: Talk, completion: Completion, speech: Speech, turns: int, longest: int | None) -> None:
+    """Takes an answer, and what the environment says to it where that leaves room for another answer."""
     output = completion.outputs[0]
     _take(talk, _tokens(output), True)
     said = speech.read(output.token_ids, talk.opening.tools)
@@ -161,8 +161,10 @@ def _hear(talk: Talk, completion: Completion, speech: Speech, turns: int) -> Non
         talk.turns += [{**one, "tool_call_id": id} for one, id in zip(step.messages, ids, strict=True)]
         if step.done or talk.answers >= turns:
             talk.finish_reason = "stop" if step.done else "turns"
+        elif _room(talk, between := _between(talk, speech), longest):
+            _take(talk, between, False)
         else:
-            _take(talk, _between(talk, speech), False)
+            talk.finish_reason = "length"
 
 
 def _take(talk: Talk, ids: Sequence[int], said: bool) -> None:
@@ -209,7 +211,6 @@ def _between(talk: Talk, speech: Speech) -> list[int]:
     return ids
 
 
-def _ended(talk: Talk, longest: int | None) -> bool:
-    if not talk.finish_reason and longest is not None and len(talk.prompt_ids) + len(talk.ids) >= longest:
-        talk.finish_reason = "length"
-    return bool(talk.finish_reason)
+def _room(talk: Talk, between: Sequence[int], longest: int | None) -> bool:
+    """Whether the model could say something behind these tokens."""
+    return longest is None or len(talk.prompt_ids) + len(talk.ids) + len(between) < longest

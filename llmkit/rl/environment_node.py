@@ -17,6 +17,10 @@ class Calculator:
 
     kind: Literal["calculator"] = "calculator"
 
+    def files(self) -> dict[str, str]:
+        """None."""
+        return {}
+
     def open(self) -> Tool:
         """The tool."""
         from llmkit.rl.tools import Calculating
@@ -37,6 +41,10 @@ class Facts:
     """The column that holds it."""
     description: str = "Looks a fact up."
     """What the model is told that there is to find."""
+
+    def files(self) -> dict[str, str]:
+        """The facts'."""
+        return {"path": self.path}
 
     def open(self) -> Tool:
         """The tool.
@@ -66,6 +74,10 @@ class ToolUse:
         kinds = [tool.kind for tool in self.tools]
         if not kinds or len(set(kinds)) < len(kinds):
             yield Conflict("tools", "is no list of different tools", "give calculator, lookup or both")
+
+    def files(self) -> dict[str, str]:
+        """What its tools read, by their keys."""
+        return {f"tools.{at}.{key}": path for at, tool in enumerate(self.tools) for key, path in tool.files().items()}
 
     def open(self) -> Callable[[], Environment]:
         """What makes an environment for each conversation.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.core.config import Conflict, Duration, config, setting
 from llmkit.core.hints import kind_of
+from llmkit.models.node import ModelRef
 from llmkit.rl.asked_node import Judge, Model
 from llmkit.rl.checked_node import Checked, key_of
 from llmkit.rl.sample import Sample, Score
@@ -32,6 +33,10 @@ class Python(Checked):
     """FILE.py:FUNCTION, such as ./my.py:score."""
     timeout: Duration = setting(default=10.0, above=0)
     """For one call, with all answers of a step."""
+
+    def files(self) -> dict[str, str]:
+        """The function's."""
+        return {"ref": self.ref.rpartition(":")[0]}
 
     def problems(self) -> Iterator[Conflict]:
         """A name of no function."""
@@ -89,6 +94,16 @@ def names(rewards: Sequence[Reward]) -> list[str]:
             name, again = f"{reward.name or reward.kind}_{again}", again + 1
         said.append(name)
     return said
+
+
+def models_of(rewards: Sequence[Reward], key: str = "reward") -> dict[str, ModelRef]:
+    """The models that rewards read, by their keys."""
+    return {f"{key}.{at}.{name}": ref for at, one in enumerate(rewards) for name, ref in one.models().items()}
+
+
+def files_of(rewards: Sequence[Reward], key: str = "reward") -> dict[str, str]:
+    """The files that rewards read, by their keys."""
+    return {f"{key}.{at}.{name}": path for at, one in enumerate(rewards) for name, path in one.files().items()}
 
 
 def twice(rewards: Sequence[Reward], key: str = "reward") -> Iterator[Conflict]:

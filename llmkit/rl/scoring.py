@@ -54,13 +54,14 @@ def score(rewards: Sequence[Reward], samples: Sequence[Sample], bench: Bench, ke
     told: dict[str, float] = {}
     for at, (name, reward) in enumerate(zip(names(rewards), rewards, strict=True)):
         place = f"{key}.{at}" if len(rewards) > 1 else key
-        bench.told = {}
         try:
-            found = reward.score(samples, bench)
+            with bench.turn:
+                bench.told = {}
+                found, beside = reward.score(samples, bench), bench.told
         except LlmkitError as error:
             raise _below(error, place) from error
         each[name] = _whole(found, samples, getattr(reward, "failed", None), f"{place} ({name})", failed, name)
-        told |= {f"{name}.{figure}": value for figure, value in bench.told.items()}
+        told |= {f"{name}.{figure}": value for figure, value in beside.items()}
     weights = [reward.weight for reward in rewards]
     columns = zip(*each.values(), strict=True)
     total = tuple(math.fsum(w * s for w, s in zip(weights, row, strict=True)) for row in columns)

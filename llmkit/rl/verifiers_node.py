@@ -135,6 +135,10 @@ class Schema(Checked):
     where: Literal["whole", "fenced"] = "whole"
     """Whether the whole answer is JSON, or what its last ``` fence holds."""
 
+    def files(self) -> dict[str, str]:
+        """The schema's."""
+        return {"path": self.path} if self.path else {}
+
     def problems(self) -> Iterator[Conflict]:
         """No schema, or two."""
         yield from super().problems()

@@ -53,25 +53,31 @@ class Workers:
         return [score for part in made for score in part]
 
     def together(self, samples: Sequence[Sample]) -> list[Score]:
-        """The scores of one call for all. Where it fails each is tried alone, to find the one that it fails of."""
-        said, worker = [json.dumps(self.send(one), default=str) for one in samples], self.workers[0]
-        worker.begin()
-        whole = worker.together(said)
+        """The scores of one call for all. Where it fails each is tried alone, to find those that it fails of; the
+        others are scored anew, in one call again: what a function gives to one alone may be another thing."""
+        said = [json.dumps(self.send(one), default=str) for one in samples]
+        whole = self._call(said)
         if not isinstance(whole, Fault):
             return whole
         if whole.certain or len(said) == 1:
             return [whole] * len(said)
-        alone: list[Score] = []
-        for one in said:
-            worker.begin()
-            scores = worker.together([one])
-            alone += [scores] if isinstance(scores, Fault) else scores
-        found = any(isinstance(score, Fault) for score in alone)
-        return (
-            alone
-            if found
-            else [Fault(f"{whole.why}, with {len(said)} samples and with none of them alone")] * len(said)
-        )
+        alone = [self._call([one]) for one in said]
+        faults = {at: made for at, made in enumerate(alone) if isinstance(made, Fault)}
+        if not faults:
+            why = f"{whole.why}, with {len(said)} samples and with none of them alone"
+            return [Fault(why, certain=True)] * len(said)
+        rest = [one for at, one in enumerate(said) if at not in faults]
+        again = self._call(rest) if rest else []
+        if isinstance(again, Fault):
+            why = f"{again.why}, also without the {len(faults)} of {len(said)} samples that it fails of alone"
+            again = [Fault(why, again.fix, certain=True)] * len(rest)
+        scored = iter(again)
+        return [faults[at] if at in faults else next(scored) for at in range(len(said))]
+
+    def _call(self, said: Sequence[str]) -> list[Score] | Fault:
+        worker = self.workers[0]
+        worker.begin()
+        return worker.together(said)
 
     def close(self) -> None:
         """Ends them."""

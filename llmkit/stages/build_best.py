@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import fields, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from llmkit.build.held import Here
 from llmkit.core.artifact import Artifact, publish
-from llmkit.core.files import sha256
 from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
 from llmkit.core.seed import mixed
@@ -28,11 +26,13 @@ from llmkit.inference.writer import Writer
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.tokenizer import read_tokenizer
 from llmkit.rl.bench import Bench
+from llmkit.rl.rewards_node import files_of, models_of
 from llmkit.rl.sample import Sample
 from llmkit.rl.scoring import Scores, score
 from llmkit.stages.best_of import BestOf
 from llmkit.stages.best_rows import kept
 from llmkit.stages.build_inference import open_model
+from llmkit.stages.known import known
 from llmkit.stages.report import write_report, write_reports
 
 AT_ONCE = 16
@@ -86,17 +86,9 @@ def some(asked: Asked, most: int | None) -> Asked:
 
 def _facts(node: BestOf, run: Run, resolved: Resolved, asked: Asked) -> dict[str, Any]:
     """What answers and scores depend on: those of another recipe are not gone on from."""
-    files = {path: sha256(Path(path)) for path in _files(node.rewards) if Path(path).is_file()}
-    said = [run.recipe_digest, resolved.sha256, asked.digest, files]
+    others = known(models_of(node.rewards, "rewards"), files_of(node.rewards, "rewards"))
+    said = [run.recipe_digest, resolved.sha256, asked.digest, others]
     return {"of": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}
-
-
-def _files(rewards: Sequence[Any]) -> Iterator[str]:
-    """Files that rewards name."""
-    for reward in rewards:
-        for item in fields(reward):
-            if item.name in ("path", "ref") and (said := getattr(reward, item.name)):
-                yield said.rpartition(":")[0] if item.name == "ref" else said
 
 
 def _done(lines: Lines, of: Mapping[str, Any]) -> int:

@@ -41,10 +41,12 @@ from llmkit.parallel.grid import grid
 from llmkit.parallel.group import agreed, lead
 from llmkit.parallel.steps import Adaptive, Steps
 from llmkit.plan.account import RECOMPUTE, Choice
+from llmkit.rl.bench import Bench
 from llmkit.stages.attempts import Attempts
 from llmkit.stages.finished import finish
 from llmkit.stages.foreseen import with_distance
 from llmkit.stages.job import Job
+from llmkit.stages.known import known
 from llmkit.stages.levelled import levelled
 from llmkit.stages.lint_table import brief, keep, linted, served
 from llmkit.stages.measured import measured
@@ -83,16 +85,17 @@ def train(node: Training, run: Run) -> Artifact:
             job = pinned(job, found)
         with run.stop.at_once("before training"):
             built, steps = _built(job)
-        with node.feeding(job, built, steps) as feed:
-            job = replace(job, feed=feed)
-            with told(found):
-                progress = resume(job, built, steps, found)
-            run.stop.check("before training")
-            if run.device == "cpu":
-                _settle(built, _largest(job))
-            progress = _fit(job, built, steps, progress, attempts)
-        run.peers.phase("exit", progress.step)
-        return finish(job, built, steps, progress)
+        with job.bench:
+            with node.feeding(job, built, steps) as feed:
+                job = replace(job, feed=feed)
+                with told(found):
+                    progress = resume(job, built, steps, found)
+                run.stop.check("before training")
+                if run.device == "cpu":
+                    _settle(built, _largest(job))
+                progress = _fit(job, built, steps, progress, attempts)
+            run.peers.phase("exit", progress.step)
+            return finish(job, built, steps, progress)
 
 
 def _settle(built: Built, size: int) -> None:
@@ -141,7 +144,9 @@ def read(node: Training, run: Run) -> Job:
     kinds = types(node.types_name, run.device)
     shape, choice = sizes(node, resolved, run.device, run.ranks)
     run.console.notice(_summary(data, valid, choice, kinds, steps, _spread(node, run.ranks.world)))
-    return Job(node, run, resolved, kinds, data, valid, choice, steps, feed, shape, node.objective(data))
+    loss, bench = node.objective(data), Bench(run.grants, run.device)
+    others = known(node.others(), node.files_beside())
+    return Job(node, run, resolved, kinds, data, valid, choice, steps, feed, shape, loss, bench, others)
 
 
 def _train(node: Training, run: Run, tokenizer: Any, aside: Quarantine) -> tuple[Feed, Prepared]:

@@ -20,13 +20,15 @@ from llmkit.train.fit import StepData
 
 
 def with_distance(job: Job, steps: Steps, support: Support, index: int, data: StepData) -> StepData:
-    """The step's batches with KTO's baseline: by the weights before the step, of all its examples and ranks."""
+    """The step's batches with KTO's baseline: by the weights before the step, of all its examples and ranks. A step of
+    one example, as the last of an epoch may be, tells nothing of it: it is 0."""
     drawn = job.feed.step(index)
     if not isinstance(drawn.data, Groups):
         raise TypeError("these rows are no completions of prompts")
-    odd = mismatched(drawn.data, drawn.rows, job.node.row_tokens)
-    top, bottom = steps.team.totals({"": _sums(job, steps, support, odd)})[""]
-    z = baseline(top, bottom)
+    z = 0.0
+    if len(drawn.rows) > 1:
+        odd = mismatched(drawn.data, drawn.rows, job.node.row_tokens)
+        z = baseline(*steps.team.totals({"": _sums(job, steps, support, odd)})[""])
     return replace(data, batches=[with_baseline(batch, z) for batch in data.batches])
 
 

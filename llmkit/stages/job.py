@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmkit.build.precision import Types
 from llmkit.core.run import Run
@@ -13,6 +15,7 @@ from llmkit.data.prepare import Prepared
 from llmkit.models.resolve import Resolved
 from llmkit.parallel.steps import Loss
 from llmkit.plan.account import Choice
+from llmkit.rl.bench import Bench
 from llmkit.stages.training import Training
 
 
@@ -33,6 +36,10 @@ class Job:
     shape: Shape
     loss: Loss
     """What is made small; one that learns keeps its state here."""
+    bench: Bench
+    """What rewards hold, in training and in evaluations alike; the run closes it."""
+    known: Mapping[str, Any]
+    """What is read beside the model and the data, by its key: where models come from, and digests of files."""
 
     @property
     def checkpoints(self) -> Path:

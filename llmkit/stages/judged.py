@@ -10,7 +10,6 @@ from llmkit.evals.run import Subject, at_rest
 from llmkit.inference.generate import ends
 from llmkit.inference.request import Ask, Prompt
 from llmkit.inference.sampling import Sampling
-from llmkit.rl.bench import Bench
 from llmkit.rl.rollout import answers, samples
 from llmkit.rl.scoring import score
 from llmkit.stages.policy import Policy
@@ -31,8 +30,7 @@ def judged(node: Policy, subject: Subject, valid: Prepared, ids: Sequence[int]) 
     with at_rest(subject), subject.autocast(), subject.writer() as writer:
         made = subject.scored.inside(lambda: [one.sound() for one in writer.each(asks)])
     drawn = [answers(one) for one in made]
-    with Bench(device=subject.device) as bench:  # what needs a grant has it from the training before
-        found = score(node.reward, samples(valid, mine, drawn), bench)
+    found = score(node.reward, samples(valid, mine, drawn), subject.bench)
     rows = [[total, *each] for total, *each in zip(found.total, *found.each.values(), strict=True)]
     rows = [[*row, float(len(own[0].ids))] for row, own in zip(rows, drawn, strict=True)]
     rows = [row for part in share.gather(rows) for row in part]

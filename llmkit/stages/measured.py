@@ -44,6 +44,7 @@ def subject(job: Job, built: Built, steps: Steps) -> Subject:
         seed=job.node.seed,
         tree=built.loaded.support.tree,
         share=_share(job),
+        bench=job.bench,
     )
 
 

@@ -12,7 +12,7 @@ from llmkit.adapters.node import Lora
 from llmkit.core.config import Conflict, config
 from llmkit.losses.policy_node import Grpo, PolicyLoss
 from llmkit.plan.beside import Beside, Round
-from llmkit.rl.rewards_node import Reward
+from llmkit.rl.rewards_node import Reward, files_of, models_of
 from llmkit.rl.rollout_node import Rollout
 from llmkit.stages.branching import branching
 from llmkit.stages.reference import AdapterOff, Second
@@ -206,9 +206,15 @@ class Policy(Training):
         return f"lower rollout.engine.sequences, rollout.group or rollout.max_tokens, or {KNOB}"
 
     def others(self) -> dict[str, ModelRef]:
-        """The reference, where it is another model."""
+        """The reference, where it is another model, and those that say what answers are worth."""
         path = self.reference.path if isinstance(self.reference, Second) else None
-        return {} if path is None else {"reference.path": path}
+        return ({} if path is None else {"reference.path": path}) | models_of(self.reward)
+
+    def files_beside(self) -> dict[str, str]:
+        """What rewards and tools read."""
+        tools = self.rollout.environment
+        read = {} if tools is None else tools.files()
+        return files_of(self.reward) | {f"rollout.environment.{key}": path for key, path in read.items()}
 
     def examples(
         self,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llmkit.losses.kto import Unpaired
     from llmkit.losses.pairwise import Pairwise
     from llmkit.models.load import Loaded
+    from llmkit.models.node import ModelRef
     from llmkit.parallel.steps import Loss
     from llmkit.plan.beside import Beside
 
@@ -128,6 +129,11 @@ class Preference(Training):
     def beside(self, world: int) -> tuple[Beside, ...]:
         """A second model, where that is the reference."""
         return self.reference.held() if self.loss.needs_reference else ()
+
+    def others(self) -> dict[str, ModelRef]:
+        """The reference, where it is another model."""
+        path = getattr(self.reference, "path", None)
+        return {} if path is None else {"reference.path": path}
 
     @property
     def forwards_beside(self) -> int:

@@ -18,7 +18,6 @@ from llmkit.checkpoint.held import Held
 from llmkit.checkpoint.identity import compare, packages, processor, unmeant
 from llmkit.core.errors import LlmkitError, ModelError, RecipeError, ResourceError, without_logins
 from llmkit.core.metrics import Lines
-from llmkit.models.resolve import resolve
 from llmkit.parallel.steps import Adaptive, Steps
 from llmkit.stages.job import Job
 from llmkit.train.fit import Progress
@@ -114,7 +113,7 @@ def identity(job: Job, attention: str) -> dict[str, Any]:
         "recipe": _lasting(job.run.values),
         "environment": job.run.environment,
         "model": job.resolved.facts(),
-        **{key: resolve(ref).facts() for key, ref in job.node.others().items()},
+        **job.known,
         "files": {**job.train.files, **(job.valid.files if job.valid is not None else {})},
         "kernels": rows() if job.run.device == "cpu" else {},
         "attention": attention,

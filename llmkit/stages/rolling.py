@@ -22,7 +22,6 @@ from llmkit.data.asked import Asked
 from llmkit.data.feed import Drawn, Feed
 from llmkit.data.rolled import Rolled, spread_out
 from llmkit.parallel.steps import PLAIN, Steps
-from llmkit.rl.bench import Bench
 from llmkit.rl.objective import CLOSE, CLOSE_HALF
 from llmkit.rl.scoring import score
 from llmkit.stages.ahead import BEHAVIOUR, Ahead
@@ -164,7 +163,7 @@ def rolling(job: Job, node: Draws, built: Built, steps: Steps, teach: Callable[[
     if not isinstance(job.train, Asked):
         raise TypeError("rollouts are of prompts")
     with ExitStack() as stack:
-        bench = stack.enter_context(Bench(job.run.grants, job.run.device))
+        bench = job.bench
         if job.run.main:
             score(node.reward, [], bench)  # what is missing is told now
         teaching = teach()

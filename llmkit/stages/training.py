@@ -256,6 +256,10 @@ class Training:
         """Models beside `model` that are read and stay as they are, by their keys: a run goes on with the same."""
         return {}
 
+    def files_beside(self) -> dict[str, str]:
+        """Files beside `data` that are read, by their keys: a run goes on with the same."""
+        return {}
+
     def leave(self, built: Built, folder: Path, write: Callable[[Path], None]) -> None:
         """Leaves the result as `folder`: the model with its adapter, which `write` writes into a folder."""
         with published(folder) as aside:

@@ -158,6 +158,18 @@ def fit_together(node: Trl, kind: Trainer) -> None:
         raise RecipeError(f"{node.trainer} asks what answers are worth", fix="give reward", key="reward")
 
 
+def check_reference(node: Trl, kind: Trainer, args: Any) -> None:
+    """Sees to it that no trainer reads a reference by itself.
+
+    Raises:
+        RecipeError: one of those that write answers would: it takes none, and no adapter leaves the model as it was.
+    """
+    writes = kind.takes("reward_funcs") and not kind.takes("ref_model")
+    if writes and bool(getattr(args, "beta", False)) and not node.adapter.frozen_base:
+        what = f"{node.trainer} reads its reference by the model's path alone, whatever other keys of `model` say"
+        raise RecipeError(what, fix="set it to 0, or use adapter: {kind: lora}", key="arguments.beta")
+
+
 def checked(node: Trl, device: str) -> str:
     """One line about a stage that can be run.
 
@@ -165,7 +177,7 @@ def checked(node: Trl, device: str) -> str:
         LlmkitError: it cannot.
     """
     kind = trainer(node.trainer)
-    settings(node, kind, device, Path(node.out) / "checkpoints")
+    check_reference(node, kind, settings(node, kind, device, Path(node.out) / "checkpoints"))
     fit_together(node, kind)
     counts = {side: len(rows(node, side)) for side in ("train", "valid") if getattr(node.data, side)}
     return ", ".join([node.trainer, *(f"data.{side}: {count} rows" for side, count in counts.items())])

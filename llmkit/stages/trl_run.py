@@ -15,9 +15,10 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from llmkit.build.opening import load
 from llmkit.build.precision import Types, types
 from llmkit.build.training import Built, build, how
-from llmkit.checkpoint.identity import packages, processor
+from llmkit.checkpoint.identity import compare, packages, processor
 from llmkit.core.artifact import Artifact, publish
 from llmkit.core.errors import ModelError, Stopped
+from llmkit.core.files import write_json
 from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
 from llmkit.models.export import export
@@ -25,9 +26,11 @@ from llmkit.models.load import quiet
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
 from llmkit.rl.bench import Bench
+from llmkit.rl.rewards_node import files_of, models_of
+from llmkit.stages.known import known
 from llmkit.stages.report import write_report
 from llmkit.stages.trl import Trl
-from llmkit.stages.trl_parts import Trainer, fit_together, rows, settings, trainer
+from llmkit.stages.trl_parts import Trainer, check_reference, fit_together, rows, settings, trainer
 from llmkit.stages.trl_rollout import Rollouts, reward_functions
 
 LAST = "trainer_state.json"
@@ -49,6 +52,7 @@ def train(node: Trl, run: Run) -> Artifact:
         bench = opened.enter_context(Bench(run.grants, run.device))
         made, built = _made(node, run, kind, kinds, bench)
         found = checkpoint(run)
+        _same(node, run, built, found)
         metrics.cut(_size(metrics, found))
         listener = Listener(run, metrics)
         made.add_callback(listener)
@@ -67,6 +71,8 @@ def _made(node: Trl, run: Run, kind: Trainer, kinds: Types, bench: Bench) -> tup
     """The trainer with all that it takes, and the model in it."""
     from datasets import Dataset
 
+    args = settings(node, kind, run.device, run.folder / "checkpoints")
+    check_reference(node, kind, args)
     resolved = resolve(node.model)
     held = how(run.device, kinds, node.quant, node.adapter, run.grants.code, run.grants.nonfinite)
     built = build(resolved, node.model, held, node.adapter, 0, node.seed, run.console.notice)
@@ -81,7 +87,6 @@ def _made(node: Trl, run: Run, kind: Trainer, kinds: Types, bench: Bench) -> tup
             given["rollout_func"] = Rollouts(built, node.seed)
         else:
             run.console.notice("answers are written by TRL: the engine cannot run this model")
-    args = settings(node, kind, run.device, run.folder / "checkpoints")
     for side, name in (("train", "train_dataset"), ("valid", "eval_dataset")):
         if getattr(node.data, side):
             given[name] = Dataset.from_list(rows(node, side))  # type: ignore[arg-type]
@@ -112,6 +117,29 @@ def checkpoint(run: Run) -> Path | None:
         return Path(run.resume)
     found = [one for one in folder.glob("checkpoint-*") if (one / LAST).is_file()] if run.resume == "auto" else []
     return max(found, key=lambda one: int(one.name.rpartition("-")[2]), default=None)
+
+
+def _same(node: Trl, run: Run, built: Built, found: Path | None) -> None:
+    """Sees to it that a run which goes on is the one that began; one that begins leaves what it is known by.
+
+    Raises:
+        RecipeError: something differs.
+    """
+    models = {f"others.{at}.model": other.model for at, other in enumerate(node.others)}
+    mine = {
+        "recipe": {key: value for key, value in run.values.items() if key != "out"},
+        "packages": packages(),
+        "model": built.loaded.resolved.facts(),
+        "files": {path: said for one in (*node.data.train, *node.data.valid) for path, said in one.files().items()},
+        **known(models | models_of(node.reward), files_of(node.reward)),
+    }
+    path = run.folder / "checkpoints" / "identity.json"
+    if found is None or not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, mine)
+        return
+    for changed in compare(json.loads(path.read_text("utf-8")), mine, run.grants.accept):
+        run.console.notice(f"going on with a change: {changed}")
 
 
 def _size(metrics: Lines, found: Path | None) -> int:

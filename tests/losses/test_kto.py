@@ -89,6 +89,11 @@ def test_gradients_are_those_of_differences():
     assert torch.autograd.gradcheck(lambda ratios: Kto(beta=0.5)(Singles(ratios, *rest)).losses.sum(), given)
 
 
+def test_a_step_of_one_example_has_no_other_to_compare_with():
+    with pytest.raises(ValueError, match="no other"):
+        mismatched(groups(), [3], 6)
+
+
 def test_each_prompt_has_the_completions_of_the_one_before_it_in_the_step():
     odd = mismatched(groups(), [3, 1, 4], 6)
     assert [odd.example(i)[0].tolist() for i in range(3)] == [

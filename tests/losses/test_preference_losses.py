@@ -79,11 +79,36 @@ def test_tokens_beyond_the_shorter_completion_count_by_the_tail():
     assert one.chosen.tolist() == [-3, -6 - 12] and one.rejected.tolist() == [-3 - 4 - 2.5, -10]
 
 
+def test_a_tail_is_no_part_of_the_likelihood():
+    """In a mixture the supervised part is of the whole chosen completion, whatever tokens beyond the other count."""
+    scores, batch = -torch.arange(1.0, 11.0), batch_of([(2, 3), (4, 1)])
+    for per, wanted in (("completion", [3 / 2, 30 / 4]), ("token", [3 / 3, 30 / 3])):
+        mixed = Mixture(parts=(Part(loss=Dpo(tail=0.5)), Part(loss=Nll(per=per), weight=2.0)))
+        made = mixed(sides(scores, batch, mixed.tail), sides(0 * scores, batch, mixed.tail))
+        assert made.figures["loss_1_nll"].tolist() == wanted
+        dpo = Dpo(tail=0.5)(sides(scores, batch, 0.5), sides(0 * scores, batch, 0.5))
+        assert torch.equal(made.losses, dpo.losses + 2 * torch.tensor(wanted, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("loss", [FORWARD, Dpo(beta=0.5, f="alpha", alpha=0.9)], ids=name)
+def test_far_below_the_reference_losses_and_slopes_are_finite(loss):
+    """Where exp(-r) is more than a float holds, of one completion or of both."""
+    made = pairs([-900.0, -900.0, -1.0, -900.0], [-900.0, -1.0, -900.0, -1000.0])
+    made.chosen.requires_grad_()
+    losses = loss(made, pairs([-1.0] * 4, [-1.0] * 4)).losses
+    losses.sum().backward()
+    slopes = made.chosen.grad
+    assert losses.isfinite().all() and slopes.isfinite().all()
+    assert slopes.float().square().isfinite().all()
+    assert losses[1] > losses[0] > losses[2]  # the chosen one far below, both, the rejected one
+    assert slopes[1] < 0  # it is still pulled back
+
+
 def test_sums_do_not_follow_which_rows_completions_lie_in():
     """Nor which pairs are in a micro-batch together."""
     scores, whole = -torch.rand(10), batch_of([(2, 3), (4, 1)])
     first, second = sides(scores[:5], batch_of([(2, 3)])), sides(scores[5:], batch_of([(4, 1)]))
-    for all_P, *parts in zip(sides(scores, whole), first, second, strict=True):
+    for all_P, *parts in zip(*(one.columns().values() for one in (sides(scores, whole), first, second)), strict=True):
         assert torch.equal(all_P, torch.cat(parts))
     mixed = torch.randperm(10)
     moved = Branches(whole.branches.of[mixed], whole.branches.group)

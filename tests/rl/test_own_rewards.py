@@ -138,6 +138,18 @@ def test_a_function_that_fails_of_several_together_is_not_pinned_on_one(own):
         own(text, TWO)
 
 
+def test_the_others_are_scored_together_again_where_one_fails(own):
+    """A function may compare answers: what it says of one alone is no score of it among the others."""
+    three = [sample("a", "1"), sample("bb", "2"), sample("ccc", "3")]
+    text = "def score(completions):\n    if 'bb' in completions:\n        raise ValueError('bb')\n"
+    ranks = "    return [float(sorted(completions).index(c) + 10 * len(completions)) for c in completions]\n"
+    found = own(text + ranks, three, failed=-1.0)
+    assert found.total == (20, -1, 21)
+    crowded = "    if len(completions) == 2:\n        raise ValueError('two')\n"
+    with pytest.raises(DataError, match="answer 0 .*two.*also without the 1 of 3 samples"):
+        own(text + crowded + ranks, three, "crowded.py", failed=-1.0)
+
+
 def test_a_function_that_wants_a_column_that_is_not_there(own):
     with pytest.raises(DataError, match="score asks for solution, which the rows have no column of"):
         own("def score(completions, solution): ...\n", TWO, failed=0.0)

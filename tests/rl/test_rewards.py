@@ -2,6 +2,7 @@
 
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import ClassVar
 
@@ -242,3 +243,25 @@ def test_many_answers_take_little_time(bench):
     began = time.monotonic()
     assert score([Maths(), Pattern(pattern="answer")], said, bench).total == (2.0,) * 512
     assert time.monotonic() - began < 20  # 0.4 s on two idle cores
+
+
+def test_threads_that_share_a_bench_score_in_turn():
+    """Their answers come by the same lines of one process."""
+
+    class Slow:
+        name, kind, weight, failed = "slow", "slow", 1.0, None
+        inside, most = 0, 0
+
+        def score(self, samples, bench):
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            time.sleep(0.02)
+            self.inside -= 1
+            bench.told = {"of": float(len(samples))}
+            return [1.0] * len(samples)
+
+    slow, counts = Slow(), [1, 2, 3, 4]
+    with Bench() as bench, ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda n: score([slow], [sample("a")] * n, bench), counts))
+    assert slow.most == 1
+    assert [one.told["slow.of"] for one in made] == counts

@@ -106,10 +106,12 @@ def test_a_conversation_ends_where_it_has_to(spoken):
     assert talk.finish_reason == "turns" and talk.answers == 3 and talk.said[-1]
     (talk,), _ = talked(spoken, [("cut " + call(expression="1"),)])
     assert talk.finish_reason == "length" and talk.answers == 1 and END not in talk.ids
-    (talk,), writer = talked(spoken, again, turns=9, longest=400)
-    assert talk.finish_reason == "length"
-    for asks in writer.asked:
-        assert len(asks[0].prompt.ids) + asks[0].sampling.max_tokens <= 400
+    for longest in (480, 570):
+        (talk,), writer = talked(spoken, again, turns=9, longest=longest)
+        assert talk.finish_reason == "length" and talk.said[-1]  # no answer of a tool that nobody reads
+        assert len(talk.prompt_ids) + len(talk.ids) <= longest
+        for asks in writer.asked:
+            assert len(asks[0].prompt.ids) + asks[0].sampling.max_tokens <= longest
 
 
 def test_an_environment_ends_it_and_gives_rewards(spoken):

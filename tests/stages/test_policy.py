@@ -2,13 +2,16 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from llmkit import run
 from llmkit.core.console import Console
 from llmkit.core.errors import LlmkitError, RecipeError
+from llmkit.core.run import Grants
 from llmkit.stages.policy import Policy
 
 SHORT = {"kind": "length", "shape": {"kind": "target", "length": 4, "slack": 24}, "unit": "characters"}
@@ -126,6 +129,69 @@ def test_going_on_in_the_middle_is_exact(case, tiny, asked, tmp_path, monkeypatc
     assert lines_of(again.folder) == lines_of(whole.folder)
     assert lines_of(again.folder, "rollouts.jsonl") == lines_of(whole.folder, "rollouts.jsonl")
     assert _weights(again) == _weights(whole)
+
+
+def _reward_of(text):
+    return f"def score(completions, **columns):\n    return [{text} for one in completions]\n"
+
+
+@pytest.fixture
+def cut_short(tiny, asked, tmp_path, monkeypatch):
+    """Runs to a checkpoint after one step, and ends there."""
+    from llmkit.stages import build_training
+
+    show = build_training._show
+
+    def interrupted(job, line):
+        show(job, line)
+        if line["event"] == "train" and line["step"] == 2:
+            raise RuntimeError("the machine is gone")
+
+    def started(node, **more):
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the machine"):
+            patch.setattr(build_training, "_show", interrupted)
+            go(node, **more)
+
+    return started
+
+
+def test_a_run_goes_on_with_the_rewards_and_the_reference_that_it_began_with(
+    cut_short, tiny, asked, tmp_path, monkeypatch
+):
+    """Files and models that a recipe names only: what they hold may have become another thing."""
+    monkeypatch.setenv("LLMKIT_CACHE", str(tmp_path / "cache"))
+    own, schema, other = tmp_path / "my.py", tmp_path / "schema.json", tmp_path / "other"
+    own.write_text(_reward_of("len(one) / 9"))
+    schema.write_text('{"type": "object"}')
+    shutil.copytree(tiny, other)
+    rewards = [{"kind": "python", "ref": f"{own}:score", "timeout": 60}]
+    rewards += [{"kind": "json_schema", "path": str(schema), "timeout": 60}]
+    more = {"reward": rewards, "loss": {"kind": "grpo", "beta": 0.1}, "checkpoint": {"every": 1}}
+    node = policy(tiny, asked, tmp_path / "run", **more, reference={"kind": "model", "path": str(other)})
+    cut_short(node, grants=Grants(python=True))
+    schema.write_text('{"type": "array"}')
+    own.write_text(_reward_of("len(one) / 8"))
+    weights = load_file(other / "model.safetensors")
+    save_file({name: one + 1e-3 for name, one in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RecipeError) as caught:
+        go(node, grants=Grants(python=True))
+    for key in ("reward.0.ref", "reward.1.path", "reference.path"):
+        assert f"--accept {key}." in str(caught.value), key
+    accepted = ("reward.0.ref", "reward.1.path", "reference.path")
+    assert go(node, grants=Grants(python=True, accept=accepted)).manifest["step"] == 3
+
+
+def test_training_and_evaluations_ask_the_same_rewards(tiny, asked, tmp_path, monkeypatch):
+    """A judge is not loaded twice, and what the run was granted holds for both."""
+    from llmkit.rl.bench import Bench
+
+    kept, seen = Bench.kept, []
+    monkeypatch.setattr(Bench, "kept", lambda self, *a: seen.append(self) or kept(self, *a))
+    source = [{"kind": "jsonl", "path": str(asked), "take": 2}]
+    more = {"reward": [LETTER], "data": {"train": source, "valid": source, "max_length": 48}, "batch": {"prompts": 2}}
+    go(policy(tiny, asked, tmp_path / "run", steps=1, **more), grants=Grants(code=True))
+    assert len(seen) > 2 and len(set(map(id, seen))) == 1
+    assert seen[0].grants.code and not seen[0].held
 
 
 def _weights(artifact):
@@ -279,8 +345,6 @@ def test_answers_that_were_cut_short_have_their_price_though_they_teach_nothing(
 @pytest.fixture
 def calling(tiny, tmp_path):
     """The tiny model with a template that shows calls of tools."""
-    import shutil
-
     from tests.conftest import make_tokenizer
     from tests.rl.test_tool_environment import TEMPLATE
 

@@ -89,6 +89,17 @@ def test_a_prompt_each_is_the_same_training_however_it_is_held(more, tiny, pairs
     assert [line for line in shared if line["event"] == "evaluate"][-1]["valid.accuracy"] > 0.9
 
 
+def test_a_loss_over_a_whole_step_is_measured_over_all_rows(tiny, pairs, tmp_path, monkeypatch):
+    """However few of them lie in a forward: sorted margins of some are not those of all."""
+    seen = []
+    for tokens in (96, 4096):
+        monkeypatch.setattr("llmkit.evals.preferences.FORWARD_TOKENS", tokens)
+        go(preference(tiny, pairs, tmp_path / str(tokens), steps=2, loss={"kind": "aot"}))
+        seen.append(evaluated(tmp_path / str(tokens))[-1])
+    assert seen[0]["valid.loss"] == pytest.approx(seen[1]["valid.loss"], rel=1e-6)
+    assert seen[0]["valid.reward_margin"] == pytest.approx(seen[1]["valid.reward_margin"], rel=1e-4)
+
+
 @pytest.mark.parametrize("reference", ["model", "precomputed"])
 def test_every_weight_is_trained_beside_a_reference(reference, tiny, pairs, tmp_path):
     made = go(preference(tiny, pairs, tmp_path / "run", reference=reference, steps=6, **FULL))

@@ -116,6 +116,28 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(done, work, tmp_path)
     assert all(mine[name].equal(theirs[name]) for name in theirs)
 
 
+def test_a_run_goes_on_with_what_it_began_with(work, tmp_path):
+    """Its rows among it, and what it is not told by the recipe."""
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text((work / "pairs.jsonl").read_text())
+    data = TrainerRows(train=(Jsonl(path=str(rows), columns={"prompt": "question"}),))
+    node = dpo(work, tmp_path / "run", data=data)
+    with pytest.MonkeyPatch.context() as patch:
+        Soon(patch, 2)
+        with pytest.raises(Stopped):
+            run(node, console=QUIET)
+    rows.write_text(rows.read_text().replace("fox", "dog"))
+    with pytest.raises(RecipeError, match=f"files.{rows}: was .* when the run began .*--accept"):
+        run(node, console=QUIET)
+
+
+def test_a_trainer_that_would_read_its_own_reference_is_refused(work, tmp_path):
+    """By the model's path: without its RoPE, its template and its new tokens."""
+    for verb in (lambda node: node.check("cpu"), lambda node: run(node, console=QUIET)):
+        with pytest.raises(RecipeError, match="beta: .*reads its reference by the model's path"):
+            verb(grpo(work, tmp_path / "run", adapter=NoAdapter(), arguments={"beta": 0.1}))
+
+
 def test_every_weight_can_be_trained_beside_the_model_as_it_was(work, tmp_path):
     made = run(dpo(work, tmp_path / "run", adapter=NoAdapter(), arguments={"max_steps": 2}), console=QUIET)
     assert lines(made.folder)[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
@@ -145,9 +167,9 @@ def grpo(work, out, **more):
     arguments = {"num_generations": 4, "per_device_train_batch_size": 4, "max_completion_length": 6, "max_steps": 2}
     arguments |= {"logging_steps": 1, "learning_rate": 1e-2, "activation_checkpointing": False}
     rows = TrainerRows(train=(Jsonl(path=str(work / "prompts.jsonl")),))
-    more = {"reward": (Pattern(pattern="[aeiou]"),)} | more
+    more = {"reward": (Pattern(pattern="[aeiou]"),), "adapter": Lora(rank=4)} | more
     more |= {"arguments": arguments | more.get("arguments", {})}
-    return Trl(trainer="GRPOTrainer", model=str(work / "model"), adapter=Lora(rank=4), data=rows, out=str(out), **more)
+    return Trl(trainer="GRPOTrainer", model=str(work / "model"), data=rows, out=str(out), **more)
 
 
 def test_answers_are_written_by_the_engine_and_judged_by_our_rewards(work, tmp_path, monkeypatch):

@@ -56,6 +56,16 @@ def done(tiny, labelled, tmp_path_factory):
     return go(kto(tiny, labelled, tmp_path_factory.mktemp("kto") / "run"))
 
 
+def test_a_last_step_of_one_row_has_no_baseline(tiny, labelled, tmp_path):
+    """It has no other prompt: its own completion is no mismatched one."""
+    source = [{"kind": "jsonl", "path": str(labelled), "take": 9}]
+    more = {"data": {"train": source, "max_length": 48}, "steps": None, "epochs": 1, "evaluate": {}}
+    node = kto(tiny, labelled, tmp_path / "run", **more)
+    lines = trained(go(node).folder)
+    assert [line["samples"] for line in lines] == [8, 1]
+    assert lines[-1]["baseline"] == 0.0
+
+
 def test_it_learns_which_answers_are_good(done):
     lines, seen = trained(done.folder), [line for line in metrics(done.folder) if line["event"] == "evaluate"]
     assert lines[0]["loss"] == pytest.approx(0.5, abs=1e-6)  # policy and reference are one

@@ -1,0 +1,31 @@
+"""What a stage reads beside its model and its data, as it is known by: what is elsewhere may become another thing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmkit.core.errors import RecipeError
+from llmkit.core.files import sha256
+from llmkit.models.node import ModelRef
+from llmkit.models.resolve import resolve
+
+
+def known(models: Mapping[str, ModelRef], files: Mapping[str, str]) -> dict[str, Any]:
+    """By their keys: where models come from, and the digests of files.
+
+    Raises:
+        ModelError: a model is not there.
+        RecipeError: a file cannot be read.
+    """
+    made: dict[str, Any] = {key: resolve(ref).facts() for key, ref in models.items()}
+    return made | {key: {"sha256": _digest(path, key)} for key, path in files.items()}
+
+
+def _digest(path: str, key: str) -> str:
+    try:
+        return sha256(Path(path).expanduser())
+    except OSError as cause:
+        what = f"{path} cannot be read ({cause.strerror or cause})"
+        raise RecipeError(what, fix="name a file that is there", key=key) from cause
