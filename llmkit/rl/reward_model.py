@@ -38,10 +38,11 @@ class RewardModel:
     def _read(self, sample: Sample) -> list[int] | Fault:
         """The tokens up to where the answer is scored, as in training."""
         said, prompt = sample.said, sample.prompt
-        if isinstance(prompt, str):
-            row = Row(0, "", prompt=prompt, completion=str(said))
+        if isinstance(said, str):
+            row = Row(0, "", prompt=str(prompt), completion=said)
         else:
             tools = tuple(sample.row.get("tools") or ())
+            prompt = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
             row = Row(0, "", messages=(*prompt, *said), learn_from=len(prompt), tools=tools)
         try:
             (ids,) = self.model.tokens([row])

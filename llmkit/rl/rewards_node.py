@@ -25,7 +25,8 @@ __all__ = ["Exact", "Format", "Judge", "Length", "Maths", "Model", "Pattern", "P
 class Python(Checked):
     """A function of your own, `score(prompts, completions, **columns) -> numbers`, in a process of its own: it gets the
     rows' columns by name, `completion_ids` and `finish_reasons`; those that it does not take are left out. Prompts and
-    completions are texts, or lists of messages where prompts are. It runs if `--allow-python` was given once for the
+    completions are texts, or lists of messages where prompts are; of a conversation with tools a completion is all of
+    its messages. It runs if `--allow-python` was given once for the
     file as it is; what the file imports is not looked at."""
 
     kind: Literal["python"] = "python"

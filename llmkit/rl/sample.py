@@ -38,10 +38,10 @@ class Sample:
 
     @property
     def said(self) -> str | list[Mapping[str, Any]]:
-        """The answer in the form of its prompt: a text, or messages."""
-        if isinstance(self.prompt, str):
-            return self.completion
-        return list(self.turns) or [{"role": "assistant", "content": self.completion}]
+        """The answer in the form of its prompt, a text or messages; of a conversation with tools all its messages."""
+        if self.turns:
+            return list(self.turns)
+        return self.completion if isinstance(self.prompt, str) else [{"role": "assistant", "content": self.completion}]
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ def test_messages_come_as_messages(own):
     text += "    return [len(p) * 10 + len(c[-1]['content']) for p, c in zip(prompts, completions)]\n"
     asked = ({"role": "user", "content": "hi"},)
     said = [sample("abc", prompt=asked), sample("ab", prompt=asked, turns=({"role": "tool", "content": "four"},))]
-    assert own(text, said).total == (13, 14)
+    said.append(sample("ab", prompt="hi", turns=({"role": "tool", "content": "four"},)))  # tools make it a conversation
+    assert own(text, said).total == (13, 14, 24)
 
 
 def test_nothing_runs_that_was_not_allowed_and_what_was_is_remembered_by_its_digest(tmp_path):

@@ -48,6 +48,16 @@ def test_scores_are_those_of_transformers(folder, tokenizer):
         assert len(set(found)) == 4
 
 
+def test_a_conversation_with_tools_is_read_whole_however_it_was_asked(folder):
+    turns = ({"role": "assistant", "content": "let me see"}, {"role": "assistant", "content": "the lazy dog"})
+    samples = [sample("the lazy dog", prompt=asked, turns=turns) for asked in (ASKED, "hello world")]
+    with Bench() as bench:
+        one, other, last = score(
+            [Model(path=str(folder))], [*samples, sample("the lazy dog", prompt=ASKED)], bench
+        ).total
+    assert one == other != last
+
+
 def test_what_scores_no_answers_is_refused(tiny, folder):
     with Bench() as bench, pytest.raises(ModelError, match=r"reward.path: .* is a language model; fix: give what kind"):
         score([Model(path=str(tiny))], [], bench)
