@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.core.errors import RecipeError
@@ -185,6 +185,7 @@ def test_gradients_are_those_of_differences(loss):
 LOGPS = st.floats(-60, -0.5)
 
 
+@settings(deadline=None)
 @given(*[st.lists(LOGPS, min_size=2, max_size=2)] * 4, st.floats(-20, 20))
 def test_what_both_models_share_does_not_matter(cw, cl, rw, rl, shift):
     """A prompt that either model finds likelier moves all its completions alike: only ratios count."""
@@ -197,6 +198,7 @@ def test_what_both_models_share_does_not_matter(cw, cl, rw, rl, shift):
         assert torch.allclose(here.losses, there.losses, rtol=1e-6, atol=1e-9)
 
 
+@settings(deadline=None)
 @given(*[LOGPS] * 4, st.floats(-20, 20))
 def test_what_shifts_both_completions_does_not_matter_to_losses_of_a_margin(cw, cl, rw, rl, shift):
     """Of the policy alone: the normaliser of the optimum cancels between completions of one prompt."""
@@ -205,6 +207,7 @@ def test_what_shifts_both_completions_does_not_matter_to_losses_of_a_margin(cw, 
         assert here == pytest.approx(there, rel=1e-6, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(*[LOGPS] * 4)
 def test_swapping_the_completions_turns_the_margin(cw, cl, rw, rl):
     for loss in REFERRED + DIRECT:
@@ -214,6 +217,7 @@ def test_swapping_the_completions_turns_the_margin(cw, cl, rw, rl):
         assert here == pytest.approx(-there, rel=1e-9, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-10, -0.1), min_size=9, max_size=9), st.lists(st.floats(-10, -0.1), min_size=3, max_size=3))
 def test_log_probabilities_of_prompts_do_not_matter(completions, prompt):
     """Positions without a weight have no score; one that is scored for another reason is of no completion's sum."""
