@@ -20,6 +20,8 @@ Placement = Literal["auto"] | Mapping[str, Size]
 ADDRESS = re.compile(r"https?://[^/\s]+")
 COOLEST, HOTTEST = 0.01, 2.0
 """Temperatures between which vLLM draws: it raises lower ones, and refuses higher ones."""
+USUAL, LONG = 2048, 32_768
+"""Tokens of a text that a judge, a critic or a teacher reads and writes, and of a long one."""
 PLACES = re.compile(r"cpu|disk|cuda:\d+")
 
 
@@ -60,6 +62,12 @@ class OwnEngine:
         for name in self.placement if isinstance(self.placement, Mapping) else ():
             if not PLACES.fullmatch(name):
                 yield Conflict(f"placement.{name}", f"{name} is no device", "name cpu, disk or cuda:N")
+
+    @property
+    def room(self) -> int | None:
+        """Tokens that the cache need not hold more of where it stands beside a model in training, unless its size is
+        said: all answers that are made at once, of usual length with what was asked, or one that is long."""
+        return max(self.sequences * USUAL, LONG) if self.cache.size is None else None
 
     def open(self, held: Held) -> Writer:
         """Ready to be asked.

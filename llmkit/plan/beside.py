@@ -32,6 +32,8 @@ class Beside:
     """That is trained too: with gradients and moments of its own."""
     cache: Cache | None = None
     """Where it writes: its keys and values take what this allows."""
+    room: int | None = None
+    """Tokens that it holds keys and values of at most, however much that allows."""
     passes: int = 0
     """Forward passes over what a step drew, without a backward one."""
     alone: bool = False

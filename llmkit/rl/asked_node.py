@@ -97,8 +97,9 @@ class Judge(Weighed):
         """The judge, unless it is elsewhere; the main rank asks it."""
         if self.model is None:
             return ()
-        cache = self.generator.cache if isinstance(self.generator, OwnEngine) else None
-        return (Beside("judge", self.model, how="asked", cache=cache),)
+        engine = self.generator if isinstance(self.generator, OwnEngine) else None
+        cache, room = (None, None) if engine is None else (engine.cache, engine.room)
+        return (Beside("judge", self.model, how="asked", cache=cache, room=room),)
 
     def score(self, samples: Sequence[Sample], bench: Bench) -> list[Score]:
         """A score for each, or why it has none; agreement figures go to the bench.

@@ -11,7 +11,7 @@ from llmkit.build.precision import reading
 from llmkit.core.errors import ModelError
 from llmkit.data.prompt import prompt_ids
 from llmkit.data.render import Renderer
-from llmkit.inference.node import Generator
+from llmkit.inference.node import Generator, OwnEngine
 from llmkit.inference.request import Ask, Completion, Prompt
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.writer import Writer, answered
@@ -67,5 +67,6 @@ def speaker(
     held = quant or resolved.quant or NoQuant()
     how = How(bench.device, kinds.params, kinds.half, held, bench.grants.code, bench.grants.nonfinite)
     loaded = load(resolved, model, how)
-    here = Here(loaded, mixed=kinds.mixed, device=bench.device)
+    most = generator.room if isinstance(generator, OwnEngine) else None
+    here = Here(loaded, most=most, mixed=kinds.mixed, device=bench.device)
     return Speaker(generator.open(here), Renderer(loaded.tokenizer))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmkit.build.precision import reading, types
 from llmkit.core.shape import Shape
+from llmkit.inference.cache import Cache
 from llmkit.inference.scheduler import GPU_TOKENS, Limits
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.models.outline import outline, stored
@@ -22,7 +23,7 @@ def companions(node: Training, shape: Shape, device: str, world: int, free: int)
     found: dict[str, int] = {}
     for one in node.beside(world):
         taken = held_of(node, one, shape, device)
-        taken += one.cache.budget(device, free) if one.cache is not None else 0
+        taken += cached(node, one, one.cache, shape, device, free) if one.cache is not None else 0
         found[one.role] = found.get(one.role, 0) + int(taken)
     if (draws := node.draws(world)) is not None:
         most = draws.room(world) * token_bytes(shape, draws.cache, short_bytes(node, device))
@@ -42,6 +43,15 @@ def held_of(node: Training, one: Beside, shape: Shape, device: str) -> float:
     if not one.learns:
         return size
     return size + cost.trained * (4 + node.optim.moments(1, 0, max(1, cost.low)))
+
+
+def cached(node: Training, one: Beside, cache: Cache, shape: Shape, device: str, free: int) -> float:
+    """Bytes of what it keeps of the texts that it reads and writes."""
+    budget = cache.budget(device, free)
+    if one.room is None:
+        return budget
+    own, _ = shape_of(one, node, shape)
+    return min(budget, one.room * token_bytes(own, cache, _plain(node, one, device)))
 
 
 def _plain(node: Training, one: Beside, device: str) -> float:

@@ -128,12 +128,15 @@ def test_a_model_that_is_cut_has_a_whole_copy_to_draw_from_and_a_whole_reference
     assert SHAPE.params // 2 < adapter["engine weights"] < SHAPE.params
 
 
-def test_a_judge_without_a_size_takes_what_its_cache_may():
+def test_a_judge_without_a_size_takes_what_its_requests_need():
+    """A token of 8B has 128 KiB of keys and values."""
     judge = {"kind": "judge", "model": "meta-llama/Llama-3.1-8B", "generator": {"kind": "engine"}}
     sized = judge | {"generator": {"kind": "engine", "cache": {"size": "4GiB"}}}
-    greedy, told = (planned(llama(reward=[one]), "h100-80gb", 8).choice for one in (judge, sized))
+    few = judge | {"generator": {"kind": "engine", "sequences": 4}}
+    usual, told, least = (planned(llama(reward=[one]), "h100-80gb", 8).choice for one in (judge, sized, few))
     assert told.fits and told.account.beside["judge"] == 2 * SHAPE.params + 4 * GIB
-    assert not greedy.fits and greedy.account.beside["judge"] > 72 * GIB
+    assert usual.account.beside["judge"] == 2 * SHAPE.params + OwnEngine().sequences * 2048 * 128 * 1024
+    assert least.account.beside["judge"] == 2 * SHAPE.params + 4 * GIB  # one of 32,768 tokens has room
     endpoint = {"kind": "judge", "generator": {"kind": "openai", "url": "http://x/v1", "model": "m"}}
     assert "judge" not in planned(llama(reward=[endpoint]), "h100-80gb", 8).choice.account.beside
 

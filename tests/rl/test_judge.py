@@ -1,18 +1,22 @@
 """A judge that is asked twice, and judges with planted biases, which are found."""
 
 import random
+from contextlib import closing
 
 import pytest
 from rated import Scripted, part, sample
 
 from llmkit.core.errors import DataError, ModelError, RecipeError
+from llmkit.inference.cache import Cache
+from llmkit.inference.node import OwnEngine
 from llmkit.inference.sampling import Sampling
+from llmkit.models.node import ModelRef
 from llmkit.rl import agreement
 from llmkit.rl.bench import Bench
 from llmkit.rl.judge import compared, rivals
 from llmkit.rl.rewards_node import Judge
 from llmkit.rl.scoring import score
-from llmkit.rl.speaker import Speaker
+from llmkit.rl.speaker import Speaker, speaker
 
 ENDPOINT = {"kind": "openai", "url": "http://127.0.0.1:9/v1", "model": "judge"}
 
@@ -192,3 +196,12 @@ def test_a_model_of_this_machine_judges(tiny):
         assert found.total == (0.5, 0.5) and found.failed == {"judge": 2}
     with Bench() as bench, pytest.raises(ModelError):
         score([Judge(model="/none/there")], [], bench)
+
+
+@pytest.mark.parametrize(("cache", "tokens"), [({}, 32_768), ({"size": 16 << 20}, 43_680)], ids=str)
+def test_a_judges_cache_holds_what_its_requests_need_or_what_it_is_told(tiny, cache, tokens):
+    """A token of the tiny model has 384 bytes of keys and values here: all that is free would hold millions."""
+    engine = OwnEngine(sequences=4, cache=Cache(**cache))
+    with Bench() as bench, closing(speaker(engine, ModelRef(name=str(tiny)), bench)) as one:
+        store = one.writer.turns.engine.runner.store
+        assert store.blocks * store.size == tokens
