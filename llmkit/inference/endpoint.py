@@ -37,6 +37,8 @@ class Manners:
     """Of one request."""
     timeout: float
     """Seconds of one try."""
+    named: str = "generator"
+    """What the recipe calls it."""
 
 
 class Endpoint:
@@ -74,7 +76,7 @@ class Endpoint:
             return read(said)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as cause:
             what = f"{self.manners.url} answered with something else than a completion"
-            raise ResourceError(what, fix="give the address of an OpenAI endpoint", key="generator.url") from cause
+            raise ResourceError(what, fix="give the address of an OpenAI endpoint", key=self._url) from cause
 
     def close(self) -> None:
         """Waits for what is under way."""
@@ -90,15 +92,21 @@ class Endpoint:
                 why, wait = f"cannot be reached ({type(cause).__name__})", None
             else:
                 if answer.status_code not in AGAIN:
-                    return _checked(url, answer)
+                    return _checked(url, answer, self.manners.named)
                 why, wait = f"answers {answer.status_code}", answer.headers.get("retry-after", "")
             if turn + 1 < self.manners.tries:
                 self.sleep(_pause(turn, wait))
         what = f"{self.manners.url} {why}, {self.manners.tries} times"
-        raise ResourceError(what, fix="see that it runs, or raise generator.tries", key="generator.url")
+        fix = f"see that it runs, or raise {self.manners.named}.tries"
+        raise ResourceError(what, fix=fix, key=self._url)
+
+    @property
+    def _url(self) -> str:
+        """The key of its address."""
+        return f"{self.manners.named}.url"
 
 
-def _checked(url: str, answer: httpx.Response) -> Any:
+def _checked(url: str, answer: httpx.Response, named: str) -> Any:
     """What a final answer holds."""
     try:
         said = answer.json()
@@ -110,8 +118,8 @@ def _checked(url: str, answer: httpx.Response) -> Any:
     why = str(error.get("message") if isinstance(error, dict) else answer.reason_phrase)[:200]
     what = f"{url} refuses it ({answer.status_code}: {why})"
     if answer.status_code == 404 and "/v1/" not in url:  # the address of a server, and not of its routes
-        raise RequestError(what, fix="let the url end in /v1", key="generator.url")
-    raise RequestError(what, fix="ask otherwise", key="generator")
+        raise RequestError(what, fix="let the url end in /v1", key=f"{named}.url")
+    raise RequestError(what, fix="ask otherwise", key=named)
 
 
 def _pause(turn: int, wait: str | None) -> float:

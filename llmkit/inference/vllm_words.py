@@ -73,8 +73,10 @@ def output(
 ) -> Output:
     """One answer, with the text that the engine makes of these tokens. `why`: vLLM's finish reason and stop reason. The
     token that ended it is none of it, and a reason is told where the request named it: vLLM tells the model's other
-    ends too."""
+    ends too, and of the first of them no reason, named or not."""
     finish, stopped = why
+    if finish == "stop" and stopped is None and ids and ids[-1] in sampling.stop_ids:
+        stopped = ids[-1]
     kept = len(ids) - (finish == "stop" and not isinstance(stopped, str))
     law = None if sampling.temperature else 0.0
     tokens = tuple(

@@ -6,7 +6,7 @@ import copy
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llmkit.build.training import Built
+from llmkit.core.errors import LlmkitError
 from llmkit.inference.endpoint import Manners
 from llmkit.inference.node import Vllm
 from llmkit.inference.text import Texts
@@ -56,38 +57,43 @@ class Publisher:
         return name if self.adapted else ""
 
     def _tell(self, name: str) -> None:
-        folder, before = (self.run.folder / FOLDER / one for one in (name, self.last))
+        folder = self.run.folder / FOLDER / name
         written(self.built, self.into, folder)
         if self.adapted:
             self.server.load(name, folder.resolve())
-            if self.last:
-                self.server.drop(self.last)
         else:
             self.server.reload(folder.resolve())
-        if self.last:
-            shutil.rmtree(before)
-        self.last = name
+        before, self.last = self.last, name
+        if before and self.adapted:
+            self.server.drop(before)
+        if before:
+            shutil.rmtree(folder.with_name(before))
 
     def close(self) -> None:
-        """What lies there is nobody's any more."""
-        if self.run.main:
+        """What lies there is nobody's any more. A server that does not let go of it is no fault of the run's."""
+        if not self.run.main:
+            return
+        try:
             if self.last and self.adapted:
                 self.server.drop(self.last)
+        except LlmkitError as fault:
+            self.run.console.notice(f"the server keeps the adapter {self.last}: {fault}")
+        finally:
             shutil.rmtree(self.run.folder / FOLDER, ignore_errors=True)
-        self.server.close()
 
 
 @contextmanager
 def published(job: Job, built: Built, steps: Steps, node: Vllm, temperature: float) -> Iterator[Published]:
     """A server that draws, as the generator `vllm` asks one."""
-    manners = Manners(node.url, node.key, node.sequences, node.tries, node.timeout)
-    writer = VllmServed(manners, node.model, Texts(built.loaded.tokenizer))
-    publisher = Publisher(job, built, steps, VllmWeights(manners))
-    try:
+    manners = Manners(node.url, node.key, node.sequences, node.tries, node.timeout, "rollout.vllm")
+    with ExitStack() as stack:
+        server = VllmWeights(manners)
+        stack.callback(server.close)
+        publisher = Publisher(job, built, steps, server)
+        stack.callback(publisher.close)
+        writer = VllmServed(manners, node.model, Texts(built.loaded.tokenizer))
+        stack.callback(writer.close)
         yield Published(writer, job.run.peers, publisher, temperature)
-    finally:
-        writer.close()
-        publisher.close()
 
 
 def written(built: Built, tensors: Mapping[str, Tensor], folder: Path) -> None:

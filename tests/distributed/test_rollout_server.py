@@ -16,7 +16,7 @@ from llmkit.build.held import Here
 from llmkit.build.opening import load
 from llmkit.core.errors import ModelError, RecipeError
 from llmkit.inference.node import OwnEngine
-from llmkit.inference.request import Ask, Prompt
+from llmkit.inference.request import Ask, Prompt, RequestError
 from llmkit.inference.sampling import Sampling
 from llmkit.models.load import How
 from llmkit.models.node import ModelRef
@@ -25,6 +25,8 @@ from tests.distributed import QUIET, together
 from tests.distributed.test_rollout_ranks import answers, maker, same
 
 THEIRS = {"stop_token_ids": "stop_ids"}
+EOS = 2
+"""The tiny model's end."""
 KNOWN = ("temperature", "max_tokens", "n", "seed", "stop", "stop_token_ids", "logprobs")
 
 
@@ -32,7 +34,7 @@ class Server:
     """A model under its name, and adapters under theirs."""
 
     def __init__(self, folder, refuse=""):
-        self.folder, self.refuse, self.lock = folder, refuse, threading.Lock()
+        self.folder, self.refuse, self.lock = folder, [refuse], threading.Lock()
         self.writers, self.loaded, self.said = {"base": opened(folder)}, [], []
         outer = self
 
@@ -56,7 +58,7 @@ class Server:
 
     def answer(self, path, body):
         self.said.append(path)
-        if path == self.refuse:
+        if path in self.refuse:
             return 404, {"error": {"message": "Not Found"}}
         if path == "/v1/load_lora_adapter":
             self.writers[body["lora_name"]] = opened(Path(body["lora_path"]))
@@ -96,7 +98,8 @@ def completed(writer, body):
         if one.finish_reason == "stop" and isinstance(one.stop_reason, int):
             ids, logps = [*ids, one.stop_reason], [*logps, -1.0]
         told = {"tokens": [f"token_id:{id}" for id in ids], "token_logprobs": logps}
-        said = {"finish_reason": one.finish_reason, "stop_reason": one.stop_reason, "token_ids": ids}
+        why = None if one.stop_reason == EOS else one.stop_reason  # named or not, it tells none of the model's own end
+        said = {"finish_reason": one.finish_reason, "stop_reason": why, "token_ids": ids}
         choices.append({"index": index, "text": one.text, "logprobs": told, **said})
     return {"model": body["model"], "choices": choices}
 
@@ -142,9 +145,19 @@ def test_a_server_that_takes_no_weights_is_named(tiny, tmp_path):
     server = Server(tiny, refuse="/v1/load_lora_adapter")
     with pytest.raises(ModelError, match=r"rollout.vllm: .*404: Not Found.*--enable-lora"):
         run(maker(tiny, tmp_path)(tmp_path / "run", rollout=served(server)), console=QUIET)
-    server.refuse = "/collective_rpc"
+    server.refuse = ["/collective_rpc"]
     with pytest.raises(ModelError, match=r"rollout.vllm: .*404: Not Found.*VLLM_SERVER_DEV_MODE"):
         run(maker(tiny, tmp_path)(tmp_path / "run", adapter="none", rollout=served(server)), console=QUIET)
+    assert server.said[-3:] == ["/pause?mode=wait", "/collective_rpc", "/resume"]
+
+
+def test_what_fails_first_is_told_and_nothing_is_left(tiny, tmp_path):
+    server = Server(tiny)
+    server.refuse = ["/v1/completions", "/v1/unload_lora_adapter"]
+    with pytest.raises(RequestError, match=r"^rollout.vllm: .*/v1/completions refuses it"):
+        run(maker(tiny, tmp_path)(tmp_path / "run", rollout=served(server)), console=QUIET)
+    assert server.said[-1] == "/v1/unload_lora_adapter"
+    assert not (tmp_path / "run" / "weights").exists()
 
 
 @pytest.mark.parametrize(
