@@ -210,6 +210,8 @@ class Needs:
     """`Entropic`, not log-probabilities alone: with gradients of the entropies (`trained`) or without."""
     temperature: float = 1.0
     """What logits are divided by: the law that tokens were drawn from."""
+    values: bool = False
+    """`Valued`: what the loss reads of the policy, with what a critic says."""
 
 
 class Scores(NamedTuple):
@@ -239,6 +241,15 @@ class Referenced(NamedTuple):
     """As the head gives it."""
     reference: Tensor
     """(N,): log-probabilities, without gradient."""
+
+
+class Valued(NamedTuple):
+    """What a policy and its critic say of the same N positions."""
+
+    policy: Tensor | Entropic
+    """As the head gives it."""
+    values: Tensor
+    """(N,), in fp32 at least: what is still to come, before the token of the position is drawn."""
 
 
 class Drafted(NamedTuple):

@@ -93,7 +93,10 @@ class Scored(Headed):
     def forward(self, batch: Batch, needs: Needs = Needs()) -> Tensor | Scores | Entropic:
         """Log-probabilities of `batch.labels` where `batch.weights` is not 0, row by row: (N,), fp32; or what else a
         loss `needs`."""
-        hidden = self.hidden(batch)
+        return self.read(self.hidden(batch), batch, needs)
+
+    def read(self, hidden: Tensor, batch: Batch, needs: Needs) -> Tensor | Scores | Entropic:
+        """The same of hidden states (B, T, H) that are there."""
         chosen = (batch.weights != 0).nonzero(as_tuple=True)  # once: a device is waited for
         if needs.spread:
             return self.scores(hidden[chosen], batch.labels[chosen])

@@ -126,6 +126,10 @@ class Kept:
     inner: int
     keys: int
 
+    def times(self, models: int) -> Kept:
+        """Of so many models that run beside each other."""
+        return Kept(self.hidden * models, self.inner * models, self.keys * models)
+
     def bytes(self, shape: Shape, cut: Shares = ALONE) -> float:
         """Bytes of a token in a layer; norms of queries and keys (`q_norm`) keep both once more."""
         normed = 4 if any("q_norm" in name for name in shape.tensors) else 0

@@ -14,6 +14,7 @@ from llmkit.stages.draft import Draft
 from llmkit.stages.evaluate import Evaluate
 from llmkit.stages.merge import Merge
 from llmkit.stages.policy import Policy
+from llmkit.stages.ppo import Ppo
 from llmkit.stages.preference import Preference
 from llmkit.stages.pretrain import Pretrain
 from llmkit.stages.reward import Reward
@@ -22,7 +23,6 @@ from llmkit.stages.sft import Sft
 from llmkit.stages.trl import Trl
 
 STAGES = [
-    "ppo",
     "audit",
     "calibrate",
     "quantize",
@@ -40,7 +40,7 @@ OF_POLICIES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce")
 NAMED = (*OF_PAIRS, *OF_POLICIES)
 """Losses whose names are short for a stage, where it has them."""
 
-Trained = Sft | Classify | Reward | Pretrain | Preference | Policy | Distill
+Trained = Sft | Classify | Reward | Pretrain | Preference | Policy | Ppo | Distill
 Stage = Annotated[Trained | Evaluate | BestOf | Constitutional | Draft | Merge | Serve | Trl, Later(tuple(STAGES))]
 KINDS: dict[str, Any] = {kind_of(cls): cls for cls in get_args(get_args(Stage)[0])}
 SHORT: dict[str, Any] = {

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from llmkit.core.errors import ModelError
-from llmkit.core.types import Batch, Entropic, LossSum, Needs
+from llmkit.core.types import Batch, Entropic, LossSum, Needs, Valued
 from llmkit.losses.policy import NONE
 from llmkit.losses.policy_node import PolicyLoss
+from llmkit.losses.ppo_node import PpoLoss
 
 CLOSE = 1e-6
 """How far the ratio of a policy to itself may be from 1, in fp32: what makes both is one forward."""
@@ -23,7 +24,7 @@ SILENT = ("advantage", "close", "drawn_close")
 class OverRollouts:
     """The stage's loss."""
 
-    loss: PolicyLoss
+    loss: PolicyLoss | PpoLoss
     temperature: float
 
     @property
@@ -40,7 +41,8 @@ class OverRollouts:
         branches = batch.branches
         if branches is None:
             raise ValueError("rollouts without their completions")
-        logps = (scores.logps if isinstance(scores, Entropic) else scores).detach()
+        policy = scores.policy if isinstance(scores, Valued) else scores
+        logps = (policy.logps if isinstance(policy, Entropic) else policy).detach()
         check(logps, batch)
         made = self.loss(scores, batch)
         n = torch.tensor(len(branches.group) or NONE)

@@ -22,7 +22,10 @@ class Rollout:
     temperature: float = setting(default=1.0, above=0.0)
     """Of the law that answers are drawn from; the same law is trained."""
     reuse: int = setting(default=1, least=1)
-    """Optimizer steps that learn from the same answers, one after the other."""
+    """How often answers are learned from before new ones are drawn."""
+    parts: int = setting(default=1, least=1)
+    """Optimizer steps in which all answers are learned from once: each sees so many of them, by prompts, in an order
+    that is drawn anew each time."""
     asynchronous: Literal[0, 1] = 0
     """1: the next answers are drawn while steps learn from these, from the weights as they were when those steps
     began; tokens count by truncated importance weights then (`loss.truncate`)."""
@@ -67,6 +70,11 @@ class Rollout:
         if not COOLEST <= self.temperature <= HOTTEST:
             what = f"vllm draws at {COOLEST} to {HOTTEST}"
             yield Conflict("temperature", what, "use one of these, or the engine", "vllm")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that learn from the same answers, one after the other."""
+        return self.reuse * self.parts
 
     def sampling(self, seed: int, room: int, ends: tuple[int, ...]) -> Sampling:
         """Of all answers to one prompt, which leaves `room` tokens; `ends` are those that end a text of the model."""

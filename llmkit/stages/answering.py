@@ -39,7 +39,7 @@ class Answering:
         return self.drawing.over(lambda: self._worthy(number, prompts))
 
     def _worthy(self, number: int, prompts: list[int]) -> list[Worth]:
-        self.drawing.writer.renew(number * self.node.rollout.reuse)
+        self.drawing.writer.renew(number * self.node.rollout.steps)
         with self.run.stop.at_once("while answers are drawn"):  # all ranks ask together whether to stop
             return self.drawn(number, prompts)
 

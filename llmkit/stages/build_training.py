@@ -215,7 +215,7 @@ def _built(job: Job) -> tuple[Built, Steps]:
         job.run.console.notice(f"{float8.convert(made.model)} linears in fp8")
     for glob, tensors, size in matched(node.optim, made.trained):
         job.run.console.notice(f"optim.groups: {glob} holds for {tensors} tensors, {size:,} parameters")
-    levers, factors = node.memory, {name: node.adapter.rate(name) for name in made.trained}
+    levers, factors = node.memory, {name: node.rate(name) for name in made.trained}
     build_optimizer = partial(node.optim.build, factors=factors, apart=levers.optimizer_in_backward)
     given = parts(made, build_optimizer, job.types, levers.optimizer_in_backward, levers.offload_activations)
     world = job.run.ranks.world

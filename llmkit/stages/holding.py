@@ -42,7 +42,7 @@ def held_by(node: Training, shape: Shape, device: str, world: int = 1, free: int
     return Held(
         weight_bytes=node.quant.weight_bytes or plain,
         plain_bytes=plain,
-        kept=_kept(node, cost, kinds, device),
+        kept=_kept(node, cost, kinds, device).times(node.trunks),
         cost=cost,
         moment_bytes=min(_moments(node, shape, cost), 2 * trained),
         trained_bytes=trained,

@@ -12,10 +12,10 @@ from llmkit.inference.request import Ask, Prompt
 from llmkit.inference.sampling import Sampling
 from llmkit.rl.rollout import answers, samples
 from llmkit.rl.scoring import score
-from llmkit.stages.policy import Policy
+from llmkit.stages.from_rollouts import FromRollouts
 
 
-def judged(node: Policy, subject: Subject, valid: Prepared, ids: Sequence[int]) -> dict[str, float]:
+def judged(node: FromRollouts, subject: Subject, valid: Prepared, ids: Sequence[int]) -> dict[str, float]:
     """`valid.reward`, each reward's own mean, and the mean length of the answers."""
     if not isinstance(valid, Asked):
         raise TypeError("rewards are of answers to prompts")

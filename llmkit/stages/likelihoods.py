@@ -47,20 +47,26 @@ class Likelihoods:
 
     def each(self, bare: Rolled, forward: Callable[[Batch], Tensor]) -> list[list[float]]:
         """What a forward, without gradients, says of the tokens: a batch -> (N,), as a loss gets it."""
-        found = np.zeros(len(bare.ids), np.float64)
+        return self.both(bare, lambda batch: (forward(batch),))[0]
+
+    def both(
+        self, bare: Rolled, forward: Callable[[Batch], tuple[Tensor, ...]], count: int = 1
+    ) -> list[list[list[float]]]:
+        """The same of a forward that says `count` things."""
+        found = np.zeros((len(bare.ids), count), np.float64)
         placed = replace(bare, each={"place": np.arange(len(bare.ids))})
         share = self.subject.share
         for batch in self._batches(placed):
             with torch.no_grad(), self.subject.autocast():
                 said = forward(batch)
             if batch.branches is not None:
-                found[batch.branches.each["place"].cpu().numpy()] = said.float().cpu().numpy()
+                found[batch.branches.each["place"].cpu().numpy()] = torch.stack(said, 1).float().cpu().numpy()
         if share.count > 1:
-            parts = share.gather([[int(i), float(found[i])] for i in np.flatnonzero(found)])
+            parts = share.gather([[int(i), found[i].tolist()] for i in np.flatnonzero(found.any(1))])
             for i, value in (pair for part in parts for pair in part):
                 found[i] = value
         spans = [span for i in range(len(bare)) for span in bare.completions(i)]
-        return [found[a:b].tolist() for a, b in spans]
+        return [[found[a:b, at].tolist() for a, b in spans] for at in range(count)]
 
     def _reference(self, batch: Batch) -> Any:
         """By the second model, or by the first without its adapter: through its own forward, where a strategy that has

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class PolicyTaught:
         """By the policy as it is now and by its reference, where they are needed."""
         loss, made = self.node.loss, self._bare(held, False)  # what was cut short has its price too
         priced = loss.beta > 0
-        old = self.node.rollout.reuse > 1 or (priced and loss.penalty == "reward")
+        old = self.node.rollout.steps > 1 or (priced and loss.penalty == "reward")
         return {
             "old": self.likelihoods.policy(made) if old else None,
             "reference": self.likelihoods.reference(made) if priced else None,
@@ -54,11 +55,18 @@ class PolicyTaught:
         lesson: Learned = learned(loss, loss.advantage, rewards, groups, old, reference, own)
         engine = [[np.nan if x is None else x for x in answer.logps] for answer in answers]
         each = lesson.each | {"engine": engine}
-        each |= {"old": old} if old is not None and self.node.rollout.reuse > 1 else {}
+        each |= {"old": old} if old is not None and self.node.rollout.steps > 1 else {}
         each |= {"reference": reference} if reference is not None else {}
         per = lesson.per | figured(held, self.node.rollout.environment is not None)
         spread = {name: spread_out(made, values) for name, values in each.items()}
         return replace(made, per=figures(per), each=spread)
+
+    def state(self, again: bool) -> dict[str, Any]:
+        """Nothing that is kept."""
+        return {}
+
+    def begin(self, state: Mapping[str, Any]) -> None:
+        """Nothing to go on with."""
 
     def _bare(self, held: Sequence[Worth], drop: bool = True) -> Rolled:
         return bare(self.asked, held, drop and self.node.rollout.drop_unended, self.node.loss.count)

@@ -18,8 +18,10 @@ import numpy as np
 from llmkit.build.training import Built
 from llmkit.core.errors import DataError
 from llmkit.core.metrics import Lines
+from llmkit.core.seed import mixed
 from llmkit.data.asked import Asked
 from llmkit.data.feed import Drawn, Feed
+from llmkit.data.order import keyed
 from llmkit.data.rolled import Rolled, spread_out
 from llmkit.parallel.steps import PLAIN, Steps
 from llmkit.rl.objective import CLOSE, CLOSE_HALF
@@ -46,7 +48,15 @@ class Teaching(Protocol):
         ...
 
     def taught(self, held: Sequence[Worth], known: Known) -> Rolled:
-        """The answers as examples: a function of these two alone."""
+        """The answers as examples: a function of these two, and of what the teaching keeps."""
+        ...
+
+    def state(self, again: bool) -> dict[str, Any]:
+        """What it keeps from rollout to rollout; `again`: as it was before the last one, which is drawn again."""
+        ...
+
+    def begin(self, state: Mapping[str, Any]) -> None:
+        """Goes on with what `state` gave, or from the beginning, which has none."""
         ...
 
 
@@ -59,7 +69,7 @@ class Rolling:
         """`ahead`: what draws the next rollout while steps learn from this one."""
         self.ahead, self.version = ahead, 0
         self.job, self.asked, self.answering, self.teaching = job, asked, answering, teaching
-        self.prompts, self.reuse = job.feed, answering.node.rollout.reuse
+        self.prompts, self.rollout = job.feed, answering.node.rollout
         self.lines = Lines(job.run.scratch / "rollouts.jsonl")
         self.number, self.held, self.spans = -1, list[Worth](), (0, 0)
         """The last rollout, what it drew, and where in the file it begins and ends."""
@@ -76,10 +86,11 @@ class Rolling:
 
     def state(self, step: int) -> dict[str, Any]:
         """How much of the file is of steps before `step`: of a rollout that is used again all of it."""
-        number, used = divmod(step, self.reuse)
+        number, used = divmod(step, self.rollout.steps)
         self.lines.sync()
         again = number == self.number and not used
-        held = {"rollouts_bytes": self.spans[0] if again else self.spans[1]}
+        kept = self.teaching.state(number == self.number)  # one in whose midst the run is, is taught again too
+        held = {"rollouts_bytes": self.spans[0] if again else self.spans[1], **kept}
         return held if self.ahead is None else held | {"ahead_bytes": self.ahead.upto(number + bool(used))}
 
     def begin(self, state: Mapping[str, Any]) -> None:
@@ -88,6 +99,7 @@ class Rolling:
         self.lines.cut(size)
         if self.ahead is not None:
             self.ahead.begin(int(state.get("ahead_bytes", 0)))
+        self.teaching.begin(state)
         self.number, self.held, self.spans, self.made = -1, [], (size, size), None
 
     def step(self, index: int) -> Drawn:
@@ -96,7 +108,7 @@ class Rolling:
         Raises:
             DataError: an answer has no reward, or what an interrupted run drew is not there.
         """
-        number, used = divmod(index, self.reuse)
+        number, used = divmod(index, self.rollout.steps)
         drawn = self.prompts.step(index)
         if number != self.number:
             if used:
@@ -110,13 +122,25 @@ class Rolling:
         bounds = {"close": close} | ({"drawn_close": close * (self.version == index)} if self.ahead is not None else {})
         each = {name: np.full(len(made.forks), bound, np.float32) for name, bound in bounds.items()}
         made = replace(made, per={**made.per, **each})
-        return Drawn(drawn.epoch, tuple(worth.prompt for worth in self.held), made, range(len(made)))
+        rows = self._part(number, *divmod(used, self.rollout.parts))
+        return Drawn(drawn.epoch, tuple(self.held[i].prompt for i in rows), made, rows)
+
+    def _part(self, number: int, turn: int, part: int) -> Sequence[int]:
+        """Which prompts of the rollout a step learns from; of fewer prompts than parts each step sees all."""
+        count, parts = len(self.held), self.rollout.parts
+        if parts == 1 or count < parts:
+            return range(count)
+        order = keyed(mixed(self.answering.node.seed, number, turn), 0, count).tolist()
+        return sorted(order[part::parts])
 
     def _roll(self, number: int, drawn: Drawn) -> None:
         """Answers of this step: from the weights of now, or those that were drawn ahead."""
         early = self.ahead.take(number) if self.ahead is not None and number else None
         if early is None:
-            self.held, self.version = self.answering.now(number, [int(i) for i in drawn.rows]), number * self.reuse
+            self.held, self.version = (
+                self.answering.now(number, [int(i) for i in drawn.rows]),
+                number * self.rollout.steps,
+            )
         else:
             self.held, self.version = early.held, early.version
         known = dict(self.teaching.known(self.held))
@@ -128,8 +152,8 @@ class Rolling:
             self.lines.add(line)
         self.number, self.spans = number, (begin, self.lines.size())
         if self.ahead is not None:
-            after = self.prompts.step((number + 1) * self.reuse)
-            self.ahead.start(number + 1, number * self.reuse, [int(i) for i in after.rows])
+            after = self.prompts.step((number + 1) * self.rollout.steps)
+            self.ahead.start(number + 1, number * self.rollout.steps, [int(i) for i in after.rows])
 
     def _taught(self, known: Known) -> Rolled:
         made, behaviour = self.teaching.taught(self.held, known), known.get(BEHAVIOUR)
@@ -172,7 +196,7 @@ def rolling(job: Job, node: Draws, built: Built, steps: Steps, teach: Callable[[
         if drawn.copy is not None and node.rollout.asynchronous:
             seen = replace(drawn.subject, scored=drawn.copy.scored, model=drawn.copy.model)
             likelihoods = Likelihoods(job, node, drawn.copy, seen, None, getattr(job.loss, "needs", PLAIN))
-            last = -(-job.steps // node.rollout.reuse) - 1
+            last = -(-job.steps // node.rollout.steps) - 1
             ahead = Ahead(answering, job.train, likelihoods, job.run.scratch / "rollouts.ahead.jsonl", last)
             stack.callback(ahead.close)
         yield Rolling(job, job.train, answering, teaching, ahead)

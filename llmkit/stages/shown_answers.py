@@ -34,7 +34,7 @@ def _reuse(folder: Path) -> int:
     path = folder / "resolved.yaml"
     said = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else None
     rollout = said.get("rollout") if isinstance(said, dict) else None
-    return int(rollout.get("reuse", 1)) if isinstance(rollout, dict) else 1
+    return int(rollout.get("reuse", 1)) * int(rollout.get("parts", 1)) if isinstance(rollout, dict) else 1
 
 
 def _places(path: Path) -> list[tuple[int, int, int]]:

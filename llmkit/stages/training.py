@@ -240,6 +240,10 @@ class Training:
         """What is trained of a model of this shape, or beside it."""
         return self.adapter.cost(shape)
 
+    def rate(self, name: str) -> float:
+        """What the rate of a trained parameter is multiplied with."""
+        return self.adapter.rate(name)
+
     def answered(self, prepared: Prepared, run: Run, key: str) -> Prepared:
         """The examples of `data.train` or `data.valid` (`key`) as the run trains on them, with what it makes itself."""
         return prepared
@@ -296,6 +300,11 @@ class Training:
     def knob(self) -> str:
         """What to do where memory gives out."""
         return KNOB
+
+    @property
+    def trunks(self) -> int:
+        """Models whose layers keep what a backward pass asks for."""
+        return 1
 
     @property
     def needs_distance(self) -> bool:

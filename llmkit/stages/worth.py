@@ -82,6 +82,7 @@ def told(
                 "reward": worth.total[i],
                 "rewards": {name: x[i] for name, x in worth.each.items()},
                 "advantage": _advantage(made, at, len(answer.ids)),
+                **({"return": _own(made, "return", at, len(answer.ids))} if "return" in made.each else {}),
                 **question,
                 **pieces,
                 **{name: None if column is None else column[at] for name, column in known.items()},
@@ -92,10 +93,14 @@ def told(
 def _advantage(made: Rolled, at: int, tokens: int) -> float | list[float] | None:
     """Of an answer, or where they have their own, of each of its tokens."""
     if "advantage" in made.each:
-        begin = int(made.forks[at])
-        own: list[float] = made.each["advantage"][begin : begin + tokens].tolist()
-        return own
+        return _own(made, "advantage", at, tokens)
     return float(made.per["advantage"][at]) if "advantage" in made.per else None
+
+
+def _own(made: Rolled, name: str, at: int, tokens: int) -> list[float]:
+    begin = int(made.forks[at])
+    own: list[float] = made.each[name][begin : begin + tokens].tolist()
+    return own
 
 
 def spelt(ids: Sequence[int], words: Detokeniser) -> list[str]:

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from llmkit.core.errors import RecipeError
-from llmkit.core.types import Batch, Branches, Entropic
+from llmkit.core.types import Batch, Branches, Entropic, Valued
 from llmkit.losses.policy_node import Cispo, Dapo, DrGrpo, Grpo, Gspo, Reinforce, Rloo
-from llmkit.losses.ppo import PpoLoss, clipped_values
-from llmkit.losses.ppo_node import AdaptiveKl, FixedKl
+from llmkit.losses.ppo import clipped_values
+from llmkit.losses.ppo_node import AdaptiveKl, FixedKl, PpoLoss
 from tests.losses.completions import drawing
 
 NODES = [Grpo(), DrGrpo(length=16), Dapo(), Gspo(clip=0.1, clip_high=0.2), Cispo(most=1.2), Rloo(), Reinforce()]
@@ -207,7 +207,7 @@ def test_ppo_is_its_parts():
     made = drawing()
     values = torch.randn(len(made.old), generator=torch.Generator().manual_seed(1)).double()
     batch, _ = made.batch(value=values + 0.1, **{"return": values + 1})
-    sums = PpoLoss(value=0.5, entropy=0.2)(Entropic(made.logps, made.entropy), values, batch)
+    sums = PpoLoss(value=0.5, entropy=0.2)(Valued(Entropic(made.logps, made.entropy), values), batch)
     policy = value(Dapo(clip=0.2, clip_high=0.2), made).total
     want = policy + (0.5 * clipped_values(values, values + 0.1, values + 1, 0.2)[0] - 0.2 * made.entropy).sum()
     torch.testing.assert_close(sums.total, want)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from llmkit.core.types import Valued
 from llmkit.losses.policy_node import Cispo, Dapo, DrGrpo, Grpo, Gspo, Reinforce, Rloo
-from llmkit.losses.ppo import PpoLoss
+from llmkit.losses.ppo_node import PpoLoss
 from llmkit.rl.advantages import ADVANTAGES, by_token, gae, priced, to_go, whitened
 from tests.rl.tabular import bandit, batch_of, markov
 
@@ -109,7 +110,7 @@ def test_ppo_reaches_it_with_a_critic_of_its_own(toy, decay):
         advantages, returns = gae(rewards, now, of, 1.0, decay)
         each = {"old": old, "value": now, "return": returns, "advantage": whitened(advantages)}
         batch = batch_of(len(of), of, torch.zeros(GROUPS * SIZE).long(), {}, each)
-        sums = loss(logps, values[state], batch)
+        sums = loss(Valued(logps, values[state]), batch)
         return sums.total / sums.count
 
     law = trained(made, step, steps=250, beside=[values])

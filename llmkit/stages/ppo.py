@@ -1,0 +1,116 @@
+"""`kind: ppo`: a policy learns from its own answers, token by token, with a critic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Literal
+
+from llmkit.core.config import Conflict, config
+from llmkit.losses.ppo_node import FixedKl, KlControl, PpoLoss
+from llmkit.rl.gae_node import Gae
+from llmkit.stages.critic import CriticNode, Shared
+from llmkit.stages.from_rollouts import FromRollouts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llmkit.build.training import Built
+    from llmkit.core.run import Run
+    from llmkit.core.shape import Cost, Shape
+    from llmkit.data.feed import Feed
+    from llmkit.data.prepare import Prepared
+    from llmkit.models.node import ModelRef
+    from llmkit.parallel.steps import Loss, Steps
+    from llmkit.plan.beside import Beside
+    from llmkit.stages.job import Job
+
+
+@config
+class Ppo(FromRollouts):
+    """Proximal policy optimisation (arXiv:1707.06347) from the model's own answers, with a critic: rows hold a `prompt`
+    (text or messages) or a conversation whose last answer is left out; their other columns are told to the rewards."""
+
+    kind: Literal["ppo"] = "ppo"
+    critic: CriticNode = Shared()
+    """What values the states between tokens."""
+    loss: PpoLoss = PpoLoss()
+    """What is made small."""
+    gae: Gae = Gae()
+    """What is made of rewards and values."""
+    kl: KlControl = FixedKl()
+    """What the divergence from the reference costs each token."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """What contradicts what."""
+        yield from super().problems()
+        yield from self.critic.odd(self.adapter)
+        for key in ("asynchronous", "vllm"):
+            if getattr(self.rollout, key):
+                what = "values are of the policy that answers were drawn from, in this process"
+                yield Conflict(f"rollout.{key}", what, f"drop rollout.{key}, or use kind: policy", "kind")
+
+    @property
+    def price_key(self) -> str:
+        """The key of what a divergence from the reference costs."""
+        return "kl.beta"
+
+    @property
+    def priced(self) -> bool:
+        """Whether it costs anything."""
+        return self.kl.beta > 0
+
+    def beside(self, world: int) -> tuple[Beside, ...]:
+        """A critic of its own too."""
+        return (*super().beside(world), *self.critic.held())
+
+    @property
+    def passes(self) -> int:
+        """By policy and critic, and below the policy's adapter, where a divergence costs anything."""
+        below = self.priced and not self.reference.held()
+        return 1 + int(below) + (self.trunks - 1) * (not self.critic.held())
+
+    @property
+    def trunks(self) -> int:
+        """The policy, and a critic that runs layers of its own."""
+        return 1 if self.critic.own is None else 2
+
+    def cost(self, shape: Shape) -> Cost:
+        """What is trained of policy and critic."""
+        return self.critic.cost(shape, super().cost(shape))
+
+    def others(self) -> dict[str, ModelRef]:
+        """Reference and critic, where they are other models."""
+        path = getattr(self.critic, "path", None)
+        return super().others() | ({} if path is None else {"critic.path": path})
+
+    def rate(self, name: str) -> float:
+        """The critic has a rate of its own."""
+        from llmkit.stages.criticising import rate
+
+        return rate(self, name)
+
+    def around(self, built: Built, train: Prepared, run: Run) -> Built:
+        """The policy with its critic."""
+        from llmkit.stages.criticising import around
+
+        return around(self, super().around(built, train, run), run)
+
+    def feeding(self, job: Job, built: Built, steps: Steps) -> AbstractContextManager[Feed]:
+        """Rollouts."""
+        from llmkit.stages.ppo_taught import ppo_feed
+
+        return ppo_feed(job, built, steps)
+
+    def objective(self, train: Prepared) -> Loss:
+        """The loss over rollouts."""
+        from llmkit.rl.objective import OverRollouts
+
+        return OverRollouts(self.loss, self.rollout.temperature)
+
+    def leave(self, built: Built, folder: Path, write: Callable[[Path], None]) -> None:
+        """Leaves the policy as `folder`, and the critic as `critic/` beside it."""
+        from llmkit.stages.criticising import save
+
+        save(self, built, folder.parent / "critic")
+        super().leave(built, folder, write)
