@@ -79,6 +79,10 @@ class Shared(Critical):
     def odd(self, policy: Any) -> Iterator[Conflict]:
         """What contradicts what, beside a policy with this adapter."""
         yield from super().odd(policy)
+        kept = [key for key in ("modules_to_save", "trainable_tokens") if getattr(policy, key, ())]
+        if self.adapter is not None and kept:
+            what = f"adapter.{kept[0]} trains weights of the base, which is to stay as it was for the critic"
+            yield Conflict("critic.adapter", what, f"drop adapter.{kept[0]}, or use critic: {{kind: model}}", "adapter")
         if self.adapter is not None and (not policy.frozen_base or policy.kind == "bottleneck"):
             what = f"adapter {policy.kind} leaves no base as it was, for a second adapter"
             yield Conflict(

@@ -80,13 +80,14 @@ def separate(stage: Ppo, node: Separate, built: Built, run: Run) -> Critic:
     kinds, resolved = types(stage.types_name, run.device), resolve(ref)
     held = how(run.device, kinds, stage.quant, node.adapter, run.grants.code, run.grants.nonfinite)
     loaded = load(resolved, ref, held)
-    if hasattr(loaded.model, "merge_and_unload"):  # what it learned before is its start
-        loaded = replace(loaded, model=loaded.model.merge_and_unload())
     _check(loaded, built.loaded, ref)
     first = _first_head(loaded)
     if node.adapter.frozen_base:
         loaded.model.requires_grad_(False)
-    model = _adapted(stage, node.adapter, loaded, run)
+    if hasattr(loaded.model, "merge_and_unload"):
+        model = _further(node, loaded, ref, run)
+    else:
+        model = _adapted(stage, node.adapter, loaded, run)
     if stage.memory.recompute == "full":
         loaded.model.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=1)
     for name in _unread(causal_of(model)):  # the head that files have is read through ours
@@ -126,6 +127,23 @@ def _unread(model: Any) -> list[str]:
     names = ["lm_head", "score", "classifier"]
     tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
     return [name for name in names if hasattr(model, name) and not (name == "lm_head" and tied)]
+
+
+def _further(node: Separate, loaded: Loaded, ref: ModelRef, run: Run) -> nn.Module:
+    """A model whose adapter goes on learning: over its base that is what is left of it.
+
+    Raises:
+        RecipeError: another adapter is asked for.
+    """
+    model: Any = loaded.model
+    if node.adapter != Lora():
+        what = f"{ref.name} is an adapter, which goes on as it is"
+        raise RecipeError(what, fix="drop critic.adapter, or merge it into its base first", key="critic.adapter")
+    model.set_adapter(model.active_adapter)
+    run.console.notice(f"critic: the adapter of {ref.name} goes on")
+    quiet(model)
+    trained: nn.Module = model.train()
+    return trained
 
 
 def _adapted(stage: Ppo, adapter: Adapter, loaded: Loaded, run: Run) -> nn.Module:

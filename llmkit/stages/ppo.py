@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Literal
 
 from llmkit.core.config import Conflict, config
-from llmkit.losses.ppo_node import FixedKl, KlControl, PpoLoss
+from llmkit.losses.ppo_node import AdaptiveKl, FixedKl, KlControl, PpoLoss
 from llmkit.rl.gae_node import Gae
 from llmkit.stages.critic import CriticNode, Shared
 from llmkit.stages.from_rollouts import FromRollouts
@@ -45,6 +45,15 @@ class Ppo(FromRollouts):
         """What contradicts what."""
         yield from super().problems()
         yield from self.critic.odd(self.adapter)
+        if isinstance(self.kl, AdaptiveKl) and self.batch.examples * self.rollout.group >= 5 * self.kl.horizon:
+            what = f"{self.batch.examples * self.rollout.group} completions at once may make the price 0 or less"
+            yield Conflict("kl.horizon", what, "raise it", "rollout.group")
+        more = self.model.add_tokens or self.model.add_special_tokens
+        if more and self.trunks > 1 and not self.critic.held():
+            what = "rows of embeddings are trained for them, in the base that a critic's adapter lies over"
+            yield Conflict(
+                "critic.adapter", what, "drop critic.adapter, or use critic: {kind: model}", "model.add_tokens"
+            )
         for key in ("asynchronous", "vllm"):
             if getattr(self.rollout, key):
                 what = "values are of the policy that answers were drawn from, in this process"

@@ -41,7 +41,7 @@ class PpoTaught:
     def known(self, held: Sequence[Worth]) -> Known:
         """By policy and critic as they are now, in one forward, and by the reference where it costs anything. A new
         rollout begins with that."""
-        self.price, made = self.next, self._bare(held)
+        self.price, made = self.next, self._bare(held, False)  # what was cut short drifts too
         old, values = self.likelihoods.both(made, self._said, 2)
         return {
             "old": old,
@@ -59,7 +59,7 @@ class PpoTaught:
         own = [np.asarray(made.weights)[a:b].tolist() for i in range(len(made)) for a, b in made.completions(i)]
         rewards = [x for worth in held for x in worth.total]
         lesson = valued(self.node.gae, self.price, apart, rewards, values, own)
-        mean = float(np.mean(lesson.per.get("divergence", [0.0])))
+        mean = 0.0 if apart is None else float(np.mean([sum(one) for one in apart]))
         self.next = self.node.kl.after(self.price, mean, len(answers))
         engine = [[np.nan if x is None else x for x in answer.logps] for answer in answers]
         each = lesson.each | {"engine": engine, "old": old, "value": values}
@@ -80,8 +80,8 @@ class PpoTaught:
         said = self.likelihoods.subject.scored(batch, self.likelihoods.needs)
         return logps_of(said.policy), said.values
 
-    def _bare(self, held: Sequence[Worth]) -> Rolled:
-        return bare(self.asked, held, self.node.rollout.drop_unended, lambda completions, tokens: tokens)
+    def _bare(self, held: Sequence[Worth], drop: bool = True) -> Rolled:
+        return bare(self.asked, held, drop and self.node.rollout.drop_unended, lambda completions, tokens: tokens)
 
 
 @contextmanager

@@ -122,16 +122,17 @@ class Rolling:
         bounds = {"close": close} | ({"drawn_close": close * (self.version == index)} if self.ahead is not None else {})
         each = {name: np.full(len(made.forks), bound, np.float32) for name, bound in bounds.items()}
         made = replace(made, per={**made.per, **each})
-        rows = self._part(number, *divmod(used, self.rollout.parts))
+        rows = self._part(made, number, *divmod(used, self.rollout.parts))
         return Drawn(drawn.epoch, tuple(self.held[i].prompt for i in rows), made, rows)
 
-    def _part(self, number: int, turn: int, part: int) -> Sequence[int]:
-        """Which prompts of the rollout a step learns from; of fewer prompts than parts each step sees all."""
-        count, parts = len(self.held), self.rollout.parts
-        if parts == 1 or count < parts:
-            return range(count)
-        order = keyed(mixed(self.answering.node.seed, number, turn), 0, count).tolist()
-        return sorted(order[part::parts])
+    def _part(self, made: Rolled, number: int, turn: int, part: int) -> Sequence[int]:
+        """Which prompts of the rollout a step learns from: those that count, dealt; where there are fewer of them than
+        parts, each step sees all prompts."""
+        parts, able = self.rollout.parts, np.flatnonzero(made.shares)
+        if parts == 1 or len(able) < parts:
+            return range(len(made))
+        order = keyed(mixed(self.answering.node.seed, number, turn), 0, len(able)).tolist()
+        return sorted(int(able[i]) for i in order[part::parts])
 
     def _roll(self, number: int, drawn: Drawn) -> None:
         """Answers of this step: from the weights of now, or those that were drawn ahead."""

@@ -93,7 +93,7 @@ def folder(tmp_path_factory):
     (place / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in single))
     for name in ("pairs", "valid_pairs"):
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    prompts = [{"prompt": f"hello world {i}", "answer": "the lazy dog"} for i in range(8)]
+    prompts = [{"prompt": f"hello world {i}", "answer": str(i)} for i in range(120)]
     (place / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     labelled = [{"text": f"hello world {i}", "label": ("good", "bad")[i % 3 == 0]} for i in range(30)]
     words = [{"tokens": ["hello", "lazy", "dog"], "tags": ["O", "B-X", ("O", "I-X")[i % 2]]} for i in range(30)]
@@ -120,14 +120,16 @@ def small(node, model, out):
     sources = {key: rows(getattr(node.data, key), kind) for key in ("train", "valid")}
     data = dataclasses.replace(node.data, max_length=64, overflow=overflow, **sources)
     evaluate = node.evaluate
-    if data.sources("valid") and node.kind in ("sft", "preference", "policy"):
+    if data.sources("valid") and node.kind in ("sft", "preference", "policy", "ppo"):
         evaluate = dataclasses.replace(evaluate, samples=min(1, evaluate.samples), max_tokens=2)
+    if data.sources("valid") and node.kind in ("policy", "ppo"):
+        evaluate = dataclasses.replace(evaluate, rows=2)
     name = dataclasses.replace(node.model, name=str(model))
     batch = dataclasses.replace(node.batch, **{node.counted: 4})
     more = {"evaluate": evaluate, "parallel": Parallel(), "epochs": None, "steps": 3, "out": str(out)}
     if getattr(node.adapter, "train", ()):  # a tiny model has two layers
         more["adapter"] = dataclasses.replace(node.adapter, train=("*.layers.1.*", "model.norm.weight"))
-    if node.kind == "policy":
+    if node.kind in ("policy", "ppo"):
         more["rollout"] = dataclasses.replace(node.rollout, group=2, max_tokens=4)
     if node.kind == "distill":
         teacher = dataclasses.replace(node.teacher, name=str(model))
@@ -157,8 +159,8 @@ def rows(sources, kind=""):
     """The sources, but a small file in the place of what is made from the running Python, and of labelled rows."""
     if kind.startswith(("classify", "reward")):
         return tuple(Jsonl(path=f"{kind}.jsonl") for _ in sources)
-    if kind == "policy":
-        return tuple(Jsonl(path="prompts.jsonl", take=8) for _ in sources)
+    if kind in ("policy", "ppo"):
+        return tuple(Jsonl(path="prompts.jsonl") for _ in sources)
     if kind == "preference":
         return tuple(Jsonl(path="pairs.jsonl") for _ in sources)
     if kind == "kto":

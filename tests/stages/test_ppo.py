@@ -150,9 +150,20 @@ def test_the_price_follows_the_divergence(tiny, asked, tmp_path):
 
 def test_a_critic_begins_from_a_critic(tiny, asked, tmp_path):
     first = go(ppo(tiny, asked, tmp_path / "first", critic=CRITICS["a model"])).folder / "critic"
-    critic = {"kind": "model", "path": str(first), "adapter": LORA}
-    second = go(ppo(tiny, asked, tmp_path / "second", critic=critic, steps=1)).folder
+    critic, still = {"kind": "model", "path": str(first)}, {"kind": "adamw", "lr": 1e-12}
+    second = go(ppo(tiny, asked, tmp_path / "second", critic=critic, steps=1, optim=still)).folder
     assert any(any(one["value"]) for one in lines_of(second, "rollouts.jsonl"))
+    for name in ("adapter_model.safetensors", "value_head.safetensors"):  # what it learned first is still there
+        was, now = load_file(first / name), load_file(second / "critic" / name)
+        assert was.keys() == now.keys()
+        assert all((was[key] - now[key]).abs().max() < 1e-9 for key in was)
+    with pytest.raises(RecipeError, match=r"critic\.adapter"):
+        go(ppo(tiny, asked, tmp_path / "third", critic=critic | {"adapter": LORA}))
+
+
+def test_parts_of_which_nothing_counts_are_passed_over(tiny, asked, tmp_path):
+    rollout = {"group": 2, "max_tokens": 3, "parts": 2, "drop_unended": True}
+    assert len(steps_of(go(ppo(tiny, asked, tmp_path / "run", rollout=rollout)).folder)) == 4
 
 
 def test_a_critic_begins_from_a_reward_model(tiny, asked, tmp_path):
@@ -165,7 +176,7 @@ def test_a_critic_begins_from_a_reward_model(tiny, asked, tmp_path):
     judge = go(
         Reward(model=str(tiny), data=data, adapter=LORA, steps=2, batch={"pairs": 2}, out=str(tmp_path / "judge"))
     )
-    critic = {"kind": "model", "path": str(judge.model()), "adapter": LORA}
+    critic = {"kind": "model", "path": str(judge.model())}
     folder = go(ppo(tiny, asked, tmp_path / "run", critic=critic, steps=1)).folder
     assert any(any(one["value"]) for one in lines_of(folder, "rollouts.jsonl"))
 
@@ -181,6 +192,11 @@ def test_a_policy_that_differs_from_itself_is_told(tiny, asked, tmp_path, monkey
 
 ODD = {
     "critic.adapter": {"adapter": "none", "kl": {"kind": "fixed", "beta": 0.0}, "critic": CRITICS["over the base"]},
+    "critic.adapter: contradicts adapter: adapter.modules_to_save": {
+        "adapter": LORA | {"modules_to_save": ["lm_head"]},
+        "critic": CRITICS["over the base"],
+    },
+    "kl.horizon": {"kl": {"kind": "adaptive", "horizon": 1}},
     "critic.adapter.dropout": {"critic": {"kind": "model", "adapter": {"kind": "lora", "dropout": 0.1}}},
     "reference.kind": {"adapter": "none"},
     "reference": {"reference": {"kind": "model"}, "kl": {"kind": "fixed", "beta": 0.0}},
