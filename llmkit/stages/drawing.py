@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar, cast
 
 from llmkit.build.held import Here
-from llmkit.build.training import Built, build, how
+from llmkit.build.training import Built, build, headed, how
 from llmkit.core.errors import ModelError, RecipeError
 from llmkit.data.node import Data
 from llmkit.evals.run import Subject, at_rest
@@ -93,33 +94,27 @@ def drawing(job: Job, node: Draws, built: Built, steps: Steps) -> Iterator[Drawi
     if drawn is None:
         raise TypeError("the stage draws no answers")
     most = drawn.room(world)
-    here, feeding, copy = Here(built.loaded, built.model, most=most), cast(Feeding, shared), None
+    here, feeding, own = Here(built.loaded, built.model, most=most), cast(Feeding, shared), None
     if node.rollout.asynchronous or not job.node.parallel.at_hand(world):
-        copy, feeding = _copied(job, built, steps)
-        here = Here(copy.loaded, copy.model, most=most)
+        own, feeding = _copied(job, built, steps)
+        here = Here(own.loaded, own.model, most=most)
     writer = node.rollout.engine.open(here)
     if not isinstance(writer, EngineWriter):
         raise TypeError("the engine draws")
     versioned = Versioned(writer, feeding)
     try:
-        yield Drawing(versioned, subject(job, built, steps), copy is not None, copy)
+        yield Drawing(versioned, subject(job, built, steps), own is not None, own)
     finally:
         versioned.close()
 
 
 def _copied(job: Job, built: Built, steps: Steps) -> tuple[Built, Feeding]:
-    """A whole model of this rank's own, put together as the one in training was, and what is to bring it what was
-    learned since. It begins from the same files: what is not trained never moves."""
-    node, run = job.node, job.run
-    held = how(run.device, job.types, node.quant, node.adapter, run.grants.code, run.grants.nonfinite)
-    made = build(job.resolved, node.model, held, node.adapter, 0, node.seed)
-    if at_hand := node.parallel.at_hand(run.ranks.world):
-        _borrow(made.model, built.model)
-        made = node.around(made, job.train, run)
-    quiet(made.model)
+    """A model of this rank's own that is as the one in training was put together, and what is to bring it what was
+    learned since."""
+    run = job.run
+    at_hand = job.node.parallel.at_hand(run.ranks.world)
+    made = beside(built) if at_hand else _again(job)
     made.model.eval()
-    if not at_hand:  # else what is trained is marked so, by which the head knows the way that training goes
-        made.model.requires_grad_(False)
     route = Route(run.peers, steps.params, steps.lying)
     told = (
         "a copy of what is trained" if at_hand else f"a whole copy on each rank, fed in {len(route.messages)} messages"
@@ -128,13 +123,25 @@ def _copied(job: Job, built: Built, steps: Steps) -> tuple[Built, Feeding]:
     return made, Copied(run.peers, steps.lying, made.trained, run.device, route)
 
 
-def _borrow(model: Any, other: Any) -> None:
-    """What is frozen of the model in training is there once: the copy has the same parameters."""
-    theirs = dict(other.named_modules())
-    for path, module in model.named_modules():
-        for name, own in theirs[path]._parameters.items():
-            if own is not None and not own.requires_grad:
-                module._parameters[name] = own
+def _again(job: Job) -> Built:
+    """The whole model from the same files: what is not trained never moves."""
+    node, run = job.node, job.run
+    held = how(run.device, job.types, node.quant, node.adapter, run.grants.code, run.grants.nonfinite)
+    made = build(job.resolved, node.model, held, node.adapter, 0, node.seed)
+    quiet(made.model)
+    made.model.requires_grad_(False)
+    return made
+
+
+def beside(built: Built) -> Built:
+    """A model with parameters of its own for what is trained, marked as trained, by which the head knows the way that
+    training goes. All else is there once, while it is made too."""
+    held = [*(p for p in built.model.parameters() if not p.requires_grad), *built.model.buffers()]
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in held}
+    model = copy.deepcopy(built.model, memo)
+    loaded = replace(built.loaded, model=memo[id(built.loaded.model)])
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return Built(loaded, model, headed(loaded, model), trained)
 
 
 def _check(job: Job, built: Built, asynchronous: bool) -> None:
@@ -144,6 +151,10 @@ def _check(job: Job, built: Built, asynchronous: bool) -> None:
     if asynchronous and job.run.ranks.world > 1:
         what = "a thread draws beside the one that trains, and ranks would talk in both at once"
         raise RecipeError(what, fix="set rollout.asynchronous=0, or run one process", key="rollout.asynchronous")
+    if asynchronous and job.node.quant.kind == "bnb_int8":
+        what = "8-bit linears take the rows of a weight for one module alone, and a copy has the same weights"
+        fix = "set rollout.asynchronous=0, or quant=bnb_nf4"
+        raise RecipeError(what, fix=fix, key="rollout.asynchronous")
     if job.types.compute == "fp8" and not job.node.parallel.at_hand(job.run.ranks.world):
         what = "the engine's copy of a model that is cut does not compute in fp8"
         raise RecipeError(what, fix="set precision=bf16, or parallel.strategy=ddp", key="precision")

@@ -4,8 +4,11 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from llmkit.core.errors import RecipeError
+from llmkit.models.node import Int8, NoQuant
+from llmkit.stages import drawing
 from llmkit.stages.drawing import _check
 from tests.stages.test_policy import asked, go, lines_of, policy, steps_of
 
@@ -48,8 +51,36 @@ def test_weights_are_the_exact_ratios_up_to_the_bound(adapter, tiny, asked, tmp_
     assert all(one["old"] == one["behaviour"] for one in first)
 
 
-def test_several_ranks_are_refused():
-    job = SimpleNamespace(run=SimpleNamespace(ranks=SimpleNamespace(world=2)))
+@pytest.mark.parametrize(
+    ("world", "quant", "why"), [(2, NoQuant(), "ranks would talk"), (1, Int8(), "8-bit linears take the rows")]
+)
+def test_what_a_thread_beside_cannot_do_is_refused(world, quant, why):
+    job = SimpleNamespace(run=SimpleNamespace(ranks=SimpleNamespace(world=world)), node=SimpleNamespace(quant=quant))
     built = SimpleNamespace(loaded=SimpleNamespace(support=SimpleNamespace(paged=True)))
-    with pytest.raises(RecipeError, match=r"rollout\.asynchronous"):
+    with pytest.raises(RecipeError, match=rf"rollout\.asynchronous: .*{why}"):
         _check(job, built, True)
+
+
+@pytest.mark.parametrize("quant", ["none", "bnb_nf4"])
+def test_what_is_frozen_is_there_once_and_says_the_same(quant, tiny, asked, tmp_path, monkeypatch):
+    """In no moment is it twice: nothing is built again."""
+    monkeypatch.setattr(drawing, "build", None)
+    seen = []
+
+    def beside(built):
+        made = real(built)
+        frozen, own = ({id(p) for p in one.model.parameters() if not p.requires_grad} for one in (built, made))
+        assert frozen == own and len(own) > 10
+        assert made.trained.keys() == built.trained.keys()
+        assert not {p.data_ptr() for p in made.trained.values()} & {p.data_ptr() for p in built.trained.values()}
+        ids = torch.tensor([[5, 6, 7]])
+        with torch.no_grad():
+            seen.extend(one.model(input_ids=ids).logits for one in (made, built, made))
+        return made
+
+    real = drawing.beside
+    monkeypatch.setattr(drawing, "beside", beside)
+    more = {"rollout": AHEAD, "adapter": {"kind": "lora", "rank": 4}, "quant": quant, "steps": 2}
+    made = go(policy(tiny, asked, tmp_path / "run", **more))
+    assert seen[0].equal(seen[1]) and seen[0].equal(seen[2])
+    assert steps_of(made.folder)[0]["importance"] == 1.0
