@@ -49,6 +49,13 @@ NEVER = (
 )
 """Arguments of what is not done here: reporting elsewhere, resuming by hand, other processes."""
 
+ELSEWHERE = {
+    "AsyncGRPOTrainer": "draws from a vLLM server of its own",
+    "AsyncDistillationTrainer": "draws from a vLLM server of its own",
+    "ServerDistillationTrainer": "asks a teacher on a server of its own",
+}
+"""Trainers that need more than one process."""
+
 
 @config
 class Other:
@@ -105,8 +112,10 @@ class Trl:
 
     def problems(self) -> Iterator[Conflict]:
         """Names of no trainer, and arguments that are said elsewhere or never."""
-        if not re.fullmatch(r"([a-z_]+\.)*[A-Za-z0-9]+Trainer", self.trainer):
+        if not re.fullmatch(r"([a-z0-9_]+\.)*[A-Za-z0-9]+Trainer", self.trainer):
             yield Conflict("trainer", f"{self.trainer} is no name of a trainer", "give one such as DPOTrainer")
+        if (why := ELSEWHERE.get(self.trainer.rpartition(".")[2])) is not None:
+            yield Conflict("trainer", f"{self.trainer} {why}", "use GRPOTrainer, DistillationTrainer or another")
         if self.types_name == "fp8":
             yield Conflict("precision", "products of fp8 are of llmkit's own loop", "use bf16_mixed")
         if (odd := self.adapter.unfit(self.quant.kind)) is not None:

@@ -34,7 +34,13 @@ class Trainer:
 
     def takes(self, parameter: str) -> bool:
         """Whether it can be given that."""
-        return parameter in inspect.signature(self.kind.__init__).parameters
+        signatures = (inspect.signature(one).parameters for one in inspect.getmro(self.kind))
+        return parameter in next(one for one in signatures if "kwargs" not in one)  # some hand on what they are given
+
+    @property
+    def scores(self) -> bool:
+        """Whether it trains one number for an answer, and not the next token."""
+        return any(one.__name__ == "RewardTrainer" for one in inspect.getmro(self.kind))
 
 
 def trainer(name: str) -> Trainer:
@@ -46,7 +52,7 @@ def trainer(name: str) -> Trainer:
     """
     place, _, last = f"trl.{name}".rpartition(".")
     try:
-        importlib.import_module("trl")
+        whole = importlib.import_module("trl")
     except ImportError as missing:
         raise ModelError(f"kind trl needs trl ({missing})", fix="pip install trl", key="trainer") from missing
     try:
@@ -55,7 +61,8 @@ def trainer(name: str) -> Trainer:
         raise RecipeError(
             f"there is no {place} ({missing})", fix="give one such as DPOTrainer", key="trainer"
         ) from missing
-    made = [getattr(module, one, None) for one in (last, f"{last.removesuffix('Trainer')}Config")]
+    settings = f"{last.removesuffix('Trainer')}Config"
+    made = [getattr(module, last, None), getattr(module, settings, None) or getattr(whole, settings, None)]
     if not all(inspect.isclass(one) for one in made):
         known = ", ".join(one for one in dir(module) if one.endswith("Trainer"))
         raise RecipeError(f"{place} has no {last}", fix=f"use one of {known}", key="trainer")
@@ -164,6 +171,9 @@ def check_reference(node: Trl, kind: Trainer, args: Any) -> None:
     Raises:
         RecipeError: one of those that write answers would: it takes none, and no adapter leaves the model as it was.
     """
+    if getattr(args, "teacher_model_kind", "live") != "live" and not node.adapter.frozen_base:
+        what = f"{node.trainer} reads its teacher by the model's path alone, whatever other keys of `model` say"
+        raise RecipeError(what, fix="set it to live, or use adapter: {kind: lora}", key="arguments.teacher_model_kind")
     writes = kind.takes("reward_funcs") and not kind.takes("ref_model")
     if writes and bool(getattr(args, "beta", False)) and not node.adapter.frozen_base:
         what = f"{node.trainer} reads its reference by the model's path alone, whatever other keys of `model` say"

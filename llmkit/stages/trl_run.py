@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
 from llmkit.models.export import export
 from llmkit.models.load import quiet
-from llmkit.models.node import ModelRef
+from llmkit.models.node import Head, ModelRef
 from llmkit.models.resolve import resolve
+from llmkit.models.rewarded import OUTCOME
 from llmkit.rl.bench import Bench
 from llmkit.rl.rewards_node import files_of, models_of
 from llmkit.stages.known import known
@@ -75,7 +77,8 @@ def _made(node: Trl, run: Run, kind: Trainer, kinds: Types, bench: Bench) -> tup
     check_reference(node, kind, args)
     resolved = resolve(node.model)
     held = how(run.device, kinds, node.quant, node.adapter, run.grants.code, run.grants.nonfinite)
-    built = build(resolved, node.model, held, node.adapter, 0, node.seed, run.console.notice)
+    own = replace(held, head=Head("sequence", OUTCOME, node.seed)) if kind.scores else held
+    built = build(resolved, node.model, own, node.adapter, 0, node.seed, run.console.notice)
     others = {other.parameter: other.model for other in node.others}
     if kind.takes("ref_model") and not node.adapter.frozen_base:  # read as the policy is, and not by its path alone
         others.setdefault("ref_model", node.model)

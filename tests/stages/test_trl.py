@@ -1,6 +1,8 @@
 """Trainers of TRL as a stage: its model, its rows, its checkpoints, its metrics and its result are llmkit's."""
 
+import importlib.util
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -13,8 +15,12 @@ from llmkit.core.console import Console
 from llmkit.core.errors import DataError, RecipeError, Stopped
 from llmkit.core.metrics import Lines
 from llmkit.data.node import Jsonl
-from llmkit.rl.rewards_node import Pattern
-from llmkit.stages.trl import Other, TrainerRows, Trl
+from llmkit.rl.bench import Bench
+from llmkit.rl.rewards_node import Model, Pattern
+from llmkit.rl.sample import Sample
+from llmkit.rl.scoring import score
+from llmkit.stages.trl import ELSEWHERE, Other, TrainerRows, Trl
+from llmkit.stages.trl_parts import trainer as named
 from tests.conftest import make_model, make_tokenizer
 
 QUIET = Console(quiet=True)
@@ -136,6 +142,10 @@ def test_a_trainer_that_would_read_its_own_reference_is_refused(work, tmp_path):
     for verb in (lambda node: node.check("cpu"), lambda node: run(node, console=QUIET)):
         with pytest.raises(RecipeError, match="beta: .*reads its reference by the model's path"):
             verb(grpo(work, tmp_path / "run", adapter=NoAdapter(), arguments={"beta": 0.1}))
+    with pytest.raises(RecipeError, match="teacher_model_kind: .*reads its teacher by the model's path"):
+        rows, arguments, _ = ALL["experimental.sdft.SDFTTrainer"]
+        more = {"arguments": arguments | {"teacher_model_kind": "ema"}, "adapter": NoAdapter()}
+        trainer(work, tmp_path / "other", "experimental.sdft.SDFTTrainer", rows, **more).check("cpu")
 
 
 def test_every_weight_can_be_trained_beside_the_model_as_it_was(work, tmp_path):
@@ -199,6 +209,85 @@ def test_the_token_that_ended_an_answer_is_the_one_that_did(work, tmp_path, monk
     run(grpo(work, tmp_path / "run"), console=QUIET)
     last = {ids[-1] for one in made for ids in one["completion_ids"] if len(ids) < 6}
     assert last - {2} and last <= set(range(2, 200))
+
+
+def trainer(work, out, name, rows, **more):
+    """A step of any trainer over these rows."""
+    path = out.parent / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = {"max_steps": 1, "per_device_train_batch_size": 4, "logging_steps": 1} | more.pop("arguments", {})
+    data = TrainerRows(train=(Jsonl(path=str(path)),))
+    options = {"adapter": Lora(rank=4), "data": data, "arguments": arguments} | more
+    return Trl(trainer=name, model=str(work / "model"), out=str(out), **options)
+
+
+@pytest.mark.parametrize("adapter", [Lora(rank=4), NoAdapter()], ids=["lora", "whole"])
+def test_a_reward_trainer_trains_a_head_that_rewards_read(work, tmp_path, adapter):
+    pairs = [{"prompt": "hello", "chosen": " world one", "rejected": " fox"}] * 8
+    arguments = {"max_steps": 6, "learning_rate": 1e-2}
+    made = run(
+        trainer(work, tmp_path / "run", "RewardTrainer", pairs, adapter=adapter, arguments=arguments), console=QUIET
+    )
+    assert lines(made.folder)[-1]["loss"] < 0.3 < lines(made.folder)[0]["loss"]
+    asked = [Sample("hello", pairs[0][side]) for side in ("chosen", "rejected")]
+    with Bench() as bench:
+        up, down = score([Model(path=str(made.folder))], asked, bench).total
+    assert up > down + 1
+
+
+PAIR = [{"prompt": "hello", "chosen": " world one", "rejected": " fox"}] * 8
+PROMPTS = [{"prompt": f"hello {word}"} for word in ("world", "fox", "dog", "one")] * 2
+CHAT = [{"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "the lazy dog"}]}] * 8
+TOLD = [{**row, "privileged_context": "say fox"} for row in PROMPTS]
+BRIEF, GROUP = {"max_completion_length": 6}, {"max_completion_length": 6, "num_generations": 4}
+TEACHER, REWARD = {"others": "teacher_model"}, {"reward": (Pattern(pattern="[aeiou]"),)}
+ALL = {
+    "SFTTrainer": ([{"text": "the quick brown fox"}] * 8, {}, {}),
+    "KTOTrainer": ([{"prompt": "hello", "completion": f" world {i}", "label": i % 2 > 0} for i in range(8)], {}, {}),
+    "RLOOTrainer": (PROMPTS, GROUP, REWARD),
+    "DistillationTrainer": (PROMPTS, BRIEF, TEACHER),
+    "experimental.cpo.CPOTrainer": (PAIR, {}, {}),
+    "experimental.orpo.ORPOTrainer": (PAIR, {}, {}),
+    "experimental.bema_for_ref_model.DPOTrainer": (PAIR, {}, {}),
+    "experimental.tpo.TPOTrainer": ([{**row, "reference": " world"} for row in PAIR], {}, {}),
+    "experimental.gkd.GKDTrainer": (CHAT, {"max_new_tokens": 6}, TEACHER),
+    "experimental.gold.GOLDTrainer": (CHAT, BRIEF, TEACHER),
+    "experimental.iw_opd.IWOPDTrainer": (CHAT, BRIEF, TEACHER),
+    "experimental.gmpo.GMPOTrainer": (PROMPTS, GROUP, REWARD),
+    "experimental.a2po.A2POTrainer": (PROMPTS, BRIEF, REWARD),
+    "experimental.online_dpo.OnlineDPOTrainer": (PROMPTS, {"max_new_tokens": 6}, REWARD),
+    "experimental.sdpo.SDPOTrainer": (TOLD, GROUP, REWARD),
+    "experimental.sdft.SDFTTrainer": (TOLD, GROUP, {}),
+}
+FAST = ("DistillationTrainer", "experimental.gmpo.GMPOTrainer", "experimental.bema_for_ref_model.DPOTrainer")
+
+
+@pytest.mark.parametrize("name", [pytest.param(one, marks=[] if one in FAST else pytest.mark.slow) for one in ALL])
+def test_every_trainer_that_one_process_can_run_runs(work, tmp_path, name):
+    rows, arguments, more = ALL[name]
+    if "others" in more:
+        more = {"others": (Other(parameter=more["others"], model=str(work / "model")),)}
+    made = run(trainer(work, tmp_path / "run", name, rows, arguments=arguments, **more), console=QUIET)
+    assert made.manifest["step"] == 1 and made.manifest["trainer"] == name
+    assert "loss" in lines(made.folder)[0] and weights(made.folder)
+
+
+def test_those_of_a_family_take_what_its_first_takes(work, tmp_path):
+    """Some hand on what they are given; the engine writes for these too."""
+    kind = named("experimental.gmpo.GMPOTrainer")
+    assert kind.takes("rollout_func") and kind.takes("reward_funcs") and not kind.takes("ref_model")
+    assert named("experimental.bema_for_ref_model.DPOTrainer").takes("ref_model")
+
+
+def test_every_trainer_of_trl_is_run_or_refused_with_the_reason(work, tmp_path):
+    root = Path(importlib.util.find_spec("trl").origin).parent
+    files = [one for one in root.glob("**/*_trainer.py") if one.name != "base_trainer.py"]
+    found = {name for one in files for name in re.findall(r"^class ([A-Z]\w*Trainer)\(", one.read_text(), re.M)}
+    known = {one.rpartition(".")[2] for one in ALL} | {"DPOTrainer", "GRPOTrainer", "RewardTrainer"}
+    assert found == known | set(ELSEWHERE)
+    for name in ELSEWHERE:
+        with pytest.raises(RecipeError, match="trainer: .*of its own"):
+            trainer(work, tmp_path / "run", f"experimental.some.{name}", PROMPTS)
 
 
 @pytest.mark.parametrize(
