@@ -20,6 +20,8 @@ from llmkit.stages.answering import Answering
 from llmkit.stages.likelihoods import Likelihoods
 from llmkit.stages.worth import Worth, bare, read, told
 
+NONE = -1
+"""The number of no rollout."""
 BEHAVIOUR = "behaviour"
 """The log-probabilities by the weights that drew, by the forward of training over the engine's copy."""
 
@@ -52,11 +54,14 @@ class Ahead:
         """The lines of the rollout that came last."""
         self.base, self.ends = 0, dict[int, int]()
         """Where the file ended when this began, and where each rollout since then ends."""
+        self.lost = NONE
+        """The rollout that failed before a checkpoint was made."""
 
-    def begin(self, size: int) -> None:
+    def begin(self, state: Mapping[str, Any]) -> None:
         """Goes to where a checkpoint was: the file ends there."""
         if self.flying is not None:
-            self.flying.lines.result()
+            self.flying.lines.exception()
+        size, self.lost = int(state.get("ahead_bytes", 0)), int(state.get("ahead_lost", NONE))
         self.lines.cut(size)
         self.flying, self.kept, self.base, self.ends = None, [], size, {}
 
@@ -67,12 +72,14 @@ class Ahead:
         self.answering.drawing.writer.renew(version)
         self.flying = Flight(number, version, self.pool.submit(self._told, number, version, list(prompts)))
 
-    def take(self, number: int) -> Early:
-        """What was drawn, waited for.
+    def take(self, number: int) -> Early | None:
+        """What was drawn, waited for; None of the rollout that failed before the checkpoint that this run began from.
 
         Raises:
             DataError: the file does not hold it.
         """
+        if self.flying is None and number == self.lost:
+            return None
         self._settle()
         lines = [line for line in self.kept or self.lines.read() if line["rollout"] == number]
         if not lines:
@@ -81,12 +88,16 @@ class Ahead:
         held, known = read(lines, [BEHAVIOUR])
         return Early(held, lines[0]["version"], known[BEHAVIOUR] or [])
 
-    def upto(self, number: int) -> int:
-        """Bytes of the file up to the end of rollout `number`, which is waited for."""
+    def state(self, number: int) -> dict[str, int]:
+        """Bytes of the file up to the end of rollout `number`, which is waited for. One that failed is named, so that
+        a run that goes on draws it anew: the steps that are done are kept, and who takes it meets the fault."""
         if self.flying is not None and self.flying.number == number:
-            self._settle()
+            if self.flying.lines.exception() is None:
+                self._settle()
+            else:
+                self.lost = number
         self.lines.sync()
-        return self.ends.get(number, self.base)
+        return {"ahead_bytes": self.ends.get(number, self.base), "ahead_lost": self.lost}
 
     def likely(self, held: Sequence[Worth]) -> list[list[float]]:
         """How likely the engine's copy finds the tokens of these answers."""

@@ -91,14 +91,14 @@ class Rolling:
         again = number == self.number and not used
         kept = self.teaching.state(number == self.number)  # one in whose midst the run is, is taught again too
         held = {"rollouts_bytes": self.spans[0] if again else self.spans[1], **kept}
-        return held if self.ahead is None else held | {"ahead_bytes": self.ahead.upto(number + bool(used))}
+        return held if self.ahead is None else held | self.ahead.state(number + bool(used))
 
     def begin(self, state: Mapping[str, Any]) -> None:
         """Goes to where a checkpoint was: the file ends there."""
         size = int(state.get("rollouts_bytes", 0))
         self.lines.cut(size)
         if self.ahead is not None:
-            self.ahead.begin(int(state.get("ahead_bytes", 0)))
+            self.ahead.begin(state)
         self.teaching.begin(state)
         self.number, self.held, self.spans, self.made = -1, [], (size, size), None
 

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llmkit.core.errors import RecipeError
+from llmkit.core.errors import DataError, RecipeError
 from llmkit.models.node import Int8, NoQuant
 from llmkit.stages import drawing
+from llmkit.stages.ahead import Ahead
 from llmkit.stages.drawing import _check
 from tests.stages.test_policy import asked, go, lines_of, policy, steps_of
 
@@ -49,6 +50,24 @@ def test_weights_are_the_exact_ratios_up_to_the_bound(adapter, tiny, asked, tmp_
     assert bounded
     first = [one for one in rolled if one["rollout"] == 0]
     assert all(one["old"] == one["behaviour"] for one in first)
+
+
+def test_a_rollout_that_fails_ahead_costs_no_step_that_is_done(tiny, asked, tmp_path, monkeypatch):
+    """Its fault is told where it would be taken, and a run that goes on draws it from the weights that it has."""
+    node = policy(tiny, asked, tmp_path / "run", rollout=AHEAD, checkpoint={"every": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(Ahead, "_told", failing)
+        with pytest.raises(DataError, match="no reward today"):
+            go(node)
+    made = go(node)
+    assert [line["step"] for line in steps_of(made.folder)] == [1, 2, 3]
+    rolled = lines_of(made.folder, "rollouts.jsonl")
+    assert [one["version"] for one in rolled[::12]] == [0, 1, 1]
+    assert steps_of(made.folder)[1]["importance"] == 1.0
+
+
+def failing(self, number, version, prompts):
+    raise DataError("no reward today", fix="wait")
 
 
 @pytest.mark.parametrize(
