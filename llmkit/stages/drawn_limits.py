@@ -34,7 +34,7 @@ def _odd_reference(stage: FromRollouts) -> Iterator[Conflict]:
 
 
 def _odd_forwards(stage: FromRollouts) -> Iterator[Conflict]:
-    """What would make a policy differ from itstage."""
+    """What would make a policy differ from itself."""
     if getattr(stage.adapter, "dropout", 0.0):
         what = "with dropout a policy differs from itself, and a ratio from 1"
         yield Conflict("adapter.dropout", what, "set adapter.dropout=0", "kind")
@@ -52,7 +52,12 @@ def _odd_forwards(stage: FromRollouts) -> Iterator[Conflict]:
 def _odd_server(stage: FromRollouts) -> Iterator[Conflict]:
     """What a vLLM server cannot be told."""
     adapter = stage.adapter
-    if stage.rollout.vllm is None or not adapter.frozen_base:
+    if stage.rollout.vllm is None:
+        return
+    for key in (key for key in ("add_tokens", "add_special_tokens") if getattr(stage.model, key)):
+        what = "the server has the tokens of the model as it is, and rows of embeddings are not told it"
+        yield Conflict(f"model.{key}", what, f"drop model.{key}, or let the engine draw", "rollout.vllm")
+    if not adapter.frozen_base:
         return
     kept = ("init", "dora", "lora_fa", "modules_to_save", "parameters", "trainable_tokens")
     other = [key for key in kept if adapter.kind == "lora" and getattr(adapter, key) != getattr(Lora(), key)]

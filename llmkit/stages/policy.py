@@ -47,10 +47,11 @@ class Policy(FromRollouts):
 
     @property
     def passes(self) -> int:
-        """By the policy itself, and below its adapter, where ratios and divergences ask for them."""
+        """By the policy itself, and below its adapter, where ratios and divergences ask for them; of answers that are
+        drawn ahead by the weights that drew too."""
         loss, below = self.loss, self.priced and not self.reference.held()
         old = self.rollout.steps > 1 or (self.priced and loss.penalty == "reward")
-        return int(old) + int(below)
+        return int(old) + int(below) + self.rollout.asynchronous
 
     def feeding(self, job: Job, built: Built, steps: Steps) -> AbstractContextManager[Feed]:
         """Rollouts."""

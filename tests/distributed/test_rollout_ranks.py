@@ -47,7 +47,7 @@ def maker(model, place, **more):
             "optim": {"kind": "sgd", "lr": 1e-1},
             "schedule": {"kind": "constant"},
         }
-        return Policy(model=str(model), out=str(out), **(options | more | spread))
+        return Policy(**({"model": str(model), "out": str(out)} | options | more | spread))
 
     return make
 

@@ -171,6 +171,10 @@ def test_what_fails_first_is_told_and_nothing_is_left(tiny, tmp_path):
             {"rollout": {"vllm": {"url": "http://x/v1", "model": "m"}}, "adapter": {"kind": "lora", "dora": True}},
             "adapter.dora",
         ),
+        (
+            {"rollout": {"vllm": {"url": "http://x/v1", "model": "m"}}, "model": {"name": "m", "add_tokens": ["<x>"]}},
+            "model.add_tokens: .*the server has the tokens",
+        ),
     ],
 )
 def test_what_it_cannot_be_told_is_refused(more, key, tiny, tmp_path):

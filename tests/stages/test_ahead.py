@@ -70,6 +70,11 @@ def failing(self, number, version, prompts):
     raise DataError("no reward today", fix="wait")
 
 
+def test_the_forward_of_the_weights_that_drew_is_counted(tiny, asked, tmp_path):
+    made = [policy(tiny, asked, tmp_path, rollout={**AHEAD, "asynchronous": on}).draws(1).passes for on in (0, 1)]
+    assert made == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("world", "quant", "why"), [(2, NoQuant(), "ranks would talk"), (1, Int8(), "8-bit linears take the rows")]
 )
