@@ -14,7 +14,7 @@ from llmkit.core.errors import DataError
 from llmkit.data.chunk import ROWS, Law
 from llmkit.data.encode import Rendered
 from llmkit.data.node import Data, Readable
-from llmkit.data.preferred import SAME, Offered, offered
+from llmkit.data.preferred import DOUBT, SAME, Offered, offered
 from llmkit.data.prepare import named
 from llmkit.data.prepared import Prepared
 from llmkit.data.render import Renderer
@@ -77,6 +77,16 @@ class Groups(Prepared):
             forms = {1: "prompt, completion and label", 2: "prompt, chosen and rejected"}
             what, fix = f"{loss} is of rows with {forms[wanted]}", "give such rows, or use another loss"
             raise DataError(what, fix=fix, file=file, line=line, key=key)
+
+    def check_doubts(self, taken: bool, loss: str, key: str) -> None:
+        """Sees to it that a loss reads how likely labels are, where rows say it.
+
+        Raises:
+            DataError: it takes every label as certain.
+        """
+        if not taken and DOUBT in self.per and self.per[DOUBT].any():
+            what = f"rows have a probability of their labels, and loss {loss} takes all as certain"
+            raise DataError(what, fix="use loss: dpo of variant sigmoid, or leave the column out", key=f"data.{key}")
 
     def supervised(self, index: int) -> float:
         """Examples count, not their tokens."""

@@ -19,6 +19,8 @@ from llmkit.data.shapes import shaped, tools_of
 READ = ("prompt", "chosen", "rejected", "completion", "label")
 """The columns that a row may be made of."""
 SAME = "chosen equals rejected"
+DOUBT = "doubt"
+"""What `per` calls 1 - `probability`, the chance that the chosen completion is the worse one."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def _label(given: Any) -> float:
 
 def _pair(values: Mapping[str, Any], id: int) -> Offered:
     cluster, tools = str(values.get("cluster", id)), tools_of(values.get("tools"))
-    per = {"label": (1.0, 0.0)} | _margin(values.get("margin"))
+    per = {"label": (1.0, 0.0)} | _margin(values.get("margin")) | _doubt(values.get("probability"))
     prompt, sides = values.get("prompt"), (values["chosen"], values["rejected"])
     if sides[0] == sides[1]:
         raise Unusable(SAME)
@@ -96,6 +98,15 @@ def _parted(prompt: Any, sides: Sequence[list[Any]]) -> tuple[list[Any], list[li
 def _answers(message: Any) -> bool:
     role = message.get("role") if isinstance(message, dict) else None
     return isinstance(role, str) and ROLES.get(role) == "assistant"
+
+
+def _doubt(given: Any) -> dict[str, tuple[float, ...]]:
+    """How likely the label is the wrong way round, where the row says how likely it is right; 0 in rows that do not."""
+    if given is None:
+        return {}
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= 1:
+        raise Unusable("probability is not a number from 0 to 1")
+    return {DOUBT: (1 - given, 1 - given)}
 
 
 def _margin(given: Any) -> dict[str, tuple[float, ...]]:

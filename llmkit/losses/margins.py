@@ -10,10 +10,15 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-def sigmoid(margins: Tensor, wrong: float = 0.0) -> Tensor:
-    """-(1 - e) log s(m) - e log s(-m), of a share e of labels that may be wrong."""
+def sigmoid(margins: Tensor, wrong: float | Tensor = 0.0) -> Tensor:
+    """-(1 - e) log s(m) - e log s(-m), of a share e of labels that may be wrong, or of each its own."""
     right = -logsigmoid(margins)
-    return right + wrong * margins if wrong else right  # log s(m) - log s(-m) is m
+    return right + wrong * margins if isinstance(wrong, Tensor) or wrong else right  # log s(m) - log s(-m) is m
+
+
+def wrongly(doubt: Tensor | None, smoothing: float) -> float | Tensor:
+    """How likely each label is wrong: one that is in doubt by itself may be flipped as any other beside."""
+    return smoothing if doubt is None else doubt + smoothing * (1 - 2 * doubt)
 
 
 def hinge(margins: Tensor, wrong: float = 0.0) -> Tensor:

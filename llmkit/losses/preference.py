@@ -25,7 +25,9 @@ def sides(scores: Tensor | Scores, batch: Batch, tail: float = 1.0) -> Sides:
     sums_P2 = whole_P2 = summed(logps_N, branches).reshape(-1, 2)
     if tail != 1:
         sums_P2 = summed(logps_N * within(branches, tokens_P2, tail), branches).reshape(-1, 2)
-    return Sides(sums_P2[:, 0], sums_P2[:, 1], tokens_P2[:, 0], tokens_P2[:, 1], whole_P2[:, 0])
+    doubt_P2 = branches.per["doubt"].to(sums_P2).reshape(-1, 2) if "doubt" in branches.per else None
+    doubt_P = None if doubt_P2 is None else doubt_P2[:, 0]
+    return Sides(sums_P2[:, 0], sums_P2[:, 1], tokens_P2[:, 0], tokens_P2[:, 1], whole_P2[:, 0], doubt_P)
 
 
 def summed(each_N: Tensor, branches: Branches) -> Tensor:

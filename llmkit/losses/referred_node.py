@@ -24,7 +24,8 @@ class Dpo:
     unbiased where a share of the labels is flipped (arXiv:2403.00409); `exo`: KL of the policy's choice to the labels
     (arXiv:2402.00856); `discopop`: the loss that arXiv:2406.08414 found."""
     label_smoothing: float = setting(default=0.0, least=0.0, below=0.5)
-    """Share of the labels that may be wrong. With `sigmoid` that is conservative DPO."""
+    """Share of the labels that may be wrong. With `sigmoid` that is conservative DPO, and where rows have a
+    `probability` of their own each pair has its share."""
     f: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
     """The divergence from the reference (f-DPO, arXiv:2309.16240): f'(pi / pi_ref) is in the place of r."""
     alpha: float = setting(default=0.5, above=0.0, below=1.0)
@@ -38,6 +39,11 @@ class Dpo:
     needs_reference: ClassVar[bool] = True
     whole_step: ClassVar[bool] = False
 
+    @property
+    def doubts(self) -> bool:
+        """Whether it takes labels that are likely, each by its own chance."""
+        return self.variant == "sigmoid"
+
     def problems(self) -> Iterator[Conflict]:
         """A share of wrong labels where none is taken, or where one is needed."""
         if self.label_smoothing and self.variant in ("hinge", "discopop"):
@@ -50,13 +56,16 @@ class Dpo:
 
     def __call__(self, policy: Sides, reference: Sides | None) -> Judged:
         """The losses of the pairs."""
-        from llmkit.losses.margins import MARGINS, SLOPES
+        from llmkit.losses.margins import MARGINS, SLOPES, sigmoid, wrongly
         from llmkit.losses.preference import judged, per_token, ratios
 
         slope, loss = SLOPES[self.f], MARGINS[self.variant]
         rewards = (slope(ratio, self.alpha) for ratio in ratios(policy, reference))
         chosen, rejected = (self.beta * one for one in (per_token(rewards, policy) if self.average else rewards))
-        losses = loss(chosen - rejected, self.temperature if self.variant == "discopop" else self.label_smoothing)
+        margins, smoothing = chosen - rejected, self.label_smoothing
+        if self.doubts:
+            return judged(sigmoid(margins, wrongly(policy.doubt, smoothing)), chosen, rejected, policy)
+        losses = loss(margins, self.temperature if self.variant == "discopop" else smoothing)
         return judged(losses, chosen, rejected, policy)
 
 

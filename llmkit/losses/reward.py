@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from llmkit.core.types import Batch, Branches, LossSum
+from llmkit.losses.margins import wrongly
 
 
 def scores_of(scores: Tensor, branches: Branches) -> Tensor:
@@ -39,9 +40,11 @@ def bradley_terry(scores: Tensor, batch: Batch, smoothing: float, center: float)
     up_P, down_P = pairs_of(scores_of(scores, branches), branches)
     gap_P, count = up_P - down_P, up_P.new_tensor(float(len(up_P)))
     margin_P = branches.per["margin"][branches.per["label"] > 0.5].to(gap_P) if "margin" in branches.per else 0.0
-    each_P = -(1 - smoothing) * logsigmoid(gap_P - margin_P)
-    if smoothing:
-        each_P = each_P - smoothing * logsigmoid(-gap_P - margin_P)
+    doubt_P = branches.per["doubt"][branches.per["label"] > 0.5].to(gap_P) if "doubt" in branches.per else None
+    wrong = wrongly(doubt_P, smoothing)
+    each_P = -(1 - wrong) * logsigmoid(gap_P - margin_P)
+    if isinstance(wrong, Tensor) or wrong:
+        each_P = each_P - wrong * logsigmoid(-gap_P - margin_P)
     if center:
         each_P = each_P + center * (up_P + down_P).square()
     return LossSum(each_P.sum(), count, _figures(up_P.detach(), down_P.detach(), count))

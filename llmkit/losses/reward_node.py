@@ -21,7 +21,7 @@ class BradleyTerry:
     kind: Literal["bradley_terry"] = "bradley_terry"
     label_smoothing: float = setting(default=0.0, least=0.0, below=0.5)
     """How often a pair is thought to be the wrong way round: its loss is then that of the pair swapped, so that the
-    whole is (1 - e) L(r+ - r-) + e L(r- - r+)."""
+    whole is (1 - e) L(r+ - r-) + e L(r- - r+). Where rows have a `probability`, each pair has an e of its own."""
     center: float = setting(default=0.0, least=0.0)
     """Factor on (r+ + r-)^2, which holds scores near 0 (arXiv:2312.09244): 0.01. Without it nothing says where 0 is."""
 

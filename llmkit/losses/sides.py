@@ -21,10 +21,12 @@ class Sides(NamedTuple):
     rejected_tokens: Tensor
     likelihood: Tensor | None = None
     """`chosen` with every token in full, where that counts some of them for less."""
+    doubt: Tensor | None = None
+    """The chance that each label is the wrong way round, where rows say it."""
 
     def columns(self) -> dict[str, Tensor]:
-        """What there is of it, by name."""
-        return {name: each for name, each in self._asdict().items() if each is not None}
+        """What the model says, by name."""
+        return {name: each for name, each in self._asdict().items() if each is not None and name != "doubt"}
 
     @property
     def nll(self) -> Tensor:

@@ -167,6 +167,7 @@ class Preference(Training):
         counted = "rows" if self.batch.pairs is None else "pairs"
         made = grouped(sources, self.data, tokenizer, key, aside, least, counted=counted)
         made.check_offers(1 if isinstance(self.loss, Kto) else 2, self.loss.kind, key)
+        made.check_doubts(getattr(self.loss, "doubts", False), self.loss.kind, key)
         return made
 
     def answered(self, prepared: Prepared, run: Run, key: str) -> Prepared:

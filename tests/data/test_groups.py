@@ -185,3 +185,14 @@ def test_columns_of_other_names_are_mapped_and_asked_for_by_ours(tmp_path):
     made = grouped((source,), Data(train=(source,), max_length=64), TOKENIZER)
     ours = read(tmp_path, *[{name: theirs[column] for name, column in names.items()}] * 4)
     assert parts(made) == parts(ours) and made.per["margin"].tolist() == ours.per["margin"].tolist() == [2.0] * 8
+
+
+def test_how_likely_a_label_is_comes_along_and_a_row_that_says_nothing_is_certain(tmp_path):
+    pair = {"prompt": "the ", "chosen": "quick", "rejected": "lazy"}
+    made = read(tmp_path, {**pair, "probability": 0.75}, pair, {**pair, "probability": 1})
+    assert made.per["doubt"].tolist() == [0.25, 0.25, 0, 0, 0, 0]
+    with pytest.raises(DataError, match="probability of their labels, and loss ipo takes all as certain"):
+        made.check_doubts(False, "ipo", "train")
+    read(tmp_path, pair, {**pair, "probability": 1}).check_doubts(False, "ipo", "train")
+    with pytest.raises(DataError, match="probability is not a number from 0 to 1"):
+        read(tmp_path, {**pair, "probability": 1.5})

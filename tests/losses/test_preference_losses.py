@@ -275,3 +275,24 @@ def test_a_batch_without_pairs_and_a_missing_reference_are_told():
             sides(torch.zeros(5), Batch(*[batch.tokens] * 3, batch.weights, None, (), branches=branches))
     with pytest.raises(ValueError, match="reference"):
         Dpo()(pairs(CW, CL), None)
+
+
+def test_a_label_that_is_likely_counts_both_ways_by_its_chance():
+    """The likelier the other way round, the lower the margin at which the loss is least; certain ones are as ever."""
+    doubt = torch.tensor([0.0, 0.3, 0.5, 1.0], dtype=torch.float64)
+    policy, reference = pairs([CW] * 4, [CL] * 4), pairs([RW] * 4, [RL] * 4)
+    made = Dpo(beta=0.5)(policy._replace(doubt=doubt), reference).losses
+    m = 0.5 * (W - L)
+    want = [-(1 - e) * math.log(s(m)) - e * math.log(s(-m)) for e in doubt.tolist()]
+    torch.testing.assert_close(made, torch.tensor(want, dtype=torch.float64))
+    assert torch.equal(made[0], Dpo(beta=0.5)(policy, reference).losses[0])
+    both = Dpo(beta=0.5, label_smoothing=0.1)(policy._replace(doubt=doubt), reference).losses[1]
+    e = 0.3 * 0.9 + 0.7 * 0.1  # either is flipped, and not both
+    assert float(both) == pytest.approx(-(1 - e) * math.log(s(m)) - e * math.log(s(-m)))
+
+
+def test_chances_of_labels_come_with_the_batch():
+    batch = batch_of([(2, 1), (1, 3)])
+    batch.branches.per["doubt"] = torch.tensor([0.2, 0.2, 0.0, 0.0])
+    made = sides(torch.zeros(7), batch)
+    assert made.doubt.tolist() == pytest.approx([0.2, 0.0]) and "doubt" not in made.columns()

@@ -139,3 +139,12 @@ def test_the_loss_equals_trls(center, margins):
     said = stand_in._metrics["eval"]
     assert float(ours.extras["accuracy"][0]) / 9 == pytest.approx(said["accuracy"][0])
     assert float(ours.extras["reward_margin"][0]) / 9 == pytest.approx(said["margin"][0], rel=1e-5)
+
+
+def test_a_label_that_is_likely_counts_both_ways_by_its_chance():
+    scores, up, down = scores_of(3)
+    batch, doubt = batch_of(3), torch.tensor([0.0, 0.25, 0.5], dtype=torch.float64)
+    batch.branches.per["doubt"] = doubt.repeat_interleave(2)
+    loss = lambda x: torch.nn.functional.softplus(-x)  # noqa: E731
+    want = (1 - doubt) * loss(up - down) + doubt * loss(down - up)
+    torch.testing.assert_close(BradleyTerry()(scores, batch).total, want.sum())

@@ -9,7 +9,7 @@ import pytest
 
 from llmkit import Preference, run
 from llmkit.core.console import Console
-from llmkit.core.errors import RecipeError
+from llmkit.core.errors import DataError, RecipeError
 from llmkit.core.shape import Shape
 from llmkit.stages.planned import planned
 from tests.stages.test_sft import metrics
@@ -193,3 +193,21 @@ REFUSED = {
 def test_what_contradicts_is_refused(key, tiny, pairs, tmp_path):
     with pytest.raises(RecipeError, match=key):
         preference(tiny, pairs, tmp_path / "run", **json.loads(json.dumps(REFUSED[key])))
+
+
+def test_labels_that_are_even_teach_nothing_and_losses_that_take_all_as_certain_refuse_them(tiny, pairs, tmp_path):
+    """At a margin of 0 a label that is as likely wrong as right pulls no way; a certain one pulls."""
+    own = [json.loads(line) for line in pairs.read_text().splitlines()]
+    even = tmp_path / "even.jsonl"
+    even.write_text("".join(json.dumps({**row, "probability": 0.5}) + "\n" for row in own))
+    soft, hard = (
+        [
+            line
+            for line in metrics(go(preference(tiny, rows, tmp_path / rows.stem, steps=1)).folder)
+            if "grad_norm" in line
+        ]
+        for rows in (even, pairs)
+    )
+    assert soft[0]["grad_norm"] < 1e-6 < 1e-3 < hard[0]["grad_norm"]
+    with pytest.raises(DataError, match="loss ipo takes all as certain"):
+        go(preference(tiny, even, tmp_path / "ipo", loss={"kind": "ipo"}))
