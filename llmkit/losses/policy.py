@@ -107,11 +107,12 @@ def weighed(seen: Drawn, ratio: Tensor, high: float) -> tuple[Tensor, Tensor]:
 
 
 def importance(seen: Drawn, whole: bool, most: float) -> Tensor | None:
-    """min(old / behaviour, most), (N,): of tokens that another law drew; of `whole` completions, by token else."""
+    """min(old / behaviour, most), (N,): of tokens that another law drew; of `whole` completions, by token else. Where
+    nobody told the law (NaN), it is taken for the old one."""
     behaviour = seen.branches.each.get("behaviour")
     if behaviour is None:
         return None
-    gap = seen.old.detach() - behaviour
+    gap = torch.where(behaviour.isnan(), 0.0, seen.old.detach() - behaviour)
     return torch.exp(seen.spread(seen.summed(gap)) if whole else gap).clamp_max(most)
 
 

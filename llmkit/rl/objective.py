@@ -17,7 +17,10 @@ CLOSE = 1e-6
 """How far the ratio of a policy to itself may be from 1, in fp32: what makes both is one forward."""
 CLOSE_HALF = 0.05
 """In 16 bits, where a kernel may round otherwise when nobody asks for gradients."""
-SILENT = ("advantage", "close", "drawn_close")
+SERVED = 0.25
+"""How far a server's log-probabilities of what it drew may be from the trainer's, in the mean over a micro-batch: so
+wide that other kernels and 16 bits pass, which importance weights are for."""
+SILENT = ("advantage", "close", "drawn_close", "served_close")
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,22 @@ def check(logps: torch.Tensor, batch: Batch) -> None:
 
 
 def engine_gap(logps: torch.Tensor, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """How far the engine's log-probabilities of what it drew are from the trainer's, where both are of one policy."""
+    """How far the engine's log-probabilities of what it drew are from the trainer's, where both are of one policy.
+
+    Raises:
+        ModelError: a server's are those of another model, or of other weights.
+    """
     branches = batch.branches
     if branches is None or "engine" not in branches.each or not fresh(batch):
         return {}
-    told, logps = branches.each["engine"], branches.each.get("behaviour", logps)
+    told = branches.each["engine"]
+    if "drawn_close" in branches.per:
+        logps = branches.each["behaviour"]
     known = torch.isfinite(told)
-    gap = torch.where(known, (told - logps).abs(), 0.0)
-    return {"engine_gap": (gap.double().sum(), known.double().sum().clamp_min(NONE))}
+    gap = torch.where(known, (told - logps).abs(), 0.0).double().sum()
+    count, bound = known.double().sum().clamp_min(NONE), fresh(batch, "served_close")
+    off = float(gap / count)
+    if bound and off > bound:
+        what = f"the server's log-probabilities are off by {off:.2g} in the mean from those of the model in training"
+        raise ModelError(what, fix="serve the run's own model, at its precision or nearly so", key="rollout.vllm")
+    return {"engine_gap": (gap, count)}

@@ -24,7 +24,7 @@ from llmkit.data.feed import Drawn, Feed
 from llmkit.data.order import keyed
 from llmkit.data.rolled import Rolled, spread_out
 from llmkit.parallel.steps import PLAIN, Steps
-from llmkit.rl.objective import CLOSE, CLOSE_HALF
+from llmkit.rl.objective import CLOSE, CLOSE_HALF, SERVED
 from llmkit.rl.scoring import score
 from llmkit.stages.ahead import BEHAVIOUR, Ahead
 from llmkit.stages.answering import Answering
@@ -120,6 +120,7 @@ class Rolling:
         made = self.made
         close = 0.0 if used else CLOSE_HALF if self.job.types.half else CLOSE
         bounds = {"close": close} | ({"drawn_close": close * (self.version == index)} if self.ahead is not None else {})
+        bounds |= {"served_close": SERVED} if self.rollout.vllm is not None else {}
         each = {name: np.full(len(made.forks), bound, np.float32) for name, bound in bounds.items()}
         made = replace(made, per={**made.per, **each})
         rows = self._part(made, number, *divmod(used, self.rollout.parts))
@@ -158,9 +159,11 @@ class Rolling:
 
     def _taught(self, known: Known) -> Rolled:
         made, behaviour = self.teaching.taught(self.held, known), known.get(BEHAVIOUR)
-        if behaviour is None:
+        if behaviour is not None:
+            return replace(made, each={**made.each, BEHAVIOUR: spread_out(made, behaviour)})
+        if self.rollout.vllm is None or self.rollout.temperature != 1.0:
             return made
-        return replace(made, each={**made.each, BEHAVIOUR: spread_out(made, behaviour)})
+        return replace(made, each={**made.each, BEHAVIOUR: made.each["engine"]})  # a server's law is not the trainer's
 
     def _restore(self, number: int) -> None:
         """The rollout that an interrupted run was in the midst of.

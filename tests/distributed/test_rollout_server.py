@@ -4,6 +4,7 @@ The server is a stand-in: our engine over whatever was last loaded, behind the r
 """
 
 import json
+import math
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +22,7 @@ from llmkit.inference.sampling import Sampling
 from llmkit.models.load import How
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
-from tests.distributed import QUIET, together
+from tests.distributed import QUIET, lines, together
 from tests.distributed.test_rollout_ranks import answers, maker, same
 
 THEIRS = {"stop_token_ids": "stop_ids"}
@@ -33,7 +34,9 @@ KNOWN = ("temperature", "max_tokens", "n", "seed", "stop", "stop_token_ids", "lo
 class Server:
     """A model under its name, and adapters under theirs."""
 
-    def __init__(self, folder, refuse=""):
+    def __init__(self, folder, refuse="", off=0.0):
+        """`off`: what its log-probabilities are beside those of the model."""
+        self.off = off
         self.folder, self.refuse, self.lock = folder, [refuse], threading.Lock()
         self.writers, self.loaded, self.said = {"base": opened(folder)}, [], []
         outer = self
@@ -78,7 +81,7 @@ class Server:
             return 200, {"status": "done"}
         if path != "/v1/completions" or body["model"] not in self.writers:
             return 404, {"error": {"message": f"The model `{body.get('model')}` does not exist."}}
-        return 200, completed(self.writers[body["model"]], body)
+        return 200, completed(self.writers[body["model"]], body, self.off)
 
 
 def opened(folder, weights=None):
@@ -88,13 +91,13 @@ def opened(folder, weights=None):
     return OwnEngine().open(Here(made, most=2048))
 
 
-def completed(writer, body):
+def completed(writer, body, off):
     own = {THEIRS.get(key, key): body[key] for key in KNOWN if key in body}
     own = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
     (made,) = writer.each([Ask(Prompt(tuple(body["prompt"])), Sampling(**own))])
     choices = []
     for index, one in enumerate(made.outputs):
-        ids, logps = list(one.token_ids), [token.sampling_logprob for token in one.logprobs]
+        ids, logps = list(one.token_ids), [token.sampling_logprob + off for token in one.logprobs]
         if one.finish_reason == "stop" and isinstance(one.stop_reason, int):
             ids, logps = [*ids, one.stop_reason], [*logps, -1.0]
         told = {"tokens": [f"token_id:{id}" for id in ids], "token_logprobs": logps}
@@ -149,6 +152,19 @@ def test_a_server_that_takes_no_weights_is_named(tiny, tmp_path):
     with pytest.raises(ModelError, match=r"rollout.vllm: .*404: Not Found.*VLLM_SERVER_DEV_MODE"):
         run(maker(tiny, tmp_path)(tmp_path / "run", adapter="none", rollout=served(server)), console=QUIET)
     assert server.said[-3:] == ["/pause?mode=wait", "/collective_rpc", "/resume"]
+
+
+def test_what_a_server_draws_counts_by_its_own_law(tiny, tmp_path):
+    how = {"rollout": {**served(Server(tiny, off=-0.1)), "reuse": 2}, "loss": {"kind": "dapo", "truncate": 1.1}}
+    made = run(maker(tiny, tmp_path)(tmp_path / "run", **how, steps=2), console=QUIET)
+    pairs = [pair for one in answers(made.folder) for pair in zip(one["old"], one["logps"], strict=True)]
+    ratios = [1.0 if drawn is None else min(math.exp(old - drawn), 1.1) for old, drawn in pairs]
+    for line in lines(made.folder):
+        assert line["importance"] == pytest.approx(sum(ratios) / len(ratios), rel=1e-5)
+    assert lines(made.folder)[0]["engine_gap"] == pytest.approx(0.1, abs=1e-4)
+    server = Server(tiny, off=-1.0)
+    with pytest.raises(ModelError, match=r"^rollout.vllm: the server's log-probabilities are off by 1 in the mean"):
+        run(maker(tiny, tmp_path)(tmp_path / "other", rollout=served(server)), console=QUIET)
 
 
 def test_what_fails_first_is_told_and_nothing_is_left(tiny, tmp_path):
