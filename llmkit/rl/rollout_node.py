@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 from llmkit.core.config import Conflict, config, setting
 from llmkit.inference.node import COOLEST, HOTTEST, OwnEngine, Vllm
@@ -26,7 +25,7 @@ class Rollout:
     parts: int = setting(default=1, least=1)
     """Optimizer steps in which all answers are learned from once: each sees so many of them, by prompts, in an order
     that is drawn anew each time."""
-    asynchronous: Literal[0, 1] = 0
+    asynchronous: int = setting(default=0, least=0, most=1)
     """1: the next answers are drawn while steps learn from these, from the weights as they were when those steps
     began; tokens count by truncated importance weights then (`loss.truncate`)."""
     redraw: int = setting(default=0, least=0)

@@ -42,6 +42,15 @@ def small(name, tiny, sources, out):
         said += [f"stages.grpo.data={{train: {answers}, valid: [], max_length: 96}}", "stages.grpo.steps=2"]
         said += ["stages.grpo.rollout={group: 2, max_tokens: 6}", "stages.grpo.evaluate=null"]
         said += ["stages.grpo.reward=[{kind: length, shape: {kind: at_most, length: 4}}]"]
+    if name == "sft_reward_ppo":
+        data = f"train: {pairs}, valid: {pairs}, max_length: 96"
+        said += [
+            f"stages.reward.data={{{data}}}",
+            "stages.reward.steps=2",
+            "stages.reward.evaluate={every: 2, rows: 4}",
+        ]
+        said += [f"stages.ppo.data={{train: {answers}, valid: [], max_length: 96}}", "stages.ppo.steps=2"]
+        said += ["stages.ppo.rollout={group: 2, max_tokens: 6}", "stages.ppo.evaluate=null"]
     if name == "sft_constitutional_dpo":
         said += ["defaults.generator={kind: engine, cache: {size: 4194304}}"]
         said += [f"defaults.prompts={answers}", "defaults.sampling={temperature: 1.0, max_tokens: 8}"]
@@ -97,7 +106,7 @@ def test_a_pipeline_that_is_done_is_left_alone(sft_dpo, tiny, sources):
     assert {path: path.stat().st_mtime_ns for path in sft_dpo.rglob("*.safetensors")} == before and len(before) >= 3
 
 
-@pytest.mark.parametrize("name", ["sft_grpo", "sft_constitutional_dpo"])
+@pytest.mark.parametrize("name", ["sft_grpo", "sft_constitutional_dpo", "sft_reward_ppo"])
 def test_a_pipeline_runs_from_end_to_end(name, tiny, sources, tmp_path):
     recipe = small(name, tiny, sources, tmp_path / "all")
     run(recipe, console=Console(quiet=True))
@@ -105,9 +114,13 @@ def test_a_pipeline_runs_from_end_to_end(name, tiny, sources, tmp_path):
         assert read_status(Path(node.out))["state"] == "done", stage
     page = (tmp_path / "all/report.html").read_text()
     assert all(f'href="{stage}/report.html"' in page for stage, node in recipe.stages if node.kind != "merge")
-    last = [stage for stage, node in recipe.stages if node.kind in ("policy", "preference")][-1]
+    last = [stage for stage, node in recipe.stages if node.kind in ("policy", "ppo", "preference")][-1]
     assert (tmp_path / "all" / last / "model/adapter_config.json").is_file()
-    if name == "sft_grpo":
+    if name == "sft_reward_ppo":
+        asked = (tmp_path / "all/ppo/rollouts.jsonl").read_text().splitlines()
+        assert all("model" in json.loads(line)["rewards"] for line in asked)
+        assert (tmp_path / "all/ppo/critic").is_dir()
+    elif name == "sft_grpo":
         assert (tmp_path / "all/grpo/rollouts.html").is_file() and steps(tmp_path / "all/grpo")[0]["kl"] < 1e-9
     else:
         rows = (tmp_path / "all/rows/report.html").read_text()

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from llmkit import load_recipe
 from llmkit.core.errors import DataError, RecipeError
 from llmkit.models.node import Int8, NoQuant
 from llmkit.stages import drawing
@@ -50,6 +51,16 @@ def test_weights_are_the_exact_ratios_up_to_the_bound(adapter, tiny, asked, tmp_
     assert bounded
     first = [one for one in rolled if one["rollout"] == 0]
     assert all(one["old"] == one["behaviour"] for one in first)
+
+
+def test_a_recipe_may_ask_for_it(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "{kind: policy, model: m, rollout: {asynchronous: 1}, reward: [{kind: regex, pattern: a}], out: o,\n"
+        "  data: {train: [{kind: jsonl, path: a.jsonl}], max_length: 512}, steps: 2}"
+    )
+    ((_, node),) = load_recipe(str(path)).stages
+    assert node.rollout.asynchronous == 1
 
 
 def test_a_rollout_that_fails_ahead_costs_no_step_that_is_done(tiny, asked, tmp_path, monkeypatch):
