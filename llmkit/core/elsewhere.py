@@ -141,6 +141,17 @@ NAMES: dict[str, tuple[str, str]] = {
     "push_to_hub": ("push", HF),
     "hub_model_id": ("push.repo", ALL),
     "stage": ("kind", FACTORY),
+    "num_generations": ("rollout.group", f"{AXOLOTL} and {TRL}"),
+    "max_completion_length": ("rollout.max_tokens", f"{AXOLOTL} and {TRL}"),
+    "num_iterations": ("rollout.reuse", TRL),
+    "num_ppo_epochs": ("rollout.reuse", TRL),
+    "reward_funcs": ("reward", f"{AXOLOTL} and {TRL}"),
+    "reward_weights": ("reward: [{kind: ..., weight: ...}]", f"{AXOLOTL} and {TRL}"),
+    "reward_model": ("reward: [{kind: model, path: ...}]", FACTORY),
+    "reward_model_path": ("reward: [{kind: model, path: ...}]", TRL),
+    "ref_model": ("reference", f"{FACTORY} and {TRL}"),
+    "pref_beta": ("loss.beta", FACTORY),
+    "pref_loss": ("loss.kind", FACTORY),
 }
 """Their key -> (ours, in a stage; whose it is)."""
 

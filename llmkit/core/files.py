@@ -35,6 +35,15 @@ class Disk:
                     view = view[file.write(view) :]
             os.fsync(file.fileno())
 
+    def overwrite(self, path: Path, data: bytes) -> None:
+        """Other contents of a file that is there, in the room that it has."""
+        with path.open("r+b", buffering=0) as file:
+            written = 0
+            while written < len(data):
+                written += file.write(data[written:])
+            file.truncate()
+            os.fsync(file.fileno())
+
     def make(self, folder: Path) -> None:
         """A new folder."""
         folder.mkdir(parents=True)
@@ -94,6 +103,18 @@ def write_atomic(path: Path, data: bytes, disk: Disk = DISK) -> None:
 def write_json(path: Path, value: Mapping[str, Any], disk: Disk = DISK) -> None:
     """A JSON file, whole or not at all."""
     write_atomic(path, (as_json(value, indent=1) + "\n").encode(), disk)
+
+
+def write_over(path: Path, value: Mapping[str, Any], disk: Disk = DISK) -> None:
+    """A JSON file in the place of the one that is there: it needs no room for two, and a crash may leave half of it.
+
+    Raises:
+        ResourceError: the disk refuses.
+    """
+    try:
+        disk.overwrite(path, (as_json(value, indent=1) + "\n").encode())
+    except OSError as cause:
+        raise refused(cause, "writing", path) from cause
 
 
 def as_json(value: Any, indent: int | None = None) -> str:

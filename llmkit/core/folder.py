@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from llmkit.core.console import Console
 from llmkit.core.errors import LlmkitError, RecipeError, ResourceError
-from llmkit.core.files import DISK, ensure, refused, write_atomic, write_json
+from llmkit.core.files import DISK, ensure, refused, write_atomic, write_json, write_over
 
 NOTES = {"recipe.yaml", "resolved.yaml", "status.json", "run.log", "lint.json", ".trackers.json", ".lock", "ranks"}
 """What a run's folder holds before the run has done anything that is worth keeping."""
@@ -37,7 +37,14 @@ class Claim:
 
     def status(self, state: str, step: int = 0, code: int = 0, why: str = "", **more: Any) -> None:
         """Writes `status.json`: running, done, stopped or failed."""
-        write_json(self.folder / "status.json", {"state": state, "step": step, "exit_code": code, "why": why, **more})
+        path = self.folder / "status.json"
+        said = {"state": state, "step": step, "exit_code": code, "why": why, **more}
+        try:
+            write_json(path, said)
+        except ResourceError:
+            if not path.is_file():
+                raise
+            write_over(path, said)  # where a disk is full, what has failed would be running for ever
 
     def forget(self, notes: Sequence[Path] = ()) -> bool:
         """Takes away what came with the claim, and `notes` in folders that did, if no more than notes came of it."""

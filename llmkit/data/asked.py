@@ -15,7 +15,7 @@ from llmkit.data.prompted import asking_alone
 from llmkit.data.render import Renderer
 from llmkit.data.rows import BadRow, Raw, Row, Unusable, introduced
 from llmkit.data.shapes import READ, shaped, tools_of
-from llmkit.data.usable import Tally, readable
+from llmkit.data.usable import NO_PROMPT, Tally, readable
 
 READ_HERE = (*READ, "tools", "cluster")
 ANSWER: Mapping[str, Any] = {"role": "assistant", "content": "?"}
@@ -68,6 +68,8 @@ def asking(values: Mapping[str, Any], id: int) -> Row:
     """
     prompt = values.get("prompt")
     if prompt is None or values.get("completion") is not None or values.get("messages") is not None:
+        if not any(name in values for name in READ):
+            raise Unusable(NO_PROMPT)
         return shaped(values, id)
     cluster, tools = str(values.get("cluster", id)), tools_of(values.get("tools"))
     if isinstance(prompt, str):

@@ -6,14 +6,13 @@ as text or as messages. Transcripts in one text (hh-rlhf) are read as the conver
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from llmkit.data.dialects import TURN, transcript
 from llmkit.data.messages import ROLES, messages, text
-from llmkit.data.rows import Row, Unusable
+from llmkit.data.rows import Row, Unusable, is_number
 from llmkit.data.shapes import shaped, tools_of
 
 READ = ("prompt", "chosen", "rejected", "completion", "label")
@@ -113,6 +112,6 @@ def _margin(given: Any) -> dict[str, tuple[float, ...]]:
     """By how much the chosen one is better, where the row says it."""
     if given is None:
         return {}
-    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
+    if not is_number(given):
         raise Unusable("margin is not a number")
     return {"margin": (float(given), float(given))}

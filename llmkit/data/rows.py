@@ -17,6 +17,8 @@ MOST_TURNS = 1024
 """Objects in one list of a row: a conversation is rendered once for each of its answers."""
 KEPT = 1 << 16
 """Bytes of an unusable row that are kept."""
+LARGEST = 3.4e38
+"""Figures of rows are held in fp32."""
 
 
 At = Sequence[int]
@@ -129,6 +131,12 @@ def measured(values: Any) -> tuple[int, int, int]:
         else:
             letters += 1
     return letters, deepest, turns
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, finite and not too large to be held; truth values are none."""
+    # integers of JSON have no bound, and those that no float can hold are compared all the same
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def mapped(raw: Raw, columns: Mapping[str, str]) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from llmkit.core.errors import DataError
 from llmkit.data.labelled import CHUNK, UNSEEN, Example, Labelled, Labels, joined
 from llmkit.data.node import Data, Readable
 from llmkit.data.render import Rendered, Renderer
-from llmkit.data.rows import BadRow, Raw, Row, Unusable
+from llmkit.data.rows import BadRow, Raw, Row, Unusable, is_number
 from llmkit.data.usable import Tally, readable
 
 CLASSES = ("wrong", "right")
@@ -173,7 +172,7 @@ class StepReader:
         """
         if value is None:
             return UNSEEN
-        if isinstance(value, bool) or (isinstance(value, int | float) and math.isfinite(value)):
+        if isinstance(value, bool) or is_number(value):
             return int(value >= self.how.threshold)
         raise Unusable("a label is neither true nor false nor a number")
 

@@ -14,17 +14,31 @@ from llmkit.data.rows import BadRow, Raw, Row, Unusable, bounded, introduced, ma
 from llmkit.data.shapes import shaped
 
 COLUMNS = ", and its columns are "
+NO_PROMPT = "no prompt or messages"
+"""Of a row that is to ask something, and need not have an answer."""
 MAPS = {
     "no messages,": "map them: columns: {prompt: ..., completion: ...}",
     "no chosen": "map them: columns: {prompt: ..., chosen: ..., rejected: ...}",
+    NO_PROMPT: "map it: columns: {prompt: ...}",
+    "no prompt: ": "map it: columns: {prompt: ...}",
 }
 """The way out by how a reason begins: rows of other columns than ours."""
+QUESTIONS = ("question", "query", "instruction", "input", "problem")
+"""What others call a prompt."""
 
 
 def _columns(raw: Raw, reason: str) -> str:
     """What there is, where it is not what a row of ours is made of."""
     named = ", ".join(list(map(str, raw.values))[:8])
     return f"{COLUMNS}{named}" if reason.startswith(tuple(MAPS)) and named else ""
+
+
+def _way(first: str) -> str:
+    """The way out by what is told of the first row; a column that is called as prompts often are is named."""
+    told, _, named = first.rpartition(COLUMNS)
+    way = next((way for begin, way in MAPS.items() if f": {begin}" in told), "")
+    asked = next((name for name in QUESTIONS if name in named.split(", ")), "...")
+    return way if "prompt" in named.split(", ") else way.replace("prompt: ...", f"prompt: {asked}")
 
 
 @dataclass
@@ -58,18 +72,23 @@ class Tally:
         if self.data.on_bad_row == "quarantine" and self.aside is not None:
             self.aside(rejected(raw, reason))
 
+    def _files(self, key: str) -> str:
+        """What was read for a key of `data`."""
+        side = key.removeprefix("data.")
+        sources = self.data.sources("valid" if side == "valid" else "train") if side in ("train", "valid") else ()
+        return ", ".join(dict.fromkeys(path for source in sources for path in source.files()))
+
     def check(self, kept: int, least: int, key: str) -> None:
         """Raises: DataError when too many rows are unusable, or too few are left."""
         counts, training = self.counts, key.startswith("data.")
         table = ", ".join(f"{reason} {n}" for reason, n in counts.most_common() if reason != "rows" and n)
         bad = sum(n for reason, n in counts.items() if reason.startswith("unusable"))
         if counts["rows"] == 0:
-            raise DataError("holds no rows", fix="give a file with rows", key=key)
+            raise DataError("holds no rows", fix="give a file with rows", file=self._files(key), key=key)
         if bad > self.data.bad_share * counts["rows"]:
             what = f"{bad} of {counts['rows']} rows cannot be used ({table}; the first is {self.first})"
-            fix = "mend them, or raise data.bad_share" if training else "mend them"
-            fixes = [way for begin, way in MAPS.items() if f": {begin}" in self.first and COLUMNS in self.first]
-            raise DataError(what, fix=(*fixes, fix)[0], key=key)
+            fix = "mend them, or raise data.bad_share" if training and bad < counts["rows"] else "mend them"
+            raise DataError(what, fix=_way(self.first) or fix, key=key)
         if not kept:
             what = f"no row is left to learn from ({table})"
             raise DataError(

@@ -164,12 +164,12 @@ class Steps:
     def sums(self, own: Sums) -> LossSum:
         """The sums of all ranks, after the last micro-batch: the gradients are then those of the loss itself."""
         scaler, whole = self.ways.scaler, self.team.totals(own)
-        extras = {name: (torch.tensor(a), torch.tensor(b)) for name, (a, b) in whole.items() if name}
+        extras = {name: (wide(a), wide(b)) for name, (a, b) in whole.items() if name}
         if scaler:
             extras["loss_scale"] = (torch.tensor(scaler.scale), torch.ones(()))
             self._scale(1 / scaler.scale)
         total, seen = whole.get("", (0.0, 0.0))
-        return LossSum(torch.tensor(total, dtype=torch.float64), torch.tensor(seen, dtype=torch.float64), extras)
+        return LossSum(wide(total), wide(seen), extras)
 
     def assemble(self, model: nn.Module, peers: Peers) -> None:
         """When all is trained and measured: the model's weights are whole on the main rank, as they are exported.
@@ -253,6 +253,11 @@ def autocast(ways: Ways, params: Mapping[str, nn.Parameter]) -> AbstractContextM
     if ways.compute is None:
         return nullcontext()
     return torch.autocast(ways.device or next(iter(params.values())).device.type, dtype=ways.compute)
+
+
+def wide(number: float) -> Tensor:
+    """A sum as wide as it was counted: figures may be of any size."""
+    return torch.tensor(number, dtype=torch.float64)
 
 
 def detached(part: LossSum) -> LossSum:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ def column_of(told: Told, column: str) -> str:
         Unscored: there is no such column, or it holds neither text nor a number.
     """
     value = told["row"].get(column)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    nan = isinstance(value, float) and math.isnan(value)
+    if nan or isinstance(value, bool) or not isinstance(value, str | int | float):
         what = "is empty" if column in told["row"] and value is None else "holds no text and no number"
         there = f"column {column} {what}" if column in told["row"] else f"its row has no column {column}"
         raise Unscored(there, f"give rows with it, or name another column (columns: {', '.join(told['named'])})")

@@ -94,4 +94,13 @@ def _numbers(given: Any, count: int, name: str) -> list[float]:
     for at, one in enumerate(made):
         if one is None or isinstance(one, str | bytes | complex):
             raise Unscored(f"{name} gave {one!r:.40} for completion {at}, no number", fix)
-    return [float(one) for one in made]
+    return [_number(one, at, name, fix) for at, one in enumerate(made)]
+
+
+def _number(one: Any, at: int, name: str, fix: str) -> float:
+    try:
+        return float(one)
+    except OverflowError as cause:
+        raise Unscored(f"{name} gave too large a number for completion {at}", fix) from cause
+    except (TypeError, ValueError) as cause:
+        raise Unscored(f"{name} gave {type(one).__name__} for completion {at}, no number", fix) from cause

@@ -12,7 +12,7 @@ from llmkit.rl.rewards_node import Reward, names
 from llmkit.rl.sample import UNREACHED, Fault, Sample, Score
 
 TOLD = 5
-"""Samples without a score that are told in one go."""
+"""Reasons for no score that are told in one go."""
 
 
 @dataclass(frozen=True)
@@ -78,27 +78,30 @@ def _whole(
 ) -> tuple[float, ...]:
     """The scores with `instead` in the place of faults."""
     made: list[float] = []
-    wrong: list[Problem] = []
-    for index, (one, sample) in enumerate(zip(found, samples, strict=True)):
+    wrong: dict[Fault, list[int]] = {}
+    for index, one in enumerate(found):
         if one is UNREACHED:
             continue
         if isinstance(one, Fault) and instead is not None and not one.certain:
             failed[name] = failed.get(name, 0) + 1
             made.append(instead)
         elif isinstance(one, Fault):
-            wrong.append(_problem(one, index, sample, place))
+            wrong.setdefault(one, []).append(index)
         elif not math.isfinite(one):
             fault = Fault(f"has the score {one}", "let the reward give finite numbers")
-            wrong.append(_problem(fault, index, sample, place))
+            wrong.setdefault(fault, []).append(index)
         else:
             made.append(one)
     if wrong:
-        raise DataError(problems=wrong[:TOLD])
+        told = list(wrong.items())[:TOLD]
+        raise DataError(problems=[_problem(fault, of, samples[of[0]], place) for fault, of in told])
     return tuple(made)
 
 
-def _problem(fault: Fault, index: int, sample: Sample, place: str) -> Problem:
-    what = f"answer {index} (to {sample.begins}): {fault.why}"
+def _problem(fault: Fault, of: Sequence[int], sample: Sample, place: str) -> Problem:
+    """A fault, told of the first of the answers that have it."""
+    others = f" and {len(of) - 1} more" if len(of) > 1 else ""
+    what = f"answer {of[0]} (to {sample.begins}){others}: {fault.why}"
     return Problem(what, fault.fix, sample.file, sample.line, key=place)
 
 

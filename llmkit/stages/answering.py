@@ -28,6 +28,7 @@ class Answering:
 
     def __init__(self, run: Run, node: Draws, asked: Asked, built: Built, drawing: Drawing, bench: Bench) -> None:
         self.run, self.node, self.asked, self.drawing, self.bench = run, node, asked, drawing, bench
+        self.noticed = set[str]()
         self.ends = tuple(ends(built.loaded.model, built.loaded.tokenizer))
         self.words = detokeniser(built.loaded.tokenizer, special=True)
         environment = node.rollout.environment
@@ -63,7 +64,7 @@ class Answering:
     def _judged(self, number: int, turn: int, prompts: Sequence[int]) -> list[Worth]:
         """Answers with their rewards: each rank draws its share of them, the main one judges all."""
         peers, drawn = self.run.peers, self._answers(number, turn, prompts)
-        judged = self._score(prompts, drawn) if self.run.main else None
+        judged = self._score(number, prompts, drawn) if self.run.main else None
         total, each = peers.share(None if judged is None else [judged.total, judged.each])
         made, at = list[Worth](), 0
         for prompt, group in zip(prompts, drawn, strict=True):
@@ -86,9 +87,20 @@ class Answering:
         parts = self.run.peers.gather([[answer.told() for answer in group] for group in own])
         return [[Answer.of(said) for said in parts[at % ranks.world][at // ranks.world]] for at in range(len(prompts))]
 
-    def _score(self, prompts: Sequence[int], drawn: Sequence[Sequence[Answer]]) -> Scores:
+    def _score(self, number: int, prompts: Sequence[int], drawn: Sequence[Sequence[Answer]]) -> Scores:
         with self.run.peers.alone("data"):
-            return score(self.node.reward, samples(self.asked, prompts, drawn), self.bench)
+            made = score(self.node.reward, samples(self.asked, prompts, drawn), self.bench)
+        for name, count in made.failed.items():
+            if count == len(made.total):
+                what = f"reward {name} failed of all {count} answers, which have what its `failed` says"
+                self.notice(name, f"rollout {number}: {what}")
+        return made
+
+    def notice(self, about: str, text: str) -> None:
+        """Said once a run, by the main rank."""
+        if self.run.main and about not in self.noticed:
+            self.noticed.add(about)
+            self.run.console.notice(text)
 
 
 def teaches(worth: Worth) -> bool:

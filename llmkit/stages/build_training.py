@@ -50,6 +50,7 @@ from llmkit.stages.known import known
 from llmkit.stages.levelled import levelled
 from llmkit.stages.lint_table import brief, keep, linted, served
 from llmkit.stages.measured import measured
+from llmkit.stages.progressed import show
 from llmkit.stages.pulse import Pulse
 from llmkit.stages.quarantine import Quarantine
 from llmkit.stages.resume import facts, find, identity, pinned, resume, told
@@ -258,7 +259,7 @@ def _fit(job: Job, built: Built, steps: Steps, start: Progress, attempts: Attemp
             verify=partial(_verify, job, built, steps),
             asked_to_stop=run.stop.asked,
             measure=partial(measure, job.shape, run.device, job.types.half, node.adapter.frozen_base, run.ranks.world),
-            show=partial(_show, job),
+            show=partial(show, job),
             phase=pulse.phase,
             elapsed=run.peers.share,
             alone=run.ranks.world == 1,
@@ -355,17 +356,6 @@ def _save(
     learned = job.loss.state() if isinstance(job.loss, Adaptive) else {}
     keep = Keep(job.node.checkpoint.keep, progress.best_step, first=(metrics.sync, samples.sync))
     saver.save(progress.step, {**steps.state(), **learned}, facts, keep)
-
-
-def _show(job: Job, line: dict[str, Any]) -> None:
-    console = job.run.console
-    if line["event"] == "evaluate":
-        shown = [name for name in ("valid.loss", "valid.accuracy", "valid.f1") if name in line]
-        console.notice(f"step {line['step']}: " + ", ".join(f"{name} {line[name]:.4f}" for name in shown))
-        return
-    gigabytes = line["peak_memory_bytes"] / 2**30
-    figures = f"loss {line['loss']:.4f}, {line['tokens_per_second']:.0f} tokens/s, peak {gigabytes:.2f} GiB"
-    console.step("training", line["step"], job.steps, figures)
 
 
 @contextmanager

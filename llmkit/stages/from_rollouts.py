@@ -38,6 +38,7 @@ class FromRollouts(Training):
     """A stage whose steps draw what they learn from."""
 
     larger_is_better: ClassVar[Mapping[str, bool]] = {"valid.reward": True}
+    shown: ClassVar[tuple[str, ...]] = ("reward", "kl")
     rollout: Rollout = Rollout()
     reward: tuple[Reward, ...]
     """What answers are worth: the weighted sum of these."""

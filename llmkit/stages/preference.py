@@ -45,6 +45,7 @@ class Preference(Training):
         "valid.reward_margin": True,
         "valid.length_controlled_accuracy": True,
     }
+    shown: ClassVar[tuple[str, ...]] = ("accuracy", "reward_margin")
     kind: Literal["preference"] = "preference"
     loss: PreferenceLoss | Kto = Dpo()
     """What is made small, over pairs, or with `kto` over completions that are good or bad each by itself; its kind may
@@ -176,6 +177,10 @@ class Preference(Training):
 
     def around(self, built: Built, train: Prepared, run: Run) -> Built:
         """The policy, with its reference where that runs beside it."""
+        if run.main and isinstance(self.loss, Kto) and len(held := set(self._groups(train).per["label"].tolist())) == 1:
+            label = "true" if held.pop() else "false"
+            what = "kto tells good completions from bad ones, and these are all of one kind"
+            run.console.notice(f"data.train: label is {label} in every row: {what}")
         built = branching(built, self.share_prompts, self.data.max_length)
         return self.reference.beside(self, built, run) if self.loss.needs_reference else built
 

@@ -149,6 +149,9 @@ class Rolling:
         if self.ahead is not None:
             known[BEHAVIOUR] = self.ahead.likely(self.held) if early is None else early.behaviour
         self.made = self._taught(known)
+        if not _differ(self.made):
+            what = "of no prompt is one answer better than another: rewards teach nothing here"
+            self.answering.notice("", f"rollout {number}: {what}")
         begin = self.spans[1]
         for line in told(number, self.version, self.asked, self.held, self.made, known, self.answering.words):
             self.lines.add(line)
@@ -178,6 +181,12 @@ class Rolling:
         more = [] if self.ahead is None else [BEHAVIOUR]
         self.held, known = read(lines, [*self.teaching.names, *more])
         self.made, self.number, self.version = self._taught(known), number, lines[0]["version"]
+
+
+def _differ(made: Rolled) -> bool:
+    """Whether an answer has an advantage, where they are told."""
+    held = made.each.get("advantage", made.per.get("advantage"))
+    return held is None or bool(np.any(held))
 
 
 @contextmanager

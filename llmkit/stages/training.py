@@ -52,6 +52,8 @@ class Training:
         "valid.bits_per_byte": False,
     }
     """What evaluations measure, for `checkpoint.best`."""
+    shown: ClassVar[tuple[str, ...]] = ()
+    """Figures that a progress shows beside the loss."""
     writes: ClassVar[bool] = True
     """Whether what is trained answers prompts, of which evaluations show some."""
     kind: str = ""

@@ -67,6 +67,12 @@ def test_what_asks_nothing_is_counted_and_too_many_are_refused(tmp_path):
     assert short.counts["too long: no room for an answer"] == 1
 
 
+def test_a_prompt_of_another_name_is_asked_for_alone(tmp_path):
+    way = r"no prompt or messages, and its columns are question, solution\); fix: map it: columns: \{prompt: question\}"
+    with pytest.raises(DataError, match=way):
+        read(tmp_path, [{"question": "hello world", "solution": "x"}])
+
+
 def test_completions_lie_behind_their_prompts(tmp_path):
     asked = read(tmp_path, [{"prompt": "one"}, {"prompt": "two three"}])
     made = rolled(asked, [1, 0], [[(5, 6), (7,)], [(8, 9, 2)]], [[[1.0, 1.0], [0.0]], [[1.0, 1.0, 1.0]]], [2.0, 1.0])

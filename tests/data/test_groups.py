@@ -122,6 +122,32 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("margin", [10**400, 1e39, float("nan"), True])
+def test_a_margin_that_no_float_holds_is_a_fault_of_its_row(tmp_path, margin):
+    with pytest.raises(DataError, match=r"rows.jsonl:1: margin is not a number"):
+        read(tmp_path, BAD["margin is not a number"] | {"margin": margin}, bad_share=0.0)
+
+
+def test_where_every_row_is_bad_nothing_is_raised(tmp_path):
+    row = BAD["chosen is null"]
+    with pytest.raises(DataError, match=r"2 of 2 rows .*; fix: mend them$"):
+        read(tmp_path, row, row, bad_share=0.05)
+    with pytest.raises(DataError, match=r"1 of 2 rows .*; fix: mend them, or raise data.bad_share$"):
+        read(tmp_path, row, FORMATS["messages"], bad_share=0.05)
+
+
+def test_a_prompt_of_another_name_is_asked_for_by_ours(tmp_path):
+    row = {"question": "the lazy dog", "chosen": " hello", "rejected": " world"}
+    named = r"its columns are question, chosen, rejected\); fix: map it: columns: \{prompt: question\}"
+    with pytest.raises(DataError, match=named):
+        read(tmp_path, row, row, bad_share=0.05)
+
+
+def test_a_file_without_rows_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"rows.jsonl: data.train: holds no rows"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("reason", BAD)
 def test_what_cannot_be_used_is_counted_by_its_reason(tmp_path, reason):
     made = read(tmp_path, BAD[reason], FORMATS["messages"])
@@ -177,7 +203,7 @@ def test_a_step_that_is_not_filled_names_the_key_that_says_how_large_it_is(tmp_p
 def test_columns_of_other_names_are_mapped_and_asked_for_by_ours(tmp_path):
     theirs = {"question": "the lazy dog", "good": " hello", "bad": " world", "by": 2.0}
     with pytest.raises(
-        DataError, match=r"question, good, bad, by\); fix: map them: columns: \{prompt: ..., chosen: ..."
+        DataError, match=r"question, good, bad, by\); fix: map them: columns: \{prompt: question, chosen: ..."
     ):
         read(tmp_path, *[theirs] * 4, bad_share=0.05)
     names = {"prompt": "question", "chosen": "good", "rejected": "bad", "margin": "by"}

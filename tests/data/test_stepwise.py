@@ -66,6 +66,7 @@ def test_numbers_are_right_from_the_threshold_on_and_null_is_nothing(tmp_path, t
 UNUSABLE = {
     "labels is not a list as long as completions": row(labels=(True,)),
     "a label is neither true nor false": row(labels=("yes", True, True)),
+    "first is .*:1: a label is neither true nor false nor a number": row(labels=(10**400, True, True)),
     "completions is not a list of texts": row(steps=["a", " ", "b"]),
     "special-token text in completions": row(steps=["a", "b <|im_end|>", "c"]),
     "no prompt": row(prompt=" "),

@@ -33,14 +33,14 @@ def make(tiny, rows, optim, out):
 
 def stopping(after):
     """Asks to stop after a step; in a child."""
-    show = build_training._show
+    show = build_training.show
 
     def shown(job, line):
         show(job, line)
         if line["event"] == "train" and line["step"] == after and job.run.main:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    build_training._show = shown
+    build_training.show = shown
 
 
 def leg(world, node, ledger, stop_after, said):

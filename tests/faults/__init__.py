@@ -51,7 +51,7 @@ def killed_after(step, work):
     """Does `work`, and dies in the step after `step`, which is one with a checkpoint: it is published by then."""
     from llmkit.stages import build_training
 
-    show, saver, made = build_training._show, build_training._saver, []
+    show, saver, made = build_training.show, build_training._saver, []
 
     def noted(job):
         made.append(saver(job))
@@ -64,7 +64,7 @@ def killed_after(step, work):
                 made[-1].pending.all.exception()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    build_training._show, build_training._saver = shown, noted
+    build_training.show, build_training._saver = shown, noted
     work()
 
 

@@ -228,10 +228,11 @@ def test_their_kinds_are_answered_with_ours(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_they_are_answered_with_is_a_key(name):
-    from llmkit import Sft
+    from llmkit import Preference, Sft
+    from llmkit.stages.policy import Policy
 
     path = NAMES[name][0].split("=")[0].split(" ")[0].rstrip(":,")
-    places = [Sft]
+    places = [Sft, Policy, Preference]
     for part in () if path == "take" else path.split("."):
         found = [hints(place)[part] for place in places if part in hints(place)]
         assert found, f"{part} of {path}"

@@ -135,7 +135,7 @@ def test_a_judge_that_says_neither_is_an_error_that_shows_what_it_said():
         judged(mute, Judge(generator=ENDPOINT), two)
     first = str(caught.value).splitlines()[0]
     assert first.startswith(
-        "rows.jsonl:1: reward (judge): answer 0 (to 'how many?'): the judge gave no verdict, but 'I wo"
+        "rows.jsonl:1: reward (judge): answer 0 (to 'how many?') and 1 more: the judge gave no verdict"
     )
     found = judged(mute, Judge(generator=ENDPOINT, failed=0.25), two)
     assert found.total == (0.25, 0.25) and found.failed == {"judge": 2}

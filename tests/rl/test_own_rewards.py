@@ -100,12 +100,14 @@ def test_what_a_function_prints_or_reads_is_on_no_channel_of_ours(own):
     [
         (
             "raise KeyError('no')",
-            r"rows.jsonl:1: reward \(python\): answer 0 \(to 'how many\?'\): KeyError: 'no' \(.*my.py:2\)",
+            r"rows.jsonl:1: reward \(python\): answer 0 \(to 'how many\?'\) and 1 more: KeyError: 'no' \(.*my.py:2\)",
         ),
         ("return [1]", "score gave 1 scores for 2 completions; fix: return a list of one number for each"),
         ("return 3", "score gave int, no list of numbers"),
         ("return ['1', 2]", "score gave '1' for completion 0, no number"),
         ("return [1, None]", "score gave None for completion 1, no number"),
+        ("return [1, 10**5000]", "score gave too large a number for completion 1; fix: return a list of one number"),
+        ("return [1, {}]", "score gave dict for completion 1, no number"),
         ("return [1, float('nan')]", "rows.jsonl:2: .*answer 1 .*: has the score nan"),
         ("import sys; sys.exit(0)", "SystemExit: 0"),
         ("import os; os._exit(7)", r"answer 0 .*: ended its process \(status 7\)"),
@@ -190,3 +192,10 @@ def running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
+
+
+def test_one_fault_of_a_whole_call_is_told_once(own):
+    with pytest.raises(DataError) as caught:
+        own("def score(completions):\n    raise ValueError('no')\n", TWO)
+    (problem,) = caught.value.problems
+    assert problem.line == 1 and "answer 0 (to 'how many?') and 1 more: ValueError: no" in problem.what

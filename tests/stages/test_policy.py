@@ -86,6 +86,19 @@ def test_a_run_leaves_its_rollouts_and_figures(tiny, asked, tmp_path):
         assert len(one["reference"]) == len(one["ids"])
 
 
+def test_it_is_said_where_rewards_teach_nothing_and_progress_has_the_reward(tiny, asked, tmp_path, capsys):
+    own = tmp_path / "own.py"
+    own.write_text("def score(completions):\n    raise ValueError('no')\n")
+    reward = [{"kind": "python", "ref": f"{own}:score", "failed": 1e38, "weight": 3.0}]
+    node = policy(tiny, asked, tmp_path / "run", reward=reward, steps=2)
+    artifact = run(node, console=Console(), grants=Grants(python=True))
+    said = "".join(capsys.readouterr())
+    assert said.count("rollout 0: reward python failed of all 12 answers, which have what its `failed` says") == 1
+    assert said.count("of no prompt is one answer better than another") == 1 and "rollout 1" not in said
+    assert ", reward 3e+38, " in said
+    assert steps_of(artifact.folder)[0]["reward"] == pytest.approx(3e38)
+
+
 def test_it_learns_what_it_is_paid_for(tiny, asked, tmp_path):
     data = {"train": [{"kind": "jsonl", "path": str(asked)}], "max_length": 48}
     data["valid"] = [{"kind": "jsonl", "path": str(asked), "take": 4}]
@@ -114,7 +127,7 @@ def test_going_on_in_the_middle_is_exact(case, tiny, asked, tmp_path, monkeypatc
 
     more = {"steps": 5, "checkpoint": {"every": 3}, **CASES[case]}
     whole, part = (policy(tiny, asked, tmp_path / name, **more) for name in ("whole", "part"))
-    whole, show = go(whole), build_training._show
+    whole, show = go(whole), build_training.show
 
     def interrupted(job, line):
         show(job, line)
@@ -122,7 +135,7 @@ def test_going_on_in_the_middle_is_exact(case, tiny, asked, tmp_path, monkeypatc
             raise RuntimeError("the machine is gone")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(build_training, "_show", interrupted)
+        patch.setattr(build_training, "show", interrupted)
         go(part)
     assert len(steps_of(tmp_path / "part")) == 4
     again = go(part)
@@ -140,7 +153,7 @@ def cut_short(tiny, asked, tmp_path, monkeypatch):
     """Runs to a checkpoint after one step, and ends there."""
     from llmkit.stages import build_training
 
-    show = build_training._show
+    show = build_training.show
 
     def interrupted(job, line):
         show(job, line)
@@ -149,7 +162,7 @@ def cut_short(tiny, asked, tmp_path, monkeypatch):
 
     def started(node, **more):
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the machine"):
-            patch.setattr(build_training, "_show", interrupted)
+            patch.setattr(build_training, "show", interrupted)
             go(node, **more)
 
     return started

@@ -111,7 +111,7 @@ def test_going_on_is_exact(case, every, tiny, asked, tmp_path, monkeypatch):
 
     more = {"steps": 6, "checkpoint": {"every": every}, **CASES[case]}
     whole, part = (ppo(tiny, asked, tmp_path / name, **more) for name in ("whole", "part"))
-    whole, show = go(whole), build_training._show
+    whole, show = go(whole), build_training.show
 
     def interrupted(job, line):
         show(job, line)
@@ -119,7 +119,7 @@ def test_going_on_is_exact(case, every, tiny, asked, tmp_path, monkeypatch):
             raise RuntimeError("the machine is gone")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(build_training, "_show", interrupted)
+        patch.setattr(build_training, "show", interrupted)
         go(part)
     again = go(part)
     assert lines_of(again.folder) == lines_of(whole.folder)

@@ -137,7 +137,7 @@ def test_a_run_that_called_tools_goes_on_to_the_bit(whole, recipe, monkeypatch):
     """From the midst of a rollout, whose conversations are read again."""
     from llmkit.stages import build_training
 
-    show = build_training._show
+    show = build_training.show
 
     def interrupted(job, line):
         show(job, line)
@@ -145,7 +145,7 @@ def test_a_run_that_called_tools_goes_on_to_the_bit(whole, recipe, monkeypatch):
             raise RuntimeError("the machine is gone")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the machine"):
-        patch.setattr(build_training, "_show", interrupted)
+        patch.setattr(build_training, "show", interrupted)
         go(recipe("part"))
     again = go(recipe("part"))
     for name in ("metrics.jsonl", "rollouts.jsonl"):

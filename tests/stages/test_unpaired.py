@@ -1,6 +1,7 @@
 """Whole KTO stages on a tiny model: they learn, and neither micro-batches nor a stop change what a step does."""
 
 import json
+import re
 import signal
 
 import numpy as np
@@ -54,6 +55,17 @@ def trained(folder):
 @pytest.fixture(scope="module")
 def done(tiny, labelled, tmp_path_factory):
     return go(kto(tiny, labelled, tmp_path_factory.mktemp("kto") / "run"))
+
+
+def test_rows_of_one_label_are_told(tiny, labelled, tmp_path, capsys):
+    alike = tmp_path / "rows.jsonl"
+    alike.write_text("".join(line + "\n" for line in labelled.read_text().splitlines() if '"label": true' in line))
+    source = [{"kind": "jsonl", "path": str(alike)}]
+    more = {"data": {"train": source, "max_length": 48}, "steps": 1, "evaluate": {}}
+    run(kto(tiny, alike, tmp_path / "run", **more))
+    said = capsys.readouterr().err
+    assert "data.train: label is true in every row: kto tells good" in said
+    assert re.search(r"training 1/1 loss -?[\d.]+, accuracy [\d.]+, \d+ tokens/s", said)
 
 
 def test_a_last_step_of_one_row_has_no_baseline(tiny, labelled, tmp_path):
