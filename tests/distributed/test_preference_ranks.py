@@ -92,6 +92,6 @@ def test_the_baseline_of_kto_is_that_of_all_ranks(parallel, tiny, tmp_path):
     equal(several, alone)
     ours, theirs = (lines(one, "train") for one in (several, alone))
     assert [x["baseline"] for x in ours] == pytest.approx([x["baseline"] for x in theirs], rel=1e-3, abs=1e-6)
-    assert theirs[-1]["baseline"] > 1e-3
+    assert max(x["baseline"] for x in theirs) > 1e-3 and theirs[-1]["baseline"] == 0.0  # of one row there is none
     for mine, other in zip(lines(several, "evaluate"), lines(alone, "evaluate"), strict=True):
         assert mine["valid.loss"] == pytest.approx(other["valid.loss"], rel=1e-5)
