@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmkit.core.types import Batch, Needs, Valued
+from llmkit.core.types import Batch, Needs, Scores, Valued
 from llmkit.models.heads import Headed, Scored
 
 
@@ -54,7 +54,11 @@ class Criticised(Scored):
         """What the policy says, and where it is asked for what the critic says."""
         hidden = self.hidden(batch)
         scores = self.read(hidden, batch, needs)
-        return Valued(scores, self.critic(batch, hidden)) if needs.values else scores  # type: ignore[arg-type]
+        if not needs.values:
+            return scores
+        if isinstance(scores, Scores):
+            raise TypeError("values stand beside the log-probabilities of what was drawn")
+        return Valued(scores, self.critic(batch, hidden))
 
 
 def twin(model: nn.Module) -> Any:

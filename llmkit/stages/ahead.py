@@ -16,6 +16,7 @@ from llmkit.core.errors import DataError
 from llmkit.core.files import as_json
 from llmkit.core.metrics import Lines
 from llmkit.data.asked import Asked
+from llmkit.data.rolled import Rolled
 from llmkit.stages.answering import Answering
 from llmkit.stages.likelihoods import Likelihoods
 from llmkit.stages.worth import Worth, bare, read, told
@@ -101,7 +102,7 @@ class Ahead:
 
     def likely(self, held: Sequence[Worth]) -> list[list[float]]:
         """How likely the engine's copy finds the tokens of these answers."""
-        return self.likelihoods.policy(bare(self.asked, held, False, lambda completions, _: float(completions)))
+        return self.likelihoods.policy(self._bare(held))
 
     def close(self) -> None:
         """Waits for what is being drawn."""
@@ -116,11 +117,14 @@ class Ahead:
             self.lines.add(line)
         self.ends[flight.number] = self.lines.size()
 
+    def _bare(self, held: Sequence[Worth]) -> Rolled:
+        return bare(self.asked, held, False, lambda completions, _: float(completions))
+
     def _told(self, number: int, version: int, prompts: list[int]) -> list[dict[str, Any]]:
         """In the thread: the lines, as they would be read."""
         torch.set_num_threads(self.threads)  # which each thread has of its own
         held = self.answering.drawing.over(lambda: self.answering.drawn(number, prompts))
-        known: Mapping[str, Any] = {BEHAVIOUR: self.likely(held)}
-        plain = bare(self.asked, held, False, lambda completions, _: float(completions))
+        plain = self._bare(held)
+        known = {BEHAVIOUR: self.likelihoods.policy(plain)}
         lines = told(number, version, self.asked, held, plain, known, self.answering.words)
         return [json.loads(as_json(line)) for line in lines]

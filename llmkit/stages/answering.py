@@ -19,14 +19,17 @@ from llmkit.rl.bench import Bench
 from llmkit.rl.conversation import Speech
 from llmkit.rl.rollout import Answer, converse, draw, samples, seeds
 from llmkit.rl.scoring import Scores, score
-from llmkit.stages.drawing import Drawing, Draws
+from llmkit.stages.drawing import Drawing
+from llmkit.stages.from_rollouts import FromRollouts
 from llmkit.stages.worth import Worth
 
 
 class Answering:
     """What draws and judges. What is drawn follows from the number of the rollout, the prompts and the weights."""
 
-    def __init__(self, run: Run, node: Draws, asked: Asked, built: Built, drawing: Drawing, bench: Bench) -> None:
+    def __init__(
+        self, run: Run, node: FromRollouts, asked: Asked, built: Built, drawing: Drawing, bench: Bench
+    ) -> None:
         self.run, self.node, self.asked, self.drawing, self.bench = run, node, asked, drawing, bench
         self.noticed = set[str]()
         self.ends = tuple(ends(built.loaded.model, built.loaded.tokenizer))

@@ -3,57 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from llmkit.build.held import Here
 from llmkit.build.training import Built, build, headed, how
 from llmkit.core.errors import ModelError, RecipeError
-from llmkit.data.node import Data
 from llmkit.evals.run import Subject, at_rest
 from llmkit.inference.engined import EngineWriter
 from llmkit.models.quiet import quiet
 from llmkit.parallel.chunks import Route
 from llmkit.parallel.steps import Steps
-from llmkit.rl.rewards_node import Reward
-from llmkit.rl.rollout_node import Rollout
 from llmkit.rl.sync import Copied, Drawn, Feeding, Versioned, shared
+from llmkit.stages.from_rollouts import FromRollouts
 from llmkit.stages.job import Job
 from llmkit.stages.measured import subject
 from llmkit.stages.published import published
 
 T = TypeVar("T")
-
-
-class Draws(Protocol):
-    """What is read of a stage whose model answers prompts."""
-
-    @property
-    def rollout(self) -> Rollout:
-        """How it answers."""
-        ...
-
-    @property
-    def reward(self) -> Sequence[Reward]:
-        """What answers are worth."""
-        ...
-
-    @property
-    def data(self) -> Data:
-        """Of which the longest row is read."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """Of the run."""
-        ...
-
-    @property
-    def row_tokens(self) -> int:
-        """Tokens of a packed row, at most."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -78,7 +47,7 @@ class Drawing:
 
 
 @contextmanager
-def drawing(job: Job, node: Draws, built: Built, steps: Steps) -> Iterator[Drawing]:
+def drawing(job: Job, node: FromRollouts, built: Built, steps: Steps) -> Iterator[Drawing]:
     """The engine of a policy stage.
 
     Raises:
@@ -90,12 +59,12 @@ def drawing(job: Job, node: Draws, built: Built, steps: Steps) -> Iterator[Drawi
         return
     _check(job, built, bool(node.rollout.asynchronous))
     world = job.run.ranks.world
-    drawn = job.node.draws(world)
+    drawn = node.draws(world)
     if drawn is None:
         raise TypeError("the stage draws no answers")
     most = drawn.room(world)
     here, feeding, own = Here(built.loaded, built.model, most=most), cast(Feeding, shared), None
-    if node.rollout.asynchronous or not job.node.parallel.at_hand(world):
+    if node.rollout.asynchronous or not node.parallel.at_hand(world):
         own, feeding = _copied(job, built, steps)
         here = Here(own.loaded, own.model, most=most)
     writer = node.rollout.engine.open(here)

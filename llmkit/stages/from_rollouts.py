@@ -38,6 +38,8 @@ class FromRollouts(Training):
     """A stage whose steps draw what they learn from."""
 
     larger_is_better: ClassVar[Mapping[str, bool]] = {"valid.reward": True}
+    price_key: ClassVar[str]
+    """The key of what a divergence from the reference costs."""
     shown: ClassVar[tuple[str, ...]] = ("reward", "kl")
     rollout: Rollout = Rollout()
     reward: tuple[Reward, ...]
@@ -60,11 +62,6 @@ class FromRollouts(Training):
             what = f"{self.batch.examples} prompts are no {self.rollout.parts} parts"
             yield Conflict("rollout.parts", what, "lower it, or raise batch.prompts", "batch.prompts")
         yield from limits(self)
-
-    @property
-    def price_key(self) -> str:
-        """The key of what a divergence from the reference costs."""
-        raise NotImplementedError
 
     @property
     def priced(self) -> bool:
@@ -111,6 +108,11 @@ class FromRollouts(Training):
             self.passes,
             self._copied(world),
         )
+
+    @property
+    def below(self) -> bool:
+        """Whether the reference is what lies below the policy's adapter."""
+        return self.priced and not self.reference.held()
 
     @property
     def passes(self) -> int:

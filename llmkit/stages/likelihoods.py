@@ -20,20 +20,25 @@ from llmkit.data.rolled import Rolled
 from llmkit.evals.run import Subject
 from llmkit.models.heads import Scored
 from llmkit.models.referred import resting, without_adapter
-from llmkit.stages.drawing import Draws
+from llmkit.parallel.steps import PLAIN, Steps
+from llmkit.stages.from_rollouts import FromRollouts
 from llmkit.stages.job import Job
+from llmkit.stages.measured import subject
+from llmkit.stages.reference import Second
+from llmkit.stages.referring import loaded
 
 
 class Likelihoods:
     """Of each completion's tokens a figure each, by a forward; 0 where they have no weight."""
 
-    def __init__(self, job: Job, node: Draws, built: Built, subject: Subject, reference: Any, needs: Needs) -> None:
-        """`reference`: a second model that the policy is compared with; without one, what is below its adapter.
-        `needs`: what the stage's loss reads of the head, so that the policy goes the way that it will go in training.
+    def __init__(self, job: Job, built: Built, subject: Subject, reference: Any = None) -> None:
+        """`reference`: a second model that the policy is compared with; without one, what is below its adapter. The
+        policy is asked for what the stage's loss reads of the head, so that it goes the way that it will in training.
         """
+        needs: Needs = getattr(job.loss, "needs", PLAIN)
         if not isinstance(built.scored, Scored):
             raise TypeError("a policy is a language model")
-        self.job, self.node, self.support, self.subject = job, node, built.loaded.support, subject
+        self.job, self.support, self.subject = job, built.loaded.support, subject
         self.model, self.second = built.model, reference
         self.needs, self.plain = needs, Needs(by_weight=False, temperature=needs.temperature)
 
@@ -82,6 +87,14 @@ class Likelihoods:
         rows, size = range(len(made)), node.row_tokens
         make = partial(micro_batches, made, rows, packing, size, job.choice.rows, self.support.packed)
         yield from make(job.run.device, share.index, share.count, self.support.tree)
+
+
+def likelihoods(job: Job, node: FromRollouts, built: Built, steps: Steps) -> Likelihoods:
+    """Of a stage's policy and of what it is not to leave, which is loaded where it is another model."""
+    second = None
+    if node.priced and isinstance(node.reference, Second):
+        second = loaded(node, node.reference.path or node.model, job.run)
+    return Likelihoods(job, built, subject(job, built, steps), second)
 
 
 def logps_of(scores: Tensor | Entropic) -> Tensor:

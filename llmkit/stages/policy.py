@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llmkit.core.config import Conflict, config
 from llmkit.losses.policy_node import Grpo, PolicyLoss
@@ -23,6 +23,7 @@ class Policy(FromRollouts):
     """Reinforcement learning from groups of the model's own answers: rows hold a `prompt` (text or messages) or a
     conversation whose last answer is left out; their other columns are told to the rewards."""
 
+    price_key: ClassVar[str] = "loss.beta"
     kind: Literal["policy"] = "policy"
     loss: PolicyLoss = Grpo()
     """What is made small, over completions with advantages."""
@@ -36,11 +37,6 @@ class Policy(FromRollouts):
             yield Conflict("rollout.group", what, "draw 2 or more, or set loss.advantage=batch", "loss.advantage")
 
     @property
-    def price_key(self) -> str:
-        """The key of what a divergence from the reference costs."""
-        return "loss.beta"
-
-    @property
     def priced(self) -> bool:
         """Whether it costs anything."""
         return self.loss.beta > 0
@@ -49,9 +45,12 @@ class Policy(FromRollouts):
     def passes(self) -> int:
         """By the policy itself, and below its adapter, where ratios and divergences ask for them; of answers that are
         drawn ahead by the weights that drew too."""
-        loss, below = self.loss, self.priced and not self.reference.held()
-        old = self.rollout.steps > 1 or (self.priced and loss.penalty == "reward")
-        return int(old) + int(below) + self.rollout.asynchronous
+        return int(self.asks_old) + int(self.below) + self.rollout.asynchronous
+
+    @property
+    def asks_old(self) -> bool:
+        """Whether a step has to know what the policy said before it: later steps do, and a price within the reward."""
+        return self.rollout.steps > 1 or (self.priced and self.loss.penalty == "reward")
 
     def feeding(self, job: Job, built: Built, steps: Steps) -> AbstractContextManager[Feed]:
         """Rollouts."""

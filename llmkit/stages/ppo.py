@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llmkit.core.config import Conflict, config
 from llmkit.losses.ppo_node import AdaptiveKl, FixedKl, KlControl, PpoLoss
@@ -31,6 +31,7 @@ class Ppo(FromRollouts):
     """Proximal policy optimisation (arXiv:1707.06347) from the model's own answers, with a critic: rows hold a `prompt`
     (text or messages) or a conversation whose last answer is left out; their other columns are told to the rewards."""
 
+    price_key: ClassVar[str] = "kl.beta"
     kind: Literal["ppo"] = "ppo"
     critic: CriticNode = Shared()
     """What values the states between tokens."""
@@ -60,11 +61,6 @@ class Ppo(FromRollouts):
                 yield Conflict(f"rollout.{key}", what, f"drop rollout.{key}, or use kind: policy", "kind")
 
     @property
-    def price_key(self) -> str:
-        """The key of what a divergence from the reference costs."""
-        return "kl.beta"
-
-    @property
     def priced(self) -> bool:
         """Whether it costs anything."""
         return self.kl.beta > 0
@@ -76,8 +72,7 @@ class Ppo(FromRollouts):
     @property
     def passes(self) -> int:
         """By policy and critic, and below the policy's adapter, where a divergence costs anything."""
-        below = self.priced and not self.reference.held()
-        return 1 + int(below) + (self.trunks - 1) * (not self.critic.held())
+        return 1 + int(self.below) + (self.trunks - 1) * (not self.critic.held())
 
     @property
     def trunks(self) -> int:

@@ -23,14 +23,15 @@ from llmkit.data.asked import Asked
 from llmkit.data.feed import Drawn, Feed
 from llmkit.data.order import keyed
 from llmkit.data.rolled import Rolled, spread_out
-from llmkit.parallel.steps import PLAIN, Steps
+from llmkit.parallel.steps import Steps
 from llmkit.rl.objective import CLOSE, CLOSE_HALF, SERVED
 from llmkit.rl.scoring import score
 from llmkit.stages.ahead import BEHAVIOUR, Ahead
 from llmkit.stages.answering import Answering
-from llmkit.stages.drawing import Draws, drawing
+from llmkit.stages.drawing import drawing
+from llmkit.stages.from_rollouts import FromRollouts
 from llmkit.stages.job import Job
-from llmkit.stages.likelihoods import Likelihoods
+from llmkit.stages.likelihoods import Likelihoods, likelihoods
 from llmkit.stages.worth import Known, Worth, read, told
 
 
@@ -190,9 +191,11 @@ def _differ(made: Rolled) -> bool:
 
 
 @contextmanager
-def rolling(job: Job, node: Draws, built: Built, steps: Steps, teach: Callable[[], Teaching]) -> Iterator[Feed]:
-    """The feed of a stage that learns from its own answers; what it holds open is closed behind it. What `teach` loads
-    is there before the engine takes memory.
+def rolling(
+    job: Job, node: FromRollouts, built: Built, steps: Steps, teach: Callable[[Asked, Likelihoods], Teaching]
+) -> Iterator[Feed]:
+    """The feed of a stage that learns from its own answers; what it holds open is closed behind it. A reference is
+    there before the engine takes memory.
 
     Raises:
         ModelError, RecipeError: the engine cannot draw from what is trained, or a reward lacks something.
@@ -200,16 +203,15 @@ def rolling(job: Job, node: Draws, built: Built, steps: Steps, teach: Callable[[
     if not isinstance(job.train, Asked):
         raise TypeError("rollouts are of prompts")
     with ExitStack() as stack:
-        bench = job.bench
         if job.run.main:
-            score(node.reward, [], bench)  # what is missing is told now
-        teaching = teach()
+            score(node.reward, [], job.bench)  # what is missing is told now
+        teaching = teach(job.train, likelihoods(job, node, built, steps))
         drawn = stack.enter_context(drawing(job, node, built, steps))
-        answering, ahead = Answering(job.run, node, job.train, built, drawn, bench), None
+        answering, ahead = Answering(job.run, node, job.train, built, drawn, job.bench), None
         if drawn.copy is not None and node.rollout.asynchronous:
             seen = replace(drawn.subject, scored=drawn.copy.scored, model=drawn.copy.model)
-            likelihoods = Likelihoods(job, node, drawn.copy, seen, None, getattr(job.loss, "needs", PLAIN))
+            behaviour = Likelihoods(job, drawn.copy, seen)
             last = -(-job.steps // node.rollout.steps) - 1
-            ahead = Ahead(answering, job.train, likelihoods, job.run.scratch / "rollouts.ahead.jsonl", last)
+            ahead = Ahead(answering, job.train, behaviour, job.run.scratch / "rollouts.ahead.jsonl", last)
             stack.callback(ahead.close)
         yield Rolling(job, job.train, answering, teaching, ahead)

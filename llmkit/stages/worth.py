@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from llmkit.data.asked import Asked
-from llmkit.data.rolled import Rolled, rolled
+from llmkit.data.rolled import Rolled, figures, rolled, spread_out
 from llmkit.inference.detokenise import Detokeniser
+from llmkit.rl.learned import Learned
 from llmkit.rl.rollout import Answer
 
 Known = Mapping[str, list[list[float]] | None]
@@ -52,6 +55,20 @@ def figured(held: Sequence[Worth], calls: bool) -> dict[str, list[float]]:
     for name in held[0].each:
         made[f"reward.{name}"] = [x for worth in held for x in worth.each[name]]
     return made
+
+
+def weights_of(made: Rolled) -> list[list[float]]:
+    """Of each answer the weights of its tokens."""
+    return [made.weights[a:b].tolist() for i in range(len(made)) for a, b in made.completions(i)]
+
+
+def lessons(made: Rolled, held: Sequence[Worth], lesson: Learned, known: Known, calls: bool) -> Rolled:
+    """The answers as examples with what they teach, with what models say of their tokens (`known`, and the engine that
+    drew them) and with their figures; `calls`: with those of tools."""
+    engine = [[np.nan if x is None else x for x in answer.logps] for worth in held for answer in worth.answers]
+    each = {**lesson.each, "engine": engine, **{name: own for name, own in known.items() if own is not None}}
+    per = {**lesson.per, **figured(held, calls)}
+    return replace(made, per=figures(per), each={name: spread_out(made, own) for name, own in each.items()})
 
 
 def told(
