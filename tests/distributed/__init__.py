@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -150,3 +151,33 @@ def equal(folder, other, tol=1e-5):
         gap = (ours[name] - tensor).abs().max()
         assert gap <= tol * tensor.abs().max(), f"{name}: {gap / tensor.abs().max():.2e}"
     return torch.cat([t.flatten() for t in ours.values()])
+
+
+def the_same_steps(kind, tiny, place, names, own):
+    """Sees to it that two ranks draw the answers of one process, and that their steps are alike in these figures."""
+    path = place / "asked.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"question {i} of the model"}) + "\n" for i in range(8)))
+
+    def make(out, **more):
+        return kind(
+            model=str(tiny),
+            data={"train": [{"kind": "jsonl", "path": str(path)}], "max_length": 48},
+            reward=[{"kind": "length", "shape": {"kind": "target", "length": 4, "slack": 24}, "unit": "characters"}],
+            batch={"prompts": 3},
+            micro_batch=1,
+            steps=4,
+            optim={"kind": "sgd", "lr": 1e-2},
+            schedule={"kind": "constant"},
+            out=str(out),
+            **own,
+            **more,
+        )
+
+    one, two = (trained(world, make, place, f"ranks-{world}", 240.0) for world in (1, 2))
+    answers = [
+        [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()] for folder in (one, two)
+    ]
+    assert [line["ids"] for line in answers[0]] == [line["ids"] for line in answers[1]]
+    for mine, theirs in zip(lines(one), lines(two), strict=True):
+        for name in names:
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-5, abs=1e-6), name

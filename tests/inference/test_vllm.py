@@ -15,14 +15,12 @@ from transformers import LlamaForCausalLM
 
 from llmkit.build.held import Here
 from llmkit.core.errors import ModelError, RecipeError, ResourceError
-from llmkit.inference.endpoint import Manners
 from llmkit.inference.grammar import Choice, JsonObject, JsonSchema, Lark, Regex
 from llmkit.inference.node import Vllm
 from llmkit.inference.request import Ask, Completion, Prompt, RequestError
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.vllm_served import body
 from llmkit.inference.vllm_start import command, settings
-from llmkit.inference.vllm_weights import VllmWeights
 from llmkit.inference.vllm_words import NAMES, said
 from llmkit.inference.writer import Files
 from llmkit.models.load import Loaded
@@ -233,18 +231,6 @@ def test_by_url_the_end_of_its_own_is_a_reason_where_it_was_named(endpoint: Any)
     for sampling, reason in ((Sampling(stop_ids=(2, 4)), 2), (Sampling(stop_ids=(4,)), None)):
         (made,) = served(to).each([Ask(Prompt((5, 6)), sampling)])
         assert (made.outputs[0].stop_reason, made.token_ids) == (reason, (7, 8))
-
-
-def test_routes_that_change_a_server_say_what_is_done_and_are_not_sent_again(endpoint: Any) -> None:
-    has = {"error": {"message": "The lora adapter 'a' has already been loaded.", "code": 400}}
-    to = endpoint((503, {}, {}), (400, {}, has), (200, {}, {}), (503, {}, {}), (200, {}, {}))
-    weights = VllmWeights(Manners(to.url, "", 1, 3, 9.0, "rollout.vllm"), lambda _: None)
-    weights.load("a", FILES.folder)
-    with pytest.raises(ResourceError, match=r"^rollout.vllm.url: .* answers 503, 1 times"):
-        weights.reload(FILES.folder)
-    weights.close()
-    paths = [path for path, *_ in to.asked]
-    assert paths == ["/v1/load_lora_adapter"] * 2 + ["/pause?mode=wait", "/collective_rpc", "/resume"]
 
 
 def test_by_url_what_it_cannot_do_is_refused_before_it_is_sent(endpoint: Any) -> None:

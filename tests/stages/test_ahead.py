@@ -12,9 +12,8 @@ from llmkit.models.node import Int8, NoQuant
 from llmkit.stages import drawing
 from llmkit.stages.ahead import Ahead
 from llmkit.stages.drawing import _check
-from tests.stages.test_policy import asked, go, lines_of, policy, steps_of
+from tests.stages.drawn import go, lines_of, policy, steps_of
 
-__all__ = ["asked"]
 AHEAD = {"group": 4, "max_tokens": 6, "asynchronous": 1}
 
 

@@ -6,13 +6,10 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from llmkit import run
-from llmkit.core.console import Console
 from llmkit.core.errors import LlmkitError, ModelError, RecipeError
 from llmkit.stages.ppo import Ppo
+from tests.stages.drawn import LETTER, go, lines_of, small, steps_of
 
-LETTER = {"kind": "regex", "pattern": "a", "timeout": 60}
-SHORT = {"kind": "length", "shape": {"kind": "target", "length": 4, "slack": 24}, "unit": "characters"}
 LORA = {"kind": "lora", "rank": 4}
 CRITICS = {
     "of the policy's states": {"kind": "shared"},
@@ -21,40 +18,9 @@ CRITICS = {
 }
 
 
-@pytest.fixture
-def asked(tmp_path):
-    path = tmp_path / "asked.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"question {i} of the model"}) + "\n" for i in range(12)))
-    return path
-
-
 def ppo(tiny, asked, out, **more):
-    options = {
-        "model": str(tiny),
-        "data": {"train": [{"kind": "jsonl", "path": str(asked)}], "max_length": 48},
-        "rollout": {"group": 2, "max_tokens": 5, "reuse": 2, "parts": 2},
-        "reward": [SHORT],
-        "batch": {"prompts": 4},
-        "steps": 4,
-        "optim": {"kind": "adamw", "lr": 1e-2},
-        "schedule": {"kind": "constant"},
-        "out": str(out),
-    }
-    return Ppo(**(options | more))
-
-
-def go(node, **more):
-    return run(node, console=Console(quiet=True), **more)
-
-
-def lines_of(folder, name="metrics.jsonl"):
-    timings = ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
-    lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in timings} for line in lines]
-
-
-def steps_of(folder):
-    return [line for line in lines_of(folder) if line["event"] == "train"]
+    own = {"rollout": {"group": 2, "max_tokens": 5, "reuse": 2, "parts": 2}, "batch": {"prompts": 4}, "steps": 4}
+    return small(Ppo, tiny, asked, out, own | more)
 
 
 @pytest.mark.parametrize("critic", CRITICS)

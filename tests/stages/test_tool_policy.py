@@ -11,7 +11,7 @@ from llmkit.rl.environment_node import Calculator, Facts, ToolUse
 from llmkit.rl.scoring import Scores
 from tests.conftest import make_model, make_tokenizer
 from tests.rl.test_tool_environment import ASKED, END, TEMPLATE, call, talked
-from tests.stages.test_policy import go, lines_of, policy, steps_of
+from tests.stages.drawn import go, lines_of, policy, steps_of
 
 SAID = {
     "42": [call(expression="6 * 7"), "it is 42"],
