@@ -29,6 +29,7 @@ PUBLIC: dict[str, Mapping[str, Any]] = {
     "meta-llama/Llama-3.1-70B": _LLAMA_70B,
     "meta-llama/Llama-3.1-70B-Instruct": _LLAMA_70B,
     "meta-llama/Llama-3.3-70B-Instruct": _LLAMA_70B,
+    "Skywork/Skywork-Reward-Llama-3.1-8B-v0.2": {**_LLAMA_8B, "tie_word_embeddings": True},  # no head of a vocabulary
     "mistralai/Mistral-7B-v0.3": _config("mistral", 32, 4096, 14336, 32, 8, 32768),
     "Qwen/Qwen2.5-7B-Instruct": _config("qwen2", 28, 3584, 18944, 28, 4, 152064),
     "Qwen/Qwen2.5-72B-Instruct": _config("qwen2", 80, 8192, 29568, 64, 8, 152064),

@@ -56,6 +56,19 @@ class Account:
     drawing: int = 0
     """What one forward of the engine takes, where answers are drawn between steps."""
 
+    def beside_of(self, role: str, other: Account) -> Account:
+        """This one with that of a model that is trained over the same tokens; their backward passes run one after the
+        other."""
+        there = other.weights + other.gradients + other.optimizer + other.communication
+        return replace(
+            self,
+            activations=self.activations + other.activations,
+            working=max(self.working, other.working),
+            loaded=self.loaded + other.loaded,
+            saved=self.saved + other.saved,
+            beside={**self.beside, role: there},
+        )
+
     @property
     def load(self) -> int:
         """The peak of loading: of the model, or of what is read after it."""
@@ -125,10 +138,6 @@ class Kept:
     hidden: int
     inner: int
     keys: int
-
-    def times(self, models: int) -> Kept:
-        """Of so many models that run beside each other."""
-        return Kept(self.hidden * models, self.inner * models, self.keys * models)
 
     def bytes(self, shape: Shape, cut: Shares = ALONE) -> float:
         """Bytes of a token in a layer; norms of queries and keys (`q_norm`) keep both once more."""
@@ -209,6 +218,25 @@ class Held:
     """Bytes of models and caches beside the model in training, by what they are for."""
     drawing: int = 0
     """Bytes that a forward of the engine takes, where answers are drawn."""
+    trunks: tuple[Trunk, ...] = ()
+    """Models that are trained beside it."""
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A model that is trained beside another one, over the same tokens."""
+
+    role: str
+    """What it is there for."""
+    shape: Shape
+    """Of its layers and embeddings: a head of the vocabulary is not read."""
+    held: Held
+    over: bool = False
+    """Its frozen weights are those of the other one."""
+
+    def beside(self, first: Held) -> Held:
+        """How it is held in the steps of the other one."""
+        return replace(self.held, recompute=first.recompute, turns=first.turns, offload=first.offload)
 
 
 def inside(shape: Shape, cut: Shares) -> float:
@@ -234,6 +262,16 @@ def trained(shape: Shape, cost: Cost, cut: Shares) -> float:
 
 def account(shape: Shape, held: Held, tokens: int, shares: Shares = ALONE) -> Account:
     """The peak of one forward and backward over `tokens` tokens, on one rank."""
+    made = _alone(shape, held, tokens, shares)
+    for trunk in held.trunks:
+        own = trunk.beside(held)
+        if trunk.over:
+            own = replace(own, weight_bytes=0.0, plain_bytes=0.0, copies=0.0)
+        made = made.beside_of(trunk.role, _alone(trunk.shape, own, tokens, shares))
+    return made
+
+
+def _alone(shape: Shape, held: Held, tokens: int, shares: Shares) -> Account:
     cost, cut = held.cost, shares
     here, learned = inside(shape, cut), trained(shape, cost, cut)
     at_once = learned if held.gradients is None else min(learned, held.gradients)

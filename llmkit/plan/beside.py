@@ -29,7 +29,9 @@ class Beside:
     adapter: Adapter | None = None
     """What it has on it."""
     learns: bool = False
-    """That is trained too: with gradients and moments of its own."""
+    """It is trained too, over the same tokens: with activations, gradients and moments of its own."""
+    over: bool = False
+    """Its weights but for what is trained are those of the model in training, which are held once."""
     cache: Cache | None = None
     """Where it writes: its keys and values take what this allows."""
     room: int | None = None

@@ -15,6 +15,7 @@ With P parameters in products (embeddings apart, the head counted), L layers of 
     step        products and attention at EFFICIENCY of the peak, elementwise at BANDWIDTH of the memory's; of what is
                 sent, what exceeds OVERLAP of that time waits; then the optimizer, which reads and writes what it holds
 
+A model that is trained beside it over the same tokens, as a critic, takes the same terms of its own, without a head.
 MFU counts 6 P + 12 L H S a token, whatever is frozen or made again (arXiv:2204.02311, appendix B).
 """
 
@@ -68,6 +69,17 @@ class Times:
     def after(self, rollout: float, scoring: float, answers: int) -> Times:
         """The step with what comes before it."""
         longer = replace(self, rollout=rollout, scoring=scoring, answers=answers)
+        return replace(longer, mfu=self.mfu * self.seconds / longer.seconds)
+
+    def beside(self, other: Times) -> Times:
+        """The step with what another model takes that is trained over the same tokens; MFU stays that of the first."""
+        longer = replace(
+            self,
+            compute=self.compute + other.compute,
+            waiting=self.waiting + other.waiting,
+            update=self.update + other.update,
+            sent=self.sent + other.sent,
+        )
         return replace(longer, mfu=self.mfu * self.seconds / longer.seconds)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmkit.adapters.node import Adapter
 from llmkit.build.precision import reading, types
 from llmkit.core.shape import Shape
 from llmkit.inference.cache import Cache
@@ -14,14 +15,16 @@ from llmkit.stages.training import Training
 
 
 def companions(node: Training, shape: Shape, device: str, world: int, free: int) -> dict[str, int]:
-    """Bytes of each on one of `world` ranks, by what it is for; `free` is what a cache of no said size takes a share
-    of.
+    """Bytes of each that stays as it is on one of `world` ranks, by what it is for; `free` is what a cache of no said
+    size takes a share of.
 
     Raises:
         ModelError: a model cannot be had.
     """
     found: dict[str, int] = {}
     for one in node.beside(world):
+        if one.learns:
+            continue
         taken = held_of(node, one, shape, device)
         taken += cached(node, one, one.cache, shape, device, free) if one.cache is not None else 0
         found[one.role] = found.get(one.role, 0) + int(taken)
@@ -32,17 +35,14 @@ def companions(node: Training, shape: Shape, device: str, world: int, free: int)
 
 
 def held_of(node: Training, one: Beside, shape: Shape, device: str) -> float:
-    """Bytes of a model with what is trained on it."""
+    """Bytes of a model with the adapter on it."""
     own, quant = shape_of(one, node, shape)
     plain = _plain(node, one, device)
     size = (own.params - own.embedded) * (quant.weight_bytes or plain) + own.embedded * plain
     if one.adapter is None:
         return size
     cost, whole = one.adapter.cost(own), not one.adapter.frozen_base
-    size += 0 if whole else 4 * (cost.trained + cost.more)
-    if not one.learns:
-        return size
-    return size + cost.trained * (4 + node.optim.moments(1, 0, max(1, cost.low)))
+    return size if whole else size + 4 * (cost.trained + cost.more)
 
 
 def cached(node: Training, one: Beside, cache: Cache, shape: Shape, device: str, free: int) -> float:
@@ -61,7 +61,7 @@ def _plain(node: Training, one: Beside, device: str) -> float:
         return 2.0 if reading("auto", device).half else 4.0
     if one.how == "frozen":
         return 2.0 if kinds.params == "bf16" or (kinds.mixed and device == "cuda") else 4.0
-    return plain_bytes(node, device)
+    return plain_bytes(node, node.adapter, device)
 
 
 def shape_of(one: Beside, node: Training, shape: Shape) -> tuple[Shape, Quant]:
@@ -107,8 +107,9 @@ def short_bytes(node: Training, device: str) -> float:
     return 2.0 if types(node.types_name, device).half else 4.0
 
 
-def plain_bytes(node: Training, device: str) -> float:
-    """Of a weight that is not quantised: a frozen base under autocast is held in 16 bits already, on a GPU."""
+def plain_bytes(node: Training, adapter: Adapter, device: str) -> float:
+    """Of a weight that is not quantised, of a model with this adapter: a frozen base under autocast is held in 16 bits
+    already, on a GPU."""
     kinds = types(node.types_name, device)
-    frozen = kinds.mixed and node.adapter.frozen_base and device == "cuda"
+    frozen = kinds.mixed and adapter.frozen_base and device == "cuda"
     return short_bytes(node, device) if kinds.params == "bf16" or frozen else 4.0

@@ -48,12 +48,12 @@ class Critical:
         raise NotImplementedError
 
     def held(self) -> tuple[Beside, ...]:
-        """What it holds beside the policy."""
+        """What runs layers of its own beside the policy."""
         return ()
 
     def cost(self, shape: Shape, policy: Cost) -> Cost:
-        """What is trained over the policy's weights."""
-        return replace(policy, trained=policy.trained + shape.hidden)
+        """What is trained of the policy and over its states."""
+        return policy if self.own is not None else replace(policy, trained=policy.trained + shape.hidden)
 
 
 @config
@@ -71,10 +71,11 @@ class Shared(Critical):
         """The adapter."""
         return self.adapter
 
-    def cost(self, shape: Shape, policy: Cost) -> Cost:
-        """The head, and the second adapter."""
-        made = super().cost(shape, policy)
-        return made if self.adapter is None else replace(made, trained=made.trained + self.adapter.cost(shape).trained)
+    def held(self) -> tuple[Beside, ...]:
+        """The second adapter, in layers that run once more."""
+        if self.adapter is None:
+            return ()
+        return (Beside("critic", adapter=self.adapter, learns=True, over=True, passes=1),)
 
     def odd(self, policy: Any) -> Iterator[Conflict]:
         """What contradicts what, beside a policy with this adapter."""

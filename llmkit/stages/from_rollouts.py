@@ -74,6 +74,11 @@ class FromRollouts(Training):
         return "prompts"
 
     @property
+    def step_examples(self) -> int:
+        """A part of the prompts."""
+        return -(-self.batch.examples // self.rollout.parts)
+
+    @property
     def row_tokens(self) -> int:
         """Tokens of a packed row: a prompt with all its answers fills one."""
         return self.rollout.group * self.data.max_length

@@ -139,7 +139,7 @@ def planned(node: Training, where: str, ranks: int, free: int = 0, shape: Shape 
     choice = chosen(node, shape, kind, free, ranks)
     made = next(each for each in strategies(node, ranks) if each.parallel.resolve(ranks).kind == choice.strategy)
     degrees = made.parallel.degrees(ranks)
-    turns = ceil(node.batch.examples / degrees.data / choice.rows)
+    turns = ceil(node.step_examples / degrees.data / choice.rows)
     largest = _largest(made, shape, kind, free, ranks, choice)
     spent = None if device is None else step_times(made, shape, device, ranks, choice, turns)
     return Planned(where, ranks, degrees, free, choice, turns, largest, spent)

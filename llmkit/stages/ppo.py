@@ -50,7 +50,7 @@ class Ppo(FromRollouts):
             what = f"{self.batch.examples * self.rollout.group} completions at once may make the price 0 or less"
             yield Conflict("kl.horizon", what, "raise it", "rollout.group")
         more = self.model.add_tokens or self.model.add_special_tokens
-        if more and self.trunks > 1 and not self.critic.held():
+        if more and any(one.over for one in self.critic.held()):
             what = "rows of embeddings are trained for them, in the base that a critic's adapter lies over"
             yield Conflict(
                 "critic.adapter", what, "drop critic.adapter, or use critic: {kind: model}", "model.add_tokens"
@@ -66,18 +66,13 @@ class Ppo(FromRollouts):
         return self.kl.beta > 0
 
     def beside(self, world: int) -> tuple[Beside, ...]:
-        """A critic of its own too."""
+        """A critic that runs layers of its own too."""
         return (*super().beside(world), *self.critic.held())
 
     @property
     def passes(self) -> int:
-        """By policy and critic, and below the policy's adapter, where a divergence costs anything."""
-        return 1 + int(self.below) + (self.trunks - 1) * (not self.critic.held())
-
-    @property
-    def trunks(self) -> int:
-        """The policy, and a critic that runs layers of its own."""
-        return 1 if self.critic.own is None else 2
+        """By the policy, and below its adapter, where a divergence costs anything."""
+        return 1 + int(self.below)
 
     def cost(self, shape: Shape) -> Cost:
         """What is trained of policy and critic."""

@@ -84,7 +84,7 @@ def strategies(node: Training, world: int) -> list[Training]:
 
 def _chosen(node: Training, shape: Shape, device: str, free: int, world: int) -> Choice:
     degrees, rows = node.parallel.degrees(world), node.micro_batch if isinstance(node.micro_batch, int) else None
-    share = -(-node.batch.examples // degrees.data)
+    share = -(-node.step_examples // degrees.data)
     if node.whole_step and (degrees.data > 1 or (node.deterministic and world > 1)):
         what = f"it compares all pairs of a step, and {degrees.data} ranks would see a part each"
         raise RecipeError(what, fix="run one process, or use another loss", key="loss.kind")
@@ -97,7 +97,7 @@ def _chosen(node: Training, shape: Shape, device: str, free: int, world: int) ->
     held = held_by(node, shape, device, world, free)
     length = node.row_tokens + virtual_tokens(node.adapter)
     if node.parallel.shards(world, node.deterministic):  # the same sizes for any number of ranks
-        share = max(1, node.batch.examples // node.parallel.virtual)
+        share = max(1, node.step_examples // node.parallel.virtual)
     most = share if node.batch.tokens is None else None
     made = choose(shape, held, length, free, device, rows, wanted, most, cut)
     return replace(made, strategy=node.parallel.resolve(world).kind)

@@ -21,12 +21,15 @@ def step_times(node: Training, shape: Shape, device: Device, ranks: int, choice:
     """What a step of a stage takes on each of `ranks` devices, in `turns` micro-batches at most."""
     held = replace(held_by(node, shape, "cuda", ranks, device.memory), recompute=choice.recompute)
     degrees, length = node.parallel.degrees(ranks), node.data.max_length
-    tokens = ceil(node.batch.examples / degrees.data) * node.example_tokens  # of a rank, which packs them
+    tokens = ceil(node.step_examples / degrees.data) * node.example_tokens  # of a rank, which packs them
     turns = min(turns, ceil(tokens / (choice.rows * node.row_tokens)))
     work = Work(choice.rows * node.row_tokens, length, turns, node.forwards_beside)
     if node.example_tokens < node.row_tokens:
         work = replace(work, tokens=tokens // turns)
-    spent = times(shape, held, shares(node.parallel.resolve(ranks), degrees), degrees, device, work)
+    cut = shares(node.parallel.resolve(ranks), degrees)
+    spent = times(shape, held, cut, degrees, device, work)
+    for trunk in held.trunks:
+        spent = spent.beside(times(_headless(trunk.shape), trunk.beside(held), cut, degrees, device, work))
     draws = node.draws(ranks)
     return spent if draws is None else _drawn(node, shape, held, device, ranks, draws, spent)
 
@@ -38,6 +41,12 @@ def _drawn(node: Training, shape: Shape, held: Held, device: Device, ranks: int,
     scoring = draws.passes * passed(shape, held, device, made, length)
     for one in node.beside(ranks):
         tokens = draws.answers(1) * length if one.alone else made
-        scoring += one.passes * passed(shape_of(one, node, shape)[0], held, device, tokens, length)
+        own = shape_of(one, node, shape)[0]
+        scoring += one.passes * passed(_headless(own) if one.learns else own, held, device, tokens, length)
     rollout = decoding(shape, held, device, draws, ranks).seconds
-    return spent.after(rollout / draws.reuse, scoring / draws.reuse, draws.answers(1))
+    return spent.after(rollout / draws.reuse, scoring / draws.reuse, round(draws.answers(1) / draws.reuse))
+
+
+def _headless(shape: Shape) -> Shape:
+    """Of a model whose states are read by a head of one number."""
+    return replace(shape, vocab=0)

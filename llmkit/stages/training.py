@@ -277,6 +277,11 @@ class Training:
         return "rows"
 
     @property
+    def step_examples(self) -> int:
+        """Those of `batch` that one optimizer step learns from, at most."""
+        return self.batch.examples
+
+    @property
     def row_tokens(self) -> int:
         """Tokens of a packed row, at most."""
         return self.data.max_length
@@ -302,11 +307,6 @@ class Training:
     def knob(self) -> str:
         """What to do where memory gives out."""
         return KNOB
-
-    @property
-    def trunks(self) -> int:
-        """Models whose layers keep what a backward pass asks for."""
-        return 1
 
     @property
     def needs_distance(self) -> bool:

@@ -18,12 +18,14 @@ from llmkit.plan.account import HEADROOM, account
 from llmkit.plan.beside import Round
 from llmkit.plan.devices import DEVICES
 from llmkit.plan.drawing import LAUNCHED, decoding
+from llmkit.stages import build_training
 from llmkit.stages import sizes as sizing
 from llmkit.stages.changes import changes
 from llmkit.stages.companions import companions
 from llmkit.stages.holding import held_by
 from llmkit.stages.planned import planned
 from llmkit.stages.policy import Policy
+from llmkit.stages.ppo import Ppo
 from tests.conftest import make_model, make_tokenizer
 from tests.plan.test_shares import FULL, SHAPE
 
@@ -38,7 +40,7 @@ def asked(tmp_path):
     return path
 
 
-def policy(model, out, path="none.jsonl", **more):
+def policy(kind, model, out, path="none.jsonl", **more):
     options = {
         "model": str(model),
         "data": {"train": [{"kind": "jsonl", "path": str(path)}], "max_length": 48},
@@ -48,15 +50,15 @@ def policy(model, out, path="none.jsonl", **more):
         "steps": 1,
         "out": str(out),
     }
-    return Policy(**(options | more))
+    return kind(**(options | more))
 
 
-def llama(**more):
+def llama(kind=Policy, **more):
     """8B, whose answers are of 1024 tokens to prompts of 512."""
     rollout = {"group": 8, "max_tokens": 1024} | more.pop("rollout", {})
     data = {"train": [{"kind": "jsonl", "path": "none.jsonl"}], "max_length": 1536}
     options = {"rollout": rollout, "data": data, "batch": {"prompts": 64}, "memory": {"recompute": "full"}}
-    return policy("meta-llama/Llama-3.1-8B", "x", **options | more)
+    return policy(kind, "meta-llama/Llama-3.1-8B", "x", **options | more)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def test_what_is_said_of_a_run_is_what_it_holds(wider, scorer, asked, tmp_path, 
 
     monkeypatch.setattr(OwnEngine, "open", watched)
     more = {"reference": "model", "loss": {"kind": "grpo", "beta": 0.1}}
-    node = policy(wider, tmp_path / "run", asked, reward=[{"kind": "model", "path": str(scorer)}], **more)
+    node = policy(Policy, wider, tmp_path / "run", asked, reward=[{"kind": "model", "path": str(scorer)}], **more)
     told = companions(node, stored(wider), "cpu", 1, 0)
     run(node, console=Console(quiet=True))
     assert stores == [told["cache"]]
@@ -104,8 +106,38 @@ def test_what_is_said_of_a_run_is_what_it_holds(wider, scorer, asked, tmp_path, 
     assert set(told) == {"reference", "reward", "cache"}
 
 
+CRITICS = {
+    "over the base": {"kind": "shared", "adapter": {"kind": "lora", "rank": 4}},
+    "a model": {"kind": "model", "adapter": {"kind": "lora", "rank": 4}},
+    "all of a model": {"kind": "model", "adapter": "none"},
+    "of another shape": {"kind": "model", "adapter": {"kind": "lora", "rank": 4}},
+}
+
+
+@pytest.mark.parametrize("kind", CRITICS)
+def test_what_is_said_of_a_critic_is_what_it_holds(kind, wider, scorer, asked, tmp_path, monkeypatch):
+    """Its weights that are not the policy's, and gradients and moments of those that are trained, to the byte."""
+    found, real = [], build_training.finish
+
+    def watched(job, built, steps, progress):
+        policy = {id(p) for p in built.model.parameters()}
+        own = [p for p in built.scored.critic.parameters() if id(p) not in policy]
+        moments = [x for key, x in steps.state().items() if key.startswith("optim/critic.") and x.dim()]
+        learned = [p for p in own if p.requires_grad]
+        found.append(sum(x.numel() * x.element_size() for x in (*own, *learned, *moments)))
+        return real(job, built, steps, progress)
+
+    monkeypatch.setattr(build_training, "finish", watched)
+    critic = CRITICS[kind] | ({"path": str(scorer)} if kind == "of another shape" else {})
+    node = policy(Ppo, wider, tmp_path / "run", asked, critic=critic)
+    run(node, console=Console(quiet=True))
+    shape = stored(wider)
+    copied = 4 * stored(scorer).hidden if kind == "of another shape" else 0  # a head that peft would save with others
+    assert account(shape, held_by(node, shape, "cpu"), 192).beside["critic"] == found[0] - copied
+
+
 def test_parts_and_peaks_know_what_is_beside(tiny):
-    node = policy(tiny, "x", reference="model", loss={"kind": "grpo", "beta": 0.1})
+    node = policy(Policy, tiny, "x", reference="model", loss={"kind": "grpo", "beta": 0.1})
     shape = stored(tiny)
     held = held_by(node, shape, "cpu")
     made, bare = (account(shape, one, 192) for one in (held, replace(held, beside={}, drawing=0)))
@@ -142,7 +174,7 @@ def test_a_judge_without_a_size_takes_what_its_requests_need():
 
 
 def test_a_run_that_cannot_fit_is_told_what_to_lower(tiny, asked, tmp_path, monkeypatch):
-    node = policy(tiny, tmp_path / "run", asked)
+    node = policy(Policy, tiny, tmp_path / "run", asked)
     monkeypatch.setattr(sizing, "available", lambda device: 64 << 20)
     with pytest.raises(ResourceError, match=r"lower rollout.engine.sequences, rollout.group or rollout.max_tokens"):
         run(node, console=Console(quiet=True))
@@ -193,6 +225,50 @@ def test_a_step_has_its_rollout_and_what_scores_it():
     assert reward.scoring / priced.scoring == pytest.approx(ratio, rel=0.01)
     second = spent(loss={"kind": "grpo", "beta": 0.1}, reference="model")
     assert second.scoring == pytest.approx(priced.scoring)
+
+
+def test_a_critic_is_in_a_step_and_before_it():
+    """Its update takes what a policy's does, and its values a forward of layers of their own."""
+    lora = {"kind": "lora", "rank": 16}
+    free = {"kl": {"kind": "fixed", "beta": 0.0}}
+
+    def spent(critic, **more):
+        made = planned(llama(Ppo, critic=critic, adapter=lora, **free | more), "h200-141gb", 8)
+        return made.times, made.choice.account
+
+    (plain, _), (over, held), (apart, whole) = map(
+        spent, ({"kind": "shared"}, {"kind": "shared", "adapter": lora}, {"kind": "model", "adapter": lora})
+    )
+    layers = SHAPE.params - SHAPE.embedded
+    share = layers / (layers + SHAPE.embedded / 2)  # no head of the vocabulary
+    for both in (over, apart):
+        assert both.compute / plain.compute - 1 == pytest.approx(share, rel=0.02)
+        assert both.scoring / plain.scoring - 1 == pytest.approx(share, rel=0.02)
+        assert both.sent == pytest.approx(2 * plain.sent, rel=0.01) and both.update > 1.9 * plain.update
+        assert both.seconds > both.compute + both.scoring + both.rollout
+    assert held.beside["critic"] < 1 * GIB < 2 * SHAPE.params < whole.beside["critic"] < 2 * SHAPE.params + GIB
+    small, _ = spent({"kind": "model", "path": "Qwen/Qwen2.5-7B-Instruct", "adapter": lora})
+    assert plain.compute < small.compute < plain.compute + 0.97 * (apart.compute - plain.compute)
+
+
+def test_a_critic_keeps_activations_of_its_own():
+    more = {"kl": {"kind": "fixed", "beta": 0.0}, "micro_batch": 1}
+    small = {"kind": "model", "path": "Qwen/Qwen2.5-7B-Instruct"}
+    alone, over, apart = (
+        planned(llama(Ppo, critic=critic, **more), "h200-141gb", 8).choice.account
+        for critic in ({"kind": "shared"}, {"kind": "shared", "adapter": {"kind": "lora"}}, small)
+    )
+    assert over.activations == 2 * alone.activations and over.working == alone.working, "layers' inputs are kept twice"
+    assert 1.7 * alone.activations < apart.activations < 1.8 * alone.activations, "28 layers of 3584"
+
+
+def test_a_step_learns_from_a_part_of_the_answers():
+    free = {"kl": {"kind": "fixed", "beta": 0.0}}
+    whole, parts = (planned(llama(Ppo, rollout={"parts": n}, **free), "h200-141gb", 8) for n in (1, 4))
+    assert parts.turns == whole.turns / 4
+    assert parts.times.compute == pytest.approx(whole.times.compute / 4, rel=1e-3)
+    assert parts.times.rollout == pytest.approx(whole.times.rollout / 4)
+    assert parts.times.answers == whole.times.answers / 4
 
 
 def test_a_preference_holds_its_reference_whole_on_each_rank():

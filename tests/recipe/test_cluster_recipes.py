@@ -38,7 +38,7 @@ def test_its_header_says_its_plan_and_it_fits(name):
 
 def test_there_is_one_of_each_kind_and_size():
     for size in ("8b", "70b"):
-        for way in ("full", "lora", "qlora"):
+        for way in ("full", "lora", "qlora", "grpo", "ppo"):
             assert any(f"{size}-{way}-" in name for name in NAMES)
         assert any(f"llama3.1-{size}" in name and re.search(r"\dx8gpu", name) for name in NAMES)
 

@@ -106,10 +106,20 @@ def folder(tmp_path_factory):
     ]
     for task, made in {"outcome": pairs, "process": steps}.items():
         (place / f"reward-{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    _scorer(place / "scorer")
     (place / "texts").mkdir()
     for i, row in enumerate(texts):  # some of them are held out
         (place / "texts" / f"{i}.txt").write_text(row["text"])
     return place
+
+
+def _scorer(place):
+    """A reward model of the same words."""
+    import transformers
+
+    config = transformers.LlamaConfig(**SIZES, num_labels=1)
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(place)
+    make_tokenizer().save_pretrained(place)
 
 
 def small(node, model, out):
@@ -131,6 +141,9 @@ def small(node, model, out):
         more["adapter"] = dataclasses.replace(node.adapter, train=("*.layers.1.*", "model.norm.weight"))
     if node.kind in ("policy", "ppo"):
         more["rollout"] = dataclasses.replace(node.rollout, group=2, max_tokens=4)
+        more["reward"] = tuple(
+            dataclasses.replace(one, path="scorer") if one.kind == "model" else one for one in node.reward
+        )
     if node.kind == "distill":
         teacher = dataclasses.replace(node.teacher, name=str(model))
         sampling = dataclasses.replace(node.sampling, max_tokens=4)
