@@ -11,7 +11,7 @@ from dataclasses import replace
 from llmkit.inference.adapters import Adapters, Version
 from llmkit.inference.answers import Answers
 from llmkit.inference.beam import Beams
-from llmkit.inference.blocks import Blocks, salted
+from llmkit.inference.blocks import Blocks
 from llmkit.inference.branch import branch
 from llmkit.inference.check import Facts, check, check_length
 from llmkit.inference.gauges import Stats, Tally
@@ -53,14 +53,21 @@ class Engine:
         self.runner, self.facts, self.texts, self.copy, self.move = runner, facts, texts, copy, move
         self.speculator = speculator
         self.adapters = adapters or Adapters()
-        self.version = 0
-        """Of the weights."""
-        self.scheduler = Scheduler(blocks, limits, self._salt)
+        self.scheduler = Scheduler(blocks, limits)  # that knows us not: a cycle would keep the cache until collected
         self.live: dict[str, Live] = {}
         self.updates: deque[Update] = deque()
         self.untold: list[Event] = []
         """What happened in a step that failed after it."""
         self.tally = Tally()
+
+    @property
+    def version(self) -> int:
+        """Of the weights."""
+        return self.scheduler.version
+
+    @version.setter
+    def version(self, version: int) -> None:
+        self.scheduler.version = version
 
     def prepare(self, sampling: Sampling, adapter: str) -> None:
         """Does before `add` what takes long of it, a grammar or an adapter to be read again: in another thread than
@@ -367,9 +374,6 @@ class Engine:
         self.adapters.release(live.adapter)
         said = Event(live.request.id, 0, (), finish, why, version=self.version, trace=trace, steps=0)
         return [replace(said, index=index) for index in sorted(live.open)]
-
-    def _salt(self, one: Sequence) -> bytes:
-        return salted(one.request.tenant, one.adapter, str(self.version))
 
     def _adapter(self, request: Request) -> Version:
         """The version of its adapter, which it holds from now on."""

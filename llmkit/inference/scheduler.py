@@ -106,7 +106,9 @@ class Scheduler:
 
     def __init__(self, blocks: Blocks, limits: Limits, salt: Callable[[Sequence], bytes] | None = None) -> None:
         self.blocks, self.limits = blocks, limits
-        self.salt = salt or (lambda one: salted(one.request.tenant, one.adapter))
+        self.salt = salt
+        self.version = 0
+        """Of the weights: blocks of others are not found."""
         self.accounts = Accounts(limits.weights, 2 * limits.tokens)
         self.fresh, self.back = Queue(self.accounts), Queue(self.accounts)
         """Those for which nothing was computed yet, and those that gave their blocks back."""
@@ -203,10 +205,13 @@ class Scheduler:
         self.back.push(one)
         self.counts.preempted += 1
 
+    def _salted(self, one: Sequence) -> bytes:
+        return salted(one.request.tenant, one.adapter, str(self.version))
+
     def known(self, one: Sequence) -> None:
         """Takes what the cache has of a sequence; the last token is always computed, since the next follows from it."""
         if not one.names:
-            one.names = [self.salt(one)]
+            one.names = [self._salted(one) if self.salt is None else self.salt(one)]
         told = one.request.sampling.prompt_logprobs is not None and one.made == 0  # every place is to be computed
         whole = 0 if told else (len(one.tokens) - 1) // self.blocks.size
         one.blocks = self.blocks.share(one.name(whole, self.blocks.size))

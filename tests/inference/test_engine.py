@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -97,3 +99,18 @@ def test_what_can_never_be_answered_is_refused_by_its_field() -> None:
                 engine.add(request)
             assert refused.value.problems[0].key == key
     assert engine.idle
+
+
+def test_an_engine_that_is_let_go_gives_its_cache_back_at_once() -> None:
+    """Its cache is gigabytes, and few objects: the collector of cycles would not come for it for a long time."""
+    model = tiny("Llama").eval()
+    install(model, "auto")
+    engine = made(model)
+    answers(engine, [Request("a", (5, 6, 7), Sampling(temperature=1.0, max_tokens=4, n=2, seed=1))])
+    held = weakref.ref(engine.runner.store)
+    gc.disable()
+    try:
+        del engine
+        assert held() is None
+    finally:
+        gc.enable()
