@@ -14,7 +14,7 @@ from llmkit.adapters.node import Adapter
 from llmkit.build.precision import Types
 from llmkit.core.errors import ModelError
 from llmkit.models.classified import Classified, check_classes, head_name
-from llmkit.models.heads import Headed, Scored, check_head
+from llmkit.models.heads import Headed, Scored, causal_of, check_head
 from llmkit.models.layers import layers
 from llmkit.models.load import DTYPES, How, Loaded, load
 from llmkit.models.node import ModelRef, Quant
@@ -37,6 +37,8 @@ class Built:
     """With its adapter."""
     scored: Headed
     trained: dict[str, nn.Parameter]
+    beside: tuple[nn.Module, ...] = ()
+    """Models, with their adapters, and heads that are trained beside it."""
 
 
 def build(
@@ -136,17 +138,34 @@ def parts(
     )
     base = built.loaded.model
     plan, experts = dict(base._tp_plan or {}), dict(base._ep_plan or {})
+    apart, twins = _layers_beside(built)
     return Parts(
         built.scored,
         built.trained,
         optimizer,
         ways,
-        layers=layers(base),
+        layers=(*layers(base), *apart),
+        twins=twins,
         base=base,
         plan=plan,
         experts=experts,
         deferred=built.loaded.deferred,
     )
+
+
+def _layers_beside(built: Built) -> tuple[list[nn.Module], list[tuple[nn.Module, nn.Module]]]:
+    """The layers of models that are trained beside one: those that have weights of their own, and those that run the
+    weights of a layer of the first, with that layer."""
+    apart, twins = list[nn.Module](), list[tuple[nn.Module, nn.Module]]()
+    first = layers(built.loaded.model)
+    held = {id(p) for layer in first for p in layer.parameters()}
+    for base in (causal_of(one) for one in built.beside if hasattr(causal_of(one), "config")):
+        own = layers(base)
+        if any(id(p) in held for layer in own for p in layer.parameters()):
+            twins += zip(own, first, strict=True)
+        else:
+            apart += own
+    return apart, twins
 
 
 def how(device: str, types: Types, quant: Quant, adapter: Adapter, code: bool, nonfinite: bool) -> How:

@@ -63,7 +63,14 @@ class Criticised(Scored):
 
 def twin(model: nn.Module) -> Any:
     """A second model over the same weights, each held once; without the adapter of the first, if that has one. What is
-    put on it then is its own."""
-    held = (*model.parameters(), *model.buffers())
-    made: Any = copy.deepcopy(model, {id(tensor): tensor for tensor in held})
+    put on it then is its own. Modules that have frozen weights and no others are those of the first: a strategy that
+    cuts these weights changes what such a module holds."""
+    frozen = [module for module in model.modules() if _frozen(module)]
+    memo = {id(held): held for held in (*model.parameters(), *model.buffers(), *frozen)}
+    made: Any = copy.deepcopy(model, memo)
     return made.unload() if hasattr(made, "unload") else made
+
+
+def _frozen(module: nn.Module) -> bool:
+    held = list(module.parameters(recurse=False))
+    return bool(held) and not any(p.requires_grad for p in held) and not list(module.children())

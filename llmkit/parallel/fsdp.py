@@ -62,11 +62,58 @@ class Reducing:
         return SCATTER(output_tensor, input_tensor, op, group, async_op)
 
 
+class Again:
+    """A layer that runs the frozen weights of another one, which is cut: they are gathered for its passes too.
+
+    The other one's own hooks see to its passes alone. Saved weights are the memory that is filled again."""
+
+    def __init__(self, twin: nn.Module, layer: nn.Module, reshard: bool) -> None:
+        self.layer, self.leaves = cast(Any, layer), reshard
+        self.backward = False
+        """Whether the backward pass is in it: a forward in there makes activations again."""
+        twin.register_forward_pre_hook(self._enter, with_kwargs=True)
+        twin.register_forward_hook(self._leave)
+
+    def end(self) -> None:
+        """Its passes are done: the first layer's input has no gradient that would tell."""
+        self.backward = False
+        self.layer.reshard()
+
+    def _enter(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.backward:
+            return
+        self.layer.unshard()
+        for x in (*args, *kwargs.values()):
+            if isinstance(x, Tensor) and x.requires_grad:
+                x.register_hook(self._after)
+
+    def _leave(self, _: nn.Module, args: Any, out: Any) -> None:
+        if self.backward:
+            return
+        for x in out if isinstance(out, tuple) else (out,):
+            if isinstance(x, Tensor) and x.requires_grad:
+                x.register_hook(self._before)
+        if self.leaves or not torch.is_grad_enabled():
+            self.layer.reshard()
+
+    def _before(self, _: Tensor) -> None:
+        self.backward = True
+        self.layer.unshard()
+
+    def _after(self, _: Tensor) -> None:
+        self.backward = False
+        if self.leaves:
+            self.layer.reshard()
+
+
 class Shards:
     """The team of ranks that hold a copy of the model together, and of their copies: gradients are summed."""
 
-    def __init__(self, scored: nn.Module, held: Mapping[str, nn.Parameter], grid: Grid) -> None:
+    def __init__(
+        self, scored: nn.Module, held: Mapping[str, nn.Parameter], grid: Grid, again: Sequence[Again] = ()
+    ) -> None:
         self.scored, self.say, self.peers = cast(Any, scored), grid.data("expert"), grid.peers
+        self.again = again
         self.shards = grid.degrees.shard * grid.degrees.context
         self.cut = {name: cast(DTensor, p) for name, p in held.items() if isinstance(p, DTensor)}
         """The trained parameters that lie on several ranks."""
@@ -90,6 +137,8 @@ class Shards:
 
     def after(self, index: int, turns: int) -> None:
         """After the last micro-batch the optimizer gets its blocks of the gradients."""
+        for each in self.again:
+            each.end()
         if index + 1 < turns:
             return
         for name, p in self.cut.items():
@@ -149,9 +198,10 @@ def stepper(node: Fsdp, parts: Parts, grid: Grid | None) -> Steps:
         return Steps(parts.scored, parts.params, parts.optimizer(parts.params), parts.ways)
     names = {id(p): name for name, p in parts.scored.named_parameters()}
     places = {name: names[id(p)] for name, p in parts.params.items()}
-    shard(node, parts.scored, parts.layers, grid, cast_to(parts), parts.deferred)
+    shard(node, parts.scored, parts.layers, grid, cast_to(parts), parts.deferred, [twin for twin, _ in parts.twins])
     there = dict(parts.scored.named_parameters())
-    team = Shards(parts.scored, {name: there[place] for name, place in places.items()}, grid)
+    again = [Again(twin, layer, node.reshard) for twin, layer in parts.twins]
+    team = Shards(parts.scored, {name: there[place] for name, place in places.items()}, grid, again)
     ways = replace(parts.ways, device=grid.mesh.device_type)
     if ways.offload is not None:
         ways = replace(ways, offload=Offload(tuple(there.values()), ways.offload.host))
@@ -172,9 +222,11 @@ def shard(
     grid: Grid,
     kind: torch.dtype | None = None,
     deferred: Deferred = Deferred(),
+    twins: Sequence[nn.Module] = (),
 ) -> None:
     """Cuts a model, layer by layer: a layer is read, and the memory of its whole weights given up before the next one.
-    Layers gathered in another type (`kind`) leave their norms to every rank: those compute in their own.
+    Layers gathered in another type (`kind`) leave their norms to every rank: those compute in their own. Of `twins`,
+    which run the weights of these layers, what is their own is cut.
 
     Raises:
         ModelError: a parameter cannot be cut, or not together with the others of its group.
@@ -192,6 +244,11 @@ def shard(
             cut = fully_shard(
                 layer, reshard_after_forward=node.reshard, ignored_params=left, mp_policy=inner, **options
             )
+            _summing(cut, grid.peers.phase)
+    for twin in twins:
+        there = {p for p in twin.parameters() if isinstance(p, DTensor)}
+        with _cut(scored, [p for p in twin.parameters() if p not in there | left]):
+            cut = fully_shard(twin, reshard_after_forward=node.reshard, ignored_params=there | left, **options)
             _summing(cut, grid.peers.phase)
     deferred.fill(scored)
     with _cut(scored, [p for p in scored.parameters() if not isinstance(p, DTensor) and p not in kept]):

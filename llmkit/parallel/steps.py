@@ -87,6 +87,8 @@ class Parts:
     """Shards of a step whose gradients are added up in one fixed order, whatever the number of ranks; 0 for none."""
     layers: tuple[nn.Module, ...] = ()
     """The layers of the model, from the first to the last: what is gathered and given up together."""
+    twins: Sequence[tuple[nn.Module, nn.Module]] = ()
+    """Layers with an adapter of their own that run the frozen weights of another layer, each with that one."""
     base: nn.Module | None = None
     """The model of transformers, inside of its adapter."""
     plan: Mapping[str, str] = field(default_factory=dict)
@@ -171,10 +173,11 @@ class Steps:
         total, seen = whole.get("", (0.0, 0.0))
         return LossSum(wide(total), wide(seen), extras)
 
-    def assemble(self, model: nn.Module, peers: Peers) -> None:
-        """When all is trained and measured: the model's weights are whole on the main rank, as they are exported.
-        Nothing runs the model after it."""
-        self.team.assemble(model, peers)
+    def assemble(self, models: Sequence[nn.Module], peers: Peers) -> None:
+        """When all is trained and measured: the weights of models are whole on the main rank, as they are exported.
+        Nothing runs them after it."""
+        for model in models:
+            self.team.assemble(model, peers)
 
     def _keeping(self) -> AbstractContextManager[Any]:
         return self.ways.offload.keeping() if self.ways.offload else nullcontext()

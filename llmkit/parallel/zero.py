@@ -99,7 +99,7 @@ class Zeroed(Steps):
         if (scaler := self.ways.scaler) and "scaler/scale" in tensors:
             scaler.scale, scaler.good = float(tensors["scaler/scale"]), int(tensors["scaler/good"])
 
-    def assemble(self, model: nn.Module, peers: Peers) -> None:
+    def assemble(self, models: Sequence[nn.Module], peers: Peers) -> None:
         """The trained weights come whole to the main rank, from where updates were made; DeepSpeed is done."""
         import deepspeed
 

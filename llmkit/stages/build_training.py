@@ -193,7 +193,7 @@ def _built(job: Job) -> tuple[Built, Steps]:
     node, grants = job.node, job.run.grants
     held = how(job.run.device, job.types, node.quant, node.adapter, grants.code, grants.nonfinite)
     cut = node.parallel.cut(job.run.ranks.world)
-    blind = node.adapter.blind() and job.types.compute != "fp8"
+    blind = node.blind() and job.types.compute != "fp8"
     held, say = replace(held, head=node.head(job.train), deferred=cut and blind), job.run.console.notice
     made = build(job.resolved, node.model, held, node.adapter, job.choice.recompute, node.seed, say)
     if isinstance(node.data.packing, FirstFit) and not made.loaded.support.packed:

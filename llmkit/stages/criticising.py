@@ -43,19 +43,16 @@ def around(stage: Ppo, built: Built, run: Run) -> Built:
     """The policy with its critic in one module; what is trained is of both.
 
     Raises:
-        RecipeError: a strategy cuts the policy.
         ModelError: the critic cannot be loaded, or does not go with the policy.
     """
-    if not stage.parallel.at_hand(run.ranks.world):
-        what = "a critic is trained where each rank has the weights whole"
-        raise RecipeError(what, fix="set parallel.strategy=ddp", key="parallel.strategy")
     if not isinstance(built.scored, Scored):
         raise TypeError("a policy is a language model")
     critic = stage.critic.beside(stage, built, run)
     scored = Criticised(built.scored, critic)
     own = {f"{NAMED}{name}": p for name, p in critic.named_parameters() if p.requires_grad}
     run.console.notice(f"critic {stage.critic.kind}: {sum(p.numel() for p in own.values()):,} trained")
-    return replace(built, scored=scored, trained={**built.trained, **own})
+    beside = (critic.head,) if critic.own is None else (critic.own.model, critic.head)
+    return replace(built, scored=scored, trained={**built.trained, **own}, beside=beside)
 
 
 def over_policy(built: Built) -> Critic:

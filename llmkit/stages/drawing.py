@@ -84,7 +84,7 @@ def _copied(job: Job, built: Built, steps: Steps) -> tuple[Built, Feeding]:
     at_hand = job.node.parallel.at_hand(run.ranks.world)
     made = beside(built) if at_hand else _again(job)
     made.model.eval()
-    route = Route(run.peers, steps.params, steps.lying)
+    route = Route(run.peers, made.trained, steps.lying)
     told = (
         "a copy of what is trained" if at_hand else f"a whole copy on each rank, fed in {len(route.messages)} messages"
     )

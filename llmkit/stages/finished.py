@@ -65,7 +65,7 @@ def finish(job: Job, built: Built, steps: Steps, progress: Progress) -> Artifact
     labels = built.loaded.head.labels if built.loaded.head is not None else ()
     steps.settle()
     _conclude(job, built, steps)
-    steps.assemble(built.model, run.peers)
+    steps.assemble((built.model, *built.beside), run.peers)
     if not run.main:
         return Artifact(run.folder)
     node.adapter.finish(built.model)

@@ -108,7 +108,7 @@ def _by_layer(node: Training, shape: Shape, kinds: Types, device: str) -> bool:
     their own wait on the host, which a CPU's ranks compute on."""
     experts = any(len(NUMBERED.findall(name)) > 1 for name in shape.tensors)
     plain = isinstance(node.quant, NoQuant | Nf4) and kinds.compute != "fp8"
-    return plain and node.adapter.blind() and not (experts and device == "cpu")
+    return plain and node.blind() and not (experts and device == "cpu")
 
 
 def _moments(node: Training, adapter: Adapter, shape: Shape, cost: Cost) -> float:

@@ -55,6 +55,9 @@ class Ppo(FromRollouts):
             yield Conflict(
                 "critic.adapter", what, "drop critic.adapter, or use critic: {kind: model}", "model.add_tokens"
             )
+        if self.parallel.tensor > 1:
+            what = "a critic's layers are not dealt out"
+            yield Conflict("parallel.tensor", what, "set parallel.tensor=1, and parallel.strategy=fsdp", "kind")
         for key in ("asynchronous", "vllm"):
             if getattr(self.rollout, key):
                 what = "values are of the policy that answers were drawn from, in this process"
@@ -82,6 +85,10 @@ class Ppo(FromRollouts):
         """Reference and critic, where they are other models."""
         path = getattr(self.critic, "path", None)
         return super().others() | ({} if path is None else {"critic.path": path})
+
+    def blind(self) -> bool:
+        """A critic over the same base looks at it too."""
+        return super().blind() and all(one.adapter is None or one.adapter.blind() for one in self.critic.held())
 
     def rate(self, name: str) -> float:
         """The critic has a rate of its own."""

@@ -242,6 +242,11 @@ class Training:
         """What is trained of a model of this shape, or beside it."""
         return self.adapter.cost(shape)
 
+    def blind(self) -> bool:
+        """Whether nothing looks at the model's weights before training, so that those of layers are read as they are
+        cut."""
+        return self.adapter.blind()
+
     def rate(self, name: str) -> float:
         """What the rate of a trained parameter is multiplied with."""
         return self.adapter.rate(name)

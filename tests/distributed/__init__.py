@@ -153,8 +153,9 @@ def equal(folder, other, tol=1e-5):
     return torch.cat([t.flatten() for t in ours.values()])
 
 
-def the_same_steps(kind, tiny, place, names, own):
-    """Sees to it that two ranks draw the answers of one process, and that their steps are alike in these figures."""
+def the_same_steps(kind, tiny, place, names, own, parallel=None, world=2):
+    """Sees to it that ranks draw the answers of one process, and that their steps are alike in these figures; gives the
+    folders of one process and of several."""
     path = place / "asked.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"question {i} of the model"}) + "\n" for i in range(8)))
 
@@ -173,7 +174,9 @@ def the_same_steps(kind, tiny, place, names, own):
             **more,
         )
 
-    one, two = (trained(world, make, place, f"ranks-{world}", 240.0) for world in (1, 2))
+    one = trained(1, make, place, "one")
+    spread = {} if parallel is None else {"parallel": parallel}
+    two = trained(world, lambda out: make(out, **spread), place, "several", 240.0)
     answers = [
         [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()] for folder in (one, two)
     ]
@@ -181,3 +184,4 @@ def the_same_steps(kind, tiny, place, names, own):
     for mine, theirs in zip(lines(one), lines(two), strict=True):
         for name in names:
             assert theirs[name] == pytest.approx(mine[name], rel=1e-5, abs=1e-6), name
+    return one, two

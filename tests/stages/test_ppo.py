@@ -167,6 +167,7 @@ ODD = {
     "reference.kind": {"adapter": "none"},
     "reference": {"reference": {"kind": "model"}, "kl": {"kind": "fixed", "beta": 0.0}},
     "rollout.parts": {"rollout": {"group": 2, "max_tokens": 5, "parts": 5}},
+    "parallel.tensor": {"parallel": {"tensor": 2}},
     "adapter.dropout": {"adapter": {"kind": "lora", "dropout": 0.1}},
 }
 
