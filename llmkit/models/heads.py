@@ -8,10 +8,12 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from llmkit.core.errors import ModelError
-from llmkit.core.types import Batch, Entropic, Needs, Scores
+from llmkit.core.matmul import lacking
+from llmkit.core.types import Batch, Entropic, Needs, Packed, Scores, Tree
 from llmkit.models.logits import Shape
 from llmkit.models.logps import BLOCK, chosen_logps
 from llmkit.models.logps_entropy import entropic_scores, entropy_of
@@ -53,6 +55,8 @@ class Headed(nn.Module):
         self.model = model
         self.causal: Any = [causal_of(model)]  # in a list: the same modules must not be registered twice
         self.noise: Noise | None = None
+        self.fills = True
+        """Whether a row may get more tokens on its way through the model, where products with it are faster so."""
 
     def disturb(self, alpha: float) -> None:
         """From now on embeddings get noise in training (NEFTune, arXiv:2310.05914)."""
@@ -75,9 +79,16 @@ class Headed(nn.Module):
         context: dict[str, Any] = {"attend": batch.attend}
         if batch.attend is None:
             context = {"attention_mask": whole(batch)}
-        decoder = self.causal[0].base_model
-        out = decoder(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, **context)
-        return cast(Tensor, out.last_hidden_state)
+        decoder, more = self.causal[0].base_model, self._lacking(batch)
+        tokens, positions = (pad(x, (0, more)) if more else x for x in (batch.tokens, batch.positions))
+        out = decoder(input_ids=tokens, position_ids=positions, use_cache=False, **context)
+        return cast(Tensor, out.last_hidden_state[:, : batch.tokens.shape[1]])
+
+    def _lacking(self, batch: Batch) -> int:
+        """Tokens of no segment that a row gets: nobody attends to them."""
+        noisy = self.noise is not None and self.training  # each of its tokens draws
+        alone = len(batch.tokens) == 1 and isinstance(batch.attend, Packed | Tree)
+        return lacking(batch.tokens[0]) if alone and self.fills and not noisy else 0
 
 
 class Scored(Headed):

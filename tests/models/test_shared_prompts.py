@@ -14,6 +14,7 @@ from llmkit.core.types import Needs
 from llmkit.data.batches import micro_batches
 from llmkit.data.groups import Groups
 from llmkit.data.node import FirstFit, NoPacking
+from llmkit.models import heads
 from llmkit.models.attend import install
 from llmkit.models.compare import FLAT, Doubled, exact, off
 from llmkit.models.families import tiny
@@ -111,6 +112,28 @@ def test_with_lora_and_recompute(recompute):
     with Doubled():
         assert differs("Llama", groups, torch.float64, adapter=True, recompute=recompute) <= FP64
     assert differs("Llama", groups, torch.float32, adapter=True, recompute=recompute) <= FP32
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["tree", "packed"])
+@pytest.mark.parametrize("family", HARD)
+def test_tokens_that_fill_a_row_up_for_faster_products_change_nothing(monkeypatch, family, shared):
+    seen, groups = [], drawn(2, 3)
+    for dtype, close in ((torch.float64, FP64), (torch.float32, FP32)):
+        made = scored(family, dtype)
+        decoder = made.causal[0].base_model
+        decoder.register_forward_pre_hook(
+            lambda _, args, given: seen.append(given["input_ids"].shape[1]), with_kwargs=True
+        )
+        batches = laid(groups, shared)
+        with Doubled() if dtype == torch.float64 else nullcontext():
+            plain = gradients(made, batches, dtype)
+            monkeypatch.setattr(heads, "lacking", lambda rows: -len(rows) % 64 + 64)
+            filled = gradients(made, batches, dtype)
+            monkeypatch.undo()
+        assert len(batches) == 1 and seen[1] % 64 == 0 and 64 <= seen[1] - seen[0] < 128
+        seen.clear()
+        least = FLAT * max(float(grad.abs().max()) for grad in plain.values())
+        assert max(off(filled[name], plain[name], least) for name in plain) <= close
 
 
 @pytest.mark.slow
