@@ -7,18 +7,19 @@ small model that is a third. What it computes is found out by trying it, so that
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from llmkit_kernels import linear, paged
+from llmkit_kernels import paged
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
 from llmkit.core.types import Packed, Paged, Segment
 from llmkit.models.attend import NO_MASK, ruled
 from llmkit.models.pieces import Rule
-from llmkit.models.served import ServedLinear, biases, direct, weights
+from llmkit.models.served import Part, ServedLinear, ServedLora, parts, products
 
 TRIED = "llmkit_tried"
 """The name, in transformers' interface, of the function that writes down what it is given."""
@@ -66,14 +67,15 @@ class ServedAttention:
     def _made(
         self, hidden_states: Tensor, attend: Any = None, position_embeddings: Any = None, **others: Any
     ) -> Tensor | None:
-        rows, inner = hidden_states[0], self._inner()
-        if not isinstance(attend, Paged) or hidden_states.shape[0] != 1 or not direct(*inner):
+        rows = hidden_states[0]
+        if not isinstance(attend, Paged) or hidden_states.shape[0] != 1:
             return None
         if position_embeddings is None or position_embeddings[0].shape != (1, rows.shape[0], self.size):
             return None  # this layer turns nothing, or a part of each head alone
-        if not linear.suits(rows, *weights(inner)) or not paged.suits(rows, rows, rows, attend.laid.block):
+        inner = parts(rows, self.inner()) if paged.suits(rows, rows, rows, attend.laid.block) else None
+        if inner is None:
             return None
-        q, k, v = self.projected(rows)
+        q, k, v = self.projected(rows, inner)
         held = attend.store.held(self.module.layer_idx, k, v)
         cos, sin = (x[0] for x in position_embeddings)
         rule = self.rule
@@ -84,22 +86,22 @@ class ServedAttention:
         out = paged.attend(q, k, v, held, attend.laid, rule.scale, rule.window, rule.cap, None, turn)
         return cast(Tensor, self.module.o_proj(out.view(1, rows.shape[0], -1)))
 
-    def _inner(self) -> list[Any]:
+    def inner(self) -> list[Any]:
+        """Its linears before attention."""
         return [self.held["q_proj"], self.held["k_proj"], self.held["v_proj"]]
 
-    def projected(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (H, T, D), keys and values (KV, T, D), before they are turned."""
-        inner = self._inner()
-        made = linear.many(rows, weights(inner), biases(inner))
-        (count, width), at, parts = made.shape, 0, []
+    def projected(self, rows: Tensor, inner: Sequence[Part]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (H, T, D), keys and values (KV, T, D), before they are turned, by what its linears do."""
+        made = products(rows, inner)
+        (count, width), at, split = made.shape, 0, []
         for one, norm in zip(inner, ("q_norm", "k_norm", ""), strict=True):
-            heads = one._parameters["weight"].shape[0] // self.size
+            heads = one.weight.shape[0] // self.size
             part = made.as_strided((count, heads, self.size), (width, self.size, 1), at)
             at += heads * self.size
             if norm in self.held:
                 part = self.held[norm](part)
-            parts.append(part.transpose(0, 1))
-        return parts[0], parts[1], parts[2]
+            split.append(part.transpose(0, 1))
+        return split[0], split[1], split[2]
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -118,14 +120,18 @@ def shorten(model: Any) -> int:
 
 def _suits(module: Any) -> bool:
     """Whether a module has the parts."""
-    inner = [getattr(module, name, None) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    inner: list[Any] = [getattr(module, name, None) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
     takes = inspect.signature(module.forward).parameters
     named = {"hidden_states", "position_embeddings", "attention_mask"} <= set(takes) and hasattr(module, "layer_idx")
-    own = all(isinstance(one, ServedLinear) and not one.weight.is_meta for one in inner)
+    own = all(_known(one) and not one.weight.is_meta for one in inner)
     size = getattr(module, "head_dim", None)
     fits = own and isinstance(size, int) and not any(one.weight.shape[0] % size for one in inner[:3] if one)
     norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
     return fits and named and all(one is None or list(one.weight.shape) == [size] for one in norms)
+
+
+def _known(one: Any) -> bool:
+    return isinstance(one, ServedLinear) or type(getattr(one, "forward", None)) is ServedLora
 
 
 @torch.no_grad()
@@ -143,7 +149,10 @@ def _alike(module: Any) -> ServedAttention | None:
     if rule.sinks is not None or q.shape[-1] != size:
         return None
     made = ServedAttention(module, rule, size)
-    queries, keys, values = made.projected(x[0])
+    inner = parts(x[0], made.inner())
+    if inner is None:
+        return None
+    queries, keys, values = made.projected(x[0], inner)
     ours = turned(queries, cos[0], sin[0]), turned(keys, cos[0], sin[0]), values, module.o_proj(out)
     return made if all(torch.equal(a, b) for a, b in zip(ours, (q[0], k[0], v[0], given), strict=True)) else None
 

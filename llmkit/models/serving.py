@@ -26,6 +26,7 @@ from llmkit.models.ordered import row
 from llmkit.models.rotary import Turning, turns_by_sequence
 from llmkit.models.served import (
     ServedLinear,
+    ServedLora,
     ServedMlp,
     ServedNorm,
     ServedShiftedNorm,
@@ -131,6 +132,11 @@ def _own_weights(module: nn.Module) -> bool:
     return not known and any(p.dim() > 1 for p in module.parameters(recurse=False))
 
 
+def _lowered(module: nn.Module) -> bool:
+    """Whether a module is a linear with a LoRA on it that says what it does."""
+    return callable(getattr(module, "part", None)) and isinstance(getattr(module, "base_layer", None), nn.Linear)
+
+
 def _own_configs(made: Any, exact: bool) -> None:
     """Has experts computed one by one, in the order of their numbers, so that each token's sum has one order; and
     attention in one order too, where the compiled one is not there."""
@@ -172,5 +178,6 @@ WRAPS: tuple[tuple[Callable[[Any], Any], Callable[[Any], bool]], ...] = (
     (over_whole_vectors, _activation),
     (Turned, _steady_rotary),
     (in_order, _own_weights),
+    (ServedLora, _lowered),
 )
 """The same for modules that keep their class under another forward."""

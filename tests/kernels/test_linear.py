@@ -9,7 +9,7 @@ import pytest
 import torch
 from llmkit_kernels.build import lacks
 from llmkit_kernels.gated import silu_mul
-from llmkit_kernels.linear import gated, linear, many, reference, suits
+from llmkit_kernels.linear import RANK, Low, gated, linear, many, reference, suits
 
 pytestmark = pytest.mark.skipif(bool(lacks("linear")), reason=lacks("linear"))
 SIZES = [(576, 192), (128, 64), (130, 70), (48, 17), (17, 48), (7, 5), (16, 16), (1, 1), (300, 1)]
@@ -124,6 +124,39 @@ def test_a_gated_product_is_to_the_bit_what_its_parts_give(rows, size, out):
     assert gated(x[:0], gate, up).shape == (0, out)
     with pytest.raises(ValueError, match="do not go together|does not go with"):
         gated(x, gate, drawn(out + 1, size))
+
+
+def lora(size, out, rank, scale, seed=5):
+    return Low(drawn(rank, size, seed=seed), drawn(out, rank, seed=seed + 1), scale)
+
+
+@pytest.mark.parametrize("size,out,rank", [(64, 96, 16), (50, 33, 8), (7, 200, 16), (48, 16, 40), (144, 80, RANK)])
+def test_what_a_lora_adds_is_right_and_the_same_whatever_is_beside_it(size, out, rank):
+    x, weights = drawn(203, size), [drawn(out, size, seed=1), drawn(17, size, seed=2), drawn(out, size, seed=3)]
+    biases, lows = [None, drawn(17, seed=4), drawn(out, seed=5)], [lora(size, out, rank, 0.5), None]
+    lows.append(lora(size, out, 3, 2.0, seed=7))
+    alone = torch.cat([many(row[None], weights, biases, lows) for row in x])
+    want = many(x, weights, biases).double()
+    for begin, low in ((0, lows[0]), (out + 17, lows[2])):
+        added = (x.double() @ low.down.double().T) @ low.up.double().T
+        want[:, begin : begin + out] += low.scale * added
+    assert (alone - want).abs().max() <= 1e-6 * want.abs().max()
+    for count in (2, 4, 5, 8, 16, 17, 22, 32, 33, 100, 203):
+        assert many(x[:count], weights, biases, lows).equal(alone[:count])
+        both = gated(x[:count], weights[0], weights[2], None, biases[2], [lows[0], lows[2]])
+        assert both.equal(silu_mul(*(alone[:count, at : at + out].contiguous() for at in (0, out + 17))))
+
+
+def test_a_lora_that_does_not_go_with_its_linear_is_refused():
+    x, weight = drawn(3, 16), drawn(4, 16)
+    for low in (lora(17, 4, 2, 1.0), lora(16, 5, 2, 1.0), lora(16, 4, RANK + 1, 1.0)):
+        with pytest.raises(ValueError, match="does not go with"):
+            many(x, [weight], [None], [low])
+    with pytest.raises(ValueError, match="not fp32"):
+        many(x, [weight], [None], [Low(drawn(2, 16).double(), drawn(4, 2), 1.0)])
+    low = lora(16, 4, 2, 1.0)
+    with torch.enable_grad(), pytest.raises(ValueError, match="no gradient"):
+        many(x, [weight], [None], [Low(low.down, low.up.requires_grad_(), 1.0)])
 
 
 def test_what_torch_makes_by_default_changes_nothing():

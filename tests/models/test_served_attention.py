@@ -7,12 +7,16 @@ import torch
 from llmkit_kernels.build import lacks
 from torch import Tensor, nn
 
+from llmkit.adapters.lora import attach
+from llmkit.adapters.method import Around
+from llmkit.adapters.node import Lora
 from llmkit.core.types import Packed, Paged, Segment, Span
 from llmkit.models.attend import install
 from llmkit.models.decoder import Decoder
 from llmkit.models.families import tiny
 from llmkit.models.fused import fuse
 from llmkit.models.paged import BlockStore
+from llmkit.models.served import ServedLora
 from llmkit.models.served_attention import ServedAttention
 from llmkit.models.serving import serving
 from tests.conftest import make_model
@@ -65,6 +69,28 @@ def test_it_moves_no_bit(family: str) -> None:
         lengthened(plain.model)
         assert not short(plain.model)
         assert all(a.equal(b) for a, b in zip(ours, stepped(plain, dtype), strict=True))
+
+
+@here
+@pytest.mark.parametrize("family", ["Llama", "Qwen3", "Gemma-2"])
+def test_a_lora_in_training_goes_the_short_way(family: str) -> None:
+    model = attach(ready(tiny(family)), Lora(rank=4, alpha=8), Around()).eval()
+    made, drawn = Decoder(model), torch.Generator().manual_seed(1)
+    assert len(short(made.model)) == 2
+    before = stepped(made)
+    with torch.no_grad():  # as a step of training does, in place
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(torch.randn(weight.shape, generator=drawn) * 0.3)
+    ours, layers = stepped(made), [module for module in made.model.modules() if hasattr(module, "lora_A")]
+    assert all(type(module.__dict__["forward"]) is ServedLora for module in layers) and len(layers) == 14
+    lengthened(made.model)
+    assert all(a.equal(b) for a, b in zip(ours, stepped(made), strict=True))
+    for module in layers:
+        del module.forward
+    plain = stepped(made)
+    assert all((a - b).abs().max() <= 1e-5 * b.abs().max() for a, b in zip(ours, plain, strict=True))
+    assert not any(torch.allclose(a, b, rtol=1e-2) for a, b in zip(ours, before, strict=True))
 
 
 @here

@@ -96,9 +96,8 @@ void met(std::integer_sequence<int, I...>, long rows, const float* x, long x_ste
 }
 
 // y of the rows [from, to) at up to 64 outputs from `o` on.
-void block(const Linear& s, long from, long to, long o) {
+void block(const Linear& s, long from, long to, long o, long outputs) {
   alignas(64) float panel[DEPTH * WIDE], bias[WIDE] = {};
-  const long outputs = std::min(WIDE, s.out - o);
   if (s.bias) std::copy_n(s.bias + o, outputs, bias);
   for (long k = 0; k < s.in; k += DEPTH) {
     const long depth = std::min(DEPTH, s.in - k);
@@ -106,7 +105,8 @@ void block(const Linear& s, long from, long to, long o) {
     turn(s.weight + o * s.in + k, s.in, ahead, outputs, depth, panel);
     for (long r = from; r < to; r += TILE) {
       float* y = s.y + r * s.width + o;
-      const Out out{y, k ? y : bias, s.width, k ? s.width : 0, outputs};
+      const bool there = k || s.more;
+      const Out out{y, there ? y : bias, s.width, there ? s.width : 0, outputs};
       met(std::make_integer_sequence<int, TILE>(), std::min(TILE, to - r), s.x + r * s.step + k, s.step, panel, depth,
           out);
     }
@@ -132,8 +132,8 @@ void shared(const Linear& s, int threads, Run run) {
   }
 }
 
-void part(const Linear& s, long from, long to, long o) {
-  if (o >= at_16(s)) return block(s, from, to, o);
+void part(const Linear& s, long from, long to, long o, long outputs) {
+  if (outputs != LANES || o >= at_16(s)) return block(s, from, to, o, outputs);
   switch (across(s.rows)) {
     case 0: return streamed(std::make_integer_sequence<int, TURNED>(), s, o);
     case LANES / 2: return cross<half, 1>(s, o);
@@ -144,10 +144,58 @@ void part(const Linear& s, long from, long to, long o) {
 
 // All threads lay x across lanes, before any of them needs it.
 void laid(const Linear& s, float* to) {
-  if (!at_16(s) || !across(s.rows)) return;
+  if (s.in % LANES || !across(s.rows)) return;
 #pragma omp for schedule(static)
   for (long k = 0; k < s.in; k += LANES) lay_across(s, k, to);
 }
+
+// What a LoRA (arXiv 2106.09685) adds to a linear: scale (x down') up', down (rank, in), up (out, rank). Where there is none
+// its rank is 0.
+struct Low {
+  const float *down, *up;
+  int64_t rank;
+  float scale;
+};
+
+// All threads make scale (x down') of some LoRAs side by side in `room`, (rows, all ranks), and lay it across behind that,
+// before any of them needs it. Gives the product with `up` of each, of linears whose y stand side by side too.
+struct Lows {
+  const Low* of;
+  long count, width = 0;
+  float* room;
+
+  Lows(const Low* lows, long n, float* where) : of(lows), count(lows ? n : 0), room(where) {
+    for (long w = 0; w < count; w++) width += of[w].rank;
+  }
+
+  void make(const Linear& x, int threads) const {
+    for (long w = 0, at = 0; w < count; at += of[w++].rank) {
+      const Linear s{x.x, of[w].down, nullptr, x.across, room + at, x.rows, x.in, of[w].rank, x.step, width};
+      shared(s, threads, [&](long from, long to, long o, long outputs) {
+        part(s, from, to, o, outputs);
+        for (long r = from; r < to; r++)
+          for (long i = o; i < o + outputs; i++) s.y[r * width + i] *= of[w].scale;
+      });
+    }
+    if (!width) return;
+#pragma omp barrier
+    for (long w = 0, at = 0; w < count; at += of[w++].rank) laid(up(w, at, nullptr, x.rows, 0, 0), across_of(x.rows, at));
+  }
+
+  float* across_of(long rows, long at) const { return room + rows * width + at * across(rows); }
+
+  Linear up(long w, long at, float* y, long rows, long out, long step) const {
+    return {room + at, of[w].up, nullptr, across_of(rows, at), y, rows, of[w].rank, out, width, step, true};
+  }
+
+  // What the w-th adds to the rows [from, to) of a linear's y at some outputs.
+  void add(long w, const Linear& s, long from, long to, long o, long outputs) const {
+    if (w >= count || !of[w].rank) return;
+    long at = 0;
+    for (long before = 0; before < w; before++) at += of[before].rank;
+    part(up(w, at, s.y, s.rows, s.out, s.width), from, to, o, outputs);
+  }
+};
 
 }  // namespace
 
@@ -156,34 +204,45 @@ extern "C" {
 // Floats of room for each input, that the two below work in with so many rows.
 int64_t linear_room(int64_t rows) { return across(rows); }
 
-// Several weights meet x at once: their outputs stand side by side in y (rows, width). A bias may be null.
+// Several weights meet x at once: their outputs stand side by side in y (rows, width). A bias may be null. `lows`: what is
+// added to each, or null, and for them room of all ranks together, for each row and for what `linear_room` says.
 void linear_forward(const float* x, const float* const* weights, const float* const* biases, const int64_t* outs,
-                    int64_t count, float* y, float* room, int64_t rows, int64_t in, int64_t width, int64_t step,
-                    int threads) {
+                    int64_t count, float* y, float* room, const Low* lows, float* low_room, int64_t rows, int64_t in,
+                    int64_t width, int64_t step, int threads) {
   if (!rows) return;
+  const Lows added(lows, count, low_room);
 #pragma omp parallel num_threads(threads)
   {
-    laid(Linear{x, nullptr, nullptr, nullptr, nullptr, rows, in, width, step, width}, room);
+    const Linear whole{x, nullptr, nullptr, room, nullptr, rows, in, width, step, width};
+    laid(whole, room);
+    added.make(whole, threads);
     for (int64_t w = 0, at = 0; w < count; at += outs[w++]) {
       const Linear s{x, weights[w], biases[w], room, y + at, rows, in, outs[w], step, width};
-      shared(s, threads, [&](long from, long to, long o, long) { part(s, from, to, o); });
+      shared(s, threads, [&](long from, long to, long o, long outputs) {
+        part(s, from, to, o, outputs);
+        added.add(w, s, from, to, o, outputs);
+      });
     }
   }
 }
 
-// silu(gate) * up: y (rows, out), and `other`, which is of its size and worked in.
+// silu(gate) * up: y (rows, out), and `other`, which is of its size and worked in. `lows`: of gate and up, as above.
 void linear_gated(const float* x, const float* gate, const float* gate_bias, const float* up, const float* up_bias,
-                  float* y, float* other, float* room, int64_t rows, int64_t in, int64_t out, int64_t step,
-                  int threads) {
+                  float* y, float* other, float* room, const Low* lows, float* low_room, int64_t rows, int64_t in,
+                  int64_t out, int64_t step, int threads) {
   if (!rows) return;
   const Linear first{x, gate, gate_bias, room, y, rows, in, out, step, out};
   const Linear second{x, up, up_bias, room, other, rows, in, out, step, out};
+  const Lows added(lows, 2, low_room);
 #pragma omp parallel num_threads(threads)
   {
     laid(first, room);
+    added.make(first, threads);
     shared(first, threads, [&](long from, long to, long o, long outputs) {
-      part(first, from, to, o);
-      part(second, from, to, o);
+      part(first, from, to, o, outputs);
+      part(second, from, to, o, outputs);
+      added.add(0, first, from, to, o, outputs);
+      added.add(1, second, from, to, o, outputs);
       for (long r = from; r < to; r++)
         for (long at = r * out + o, end = at + outputs, n; at < end; at += n) {
           n = std::min<long>(LANES, end - at);

@@ -13,12 +13,16 @@ constexpr long STRIP = 8;   // outputs whose weights meet rows in lanes at once:
 typedef float half __attribute__((vector_size(32)));
 
 // x (rows, in), rows `step` apart; weight (out, in); bias (out) or null; y (rows, out), rows `width` apart. `across`: x of
-// few rows turned, (in, lanes).
+// few rows turned, (in, lanes). `more`: what comes of up to 128 inputs is added to what y holds; there is no bias.
 struct Linear {
   const float *x, *weight, *bias, *across;
   float* y;
   long rows, in, out, step, width;
+  bool more = false;
 };
+
+// 16 outputs of a row.
+inline void give(const Linear& s, float* y, vec made) { store(y, s.more ? load(y) + made : made); }
 
 // A square of 16 x 16, turned: four perfect shuffles of the rows swap its two indices.
 inline void turned(vec (&square)[LANES]) {
@@ -65,7 +69,7 @@ void stream(const Linear& s, long o) {
     }
     for (int i = 0; i < M; i++) total[i] += sums[i];
   }
-  for (int i = 0; i < M; i++) store(s.y + i * s.width + o, total[i]);
+  for (int i = 0; i < M; i++) give(s, s.y + i * s.width + o, total[i]);
 }
 
 // Whether rows are few.
@@ -132,7 +136,7 @@ void cross(const Linear& s, long o) {
     for (long i = 0; i < LANES; i++) std::memcpy(&square[i], &made[i / STRIP][i % STRIP][n], sizeof(V));
     turned(square);
     for (long r = n * LANES; r < std::min<long>(s.rows, (n + 1) * LANES); r++)
-      store(s.y + r * s.width + o, square[r - n * LANES]);
+      give(s, s.y + r * s.width + o, square[r - n * LANES]);
   }
 }
 
