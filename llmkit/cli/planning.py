@@ -43,14 +43,14 @@ def plan(recipe: str, overrides: Sequence[str], device: str, world: int, as_json
 def _stage(name: str, node: Training, where: str, world: int, free: int) -> dict[str, Any]:
     shape = shape_of(node)
     made = planned(node, where, world, free, shape)
-    found = [] if made.choice.fits else changes(node, where, world, made.free, shape)
+    found = [] if made.fits else changes(node, where, world, made.free, shape)
     title = f"{name}: " if name else ""
     for line in made.lines():
         out(f"{title}{line}")
-    if not made.choice.fits:
+    if not made.fits:
         _tell(made, title, found)
     told = [{"set": one.keys, "cost": one.cost, "peak": one.peak} for one in found]
-    return made.values() | ({} if made.choice.fits else {"changes": told})
+    return made.values() | ({} if made.fits else {"changes": told})
 
 
 def _tell(made: Planned, title: str, found: Sequence[Any]) -> None:

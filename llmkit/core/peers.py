@@ -19,6 +19,11 @@ class Peers(Protocol):
         """Which of them this is."""
         ...
 
+    @property
+    def apart(self) -> Apart | None:
+        """Where the last ranks of a run do not train: the two sides, and this one's."""
+        ...
+
     def gather(self, value: Any) -> list[Any]:
         """The JSON values of all ranks, in their order."""
         ...
@@ -53,10 +58,43 @@ class Peers(Protocol):
         ...
 
 
+class Whole(Peers, Protocol):
+    """All processes of a run whose last ranks do not train."""
+
+    def spread(self, tensor: Any, owner: int) -> None:
+        """A tensor of rank `owner` in the place of those of the others, of one shape, in the host's memory."""
+        ...
+
+
+class Apart(Protocol):
+    """A run whose last ranks do not train, seen from one of its ranks."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether this rank is one of those that do."""
+        ...
+
+    @property
+    def own(self) -> Peers:
+        """Whom a stage goes by: those that train among themselves, and of the others all."""
+        ...
+
+    @property
+    def whole(self) -> Whole:
+        """All ranks."""
+        ...
+
+    @property
+    def desk(self) -> Peers | None:
+        """The main rank with those that do not train; none on the others."""
+        ...
+
+
 class Alone:
     """A run of one process."""
 
     ranks = Ranks()
+    apart: Apart | None = None
 
     def gather(self, value: Any) -> list[Any]:
         """Its own value."""

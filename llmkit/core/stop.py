@@ -46,6 +46,10 @@ class Stop:
         if first and self._interruptible:
             raise KeyboardInterrupt  # no library takes it for a failure of its own, as it may an Exception
 
+    def hear(self, why: str) -> None:
+        """Another process of the run was asked to stop."""
+        self.why = self.why or why
+
     @contextmanager
     def at_once(self, where: str) -> Iterator[None]:
         """For work that only reads and computes, and need not be brought to an end: a signal ends it where it is.

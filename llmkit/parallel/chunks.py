@@ -18,6 +18,8 @@ CHUNK = 64 << 20
 """Bytes of one message, at most; a row of a tensor that is longer is one by itself."""
 Lying = Callable[[str], Sequence[Slice]]
 """The name of a tensor -> what this rank holds of it."""
+Spread = Callable[[Tensor, int], Any]
+"""A tensor of a rank comes in the place of those of the others."""
 
 
 @dataclass(frozen=True)
@@ -92,21 +94,22 @@ class Route:
                     sent += [(owner, kind, piece) for piece in rows]
         self.messages = list(_messages(sent, most))
 
-    def follow(self, lying: Lying, into: Mapping[str, Tensor], device: str, group: Any = None) -> None:
-        """Tensors go into whole ones (`into`, by name), message by message: called by every rank of a group."""
+    def follow(self, lying: Lying, into: Mapping[str, Tensor], device: str, spread: Spread | None = None) -> None:
+        """Tensors go into whole ones (`into`, by name), message by message: called by every rank. A message lies on
+        `device`, where `spread` passes it on; without one, torch's default group does."""
         with torch.no_grad():
             for part in self.here if self.takes else ():
                 part.put(into[part.name], part.of(lying(part.name)))
             for message in self.messages:
-                self._pass_on(message, lying, into, device, group)
+                self._pass_on(message, lying, into, device, spread or dist.broadcast)
 
-    def _pass_on(self, message: Message, lying: Lying, into: Mapping[str, Tensor], device: str, group: Any) -> None:
+    def _pass_on(self, message: Message, lying: Lying, into: Mapping[str, Tensor], device: str, spread: Spread) -> None:
         room = torch.empty(message.numel, dtype=message.kind, device=device)
         sizes = [part.numel for part in message.parts]
         if message.owner == self.rank:
             for part, place in zip(message.parts, room.split(sizes), strict=True):
                 place.view(part.size).copy_(part.of(lying(part.name)))
-        dist.broadcast(room, message.owner, group=group)
+        spread(room, message.owner)
         if self.takes:
             for part, values in zip(message.parts, room.split(sizes), strict=True):
                 part.put(into[part.name], values)

@@ -17,14 +17,16 @@ from typing import IO, Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.nn import functional
 
 from llmkit.core.errors import LlmkitError, PeerError
 from llmkit.core.folder import differences
-from llmkit.core.peers import Peers
+from llmkit.core.peers import Apart, Peers
 from llmkit.core.ranks import Ranks
 from llmkit.core.runlog import NAME
 from llmkit.core.wording import cut
+from llmkit.parallel.apart import Sides, at_desk, gloo, training
 from llmkit.parallel.rendezvous import GLOO, bound, store
 from llmkit.parallel.watch import STACKS, Watch, is_lost, watching
 
@@ -37,19 +39,19 @@ EVER = timedelta(days=30)
 class Group:
     """Implements `Peers` over torch.distributed, with a watch beside it."""
 
-    def __init__(self, ranks: Ranks, watch: Watch) -> None:
-        self.ranks, self.watch = ranks, watch
-        self.host = dist.new_group(backend="gloo", timeout=EVER)
-        """Of every rank, for small values that lie in the host's memory."""
+    def __init__(self, ranks: Ranks, watch: Watch, host: Any) -> None:
+        self.ranks, self.watch, self.host = ranks, watch, host
+        """`host`: a group of gloo of every rank, for small values that lie in the host's memory."""
+        self.apart: Apart | None = None
 
     def gather(self, value: Any) -> list[Any]:
         """The JSON values of all ranks: no pickle travels."""
         raw = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.ranks.world)]
-        self._wait(lambda: dist.all_gather(sizes, torch.tensor([len(raw)]), group=self.host, async_op=True))
+        self._wait(lambda: self.host.allgather(sizes, torch.tensor([len(raw)])))
         most = int(max(sizes))
         rooms, own = [torch.empty(most, dtype=torch.uint8) for _ in sizes], functional.pad(raw, (0, most - len(raw)))
-        self._wait(lambda: dist.all_gather(rooms, own, group=self.host, async_op=True))
+        self._wait(lambda: self.host.allgather(rooms, own))
         return [json.loads(room[: int(size)].numpy().tobytes()) for room, size in zip(rooms, sizes, strict=True)]
 
     def share(self, value: Any) -> Any:
@@ -63,7 +65,7 @@ class Group:
             raw = json.dumps(value).encode()
             told = len(raw).to_bytes(SIZE, "little") + raw[: HEAD - SIZE]
             head[: len(told)] = torch.frombuffer(bytearray(told), dtype=torch.uint8)
-        self._wait(lambda: dist.broadcast(head, 0, group=self.host, async_op=True))
+        self.spread(head, 0)
         size = int.from_bytes(head[:SIZE].numpy().tobytes(), "little")
         first = head[SIZE : SIZE + size].numpy().tobytes()
         if size <= HEAD - SIZE:
@@ -71,8 +73,12 @@ class Group:
         rest = torch.empty(size - len(first), dtype=torch.uint8)
         if self.ranks.main:
             rest = torch.frombuffer(bytearray(raw[len(first) :]), dtype=torch.uint8)
-        self._wait(lambda: dist.broadcast(rest, 0, group=self.host, async_op=True))
+        self.spread(rest, 0)
         return json.loads(first + rest.numpy().tobytes())
+
+    def spread(self, tensor: Tensor, owner: int) -> None:
+        """A tensor of rank `owner` in the place of those of the others, of one shape, in the host's memory."""
+        self._wait(lambda: self.host.broadcast(tensor, owner))
 
     @contextmanager
     def naming(self) -> Iterator[None]:
@@ -97,7 +103,7 @@ class Group:
     def any(self, why: str) -> str:
         """The first reason that a rank gives, or nothing: the same on all of them."""
         flag = torch.tensor([int(bool(why))])
-        self._wait(lambda: dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.host, async_op=True))
+        self._wait(lambda: self.host.allreduce(flag, dist.ReduceOp.MAX))
         return next(filter(None, self.gather(why))) if int(flag) else ""
 
     def _wait(self, collective: Callable[[], Any]) -> None:
@@ -170,9 +176,11 @@ def joined(
     facts: Mapping[str, Any] = {},
     serves: bool = False,
     own: socket.socket | None = None,
+    aside: int = 0,
 ) -> Iterator[Group]:
     """The group of all ranks, until the end; `facts` are what they must share. `own`: the main rank's socket, where it
-    listens already at the address that the others know.
+    listens already at the address that the others know. The last `aside` ranks do not train: torch's default group is
+    of the others alone, and `apart` says how both talk.
 
     Ranks that serve wait for their main one as long as nothing is asked of it, which is no fault; and where one of them
     is to blame, the main one's next call raises it, and its process goes on. One that hangs is ended: the main one may
@@ -188,7 +196,7 @@ def joined(
         os.environ[GLOO] = named
     watch = watching(ranks, place, address, patience)
     try:
-        yield from _grouped(ranks, device, place, watch, patience, facts, serves)
+        yield from _grouped(ranks, device, place, watch, patience, facts, serves, aside)
         watch.leave()
     except BaseException as cause:
         if (other := watch.tell(cause)) is not None:
@@ -203,7 +211,14 @@ def joined(
 
 
 def _grouped(
-    ranks: Ranks, device: str, place: Any, watch: Watch, patience: float, facts: Mapping[str, Any], serves: bool
+    ranks: Ranks,
+    device: str,
+    place: Any,
+    watch: Watch,
+    patience: float,
+    facts: Mapping[str, Any],
+    serves: bool,
+    aside: int,
 ) -> Iterator[Group]:
     watch.gather()
     if serves:
@@ -211,11 +226,12 @@ def _grouped(
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     if device == "cuda":
         torch.cuda.set_device(ranks.local)
-    limit = timedelta(seconds=patience)
-    hook = sys.excepthook  # torch puts one in its place that keeps what ours says until after our end
-    dist.init_process_group(backend, store=place, rank=ranks.rank, world_size=ranks.world, timeout=limit)
-    sys.excepthook = hook
-    group = Group(ranks, watch)
+    if ranks.rank < ranks.world - aside:
+        limit, world = timedelta(seconds=patience), ranks.world - aside
+        hook = sys.excepthook  # torch puts one in its place that keeps what ours says until after our end
+        dist.init_process_group(backend, store=place, rank=ranks.rank, world_size=world, timeout=limit)
+        sys.excepthook = hook
+    group = _sided(ranks, place, watch, aside) if aside else Group(ranks, watch, _host())
     agreed(group, facts)
     try:
         yield group
@@ -224,7 +240,23 @@ def _grouped(
             with suppress(RuntimeError):
                 dist.destroy_process_group()
         raise
-    dist.destroy_process_group()  # after a fault others have left it, and it cannot be ended in good order
+    if dist.is_initialized():
+        dist.destroy_process_group()  # after a fault others have left it, and it cannot be ended in good order
+
+
+def _host() -> Any:
+    return dist.new_group(backend="gloo", timeout=EVER)
+
+
+def _sided(ranks: Ranks, place: Any, watch: Watch, aside: int) -> Group:
+    """All ranks, of which the last `aside` do not train."""
+    whole = own = Group(ranks, watch, gloo(place, "whole", ranks, EVER))
+    here, trains = at_desk(ranks, aside), ranks.rank < ranks.world - aside
+    desk = None if here is None else Group(here, watch, gloo(place, "desk", here, EVER))
+    if trains:
+        own = Group(training(ranks, aside), watch, _host())
+    whole.apart = own.apart = Sides(trains, own, whole, desk)
+    return whole
 
 
 def agreed(peers: Peers, value: Mapping[str, Any], what: str = "") -> None:

@@ -265,12 +265,15 @@ class Parallel:
 
         return stepper(parts, grid, strategy)
 
-    def join(self, ranks: Ranks, device: str, facts: Mapping[str, Any]) -> AbstractContextManager[Group]:
-        """The group of all ranks, until the end; `facts` are what they must share.
+    def join(
+        self, ranks: Ranks, device: str, facts: Mapping[str, Any], aside: int = 0
+    ) -> AbstractContextManager[Group]:
+        """The group of all ranks, until the end, of which the last `aside` do not train; `facts` are what they must
+        share.
 
         Raises:
             PeerError: they do not come together, or differ.
         """
         from llmkit.parallel.group import joined
 
-        return joined(ranks, device, self.patience, self.interface, facts)
+        return joined(ranks, device, self.patience, self.interface, facts, aside=aside)

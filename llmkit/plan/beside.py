@@ -65,13 +65,20 @@ class Round:
     """Forward passes of the model in training over them, without a backward one."""
     copied: bool = False
     """They are drawn from a copy of the weights."""
+    aside: int = 0
+    """Ranks that draw them and do not train; none where those who train draw."""
+
+    @property
+    def all(self) -> int:
+        """Answers of a step."""
+        return self.prompts * self.group
 
     def answers(self, world: int) -> int:
-        """Those that one of `world` ranks draws, at most."""
-        return -(-self.prompts // world) * self.group
+        """Those that one of the ranks that draw draws, at most, where `world` train."""
+        return -(-self.prompts // (self.aside or world)) * self.group
 
     def room(self, world: int) -> int:
-        """Tokens that the cache of one of `world` ranks need not hold more of."""
+        """Tokens that the cache of one of those who draw need not hold more of."""
         block = self.cache.block
         most = min(self.sequences, self.answers(world))
         return most * (-(-(self.prompt + self.answer) // block) + 1) * block

@@ -25,7 +25,6 @@ from llmkit.core.runlog import run_log
 from llmkit.core.scalars import Origin
 from llmkit.core.stop import Stop
 from llmkit.core.wording import cut, yaml_word
-from llmkit.parallel.node import Parallel
 from llmkit.recipe.inputs import fetched, inputs, models, remote
 from llmkit.recipe.load import Recipe, digest
 from llmkit.recipe.show import environment, environment_hidden, hide_environment, resolved, stage_values
@@ -46,14 +45,15 @@ def run(recipe: Any, *, resume: str = "auto", grants: Grants | None = None, cons
     console, grants = console or Console(mute=not mine.main), grants or Grants()
     _check_resume(whole, resume)
     _stay_offline(whole)
-    parallel = check_ranks(whole, mine)
+    joining = check_ranks(whole, mine)
     _check_device(whole)
     artifact: Artifact | None = None
     with ExitStack() as stack:
         stop, peers = stack.enter_context(Stop()), Alone()  # type: Stop, Peers
-        if parallel is not None:
+        if joining is not None:
+            shared = _shared(whole, resume, grants)
             with stop.at_once("before training"):
-                peers = stack.enter_context(parallel.join(mine, device(), _shared(whole, resume, grants)))
+                peers = stack.enter_context(joining.parallel.join(mine, device(), shared, joining.aside))
         for name, node in whole.stages:
             given = Around(_resume_of(name, node, resume), grants, console, stop, peers)
             artifact = _stage(whole, name, node, given)
@@ -73,8 +73,8 @@ class Around:
     peers: Peers
 
 
-def check_ranks(recipe: Recipe, mine: Ranks) -> Parallel | None:
-    """What joins the ranks, where there are several: the first stage that trains says how.
+def check_ranks(recipe: Recipe, mine: Ranks) -> Training | None:
+    """What says how the ranks are joined, where there are several: the first stage that trains.
 
     Raises:
         RecipeError: no stage has a use for them, or their number does not fit.
@@ -82,13 +82,19 @@ def check_ranks(recipe: Recipe, mine: Ranks) -> Parallel | None:
     found = [(name, node) for name, node in recipe.stages if isinstance(node, Training)]
     if not found and mine.world > 1:
         raise RecipeError(f"{mine.world} ranks, and nothing here is trained", fix="run one process")
+    odd = next((name for name, node in found if node.aside != found[0][1].aside), None)
+    if odd is not None:
+        what = "the ranks of all stages that train are the same, and only here do some of them draw alone"
+        name = next(name for name, node in found if node.aside)
+        fix = "run this stage by a recipe of its own, or set rollout.ranks=0"
+        raise RecipeError(problems=[_changed(recipe, name, "rollout.ranks", what, fix)])
     for name, node in found:
         try:
-            node.parallel.check(mine.world, node.deterministic)
+            node.check_ranks(mine)
         except RecipeError as cause:
             problem = cause.problems[0]
             raise RecipeError(problems=[_changed(recipe, name, problem.key, problem.what, problem.fix)]) from None
-    return found[0][1].parallel if mine.world > 1 else None
+    return found[0][1] if mine.world > 1 else None
 
 
 def _shared(recipe: Recipe, resume: str, grants: Grants) -> dict[str, Any]:
@@ -180,7 +186,7 @@ def _run(recipe: Recipe, name: str, node: Any, around: Around) -> Run:
         digest(node),
         around.console,
         around.stop,
-        around.peers,
+        around.peers if around.peers.apart is None else around.peers.apart.own,
         resume=around.resume,
         grants=around.grants,
         values=stage_values(recipe, name),

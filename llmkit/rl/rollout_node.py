@@ -28,6 +28,9 @@ class Rollout:
     asynchronous: int = setting(default=0, least=0, most=1)
     """1: the next answers are drawn while steps learn from these, from the weights as they were when those steps
     began; tokens count by truncated importance weights then (`loss.truncate`)."""
+    ranks: int = setting(default=0, least=0)
+    """The last ranks of the run, so many, that draw and do not train: each has an engine over a whole model of its own,
+    which is fed before each rollout. 0: every rank draws from what it trains."""
     redraw: int = setting(default=0, least=0)
     """How often prompts whose answers are all worth the same are replaced by others, of which something can be learned
     (DAPO's dynamic sampling, arXiv:2503.14476)."""
@@ -48,9 +51,20 @@ class Rollout:
     def problems(self) -> Iterator[Conflict]:
         """What contradicts what."""
         yield from self._odd_server()
+        yield from self._odd_ranks()
         if self.engine.tensor > 1 or self.engine.placement is not None:
             what = "answers are drawn from the weights that this process trains"
             yield Conflict("engine", what, "leave out engine.tensor and engine.placement", "engine.tensor")
+
+    def _odd_ranks(self) -> Iterator[Conflict]:
+        """What ranks of their own do not do."""
+        if not self.ranks:
+            return
+        if self.asynchronous:
+            what = "what is drawn ahead is drawn by a thread of the process that trains"
+            yield Conflict("ranks", what, "set rollout.ranks=0, or rollout.asynchronous=0", "asynchronous")
+        if self.vllm is not None:
+            yield Conflict("ranks", "vllm draws in their place", "leave one of them out", "vllm")
 
     def _odd_server(self) -> Iterator[Conflict]:
         if self.vllm is None:

@@ -81,14 +81,15 @@ class Answering:
     def _answers(self, number: int, turn: int, prompts: Sequence[int]) -> list[list[Answer]]:
         """Of all ranks, in the order of the prompts."""
         how, ranks = self.node.rollout, self.run.ranks
-        mine = list(prompts[ranks.rank :: ranks.world])
+        at, shares = (ranks.rank, ranks.world) if not self.drawing.lone else (0, 1)
+        mine = list(prompts[at::shares]) if ranks.rank < shares else []
         asks = self.asked, mine, how, self.node.data.max_length, seeds(self.node.seed, number, turn, mine)
         if self.environment is None or self.speech is None:
             own = draw(self.drawing.writer, *asks, self.ends)
         else:
             own = converse(self.drawing.writer, *asks, self.speech, self.environment)
         parts = self.run.peers.gather([[answer.told() for answer in group] for group in own])
-        return [[Answer.of(said) for said in parts[at % ranks.world][at // ranks.world]] for at in range(len(prompts))]
+        return [[Answer.of(said) for said in parts[i % shares][i // shares]] for i in range(len(prompts))]
 
     def _score(self, number: int, prompts: Sequence[int], drawn: Sequence[Sequence[Answer]]) -> Scores:
         with self.run.peers.alone("data"):

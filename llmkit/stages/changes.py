@@ -107,7 +107,7 @@ def _tried(move: _Move, node: Training, where: str, ranks: int, free: int, shape
         made = planned(other, where, ranks * move.times, free, shape)
     except LlmkitError:  # it contradicts another key, or its degrees do not go with the ranks
         return None
-    if not made.choice.fits:
+    if not made.fits:
         return None
     seconds, before = (_seconds(each, ranks * n, shape, made) for each, n in ((other, move.times), (node, 1)))
     return Change(move.keys, seconds / before - 1, move.also, made.choice.account.peak)

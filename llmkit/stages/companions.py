@@ -10,7 +10,7 @@ from llmkit.inference.scheduler import GPU_TOKENS, Limits
 from llmkit.models.node import ModelRef, NoQuant, Quant
 from llmkit.models.outline import outline, stored
 from llmkit.models.resolve import resolve
-from llmkit.plan.beside import Beside, token_bytes
+from llmkit.plan.beside import Beside, Round, token_bytes
 from llmkit.stages.training import Training
 
 
@@ -28,10 +28,15 @@ def companions(node: Training, shape: Shape, device: str, world: int, free: int)
         taken = held_of(node, one, shape, device)
         taken += cached(node, one, one.cache, shape, device, free) if one.cache is not None else 0
         found[one.role] = found.get(one.role, 0) + int(taken)
-    if (draws := node.draws(world)) is not None:
-        most = draws.room(world) * token_bytes(shape, draws.cache, short_bytes(node, device))
-        found["cache"] = int(min(most, draws.cache.size or most))
+    if (draws := node.draws(world)) is not None and not draws.aside:
+        found["cache"] = cache_of(node, draws, world, shape, device)
     return found
+
+
+def cache_of(node: Training, draws: Round, world: int, shape: Shape, device: str) -> int:
+    """Bytes of keys and values of the answers that one of those who draw makes at once."""
+    most = draws.room(world) * token_bytes(shape, draws.cache, short_bytes(node, device))
+    return int(min(most, draws.cache.size or most))
 
 
 def held_of(node: Training, one: Beside, shape: Shape, device: str) -> float:
@@ -87,14 +92,17 @@ def seen(ref: ModelRef, quant: Quant | None) -> tuple[Shape, Quant]:
     return stored((resolved.base or resolved).folder), quant or resolved.quant
 
 
-def drawing(node: Training, shape: Shape, device: str, world: int, short: float) -> int:
-    """Bytes that a forward of the engine takes: what a layer makes of its tokens, and the laws of all answers."""
+def drawing(node: Training, shape: Shape, device: str, world: int) -> int:
+    """Bytes that a forward of the engine takes on a rank that trains and draws."""
     draws = node.draws(world)
-    if draws is None:
-        return 0
+    return 0 if draws is None or draws.aside else forward_of(node, draws, world, shape, device)
+
+
+def forward_of(node: Training, draws: Round, world: int, shape: Shape, device: str) -> int:
+    """Bytes that a forward of the engine takes: what a layer makes of its tokens, and the laws of all answers."""
     at_once = min(draws.sequences, draws.answers(world))
     tokens = max(at_once, draws.tokens or (Limits.tokens if device == "cpu" else GPU_TOKENS))
-    layer = (6 * shape.hidden + 3 * shape.intermediate + 2 * shape.keys) * short
+    layer = (6 * shape.hidden + 3 * shape.intermediate + 2 * shape.keys) * short_bytes(node, device)
     return int(tokens * layer + LAWS * 4 * at_once * shape.vocab)
 
 

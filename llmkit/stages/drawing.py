@@ -9,18 +9,23 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from llmkit.build.held import Here
+from llmkit.build.precision import Types
 from llmkit.build.training import Built, build, headed, how
 from llmkit.core.errors import ModelError, RecipeError
+from llmkit.core.run import Run
 from llmkit.evals.run import Subject, at_rest
 from llmkit.inference.engined import EngineWriter
 from llmkit.models.quiet import quiet
+from llmkit.models.resolve import Resolved
 from llmkit.parallel.chunks import Route
 from llmkit.parallel.steps import Steps
+from llmkit.rl.elsewhere import Crossing, Elsewhere
 from llmkit.rl.sync import Copied, Drawn, Feeding, Versioned, shared
 from llmkit.stages.from_rollouts import FromRollouts
 from llmkit.stages.job import Job
 from llmkit.stages.measured import subject
 from llmkit.stages.published import published
+from llmkit.stages.training import Training
 
 T = TypeVar("T")
 
@@ -35,6 +40,8 @@ class Drawing:
     """Whether it has a model of its own."""
     copy: Built | None = None
     """That model, where it is here."""
+    lone: bool = False
+    """The main rank alone asks: others answer."""
 
     def over(self, work: Callable[[], T]) -> T:
         """Does work that asks the engine, as a forward pass of the model that it reads is done."""
@@ -58,6 +65,13 @@ def drawing(job: Job, node: FromRollouts, built: Built, steps: Steps) -> Iterato
             yield Drawing(served, subject(job, built, steps), True)
         return
     _check(job, built, bool(node.rollout.asynchronous))
+    if (apart := job.run.peers.apart) is not None:
+        crossing = Crossing(apart.whole, steps.lying, steps.params, {})
+        there, messages = Elsewhere(apart, crossing, job.run.stop.hear), len(crossing.route.messages)
+        job.run.console.notice(f"answers are drawn on ranks of their own ({node.aside}), fed in {messages} messages")
+        yield Drawing(there, subject(job, built, steps), True, lone=True)
+        there.end()
+        return
     world = job.run.ranks.world
     drawn = node.draws(world)
     if drawn is None:
@@ -82,7 +96,7 @@ def _copied(job: Job, built: Built, steps: Steps) -> tuple[Built, Feeding]:
     learned since."""
     run = job.run
     at_hand = job.node.parallel.at_hand(run.ranks.world)
-    made = beside(built) if at_hand else _again(job)
+    made = beside(built) if at_hand else again(job.node, run, job.resolved, job.types)
     made.model.eval()
     route = Route(run.peers, made.trained, steps.lying)
     told = (
@@ -92,11 +106,10 @@ def _copied(job: Job, built: Built, steps: Steps) -> tuple[Built, Feeding]:
     return made, Copied(run.peers, steps.lying, made.trained, run.device, route)
 
 
-def _again(job: Job) -> Built:
+def again(node: Training, run: Run, resolved: Resolved, kinds: Types) -> Built:
     """The whole model from the same files: what is not trained never moves."""
-    node, run = job.node, job.run
-    held = how(run.device, job.types, node.quant, node.adapter, run.grants.code, run.grants.nonfinite)
-    made = build(job.resolved, node.model, held, node.adapter, 0, node.seed)
+    held = how(run.device, kinds, node.quant, node.adapter, run.grants.code, run.grants.nonfinite)
+    made = build(resolved, node.model, held, node.adapter, 0, node.seed)
     quiet(made.model)
     made.model.requires_grad_(False)
     return made

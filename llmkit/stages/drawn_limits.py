@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def limits(stage: FromRollouts) -> Iterator[Conflict]:
     """What contradicts what, in a stage that draws."""
-    for odd in (_odd_reference, _odd_forwards, _odd_server, _odd_prompts):
+    for odd in (_odd_reference, _odd_forwards, _odd_server, _odd_ranks, _odd_prompts):
         yield from odd(stage)
 
 
@@ -65,6 +65,19 @@ def _odd_server(stage: FromRollouts) -> Iterator[Conflict]:
         key = f"adapter.{other[0] if other else 'kind'}"
         what = "vllm reads two factors of each linear, over the model as it is"
         yield Conflict(key, what, "use adapter: {kind: lora} without it, or the engine", "rollout.vllm")
+
+
+def _odd_ranks(stage: FromRollouts) -> Iterator[Conflict]:
+    """What is not there yet for ranks that only draw."""
+    if not stage.rollout.ranks:
+        return
+    if stage.parallel.tensor > 1:
+        what = "of a model that is cut by heads nothing is told to ranks that only draw"
+        yield Conflict("rollout.ranks", what, "set parallel.tensor=1, or rollout.ranks=0", "parallel.tensor")
+    if stage.quant.kind == "bnb_int8" or stage.types_name == "fp8":
+        key = "precision" if stage.types_name == "fp8" else "quant.kind"
+        what = "ranks that only draw compute in no 8 bits"
+        yield Conflict("rollout.ranks", what, "use bf16 or quant: bnb_nf4, or set rollout.ranks=0", key)
 
 
 def _odd_prompts(stage: FromRollouts) -> Iterator[Conflict]:

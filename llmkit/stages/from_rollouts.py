@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.core.config import Conflict, config
+from llmkit.core.errors import RecipeError
 from llmkit.plan.beside import Beside, Round
 from llmkit.rl.rewards_node import Reward, files_of, models_of
 from llmkit.rl.rollout_node import Rollout
@@ -19,6 +20,8 @@ from llmkit.train.node import Guard
 
 if TYPE_CHECKING:
     from llmkit.build.training import Built
+    from llmkit.core.artifact import Artifact
+    from llmkit.core.ranks import Ranks
     from llmkit.core.run import Run
     from llmkit.data.asked import Asked
     from llmkit.data.node import Readable
@@ -111,7 +114,8 @@ class FromRollouts(Training):
             rollout.max_tokens,
             rollout.steps,
             self.passes,
-            self._copied(world),
+            self._copied(world) or bool(rollout.ranks),
+            rollout.ranks,
         )
 
     @property
@@ -128,7 +132,37 @@ class FromRollouts(Training):
         """Whether the engine has a model of its own: ranks have parts of the weights, or these are updated while it
         draws, where what is frozen is there once."""
         own = self.rollout.asynchronous and not self.adapter.frozen_base
-        return self.rollout.vllm is None and (not self.parallel.at_hand(world) or bool(own))
+        here = self.rollout.vllm is None and not self.rollout.ranks
+        return here and (not self.parallel.at_hand(world) or bool(own))
+
+    @property
+    def aside(self) -> int:
+        """Those that only draw."""
+        return self.rollout.ranks
+
+    def check_ranks(self, ranks: Ranks) -> None:
+        """Some are left to train, and all are where messages between both sides were tried.
+
+        Raises:
+            RecipeError: the recipe does not go with so many.
+        """
+        aside, key = self.aside, "rollout.ranks"
+        if aside >= ranks.world:
+            what = f"{aside} of {ranks.world} ranks only draw, and none is left to train"
+            raise RecipeError(what, fix=f"start {aside + 1} or more, or set rollout.ranks=0", key=key)
+        if aside and ranks.here < ranks.world:
+            what = f"{ranks.world} ranks on hosts of {ranks.here}, and those that only draw are on one with the others"
+            raise RecipeError(what, fix="use one host, or set rollout.ranks=0", key=key)
+        self.parallel.check(ranks.world - aside, self.deterministic)
+
+    def run(self, run: Run) -> Artifact:
+        """Trains, or draws for those who do."""
+        apart = run.peers.apart
+        if apart is None or apart.trains:
+            return super().run(run)
+        from llmkit.stages.drawing_apart import draw_apart
+
+        return draw_apart(self, run, apart)
 
     def moves(self) -> Iterator[tuple[str, Mapping[str, Any], str]]:
         """Fewer answers at once, fewer to a prompt, shorter ones."""

@@ -53,7 +53,7 @@ def held_by(node: Training, shape: Shape, device: str, world: int = 1, free: int
         saves=node.checkpoint.every is not None or node.checkpoint.per_epoch is not None,
         exports=device == "cpu",
         beside=companions(node, shape, device, world, free),
-        drawing=drawing(node, shape, device, world, made.short),
+        drawing=drawing(node, shape, device, world),
         trunks=tuple(_trunk(node, one, shape, device) for one in node.beside(world) if one.learns),
     )
 

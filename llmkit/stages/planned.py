@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from typing import Any
 
 from llmkit.adapters.limits import virtual_tokens
+from llmkit.core.errors import RecipeError
 from llmkit.core.shape import Shape
 from llmkit.models.outline import config_of, outline, stored
 from llmkit.parallel.degrees import Degrees
@@ -15,6 +16,7 @@ from llmkit.plan.account import HEADROOM, RECOMPUTE, Choice, account
 from llmkit.plan.devices import DEVICES
 from llmkit.plan.shares import shares
 from llmkit.plan.times import Times
+from llmkit.stages.apart_account import drawing_parts
 from llmkit.stages.degrees import check_degrees
 from llmkit.stages.holding import held_by
 from llmkit.stages.sizes import chosen, strategies, whole_model
@@ -43,6 +45,15 @@ class Planned:
     """Rows of the largest micro-batch that fits; 0 where none does."""
     times: Times | None
     """Where the device's speed is known."""
+    drawing: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of a rank that only draws, by part, where there are such."""
+    aside: int = 0
+    """How many of those there are."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether each rank has room for what it does."""
+        return self.choice.fits and sum(self.drawing.values()) <= HEADROOM * self.free
 
     @property
     def peaks(self) -> dict[str, int]:
@@ -62,13 +73,15 @@ class Planned:
             "micro_batch": made.rows,
             "micro_batches": self.turns,
             "recompute": RECOMPUTE[made.recompute],
-            "fits": made.fits,
+            "fits": self.fits,
             "available": self.free,
             "usable": int(HEADROOM * self.free),
             "parts": made.account.parts,
             "peaks": self.peaks,
             "largest_micro_batch": self.largest,
         }
+        if self.aside:
+            found |= {"drawing_ranks": self.aside, "drawing_parts": dict(self.drawing)}
         if self.times is not None:
             found |= {"step_seconds": self.times.seconds, "tokens_per_second": self.times.rate, "mfu": self.times.mfu}
             found["sent_bytes"] = self.times.sent
@@ -87,10 +100,11 @@ class Planned:
         made = self.choice
         degrees = ", ".join(f"{k} {v}" for k, v in asdict(self.degrees).items() if v > 1)
         where = f"{self.ranks} x {self.where}" if self.ranks > 1 else self.where
-        yield f"{where}: {made.strategy}{f' ({degrees})' if degrees else ''}"
+        apart = f", {self.ranks - self.aside} train and {self.aside} only draw" if self.aside else ""
+        yield f"{where}: {made.strategy}{f' ({degrees})' if degrees else ''}{apart}"
         again = f", {RECOMPUTE[made.recompute]} recompute" if made.recompute else ""
         yield f"micro-batch {made.rows} x {self.turns} a step on each rank{again}"
-        parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in made.account.parts.items() if size)
+        parts = _parts(made.account.parts)
         verdict = "fits" if made.fits else "does not fit"
         peak = f"{made.account.peak / GIB:.2f} of {self.free / GIB:.2f} GiB"
         yield f"memory of a rank: {peak}, {verdict} ({HEADROOM:.0%} is used at most)"
@@ -98,9 +112,18 @@ class Planned:
         yield "  peaks: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in self.peaks.items())
         if self.choice.account.load > HEADROOM * self.free:
             yield "  what each rank holds while the model is read does not fit on its device"
+        if self.aside:
+            need = sum(self.drawing.values())
+            verdict = "fits" if need <= HEADROOM * self.free else "does not fit"
+            yield f"memory of a rank that only draws: {need / GIB:.2f} of {self.free / GIB:.2f} GiB, {verdict}"
+            yield f"  {_parts(self.drawing)}"
         yield f"largest micro-batch that fits: {self.largest}" if self.largest else "no micro-batch fits"
         if self.times is not None:
             yield from _told(self.times)
+
+
+def _parts(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {size / GIB:.2f}" for name, size in sizes.items() if size)
 
 
 def _told(spent: Times) -> Iterator[str]:
@@ -125,7 +148,8 @@ def shape_of(node: Training) -> Shape:
 
 
 def planned(node: Training, where: str, ranks: int, free: int = 0, shape: Shape | None = None) -> Planned:
-    """A plan for each of `ranks` ranks on a device by name, or on `cpu` or `cuda` with `free` bytes for each.
+    """A plan for each of `ranks` ranks on a device by name, or on `cpu` or `cuda` with `free` bytes for each; those
+    that only draw are some of them.
 
     Raises:
         RecipeError: the degrees do not go with so many ranks, or with the model.
@@ -136,13 +160,17 @@ def planned(node: Training, where: str, ranks: int, free: int = 0, shape: Shape 
     device = DEVICES.get(where)
     kind, free = ("cuda", device.memory) if device is not None else (where, free)
     shape = shape or shape_of(node)
-    choice = chosen(node, shape, kind, free, ranks)
-    made = next(each for each in strategies(node, ranks) if each.parallel.resolve(ranks).kind == choice.strategy)
-    degrees = made.parallel.degrees(ranks)
+    if (train := ranks - node.aside) < 1:
+        what = f"{node.aside} of {ranks} ranks only draw, and none is left to train"
+        raise RecipeError(what, fix=f"plan for {node.aside + 1} or more (--world)", key="rollout.ranks")
+    choice = chosen(node, shape, kind, free, train)
+    made = next(each for each in strategies(node, train) if each.parallel.resolve(train).kind == choice.strategy)
+    degrees = made.parallel.degrees(train)
     turns = ceil(node.step_examples / degrees.data / choice.rows)
-    largest = _largest(made, shape, kind, free, ranks, choice)
-    spent = None if device is None else step_times(made, shape, device, ranks, choice, turns)
-    return Planned(where, ranks, degrees, free, choice, turns, largest, spent)
+    largest = _largest(made, shape, kind, free, train, choice)
+    spent = None if device is None else step_times(made, shape, device, train, choice, turns)
+    apart = drawing_parts(node, shape, kind)
+    return Planned(where, ranks, degrees, free, choice, turns, largest, spent, apart, node.aside)
 
 
 def _largest(node: Training, shape: Shape, kind: str, free: int, ranks: int, choice: Choice) -> int:

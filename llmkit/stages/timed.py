@@ -40,11 +40,11 @@ def _drawn(node: Training, shape: Shape, held: Held, device: Device, ranks: int,
     made = ceil(node.batch.examples / node.parallel.degrees(ranks).data) * node.example_tokens
     scoring = draws.passes * passed(shape, held, device, made, length)
     for one in node.beside(ranks):
-        tokens = draws.answers(1) * length if one.alone else made
+        tokens = draws.all * length if one.alone else made
         own = shape_of(one, node, shape)[0]
         scoring += one.passes * passed(_headless(own) if one.learns else own, held, device, tokens, length)
     rollout = decoding(shape, held, device, draws, ranks).seconds
-    return spent.after(rollout / draws.reuse, scoring / draws.reuse, round(draws.answers(1) / draws.reuse))
+    return spent.after(rollout / draws.reuse, scoring / draws.reuse, round(draws.all / draws.reuse))
 
 
 def _headless(shape: Shape) -> Shape:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from llmkit.build.training import Built
     from llmkit.core.artifact import Artifact
+    from llmkit.core.ranks import Ranks
     from llmkit.core.records import Prediction
     from llmkit.core.run import Run
     from llmkit.core.shape import Cost, Shape
@@ -145,6 +146,19 @@ class Training:
                 yield Conflict(
                     f"evaluate.{key}", what, f"give data.valid or data.held_out, or drop evaluate.{key}", "data.valid"
                 )
+
+    @property
+    def aside(self) -> int:
+        """The last ranks of a run, so many, that do not train."""
+        return 0
+
+    def check_ranks(self, ranks: Ranks) -> None:
+        """Sees to it that the recipe goes with the number of ranks, before anything is begun.
+
+        Raises:
+            RecipeError: it does not.
+        """
+        self.parallel.check(ranks.world, self.deterministic)
 
     def needs(self, device: str) -> None:
         """Sees to it, before any heavy work, that what the recipe asks for can be done on `device`.

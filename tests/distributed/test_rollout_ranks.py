@@ -31,7 +31,7 @@ KINDS, SHAPE = (torch.Tensor, torch.nn.Parameter), (448, 32)
 FAST = (("lora", "fsdp"), ("none", "fsdp"))
 
 
-def maker(model, place, **more):
+def maker(model, place, kind=Policy, **more):
     path = place / "asked.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"question {i} of the model"}) + "\n" for i in range(8)))
 
@@ -47,7 +47,7 @@ def maker(model, place, **more):
             "optim": {"kind": "sgd", "lr": 1e-1},
             "schedule": {"kind": "constant"},
         }
-        return Policy(**({"model": str(model), "out": str(out)} | options | more | spread))
+        return kind(**({"model": str(model), "out": str(out)} | options | more | spread))
 
     return make
 
@@ -56,11 +56,14 @@ def answers(folder):
     return [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
 
 
-def same(several, one):
+NAMES = ("loss", "grad_norm", "reward", "entropy", "length", "ratio", "groups_without_signal")
+
+
+def same(several, one, names=NAMES):
     assert [line["ids"] for line in answers(several)] == [line["ids"] for line in answers(one)]
     assert [line["version"] for line in answers(several)] == [line["version"] for line in answers(one)]
     for mine, theirs in zip(lines(several), lines(one), strict=True):
-        for name in ("loss", "grad_norm", "reward", "entropy", "length", "ratio", "groups_without_signal"):
+        for name in names:
             assert mine[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), name
 
 

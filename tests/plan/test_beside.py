@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 from llmkit import Preference, run
 from llmkit.build.reward_model import RewardModel
 from llmkit.core.console import Console
-from llmkit.core.errors import ResourceError
+from llmkit.core.errors import RecipeError, ResourceError
 from llmkit.inference.cache import Cache
 from llmkit.inference.node import OwnEngine
 from llmkit.models.node import ModelRef
@@ -277,3 +277,23 @@ def test_a_preference_holds_its_reference_whole_on_each_rank():
     node = Preference(model="meta-llama/Llama-3.1-8B", data=data, out="x", **more)
     made = planned(node, "h100-80gb", 8)
     assert made.choice.account.parts["reference"] == 4 * SHAPE.params and made.times.rollout == 0
+
+
+def test_ranks_that_only_draw_hold_the_cache_and_those_that_train_do_not():
+    """Seven train and one draws all 512 answers of a step: its weights are whole, and its cache is of them."""
+    own = {"rollout": {"engine": {"kind": "engine", "sequences": 64}}, "parallel": {"strategy": "fsdp"}}
+    made = planned(llama(**own), "h100-80gb", 8)
+    apart = planned(llama(**{**own, "rollout": own["rollout"] | {"ranks": 1}}), "h100-80gb", 8)
+    before, after = made.choice.account, apart.choice.account
+    assert {"cache", "engine weights"} <= before.beside.keys() and not {"cache", "engine weights"} & after.beside.keys()
+    assert apart.degrees.shard == 7 and after.rollout == 0
+    assert apart.drawing["weights"] == before.beside["engine weights"]
+    assert apart.drawing["cache"] == before.beside["cache"]  # as many at once on either
+    assert "7 train and 1 only draw" in next(iter(apart.lines()))
+    assert apart.values()["drawing_parts"] == apart.drawing and apart.values()["fits"]
+    large = planned(
+        llama(**{**own, "rollout": {"ranks": 1, "engine": {"kind": "engine", "sequences": 4096}}}), "l4-24gb", 64
+    )
+    assert large.choice.fits and not large.fits
+    with pytest.raises(RecipeError, match="1 of 1 ranks only draw"):
+        planned(llama(rollout={"ranks": 1}), "h100-80gb", 1)
