@@ -18,7 +18,7 @@ from llmkit.checkpoint import tensors as files
 from llmkit.checkpoint.deal import Whole
 from llmkit.checkpoint.manifest import NAME, STATE, pack, part
 from llmkit.core.errors import ResourceError
-from llmkit.core.files import DISK, Disk, ensure, publish, refused
+from llmkit.core.files import DISK, Disk, amount_of, ensure, publish, refused
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Draft:
             free = shutil.disk_usage(self.folder).free
             if free < self.size:
                 raise ResourceError(
-                    f"a checkpoint needs {self.size / 2**20:.0f} MiB and {self.folder} has {free / 2**20:.0f} MiB",
+                    f"a checkpoint needs {amount_of(self.size)} and {self.folder} has {amount_of(free)}",
                     fix="free some space, or set out to another disk",
                     key="out",
                 )

@@ -15,6 +15,7 @@ from llmkit.core.environment import prepare as quiet_libraries
 from llmkit.core.errors import DataError, ModelError, Problem
 from llmkit.core.memory import available, device
 from llmkit.core.ranks import ranks
+from llmkit.core.usercode import check_granted, looked_at
 from llmkit.data.asked import asked_of
 from llmkit.data.findings import Finding
 from llmkit.data.held_out import FirstRows, Readable
@@ -36,14 +37,17 @@ from llmkit.models.positions import check_length
 from llmkit.models.resolve import resolve
 from llmkit.models.tokenizer import read_tokenizer
 from llmkit.plan.account import RECOMPUTE
-from llmkit.recipe.inputs import fetched, files, missing, models, remote
+from llmkit.recipe.inputs import fetched, files, missing, models, own_code, remote
+from llmkit.rl.columns import check_columns
 from llmkit.rl.constitution import read
+from llmkit.rl.rewards_node import files_of, models_of
 from llmkit.stages.best_of import BestOf
 from llmkit.stages.build_best import some
 from llmkit.stages.build_inference import adapter_of
 from llmkit.stages.constitution_run import questions
 from llmkit.stages.constitutional import Constitutional
 from llmkit.stages.evaluate import Evaluate
+from llmkit.stages.known import known
 from llmkit.stages.lint_table import lines, linted, served, shares
 from llmkit.stages.merge import Merge
 from llmkit.stages.serve import Serve
@@ -66,13 +70,16 @@ def present(stages: Sequence[tuple[str, Any]], earlier: Collection[str] = ()) ->
         raise (ModelError if models[0] else DataError)(problems=lacks)
 
 
-def inspect(name: str, node: Any, show: int, earlier: Collection[str] = ()) -> None:
-    """Prints the tables of one stage; `earlier` are the folders of the stages before it.
+def inspect(name: str, node: Any, show: int, earlier: Collection[str] = (), python: bool = False) -> None:
+    """Prints the tables of one stage; `earlier` are the folders of the stages before it, and `python` says whether
+    files of the user's own may run.
 
     Raises:
         LlmkitError: its data or its model cannot be used.
     """
-    present([(name, node)], earlier)
+    present([("", node)], earlier)
+    for key, ref in own_code(node):
+        check_granted(ref, looked_at(ref, key), python, key)
     named = [ref.name for ref in models(node)]
     quiet_libraries(remote=any(fetched(one, earlier) for one in named) or remote(node, earlier))
     title = f"{name}: " if name else ""
@@ -106,12 +113,14 @@ def _training(title: str, node: Training, show: int) -> None:
     if notice := check_length(resolved, longest_row, "data.max_length", node.model.rope):
         _say(f"{title}{notice}")
     tokenizer = read_tokenizer(resolved, node.model)
+    known(node.others(), node.files_beside())
     sets: list[Prepared] = []
     keys: tuple[Literal["train", "valid"], ...] = ("train", "valid")
     for key in keys:
         if sources := _looked_at(node, key):
             least = node.batch.least if key == "train" else 1
             made = node.examples(sources, tokenizer, f"data.{key}", lambda error: None, least)
+            node.reaches(resolved, made)
             if key == "train":
                 node.objective(made)  # it may not fit them
             some = (
@@ -176,7 +185,9 @@ def _evaluate(title: str, node: Evaluate) -> None:
 def _best_of(title: str, node: BestOf) -> None:
     tokenizer = read_tokenizer(resolve(node.model), node.model)
     data = Data(train=node.data, system=node.system, max_length=node.max_length)
+    known(models_of(node.rewards), files_of(node.rewards))
     made = some(asked_of(node.data, data, tokenizer, "data"), node.rows)
+    check_columns(node.rewards, made.columns, made.places)
     _say(f"{title}data: {len(made)} prompts, {len(made) * node.samples} answers")
 
 

@@ -80,11 +80,12 @@ def check(
     recipe: Annotated[str, typer.Argument(help="A recipe file.")],
     overrides: Overrides = None,
     show: Annotated[int, typer.Option(metavar="N", min=0, help="Show the tokens of the first N examples.")] = 0,
+    allow_python: Annotated[bool, typer.Option(help="Take Python files that the recipe names as allowed.")] = False,
 ) -> None:
     """Parse a recipe, render its data, account its memory; change nothing."""
     from llmkit.cli.recipes import check as verb
 
-    verb(recipe, overrides or [], show)
+    verb(recipe, overrides or [], show, allow_python)
 
 
 @app.command()

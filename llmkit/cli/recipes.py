@@ -38,17 +38,20 @@ def _execute(recipe: Recipe, resume: str = "auto", grants: Grants | None = None)
         out(str(artifact.folder))
 
 
-def check(recipe: str, overrides: Sequence[str], show: int) -> None:
+def check(recipe: str, overrides: Sequence[str], show: int, python: bool) -> None:
     """Parses, renders and accounts."""
     from llmkit.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     from llmkit.cli.inspect import inspect, present
+    from llmkit.recipe.told import named
 
-    present(loaded.stages)
+    with named(loaded, ""):
+        present(loaded.stages)
     made: list[str] = []
     for name, node in loaded.stages:
-        inspect(name, node, show, made)
+        with named(loaded, name):
+            inspect(name, node, show, made, python)
         made.append(node.out)
 
 

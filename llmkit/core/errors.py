@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -50,10 +50,17 @@ class LlmkitError(Exception):
     def hide(self, text: str, shown: str) -> None:
         """Puts `shown` in the place of `text`."""
         places = ("what", "fix", "file")
-        self.problems = tuple(
-            replace(problem, **{name: getattr(problem, name).replace(text, shown) for name in places})
-            for problem in self.problems
+        self.each(
+            lambda problem: replace(problem, **{name: getattr(problem, name).replace(text, shown) for name in places})
         )
+
+    def below(self, place: str, top: str = "") -> None:
+        """Its keys are below `place`: in it, those that say `top`, and what is below it, say what `place` is."""
+        self.each(lambda said: replace(said, key=_below(said.key, place, top)))
+
+    def each(self, change: Callable[[Problem], Problem]) -> None:
+        """Puts what `change` makes of a problem in the place of each."""
+        self.problems = tuple(map(change, self.problems))
         self.args = ("\n".join(map(str, self.problems)),)
 
 
@@ -91,6 +98,11 @@ class Stopped(LlmkitError):
     """The run was asked to stop and can be continued (exit 75)."""
 
     code = 75
+
+
+def _below(key: str, place: str, top: str) -> str:
+    rest = key.removeprefix(top) if key == top or key.startswith(f"{top}.") else key
+    return f"{place}.{rest.removeprefix('.')}" if rest else place
 
 
 def without_logins(text: str) -> str:

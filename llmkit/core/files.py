@@ -18,9 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.core.errors import ResourceError
+from llmkit.core.scalars import UNITS
 
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG)
 """What only a disk says."""
+FULL = "free some space, or set out to another disk"
+FIXES = {errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EFBIG: "raise the limit on the size of a file (ulimit -f)"}
+"""What to do about some of it."""
 
 
 class Disk:
@@ -191,9 +195,8 @@ def _lives(pid: int) -> bool:
 
 def refused(cause: OSError, doing: str, path: Path, needed: int = 0) -> ResourceError:
     """The one line for a disk that refuses."""
-    full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
-    amount = f", which needs {needed / 2**20:.0f} MiB," if needed else ""
-    fix = "free some space, or set out to another disk" if full else "give a folder that can be written"
+    amount = f", which needs {amount_of(needed)}," if needed else ""
+    fix = FIXES.get(cause.errno or 0, "give a folder that can be written")
     return ResourceError(f"{doing} {path}{amount} failed: {os.strerror(cause.errno or 0)}", fix=fix, key="out")
 
 
@@ -213,6 +216,12 @@ def full_disk_named(folder: Path) -> Iterator[None]:
             raise
         path = Path(getattr(cause, "filename", None) or folder)
         raise refused(OSError(number, ""), "writing", path) from cause
+
+
+def amount_of(size: int) -> str:
+    """A number of bytes in a unit of which there is at least one."""
+    unit = next((unit for unit in ("MiB", "KiB") if size >= UNITS["bytes"][unit]), "B")
+    return f"{size / UNITS['bytes'][unit]:.0f} {unit}"
 
 
 def _forget(path: Path) -> None:

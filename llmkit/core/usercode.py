@@ -24,7 +24,24 @@ class Code:
     file: Path
     name: str
     text: bytes
-    """All of the file, as it was allowed."""
+    """All of the file, as it was read."""
+
+    @property
+    def digest(self) -> str:
+        """What it is allowed by."""
+        return hashlib.sha256(self.text).hexdigest()
+
+    @property
+    def wanted(self) -> list[str]:
+        """The arguments that it cannot do without, where its file shows them."""
+        found = [node for node in ast.parse(self.text).body if isinstance(node, ast.FunctionDef)]
+        given = next((node.args for node in reversed(found) if node.name == self.name), None)
+        if given is None:
+            return []
+        plain = [*given.posonlyargs, *given.args]
+        plain = plain[: len(plain) - len(given.defaults)]
+        named = [one for one, default in zip(given.kwonlyargs, given.kw_defaults, strict=True) if default is None]
+        return [one.arg for one in (*plain, *named)]
 
 
 def unreadable(ref: str, key: str = "ref") -> Iterator[Conflict]:
@@ -40,6 +57,18 @@ def allowed(ref: str, granted: bool, key: str = "ref") -> Code:
     Raises:
         RecipeError: the file cannot be read, has no such function, or was not granted.
     """
+    code = looked_at(ref, key)
+    check_granted(ref, code, granted, key)
+    _remember(code)
+    return code
+
+
+def looked_at(ref: str, key: str = "ref") -> Code:
+    """The function that `ref` names, of which nothing is run.
+
+    Raises:
+        RecipeError: the file cannot be read, or has no such function.
+    """
     path, _, name = ref.rpartition(":")
     file = Path(path).expanduser()
     try:
@@ -47,8 +76,6 @@ def allowed(ref: str, granted: bool, key: str = "ref") -> Code:
     except OSError as cause:
         raise RecipeError(f"{path} cannot be read ({cause.strerror})", fix=FIX, key=key) from cause
     _check(text, name, path, key)
-    digest = hashlib.sha256(text).hexdigest()
-    _check_granted(digest, granted, file, ref, key)
     return Code(file.absolute(), name, text)
 
 
@@ -74,14 +101,25 @@ def _named(node: ast.stmt) -> list[str]:
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
-def _check_granted(digest: str, granted: bool, file: Path, ref: str, key: str) -> None:
-    note = cache() / "allowed-python" / digest
-    if not granted and not note.is_file():
-        what = f"{ref} runs code of yours (sha256 {digest[:12]}), which nobody allowed yet"
+def check_granted(ref: str, code: Code, granted: bool, key: str = "ref") -> None:
+    """
+    Raises:
+        RecipeError: nobody allowed the file as it is.
+    """
+    if not granted and not _note(code).is_file():
+        what = f"{ref} runs code of yours (sha256 {code.digest[:12]}), which nobody allowed yet"
         raise RecipeError(what, fix="read it, then run once with --allow-python", key=key)
-    if granted and not note.is_file():
+
+
+def _note(code: Code) -> Path:
+    return cache() / "allowed-python" / code.digest
+
+
+def _remember(code: Code) -> None:
+    note = _note(code)
+    if not note.is_file():
         try:
             note.parent.mkdir(mode=0o700, exist_ok=True)
-            note.write_text(f"{file.absolute()}\n", "utf-8")
+            note.write_text(f"{code.file}\n", "utf-8")
         except OSError as cause:
             raise refused(cause, "writing", note) from cause

@@ -33,6 +33,16 @@ class InternalError(RequestError):
         return traced(self.__cause__ or self)
 
 
+@contextmanager
+def asked_by(key: str, names: Mapping[str, str] = {}) -> Iterator[None]:
+    """Inside, what is wrong with a request is told by the recipe's keys: by `names`, or below `key`."""
+    try:
+        yield
+    except RequestError as error:
+        error.each(lambda said: replace(said, key=names.get(said.key, f"{key}.{said.key}" if said.key else key)))
+        raise
+
+
 def traced(cause: BaseException) -> str:
     """Where an error came from, for a log."""
     return "".join(traceback.format_exception(cause))

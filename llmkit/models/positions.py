@@ -15,6 +15,8 @@ from llmkit.models.scaled import scaled_config
 
 LEARNED = re.compile(r"(^|\.)(wpe|\w*positions?_?\w*)\.weight$")
 """Names of tables of learned positions."""
+NAMES = ("max_position_embeddings", "n_positions")
+"""What configurations call how many positions there are."""
 TABLES = ("codegen", "gptj")
 """Families whose rotations are a table of as many rows as there are positions."""
 
@@ -34,6 +36,17 @@ def steady_length(model: Any, most: int) -> int:
     return low
 
 
+def positions(resolved: Resolved, rope: RopeScaling | None = None) -> int:
+    """Those that a model has, by its files, as they are scaled: the engine goes no further. 0 where none are said."""
+    base = resolved.base or resolved
+    said = read_json(base.folder / "config.json")
+    rope = rope or resolved.rope
+    if rope is not None and "auto_map" not in said:
+        return int(getattr(_scaled(base, rope, said), "max_position_embeddings", 0) or 0)
+    text = said.get("text_config") or said
+    return next((text[name] for name in NAMES if isinstance(text.get(name), int)), 0)
+
+
 def check_length(resolved: Resolved, length: int, key: str, rope: RopeScaling | None = None) -> str:
     """A notice where sequences of `length` go past what the model was made for, or is scaled to; empty where they do
     not. `rope` is the recipe's; without it an adapter's own counts.
@@ -45,7 +58,7 @@ def check_length(resolved: Resolved, length: int, key: str, rope: RopeScaling | 
     base = resolved.base or resolved
     said = read_json(base.folder / "config.json")
     text = said.get("text_config") or said
-    name = next((name for name in ("max_position_embeddings", "n_positions") if isinstance(text.get(name), int)), "")
+    name = next((name for name in NAMES if isinstance(text.get(name), int)), "")
     rope = rope or resolved.rope
     there = _reach(base, rope, said) if rope is not None else text.get(name, 0)
     if not name or length <= there:
@@ -62,12 +75,15 @@ def _reach(base: Resolved, rope: RopeScaling, said: Mapping[str, Any]) -> int:
     """The positions that a scaling goes to; code that the model brings is not run to know them."""
     if "auto_map" in said:
         return round(rope.factor * (rope.original_max_position_embeddings or said.get("max_position_embeddings", 0)))
+    return reach(_scaled(base, rope, said), rope)
+
+
+def _scaled(base: Resolved, rope: RopeScaling, said: Mapping[str, Any]) -> Any:
     try:
-        config = scaled_config(base, rope).get_text_config()
+        return scaled_config(base, rope).get_text_config()
     except (ValueError, KeyError, OSError) as cause:
         kind = said.get("model_type", "no model_type")
         raise ModelError(f"{base.name} is of an unknown family ({kind})", fix="use a causal LM", key="model") from cause
-    return reach(config, rope)
 
 
 def _table(base: Resolved) -> bool:

@@ -14,7 +14,7 @@ from llmkit.checkpoint.identity import code, packages
 from llmkit.core.artifact import Artifact
 from llmkit.core.console import Console
 from llmkit.core.environment import prepare
-from llmkit.core.errors import LlmkitError, Problem, RecipeError, Stopped
+from llmkit.core.errors import LlmkitError, RecipeError, Stopped
 from llmkit.core.files import full_disk_named, refused
 from llmkit.core.folder import Claim, claim, differences, inherit, read_status, shared, steps, write_recipe
 from llmkit.core.memory import device, out_of_memory_named
@@ -24,10 +24,12 @@ from llmkit.core.run import Grants, Run
 from llmkit.core.runlog import run_log
 from llmkit.core.scalars import Origin
 from llmkit.core.stop import Stop
+from llmkit.core.usercode import allowed
 from llmkit.core.wording import cut, yaml_word
-from llmkit.recipe.inputs import fetched, inputs, models, remote
+from llmkit.recipe.inputs import fetched, inputs, models, own_code, remote
 from llmkit.recipe.load import Recipe, digest
 from llmkit.recipe.show import environment, environment_hidden, hide_environment, resolved, stage_values
+from llmkit.recipe.told import named, problem
 from llmkit.stages.overview import NAME, remember, write_overview
 from llmkit.stages.training import Training
 
@@ -47,6 +49,7 @@ def run(recipe: Any, *, resume: str = "auto", grants: Grants | None = None, cons
     _stay_offline(whole)
     joining = check_ranks(whole, mine)
     _check_device(whole)
+    _check_code(whole, grants)
     artifact: Artifact | None = None
     with ExitStack() as stack:
         stop, peers = stack.enter_context(Stop()), Alone()  # type: Stop, Peers
@@ -87,13 +90,13 @@ def check_ranks(recipe: Recipe, mine: Ranks) -> Training | None:
         what = "the ranks of all stages that train are the same, and only here do some of them draw alone"
         name = next(name for name, node in found if node.aside)
         fix = "run this stage by a recipe of its own, or set rollout.ranks=0"
-        raise RecipeError(problems=[_changed(recipe, name, "rollout.ranks", what, fix)])
+        raise RecipeError(problems=[problem(recipe, name, "rollout.ranks", what, fix)])
     for name, node in found:
         try:
             node.check_ranks(mine)
         except RecipeError as cause:
-            problem = cause.problems[0]
-            raise RecipeError(problems=[_changed(recipe, name, problem.key, problem.what, problem.fix)]) from None
+            said = cause.problems[0]
+            raise RecipeError(problems=[problem(recipe, name, said.key, said.what, said.fix)]) from None
     return found[0][1] if mine.world > 1 else None
 
 
@@ -109,6 +112,15 @@ def _check_device(recipe: Recipe) -> None:
     for _, node in recipe.stages:
         if isinstance(node, Training) and read_status(Path(node.out)).get("state") != "done":
             node.needs(device())
+
+
+def _check_code(recipe: Recipe, grants: Grants) -> None:
+    """What the stages that are not done run of the user's own is asked about before the first one begins."""
+    for name, node in recipe.stages:
+        if read_status(Path(node.out)).get("state") != "done":
+            with named(recipe, name):
+                for key, ref in own_code(node):
+                    allowed(ref, grants.python, key)
 
 
 def _resume_of(name: str, node: Any, resume: str) -> str:
@@ -161,7 +173,7 @@ def _lead(recipe: Recipe, name: str, node: Any, around: Around, held: Claim) -> 
         around.peers.closing(partial(_failed, recipe, held))
         made = _run(recipe, name, node, around)
         read = inputs(node)  # before the work: what comes later is not what it was made from
-        artifact = _work(recipe, node, made)
+        artifact = _work(recipe, name, node, made)
         around.peers.closing(None)
         said: dict[str, Any] = {"digest": digest(node), "inputs": read, "environment": made.environment}
         held.status("done", artifact.manifest.get("step", 0), **said)
@@ -204,18 +216,19 @@ def _follow(recipe: Recipe, name: str, node: Any, around: Around) -> Artifact:
         except OSError as cause:
             raise refused(cause, "making", run.scratch) from cause
         around.peers.closing(partial(inherit, run.folder))
-        _work(recipe, node, run)
+        _work(recipe, name, node, run)
     around.peers.barrier("exit")  # until then the main rank may die, and leave its status to who is left
     around.peers.closing(None)
     return Artifact(Path(node.out))
 
 
-def _work(recipe: Recipe, node: Any, made: Run) -> Artifact:
+def _work(recipe: Recipe, name: str, node: Any, made: Run) -> Artifact:
     """The stage's own part, with what the libraries say kept, secrets hidden and faults named."""
     with (
         run_log(made.scratch, partial(hide_environment, recipe)),
         made.peers.at_work(made.scratch),
         environment_hidden(recipe),
+        named(recipe, name),
         full_disk_named(made.folder),
         out_of_memory_named(made.device, KNOB),
     ):
@@ -241,7 +254,7 @@ def _finished(recipe: Recipe, name: str, node: Any, resume: str, console: Consol
     artifact = Artifact(folder)
     if wrong := _changes(recipe, name, before, artifact.manifest.get("recipe", {})):
         fix = f"name another out, or remove {folder}"
-        raise RecipeError(problems=[_changed(recipe, name, key, what, fix) for key, what in wrong.items()])
+        raise RecipeError(problems=[problem(recipe, name, key, what, fix) for key, what in wrong.items()])
     step = before.get("step")
     console.notice(f"{folder} is done already" + (f", at step {step} of {step}" if step else ""))
     return artifact
@@ -265,12 +278,6 @@ def _changes(recipe: Recipe, name: str, before: Mapping[str, Any], made_with: Ma
 
 def _short(value: Any) -> str:
     return cut(yaml_word(value), 80)
-
-
-def _changed(recipe: Recipe, name: str, key: str, what: str, fix: str) -> Problem:
-    key = f"stages.{name}.{key}" if name else key
-    origin = recipe.origins.get(key, Origin())
-    return Problem(what, fix, origin.file, origin.line, origin.column, key)
 
 
 def _failed(recipe: Recipe, held: Claim, cause: BaseException) -> bool:

@@ -12,6 +12,8 @@ from llmkit.core.wording import Report, text_of
 from llmkit.recipe.parse import parse_file
 
 MOST_FILES = 100
+ONE_OF = ("batch",)
+"""Mappings of which one key is given: together with another of it, it could not be."""
 
 
 @dataclass
@@ -93,14 +95,15 @@ def _chain(paths: Sequence[Path]) -> str:
     return " -> ".join(path.name for path in paths)
 
 
-def merge(below: Value, above: Value) -> Value:
-    """`above` over `below`: mappings merge, all else replaces; a mapping of another kind replaces too."""
-    if not isinstance(below.held, dict) or not isinstance(above.held, dict):
+def merge(below: Value, above: Value, key: str = "") -> Value:
+    """`above` over `below`, at `key`: mappings merge, all else replaces; a mapping of another kind replaces too, and
+    one whose keys say one thing in several ways."""
+    if key in ONE_OF or not isinstance(below.held, dict) or not isinstance(above.held, dict):
         return above
     kinds = [tree.held["kind"].held for tree in (below, above) if "kind" in tree.held]
     if len(kinds) == 2 and kinds[0] != kinds[1]:
         return above
     held = dict(below.held)
     for key, value in above.held.items():
-        held[key] = merge(held[key], value) if key in held else value
+        held[key] = merge(held[key], value, key) if key in held else value
     return replace(above, held=held, keys={**below.keys, **above.keys}, bare=below.bare)

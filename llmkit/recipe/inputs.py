@@ -110,12 +110,26 @@ def models(node: Any) -> Iterator[ModelRef]:
     """All models that a stage names."""
     if isinstance(node, ModelRef):
         yield node
+    elif isinstance(node, Model):
+        yield ModelRef(name=node.path)
     elif isinstance(node, tuple):
         for item in node:
             yield from models(item)
     elif dataclasses.is_dataclass(node):
         for field in dataclasses.fields(node):
             yield from models(getattr(node, field.name))
+
+
+def own_code(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Key and name of each function of the user's own that a stage runs."""
+    if isinstance(node, Python):
+        yield under(key, "ref"), node.ref
+    elif isinstance(node, tuple):
+        for index, item in enumerate(node):
+            yield from own_code(item, under(key, str(index)))
+    elif dataclasses.is_dataclass(node):
+        for field in dataclasses.fields(node):
+            yield from own_code(getattr(node, field.name), under(key, field.name))
 
 
 def files(node: Any) -> Iterator[str]:

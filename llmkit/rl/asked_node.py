@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.core.config import Conflict, config, setting
 from llmkit.inference.node import Generator, OpenAi, OwnEngine
 from llmkit.inference.sampling import Sampling
 from llmkit.models.node import ModelRef
 from llmkit.plan.beside import Beside
-from llmkit.rl.checked_node import Weighed
+from llmkit.rl.checked_node import Lack, Weighed
 from llmkit.rl.sample import Sample, Score
 
 if TYPE_CHECKING:
@@ -100,6 +100,12 @@ class Judge(Weighed):
         engine = self.generator if isinstance(self.generator, OwnEngine) else None
         cache, room = (None, None) if engine is None else (engine.cache, engine.room)
         return (Beside("judge", self.model, how="asked", cache=cache, room=room),)
+
+    def lacks(self, rows: Sequence[Mapping[str, Any]]) -> Lack | None:
+        """A row without the text that answers are held against."""
+        wrong = (at for at, row in enumerate(rows) if self.against and not isinstance(row.get(self.against), str))
+        fix = "give rows with it, or leave `against` out"
+        return next((Lack(at, "against", f"its row has no text in column {self.against}", fix) for at in wrong), None)
 
     def score(self, samples: Sequence[Sample], bench: Bench) -> list[Score]:
         """A score for each, or why it has none; agreement figures go to the bench.

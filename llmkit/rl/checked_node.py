@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from llmkit.core.config import Conflict, Duration, config, setting
 from llmkit.models.node import ModelRef
 from llmkit.plan.beside import Beside
+from llmkit.rl.checked import Unscored, column_of
 from llmkit.rl.sample import Sample, Score
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from llmkit.rl.checked import Check, Told
 
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
+NAMED = 12
+"""Columns of a row that an error names."""
 
 
 @config
@@ -45,6 +48,11 @@ class Weighed:
     def beside(self) -> tuple[Beside, ...]:
         """The models that it holds."""
         return ()
+
+    def lacks(self, rows: Sequence[Mapping[str, Any]]) -> Lack | None:
+        """The first of these rows to which no answer could have a score, and why, as far as that shows before there
+        are answers."""
+        return None
 
 
 @config
@@ -76,6 +84,27 @@ class Checked(Weighed):
     def check(self) -> Check:
         """The reward, ready: called in the process."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Lack:
+    """Why answers to a row can have no score."""
+
+    row: int
+    key: str
+    """The reward's, that asks for it."""
+    why: str
+    fix: str
+
+
+def column_lacks(rows: Sequence[Mapping[str, Any]], column: str) -> Lack | None:
+    """The first row that has neither text nor a number in a column."""
+    for at, row in enumerate(rows):
+        try:
+            column_of({"row": row, "named": list(row)[:NAMED]}, column)
+        except Unscored as why:
+            return Lack(at, "column", str(why), why.fix)
+    return None
 
 
 def key_of(reward: Checked) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmkit.core.errors import DataError
-from llmkit.inference.request import Completion
+from llmkit.inference.request import Completion, asked_by
 from llmkit.rl import agreement
 from llmkit.rl.bench import Bench
 from llmkit.rl.judge import compared, graded, rivals, standing
@@ -26,7 +26,8 @@ def judged(node: Judge, samples: Sequence[Sample], bench: Bench) -> list[Score]:
         return []
 
     def say(asked: Sequence[Messages]) -> list[Completion]:
-        return mouth.ask(asked, node.sampling)
+        with asked_by("sampling", {"prompt": "model"}):
+            return mouth.ask(asked, node.sampling)
 
     if node.how == "scale":
         return graded(samples, say, node.rubric, node.scale)

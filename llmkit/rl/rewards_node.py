@@ -10,7 +10,7 @@ from llmkit.core.config import Conflict, Duration, config, setting
 from llmkit.core.hints import kind_of
 from llmkit.models.node import ModelRef
 from llmkit.rl.asked_node import Judge, Model
-from llmkit.rl.checked_node import Checked, key_of
+from llmkit.rl.checked_node import Checked, Lack, key_of
 from llmkit.rl.sample import Sample, Score
 from llmkit.rl.verifiers_node import Exact, Format, Length, Maths, Pattern, Schema
 
@@ -45,6 +45,22 @@ class Python(Checked):
 
         yield from super().problems()
         yield from unreadable(self.ref)
+
+    def lacks(self, rows: Sequence[Mapping[str, Any]]) -> Lack | None:
+        """Where no row has a column that the function cannot do without, the first.
+
+        Raises:
+            RecipeError: there is no such function.
+        """
+        from llmkit.core.usercode import looked_at
+        from llmkit.rl.own import OURS
+
+        columns = dict.fromkeys(name for row in rows for name in row)
+        wanted = [name for name in looked_at(self.ref).wanted if name not in (*OURS, *columns)]
+        if not rows or not wanted:
+            return None
+        what = f"{self.ref.rpartition(':')[2]} asks for {wanted[0]}, which the rows have no column of"
+        return Lack(0, "ref", what, f"give it a default; there is {', '.join((*columns, *OURS))}")
 
     def score(self, samples: Sequence[Sample], bench: Bench) -> list[Score]:
         """A score for each, or why it has none.

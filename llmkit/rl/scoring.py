@@ -59,7 +59,8 @@ def score(rewards: Sequence[Reward], samples: Sequence[Sample], bench: Bench, ke
                 bench.told = {}
                 found, beside = reward.score(samples, bench), bench.told
         except LlmkitError as error:
-            raise _below(error, place) from error
+            error.below(place, "reward")
+            raise
         each[name] = _whole(found, samples, getattr(reward, "failed", None), f"{place} ({name})", failed, name)
         told |= {f"{name}.{figure}": value for figure, value in beside.items()}
     weights = [reward.weight for reward in rewards]
@@ -103,12 +104,3 @@ def _problem(fault: Fault, of: Sequence[int], sample: Sample, place: str) -> Pro
     others = f" and {len(of) - 1} more" if len(of) > 1 else ""
     what = f"answer {of[0]} (to {sample.begins}){others}: {fault.why}"
     return Problem(what, fault.fix, sample.file, sample.line, key=place)
-
-
-def _below(error: LlmkitError, place: str) -> LlmkitError:
-    """The error with its keys below the reward's."""
-    problems = [
-        Problem(p.what, p.fix, p.file, p.line, p.column, f"{place}.{p.key}" if p.key and p.key != "reward" else place)
-        for p in error.problems
-    ]
-    return type(error)(problems=problems)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.core.config import Conflict, config
-from llmkit.rl.checked_node import NAME, Checked, Weighed
+from llmkit.rl.checked_node import NAME, NAMED, Checked, Lack, Weighed, column_lacks
 from llmkit.rl.sample import Fault, Sample, Score
 from llmkit.rl.shapes_node import Shape
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def _with(sample: Sample, column: str) -> Told:
     """An answer and one column of its row."""
     row = {column: sample.row[column]} if column in sample.row else {}
-    return {"completion": sample.completion, "row": row, "named": list(sample.row)[:12]}
+    return {"completion": sample.completion, "row": row, "named": list(sample.row)[:NAMED]}
 
 
 def _bad_pattern(key: str, pattern: str | None) -> Iterator[Conflict]:
@@ -46,6 +46,10 @@ class Maths(Checked):
     def sent(self, sample: Sample) -> Told:
         """The answer and the reference."""
         return _with(sample, self.column)
+
+    def lacks(self, rows: Sequence[Mapping[str, Any]]) -> Lack | None:
+        """A row without the reference."""
+        return column_lacks(rows, self.column)
 
     def check(self) -> Check:
         """In the process."""
@@ -97,6 +101,10 @@ class Exact(Checked):
     def sent(self, sample: Sample) -> Told:
         """The answer and the reference."""
         return _with(sample, self.column)
+
+    def lacks(self, rows: Sequence[Mapping[str, Any]]) -> Lack | None:
+        """A row without the reference."""
+        return column_lacks(rows, self.column)
 
     def check(self) -> Check:
         """In the process."""

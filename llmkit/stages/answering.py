@@ -14,6 +14,7 @@ from llmkit.data.order import keyed
 from llmkit.data.render import Renderer
 from llmkit.inference.detokenise import detokeniser
 from llmkit.inference.generate import ends
+from llmkit.inference.request import asked_by
 from llmkit.rl.advantages import without_signal
 from llmkit.rl.bench import Bench
 from llmkit.rl.conversation import Speech
@@ -84,10 +85,11 @@ class Answering:
         at, shares = (ranks.rank, ranks.world) if not self.drawing.lone else (0, 1)
         mine = list(prompts[at::shares]) if ranks.rank < shares else []
         asks = self.asked, mine, how, self.node.data.max_length, seeds(self.node.seed, number, turn, mine)
-        if self.environment is None or self.speech is None:
-            own = draw(self.drawing.writer, *asks, self.ends)
-        else:
-            own = converse(self.drawing.writer, *asks, self.speech, self.environment)
+        with asked_by("rollout", {"n": "rollout.group", "prompt": "data.max_length"}):
+            if self.environment is None or self.speech is None:
+                own = draw(self.drawing.writer, *asks, self.ends)
+            else:
+                own = converse(self.drawing.writer, *asks, self.speech, self.environment)
         parts = self.run.peers.gather([[answer.told() for answer in group] for group in own])
         return [[Answer.of(said) for said in parts[i % shares][i // shares]] for i in range(len(prompts))]
 

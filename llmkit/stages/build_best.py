@@ -26,6 +26,7 @@ from llmkit.inference.writer import Writer
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.tokenizer import read_tokenizer
 from llmkit.rl.bench import Bench
+from llmkit.rl.columns import check_columns
 from llmkit.rl.rewards_node import files_of, models_of
 from llmkit.rl.sample import Sample
 from llmkit.rl.scoring import Scores, score
@@ -52,6 +53,7 @@ def best_of(node: BestOf, run: Run) -> Artifact:
     tokenizer = read_tokenizer(resolved, node.model, run.grants.code)
     data = Data(train=node.data, system=node.system, max_length=node.max_length)
     asked = some(asked_of(node.data, data, tokenizer, "data"), node.rows)
+    check_columns(node.rewards, asked.columns, asked.places)
     lines = Lines(run.folder / "answers.jsonl")
     of = _facts(node, run, resolved, asked)
     done = _done(lines, of)

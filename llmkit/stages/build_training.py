@@ -136,6 +136,9 @@ def read(node: Training, run: Run) -> Job:
     held = node.data.sources("valid")
     valid = node.answered(node.examples(held, tokenizer, "data.valid", aside), run, "data.valid") if held else None
     aside.tell(run.console)
+    for made in (data, valid):
+        if made is not None and len(made):
+            node.reaches(resolved, made)
     found = linted(node.data, data, valid, served(resolved, node.model, tokenizer, run.grants.code))
     if run.main:
         keep(run.folder, found, data)

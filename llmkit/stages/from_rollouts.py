@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from llmkit.data.rows import BadRow
     from llmkit.evals.run import Subject
     from llmkit.models.node import ModelRef
+    from llmkit.models.resolve import Resolved
 
 ENGINE = "engine weights"
 """What the account calls the copy that answers are drawn from."""
@@ -207,11 +208,23 @@ class FromRollouts(Training):
         """The prompts of `data.train` or `data.valid` (`key`), at least `least` of them; bad rows go `aside`.
 
         Raises:
-            DataError: a row cannot be read, too many are unusable, or too few are left.
+            DataError: a row cannot be read or lacks what rewards read, too many are unusable, or too few are left.
         """
         from llmkit.data.asked import asked_of
+        from llmkit.rl.columns import check_columns
 
-        return asked_of(sources, self.data, tokenizer, key, aside, least)
+        made = asked_of(sources, self.data, tokenizer, key, aside, least)
+        check_columns(self.reward, made.columns, made.places)
+        return made
+
+    def reaches(self, resolved: Resolved, made: Prepared) -> None:
+        """
+        Raises:
+            RecipeError: the engine would have to draw past the model's positions.
+        """
+        from llmkit.stages.reach import check_reach
+
+        check_reach(self, resolved, made)
 
     def order(self, train: Prepared) -> Ordered:
         """Which prompts each step sees: the same as often as answers are used."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmkit.core.errors import RecipeError
+from llmkit.core.errors import LlmkitError, RecipeError
 from llmkit.core.files import sha256
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
@@ -19,8 +19,16 @@ def known(models: Mapping[str, ModelRef], files: Mapping[str, str]) -> dict[str,
         ModelError: a model is not there.
         RecipeError: a file cannot be read.
     """
-    made: dict[str, Any] = {key: resolve(ref).facts() for key, ref in models.items()}
+    made: dict[str, Any] = {key: _facts(ref, key) for key, ref in models.items()}
     return made | {key: {"sha256": _digest(path, key)} for key, path in files.items()}
+
+
+def _facts(ref: ModelRef, key: str) -> dict[str, Any]:
+    try:
+        return resolve(ref).facts()
+    except LlmkitError as error:
+        error.below(key, "model")
+        raise
 
 
 def _digest(path: str, key: str) -> str:

@@ -35,12 +35,15 @@ if TYPE_CHECKING:
     from llmkit.data.prepare import Prepared
     from llmkit.data.rows import BadRow
     from llmkit.evals.run import Subject
+    from llmkit.models.resolve import Resolved
     from llmkit.parallel.steps import Loss, Steps
     from llmkit.plan.beside import Beside, Round
     from llmkit.stages.job import Job
 
 KNOB = "lower micro_batch or data.max_length, or set memory.recompute=full"
 """What takes less memory in every stage."""
+LONGEST = 1_000_000_000
+"""Steps or epochs of a run: at a step a millisecond, more would take weeks, and a slip of the finger means none."""
 
 
 @config
@@ -67,9 +70,9 @@ class Training:
     batch: Batching = Batching()
     micro_batch: int | Literal["auto"] = setting(default="auto", least=1)
     """Packed rows per forward; `auto` asks the memory account and is pinned in the checkpoint."""
-    epochs: int | None = setting(default=None, least=1)
+    epochs: int | None = setting(default=None, least=1, most=LONGEST)
     """Passes over the data; 1 when neither it nor `steps` is given."""
-    steps: int | None = setting(default=None, least=1)
+    steps: int | None = setting(default=None, least=1, most=LONGEST)
     optim: Optim = AdamW()
     schedule: Schedule = Cosine()
     precision: Precision = "auto"
@@ -235,6 +238,13 @@ class Training:
         from llmkit.data.prepare import prepare
 
         return prepare(sources, self.data, tokenizer, key, aside, least)
+
+    def reaches(self, resolved: Resolved, made: Prepared) -> None:
+        """Sees to it that the model takes what is drawn from these examples.
+
+        Raises:
+            RecipeError: it has too few positions.
+        """
 
     def stream(self, tokenizer: Any, aside: Callable[[BadRow], None] | None = None) -> Streams:
         """The examples of `data.train` as streams, which are open when this returns.

@@ -58,7 +58,7 @@ CASES: dict[str, list[tuple[dict[str, Any], str]]] = {
 def told(stage: dict[str, Any]) -> str:
     Path("r.yaml").write_text(json.dumps(stage))
     with pytest.raises(LlmkitError) as caught:
-        check("r.yaml", (), 0)
+        check("r.yaml", (), 0, False)
     return str(caught.value)
 
 
@@ -80,11 +80,11 @@ def test_a_model_that_is_not_there_is_a_models_fault_whatever_its_key(
     for kind, more in (("distill", ROWS | {"teacher": "/gone"}), ("serve", {"engine": {"speculation": LAST["draft"]}})):
         Path("r.yaml").write_text(json.dumps({"kind": kind, "model": str(tiny), "out": "o"} | more))
         with pytest.raises(ModelError, match="/gone is not there"):
-            check("r.yaml", (), 0)
+            check("r.yaml", (), 0, False)
     for name in ("./nope", "../nope", "nope"):
         Path("r.yaml").write_text(json.dumps({"kind": "merge", "model": name, "out": "o"}))
         with pytest.raises(ModelError, match=f"model: {re.escape(name)} is not there"):
-            check("r.yaml", (), 0)
+            check("r.yaml", (), 0, False)
 
 
 def test_all_that_a_pipeline_lacks_is_told_at_once_by_its_stage(tiny: Path, tmp_path: Path, monkeypatch: Any) -> None:

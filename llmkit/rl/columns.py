@@ -1,0 +1,35 @@
+"""Whether rows have what rewards read of them, before there are answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmkit.core.errors import DataError, LlmkitError, Problem
+from llmkit.rl.rewards_node import Reward
+
+
+def check_columns(
+    rewards: Sequence[Reward],
+    rows: Sequence[Mapping[str, Any]],
+    places: Sequence[tuple[str, int]],
+    key: str = "reward",
+) -> None:
+    """`rows`: columns beside what is asked; `places`: the file and the line of each.
+
+    Raises:
+        DataError: no answer to a row could have a score; of each reward the first such row is told.
+        RecipeError: there is no function of a reward's name.
+    """
+    wrong: list[Problem] = []
+    for at, reward in enumerate(rewards):
+        try:
+            lack = reward.lacks(rows)
+        except LlmkitError as error:
+            error.below(f"{key}.{at}")
+            raise
+        if lack is not None:
+            file, line = places[lack.row]
+            wrong.append(Problem(lack.why, lack.fix, file, line, key=f"{key}.{at}.{lack.key}"))
+    if wrong:
+        raise DataError(problems=wrong)
