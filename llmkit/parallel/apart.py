@@ -24,8 +24,8 @@ class Sides:
 
 
 def training(ranks: Ranks, aside: int) -> Ranks:
-    """One of the ranks that train, among these: the last `aside` of one host are not among them."""
-    return replace(ranks, world=ranks.world - aside, here=ranks.here - aside)
+    """One of the ranks that train, among these: the last `aside` are not among them, but share their host's memory."""
+    return replace(ranks, world=ranks.world - aside)
 
 
 def at_desk(ranks: Ranks, aside: int) -> Ranks | None:

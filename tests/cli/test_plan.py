@@ -8,6 +8,7 @@ from llmkit import run
 from llmkit.core.errors import ResourceError
 from llmkit.core.ranks import Ranks
 from llmkit.models.outline import PUBLIC, tensors
+from llmkit.parallel.apart import training
 from llmkit.stages import sizes as sizing
 from llmkit.stages.sizes import sizes, whole_model
 from tests.distributed import QUIET, sft
@@ -107,6 +108,8 @@ def test_ranks_of_a_host_share_its_memory_and_a_step(tiny, rows, tmp_path, monke
     assert sizes(node, resolved, "cpu")[1].fits
     with pytest.raises(ResourceError, match=r"on each of 4 ranks, 75 MiB are free"):
         sizes(node, resolved, "cpu", Ranks(0, 4, 0, 4))
+    with pytest.raises(ResourceError, match=r"75 MiB are free"):  # those that only draw have theirs of it
+        sizes(node, resolved, "cpu", training(Ranks(0, 4, 0, 4), 3))
 
 
 def test_run_refuses_before_any_model_is_loaded(tiny, rows, tmp_path, monkeypatch):

@@ -49,12 +49,15 @@ def test_a_row_is_the_same_whatever_is_beside_it_and_wherever_it_stands(size, ou
 
 
 def test_threads_move_no_sum():
-    x, weight, made = drawn(200, 48), drawn(333, 48, seed=1), []
-    before = torch.get_num_threads()
+    x, weight, other, made = drawn(200, 48), drawn(333, 48, seed=1), drawn(333, 48, seed=2), []
+    before, lows = torch.get_num_threads(), [lora(48, 333, 80, 0.5), lora(48, 333, 16, 2.0, seed=7)]
     try:
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
             made.append([linear(x[:rows], weight) for rows in (200, 3, 7, 9, 30)])
+            for rows in (200, 3, 7, 9, 30):  # each needs what all threads made of the LoRAs
+                made[-1] += [many(x[:rows], [weight, other], [None, None], lows)]
+                made[-1] += [gated(x[:rows], weight, other, None, None, lows)]
     finally:
         torch.set_num_threads(before)
     assert all(a.equal(b) for one, other in pairwise(made) for a, b in zip(one, other, strict=True))
@@ -149,9 +152,11 @@ def test_what_a_lora_adds_is_right_and_the_same_whatever_is_beside_it(size, out,
 
 def test_a_lora_that_does_not_go_with_its_linear_is_refused():
     x, weight = drawn(3, 16), drawn(4, 16)
-    for low in (lora(17, 4, 2, 1.0), lora(16, 5, 2, 1.0), lora(16, 4, RANK + 1, 1.0)):
+    for low in (lora(17, 4, 2, 1.0), lora(16, 5, 2, 1.0)):
         with pytest.raises(ValueError, match="does not go with"):
             many(x, [weight], [None], [low])
+    with pytest.raises(ValueError, match=f"rank {RANK + 1} is none of {RANK} at most"):
+        many(x, [weight], [None], [lora(16, 4, RANK + 1, 1.0)])
     with pytest.raises(ValueError, match="not fp32"):
         many(x, [weight], [None], [Low(drawn(2, 16).double(), drawn(4, 2), 1.0)])
     low = lora(16, 4, 2, 1.0)

@@ -112,7 +112,9 @@ def _lows(x: Tensor, outs: Sequence[int], lows: Sequence[Low | None]) -> tuple[A
             continue
         down, up, scale = low
         rank = down.shape[0]
-        if down.shape != (rank, x.shape[1]) or up.shape != (out, rank) or rank > RANK:
+        if rank > RANK:
+            raise ValueError(f"a LoRA of rank {rank} is none of {RANK} at most: add it by torch")
+        if down.shape != (rank, x.shape[1]) or up.shape != (out, rank):
             raise ValueError(f"a LoRA {tuple(down.shape)}, {tuple(up.shape)} does not go with {out} outputs")
         if not (_held(down) and _held(up) and down.is_contiguous() and up.is_contiguous()):
             raise ValueError("a LoRA is not fp32 on a CPU, its rows end to end")
