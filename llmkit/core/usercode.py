@@ -33,11 +33,11 @@ class Code:
 
     @property
     def wanted(self) -> list[str]:
-        """The arguments that it cannot do without, where its file shows them."""
-        found = [node for node in ast.parse(self.text).body if isinstance(node, ast.FunctionDef)]
-        given = next((node.args for node in reversed(found) if node.name == self.name), None)
-        if given is None:
+        """The arguments that it cannot do without, where its file shows them: not of what is decorated or assigned."""
+        last = next((node for node in reversed(ast.parse(self.text).body) if self.name in _named(node)), None)
+        if not isinstance(last, ast.FunctionDef) or last.decorator_list:
             return []
+        given = last.args
         plain = [*given.posonlyargs, *given.args]
         plain = plain[: len(plain) - len(given.defaults)]
         named = [one for one, default in zip(given.kwonlyargs, given.kw_defaults, strict=True) if default is None]

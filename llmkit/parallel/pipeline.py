@@ -154,7 +154,6 @@ def tried(stages: Stages, scored: Any, autocast: Any) -> list[Border]:
         ModelError: they do not: the family's forward does more than to go through its layers.
     """
     batch, training, borders = _few(stages.base), scored.training, list[Border]()
-    scored.fills = False  # stages hand on hidden states of the batch's own shape
     scored.eval()
     hidden: Tensor | None = None
     try:

@@ -203,6 +203,7 @@ def stepper(parts: Parts, grid: Grid) -> Steps:
         ModelError: the family cannot run in stages, or one would have nothing to learn.
     """
     scored = cast(Any, parts.scored)
+    scored.fills = False  # stages hand on hidden states of the batch's own shape
     stages = Stages(cast(nn.Module, parts.base), grid.degrees.pipeline)
     borders = tried(stages, scored, partial(autocast, parts.ways, parts.params))
     links = Links(grid.group("pipeline"))
