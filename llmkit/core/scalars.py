@@ -64,7 +64,7 @@ NOTHING = {"null", "~", ""}
 EMPTY = "is empty"
 AMBIGUOUS = {"yes", "no", "on", "off", "y", "n", "true", "false"} | NOTHING
 DATE = r"\d{4}-\d\d?-\d\d?([Tt ].*)?"
-LARGEST = (1 << 63) - 1
+LARGEST = (1 << 64) - 1
 """Of whole numbers: what follows from them is counted in 64 bits."""
 BAD: Any = object()
 """The mark of a value that could not be made."""
