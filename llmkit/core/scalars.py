@@ -64,8 +64,8 @@ NOTHING = {"null", "~", ""}
 EMPTY = "is empty"
 AMBIGUOUS = {"yes", "no", "on", "off", "y", "n", "true", "false"} | NOTHING
 DATE = r"\d{4}-\d\d?-\d\d?([Tt ].*)?"
-LARGEST = (1 << 64) - 1
-"""Of whole numbers: what follows from them is counted in 64 bits."""
+LARGEST = 10**40
+"""Of whole numbers: no more digits are read; what counts for less says so by its own key."""
 BAD: Any = object()
 """The mark of a value that could not be made."""
 
