@@ -64,8 +64,6 @@ NOTHING = {"null", "~", ""}
 EMPTY = "is empty"
 AMBIGUOUS = {"yes", "no", "on", "off", "y", "n", "true", "false"} | NOTHING
 DATE = r"\d{4}-\d\d?-\d\d?([Tt ].*)?"
-LARGEST = 10**40
-"""Of whole numbers: no more digits are read; what counts for less says so by its own key."""
 BAD: Any = object()
 """The mark of a value that could not be made."""
 
@@ -82,18 +80,10 @@ def read_int(value: Value, problems: list[str]) -> Any:
     """A whole number; what may be octal is refused."""
     held = value.held
     if isinstance(held, int) and not isinstance(held, bool):
-        return _counted(held, problems)
+        return held
     if not isinstance(held, str) or value.is_text or _octal(held, problems):
         return BAD
-    made = int(held) if len(held) <= 40 and re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", held, re.ASCII) else BAD
-    return made if made is BAD else _counted(made, problems)
-
-
-def _counted(number: int, problems: list[str]) -> Any:
-    if -LARGEST <= number <= LARGEST:
-        return number
-    problems.append(f"{number} is larger than a whole number can be ({LARGEST})")
-    return BAD
+    return int(held) if len(held) <= 40 and re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", held, re.ASCII) else BAD
 
 
 def read_float(value: Value, problems: list[str]) -> Any:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
+LARGEST = 2**64 - 1
+"""Of seeds: torch's generators take no more."""
+
 
 def mixed(*parts: int) -> int:
     """A 63-bit number that looks random and depends on every part."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llmkit.build.precision import Reading
 from llmkit.core.config import Conflict, config, setting
+from llmkit.core.seed import LARGEST
 from llmkit.data.source_nodes import Source
 from llmkit.inference.node import Generator, OpenAi, OwnEngine
 from llmkit.inference.sampling import Sampling
@@ -60,7 +61,7 @@ class Constitutional:
     """Pairs of which each order has another better answer: left out, or kept with a `weight` that is small."""
     precision: Reading = "auto"
     """`auto` is fp32 on CPU and bf16 on GPUs."""
-    seed: int = setting(default=0, least=0)
+    seed: int = setting(default=0, least=0, most=LARGEST)
     out: str
     """The run's folder."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from llmkit.adapters.node import Adapter, Lora
 from llmkit.core.config import Conflict, config, setting
 from llmkit.core.files import published
+from llmkit.core.seed import LARGEST
 from llmkit.data.node import Data, FirstFit, Readable
 from llmkit.losses.node import CrossEntropy
 from llmkit.models.node import Head, ModelRef, NoQuant, Quant
@@ -91,7 +92,7 @@ class Training:
     neftune: float = setting(default=0.0, least=0.0)
     """Noise on the embeddings in training, of at most neftune / sqrt(length x width) (NEFTune, arXiv:2310.05914): 5 to
     15; 0 is none."""
-    seed: int = setting(default=0, least=0)
+    seed: int = setting(default=0, least=0, most=LARGEST)
     out: str
     """The run's folder."""
 

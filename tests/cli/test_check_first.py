@@ -137,3 +137,5 @@ def test_a_whole_batch_may_be_replaced_and_steps_have_an_end(tiny, tmp_path, mon
     assert load_recipe("c.yaml").stages[0][1].batch.tokens == 32
     with pytest.raises(RecipeError, match="steps: 99999999999 is out of range; fix: give a value at most"):
         load_recipe("b.yaml", ["steps=99999999999"])
+    with pytest.raises(RecipeError, match="seed: 99999999999999999999 is out of range; fix: give a value at most"):
+        load_recipe("b.yaml", ["seed=99999999999999999999"])
