@@ -18,7 +18,7 @@ from llmkit.checkpoint import tensors as files
 from llmkit.checkpoint.deal import Whole
 from llmkit.checkpoint.manifest import NAME, STATE, pack, part
 from llmkit.core.errors import ResourceError
-from llmkit.core.files import DISK, Disk, amount_of, ensure, publish, refused
+from llmkit.core.files import DISK, FULL, Disk, amount_of, ensure, publish, refused
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Draft:
             if free < self.size:
                 raise ResourceError(
                     f"a checkpoint needs {amount_of(self.size)} and {self.folder} has {amount_of(free)}",
-                    fix="free some space, or set out to another disk",
+                    fix=FULL,
                     key="out",
                 )
             self.disk.make(self.aside)

@@ -56,7 +56,7 @@ class LlmkitError(Exception):
 
     def below(self, place: str, top: str = "") -> None:
         """Its keys are below `place`: in it, those that say `top`, and what is below it, say what `place` is."""
-        self.each(lambda said: replace(said, key=_below(said.key, place, top)))
+        self.each(lambda said: replace(said, key=below(said.key, place, top)))
 
     def each(self, change: Callable[[Problem], Problem]) -> None:
         """Puts what `change` makes of a problem in the place of each."""
@@ -100,7 +100,8 @@ class Stopped(LlmkitError):
     code = 75
 
 
-def _below(key: str, place: str, top: str) -> str:
+def below(key: str, place: str, top: str = "") -> str:
+    """`key` below `place`: `top`, and what is below it, says what `place` is."""
     rest = key.removeprefix(top) if key == top or key.startswith(f"{top}.") else key
     return f"{place}.{rest.removeprefix('.')}" if rest else place
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmkit.core.errors import DataError, LlmkitError
+from llmkit.core.errors import DataError, LlmkitError, below
 from llmkit.inference.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def asked_by(key: str, names: Mapping[str, str] = {}) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        error.each(lambda said: replace(said, key=names.get(said.key, f"{key}.{said.key}" if said.key else key)))
+        error.each(lambda said: replace(said, key=names.get(said.key) or below(said.key, key)))
         raise
 
 

@@ -5,7 +5,7 @@ Nothing here touches a tensor, and nothing looks at all that wait: an event take
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from llmkit.inference.blocks import Blocks, salted
@@ -104,9 +104,8 @@ class Counts:
 class Scheduler:
     """Who waits, who runs, and on which blocks."""
 
-    def __init__(self, blocks: Blocks, limits: Limits, salt: Callable[[Sequence], bytes] | None = None) -> None:
+    def __init__(self, blocks: Blocks, limits: Limits) -> None:
         self.blocks, self.limits = blocks, limits
-        self.salt = salt
         self.version = 0
         """Of the weights: blocks of others are not found."""
         self.accounts = Accounts(limits.weights, 2 * limits.tokens)
@@ -205,13 +204,14 @@ class Scheduler:
         self.back.push(one)
         self.counts.preempted += 1
 
-    def _salted(self, one: Sequence) -> bytes:
+    def salt(self, one: Sequence) -> bytes:
+        """What the names of its blocks begin from: whose they are, and of which weights."""
         return salted(one.request.tenant, one.adapter, str(self.version))
 
     def known(self, one: Sequence) -> None:
         """Takes what the cache has of a sequence; the last token is always computed, since the next follows from it."""
         if not one.names:
-            one.names = [self._salted(one) if self.salt is None else self.salt(one)]
+            one.names = [self.salt(one)]
         told = one.request.sampling.prompt_logprobs is not None and one.made == 0  # every place is to be computed
         whole = 0 if told else (len(one.tokens) - 1) // self.blocks.size
         one.blocks = self.blocks.share(one.name(whole, self.blocks.size))

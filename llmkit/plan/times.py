@@ -68,19 +68,16 @@ class Times:
 
     def after(self, rollout: float, scoring: float, answers: int) -> Times:
         """The step with what comes before it."""
-        longer = replace(self, rollout=rollout, scoring=scoring, answers=answers)
-        return replace(longer, mfu=self.mfu * self.seconds / longer.seconds)
+        return self._longer(replace(self, rollout=rollout, scoring=scoring, answers=answers))
 
     def beside(self, other: Times) -> Times:
         """The step with what another model takes that is trained over the same tokens; MFU stays that of the first."""
-        longer = replace(
-            self,
-            compute=self.compute + other.compute,
-            waiting=self.waiting + other.waiting,
-            update=self.update + other.update,
-            sent=self.sent + other.sent,
-        )
-        return replace(longer, mfu=self.mfu * self.seconds / longer.seconds)
+        compute, waiting = self.compute + other.compute, self.waiting + other.waiting
+        update, sent = self.update + other.update, self.sent + other.sent
+        return self._longer(replace(self, compute=compute, waiting=waiting, update=update, sent=sent))
+
+    def _longer(self, made: Times) -> Times:
+        return replace(made, mfu=self.mfu * self.seconds / made.seconds)
 
     @property
     def share(self) -> float:

@@ -106,42 +106,34 @@ def _named(node: Any, key: str = "") -> Iterator[tuple[str, Path]]:
             yield from _named(value, path)
 
 
-def models(node: Any) -> Iterator[ModelRef]:
-    """All models that a stage names."""
-    if isinstance(node, ModelRef):
-        yield node
-    elif isinstance(node, Model):
-        yield ModelRef(name=node.path)
-    elif isinstance(node, tuple):
-        for item in node:
-            yield from models(item)
-    elif dataclasses.is_dataclass(node):
-        for field in dataclasses.fields(node):
-            yield from models(getattr(node, field.name))
-
-
-def own_code(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Key and name of each function of the user's own that a stage runs."""
-    if isinstance(node, Python):
-        yield under(key, "ref"), node.ref
+def _each(node: Any, kinds: tuple[type, ...], key: str = "") -> Iterator[tuple[str, Any]]:
+    """Key and value of all in a stage that is of some kinds; nothing is looked for within it."""
+    if isinstance(node, kinds):
+        yield key, node
     elif isinstance(node, tuple):
         for index, item in enumerate(node):
-            yield from own_code(item, under(key, str(index)))
+            yield from _each(item, kinds, under(key, str(index)))
     elif dataclasses.is_dataclass(node):
         for field in dataclasses.fields(node):
-            yield from own_code(getattr(node, field.name), under(key, field.name))
+            yield from _each(getattr(node, field.name), kinds, under(key, field.name))
+
+
+def models(node: Any) -> Iterator[ModelRef]:
+    """All models that a stage names."""
+    for _, one in _each(node, (ModelRef, Model)):
+        yield one if isinstance(one, ModelRef) else ModelRef(name=one.path)
+
+
+def own_code(node: Any) -> Iterator[tuple[str, str]]:
+    """Key and name of each function of the user's own that a stage runs."""
+    for key, one in _each(node, (Python,)):
+        yield under(key, "ref"), one.ref
 
 
 def files(node: Any) -> Iterator[str]:
     """All files of rows that a stage names, as it names them."""
-    if isinstance(node, tuple):
-        for item in node:
-            yield from files(item)
-    elif isinstance(node, Files):
-        yield from (node.path,) if isinstance(node.path, str) else node.path
-    elif dataclasses.is_dataclass(node):
-        for field in dataclasses.fields(node):
-            yield from files(getattr(node, field.name))
+    for _, one in _each(node, (Files,)):
+        yield from (one.path,) if isinstance(one.path, str) else one.path
 
 
 def remote(node: Any, earlier: Collection[str] = ()) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -22,7 +21,7 @@ from llmkit.checkpoint.mirror import Mirror
 from llmkit.checkpoint.saver import Keep, Saver
 from llmkit.core.artifact import Artifact
 from llmkit.core.errors import DataError, Stopped
-from llmkit.core.memory import keep_freed_memory, out_of_memory_named
+from llmkit.core.memory import out_of_memory_named
 from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
 from llmkit.core.types import Batch
@@ -50,6 +49,7 @@ from llmkit.stages.known import known
 from llmkit.stages.levelled import levelled
 from llmkit.stages.lint_table import brief, keep, linted, served
 from llmkit.stages.measured import measured
+from llmkit.stages.process import begin
 from llmkit.stages.progressed import show
 from llmkit.stages.pulse import Pulse
 from llmkit.stages.quarantine import Quarantine
@@ -66,11 +66,7 @@ ALL = Deal((0,), 1)
 
 def train(node: Training, run: Run) -> Artifact:
     """Trains a stage, or goes on with one that was interrupted."""
-    keep_freed_memory()
-    torch.set_num_threads(run.threads)
-    if node.deterministic:  # cuBLAS asks for a workspace of one size then, before its first product
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(node.deterministic, warn_only=False)
+    begin(run, node.deterministic)
     with out_of_memory_named(run.device, node.knob):
         run.peers.phase("data")
         first = run.ranks.local == 0  # of each host: it fills the cache

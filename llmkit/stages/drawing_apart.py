@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from llmkit.build.held import Here
 from llmkit.build.precision import types
 from llmkit.core.artifact import Artifact
 from llmkit.core.errors import ResourceError
-from llmkit.core.memory import available, keep_freed_memory, out_of_memory_named
+from llmkit.core.memory import out_of_memory_named
 from llmkit.core.peers import Apart
 from llmkit.core.run import Run
 from llmkit.core.shape import Shape
@@ -25,7 +24,8 @@ from llmkit.rl.sync import Versioned
 from llmkit.stages.apart_account import drawing_parts
 from llmkit.stages.drawing import again
 from llmkit.stages.from_rollouts import FromRollouts
-from llmkit.stages.sizes import whole_model
+from llmkit.stages.process import begin
+from llmkit.stages.sizes import room, whole_model
 
 
 def draw_apart(node: FromRollouts, run: Run, apart: Apart) -> Artifact:
@@ -34,11 +34,7 @@ def draw_apart(node: FromRollouts, run: Run, apart: Apart) -> Artifact:
     Raises:
         ResourceError: the model and its cache do not fit.
     """
-    keep_freed_memory()
-    torch.set_num_threads(run.threads)
-    if node.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(node.deterministic, warn_only=False)
+    begin(run, node.deterministic)
     with out_of_memory_named(run.device, node.knob), run.stop.at_once("before training"):
         run.peers.phase("data")
         resolved, kinds = whole_model(node.model), types(node.types_name, run.device)
@@ -72,7 +68,7 @@ def _room(node: FromRollouts, run: Run, shape: Shape) -> int:
     if draws is None:
         raise TypeError("the stage draws no answers")
     need = sum(drawing_parts(node, shape, run.device).values())
-    free = available(run.device) // (run.ranks.here if run.device == "cpu" else 1)  # ranks of a host share its memory
+    free = room(run.device, run.ranks)
     if need > HEADROOM * free:
         what = f"drawing needs about {need / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free"
         raise ResourceError(what, fix="lower rollout.engine.sequences, or set quant=bnb_nf4", key="rollout.ranks")

@@ -162,7 +162,7 @@ def planned(node: Training, where: str, ranks: int, free: int = 0, shape: Shape 
     shape = shape or shape_of(node)
     if (train := ranks - node.aside) < 1:
         what = f"{node.aside} of {ranks} ranks only draw, and none is left to train"
-        raise RecipeError(what, fix=f"plan for {node.aside + 1} or more (--world)", key="rollout.ranks")
+        raise RecipeError(what, fix=f"plan for {node.aside + 1} or more (--ranks)", key="rollout.ranks")
     choice = chosen(node, shape, kind, free, train)
     made = next(each for each in strategies(node, train) if each.parallel.resolve(train).kind == choice.strategy)
     degrees = made.parallel.degrees(train)

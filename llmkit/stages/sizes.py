@@ -48,7 +48,7 @@ def sizes(node: Training, resolved: Resolved, device: str, ranks: Ranks = Ranks(
     """
     check_degrees(read_json(resolved.folder / "config.json"), node.parallel)
     shape = stored(resolved.folder)
-    free = available(device) // (ranks.here if device == "cpu" else 1)  # ranks of a host share its memory
+    free = room(device, ranks)
     choice = chosen(node, shape, device, free, ranks.world)
     made = choice.account
     if not choice.fits and made.load > max(made.total, made.save):
@@ -60,6 +60,11 @@ def sizes(node: Training, resolved: Resolved, device: str, ranks: Ranks = Ranks(
         what = f"training needs about {need:.0f} MiB{where}, {there:.0f} MiB are free"
         raise ResourceError(what, fix=node.knob, key="micro_batch")
     return shape, choice
+
+
+def room(device: str, ranks: Ranks) -> int:
+    """Bytes that are free for one of these: ranks of a host share its memory."""
+    return available(device) // (ranks.here if device == "cpu" else 1)
 
 
 def chosen(node: Training, shape: Shape, device: str, free: int, world: int) -> Choice:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from random import Random
 
-from llmkit.inference.blocks import Blocks
+from llmkit.inference.blocks import Blocks, salted
 from llmkit.inference.planner import plan
 from llmkit.inference.request import Request
 from llmkit.inference.sampling import Sampling
@@ -26,9 +26,9 @@ class World:
     """What a model and a server would do around a scheduler, and what must hold of it."""
 
     def __init__(self, blocks: int = 24, size: int = 4, limits: Limits = Limits(16, 6), seed: int = 0) -> None:
-        self.size, self.version, self.now = size, 0, 0.0
+        self.size, self.now = size, 0.0
         self.random = Random(seed)
-        self.scheduler = Scheduler(Blocks(blocks, size), limits, self.salt)
+        self.scheduler = Scheduler(Blocks(blocks, size), limits)
         self.store = [[EMPTY] * size for _ in range(blocks)]
         self.meaning: dict[bytes, int] = {}
         """What the last place of the block of a name holds."""
@@ -41,10 +41,7 @@ class World:
 
     def root(self, one: Sequence) -> int:
         """The digest of the empty prefix."""
-        return hash((one.request.tenant, one.request.adapter, self.version))
-
-    def salt(self, one: Sequence) -> bytes:
-        return repr((one.request.tenant, one.request.adapter, self.version)).encode()
+        return hash((one.request.tenant, one.request.adapter, self.scheduler.version))
 
     def add(self, request: Request) -> None:
         one = Sequence(request, 0, list(request.prompt), adapter=request.adapter, width=request.sampling.n)
@@ -63,7 +60,7 @@ class World:
 
     def swap(self) -> None:
         """Other weights, and what runs goes on with them."""
-        self.version += 1
+        self.scheduler.version += 1
         self.meaning.clear()
         self.scheduler.forget()
 
@@ -158,7 +155,7 @@ class World:
         assert scheduler.slots == sum(one.width for one in scheduler.running) <= scheduler.limits.sequences
         assert len(scheduler.deadlines) == sum(one.request.deadline is not None for one in live)
         for one in scheduler.running:
-            assert one.names[0] == self.salt(one)
+            assert one.names[0] == salted(one.request.tenant, one.request.adapter, str(scheduler.version))
             assert one.published * self.size <= one.cached <= len(one.tokens)
             assert len(set(one.blocks)) == len(one.blocks)
         self.check_accounts(live)
