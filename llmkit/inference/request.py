@@ -35,11 +35,11 @@ class InternalError(RequestError):
 
 @contextmanager
 def asked_by(key: str, names: Mapping[str, str] = {}) -> Iterator[None]:
-    """Inside, what is wrong with a request is told by the recipe's keys: by `names`, or below `key`."""
+    """Inside, what is wrong with a request is told by the recipe's keys: by `names`, or below `key`, once."""
     try:
         yield
     except RequestError as error:
-        error.each(lambda said: replace(said, key=names.get(said.key) or below(said.key, key)))
+        error.each(lambda said: replace(said, key=names.get(said.key) or below(said.key, key, key)))
         raise
 
 
