@@ -15,6 +15,7 @@ from llmkit.core.errors import RecipeError
 from llmkit.core.files import refused
 
 FIX = "write FILE.py:FUNCTION, such as ./my.py:score"
+CLASS = "write FILE.py:CLASS, such as ./my.py:Shop"
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ class Code:
         return [one.arg for one in (*plain, *named)]
 
 
-def unreadable(ref: str, key: str = "ref") -> Iterator[Conflict]:
-    """What names no function of a file."""
+def unreadable(ref: str, key: str = "ref", what: str = "function") -> Iterator[Conflict]:
+    """What names no function, or no class (`what`), of a file."""
     file, _, name = ref.rpartition(":")
     if not file.endswith(".py") or not name.isidentifier():
-        yield Conflict(key, f"{ref!r} names no function of a file", FIX)
+        yield Conflict(key, f"{ref!r} names no {what} of a file", FIX if what == "function" else CLASS)
 
 
 def allowed(ref: str, granted: bool, key: str = "ref") -> Code:

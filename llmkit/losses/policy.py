@@ -6,6 +6,7 @@ each token in the whole; the parts are here, and the members of the union (`poli
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from llmkit.core.types import Batch, Branches, Entropic, LossSum
 from llmkit.losses.kl import ESTIMATES, corrected, k3
 
 if TYPE_CHECKING:
-    from llmkit.losses.policy_node import OverPolicy
+    from llmkit.losses.over_policy_node import OverPolicy
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Drawn:
     advantages: Tensor
     branches: Branches
     entropy: Tensor | None
+
+    @property
+    def reference(self) -> Tensor | None:
+        """Log-probabilities by the reference, (N,), where the loss asks for them."""
+        return self.branches.each.get("reference")
 
     @property
     def completions(self) -> int:
@@ -124,9 +130,9 @@ def loss(node: OverPolicy, scores: Tensor | Entropic, batch: Batch) -> LossSum:
     """
     seen = drawn(scores, batch)
     ratio = RATIOS[node.ratio](seen)
-    each, hit = node.surrogate(seen, ratio)
+    each, own = node.surrogate(seen, ratio)
     behaved = importance(seen, node.ratio != "token", node.truncate)
-    reference = seen.branches.each.get("reference")
+    reference = seen.reference
     if node.beta and node.penalty == "loss":
         if reference is None:
             raise ValueError("beta without log-probabilities of a reference")
@@ -136,9 +142,9 @@ def loss(node: OverPolicy, scores: Tensor | Entropic, batch: Batch) -> LossSum:
         if seen.entropy is None:
             raise ValueError("a bonus on the entropy without entropies")
         each = each - node.entropy * seen.entropy
-    shares = seen.even() if node.share == "even" else seen.weights / node.divisor
+    shares = seen.even() if node.even else seen.weights / node.divisor
     count = seen.weights.sum() if node.per_token else seen.weights.new_tensor(seen.completions)
-    return LossSum((each * shares).sum(), count, logged(seen, ratio, hit, reference, behaved))
+    return LossSum((each * shares).sum(), count, logged(seen, ratio, own, reference, behaved))
 
 
 def divergence(node: OverPolicy, seen: Drawn, reference: Tensor) -> Tensor:
@@ -150,11 +156,12 @@ def divergence(node: OverPolicy, seen: Drawn, reference: Tensor) -> Tensor:
 
 
 def logged(
-    seen: Drawn, ratio: Tensor, hit: Tensor, reference: Tensor | None, behaved: Tensor | None
+    seen: Drawn, ratio: Tensor, own: Mapping[str, Tensor], reference: Tensor | None, behaved: Tensor | None
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Means over tokens: of the ratio, of how many a bound holds back, of the divergence (k3) and the entropy."""
+    """Means over tokens: of the ratio, of a loss's own figures (how many a bound holds back), of the divergence (k3)
+    and the entropy."""
     logps, n = seen.logps.detach(), torch.tensor(len(seen.logps) or NONE)
-    made = {"ratio": ratio.detach(), "clipped": hit}
+    made = {"ratio": ratio.detach(), **own}
     if reference is not None:
         made["kl"] = k3(logps, reference)
     if seen.entropy is not None:

@@ -40,7 +40,7 @@ def loss(node: PpoLoss, said: Valued, batch: Batch) -> LossSum:
         if seen.entropy is None:
             raise ValueError("a bonus on the entropy without entropies")
         losses = losses - node.entropy * seen.entropy
-    extras = logged(seen, ratio, hit, each.get("reference"), None)
+    extras = logged(seen, ratio, {"clipped": hit}, seen.reference, None)
     n = extras["ratio"][1]
     extras["value_loss"] = valued.detach().double().sum(), n
     extras["value_clipped"] = bounded.double().sum(), n

@@ -12,12 +12,13 @@ from typing import Literal
 from llmkit.core.config import Conflict, config, setting
 from llmkit.core.hints import kind_of
 from llmkit.losses.direct_node import Cpo, Nll, Orpo, SimPo
+from llmkit.losses.own_node import OwnPairs
 from llmkit.losses.referred_node import Aot, Apo, Bco, Dpo, Ipo, Nca, Sppo
 from llmkit.losses.sides import Judged, Sides
 
 __all__ = ["Judged", "Mixture", "Part", "PreferenceLoss", "Sides", "SingleLoss"]
 
-SingleLoss = Dpo | Ipo | SimPo | Orpo | Cpo | Apo | Nca | Bco | Sppo | Aot | Nll
+SingleLoss = Dpo | Ipo | SimPo | Orpo | Cpo | Apo | Nca | Bco | Sppo | Aot | Nll | OwnPairs
 
 
 @config
@@ -70,4 +71,4 @@ class Mixture:
         return Judged(sum(others, start=first), {**made[0].figures, **own})
 
 
-PreferenceLoss = Dpo | Ipo | SimPo | Orpo | Cpo | Apo | Nca | Bco | Sppo | Aot | Nll | Mixture
+PreferenceLoss = SingleLoss | Mixture

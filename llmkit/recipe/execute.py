@@ -13,11 +13,13 @@ from typing import Any
 from llmkit.checkpoint.identity import code, packages
 from llmkit.core.artifact import Artifact
 from llmkit.core.console import Console
+from llmkit.core.convert import under
 from llmkit.core.environment import prepare
 from llmkit.core.errors import LlmkitError, RecipeError, Stopped
 from llmkit.core.files import full_disk_named, refused
 from llmkit.core.folder import Claim, claim, differences, inherit, read_status, shared, steps, write_recipe
 from llmkit.core.memory import device, out_of_memory_named
+from llmkit.core.own import begun
 from llmkit.core.peers import Alone, Peers
 from llmkit.core.ranks import Ranks, ranks
 from llmkit.core.run import Grants, Run
@@ -25,11 +27,13 @@ from llmkit.core.runlog import run_log
 from llmkit.core.scalars import Origin
 from llmkit.core.stop import Stop
 from llmkit.core.usercode import allowed
+from llmkit.core.walk import each
 from llmkit.core.wording import cut, yaml_word
 from llmkit.recipe.inputs import fetched, inputs, models, own_code, remote
 from llmkit.recipe.load import Recipe, digest
 from llmkit.recipe.show import environment, environment_hidden, hide_environment, resolved, stage_values
 from llmkit.recipe.told import named, problem
+from llmkit.stages.known import ESCAPES
 from llmkit.stages.overview import NAME, remember, write_overview
 from llmkit.stages.training import Training
 
@@ -114,12 +118,15 @@ def _check_device(recipe: Recipe) -> None:
 
 
 def _check_code(recipe: Recipe, grants: Grants) -> None:
-    """What the stages that are not done run of the user's own is asked about before the first one begins."""
+    """What the stages that are not done run of the user's own is asked about, and what of it runs in this process is
+    tried, before the first one begins."""
     for name, node in recipe.stages:
         if read_status(Path(node.out)).get("state") != "done":
             with named(recipe, name):
                 for key, ref in own_code(node):
                     allowed(ref, grants.python, key)
+                for key, one in each(node, ESCAPES):
+                    begun(one, grants.python, under(key, "ref"))
 
 
 def _resume_of(name: str, node: Any, resume: str) -> str:

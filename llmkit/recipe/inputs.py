@@ -12,6 +12,7 @@ from typing import Any
 from llmkit.core.artifact import Artifact
 from llmkit.core.convert import under
 from llmkit.core.files import sha256
+from llmkit.core.walk import each
 from llmkit.data.source_nodes import Files, Hub
 from llmkit.inference.speculation.node import DraftModel, Ngram, TrainedHead
 from llmkit.models.alias import ALIASES, is_remote
@@ -21,6 +22,7 @@ from llmkit.rl.environment_node import Facts
 from llmkit.rl.rewards_node import Python, Schema
 from llmkit.stages.constitutional import Constitutional
 from llmkit.stages.draft_head import HeadDrafter
+from llmkit.stages.known import ESCAPES
 from llmkit.stages.serve import Serve
 
 READ = (
@@ -35,6 +37,8 @@ FOLDERS = (
     *((Ngram, "corpus"), (HeadDrafter, "start"), (TrainedHead, "path"), (Schema, "path"), (Facts, "path")),
     *((Serve, "key_file"), (Serve, "admin_key_file"), (Serve, "adapter_root")),
 )
+OWN = (Python, *ESCAPES)
+"""Nodes that name code of the user's own."""
 MAPS = ((Serve, "adapters"),)
 """Fields whose values are such."""
 
@@ -75,7 +79,7 @@ def _places(node: Any, key: str = "") -> Iterator[tuple[str, str, bool]]:
         if isinstance(value, str) and (model or (owner, item.name) in FOLDERS):
             if value:
                 yield (key if owner is ModelRef else path), value, model
-        elif isinstance(node, Python) and item.name == "ref":
+        elif isinstance(node, OWN) and item.name == "ref":
             yield path, node.ref.rpartition(":")[0], False
         elif (owner, item.name) in MAPS:
             yield from ((under(path, name), folder, False) for name, folder in value.items())
@@ -100,39 +104,27 @@ def _named(node: Any, key: str = "") -> Iterator[tuple[str, Path]]:
             and (item.name in ("path", "template") or (node.__class__, item.name) in READ)
         ):
             yield path, Path(value).expanduser()
-        elif isinstance(node, Python) and item.name == "ref":
+        elif isinstance(node, OWN) and item.name == "ref":
             yield path, Path(node.ref.rpartition(":")[0]).expanduser()
         else:
             yield from _named(value, path)
 
 
-def _each(node: Any, kinds: tuple[type, ...], key: str = "") -> Iterator[tuple[str, Any]]:
-    """Key and value of all in a stage that is of some kinds; nothing is looked for within it."""
-    if isinstance(node, kinds):
-        yield key, node
-    elif isinstance(node, tuple):
-        for index, item in enumerate(node):
-            yield from _each(item, kinds, under(key, str(index)))
-    elif dataclasses.is_dataclass(node):
-        for field in dataclasses.fields(node):
-            yield from _each(getattr(node, field.name), kinds, under(key, field.name))
-
-
 def models(node: Any) -> Iterator[ModelRef]:
     """All models that a stage names."""
-    for _, one in _each(node, (ModelRef, Model)):
+    for _, one in each(node, (ModelRef, Model)):
         yield one if isinstance(one, ModelRef) else ModelRef(name=one.path)
 
 
 def own_code(node: Any) -> Iterator[tuple[str, str]]:
-    """Key and name of each function of the user's own that a stage runs."""
-    for key, one in _each(node, (Python,)):
+    """Key and name of each function or class of the user's own that a stage runs."""
+    for key, one in each(node, OWN):
         yield under(key, "ref"), one.ref
 
 
 def files(node: Any) -> Iterator[str]:
     """All files of rows that a stage names, as it names them."""
-    for _, one in _each(node, (Files,)):
+    for _, one in each(node, (Files,)):
         yield from (one.path,) if isinstance(one.path, str) else one.path
 
 

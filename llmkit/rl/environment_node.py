@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from llmkit.core.config import Conflict, Later, config, setting
+from llmkit.core.config import Conflict, config, setting
+from llmkit.core.own import Own, own_of
+from llmkit.core.usercode import unreadable
 
 if TYPE_CHECKING:
     from llmkit.rl.environment import Environment, Tool
@@ -91,4 +93,41 @@ class ToolUse:
         return lambda: Toolbox(tools)
 
 
-EnvironmentNode = Annotated[ToolUse, Later(("python",))]
+@config
+class OwnEnvironment:
+    """A class of your own with `reset(row, asked)` and `step(calls)`, as `llmkit.rl.environment.Environment` has them:
+    each conversation has an object of it. It runs in the process that trains if `--allow-python` was given once for the
+    file as it is."""
+
+    kind: Literal["python"] = "python"
+    ref: str
+    """FILE.py:CLASS, such as ./my.py:Shop."""
+    turns: int = setting(default=8, least=1)
+    """Answers of the model in one conversation, at most."""
+
+    def problems(self) -> Iterator[Conflict]:
+        """A name of no class."""
+        yield from unreadable(self.ref, what="class")
+
+    def begin(self, own: Own) -> None:
+        """
+        Raises:
+            OwnError: it makes no environment.
+        """
+        from llmkit.rl.own_environment import OwnSide
+
+        OwnSide(own)
+
+    def files(self) -> dict[str, str]:
+        """None: what it runs is known by its digest."""
+        return {}
+
+    def open(self) -> Callable[[], Environment]:
+        """What makes an environment for each conversation."""
+        from llmkit.rl.own_environment import OwnSide
+
+        own = own_of(self)
+        return lambda: OwnSide(own)
+
+
+EnvironmentNode = ToolUse | OwnEnvironment

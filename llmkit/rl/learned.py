@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmkit.losses.kl import ESTIMATES
-from llmkit.losses.policy_node import OverPolicy
+from llmkit.losses.over_policy_node import OverPolicy
 from llmkit.rl.advantages import ADVANTAGES, priced, to_go, whitened, without_signal
 
 

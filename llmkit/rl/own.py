@@ -3,44 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from llmkit.core.own import loaded
 from llmkit.core.usercode import Code
 from llmkit.rl.checked import Check, Told, Unscored
 
 OURS = ("prompts", "completions", "completion_ids", "finish_reasons")
-MODULE = "llmkit_user_code"
-
-
-class Held(SourceFileLoader):
-    """Loads the bytes that were allowed, whatever the file holds by now."""
-
-    def __init__(self, code: Code) -> None:
-        super().__init__(MODULE, str(code.file))
-        self.code = code
-
-    def get_data(self, path: str) -> bytes:
-        """Those bytes; there is no compiled file."""
-        return self.code.text
-
-    def path_stats(self, path: str) -> Mapping[str, Any]:
-        """None, so that nothing compiled is looked for or left."""
-        raise OSError(f"{path} is held")
 
 
 def function(code: Code) -> Callable[..., Any]:
-    """The function; its file may import from its own folder."""
-    sys.path.insert(0, str(code.file.parent))
-    spec = spec_from_loader(MODULE, Held(code))
-    if spec is None or spec.loader is None:
-        raise ImportError(str(code.file))
-    module = sys.modules[MODULE] = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made: Callable[..., Any] = getattr(module, code.name)
+    """The function."""
+    made: Callable[..., Any] = loaded(code)
     if not callable(made):
         raise TypeError(f"{code.name} is no function")
     return made

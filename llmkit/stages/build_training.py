@@ -45,7 +45,7 @@ from llmkit.stages.attempts import Attempts
 from llmkit.stages.finished import finish
 from llmkit.stages.foreseen import with_distance
 from llmkit.stages.job import Job
-from llmkit.stages.known import known
+from llmkit.stages.known import known, known_code
 from llmkit.stages.levelled import levelled
 from llmkit.stages.lint_table import brief, keep, linted, served
 from llmkit.stages.measured import measured
@@ -72,7 +72,7 @@ def train(node: Training, run: Run) -> Artifact:
         first = run.ranks.local == 0  # of each host: it fills the cache
         with run.stop.at_once("before training"), lead(run.peers, first):
             job = read(node, run)
-        agreed(run.peers, facts(job))
+        agreed(run.peers, facts(job) | known_code(node))
         job = levelled(job)
         found = find(job)
         attempts = Attempts(run.folder) if run.main and run.ranks.world > 1 else None
@@ -145,7 +145,7 @@ def read(node: Training, run: Run) -> Job:
     shape, choice = sizes(node, resolved, run.device, run.ranks)
     run.console.notice(_summary(data, valid, choice, kinds, steps, _spread(node, run.ranks.world)))
     loss, bench = node.objective(data), Bench(run.grants, run.device)
-    others = known(node.others(), node.files_beside())
+    others = known(node.others(), node.files_beside()) | known_code(node)
     return Job(node, run, resolved, kinds, data, valid, choice, steps, feed, shape, loss, bench, others)
 
 

@@ -38,8 +38,8 @@ class Policy(FromRollouts):
 
     @property
     def priced(self) -> bool:
-        """Whether it costs anything."""
-        return self.loss.beta > 0
+        """Whether it costs anything, or the loss reads what the reference says."""
+        return self.loss.compares
 
     @property
     def passes(self) -> int:
@@ -50,7 +50,7 @@ class Policy(FromRollouts):
     @property
     def asks_old(self) -> bool:
         """Whether a step has to know what the policy said before it: later steps do, and a price within the reward."""
-        return self.rollout.steps > 1 or (self.priced and self.loss.penalty == "reward")
+        return self.rollout.steps > 1 or (self.loss.beta > 0 and self.loss.penalty == "reward")
 
     def feeding(self, job: Job, built: Built, steps: Steps) -> AbstractContextManager[Feed]:
         """Rollouts."""

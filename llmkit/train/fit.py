@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from llmkit.core.errors import DataError, LlmkitError, Stopped
+from llmkit.core.own import at
 from llmkit.core.seed import reseed
 from llmkit.core.types import Batch, LossSum
 from llmkit.parallel.steps import PLAIN, Adaptive, Loss
@@ -161,7 +162,8 @@ def fit(stepper: Stepper, loss: Loss, plan: Plan, hooks: Hooks, start: Progress)
         if _ended(plan, progress):
             return progress
         try:
-            progress = _one_step(stepper, loss, plan, hooks, progress)
+            with at(f"step {progress.step + 1}"):
+                progress = _one_step(stepper, loss, plan, hooks, progress)
         except Stopped:
             stepper.drop()
             hooks.phase("save", progress.step)
@@ -259,7 +261,8 @@ def _evaluated(progress: Progress, plan: Plan, hooks: Hooks) -> Progress:
         return replace(progress, evaluated=step)
     hooks.phase("evaluate", step)
     try:
-        figures = hooks.evaluate(step)
+        with at(f"the evaluation after step {step}"):
+            figures = hooks.evaluate(step)
     except Exception as cause:
         if step and hooks.alone:
             hooks.save(progress, False)

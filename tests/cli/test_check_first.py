@@ -139,3 +139,32 @@ def test_a_whole_batch_may_be_replaced_and_steps_have_an_end(tiny, tmp_path, mon
         load_recipe("b.yaml", ["steps=99999999999"])
     with pytest.raises(RecipeError, match="seed: 99999999999999999999 is out of range; fix: give a value at most"):
         load_recipe("b.yaml", ["seed=99999999999999999999"])
+
+
+OWN = """kind: {kind}
+model: {model}
+data:
+  train: [{{kind: jsonl, path: rows.jsonl}}]
+  max_length: 48
+reward: [{{kind: length, shape: {{kind: at_most, length: 4}}}}]
+rollout: {{group: 2, max_tokens: 6, environment: {{kind: python, ref: ./my.py:Own}}}}
+loss: {{kind: python, ref: ./my.py:{loss}}}
+batch: {{prompts: 2}}
+steps: 1
+out: out
+"""
+
+
+def test_code_that_would_run_here_is_told_and_not_run_by_a_check(call, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMKIT_CACHE", str(tmp_path / "cache"))
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    Path("my.py").write_text("open('ran', 'w')\nclass Own: ...\ndef loss(drawn): ...\n")
+    Path("r.yaml").write_text(OWN.format(kind="policy", model=tiny, loss="loss"))
+    for verb in ("check", "run"):
+        code, _, line = call(verb, "r.yaml")
+        assert code == 2 and line.count("llmkit: error: ") == 1
+        assert "r.yaml:" in line and ".ref: ./my.py:" in line and "runs code of yours (sha256" in line
+    assert "error" not in call("check", "r.yaml", "--allow-python")[2] and not Path("ran").exists()
+    Path("r.yaml").write_text(OWN.format(kind="policy", model=tiny, loss="none"))
+    assert "r.yaml:8:" in (line := call("check", "r.yaml", "--allow-python")[2])
+    assert "loss.ref: ./my.py has no none; fix: name one of Own, loss" in line and not Path("ran").exists()
