@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 from llmkit.core.config import Conflict, config, setting
 from llmkit.core.errors import RecipeError
 from llmkit.core.types import LossSum, Needs, Scores
+from llmkit.losses.own_node import OwnTokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +63,7 @@ class Dft:
         return LossSum(-(logps_N.detach().exp() * logps_N * weights_N).sum(), count, {"nll": (nll, count)})
 
 
-TokenLoss = CrossEntropy | Dft
+TokenLoss = CrossEntropy | Dft | OwnTokens
 
 
 class ClassObjective(Protocol):

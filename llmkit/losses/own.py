@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmkit.core.own import Own
-from llmkit.core.types import Branches
+from llmkit.core.types import Branches, LossSum
 from llmkit.losses.policy import Drawn
 from llmkit.losses.preference import judged, ratios
 from llmkit.losses.sides import Judged, Sides
@@ -68,6 +68,16 @@ def pairs(own: Own, policy: Sides, reference: Sides | None) -> Judged:
     return judged(made, *rewards, policy, **more)
 
 
+def tokens(own: Own, logps: Tensor, weights: Tensor) -> LossSum:
+    """The losses of tokens by their weights, with the negative log-likelihood and figures of its own beside them."""
+    made, figures = losses(own, (logps,), logps, "token")
+    said = {"nll": -logps.detach(), **figures}
+    count = weights.sum()
+    return LossSum(
+        (made * weights).sum(), count, {name: ((each * weights).sum(), count) for name, each in said.items()}
+    )
+
+
 def try_pairs(own: Own, compares: bool) -> None:
     """
     Raises:
@@ -98,6 +108,16 @@ def try_tokens(own: Own, compares: bool) -> None:
     given = Drawn(logps, each["old"], torch.ones(TRIED), advantages, branches, 2 + places)
     made, _ = losses(own, (given,), logps, "token")
     _check_learned(own, made, (logps,), "the policy's log-probabilities")
+
+
+def try_logps(own: Own) -> None:
+    """
+    Raises:
+        OwnError: what it gives of a few tokens cannot be learned from.
+    """
+    logps = torch.linspace(-5, -0.1, TRIED).requires_grad_()
+    made, _ = losses(own, (logps,), logps, "token")
+    _check_learned(own, made, (logps,), "the log-probabilities")
 
 
 def _check_learned(own: Own, made: Tensor, given: tuple[Tensor, ...], of: str) -> None:

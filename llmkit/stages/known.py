@@ -11,13 +11,13 @@ from llmkit.core.errors import LlmkitError, RecipeError
 from llmkit.core.files import sha256
 from llmkit.core.own import own_of
 from llmkit.core.walk import each
-from llmkit.losses.own_node import OwnPairs
+from llmkit.losses.own_node import OwnPairs, OwnTokens
 from llmkit.losses.own_policy_node import OwnPolicy
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
 from llmkit.rl.environment_node import OwnEnvironment
 
-ESCAPES = (OwnPairs, OwnPolicy, OwnEnvironment)
+ESCAPES = (OwnPairs, OwnPolicy, OwnTokens, OwnEnvironment)
 """Nodes that run code of the user's own in this process."""
 
 

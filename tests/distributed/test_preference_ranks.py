@@ -5,6 +5,7 @@ import json
 import pytest
 
 from llmkit import Preference
+from llmkit.core.usercode import allowed
 from tests.distributed import equal, lines, trained
 
 
@@ -51,6 +52,26 @@ def test_replicas_equal_one_process(world, more, tiny, pairs, tmp_path):
     for ours, theirs in zip(lines(several, "evaluate"), lines(alone, "evaluate"), strict=True):
         assert ours["valid.loss"] == pytest.approx(theirs["valid.loss"], rel=1e-5)
         assert ours["valid.accuracy"] == theirs["valid.accuracy"]
+
+
+OWN = """from torch.nn.functional import logsigmoid
+
+
+def dpo(policy, reference):
+    chosen, rejected = policy.chosen - reference.chosen, policy.rejected - reference.rejected
+    return -logsigmoid(0.1 * chosen - 0.1 * rejected)
+"""
+
+
+@pytest.mark.slow
+def test_replicas_with_a_loss_of_ones_own_equal_one_process_with_ours(tiny, pairs, tmp_path, monkeypatch):
+    """Each rank reads the function, and looks whether it is allowed."""
+    (tmp_path / "allowed-python").mkdir()
+    monkeypatch.setattr("llmkit.core.usercode.cache", lambda: tmp_path)
+    (tmp_path / "my.py").write_text(OWN)
+    allowed(own := f"{tmp_path}/my.py:dpo", True)
+    ours = trained(1, maker(tiny, pairs), tmp_path, "ours")
+    equal(trained(2, maker(tiny, pairs, loss={"kind": "python", "ref": own}), tmp_path, "own", 400.0), ours)
 
 
 CUTS = {

@@ -6,7 +6,9 @@ from completions import drawing
 
 from llmkit.core.errors import LlmkitError, RecipeError
 from llmkit.core.own import OwnError, begun
-from llmkit.losses.own_node import OwnPairs
+from llmkit.core.types import Batch, Entropic
+from llmkit.losses.node import Dft
+from llmkit.losses.own_node import OwnPairs, OwnTokens
 from llmkit.losses.own_policy_node import OwnPolicy
 from llmkit.losses.policy_node import Dapo, Grpo
 from llmkit.losses.preference_node import Mixture
@@ -65,6 +67,7 @@ BROKEN = {
 KINDS = {
     "pair": (OwnPairs, "policy, reference", "(policy.chosen - policy.rejected)"),
     "token": (OwnPolicy, "drawn", "(drawn.logps * drawn.advantages)"),
+    "token of a row": (OwnTokens, "logps", "(-logps)"),
 }
 
 
@@ -72,7 +75,7 @@ KINDS = {
 def test_a_broken_function_is_one_line_before_anything_is_begun(of, own):
     cls, given, loss = KINDS[of]
     for body, why in BROKEN.items():
-        with pytest.raises(OwnError, match=why.replace("{}", of)) as caught:
+        with pytest.raises(OwnError, match=why.replace("{}", of.partition(" ")[0])) as caught:
             own(cls, f"def loss({given}):\n    x = 1\n    {body.replace('LOSS', loss)}\n")
         assert "\n" not in str(caught.value) and caught.value.problems[0].key == "loss.ref" and caught.value.code == 2
 
@@ -150,8 +153,6 @@ def test_tokens_are_weighed_as_by_ours(per, ours, own):
     drawn = drawing()
     clip = {"clip_high": 0.2} if per == "token" else {}
     node, ours = own(OwnPolicy, GRPO, per=per, beta=0.1, entropy=0.01), ours(beta=0.1, entropy=0.01, **clip)
-    from llmkit.core.types import Entropic
-
     batch, _ = drawn.batch(behaviour=drawn.old - 0.1)
     found = []
     for loss in (node, ours):
@@ -161,6 +162,15 @@ def test_tokens_are_weighed_as_by_ours(per, ours, own):
         found.append((made.total.detach(), made.count, logps.grad, made.extras["kl"][0], loss.count(3, 20.0)))
     for one, other in zip(*found, strict=True):
         assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+
+
+def test_tokens_of_rows_are_weighed_as_by_ours(own):
+    node = own(OwnTokens, "def loss(logps):\n    p = logps.detach().exp()\n    return -(p * logps), {'likely': p}\n")
+    weights = torch.tensor([[0.0, 1.0, 0.5, 0.0, 2.0]])
+    batch = Batch(weights.long(), weights.long(), weights.long(), weights, None, (0,))
+    made, ours = (loss(torch.tensor([-1.0, -0.2, -3.0], requires_grad=True), batch) for loss in (node, Dft()))
+    assert torch.equal(made.total, ours.total) and torch.equal(made.count, ours.count) and node.needs == Dft().needs
+    assert torch.equal(made.extras["nll"][0], ours.extras["nll"][0]) and "likely" in made.extras
 
 
 def test_what_memory_does_is_not_its_fault(own):

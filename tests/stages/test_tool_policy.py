@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from llmkit.core.errors import RecipeError
+from llmkit.core.run import Grants
 from llmkit.data.render import Renderer
 from llmkit.rl.conversation import Speech
 from llmkit.rl.environment_node import Calculator, Facts, ToolUse
@@ -64,8 +66,8 @@ def recipe(taught):
     rows = taught / "asked.jsonl"
     rows.write_text(f"{json.dumps({'prompt': ASKED[0]['content']})}\n" * 6)
 
-    def made(name):
-        environment = {"kind": "tools", "turns": 3, "tools": tools(taught)}
+    def made(name, environment=None):
+        environment = environment or {"kind": "tools", "turns": 3, "tools": tools(taught)}
         more = {
             "data": {"train": [{"kind": "jsonl", "path": str(rows)}], "max_length": 500},
             "rollout": {"group": 4, "max_tokens": 40, "temperature": 0.5, "reuse": 2, "environment": environment},
@@ -153,6 +155,32 @@ def test_a_run_that_called_tools_goes_on_to_the_bit(whole, recipe, monkeypatch):
     assert (again.model() / "adapter_model.safetensors").read_bytes() == (
         whole[0].model() / "adapter_model.safetensors"
     ).read_bytes()
+
+
+BOX = """from llmkit.rl.environment import Toolbox
+from llmkit.rl.environment_node import Calculator, Facts
+
+
+class Box(Toolbox):
+    def __init__(self):
+        super().__init__([Calculator().open(), Facts(path={path!r}).open()])
+"""
+
+
+def test_an_environment_of_ones_own_is_the_same_run(whole, recipe, taught, monkeypatch):
+    """And going on with another file is refused."""
+    (taught / "allowed-python").mkdir(exist_ok=True)
+    monkeypatch.setattr("llmkit.core.usercode.cache", lambda: taught)
+    own = taught / "box.py"
+    own.write_text(BOX.format(path=str(taught / "facts.jsonl")))
+    node = recipe("own", {"kind": "python", "ref": f"{own}:Box", "turns": 3})
+    made = go(node, grants=Grants(python=True))
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        assert lines_of(made.folder, name) == lines_of(whole[0].folder, name)
+    own.write_text(own.read_text() + "\n")
+    (made.folder / "status.json").write_text('{"state": "stopped"}')
+    with pytest.raises(RecipeError, match="--accept rollout.environment.ref.sha256"):
+        go(node, grants=Grants(python=True))
 
 
 def make_words(taught):
