@@ -36,6 +36,7 @@ from llmkit.evals.tasks import (
 from llmkit.models.positions import check_length
 from llmkit.models.resolve import resolve
 from llmkit.models.tokenizer import read_tokenizer
+from llmkit.parallel.apart import training
 from llmkit.plan.account import RECOMPUTE
 from llmkit.recipe.inputs import fetched, files, missing, models, own_code, remote
 from llmkit.rl.columns import check_columns
@@ -134,7 +135,9 @@ def _training(title: str, node: Training, show: int) -> None:
         _lint(title, node, sets, served(resolved, node.model, tokenizer))
     if not node.trained:
         return
-    _, choice = sizes(node, resolved, where, ranks())
+    mine = ranks()
+    node.check_ranks(mine)
+    _, choice = sizes(node, resolved, where, training(mine, node.aside))
     parts = ", ".join(f"{part} {size / 2**20:.0f}" for part, size in choice.account.parts.items() if size)
     total, free = choice.account.peak / 2**20, available(where) / 2**20
     recompute = f" with {RECOMPUTE[choice.recompute]} recompute" if choice.recompute else ""

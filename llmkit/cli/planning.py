@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from llmkit.cli.recipes import out
@@ -13,9 +15,11 @@ from llmkit.core.memory import available
 from llmkit.core.memory import device as here
 from llmkit.core.ranks import ranks as launched
 from llmkit.models.alias import is_remote
+from llmkit.models.node import ModelRef
 from llmkit.models.outline import PUBLIC
 from llmkit.plan.devices import named
-from llmkit.recipe.load import load_recipe
+from llmkit.recipe.load import Recipe, load_recipe
+from llmkit.recipe.told import named as placed
 from llmkit.stages.changes import changes
 from llmkit.stages.planned import Planned, planned, shape_of
 from llmkit.stages.training import Training
@@ -28,16 +32,34 @@ def plan(recipe: str, overrides: Sequence[str], device: str, world: int, as_json
         LlmkitError: the recipe is not sound, or nothing in it is trained.
     """
     loaded = load_recipe(recipe, overrides)
-    stages = [(name, node) for name, node in loaded.stages if isinstance(node, Training) and node.trained]
+    stages = [(name, node) for name, node in _begun(loaded) if isinstance(node, Training) and node.trained]
     if not stages:
         raise RecipeError("nothing here is trained", fix="give a recipe with a stage that trains")
     where = named(device).name if device else here()
     world = world or launched().world
     free = 0 if device else available(where) // (world if where == "cpu" else 1)
     prepare(remote=any(is_remote(node.model.name) and node.model.name not in PUBLIC for _, node in stages))
-    made = {name: _stage(name, node, where, world, free) for name, node in stages}
+    made = dict[str, dict[str, Any]]()
+    for name, node in stages:
+        with placed(loaded, name):
+            made[name] = _stage(name, node, where, world, free)
     if as_json:
         out(json.dumps(made.get("", made)))
+
+
+def _begun(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    """Each stage; where its model is made by one before and is not there yet, with what that one began from, which has
+    its shape."""
+    first: dict[str, ModelRef] = {}
+    for name, node in recipe.stages:
+        given = getattr(node, "model", None)
+        if isinstance(given, ModelRef):
+            known = first.get(given.name)
+            if known is not None and not Path(given.name, "model").is_dir():
+                given = replace(given, name=known.name, revision=known.revision)
+                node = replace(node, model=given)
+            first[node.out] = given
+        yield name, node
 
 
 def _stage(name: str, node: Training, where: str, world: int, free: int) -> dict[str, Any]:

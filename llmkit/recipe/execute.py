@@ -89,17 +89,9 @@ def check_ranks(recipe: Recipe, mine: Ranks) -> Training | None:
     found = [(name, node) for name, node in recipe.stages if isinstance(node, Training)]
     if not found and mine.world > 1:
         raise RecipeError(f"{mine.world} ranks, and nothing here is trained", fix="run one process")
-    if len({node.aside for _, node in found}) > 1:
-        what = "the ranks of all stages that train are the same, and only here do some of them draw alone"
-        name = next(name for name, node in found if node.aside)
-        fix = "run this stage by a recipe of its own, or set rollout.ranks=0"
-        raise RecipeError(problems=[problem(recipe, name, "rollout.ranks", what, fix)])
     for name, node in found:
-        try:
+        with named(recipe, name):
             node.check_ranks(mine)
-        except RecipeError as cause:
-            said = cause.problems[0]
-            raise RecipeError(problems=[problem(recipe, name, said.key, said.what, said.fix)]) from None
     return found[0][1] if mine.world > 1 else None
 
 

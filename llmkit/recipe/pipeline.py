@@ -47,6 +47,7 @@ def read_stages(tree: Value, report: Report) -> list[tuple[str, Any]]:
         if name:
             stages.append((name, _stage(name, item, defaults, out, folders, report)))
     _check_merges(stages, tree, report)
+    _check_aside(stages, tree, report)
     return stages
 
 
@@ -58,6 +59,16 @@ def _check_merges(stages: Sequence[tuple[str, Any]], tree: Value, report: Report
             key = f"stages.{name}.model"
             fix = "drop the stage, or train lora"
             report.add(f"cannot be merged: {reason}", fix, key, report.origins.get(key, tree.origin))
+
+
+def _check_aside(stages: Sequence[tuple[str, Any]], tree: Value, report: Report) -> None:
+    """All stages that train are run by the same ranks."""
+    aside = {name: node.aside for name, node in stages if isinstance(node, Training)}
+    for name in (name for name, count in aside.items() if count and len({*aside.values()}) > 1):
+        key = f"stages.{name}.rollout.ranks"
+        what = "the ranks of all stages that train are the same, and not in all of them do as many only draw"
+        fix = "run this stage by a recipe of its own, or set rollout.ranks=0"
+        report.add(what, fix, key, report.origins.get(key, tree.origin))
 
 
 def _out(tree: Value, report: Report) -> Value:

@@ -114,6 +114,7 @@ def _tried(move: _Move, node: Training, where: str, ranks: int, free: int, shape
 
 
 def _seconds(node: Training, ranks: int, shape: Shape, like: Planned) -> float:
-    """Of a token."""
-    made = planned(node, like.where if like.where in DEVICES else STANDIN, ranks, shape=shape)
+    """Of a token; all ranks are on one host, where the device stands in for this machine's."""
+    known = like.where in DEVICES
+    made = planned(node, like.where if known else STANDIN, ranks, shape=shape, here=0 if known else ranks)
     return made.times.seconds / made.times.tokens if made.times is not None else 1.0

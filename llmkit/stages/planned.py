@@ -8,7 +8,7 @@ from math import ceil
 from typing import Any
 
 from llmkit.adapters.limits import virtual_tokens
-from llmkit.core.errors import RecipeError
+from llmkit.core.ranks import Ranks
 from llmkit.core.shape import Shape
 from llmkit.models.outline import config_of, outline, stored
 from llmkit.parallel.degrees import Degrees
@@ -147,22 +147,22 @@ def shape_of(node: Training) -> Shape:
     return outline(node.model) or stored(whole_model(node.model).folder)
 
 
-def planned(node: Training, where: str, ranks: int, free: int = 0, shape: Shape | None = None) -> Planned:
+def planned(
+    node: Training, where: str, ranks: int, free: int = 0, shape: Shape | None = None, here: int = 0
+) -> Planned:
     """A plan for each of `ranks` ranks on a device by name, or on `cpu` or `cuda` with `free` bytes for each; those
-    that only draw are some of them.
+    that only draw are some of them. At 0, as many are `here`, on a host, as the device's data sheet says, or all.
 
     Raises:
-        RecipeError: the degrees do not go with so many ranks, or with the model.
+        RecipeError: the recipe does not go with so many ranks on such hosts, or its degrees with the model.
         ModelError: the model cannot be had.
     """
     if (config := config_of(node.model)) is not None:
         check_degrees(config, node.parallel)
     device = DEVICES.get(where)
     kind, free = ("cuda", device.memory) if device is not None else (where, free)
-    shape = shape or shape_of(node)
-    if (train := ranks - node.aside) < 1:
-        what = f"{node.aside} of {ranks} ranks only draw, and none is left to train"
-        raise RecipeError(what, fix=f"plan for {node.aside + 1} or more (--ranks)", key="rollout.ranks")
+    node.check_ranks(Ranks(0, ranks, 0, min(ranks, here or (ranks if device is None else device.here))))
+    shape, train = shape or shape_of(node), ranks - node.aside
     choice = chosen(node, shape, kind, free, train)
     made = next(each for each in strategies(node, train) if each.parallel.resolve(train).kind == choice.strategy)
     degrees = made.parallel.degrees(train)

@@ -59,6 +59,36 @@ def test_what_a_run_would_refuse_is_no_plan(words, said, recipe, call):
     assert code == 2 and said in wrong
 
 
+POLICY = """stages:
+- name: draw
+  kind: policy
+  model: {model}
+  data: {{train: [{{kind: jsonl, path: rows.jsonl}}], max_length: 48}}
+  reward: [{{kind: length, shape: {{kind: target, length: 4, slack: 8}}}}]
+  rollout: {{group: 2, max_tokens: 6, ranks: 1}}
+  batch: {{prompts: 2}}
+  steps: 1
+out: out
+"""
+
+
+@pytest.mark.parametrize(
+    ("nodes", "here", "said"),
+    [(2, 8, "16 ranks on hosts of 8, and those that only draw"), (1, 1, "1 of 1 ranks only draw, and none is left")],
+)
+def test_plan_check_and_launch_refuse_ranks_as_a_run_does(nodes, here, said, tiny, call, tmp_path, monkeypatch):
+    """In the same words, of the same place. A host has eight of the device."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "question of the model"}\n' * 3)
+    (tmp_path / "r.yaml").write_text(POLICY.format(model=tiny))
+    found = [call("launch", "r.yaml", "--nodes", nodes, "--gpus", here, "--print")]
+    found += [call("plan", "r.yaml", "--device", "h100-80gb", "--ranks", nodes * here)]
+    for name, value in Ranks(0, nodes * here, 0, here).environment(9).items():
+        monkeypatch.setenv(name, value)
+    found += [call(verb, "r.yaml") for verb in ("check", "run")]
+    assert [code for code, _, _ in found] == [2] * 4 and len({line for _, _, line in found}) == 1
+    assert f"r.yaml:7:45: stages.draw.rollout.ranks: {said}" in found[0][2]
+
+
 def test_a_plan_adds_up_and_says_what_fits(recipe, told):
     made, text = told(recipe, "--device", "h100-80gb", "--ranks", "8")
     assert made["fits"] and sum(made["parts"].values()) == made["peaks"]["step"] <= made["usable"]
@@ -92,6 +122,25 @@ def test_a_folder_with_a_configuration_is_enough(recipe, told, call, tmp_path):
 
 def _count(size):
     return size[0] * (size[1] if len(size) > 1 else 1)
+
+
+PIPELINE = """out: runs
+defaults: {data: {train: [{kind: jsonl, path: none.jsonl}], max_length: 512}, parallel: {strategy: fsdp}}
+stages:
+- {name: tune, kind: sft, model: meta-llama/Llama-3.1-8B, batch: {rows: 64}}
+- {name: whole, kind: merge, model: "${stages.tune}"}
+- {name: prefer, kind: preference, model: "${stages.whole}", batch: {pairs: 16}, parallel: {replicate: 3}}
+"""
+
+
+def test_stages_of_a_pipeline_are_named_and_planned_by_what_they_begin_from(told, call, tmp_path):
+    """Whose shape the model of a later one has; what is wrong is told of its stage."""
+    (tmp_path / "r.yaml").write_text(PIPELINE)
+    made, text = told("r.yaml", "--device", "h100-80gb", "--ranks", "6")
+    assert [*made] == ["tune", "prefer"] and made["tune"]["parts"]["weights"] == made["prefer"]["parts"]["weights"] // 3
+    assert {line.partition(": ")[0] for line in text.splitlines()[:-1]} == {"tune", "prefer"}
+    code, _, wrong = call("plan", "r.yaml", "--device", "h100-80gb", "--ranks", "8")
+    assert code == 2 and "error: r.yaml:6:" in wrong and " stages.prefer.parallel" in wrong
 
 
 def test_an_unknown_device_names_those_that_are_known(recipe, call):

@@ -292,8 +292,20 @@ def test_ranks_that_only_draw_hold_the_cache_and_those_that_train_do_not():
     assert "7 train and 1 only draw" in next(iter(apart.lines()))
     assert apart.values()["drawing_parts"] == apart.drawing and apart.values()["fits"]
     large = planned(
-        llama(**{**own, "rollout": {"ranks": 1, "engine": {"kind": "engine", "sequences": 4096}}}), "l4-24gb", 64
+        llama(**{**own, "rollout": {"ranks": 1, "engine": {"kind": "engine", "sequences": 4096}}}),
+        "l4-24gb",
+        64,
+        here=64,
     )
     assert large.choice.fits and not large.fits
     with pytest.raises(RecipeError, match="1 of 1 ranks only draw"):
         planned(llama(rollout={"ranks": 1}), "h100-80gb", 1)
+
+
+@pytest.mark.parametrize(("where", "ranks", "more"), [("a100-40gb", 8, False), ("cpu", 16, True)])
+def test_no_change_is_told_that_ranks_who_only_draw_do_not_go_with(where, ranks, more):
+    """Twice the devices would lie on two hosts of eight; the ranks of a CPU are all on this one."""
+    few = {"ranks": 1, "engine": {"kind": "engine", "sequences": 8}}
+    node = llama(rollout=few, adapter="none", parallel={"strategy": "fsdp"})
+    told = changes(node, where, ranks, 48 << 30, SHAPE, 99)
+    assert told and any(f"ranks={2 * ranks}" in one.keys.split() for one in told) == more

@@ -87,6 +87,20 @@ def test_the_example_of_the_docs_is_sound(write):
     assert (tune.steps, tune.seed, after.model.name, merged.model.name) == (10, 1, tune.out, tune.out)
 
 
+def test_stages_of_which_not_all_have_ranks_that_only_draw_are_refused_by_the_first_of_these(write, problems, pipe):
+    data = "data: {train: [{kind: jsonl, path: a.jsonl}]}, reward: [{kind: exact}], batch: {prompts: 2}"
+    drawn = f"  - {{name: draw, kind: policy, {data}, rollout: {{ranks: 1}}}}\n"
+    (said,) = problems(pipe + drawn)
+    assert "stages.draw.rollout.ranks: the ranks of all stages that train are the same" in said
+    assert said.startswith("r.yaml:7:")
+    load_recipe(
+        write(
+            pipe.replace("kind: sft", "kind: merge").replace(", data: {train: [{kind: jsonl, path: a.jsonl}]}", "")
+            + drawn
+        )
+    )
+
+
 @pytest.mark.parametrize("adapter", ["{kind: bottleneck}", "none", "{kind: prompt_tuning}"])
 def test_a_merge_of_what_cannot_be_folded_is_refused_before_it_is_trained(adapter, write, problems, pipe):
     made = pipe.replace("kind: sft,", f"kind: sft, adapter: {adapter},").replace(
