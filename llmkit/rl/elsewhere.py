@@ -104,9 +104,7 @@ class Crossing:
         self.whole, self.lying, self.into = whole, lying, into
         said = whole.gather([sorted(held), sorted(into)])
         wanted = next(names for _, names in said if names)
-        given = {name for names, _ in said for name in names}
-        if any(names not in ([], wanted) for _, names in said) or not given.issuperset(wanted):
-            raise PeerError("what is trained has other names where it is drawn from", fix="report it")
+        _check(said, wanted)
         names = [name for name in held if name in wanted]
         self.route = Route(whole, names, lying, takes=bool(into))
 
@@ -118,6 +116,21 @@ class Crossing:
         """
         agreed(self.whole, version)
         self.route.follow(self.lying, self.into, HOST, self.whole.spread)
+
+
+def _check(said: Sequence[Any], wanted: Sequence[str]) -> None:
+    """Each rank's names of what is trained there and of what is drawn from, beside those that are drawn from.
+
+    Raises:
+        PeerError: they do not go together; it names a rank and a tensor.
+    """
+    given, drawn = {name for names, _ in said for name in names}, {*wanted}
+    for rank, (_, names) in enumerate(said):
+        if untrained := sorted({*names} - given):
+            raise PeerError(f"rank {rank} draws from {untrained[0]}, which no rank trains", fix="report it")
+        if names and (odd := sorted(drawn ^ {*names})):
+            which = "does not draw" if odd[0] in drawn else "alone draws"
+            raise PeerError(f"rank {rank} {which} from {odd[0]}, which is trained", fix="report it")
 
 
 def ask_told(ask: Ask) -> list[Any]:

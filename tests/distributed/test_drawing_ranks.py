@@ -8,14 +8,15 @@ import peft  # noqa: F401  # ranks are forks: they import nothing then
 import pytest
 
 from llmkit import run
-from llmkit.core.errors import RecipeError
+from llmkit.core.errors import PeerError, RecipeError
+from llmkit.core.peers import Alone
 from llmkit.core.ranks import Ranks
 from llmkit.core.scalars import Origin
 from llmkit.inference.request import Ask, Completion, Output, Prompt, Token
 from llmkit.inference.sampling import Sampling
 from llmkit.recipe.execute import check_ranks
 from llmkit.recipe.load import Recipe
-from llmkit.rl.elsewhere import ask_of, ask_told, completion_of, completion_told
+from llmkit.rl.elsewhere import Crossing, ask_of, ask_told, completion_of, completion_told
 from llmkit.stages.ppo import Ppo
 from tests.disks import kill
 from tests.distributed import QUIET, ended, together, trained
@@ -129,6 +130,27 @@ def test_what_is_not_there_for_them_is_refused(more, said, tiny, tmp_path):
 
 def json_of(said):
     return json.loads(json.dumps(said))
+
+
+@pytest.mark.parametrize(
+    ("held", "into", "said"),
+    [
+        (
+            (["a", "b"], [], []),
+            ([], ["a", "b"], ["a"]),
+            "rank 2 does not draw from b, which is trained; fix: report it",
+        ),
+        ((["a", "b"], [], []), ([], ["a"], ["a", "b"]), "rank 2 alone draws from b, which is trained"),
+        ((["a"], [], []), ([], ["a", "c"], ["a", "c"]), "rank 1 draws from c, which no rank trains"),
+    ],
+)
+def test_tensors_that_do_not_go_together_are_named_with_their_rank(held, into, said):
+    class All(Alone):
+        def gather(self, value):
+            return [list(pair) for pair in zip(held, into, strict=True)]
+
+    with pytest.raises(PeerError, match=said):
+        Crossing(All(), lambda name: (), held[0], {})
 
 
 def test_what_is_asked_and_answered_arrives_as_it_is():
