@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmkit.core.errors import PeerError
 from llmkit.core.peers import Apart, Peers, Whole
-from llmkit.inference.request import Ask, Completion, Output, Prompt, Token
+from llmkit.inference.request import Ask, Completion, Output, Prompt, RequestError, Token
 from llmkit.inference.sampling import Sampling
 from llmkit.inference.writer import Writer
 from llmkit.parallel.chunks import Lying, Route
@@ -19,6 +19,7 @@ from llmkit.rl.sync import Feeding, agreed
 HOST = "cpu"
 """Where messages between both lie: neither has to know of the other's device."""
 PLAIN = Sampling()
+SCALARS = (bool, int, float, str, type(None))
 
 
 class Word(NamedTuple):
@@ -134,20 +135,44 @@ def _check(said: Sequence[Any], wanted: Sequence[str]) -> None:
 
 
 def ask_told(ask: Ask) -> list[Any]:
-    """As JSON has it: the tokens, and what of the sampling is not as it comes."""
-    found = {field.name: getattr(ask.sampling, field.name) for field in fields(PLAIN)}
-    return [ask.prompt.ids, {name: value for name, value in found.items() if value != getattr(PLAIN, name)}]
+    """As JSON has it: of the prompt the tokens, which are all that an engine reads of it, and of the rest what is not
+    as it comes.
+
+    Raises:
+        RequestError: something of it does not travel, or what it asks for does not come back; it is named.
+    """
+    return [ask.prompt.ids, _changed(ask.sampling, PLAIN), _changed(ask, Ask(ask.prompt, ask.sampling))]
+
+
+def _changed(asked: Any, plain: Any) -> dict[str, Any]:
+    """The fields of one that are not as another has them."""
+    pairs = ((field.name, getattr(asked, field.name), getattr(plain, field.name)) for field in fields(plain))
+    found = {name: value for name, value, usual in pairs if value != usual}
+    for name in (name for name, value in found.items() if not _travels(name, value)):
+        what = "is not told to ranks that only draw, nor what comes of it by them"
+        raise RequestError(what, fix="leave it out, or set rollout.ranks=0", key=name)
+    return found
+
+
+def _travels(name: str, value: Any) -> bool:
+    """Whether JSON has it as it is, and completions have what it asks for."""
+    if name == "prompt_logprobs" or (name == "logprobs" and value):
+        return False
+    return all(isinstance(one, SCALARS) for one in (value if isinstance(value, tuple) else (value,)))
 
 
 def ask_of(said: Sequence[Any]) -> Ask:
     """From JSON."""
-    ids, how = said
-    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in how.items()}
-    return Ask(Prompt(tuple(ids)), Sampling(**plain))
+    ids, how, more = said
+    return Ask(Prompt(tuple(ids)), Sampling(**_plain(how)), **_plain(more))
+
+
+def _plain(said: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
 
 
 def completion_told(made: Completion) -> list[Any]:
-    """As JSON has it, without the likeliest of other tokens, which nobody asks for here."""
+    """As JSON has it, without the likeliest of other tokens, which no ask that is told asks for."""
     outputs = [
         [one.text, one.token_ids, one.finish_reason, one.stop_reason, one.why, [*map(_token_told, one.logprobs)]]
         for one in made.outputs

@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from dataclasses import fields
 
 import peft  # noqa: F401  # ranks are forks: they import nothing then
 import pytest
@@ -12,7 +13,8 @@ from llmkit.core.errors import PeerError, RecipeError
 from llmkit.core.peers import Alone
 from llmkit.core.ranks import Ranks
 from llmkit.core.scalars import Origin
-from llmkit.inference.request import Ask, Completion, Output, Prompt, Token
+from llmkit.inference.grammar import JsonObject
+from llmkit.inference.request import Ask, Completion, Output, Prompt, RequestError, Token
 from llmkit.inference.sampling import Sampling
 from llmkit.recipe.execute import check_ranks
 from llmkit.recipe.load import Recipe
@@ -130,6 +132,41 @@ def test_what_is_not_there_for_them_is_refused(more, said, tiny, tmp_path):
 
 def json_of(said):
     return json.loads(json.dumps(said))
+
+
+CHANGED = {
+    Ask: {"adapter": "a", "processors": (print,), "prediction": (4, 5)},
+    Sampling: {
+        **{name: 0.5 for name in ("temperature", "top_p", "min_p", "length_penalty", "repetition_penalty")},
+        **{name: 2 for name in ("top_k", "max_tokens", "min_tokens", "seed", "n", "beams", "drafts")},
+        **{name: 1.5 for name in ("presence_penalty", "frequency_penalty")},
+        **{"early_stopping": "never", "ignore_eos": True, "stop": ("a",), "bad_words": ("b",), "stop_ids": (3,)},
+        **{"allowed_ids": (7, 8), "logit_bias": {7: 1.0}, "logprobs": 2, "prompt_logprobs": 0, "grammar": JsonObject()},
+    },
+}
+"""Each field with a value that is not its own."""
+AT_HOME = ("processors", "logit_bias", "logprobs", "prompt_logprobs", "grammar")
+"""What is refused by name."""
+
+
+@pytest.mark.parametrize("kind", CHANGED)
+def test_what_an_ask_holds_arrives_or_is_refused_by_its_name(kind):
+    """Every field of it: one that comes anew is missing here until somebody has said which."""
+    assert {field.name for field in fields(kind)} - {"prompt", "sampling"} == {*CHANGED[kind]}
+    for name, value in CHANGED[kind].items():
+        own = {name: value} if kind is Ask else {"sampling": Sampling(**{name: value})}
+        ask = Ask(Prompt((3, 1)), **own)
+        if name in AT_HOME:
+            with pytest.raises(RequestError, match=f"^{name}: is not told to ranks that only draw"):
+                ask_told(ask)
+        else:
+            assert ask_of(json_of(ask_told(ask))) == ask
+
+
+def test_what_an_ask_is_for_is_its_tokens_alone_where_an_engine_reads_it():
+    assert [field.name for field in fields(Prompt)] == ["ids", "said", "tools"]
+    ask = Ask(Prompt((3,), ({"role": "user", "content": "hello"},), ({"name": "sum"},)))
+    assert ask_of(json_of(ask_told(ask))) == Ask(Prompt((3,)))
 
 
 @pytest.mark.parametrize(
