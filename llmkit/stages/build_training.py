@@ -46,7 +46,7 @@ from llmkit.stages.finished import finish
 from llmkit.stages.foreseen import with_distance
 from llmkit.stages.job import Job
 from llmkit.stages.known import known, known_code
-from llmkit.stages.levelled import levelled
+from llmkit.stages.levelled import levelled, room_seen
 from llmkit.stages.lint_table import brief, keep, linted, served
 from llmkit.stages.measured import measured
 from llmkit.stages.process import begin
@@ -73,6 +73,7 @@ def train(node: Training, run: Run) -> Artifact:
         with run.stop.at_once("before training"), lead(run.peers, first):
             job = read(node, run)
         agreed(run.peers, facts(job) | known_code(node))
+        room_seen(run.peers)
         job = levelled(job)
         found = find(job)
         attempts = Attempts(run.folder) if run.main and run.ranks.world > 1 else None

@@ -24,6 +24,7 @@ from llmkit.rl.sync import Versioned
 from llmkit.stages.apart_account import drawing_parts
 from llmkit.stages.drawing import again
 from llmkit.stages.from_rollouts import FromRollouts
+from llmkit.stages.levelled import room_seen
 from llmkit.stages.process import begin
 from llmkit.stages.sizes import room, whole_model
 
@@ -39,6 +40,7 @@ def draw_apart(node: FromRollouts, run: Run, apart: Apart) -> Artifact:
         run.peers.phase("data")
         resolved, kinds = whole_model(node.model), types(node.types_name, run.device)
         most = _room(node, run, stored(resolved.folder))
+        room_seen(run.peers)
         made = again(node, run, resolved, kinds)
         made.model.eval()
         crossing = Crossing(apart.whole, lambda name: (), (), made.trained)

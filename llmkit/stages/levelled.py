@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from llmkit.core.peers import Peers
 from llmkit.parallel.node import Fsdp
 from llmkit.plan.account import RECOMPUTE
 from llmkit.stages.job import Job
+
+
+def room_seen(peers: Peers) -> None:
+    """Every rank of the run, those that only draw too, knows what is free before any reads its model: ranks of a host
+    share its memory, and what one holds already would count as taken and as its share."""
+    if peers.apart is not None:
+        peers.apart.whole.barrier("data")
 
 
 def levelled(job: Job) -> Job:

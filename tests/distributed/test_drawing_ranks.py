@@ -16,6 +16,7 @@ from llmkit.core.scalars import Origin
 from llmkit.inference.grammar import JsonObject
 from llmkit.inference.request import Ask, Completion, Output, Prompt, RequestError, Token
 from llmkit.inference.sampling import Sampling
+from llmkit.parallel.apart import Sides
 from llmkit.recipe.execute import check_ranks
 from llmkit.recipe.load import Recipe
 from llmkit.rl.elsewhere import Crossing, ask_of, ask_told, completion_of, completion_told
@@ -128,6 +129,33 @@ def test_ranks_that_do_not_go_with_it_are_refused(more, world, here, said, tiny,
 def test_what_is_not_there_for_them_is_refused(more, said, tiny, tmp_path):
     with pytest.raises(RecipeError, match=said):
         maker(tiny, tmp_path, **more)(tmp_path / "run")
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_every_rank_knows_what_is_free_before_any_reads_its_model(trains, tiny, tmp_path, monkeypatch):
+    """Those of a host share it: what one holds already would be counted as taken, and as its share."""
+    seen = []
+
+    class Whole(Alone):
+        def barrier(self, where):
+            seen.append("all are here")
+
+    def free(device, ranks):
+        seen.append("what is free")
+        return 1 << 40
+
+    def read(*given):
+        raise PeerError("far enough")
+
+    monkeypatch.setattr(Alone, "apart", Sides(trains, Alone(), Whole(), None))
+    monkeypatch.setattr("llmkit.recipe.execute.check_ranks", lambda *given: None)
+    for name in ("llmkit.stages.sizes.room", "llmkit.stages.drawing_apart.room"):
+        monkeypatch.setattr(name, free)
+    for name in ("llmkit.stages.build_training._built", "llmkit.stages.drawing_apart.again"):
+        monkeypatch.setattr(name, read)
+    with pytest.raises(PeerError, match="far enough"):
+        run(maker(tiny, tmp_path, rollout=APART)(tmp_path / "run"), console=QUIET)
+    assert seen == ["what is free", "all are here"]
 
 
 def json_of(said):
