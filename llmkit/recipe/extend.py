@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llmkit.core.convert import under
 from llmkit.core.errors import RecipeError
 from llmkit.core.scalars import Value
 from llmkit.core.wording import Report, text_of
 from llmkit.recipe.parse import parse_file
 
 MOST_FILES = 100
-ONE_OF = ("batch",)
-"""Mappings of which one key is given: together with another of it, it could not be."""
+ONE_OF = re.compile(r"((stages\.[^.]+|defaults)\.)?batch")
+"""Mappings of a stage of which one key is given: together with another of it, it could not be."""
 
 
 @dataclass
@@ -96,14 +98,14 @@ def _chain(paths: Sequence[Path]) -> str:
 
 
 def merge(below: Value, above: Value, key: str = "") -> Value:
-    """`above` over `below`, at `key`: mappings merge, all else replaces; a mapping of another kind replaces too, and
-    one whose keys say one thing in several ways."""
-    if key in ONE_OF or not isinstance(below.held, dict) or not isinstance(above.held, dict):
+    """`above` over `below`, at the place `key`: mappings merge, all else replaces; a mapping of another kind replaces
+    too, and one whose keys say one thing in several ways."""
+    if ONE_OF.fullmatch(key) or not isinstance(below.held, dict) or not isinstance(above.held, dict):
         return above
     kinds = [tree.held["kind"].held for tree in (below, above) if "kind" in tree.held]
     if len(kinds) == 2 and kinds[0] != kinds[1]:
         return above
     held = dict(below.held)
-    for key, value in above.held.items():
-        held[key] = merge(held[key], value, key) if key in held else value
+    for name, value in above.held.items():
+        held[name] = merge(held[name], value, under(key, name)) if name in held else value
     return replace(above, held=held, keys={**below.keys, **above.keys}, bare=below.bare)

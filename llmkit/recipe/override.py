@@ -52,7 +52,7 @@ def _read(key: str, text: str, report: Report) -> Value | None:
 def _put(tree: Value, path: Sequence[str], value: Value, key: str, report: Report) -> Value:
     """`tree` with `value` at `path`; a list takes an index, or the name of an item that has one."""
     if not path:
-        return merge(tree, value, key.rpartition(".")[2])
+        return merge(tree, value, key)
     first, rest = path[0], path[1:]
     if isinstance(tree.held, list):
         index = _index(tree.held, first, key, report)

@@ -61,3 +61,17 @@ def test_overrides_that_cannot_be_are_told_with_their_key(override, said, proble
 def test_every_wrong_override_is_told_at_once_with_the_recipes_own_faults(problems, good):
     said = problems(good + "sed: 1\n", ["x", "optim.lrr=1", "steps=0"])
     assert len(said) == 4
+
+
+def test_a_batch_in_another_unit_replaces_the_one_below_it_in_a_stage_and_nowhere_else(write, pipe):
+    """A batch of a stage is said by one key; any other mapping of that name merges."""
+    text = pipe.replace("seed: 3", "batch: {tokens: 64}")
+    words = ("defaults.batch={rows: 4}", "stages.tune.batch={rows: 4}")
+    read = [load_recipe(write(text), [one]).stages[0][1] for one in words]
+    read += [load_recipe(write(text.replace("kind: sft", "kind: sft, batch: {rows: 4}"))).stages[0][1]]
+    assert [(node.batch.rows, node.batch.tokens) for node in read] == [(4, None)] * 3
+    trl = "kind: trl\ntrainer: DPOTrainer\nmodel: tiny\ndata: {train: [{kind: jsonl, path: a.jsonl}]}\nout: x\n"
+    node = load_recipe(write(trl + "arguments: {batch: {a: 1}}\n"), ["arguments.batch={b: 2}"]).stages[0][1]
+    assert node.arguments["batch"] == {"a": 1, "b": 2}
+    write(trl + "arguments: {batch: {a: 1}}\n", "base.yaml")
+    assert load_recipe(write("extends: base.yaml\narguments: {batch: {b: 2}}\n")).stages[0][1] == node
