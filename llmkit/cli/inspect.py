@@ -188,9 +188,9 @@ def _evaluate(title: str, node: Evaluate) -> None:
 def _best_of(title: str, node: BestOf) -> None:
     tokenizer = read_tokenizer(resolve(node.model), node.model)
     data = Data(train=node.data, system=node.system, max_length=node.max_length)
-    known(models_of(node.rewards), files_of(node.rewards))
+    known(models_of(node.reward), files_of(node.reward))
     made = some(asked_of(node.data, data, tokenizer, "data"), node.rows)
-    check_columns(node.rewards, made.columns, made.places)
+    check_columns(node.reward, made.columns, made.places)
     _say(f"{title}data: {len(made)} prompts, {len(made) * node.samples} answers")
 
 

@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmkit.core.errors import DataError, LlmkitError, Problem
-from llmkit.rl.rewards_node import Reward
+from llmkit.rl.rewards_node import Reward, placed
 
 
 def check_columns(
-    rewards: Sequence[Reward],
-    rows: Sequence[Mapping[str, Any]],
-    places: Sequence[tuple[str, int]],
-    key: str = "reward",
+    rewards: Reward | Sequence[Reward], rows: Sequence[Mapping[str, Any]], places: Sequence[tuple[str, int]]
 ) -> None:
     """`rows`: columns beside what is asked; `places`: the file and the line of each.
 
@@ -22,14 +19,14 @@ def check_columns(
         RecipeError: there is no function of a reward's name.
     """
     wrong: list[Problem] = []
-    for at, reward in enumerate(rewards):
+    for key, reward in placed(rewards):
         try:
             lack = reward.lacks(rows)
         except LlmkitError as error:
-            error.below(f"{key}.{at}")
+            error.below(key)
             raise
         if lack is not None:
             file, line = places[lack.row]
-            wrong.append(Problem(lack.why, lack.fix, file, line, key=f"{key}.{at}.{lack.key}"))
+            wrong.append(Problem(lack.why, lack.fix, file, line, key=f"{key}.{lack.key}"))
     if wrong:
         raise DataError(problems=wrong)

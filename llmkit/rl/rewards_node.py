@@ -113,14 +113,21 @@ def names(rewards: Sequence[Reward]) -> list[str]:
     return said
 
 
-def models_of(rewards: Sequence[Reward], key: str = "reward") -> dict[str, ModelRef]:
+def placed(rewards: Reward | Sequence[Reward]) -> list[tuple[str, Reward]]:
+    """Each by its place in a recipe: one that is written without a list has no number."""
+    if isinstance(rewards, Sequence):
+        return [(f"reward.{at}", one) for at, one in enumerate(rewards)]
+    return [("reward", rewards)]
+
+
+def models_of(rewards: Reward | Sequence[Reward]) -> dict[str, ModelRef]:
     """The models that rewards read, by their keys."""
-    return {f"{key}.{at}.{name}": ref for at, one in enumerate(rewards) for name, ref in one.models().items()}
+    return {f"{place}.{name}": ref for place, one in placed(rewards) for name, ref in one.models().items()}
 
 
-def files_of(rewards: Sequence[Reward], key: str = "reward") -> dict[str, str]:
+def files_of(rewards: Reward | Sequence[Reward]) -> dict[str, str]:
     """The files that rewards read, by their keys."""
-    return {f"{key}.{at}.{name}": path for at, one in enumerate(rewards) for name, path in one.files().items()}
+    return {f"{place}.{name}": path for place, one in placed(rewards) for name, path in one.files().items()}
 
 
 def twice(rewards: Sequence[Reward], key: str = "reward") -> Iterator[Conflict]:

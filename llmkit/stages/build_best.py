@@ -53,7 +53,7 @@ def best_of(node: BestOf, run: Run) -> Artifact:
     tokenizer = read_tokenizer(resolved, node.model, run.grants.code)
     data = Data(train=node.data, system=node.system, max_length=node.max_length)
     asked = some(asked_of(node.data, data, tokenizer, "data"), node.rows)
-    check_columns(node.rewards, asked.columns, asked.places)
+    check_columns(node.reward, asked.columns, asked.places)
     lines = Lines(run.folder / "answers.jsonl")
     of = _facts(node, run, resolved, asked)
     done = _done(lines, of)
@@ -88,7 +88,7 @@ def some(asked: Asked, most: int | None) -> Asked:
 
 def _facts(node: BestOf, run: Run, resolved: Resolved, asked: Asked) -> dict[str, Any]:
     """What answers and scores depend on: those of another recipe are not gone on from."""
-    others = known(models_of(node.rewards, "rewards"), files_of(node.rewards, "rewards"))
+    others = known(models_of(node.reward), files_of(node.reward))
     said = [run.recipe_digest, resolved.sha256, asked.digest, others]
     return {"of": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}
 

@@ -53,6 +53,23 @@ def no_model(monkeypatch):
 
 
 @pytest.mark.parametrize("verb", ["check", "run"])
+@pytest.mark.parametrize(
+    ("one", "key"), [("{kind: exact, column: other}", "reward"), ("[{kind: exact, column: other}]", "reward.0")]
+)
+def test_a_reward_of_best_of_that_is_written_without_a_list_has_no_number(call, tiny, verb, one, key):
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    data = "[{kind: jsonl, path: rows.jsonl}]"
+    Path("r.yaml").write_text(f"kind: best_of\nmodel: {tiny}\ndata: {data}\nreward: {one}\nout: out\n")
+    code, _, line = call(verb, "r.yaml")
+    assert code == 3 and f"rows.jsonl:1: {key}.column: its row has no column other" in line
+    Path("r.yaml").write_text(
+        Path("r.yaml").read_text().replace("kind: exact, column: other", "kind: model, path: ./none")
+    )
+    code, _, line = call(verb, "r.yaml")
+    assert code == 4 and "r.yaml:4:" in line and f" {key}.path: " in line
+
+
+@pytest.mark.parametrize("verb", ["check", "run"])
 def test_a_column_that_a_reward_reads_and_no_row_has(told, no_model, verb):
     line = told("{kind: exact, column: answr}", verb=verb, status=3)
     assert "rows.jsonl:1: reward.0.column: its row has no column answr; fix: give rows with it, or name another" in line

@@ -133,7 +133,7 @@ def test_how_many_failed_is_told(tiny, asked, tmp_path, monkeypatch):
 
 
 def test_an_answer_without_a_score_ends_the_run_with_its_row(tiny, asked, tmp_path):
-    with pytest.raises(DataError, match=r"prompts.jsonl:1: reward.0.column: its row has no column no"):
+    with pytest.raises(DataError, match=r"prompts.jsonl:1: reward.column: its row has no column no"):
         go(node(tiny, asked, tmp_path, reward={"kind": "exact", "column": "no"}))
 
 
