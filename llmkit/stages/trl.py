@@ -136,8 +136,8 @@ class Trl:
 
         Raises:
             RecipeError: TRL has no such trainer, or it takes no such arguments.
-            DataError: a row cannot be read.
-            ModelError: TRL is not installed.
+            DataError: a row cannot be read, or lacks what rewards read.
+            ModelError: TRL is not installed, or a model beside the one that is trained is not there.
         """
         from llmkit.stages.trl_parts import checked
 

@@ -19,9 +19,14 @@ from llmkit.core.errors import DataError, ModelError, RecipeError
 from llmkit.core.hints import hints, options
 from llmkit.core.scalars import BAD
 from llmkit.core.wording import Report
-from llmkit.data.rows import bounded, mapped
+from llmkit.data.rows import Raw, bounded, mapped
+from llmkit.rl.columns import check_columns
+from llmkit.rl.rewards_node import files_of, models_of
+from llmkit.stages.known import known
 from llmkit.stages.trl import Trl
 
+ASKED = ("prompt", "completion", "completion_ids")
+"""Columns that a trainer gives to rewards under names of their own, or not at all."""
 SCALARS = {bool, int, float, str, type(None)}
 
 
@@ -125,16 +130,20 @@ def rows(node: Trl, side: Literal["train", "valid"]) -> list[dict[str, Any]]:
     """All rows of `data.train` or `data.valid`, each with all columns that any of them has.
 
     Raises:
-        DataError: one cannot be read, or there is none.
+        DataError: one cannot be read or lacks what rewards read, or there is none.
+        RecipeError: there is no function of a reward's name.
     """
-    found = list(_read(node, side))
-    if not found:
+    read = list(_read(node, side))
+    if not read:
         raise DataError("holds no rows", fix="give a file with rows", key=f"data.{side}")
+    found = [row for _, row in read]
+    beside = [{name: value for name, value in row.items() if name not in ASKED} for row in found]
+    check_columns(node.reward, beside, [(raw.file, raw.line) for raw, _ in read])
     columns = dict.fromkeys(name for row in found for name in row)
     return [{name: row.get(name) for name in columns} for row in found]
 
 
-def _read(node: Trl, side: Literal["train", "valid"]) -> Iterator[Mapping[str, Any]]:
+def _read(node: Trl, side: Literal["train", "valid"]) -> Iterator[tuple[Raw, Mapping[str, Any]]]:
     for source in getattr(node.data, side):
         for raw in source.rows():
             if isinstance(raw, DataError):
@@ -142,7 +151,7 @@ def _read(node: Trl, side: Literal["train", "valid"]) -> Iterator[Mapping[str, A
             checked = bounded(raw)
             if isinstance(checked, DataError):
                 raise checked
-            yield _alike(mapped(checked, source.columns))
+            yield raw, _alike(mapped(checked, source.columns))
 
 
 def _alike(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -163,6 +172,17 @@ def fit_together(node: Trl, kind: Trainer) -> None:
         raise RecipeError(f"{node.trainer} asks for no rewards", fix="drop reward", key="reward")
     if not node.reward and kind.takes("reward_funcs"):
         raise RecipeError(f"{node.trainer} asks what answers are worth", fix="give reward", key="reward")
+
+
+def beside(node: Trl) -> dict[str, Any]:
+    """What is read beside model and rows, as it is known by.
+
+    Raises:
+        ModelError: a model that the trainer takes, or that rewards ask, is not there.
+        RecipeError: a file of a reward cannot be read.
+    """
+    models = {f"others.{at}.model": other.model for at, other in enumerate(node.others)}
+    return known(models | models_of(node.reward), files_of(node.reward))
 
 
 def check_reference(node: Trl, kind: Trainer, args: Any) -> None:
@@ -189,5 +209,6 @@ def checked(node: Trl, device: str) -> str:
     kind = trainer(node.trainer)
     check_reference(node, kind, settings(node, kind, device, Path(node.out) / "checkpoints"))
     fit_together(node, kind)
+    beside(node)
     counts = {side: len(rows(node, side)) for side in ("train", "valid") if getattr(node.data, side)}
     return ", ".join([node.trainer, *(f"data.{side}: {count} rows" for side, count in counts.items())])

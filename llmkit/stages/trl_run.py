@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
@@ -28,13 +28,13 @@ from llmkit.models.node import Head, ModelRef
 from llmkit.models.resolve import resolve
 from llmkit.models.rewarded import OUTCOME
 from llmkit.rl.bench import Bench
-from llmkit.rl.rewards_node import files_of, models_of
-from llmkit.stages.known import known
 from llmkit.stages.report import write_report
 from llmkit.stages.trl import Trl
-from llmkit.stages.trl_parts import Trainer, check_reference, fit_together, rows, settings, trainer
+from llmkit.stages.trl_parts import Trainer, beside, check_reference, fit_together, rows, settings, trainer
 from llmkit.stages.trl_rollout import Rollouts, reward_functions
 
+SIDES: Mapping[Literal["train", "valid"], str] = {"train": "train_dataset", "valid": "eval_dataset"}
+"""What a trainer calls its rows."""
 LAST = "trainer_state.json"
 """The file of a checkpoint that is written last."""
 
@@ -48,13 +48,14 @@ def train(node: Trl, run: Run) -> Artifact:
     torch.set_num_threads(run.threads)
     kind = trainer(node.trainer)
     fit_together(node, kind)
+    others = beside(node)
     kinds = types(node.types_name, run.device)
     metrics = Lines(run.folder / "metrics.jsonl")
     with ExitStack() as opened, quiet(), without_bars():
         bench = opened.enter_context(Bench(run.grants, run.device))
         made, built = _made(node, run, kind, kinds, bench)
         found = checkpoint(run)
-        _same(node, run, built, found)
+        _same(node, run, built, others, found)
         metrics.cut(_size(metrics, found))
         listener = Listener(run, metrics)
         made.add_callback(listener)
@@ -75,6 +76,7 @@ def _made(node: Trl, run: Run, kind: Trainer, kinds: Types, bench: Bench) -> tup
 
     args = settings(node, kind, run.device, run.folder / "checkpoints")
     check_reference(node, kind, args)
+    sets = {name: rows(node, side) for side, name in SIDES.items() if getattr(node.data, side)}
     resolved = resolve(node.model)
     held = how(run.device, kinds, node.quant, node.adapter, run.grants.code, run.grants.nonfinite)
     own = replace(held, head=Head("sequence", OUTCOME, node.seed)) if kind.scores else held
@@ -90,9 +92,7 @@ def _made(node: Trl, run: Run, kind: Trainer, kinds: Types, bench: Bench) -> tup
             given["rollout_func"] = Rollouts(built, node.seed)
         else:
             run.console.notice("answers are written by TRL: the engine cannot run this model")
-    for side, name in (("train", "train_dataset"), ("valid", "eval_dataset")):
-        if getattr(node.data, side):
-            given[name] = Dataset.from_list(rows(node, side))  # type: ignore[arg-type]
+    given |= {name: Dataset.from_list(found) for name, found in sets.items()}
     built.model.train()
     try:
         return kind.kind(model=built.model, args=args, processing_class=built.loaded.tokenizer, **given), built
@@ -122,19 +122,19 @@ def checkpoint(run: Run) -> Path | None:
     return max(found, key=lambda one: int(one.name.rpartition("-")[2]), default=None)
 
 
-def _same(node: Trl, run: Run, built: Built, found: Path | None) -> None:
-    """Sees to it that a run which goes on is the one that began; one that begins leaves what it is known by.
+def _same(node: Trl, run: Run, built: Built, others: Mapping[str, Any], found: Path | None) -> None:
+    """Sees to it that a run which goes on is the one that began; one that begins leaves what it is known by, `others`
+    among it.
 
     Raises:
         RecipeError: something differs.
     """
-    models = {f"others.{at}.model": other.model for at, other in enumerate(node.others)}
     mine = {
         "recipe": {key: value for key, value in run.values.items() if key != "out"},
         "packages": packages(),
         "model": built.loaded.resolved.facts(),
         "files": {path: said for one in (*node.data.train, *node.data.valid) for path, said in one.files().items()},
-        **known(models | models_of(node.reward), files_of(node.reward)),
+        **others,
     }
     path = run.folder / "checkpoints" / "identity.json"
     if found is None or not path.is_file():

@@ -12,11 +12,11 @@ import pytest
 from llmkit import run
 from llmkit.adapters.node import Lora, NoAdapter
 from llmkit.core.console import Console
-from llmkit.core.errors import DataError, RecipeError, Stopped
+from llmkit.core.errors import DataError, ModelError, RecipeError, Stopped
 from llmkit.core.metrics import Lines
 from llmkit.data.node import Jsonl
 from llmkit.rl.bench import Bench
-from llmkit.rl.rewards_node import Model, Pattern
+from llmkit.rl.rewards_node import Exact, Model, Pattern
 from llmkit.rl.sample import Sample
 from llmkit.rl.scoring import score
 from llmkit.stages.trl import ELSEWHERE, Other, TrainerRows, Trl
@@ -328,6 +328,21 @@ def test_rows_that_cannot_be_read_name_their_place(work, tmp_path):
     (work / "bad.jsonl").write_text('{"prompt": "a"\n')
     with pytest.raises(DataError, match=r"bad.jsonl:1"):
         run(dpo(work, tmp_path / "run", data=TrainerRows(train=(Jsonl(path=str(work / "bad.jsonl")),))), console=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("reward", "error", "said"),
+    [
+        (Exact(column="answr"), DataError, r"prompts.jsonl:1: reward.0.column: its row has no column answr"),
+        (Model(path="runs/none"), ModelError, r"reward.0.path: .*runs/none"),
+    ],
+)
+def test_what_a_reward_lacks_is_told_before_a_model_is_read(work, tmp_path, monkeypatch, reward, error, said):
+    monkeypatch.setattr("llmkit.stages.trl_run.build", lambda *given: pytest.fail("a model was read"))
+    node = grpo(work, tmp_path / "run", reward=(reward,))
+    for verb in (lambda: node.check("cpu"), lambda: run(node, console=QUIET)):
+        with pytest.raises(error, match=said):
+            verb()
 
 
 def test_check_tells_the_trainer_and_its_rows(work, tmp_path):
