@@ -1,6 +1,6 @@
 """Rollouts that are drawn while steps learn from the one before: by a thread, from a copy of the weights as they were
 when those steps began. What is drawn is in a file before a checkpoint is that goes on behind it, since those weights
-are gone then."""
+are gone then; what no checkpoint goes on from is in none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 
 from llmkit.core.errors import DataError
-from llmkit.core.files import as_json
+from llmkit.core.files import as_json, write_atomic
+from llmkit.core.folder import steps
 from llmkit.core.metrics import Lines
 from llmkit.data.asked import Asked
 from llmkit.data.rolled import Rolled
@@ -49,22 +50,24 @@ class Ahead:
     def __init__(self, answering: Answering, asked: Asked, likelihoods: Likelihoods, path: Path, last: int) -> None:
         """`likelihoods`: by the engine's copy; `last`: the number of the run's last rollout."""
         self.answering, self.asked, self.likelihoods, self.last = answering, asked, likelihoods, last
-        self.lines, self.pool, self.threads = Lines(path), ThreadPoolExecutor(1), torch.get_num_threads()
+        self.steps = answering.node.rollout.steps
+        self.lines, self.checkpoints = Lines(path), path.parent / "checkpoints"
+        self.pool, self.threads = ThreadPoolExecutor(1), torch.get_num_threads()
         self.flying: Flight | None = None
         self.kept: list[dict[str, Any]] = []
         """The lines of the rollout that came last."""
-        self.base, self.ends = 0, dict[int, int]()
-        """Where the file ended when this began, and where each rollout since then ends."""
+        self.marked = NONE
+        """The rollout that the last checkpoint goes on from: it may be on its way to the disk still."""
         self.lost = NONE
         """The rollout that failed before a checkpoint was made."""
 
     def begin(self, state: Mapping[str, Any]) -> None:
-        """Goes to where a checkpoint was: the file ends there."""
+        """Goes to where a checkpoint was: of what was drawn behind it nothing is left."""
         if self.flying is not None:
             self.flying.lines.exception()
-        size, self.lost = int(state.get("ahead_bytes", 0)), int(state.get("ahead_lost", NONE))
-        self.lines.cut(size)
-        self.flying, self.kept, self.base, self.ends = None, [], size, {}
+        self.marked, self.lost = int(state.get("ahead", NONE)), int(state.get("ahead_lost", NONE))
+        self.flying, self.kept = None, []
+        self._write([line for line in self.lines.read() if line["rollout"] <= self.marked])
 
     def start(self, number: int, version: int, prompts: Sequence[int]) -> None:
         """Begins to draw rollout `number` from the weights of now, which are of this version."""
@@ -90,15 +93,20 @@ class Ahead:
         return Early(held, lines[0]["version"], known[BEHAVIOUR] or [])
 
     def state(self, number: int) -> dict[str, int]:
-        """Bytes of the file up to the end of rollout `number`, which is waited for. One that failed is named, so that
-        a run that goes on draws it anew: the steps that are done are kept, and who takes it meets the fault."""
+        """Rollout `number`, which is waited for and is in the file then, with those of the checkpoints that are there.
+        One that failed is named, so that a run that goes on draws it anew: the steps that are done are kept, and who
+        takes it meets the fault."""
         if self.flying is not None and self.flying.number == number:
             if self.flying.lines.exception() is None:
                 self._settle()
             else:
                 self.lost = number
-        self.lines.sync()
-        return {"ahead_bytes": self.ends.get(number, self.base), "ahead_lost": self.lost}
+        mine = [line for line in self.kept if line["rollout"] == number]
+        held = {self.marked, number, *(-(-step // self.steps) for step in steps(self.checkpoints))}
+        held -= {number} if mine else set()
+        self._write([line for line in self.lines.read() if line["rollout"] in held] + mine)
+        self.marked = number
+        return {"ahead": number, "ahead_lost": self.lost}
 
     def likely(self, held: Sequence[Worth]) -> list[list[float]]:
         """How likely the engine's copy finds the tokens of these answers."""
@@ -113,9 +121,11 @@ class Ahead:
             return
         flight, self.flying = self.flying, None
         self.kept = flight.lines.result()
-        for line in self.kept:
-            self.lines.add(line)
-        self.ends[flight.number] = self.lines.size()
+
+    def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """The file anew, whole or not at all: how long it is follows from the checkpoints, and not from the run."""
+        if lines or self.lines.path.exists():
+            write_atomic(self.lines.path, "".join(as_json(line) + "\n" for line in lines).encode())
 
     def _bare(self, held: Sequence[Worth]) -> Rolled:
         return bare(self.asked, held, False, lambda completions, _: float(completions))

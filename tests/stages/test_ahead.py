@@ -1,6 +1,7 @@
 """Answers that are drawn while steps learn from those before: of weights one rollout old, and counted by that."""
 
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -78,6 +79,23 @@ def test_a_rollout_that_fails_ahead_costs_no_step_that_is_done(tiny, asked, tmp_
 
 def failing(self, number, version, prompts):
     raise DataError("no reward today", fix="wait")
+
+
+def test_a_long_run_keeps_of_what_was_drawn_ahead_what_its_checkpoints_go_on_from(tmp_path):
+    """Two of which are kept, and one is on its way to the disk while the next is asked about."""
+    path, node = tmp_path / "rollouts.ahead.jsonl", SimpleNamespace(rollout=SimpleNamespace(steps=2))
+    ahead = Ahead(SimpleNamespace(node=node), None, None, path, 99)
+    for step in range(1, 12):
+        if step > 2:
+            (tmp_path / "checkpoints" / f"step-{step - 2}").mkdir(parents=True)
+        shutil.rmtree(tmp_path / "checkpoints" / f"step-{step - 4}", ignore_errors=True)
+        ahead.kept = [{"rollout": -(-step // 2), "text": f"drawn before step {step}"}]
+        assert ahead.state(-(-step // 2)) == {"ahead": -(-step // 2), "ahead_lost": -1}
+    assert [line["rollout"] for line in lines_of(tmp_path, path.name)] == [4, 5, 6]
+    assert lines_of(tmp_path, path.name)[-1]["text"] == "drawn before step 11"
+    ahead.begin({"ahead": 5, "ahead_lost": -1})
+    assert [line["rollout"] for line in lines_of(tmp_path, path.name)] == [4, 5]
+    assert ahead.state(5)["ahead"] == 5 and len(lines_of(tmp_path, path.name)) == 2
 
 
 def test_the_forward_of_the_weights_that_drew_is_counted(tiny, asked, tmp_path):

@@ -39,6 +39,11 @@ def test_going_on_in_the_middle_is_exact(case, tiny, asked, tmp_path, monkeypatc
     assert lines_of(again.folder) == lines_of(whole.folder)
     assert lines_of(again.folder, "rollouts.jsonl") == lines_of(whole.folder, "rollouts.jsonl")
     assert _weights(again) == _weights(whole)
+    if case.startswith("drawn ahead"):  # of all rollouts but the first the one that `step-3` goes on from
+        for one in (again, whole):
+            assert {line["rollout"] for line in lines_of(one.folder, "rollouts.ahead.jsonl")} == {
+                2 if "twice" in case else 3
+            }
 
 
 def _reward_of(text):
