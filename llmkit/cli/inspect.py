@@ -37,7 +37,7 @@ from llmkit.models.positions import check_length
 from llmkit.models.resolve import resolve
 from llmkit.models.tokenizer import read_tokenizer
 from llmkit.parallel.apart import training
-from llmkit.plan.account import RECOMPUTE
+from llmkit.plan.choice import RECOMPUTE
 from llmkit.recipe.inputs import fetched, files, missing, models, own_code, remote
 from llmkit.rl.columns import check_columns
 from llmkit.rl.constitution import read

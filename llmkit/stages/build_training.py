@@ -39,7 +39,7 @@ from llmkit.parallel.degrees import Deal
 from llmkit.parallel.grid import grid
 from llmkit.parallel.group import agreed, lead
 from llmkit.parallel.steps import Adaptive, Steps
-from llmkit.plan.account import RECOMPUTE, Choice
+from llmkit.plan.choice import RECOMPUTE, Choice
 from llmkit.rl.bench import Bench
 from llmkit.stages.attempts import Attempts
 from llmkit.stages.finished import finish

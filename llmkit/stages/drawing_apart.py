@@ -18,7 +18,7 @@ from llmkit.core.shape import Shape
 from llmkit.inference.engined import EngineWriter
 from llmkit.models.load import DTYPES
 from llmkit.models.outline import stored
-from llmkit.plan.account import HEADROOM
+from llmkit.plan.choice import HEADROOM
 from llmkit.rl.elsewhere import Crossing, answer
 from llmkit.rl.sync import Versioned
 from llmkit.stages.apart_account import drawing_parts

@@ -21,7 +21,7 @@ from llmkit.core.memory import out_of_memory_named
 from llmkit.data.prepare import template_digest
 from llmkit.models.export import write
 from llmkit.parallel.steps import Steps
-from llmkit.plan.account import RECOMPUTE
+from llmkit.plan.choice import RECOMPUTE
 from llmkit.stages.job import Job
 from llmkit.stages.measured import generator, subject
 from llmkit.stages.report import write_report, write_reports

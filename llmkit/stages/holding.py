@@ -44,7 +44,7 @@ def held_by(node: Training, shape: Shape, device: str, world: int = 1, free: int
     largest = max(map(prod, shape.tensors.values()), default=0)
     return replace(
         made,
-        head_bytes=_head(cost.head, device, 6 * shape.vocab * shape.hidden if kinds.half else 0),
+        head_bytes=_head(cost.head, device, shape.vocab, 6 * shape.vocab * shape.hidden if kinds.half else 0),
         head_gradient=4 * shape.vocab * shape.hidden if cost.head else 0,
         offload=node.memory.offload_activations,
         base=BASE[device],
@@ -138,10 +138,10 @@ def _kept(adapter: Adapter, quant: Quant, cost: Cost, kinds: Types, device: str)
     return FUSED if plain else QUANTISED
 
 
-def _head(trained: bool, device: str, product: int) -> int:
+def _head(trained: bool, device: str, vocab: int, product: int) -> int:
     """A block of logits with its chances; of a trained head a chunk. On a GPU in 16 bits a chunk's chances are rounded
     beside it, and so is the `product` that is added to the gradient."""
     if trained:
         return CHUNK_BYTES[device] if device == "cpu" else CHUNK_BYTES[device] * 3 // 2 + product
     positions, words = BLOCK[device]
-    return 2 * 4 * positions * words
+    return 2 * 4 * positions * min(words, vocab)

@@ -14,7 +14,7 @@ from llmkit.data.feed import Feed
 from llmkit.data.prepare import Prepared
 from llmkit.models.resolve import Resolved
 from llmkit.parallel.steps import Loss
-from llmkit.plan.account import Choice
+from llmkit.plan.choice import Choice
 from llmkit.rl.bench import Bench
 from llmkit.stages.training import Training
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from llmkit.core.peers import Peers
 from llmkit.parallel.node import Fsdp
-from llmkit.plan.account import RECOMPUTE
+from llmkit.plan.choice import RECOMPUTE
 from llmkit.stages.job import Job
 
 

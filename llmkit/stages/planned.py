@@ -12,7 +12,8 @@ from llmkit.core.ranks import Ranks
 from llmkit.core.shape import Shape
 from llmkit.models.outline import config_of, outline, stored
 from llmkit.parallel.degrees import Degrees
-from llmkit.plan.account import HEADROOM, RECOMPUTE, Choice, account
+from llmkit.plan.account import account
+from llmkit.plan.choice import HEADROOM, RECOMPUTE, Choice
 from llmkit.plan.devices import DEVICES
 from llmkit.plan.shares import shares
 from llmkit.plan.times import Times

@@ -14,10 +14,7 @@ from llmkit.models.outline import stored
 from llmkit.models.resolve import Resolved, resolve
 from llmkit.models.safe import read_json
 from llmkit.parallel.node import Auto, Fsdp
-from llmkit.plan.account import (
-    Choice,
-    choose,
-)
+from llmkit.plan.choice import Choice, choose
 from llmkit.plan.shares import shares
 from llmkit.stages.degrees import check_degrees
 from llmkit.stages.holding import held_by

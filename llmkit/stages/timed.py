@@ -6,8 +6,9 @@ from dataclasses import replace
 from math import ceil
 
 from llmkit.core.shape import Shape
-from llmkit.plan.account import Choice, Held
+from llmkit.plan.account import Held
 from llmkit.plan.beside import Round
+from llmkit.plan.choice import Choice
 from llmkit.plan.devices import Device
 from llmkit.plan.drawing import decoding, passed
 from llmkit.plan.shares import shares

@@ -15,7 +15,8 @@ from llmkit.data.prepare import Prepared
 from llmkit.losses.node import CrossEntropy
 from llmkit.models.node import ModelRef, Nf4, NoQuant
 from llmkit.models.resolve import resolve
-from llmkit.plan.account import FUSED, Held, account, choose
+from llmkit.plan.account import FUSED, Held, account
+from llmkit.plan.choice import choose
 from tests.conftest import make_tokenizer
 from tests.train.test_fit import family
 

@@ -1,5 +1,7 @@
 """The memory account: sums by part, and what `auto` comes to."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,8 @@ from llmkit.data.batches import micro_batches
 from llmkit.data.node import FirstFit
 from llmkit.data.prepare import Prepared
 from llmkit.models.resolve import resolve
-from llmkit.plan.account import FUSED, Held, account, choose
+from llmkit.plan.account import FUSED, Held, account
+from llmkit.plan.choice import choose
 from llmkit.stages.holding import held_by
 from llmkit.stages.sizes import sizes
 from tests.conftest import make_model, make_tokenizer
@@ -45,6 +48,20 @@ def test_auto_takes_the_largest_that_fits_then_recompute_then_says_no():
     assert tighter.fits and tighter.recompute
     assert not choose(SHAPE, LORA, 512, 1 << 20, "cpu", None, None).fits
     assert choose(SHAPE, LORA, 128, 64 << 30, "cpu", 3, True).rows == 3
+
+
+def test_a_gpu_gets_more_tokens_of_a_narrower_model():
+    """Up to four times as many, where they fit."""
+    large = Shape(8_030_261_248, 32, 4096, 14336, 128256, linears=0, embedded=1_050_673_152)
+    rows = [choose(shape, LORA, 512, 1 << 40, "cuda", None, 0).rows for shape in (SHAPE, large)]
+    assert rows == [64, 16]
+    assert choose(SHAPE, LORA, 512, 1 << 40, "cpu", None, 0).rows == 2
+
+
+def test_no_more_words_than_there_are_lie_in_a_block_of_logits(wide):
+    node = Sft(model=str(wide), data={"train": [{"kind": "jsonl", "path": "a"}], "max_length": 64}, out="o", steps=1)
+    few, many = (held_by(node, replace(SHAPE, vocab=words), "cuda").head_bytes for words in (448, 49152))
+    assert few == 2 * 4 * 4096 * 448 and many == 2 * 4 * 4096 * 16384
 
 
 @pytest.fixture(scope="module")

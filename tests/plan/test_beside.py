@@ -14,8 +14,9 @@ from llmkit.inference.cache import Cache
 from llmkit.inference.node import OwnEngine
 from llmkit.models.node import ModelRef
 from llmkit.models.outline import stored
-from llmkit.plan.account import HEADROOM, account
+from llmkit.plan.account import account
 from llmkit.plan.beside import Round
+from llmkit.plan.choice import HEADROOM
 from llmkit.plan.devices import DEVICES
 from llmkit.plan.drawing import LAUNCHED, decoding
 from llmkit.stages import build_training

@@ -10,7 +10,8 @@ from llmkit.core.shape import Cost, Shape
 from llmkit.models.outline import PUBLIC, tensors
 from llmkit.parallel.degrees import Degrees
 from llmkit.parallel.node import Auto, Ddp, Fsdp, Single, Strategy
-from llmkit.plan.account import MIXED, Held, account, choose
+from llmkit.plan.account import MIXED, Held, account
+from llmkit.plan.choice import choose
 from llmkit.plan.shares import _WAYS, shares
 
 CONFIG = PUBLIC["meta-llama/Llama-3.1-8B"]
