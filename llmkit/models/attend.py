@@ -19,6 +19,7 @@ from transformers.modeling_utils import AttentionInterface
 from llmkit.core.errors import ModelError
 from llmkit.core.types import Packed, Paged, Segment, Span, Split, Tree
 from llmkit.models import compiled, ulysses, varlen
+from llmkit.models.forked import laid
 from llmkit.models.ordered_pieces import ordered
 from llmkit.models.pieces import Kind, Piece, Rule, eager, fused, scored, sdpa, short
 from llmkit.models.ring import ring
@@ -176,6 +177,8 @@ def _in_one(kind: Kind, q: Tensor, k: Tensor, v: Tensor, attend: Packed | Tree, 
     if kind is compiled.pieces and compiled.suits(q, k, v, rule):
         return compiled.packed(q, k, v, attend, rule)
     if isinstance(attend, Tree):
+        if kind is varlen.flash and short(q) and (there := laid(attend.segments, q.shape, q.device)):
+            return varlen.branched(q, k, v, there, rule, varlen.varlen_func())
         return None
     if kind is varlen.flex and (lengths := varlen.row_lengths(attend, q.shape)):
         return varlen.packed_blocks(q, k, v, lengths, rule, varlen.flex_func())

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from llmkit.core.errors import ModelError
 from llmkit.core.types import Packed, Paged
+from llmkit.models.forked import Laid, brought
 from llmkit.models.kinds import missing, outside
 from llmkit.models.pieces import Piece, Rule, sdpa, short
 
@@ -132,6 +133,14 @@ def packed(
     return _varlen(flat, [starts, starts], [most, most], rule, func)[None]
 
 
+def branched(q: Tensor, k: Tensor, v: Tensor, laid: Laid, rule: Rule, func: Callable[..., Tensor]) -> Tensor:
+    """A row of trees in one call too, q (1, H, T, D) -> (1, T, H, Dv): its causal order is aligned to the last key."""
+    queries, keys, values = (_computed(t[0].transpose(0, 1)) for t in (q, k, v))
+    flat = [queries.contiguous(), brought(keys, laid), brought(values, laid)]
+    starts = [_starts(lengths, q.device) for lengths in (laid.lengths, laid.keys)]
+    return _varlen(flat, starts, [max(laid.lengths), max(laid.keys)], rule, func)[None]
+
+
 def packed_blocks(
     q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], rule: Rule, func: Callable[..., Any]
 ) -> Tensor:
@@ -152,11 +161,8 @@ def paged(
 def _varlen(
     flat: Sequence[Tensor], starts: Sequence[Tensor], most: Sequence[int], rule: Rule, func: Callable[..., Tensor]
 ) -> Tensor:
-    device = flat[0].device.type
-    if torch.is_autocast_enabled(device):
-        flat = [t.to(torch.get_autocast_dtype(device)) for t in flat]
     return func(
-        *flat,
+        *map(_computed, flat),
         *starts,
         *most,
         dropout_p=rule.dropout,
@@ -165,6 +171,12 @@ def _varlen(
         window_size=(rule.window - 1, 0) if rule.window else (-1, -1),
         softcap=rule.cap,
     )
+
+
+def _computed(tensor: Tensor) -> Tensor:
+    """In the type of autocast, where that is on."""
+    device = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor
 
 
 @lru_cache(maxsize=8)
