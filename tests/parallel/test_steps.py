@@ -67,6 +67,8 @@ def stepped(steps, seeds, clip=1.0):
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("name", NODES)
 def test_a_state_that_was_saved_goes_on_to_the_same_weights(name, device):
+    if name in ("adamw_8bit", "lion", "lion_8bit"):
+        pytest.importorskip("bitsandbytes")
     node = NODES[name]
     whole = stepped(stepper(node, device), range(6))
     half = stepped(stepper(node, device), range(3))
