@@ -12,7 +12,7 @@ if __name__ == "__main__":
 
     from llmkit.build.llm import LLM
     from llmkit.inference.sampling import Sampling
-    from llmkit.models.served import ServedLinear
+    from llmkit.models.served_linears import ServedLinear
 
     spec = json.loads(sys.argv[1])
     torch.set_num_threads(spec["threads"])

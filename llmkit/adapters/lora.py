@@ -137,6 +137,22 @@ class FusedLora(PeftLinear):  # type: ignore[misc]
         made = given if half is None else [None if t is None else t.to(half) for t in given]
         return Part._make((*made, scales.pop()))
 
+    def state(self) -> tuple[tuple[Any, ...], tuple[Tensor | None, ...]] | None:
+        """What `part` follows from beside its input and autocast, to be compared with what it was, and the tensors that
+        it gives then; None where these would be copies, or come from elsewhere than a parameter."""
+        inner, active = self._modules, self._active_adapter
+        name = active if type(active) is str else active[0] if len(active) == 1 else ""
+        down, up = inner["lora_A"]._modules.get(name), inner["lora_B"]._modules.get(name)
+        if down is None or up is None:
+            return None
+        base, low, high = inner["base_layer"]._parameters, down._parameters, up._parameters
+        weight, first, second = base.get("weight"), low.get("weight"), high.get("weight")
+        if weight is None or first is None or second is None:
+            return None
+        on = self._disable_adapters, bool(self.merged_adapters), name in self.lora_variant, self.scaling[name]
+        rest = self.training, inner["lora_dropout"]._modules.get(name), high.get("bias") is None
+        return (*on, *rest), (weight, base.get("bias"), first, second)
+
 
 def _autocast(x: Tensor) -> torch.dtype | None:
     """The type that products are made in by autocast, where it is on."""

@@ -2,97 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from functools import cached_property
+from typing import Any, cast
 
 import torch
-from llmkit_kernels import linear
 from llmkit_kernels.build import lacks
 from llmkit_kernels.gated import silu_mul
+from llmkit_kernels.linear import Ready
 from llmkit_kernels.norm import rms_norm
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
-from llmkit.models.ordered import Ordered, elementwise, product
+from llmkit.models.ordered import Ordered, elementwise
+from llmkit.models.served_linears import Asked, Forward, free, ready
 
-Forward = Callable[..., Any]
 TOGETHER = 64
 """Rows that a norm is given at once, where their number matters."""
 STRETCH = 1024
 """Positions of which rotations are made at once."""
-
-
-class ServedLinear(nn.Linear):
-    """A linear whose rows do not depend on each other."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out)."""
-        return product(x, self.weight, self.bias)
-
-
-class Part(NamedTuple):
-    """One linear: y = x weight' + bias, and what a LoRA adds."""
-
-    weight: Tensor
-    bias: Tensor | None
-    low: linear.Low | None
-
-
-class Lowered(Protocol):
-    """A linear with a LoRA on it that may say what it does."""
-
-    def part(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, float] | None:
-        """For this input the weight, the bias, `down`, `up` and the scale, where that is all that it does."""
-        ...
-
-
-class ServedLora:
-    """The forward of a linear with a LoRA on it, in one call; where it does more than that, its own."""
-
-    def __init__(self, forward: Forward) -> None:
-        self.forward = forward
-        self.module: Lowered = cast(Any, forward).__self__
-
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """x (..., in) -> (..., out)."""
-        rows = x.reshape(-1, x.shape[-1])
-        part = None if args or kwargs else self.part(rows)
-        if part is None:
-            return self.forward(x, *args, **kwargs)
-        return products(rows, [part]).view(*x.shape[:-1], part.weight.shape[0])
-
-    def part(self, rows: Tensor) -> Part | None:
-        """As it is now, where the compiled row takes it."""
-        told = self.module.part(rows)
-        if told is None:
-            return None
-        weight, bias, down, up, scale = told
-        fits = down.shape[0] <= linear.RANK and linear.suits(rows, weight, down, up)
-        return Part(weight, bias, linear.Low(down, up, scale)) if fits else None
-
-
-def parts(rows: Tensor, linears: Sequence[Any]) -> list[Part] | None:
-    """What these do to rows (N, in), if the compiled row does it and nothing else comes of them: nothing hangs on them,
-    be it another adapter, a cut or what fetches weights from elsewhere."""
-    made = []
-    for one in linears:
-        if one._forward_hooks or one._forward_pre_hooks:
-            return None
-        forward, part = one.__dict__.get("forward"), None
-        if type(forward) is ServedLora:
-            part = forward.part(rows)
-        elif type(one) is ServedLinear and forward is None:
-            weight = cast(Tensor, one._parameters["weight"])
-            part = Part(weight, one._parameters["bias"], None) if linear.suits(rows, weight) else None
-        if part is None:
-            return None
-        made.append(part)
-    return made
-
-
-def products(rows: Tensor, inner: Sequence[Part]) -> Tensor:
-    """What these make of rows (N, in), side by side."""
-    return linear.many(rows, [one.weight for one in inner], [one.bias for one in inner], [one.low for one in inner])
 
 
 class ServedMlp(nn.Module):
@@ -102,12 +29,16 @@ class ServedMlp(nn.Module):
     up_proj: nn.Module
     down_proj: nn.Module
 
+    @cached_property
+    def both(self) -> Asked[Ready]:
+        """What the first two were found to do."""
+        return Asked(ready)
+
     def forward(self, x: Tensor) -> Tensor:
         """x (..., hidden) -> (..., hidden)."""
-        rows = x.reshape(-1, x.shape[-1])
-        if (both := parts(rows, [self.gate_proj, self.up_proj])) is not None:
-            (gate, gate_bias, low), (up, up_bias, other) = both
-            made = linear.gated(rows, gate, up, gate_bias, up_bias, (low, other))
+        rows, inner = x.reshape(-1, x.shape[-1]), [self._modules["gate_proj"], self._modules["up_proj"]]
+        if free(inner) and (both := self.both.ready(rows, inner)) is not None:
+            made = both.gated(rows)
             return cast(Tensor, self.down_proj(made.view(*x.shape[:-1], made.shape[1])))
         left, right = self.gate_proj(x), self.up_proj(x)
         made = elementwise(silu, left) * right if lacks("gated") else silu_mul(left, right)

@@ -7,19 +7,18 @@ small model that is a third. What it computes is found out by trying it, so that
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from llmkit_kernels import paged
+from llmkit_kernels import linear, paged
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
 from llmkit.core.types import Packed, Paged, Segment
 from llmkit.models.attend import NO_MASK, ruled
 from llmkit.models.pieces import Rule
-from llmkit.models.served import Part, ServedLinear, ServedLora, parts, products
+from llmkit.models.served_linears import Asked, ServedLinear, ServedLora, free, ready
 
 TRIED = "llmkit_tried"
 """The name, in transformers' interface, of the function that writes down what it is given."""
@@ -56,7 +55,7 @@ class ServedAttention:
     def __init__(self, module: Any, rule: Rule, size: int) -> None:
         """`size` of a head."""
         self.module, self.forward, self.rule, self.size = module, module.forward, rule, size
-        self.held = module._modules
+        self.held, self.asked = module._modules, Asked(ready)
         """Looked at in each call: a linear may be replaced."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -72,10 +71,12 @@ class ServedAttention:
             return None
         if position_embeddings is None or position_embeddings[0].shape != (1, rows.shape[0], self.size):
             return None  # this layer turns nothing, or a part of each head alone
-        inner = parts(rows, self.inner()) if paged.suits(rows, rows, rows, attend.laid.block) else None
-        if inner is None:
+        inner = self.inner()
+        fits = free(inner) and paged.suits(rows, rows, rows, attend.laid.block)
+        known = self.asked.ready(rows, inner) if fits else None
+        if known is None:
             return None
-        q, k, v = self.projected(rows, inner)
+        q, k, v = self.projected(rows, known)
         held = attend.store.held(self.module.layer_idx, k, v)
         cos, sin = (x[0] for x in position_embeddings)
         rule = self.rule
@@ -90,12 +91,12 @@ class ServedAttention:
         """Its linears before attention."""
         return [self.held["q_proj"], self.held["k_proj"], self.held["v_proj"]]
 
-    def projected(self, rows: Tensor, inner: Sequence[Part]) -> tuple[Tensor, Tensor, Tensor]:
+    def projected(self, rows: Tensor, inner: linear.Ready) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (H, T, D), keys and values (KV, T, D), before they are turned, by what its linears do."""
-        made = products(rows, inner)
+        made = inner.many(rows)
         (count, width), at, split = made.shape, 0, []
-        for one, norm in zip(inner, ("q_norm", "k_norm", ""), strict=True):
-            heads = one.weight.shape[0] // self.size
+        for out, norm in zip(inner.outs, ("q_norm", "k_norm", ""), strict=True):
+            heads = out // self.size
             part = made.as_strided((count, heads, self.size), (width, self.size, 1), at)
             at += heads * self.size
             if norm in self.held:
@@ -149,7 +150,7 @@ def _alike(module: Any) -> ServedAttention | None:
     if rule.sinks is not None or q.shape[-1] != size:
         return None
     made = ServedAttention(module, rule, size)
-    inner = parts(x[0], made.inner())
+    inner = made.asked.ready(x[0], made.inner())
     if inner is None:
         return None
     queries, keys, values = made.projected(x[0], inner)

@@ -25,8 +25,6 @@ from llmkit.models.fused import FusedLinear, FusedMlp, FusedNorm, gated, root_me
 from llmkit.models.ordered import row
 from llmkit.models.rotary import Turning, turns_by_sequence
 from llmkit.models.served import (
-    ServedLinear,
-    ServedLora,
     ServedMlp,
     ServedNorm,
     ServedShiftedNorm,
@@ -36,6 +34,7 @@ from llmkit.models.served import (
     over_whole_vectors,
 )
 from llmkit.models.served_attention import shorten
+from llmkit.models.served_linears import ServedLinear, ServedLora
 
 
 def serving(model: Any, exact: bool = False) -> Any:

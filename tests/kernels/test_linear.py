@@ -9,7 +9,7 @@ import pytest
 import torch
 from llmkit_kernels.build import lacks
 from llmkit_kernels.gated import silu_mul
-from llmkit_kernels.linear import RANK, Low, gated, linear, many, reference, suits
+from llmkit_kernels.linear import RANK, Low, gated, linear, many, place, reference, suits
 
 pytestmark = pytest.mark.skipif(bool(lacks("linear")), reason=lacks("linear"))
 SIZES = [(576, 192), (128, 64), (130, 70), (48, 17), (17, 48), (7, 5), (16, 16), (1, 1), (300, 1)]
@@ -69,6 +69,14 @@ def test_rows_and_weights_that_lie_apart_in_memory():
         assert linear(x[:rows], weight).equal(linear(x[:rows].contiguous(), weight.contiguous()))
     assert linear(drawn(48, 9).T, weight).shape == (9, 20) and not suits(x, weight)
     assert linear(x[:0], weight).shape == (0, 20)
+
+
+def test_where_a_weight_lies():
+    weight = drawn(4, 16)
+    was = place(weight)
+    assert was == place(weight) and was != place(weight.clone()) and was != place(weight.view(8, 8)) is not None
+    assert place(weight.T) is place(weight.double()) is place(weight[:, ::2]) is None
+    assert place(weight.requires_grad_()) != was
 
 
 def test_what_does_not_go_together_is_refused():

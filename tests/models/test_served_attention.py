@@ -16,8 +16,8 @@ from llmkit.models.decoder import Decoder
 from llmkit.models.families import tiny
 from llmkit.models.fused import fuse
 from llmkit.models.paged import BlockStore
-from llmkit.models.served import ServedLora
 from llmkit.models.served_attention import ServedAttention
+from llmkit.models.served_linears import ServedLora
 from llmkit.models.serving import serving
 from tests.conftest import make_model
 

@@ -14,7 +14,8 @@ from llmkit.models.decoder import Decoder
 from llmkit.models.families import tiny
 from llmkit.models.fused import fuse
 from llmkit.models.ordered import Ordered, elementwise, product
-from llmkit.models.served import ServedLinear, ServedMlp, ServedNorm, ServedShiftedNorm
+from llmkit.models.served import ServedMlp, ServedNorm, ServedShiftedNorm
+from llmkit.models.served_linears import ServedLinear
 from llmkit.models.serving import serving
 
 here = pytest.mark.skipif(bool(lacks("linear")), reason=lacks("linear"))
