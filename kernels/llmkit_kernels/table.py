@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmkit_kernels.build import lacks
 
-OPERATIONS = ("attention", "draw", "gated", "linear", "memory", "norm", "paged")
+OPERATIONS = ("attention", "draw", "gated", "layer", "linear", "memory", "norm", "paged")
 
 
 def rows() -> dict[str, str]:

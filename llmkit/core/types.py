@@ -126,6 +126,10 @@ class KeyValueStore(Protocol):
         """The blocks of a layer, for such keys (KV, T, D) and values (KV, T, Dv)."""
         ...
 
+    def there(self, layer: int) -> Held | None:
+        """Those of a layer, if it has any yet."""
+        ...
+
     def write(self, layer: int, keys: Tensor, values: Tensor, laid: Laid) -> None:
         """Stores the new keys and values of a step."""
         ...

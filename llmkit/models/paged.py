@@ -63,6 +63,10 @@ class BlockStore:
             self._meet(layer, keys, values)
         return self.layers[self.same.get(layer, layer)]
 
+    def there(self, layer: int) -> Held | None:
+        """The blocks of a layer, if it has any yet."""
+        return self.layers.get(self.same.get(layer, layer))
+
     def write(self, layer: int, keys: Tensor, values: Tensor, laid: Laid) -> None:
         """Stores the new keys (KV, T, D) and values (KV, T, Dv) of a step."""
         held = self.held(layer, keys, values)

@@ -34,6 +34,7 @@ from llmkit.models.served import (
     over_whole_vectors,
 )
 from llmkit.models.served_attention import shorten
+from llmkit.models.served_layer import join
 from llmkit.models.served_linears import ServedLinear, ServedLora
 
 
@@ -58,6 +59,7 @@ def serving(model: Any, exact: bool = False) -> Any:
                 parent._modules[name] = _served(child)
         if not _elsewhere(made) and not lacks("linear") and attends_in_order(made):
             shorten(made)
+            join(made)
     return made
 
 

@@ -67,20 +67,25 @@ def attend(
     count, groups = laid.slots.shape[0], heads // k.shape[0]
     made = torch.empty if laid.full and count == tokens else torch.zeros
     out = made(tokens, heads, v.shape[2], dtype=torch.float32, device="cpu")
-    queries = max(1, ROWS // groups)
+    share = queries(groups)
     strides = Strides(*q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
     sinks = None if sinks is None else sinks.float().contiguous()
-    room = _room(groups, size, v.shape[2], held.block, queries)
+    room = _room(groups, size, v.shape[2], held.block, share)
     rooms = torch.empty(torch.get_num_threads(), room, dtype=torch.float32, device="cpu")
     new = (q.data_ptr(), k.data_ptr(), v.data_ptr(), strides, out.data_ptr())
     there = (held.keys, held.values, held.key_scales, held.value_scales)
-    tasks, at = laid.addresses(queries)
-    numbers = (count, tasks, heads, groups, size, v.shape[2], held.block, queries, window, PRECISIONS.index(kept))
+    tasks, at = laid.addresses(share)
+    numbers = (count, tasks, heads, groups, size, v.shape[2], held.block, share, window, PRECISIONS.index(kept))
     _calls()[0](
         *(*new, *_at(there), *at, *_at((sinks, *(turn or (None, None)), rooms))),
         *(*numbers, scale, cap, torch.get_num_threads()),
     )
     return out
+
+
+def queries(groups: int) -> int:
+    """Of a task, where so many heads share a key-value head."""
+    return max(1, ROWS // groups)
 
 
 def _at(tensors: Sequence[Tensor | None]) -> list[int | None]:
