@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from llmkit.build.cache import Caches
 from llmkit.build.opening import load
-from llmkit.core.errors import ModelError
+from llmkit.core.errors import ModelError, told_below
 from llmkit.core.types import Paged, Span
 from llmkit.inference.runner import Forward
 from llmkit.inference.speculation.corpus import Corpus
@@ -139,7 +138,5 @@ class Drafting:
 
 
 def _found(ref: ModelRef) -> Resolved:
-    try:
+    with told_below("speculation.model", "model"):
         return resolve(ref)
-    except ModelError as cause:
-        raise ModelError(problems=[replace(one, key="speculation.model") for one in cause.problems]) from cause

@@ -15,7 +15,7 @@ from llmkit.build.opening import load
 from llmkit.build.precision import reading
 from llmkit.build.scores import places
 from llmkit.build.training import check, headed
-from llmkit.core.errors import DataError, ModelError
+from llmkit.core.errors import DataError, ModelError, told_below
 from llmkit.core.run import Grants
 from llmkit.data.judged import answer_ids
 from llmkit.data.render import Renderer
@@ -43,9 +43,10 @@ class RewardModel:
             ModelError: it cannot be loaded, or is no reward model.
         """
         self.kinds, self.device, self.name, self.key = reading(precision, device), device, ref.name, key
-        resolved = resolve(ref)
-        held = self.kinds.params, self.kinds.half, resolved.quant, grants.code, grants.nonfinite
-        self.loaded = load(resolved, ref, How(device, *held))
+        with told_below(key, "model"):
+            resolved = resolve(ref)
+            held = self.kinds.params, self.kinds.half, resolved.quant, grants.code, grants.nonfinite
+            self.loaded = load(resolved, ref, How(device, *held))
         head = self.loaded.head
         if not scores_answers(head) and not judges_steps(head):
             is_one = "a language model" if head is None else f"a {head.task} classifier of {len(head.labels)} classes"

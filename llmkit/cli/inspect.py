@@ -16,6 +16,7 @@ from llmkit.core.errors import DataError, ModelError, Problem
 from llmkit.core.memory import available, device
 from llmkit.core.ranks import ranks
 from llmkit.core.usercode import check_granted, looked_at
+from llmkit.core.walk import each
 from llmkit.data.asked import asked_of
 from llmkit.data.findings import Finding
 from llmkit.data.held_out import FirstRows, Readable
@@ -33,6 +34,7 @@ from llmkit.evals.tasks import (
     data_of,
     longest,
 )
+from llmkit.models.node import ModelRef
 from llmkit.models.positions import check_length
 from llmkit.models.resolve import resolve
 from llmkit.models.tokenizer import read_tokenizer
@@ -165,8 +167,7 @@ def _constitutional(title: str, node: Constitutional) -> None:
     for key in ("prompts", "harmless"):
         if sources := getattr(node, key):
             _say(f"{title}{key}: {len(questions(sources, key, node.rows))} rows")
-    for ref in models(node):
-        resolve(ref)
+    known(dict(each(node, (ModelRef,))), {})
 
 
 def _evaluate(title: str, node: Evaluate) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -104,6 +105,16 @@ def below(key: str, place: str, top: str = "") -> str:
     """`key` below `place`: `top`, and what is below it, says what `place` is."""
     rest = key.removeprefix(top) if key == top or key.startswith(f"{top}.") else key
     return f"{place}.{rest.removeprefix('.')}" if rest else place
+
+
+@contextmanager
+def told_below(place: str, top: str = "") -> Iterator[None]:
+    """Inside, the keys of errors are below `place`, of which they say `top`."""
+    try:
+        yield
+    except LlmkitError as error:
+        error.below(place, top)
+        raise
 
 
 def without_logins(text: str) -> str:

@@ -22,6 +22,8 @@ class Beside:
     """What it is there for: its name in the account."""
     model: ModelRef | None = None
     """Which; left out, the one in training."""
+    key: str = "model"
+    """What names it in the recipe."""
     quant: Quant | None = None
     """How it is held; left out, as the one in training, or as an adapter's base was."""
     how: Literal["trained", "frozen", "asked"] = "trained"

@@ -28,7 +28,7 @@ class Model(Weighed):
 
     def beside(self) -> tuple[Beside, ...]:
         """It, which the main rank asks."""
-        return (Beside("reward", ModelRef(name=self.path), how="asked", passes=1, alone=True),)
+        return (Beside("reward", ModelRef(name=self.path), "path", how="asked", passes=1, alone=True),)
 
     def models(self) -> dict[str, ModelRef]:
         """The reward model."""
@@ -99,7 +99,7 @@ class Judge(Weighed):
             return ()
         engine = self.generator if isinstance(self.generator, OwnEngine) else None
         cache, room = (None, None) if engine is None else (engine.cache, engine.room)
-        return (Beside("judge", self.model, how="asked", cache=cache, room=room),)
+        return (Beside("judge", self.model, "model", how="asked", cache=cache, room=room),)
 
     def lacks(self, rows: Sequence[Mapping[str, Any]]) -> Lack | None:
         """A row without the text that answers are held against."""

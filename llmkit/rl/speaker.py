@@ -8,7 +8,7 @@ from dataclasses import replace
 from llmkit.build.held import Here
 from llmkit.build.opening import load
 from llmkit.build.precision import reading
-from llmkit.core.errors import ModelError
+from llmkit.core.errors import ModelError, told_below
 from llmkit.data.prompt import prompt_ids
 from llmkit.data.render import Renderer
 from llmkit.inference.node import Generator, OwnEngine
@@ -63,10 +63,12 @@ def speaker(
         return Speaker(generator.open())
     if model is None:
         raise ModelError(f"generator {generator.kind} has no model", fix="give one, or use generator: openai", key=key)
-    kinds, resolved = reading(bench.precision, bench.device), resolve(model)
-    held = quant or resolved.quant or NoQuant()
-    how = How(bench.device, kinds.params, kinds.half, held, bench.grants.code, bench.grants.nonfinite)
-    loaded = load(resolved, model, how)
+    kinds = reading(bench.precision, bench.device)
+    with told_below(key, "model"):
+        resolved = resolve(model)
+        held = quant or resolved.quant or NoQuant()
+        how = How(bench.device, kinds.params, kinds.half, held, bench.grants.code, bench.grants.nonfinite)
+        loaded = load(resolved, model, how)
     most = generator.room if isinstance(generator, OwnEngine) else None
     here = Here(loaded, most=most, mixed=kinds.mixed, device=bench.device)
     return Speaker(generator.open(here), Renderer(loaded.tokenizer))

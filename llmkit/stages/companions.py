@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmkit.adapters.node import Adapter
 from llmkit.build.precision import reading, types
+from llmkit.core.errors import told_below
 from llmkit.core.shape import Shape
 from llmkit.inference.cache import Cache
 from llmkit.inference.scheduler import GPU_TOKENS, Limits
@@ -77,7 +78,8 @@ def shape_of(one: Beside, node: Training, shape: Shape) -> tuple[Shape, Quant]:
     """
     if one.model is None:
         return shape, one.quant or node.quant
-    return seen(one.model, one.quant or (node.quant if one.how == "trained" else None))
+    with told_below(one.key, "model"):
+        return seen(one.model, one.quant or (node.quant if one.how == "trained" else None))
 
 
 def seen(ref: ModelRef, quant: Quant | None) -> tuple[Shape, Quant]:

@@ -15,12 +15,14 @@ from llmkit.core.artifact import Artifact, publish
 from llmkit.core.files import as_json, write_atomic
 from llmkit.core.metrics import Lines
 from llmkit.core.run import Run
+from llmkit.core.walk import each
 from llmkit.data.asked import asking
 from llmkit.data.node import Data
 from llmkit.data.order import spread
 from llmkit.data.rows import Unusable, introduced
 from llmkit.data.source_nodes import Source
 from llmkit.data.usable import Tally, readable
+from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
 from llmkit.rl import constitution as words
 from llmkit.rl.constitution_node import Constitution, Principle
@@ -31,6 +33,7 @@ from llmkit.rl.sample import Messages
 from llmkit.stages.constitution_rows import Found, Line, preferred, supervised
 from llmkit.stages.constitution_told import tell
 from llmkit.stages.constitutional import Constitutional
+from llmkit.stages.known import known
 from llmkit.stages.report import write_report
 
 AT_ONCE = 64
@@ -84,6 +87,7 @@ def who(asked: Role) -> str:
 def made(node: Constitutional, run: Run) -> Artifact:
     """All steps, what they come to, and what is to be told of it."""
     torch.set_num_threads(run.threads)
+    known(dict(each(node, (ModelRef,))), {})  # each named by its key
     constitution = words.read(node.constitution)
     asked = questions(node.prompts, "prompts", node.rows)
     harmless = questions(node.harmless, "harmless", node.rows) if node.harmless else []

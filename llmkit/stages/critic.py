@@ -115,7 +115,7 @@ class Separate(Critical):
 
     def held(self) -> tuple[Beside, ...]:
         """The model, with what is trained of it."""
-        return (Beside("critic", self.path, adapter=self.adapter, learns=True, passes=1),)
+        return (Beside("critic", self.path, "critic.path", adapter=self.adapter, learns=True, passes=1),)
 
     def beside(self, stage: Ppo, built: Built, run: Run) -> Critic:
         """The model with its head."""

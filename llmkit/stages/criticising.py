@@ -15,7 +15,7 @@ from llmkit.adapters.node import Adapter, Lora
 from llmkit.build.opening import load
 from llmkit.build.precision import types
 from llmkit.build.training import Built, how
-from llmkit.core.errors import ModelError, RecipeError
+from llmkit.core.errors import ModelError, RecipeError, told_below
 from llmkit.core.files import published
 from llmkit.core.run import Run
 from llmkit.models.classified import head_name
@@ -74,9 +74,10 @@ def separate(stage: Ppo, node: Separate, built: Built, run: Run) -> Critic:
         ModelError: it cannot be loaded, has other tokens, or runs no such rows as the policy.
     """
     ref = node.path or stage.model
-    kinds, resolved = types(stage.types_name, run.device), resolve(ref)
+    kinds = types(stage.types_name, run.device)
     held = how(run.device, kinds, stage.quant, node.adapter, run.grants.code, run.grants.nonfinite)
-    loaded = load(resolved, ref, held)
+    with told_below("model" if node.path is None else "critic.path", "model"):
+        loaded = load(resolve(ref), ref, held)
     _check(loaded, built.loaded, ref)
     first = _first_head(loaded)
     if node.adapter.frozen_base:

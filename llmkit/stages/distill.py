@@ -123,7 +123,7 @@ class Distill(Training):
     def beside(self, world: int) -> tuple[Beside, ...]:
         """The teacher, where its laws are not kept."""
         here = self.asked and self.cached is None
-        return (Beside("teacher", self.teacher, self.teacher_quant, "frozen"),) if here else ()
+        return (Beside("teacher", self.teacher, "teacher", self.teacher_quant, "frozen"),) if here else ()
 
     def examples(
         self,

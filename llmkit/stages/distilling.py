@@ -15,7 +15,7 @@ from torch import Tensor
 from llmkit.build.opening import load
 from llmkit.build.precision import types
 from llmkit.build.training import Built, check, headed
-from llmkit.core.errors import ModelError
+from llmkit.core.errors import ModelError, told_below
 from llmkit.core.run import Grants, Run
 from llmkit.core.shape import Shape
 from llmkit.core.types import Batch
@@ -48,10 +48,8 @@ def found(ref: ModelRef) -> Resolved:
     Raises:
         ModelError: there are none.
     """
-    try:
+    with told_below("teacher", "model"):
         return resolve(ref)
-    except ModelError as cause:
-        raise ModelError(problems=[replace(one, key="teacher") for one in cause.problems]) from cause
 
 
 def check_words(node: Distill, run: Run) -> None:
@@ -81,7 +79,8 @@ def _loaded(node: Distill, device: str, grants: Grants) -> Loaded:
     kinds, resolved = types(node.types_name, device), found(node.teacher)
     held: Any = kinds.short if kinds.mixed and device == "cuda" else kinds.params
     quant = node.teacher_quant or resolved.quant
-    return load(resolved, node.teacher, How(device, held, kinds.half, quant, grants.code, short=kinds.short))
+    with told_below("teacher", "model"):
+        return load(resolved, node.teacher, How(device, held, kinds.half, quant, grants.code, short=kinds.short))
 
 
 def _scored(loaded: Loaded) -> Scored:

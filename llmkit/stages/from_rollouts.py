@@ -96,7 +96,8 @@ class FromRollouts(Training):
     def beside(self, world: int) -> tuple[Beside, ...]:
         """A second reference, who scores answers, and of weights that are cut the engine's whole copy."""
         made = [*self.reference.held(drawn=1)] if self.priced else []
-        made += [one for reward in self.reward for one in reward.beside()]
+        for at, reward in enumerate(self.reward):
+            made += [replace(one, key=f"reward.{at}.{one.key}") for one in reward.beside()]
         return (*made, *([Beside(ENGINE, adapter=self.adapter)] if self._copied(world) else []))
 
     def draws(self, world: int) -> Round | None:

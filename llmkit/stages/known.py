@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.core.convert import under
-from llmkit.core.errors import LlmkitError, RecipeError
+from llmkit.core.errors import RecipeError, told_below
 from llmkit.core.files import sha256
 from llmkit.core.own import own_of
 from llmkit.core.walk import each
@@ -38,11 +38,8 @@ def known_code(node: Any) -> dict[str, Any]:
 
 
 def _facts(ref: ModelRef, key: str) -> dict[str, Any]:
-    try:
+    with told_below(key, "model"):
         return resolve(ref).facts()
-    except LlmkitError as error:
-        error.below(key, "model")
-        raise
 
 
 def _digest(path: str, key: str) -> str:

@@ -65,7 +65,7 @@ class Second(Nothing):
 
     def held(self, drawn: int = 0) -> tuple[Beside, ...]:
         """This one."""
-        return (Beside("reference", self.path, passes=drawn),)
+        return (Beside("reference", self.path, "reference.path", passes=drawn),)
 
 
 @config

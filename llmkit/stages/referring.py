@@ -15,7 +15,7 @@ import torch
 from llmkit.build.opening import load
 from llmkit.build.precision import types
 from llmkit.build.training import Built, headed, how
-from llmkit.core.errors import ModelError
+from llmkit.core.errors import ModelError, told_below
 from llmkit.core.files import write_atomic
 from llmkit.core.run import Run
 from llmkit.core.types import Batch
@@ -54,7 +54,8 @@ def _opened(stage: Training, ref: ModelRef, run: Run) -> tuple[Loaded, Scored]:
     """
     kinds = types(stage.types_name, run.device)
     held = how(run.device, kinds, stage.quant, stage.adapter, run.grants.code, run.grants.nonfinite)
-    made = load(resolve(ref), ref, held)
+    with told_below("model" if ref == stage.model else "reference.path", "model"):
+        made = load(resolve(ref), ref, held)
     scored = headed(made, made.model)
     if not isinstance(scored, Scored):
         raise ModelError(f"{ref.name} is no language model", fix="give the policy's own start", key="reference.path")

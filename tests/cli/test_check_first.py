@@ -185,3 +185,17 @@ def test_code_that_would_run_here_is_told_and_not_run_by_a_check(call, tiny, tmp
     Path("r.yaml").write_text(OWN.format(kind="policy", model=tiny, loss="none"))
     assert "r.yaml:8:" in (line := call("check", "r.yaml", "--allow-python")[2])
     assert "loss.ref: ./my.py has no none; fix: name one of Own, loss" in line and not Path("ran").exists()
+
+
+@pytest.mark.parametrize("verb", ["check", "run", "plan"])
+def test_a_model_that_is_not_there_is_named_by_what_names_it(told, no_model, call, verb):
+    for reward, key in (("{kind: model, path: ./no}", "path"), ("{kind: judge, model: ./no}", "model")):
+        line = told(reward, verb=verb, status=4)
+        assert "r.yaml:7:" in line and f"reward.0.{key}: ./no is no" in line
+    line = told("{kind: format}", "reference.kind=model", "reference.path=./no", "loss.beta=0.1", verb=verb, status=4)
+    assert "reference.path: ./no is no" in line
+    Path("rows.jsonl").write_text("".join(json.dumps({**row, "completion": "a"}) + "\n" for row in ROWS))
+    kept = Path("r.yaml").read_text().partition("reward:")[0].replace("kind: policy", "kind: distill")
+    Path("r.yaml").write_text(f"{kept}teacher: ./no\nsteps: 1\nout: out\n")
+    code, _, line = call(verb, "r.yaml", "data.max_length=200", "batch.rows=2")
+    assert code == 4 and "teacher: ./no is no" in line, line
