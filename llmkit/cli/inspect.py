@@ -120,7 +120,8 @@ def _training(title: str, node: Training, show: int) -> None:
     sets: list[Prepared] = []
     keys: tuple[Literal["train", "valid"], ...] = ("train", "valid")
     for key in keys:
-        if sources := _looked_at(node, key):
+        sources = _looked_at(node, key)
+        if sources or key == "train":  # a list of nothing is told as a run tells it
             least = node.batch.least if key == "train" else 1
             made = node.examples(sources, tokenizer, f"data.{key}", lambda error: None, least)
             node.reaches(resolved, made)

@@ -44,7 +44,7 @@ def asked_of(
     Raises:
         DataError: a row cannot be read, too many are unusable, or too few are left.
     """
-    renderer, tally = Renderer(tokenizer), Tally(data, Counter[str](), aside)
+    renderer, tally = Renderer(tokenizer), Tally(data, Counter[str](), aside, counted="prompts")
     found: list[tuple[Raw, Row, Rendered]] = []
     columns: list[Mapping[str, Any]] = []
     for raw, values in readable(sources, tally):

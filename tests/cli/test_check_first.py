@@ -125,6 +125,13 @@ def test_an_error_in_a_pipeline_names_its_stage_and_its_line(call, tiny, tmp_pat
     assert code == 3 and "p.yaml:7:" in line and "stages.sums.data.train: " in line
 
 
+@pytest.mark.parametrize("verb", ["check", "run"])
+def test_prompts_that_fill_no_step_and_lists_of_no_source(told, no_model, verb):
+    line = told("{kind: format}", "batch.prompts=10", verb=verb, status=3)
+    assert "3 examples do not fill one step of 10; fix: set batch.prompts=3" in line
+    assert "data.train: holds no rows" in told("{kind: format}", "data.train=[]", verb=verb, status=3)
+
+
 def test_requests_are_told_by_the_keys_of_the_recipe():
     for said, key in (("max_tokens", "rollout.max_tokens"), ("prompt", "data.max_length"), ("", "rollout")):
         with pytest.raises(RequestError) as caught, asked_by("rollout", {"prompt": "data.max_length"}):
