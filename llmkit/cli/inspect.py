@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import numpy as np
 from llmkit.adapters.limits import virtual_tokens
 from llmkit.build.ranked import check as check_ranks
 from llmkit.core.environment import prepare as quiet_libraries
-from llmkit.core.errors import DataError, ModelError, Problem
+from llmkit.core.errors import DataError, LlmkitError, ModelError, Problem, RecipeError
 from llmkit.core.memory import available, device
 from llmkit.core.ranks import ranks
 from llmkit.core.usercode import check_granted, looked_at
@@ -60,17 +60,25 @@ from llmkit.stages.trl import Trl
 
 
 def present(stages: Sequence[tuple[str, Any]], earlier: Collection[str] = ()) -> None:
-    """Raises: ModelError or DataError, by the first: all that stages read and that is not there, nor comes of the ones
-    before, in whose folders, or in `earlier`, it would be."""
-    made, fix, lacks, models = [*earlier], "mend the path, or make it first", list[Problem](), list[bool]()
+    """Raises: ModelError, RecipeError or DataError, by the first, as a run would: all that stages read and that is not
+    there, nor comes of the ones before, in whose folders, or in `earlier`, it would be."""
+    made, fix, lacks, errors = [*earlier], "mend the path, or make it first", list[Problem](), list[type[LlmkitError]]()
     for name, node in stages:
+        beside = {*_files_beside(node), *(key for key, _ in own_code(node))}
         for key, path, model in missing(node, made):
             place = f"stages.{name}.{key}" if name else key
             lacks.append(Problem(f"{path} is not there", fix, key=place))
-            models.append(model)
+            errors.append(ModelError if model else RecipeError if key in beside else DataError)
         made.append(node.out)
     if lacks:
-        raise (ModelError if models[0] else DataError)(problems=lacks)
+        raise errors[0](problems=lacks)
+
+
+def _files_beside(node: Any) -> Mapping[str, str]:
+    """Files beside rows and models that a stage reads, by their keys."""
+    if isinstance(node, BestOf):
+        return files_of(node.reward)
+    return node.files_beside() if isinstance(node, Training) else {}
 
 
 def inspect(name: str, node: Any, show: int, earlier: Collection[str] = (), python: bool = False) -> None:

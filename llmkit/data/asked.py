@@ -74,7 +74,9 @@ def asking(values: Mapping[str, Any], id: int) -> Row:
     cluster, tools = str(values.get("cluster", id)), tools_of(values.get("tools"))
     if isinstance(prompt, str):
         return Row(id, cluster, prompt=text(prompt, "prompt"), tools=tools)
-    said, _ = messages([*prompt, ANSWER] if isinstance(prompt, list) else prompt, 0)
+    if not isinstance(prompt, list) or not prompt or not all(isinstance(one, dict) for one in prompt):
+        raise Unusable("prompt is no text and no list of messages")
+    said, _ = messages([*prompt, ANSWER], 0)
     return Row(id, cluster, (*said[:-1], {"role": "assistant", "content": ""}), len(said) - 1, tools=tools)
 
 

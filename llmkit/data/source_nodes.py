@@ -313,8 +313,9 @@ class Arithmetic:
     pairs: bool = False
     """Rows for `kind: preference` and `kind: reward` instead: the right answer is chosen; rejected are other numbers,
     numbers without their tags, and many words."""
-    shown: int = setting(default=0, least=0)
-    """Sums of the training split that stand before each, with their answers in the format."""
+    shown: int = setting(default=0, least=0, most=511)
+    """Sums of the training split that stand before each, with their answers in the format: a row holds 1024 messages
+    at most."""
 
     def rows(self, after: At = ()) -> Iterator[Raw | BadRow]:
         """Each row of the split."""

@@ -74,9 +74,20 @@ class Tally:
 
     def _files(self, key: str) -> str:
         """What was read for a key of `data`."""
-        side = key.removeprefix("data.")
-        sources = self.data.sources("valid" if side == "valid" else "train") if side in ("train", "valid") else ()
+        if key not in ("data", "data.train", "data.valid"):
+            return ""
+        sources = self.data.sources("valid" if key == "data.valid" else "train")
         return ", ".join(dict.fromkeys(path for source in sources for path in source.files()))
+
+    def _none(self, key: str) -> DataError:
+        """The error that no row is."""
+        what, fix, share = "holds no rows", "give a file with rows", self.data.held_out.share
+        there = share and any(True for source in self.data.train for _ in source.rows())
+        if there and key == "data.train":
+            what, fix = f"holds no rows: data.held_out={share:g} takes them all", "lower data.held_out"
+        elif there and key == "data.valid":
+            what, fix = f"holds no rows: data.held_out={share:g} takes none of them", "raise data.held_out"
+        return DataError(what, fix=fix, file="" if there else self._files(key), key=key)
 
     def check(self, kept: int, least: int, key: str) -> None:
         """Raises: DataError when too many rows are unusable, or too few are left."""
@@ -84,7 +95,7 @@ class Tally:
         table = ", ".join(f"{reason} {n}" for reason, n in counts.most_common() if reason != "rows" and n)
         bad = sum(n for reason, n in counts.items() if reason.startswith("unusable"))
         if counts["rows"] == 0:
-            raise DataError("holds no rows", fix="give a file with rows", file=self._files(key), key=key)
+            raise self._none(key)
         if bad > self.data.bad_share * counts["rows"]:
             what = f"{bad} of {counts['rows']} rows cannot be used ({table}; the first is {self.first})"
             fix = "mend them, or raise data.bad_share" if training and bad < counts["rows"] else "mend them"

@@ -49,7 +49,8 @@ def column_of(told: Told, column: str) -> str:
     if nan or isinstance(value, bool) or not isinstance(value, str | int | float):
         what = "is empty" if column in told["row"] and value is None else "holds no text and no number"
         there = f"column {column} {what}" if column in told["row"] else f"its row has no column {column}"
-        raise Unscored(there, f"give rows with it, or name another column (columns: {', '.join(told['named'])})")
+        other = f", or name another column (columns: {', '.join(told['named'])})" if told["named"] else ""
+        raise Unscored(there, f"give rows with it{other}")
     return str(value)
 
 

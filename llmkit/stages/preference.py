@@ -118,6 +118,11 @@ class Preference(Training):
         return "rows" if isinstance(self.loss, Kto) else "pairs"
 
     @property
+    def counts(self) -> tuple[str, str]:
+        """The loss, where it is one of single completions."""
+        return ("loss.kind", "loss kto") if isinstance(self.loss, Kto) else super().counts
+
+    @property
     def row_tokens(self) -> int:
         """Tokens of a packed row: two completions of `data.max_length` with a prompt each fill one."""
         return (1 if isinstance(self.loss, Kto) else 2) * self.data.max_length

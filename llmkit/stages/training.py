@@ -192,8 +192,8 @@ class Training:
         """Steps of tokens, where rows are counted; rows where pairs are."""
         for other in (other for other in ("rows", "pairs", "prompts") if other != self.counted):
             if getattr(self.batch, other) != getattr(Batching(), other):
-                what = f"kind {self.kind} counts {self.counted}"
-                yield Conflict(f"batch.{other}", what, f"use batch.{self.counted}", "kind")
+                by, named = self.counts
+                yield Conflict(f"batch.{other}", f"{named} counts {self.counted}", f"use batch.{self.counted}", by)
         data, tokens = self.data, self.batch.tokens
         counted = {"streaming": data.streaming, "mix": data.mixed, "sampler": data.sampler is not None}
         counted["length_buckets"] = data.length_buckets is not None
@@ -305,6 +305,11 @@ class Training:
     def counted(self) -> Literal["rows", "pairs", "prompts"]:
         """What `batch` counts."""
         return "rows"
+
+    @property
+    def counts(self) -> tuple[str, str]:
+        """The key by which it counts that, and how errors say it."""
+        return "kind", f"kind {self.kind}"
 
     @property
     def step_examples(self) -> int:

@@ -74,6 +74,9 @@ def test_a_column_that_a_reward_reads_and_no_row_has(told, no_model, verb):
     line = told("{kind: exact, column: answr}", verb=verb, status=3)
     assert "rows.jsonl:1: reward.0.column: its row has no column answr; fix: give rows with it, or name another" in line
     assert "(columns: answer)" in line
+    bare = [{"prompt": "a question of the model"}] * 2
+    line = told("{kind: exact}", verb=verb, status=3, rows=bare)
+    assert line.rstrip().endswith("fix: give rows with it")
     line = told("{kind: exact}", verb=verb, status=3, rows=[*ROWS, {"prompt": "more", "answer": None}])
     assert "rows.jsonl:4: reward.0.column: column answer is empty" in line
     line = told("{kind: judge, model: {name: x, attention: eager}, against: best}", status=4)
@@ -130,6 +133,12 @@ def test_prompts_that_fill_no_step_and_lists_of_no_source(told, no_model, verb):
     line = told("{kind: format}", "batch.prompts=10", verb=verb, status=3)
     assert "3 examples do not fill one step of 10; fix: set batch.prompts=3" in line
     assert "data.train: holds no rows" in told("{kind: format}", "data.train=[]", verb=verb, status=3)
+
+
+@pytest.mark.parametrize("verb", ["check", "run"])
+def test_a_file_of_a_reward_that_is_not_there_is_the_recipes_fault(told, no_model, verb):
+    assert "reward.0.ref: gone.py " in told('{kind: python, ref: "gone.py:x"}', verb=verb, status=2)
+    assert "reward.0.path: gone.json " in told("{kind: json_schema, path: gone.json}", verb=verb, status=2)
 
 
 def test_requests_are_told_by_the_keys_of_the_recipe():

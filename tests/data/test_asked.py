@@ -6,13 +6,14 @@ import re
 import numpy as np
 import pytest
 
-from llmkit.core.errors import DataError
+from llmkit.core.errors import DataError, RecipeError
 from llmkit.data import arithmetic
 from llmkit.data.asked import asked_of
 from llmkit.data.node import Data
 from llmkit.data.prompt import prompt_ids
 from llmkit.data.render import Renderer
 from llmkit.data.rolled import figures, rolled, spread_out
+from llmkit.data.rows import BadRow, bounded
 from llmkit.data.source_nodes import Arithmetic, Jsonl
 from tests.conftest import make_tokenizer
 
@@ -54,6 +55,26 @@ def test_a_prompt_is_what_the_model_is_asked_in_use(tmp_path):
 def test_a_system_message_is_put_before(tmp_path):
     made = read(tmp_path, [{"prompt": MESSAGES}], system="be brief")
     assert made.rows[0].question[0] == {"role": "system", "content": "be brief"}
+
+
+@pytest.mark.parametrize("prompt", [5, {}, [], ["a"]])
+def test_a_prompt_that_is_none_is_called_so(tmp_path, prompt):
+    with pytest.raises(DataError, match="prompt is no text and no list of messages 1"):
+        read(tmp_path, [{"prompt": prompt}])
+
+
+def test_a_share_that_leaves_no_row_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    file = Jsonl(path=str(tmp_path / "rows.jsonl"))
+    most, few = (Data(train=(file,), held_out={"share": share}) for share in (0.999, 0.0001))
+    with pytest.raises(DataError, match=r"data.train: holds no rows: data.held_out=0.999 takes them all; fix: lower"):
+        asked_of(most.sources("train"), most, make_tokenizer())
+    with pytest.raises(DataError, match=r"data.valid: holds no rows: data.held_out=0.0001 takes none of them; fix: r"):
+        asked_of(few.sources("valid"), few, make_tokenizer(), "data.valid")
+    (tmp_path / "rows.jsonl").write_text("")
+    for key in ("data.train", "data.valid", "data"):
+        with pytest.raises(DataError, match=rf"rows.jsonl: {key}: holds no rows; fix: give a file"):
+            asked_of(few.sources("valid"), few, make_tokenizer(), key)
 
 
 def test_what_asks_nothing_is_counted_and_too_many_are_refused(tmp_path):
@@ -119,6 +140,14 @@ def test_pairs_of_sums_have_a_right_side_and_wrong_ones_of_three_kinds():
         assert said != chosen["content"] and (kind == "tags" or right not in re.findall(r"-?\d+", said))
     assert seen == {"number", "tags", "words"}
     assert next(iter(Arithmetic(take=20, pairs=True).rows(pairs[7].at))).at == (9,)
+
+
+def test_no_more_sums_are_shown_than_a_row_holds():
+    (row,) = Arithmetic(take=1, shown=511).rows()
+    assert bounded(row) is row
+    with pytest.raises(RecipeError, match="shown: 512 .* at most 511"):
+        Arithmetic(take=1, shown=512)
+    assert isinstance(bounded(next(arithmetic.read("train", 1, 20, shown=512))), BadRow)
 
 
 def test_sums_that_are_shown_are_the_same_before_each_and_none_is_held_out():

@@ -162,6 +162,11 @@ def test_what_it_cannot_be_made_of_is_refused(tiny, labelled, tmp_path):
         go(kto(tiny, tmp_path / "pairs.jsonl", tmp_path / "run"))
 
 
+def test_the_loss_is_named_by_which_rows_are_counted(tiny, labelled, tmp_path):
+    with pytest.raises(RecipeError, match=r"batch.pairs: contradicts loss.kind: loss kto counts rows"):
+        kto(tiny, labelled, tmp_path / "run", batch={"pairs": 4})
+
+
 def test_without_a_baseline_the_reference_may_be_asked_before(tiny, labelled, tmp_path):
     loss = {"kind": "kto", "beta": 0.5, "variant": "apo_zero"}
     one, other = (
