@@ -52,7 +52,9 @@ class ServedLayer:
         if cos.shape != (1, len(rows), self.attention.size) or not (_flat(cos) and _flat(sin)):
             return None
         held, laid = attend.store.there(self.attention.module.layer_idx), attend.laid
-        if held is None or not paged.turns(held) or held.block > paged.LARGEST or not laid.full:
+        if held is None or not paged.turns(held) or held.block > paged.LARGEST:
+            return None
+        if not laid.full or len(laid.slots) != len(rows):
             return None
         layer = self._known(rows)
         return None if layer is None else layer.run(rows, held, laid, (cos[0], sin[0]))[None]
@@ -138,7 +140,7 @@ def _alike(module: Any) -> bool:
     given = {"position_embeddings": (cos, sin), "attention_mask": NO_MASK, "past_key_values": None, "attend": attend}
     try:
         own = module.forward(x, **given)
+        ours = made._made(x, attend=attend, position_embeddings=(cos, sin))
     except (TypeError, ValueError, RuntimeError, AttributeError):  # it wants more than a layer like this is given
         return False
-    ours = made._made(x, attend=attend, position_embeddings=(cos, sin))
     return ours is not None and isinstance(own, Tensor) and torch.equal(own, ours)

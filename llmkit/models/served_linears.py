@@ -98,8 +98,9 @@ class Asked(Generic[T]):
         now = None if torch.is_autocast_enabled("cpu") or not linear.suits(rows) else state(linears)
         if now is not None:
             now += beside
-            if self.known is not None and self.known[0] == now:
-                return self.known[1]
+            known = self.known
+            if known is not None and known[0] == now:
+                return known[1]
         told = parts(rows, linears)
         made = None if told is None else self.make(told)
         self.known = None if now is None or made is None else (now, made)
@@ -114,8 +115,7 @@ def state(linears: Sequence[Any]) -> list[Any] | None:
         if type(forward) is ServedLora:
             told = forward.module.state()
         elif type(one) is ServedLinear and forward is None:
-            own = one._parameters
-            told = (), (own["weight"], own["bias"])
+            told = None if (own := _own(one)) is None else ((), own)
         else:
             return None
         if told is None:
@@ -126,6 +126,14 @@ def state(linears: Sequence[Any]) -> list[Any] | None:
                 return None
             made.append(None if tensor is None else place)
     return made
+
+
+def _own(one: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias, where these are parameters of its own: what is pruned or normed makes them anew in each call."""
+    held = one._parameters
+    if held.get("weight") is None or "bias" not in held:
+        return None
+    return cast(Tensor, held["weight"]), held["bias"]
 
 
 def free(linears: Sequence[Any]) -> bool:
@@ -142,8 +150,8 @@ def parts(rows: Tensor, linears: Sequence[Any]) -> list[Part] | None:
         if type(forward) is ServedLora:
             part = forward.part(rows)
         elif type(one) is ServedLinear and forward is None:
-            weight = cast(Tensor, one._parameters["weight"])
-            part = Part(weight, one._parameters["bias"], None) if linear.suits(rows, weight) else None
+            own = _own(one)
+            part = Part(*own, None) if own is not None and linear.suits(rows, own[0]) else None
         if part is None:
             return None
         made.append(part)

@@ -197,9 +197,9 @@ def test_going_on(first, then, tiny, rows, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
-def test_a_real_model(adapter, rows, tmp_path):
-    """To twice what one process differs by from itself, where it takes two rows a forward (8e-6, `up` of one layer)."""
+@pytest.mark.parametrize(("adapter", "tol"), [(LORA, 1.6e-5), (FULL, 1e-5)], ids=["lora", "full"])
+def test_a_real_model(adapter, tol, rows, tmp_path):
+    """With LoRA to twice what one process differs by from itself where it takes two rows a forward."""
     optim = {"kind": "sgd", "lr": 1e-2, "momentum": 0.0}
     batch = {"batch": {"rows": 4}, "steps": 3}
-    same(2, "smollm2-135m-instruct-q4", rows, tmp_path, tol=2e-5, seconds=1200.0, adapter=adapter, optim=optim, **batch)
+    same(2, "smollm2-135m-instruct-q4", rows, tmp_path, tol=tol, seconds=1200.0, adapter=adapter, optim=optim, **batch)

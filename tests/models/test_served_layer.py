@@ -206,3 +206,13 @@ def test_what_does_not_go_together_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=match):
             layer.run(*given)
+
+
+@torch.no_grad()
+def test_rows_past_the_last_span_go_their_own_way(runs: list[int]) -> None:
+    made = Decoder(ready(tiny("Llama")))
+    store, tried = BlockStore(4, 8), len(runs)
+    for past in (0, 2):
+        attend = Paged(store, (Span(0, 0, 2, past, (0, 1, 2, 3)),))
+        outs = made.hidden(torch.tensor([5, 6, 7]), torch.tensor([past, past + 1, 0]), attend, [""])
+    assert len(outs) == 3 and len(runs) == tried

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from llmkit_kernels.build import lacks
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from llmkit.adapters.lora import attach
 from llmkit.adapters.method import Around
@@ -184,3 +186,14 @@ def test_a_full_fine_tune_is_seen() -> None:
     ours = stepped(made)
     assert not any(torch.allclose(a, b, rtol=1e-3) for a, b in zip(ours, before, strict=True))
     assert all(a.equal(b) for a, b in zip(ours, stepped(Decoder(model)), strict=True))
+
+
+def test_weights_that_are_made_anew_in_each_call_go_their_own_way() -> None:
+    """Those of a pruned linear are no parameters of its own."""
+    model = ready(tiny("Llama"))
+    expected = stepped(Decoder(copy.deepcopy(model)))
+    for layer in model.model.layers:
+        for one in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.up_proj, layer.mlp.down_proj):
+            prune.identity(one, "weight")
+    ours = stepped(Decoder(model))
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(ours, expected, strict=True))
