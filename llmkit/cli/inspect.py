@@ -177,6 +177,7 @@ def _constitutional(title: str, node: Constitutional) -> None:
         if sources := getattr(node, key):
             _say(f"{title}{key}: {len(questions(sources, key, node.rows))} rows")
     known(dict(each(node, (ModelRef,))), {})
+    node.ready()
 
 
 def _evaluate(title: str, node: Evaluate) -> None:

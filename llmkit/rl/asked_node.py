@@ -34,6 +34,15 @@ class Model(Weighed):
         """The reward model."""
         return {"path": ModelRef(name=self.path)}
 
+    def ready(self) -> None:
+        """
+        Raises:
+            ModelError: by its files it scores no answers.
+        """
+        from llmkit.rl.foreseen import check_scorer
+
+        check_scorer(ModelRef(name=self.path), "path")
+
     def score(self, samples: Sequence[Sample], bench: Bench) -> list[Score]:
         """A score for each, or why it has none.
 
@@ -100,6 +109,15 @@ class Judge(Weighed):
         engine = self.generator if isinstance(self.generator, OwnEngine) else None
         cache, room = (None, None) if engine is None else (engine.cache, engine.room)
         return (Beside("judge", self.model, "model", how="asked", cache=cache, room=room),)
+
+    def ready(self) -> None:
+        """
+        Raises:
+            RecipeError: its verdicts are past its positions.
+        """
+        from llmkit.rl.foreseen import check_room
+
+        check_room(self.model, self.sampling.max_tokens)
 
     def lacks(self, rows: Sequence[Mapping[str, Any]]) -> Lack | None:
         """A row without the text that answers are held against."""

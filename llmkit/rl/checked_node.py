@@ -49,6 +49,13 @@ class Weighed:
         """The models that it holds."""
         return ()
 
+    def ready(self) -> None:
+        """Sees to it, before there are answers, that what it reads can say what they are worth.
+
+        Raises:
+            LlmkitError: it cannot.
+        """
+
     def lacks(self, rows: Sequence[Mapping[str, Any]]) -> Lack | None:
         """The first of these rows to which no answer could have a score, and why, as far as that shows before there
         are answers."""

@@ -1,11 +1,11 @@
-"""Whether rows have what rewards read of them, before there are answers."""
+"""Whether rewards can say what answers are worth, and rows have what they read of them, before there are answers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmkit.core.errors import DataError, LlmkitError, Problem
+from llmkit.core.errors import DataError, Problem, told_below
 from llmkit.rl.rewards_node import Reward, placed
 
 
@@ -16,15 +16,13 @@ def check_columns(
 
     Raises:
         DataError: no answer to a row could have a score; of each reward the first such row is told.
-        RecipeError: there is no function of a reward's name.
+        RecipeError, ModelError, ResourceError: a reward is not what it has to be.
     """
     wrong: list[Problem] = []
     for key, reward in placed(rewards):
-        try:
+        with told_below(key):
+            reward.ready()
             lack = reward.lacks(rows)
-        except LlmkitError as error:
-            error.below(key)
-            raise
         if lack is not None:
             file, line = places[lack.row]
             wrong.append(Problem(lack.why, lack.fix, file, line, key=f"{key}.{lack.key}"))

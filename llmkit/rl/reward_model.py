@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmkit.build import reward_model
-from llmkit.core.errors import ModelError
 from llmkit.data.rows import Row, Unusable
 from llmkit.models.node import ModelRef
-from llmkit.models.rewarded import scores_answers
 from llmkit.rl.bench import Bench
+from llmkit.rl.foreseen import check_head
 from llmkit.rl.sample import Fault, Sample, Score
 
 
@@ -22,9 +21,7 @@ class RewardModel:
             ModelError: it cannot be loaded, or is none that scores whole answers.
         """
         self.model = reward_model.RewardModel(ref, bench.device, bench.precision, bench.grants, "path")
-        if not scores_answers(self.model.loaded.head):
-            what = f"{ref.name} judges steps, not whole answers"
-            raise ModelError(what, fix="give what kind: reward made with task: outcome", key="path")
+        check_head(self.model.loaded.head, ref.name, "path")
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
         """A score for each, in order."""

@@ -70,3 +70,12 @@ class Role:
             yield Conflict("model", "there is none", "name it, or use generator: {kind: openai, url: ...}")
         if self.sampling.n > 1:
             yield Conflict("sampling.n", "it is asked once", "leave it out")
+
+    def ready(self) -> None:
+        """
+        Raises:
+            RecipeError: its answers are past its positions.
+        """
+        from llmkit.rl.foreseen import check_room
+
+        check_room(self.model, self.sampling.max_tokens)

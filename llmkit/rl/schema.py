@@ -12,14 +12,14 @@ from llmkit.rl.checked import Check, Told, each
 FENCE = re.compile(r"```[A-Za-z]*\s*\n(.*?)```", re.DOTALL)
 
 
-def check(schema: str, where: Literal["whole", "fenced"]) -> Check:
-    """Whether the answer, or what its last fence holds, is valid.
+def check(schema: str, where: Literal["whole", "fenced"], key: str = "schema") -> Check:
+    """Whether the answer, or what its last fence holds, is valid; `key` is the recipe's, that gives the schema.
 
     Raises:
         ResourceError: jsonschema is not installed.
         RecipeError: the schema is none.
     """
-    valid = _validator(schema)
+    valid = _validator(schema, key)
 
     def score(told: Told) -> float:
         text = told["completion"]
@@ -37,7 +37,7 @@ def check(schema: str, where: Literal["whole", "fenced"]) -> Check:
     return each(score)
 
 
-def _validator(schema: str) -> Any:
+def _validator(schema: str, key: str) -> Any:
     try:
         from jsonschema import SchemaError
         from jsonschema.validators import validator_for
@@ -51,7 +51,7 @@ def _validator(schema: str) -> Any:
         kind.check_schema(said)
     except (ValueError, SchemaError) as cause:
         why = cause.message if isinstance(cause, SchemaError) else str(cause)
-        raise RecipeError(f"is no JSON schema ({why[:200]})", fix="mend it", key="schema") from cause
+        raise RecipeError(f"is no JSON schema ({why[:200]})", fix="mend it", key=key) from cause
     return kind(said, registry=Registry())  # which fetches nothing
 
 

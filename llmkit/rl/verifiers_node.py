@@ -154,6 +154,13 @@ class Schema(Checked):
             what = "neither schema nor path is given" if not self.schema else "the schema is in a file and here"
             yield Conflict("schema", what, "give one of the two", "path" if self.schema else "")
 
+    def ready(self) -> None:
+        """
+        Raises:
+            RecipeError: the schema is none.
+        """
+        self.check()
+
     def check(self) -> Check:
         """In the process."""
         from llmkit.core.errors import RecipeError
@@ -164,7 +171,7 @@ class Schema(Checked):
         except (OSError, ValueError) as cause:
             why = getattr(cause, "strerror", None) or "is not UTF-8"
             raise RecipeError(f"{self.path} cannot be read ({why})", fix="name a file of JSON", key="path") from cause
-        return check(text, self.where)
+        return check(text, self.where, "path" if self.path else "schema")
 
 
 @config

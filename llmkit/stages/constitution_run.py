@@ -88,6 +88,7 @@ def made(node: Constitutional, run: Run) -> Artifact:
     """All steps, what they come to, and what is to be told of it."""
     torch.set_num_threads(run.threads)
     known(dict(each(node, (ModelRef,))), {})  # each named by its key
+    node.ready()
     constitution = words.read(node.constitution)
     asked = questions(node.prompts, "prompts", node.rows)
     harmless = questions(node.harmless, "harmless", node.rows) if node.harmless else []

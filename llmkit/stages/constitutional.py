@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Literal
 
 from llmkit.build.precision import Reading
 from llmkit.core.config import Conflict, config, setting
+from llmkit.core.errors import told_below
 from llmkit.core.seed import LARGEST
 from llmkit.data.source_nodes import Source
 from llmkit.inference.node import Generator, OpenAi, OwnEngine
@@ -83,6 +85,18 @@ class Constitutional:
         if self.harmless and "supervised" not in self.makes:
             what = "nothing is revised, so that there is no after"
             yield Conflict("harmless", what, "leave it out, or make supervised rows", "makes")
+
+    def ready(self) -> None:
+        """Sees to it, before anything is made, that who is asked has room for what it is to say.
+
+        Raises:
+            ModelError: a model is not there.
+            RecipeError: answers are past its positions.
+        """
+        for place, role in {"": self.own, "critic": self.critic, "reviser": self.reviser, "judge": self.judge}.items():
+            with told_below(place) if place else nullcontext():
+                if role is not None:
+                    role.ready()
 
     @property
     def own(self) -> Role:

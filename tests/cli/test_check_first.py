@@ -108,6 +108,33 @@ def test_a_reward_model_that_is_not_there(told):
 
 
 @pytest.mark.parametrize("verb", ["check", "run"])
+def test_rewards_that_cannot_say_what_answers_are_worth(told, no_model, verb, tiny):
+    line = told(f"{{kind: model, path: {tiny}}}", verb=verb, status=4)
+    assert "r.yaml:7:" in line and f"reward.0.path: {tiny} is a language model; fix: give what kind: reward" in line
+    line = told("{kind: json_schema, schema: '{'}", verb=verb, status=2)
+    assert "r.yaml:7:" in line and "reward.0.schema: is no JSON schema" in line
+    Path("s.json").write_text('{"type": "nope"}')
+    assert "reward.0.path: is no JSON schema ('nope'" in told("{kind: json_schema, path: s.json}", verb=verb, status=2)
+    there = json.loads((Path(tiny) / "config.json").read_text())["max_position_embeddings"]
+    judge = f"{{kind: judge, model: {tiny}, sampling: {{max_tokens: {there}}}}}"
+    line = told(judge, verb=verb, status=2)
+    assert f"reward.0.sampling.max_tokens: {there} tokens behind a prompt are past the {there} positions" in line
+
+
+@pytest.mark.parametrize("verb", ["check", "run"])
+def test_constitutional_answers_past_the_positions_are_told_first(call, tiny, verb):
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    text = f"kind: constitutional\nmodel: {tiny}\nprompts: [{{kind: jsonl, path: rows.jsonl}}]\nout: out\n"
+    Path("r.yaml").write_text(text)
+    drawn = "sampling.temperature=1.0"
+    code, _, line = call(verb, "r.yaml", drawn, "sampling.max_tokens=100000")
+    assert code == 2 and "sampling.max_tokens: 100000 tokens behind a prompt are past the" in line
+    judge = f"judge={{model: {tiny}, sampling: {{max_tokens: 99999}}}}"
+    code, _, line = call(verb, "r.yaml", drawn, "sampling.max_tokens=8", judge)
+    assert code == 2 and " judge.sampling.max_tokens: 99999 tokens behind a prompt" in line
+
+
+@pytest.mark.parametrize("verb", ["check", "run"])
 def test_a_model_with_too_few_positions_for_prompt_and_answer(told, no_model, verb, tiny):
     there = json.loads((Path(tiny) / "config.json").read_text())["max_position_embeddings"]
     more = (f"data.max_length={2 * there}", f"rollout.max_tokens={there}")
