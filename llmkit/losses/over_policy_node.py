@@ -106,7 +106,7 @@ class OverPolicy:
 class Clipping(OverPolicy):
     """A ratio that is clipped on both sides."""
 
-    clip: float = setting(default=0.2, above=0.0)
+    clip: float = setting(default=0.2, above=0.0, most=1.0)
     """How far below 1 the ratio may fall."""
     clip_high: float | None = setting(default=None, above=0.0)
     """How far above 1 it may rise; as far as below, where nothing is said."""

@@ -67,7 +67,7 @@ class Gspo(Clipping):
 
     ratio: ClassVar[Ratio] = "mean"
     kind: Literal["gspo"] = "gspo"
-    clip: float = setting(default=3e-4, above=0.0)
+    clip: float = setting(default=3e-4, above=0.0, most=1.0)
     """How far below 1 the ratio may fall."""
     clip_high: float | None = setting(default=4e-4, above=0.0)
     """How far above 1 it may rise."""

@@ -17,7 +17,7 @@ class PpoLoss:
     """PPO's loss (arXiv:1707.06347): of the policy and of the values clipped, with a bonus on the entropy, each the
     mean over all tokens."""
 
-    clip: float = setting(default=0.2, above=0.0)
+    clip: float = setting(default=0.2, above=0.0, most=1.0)
     """How far from 1 a token's ratio may go."""
     clip_values: float = setting(default=0.2, least=0.0)
     """How far a value may go from what it was when the answer was drawn; 0 lets it go anywhere."""

@@ -14,7 +14,7 @@ from llmkit.rl.environment_node import EnvironmentNode
 class Rollout:
     """Answers to a step's prompts, drawn by the engine from the weights that are trained."""
 
-    group: int = setting(default=8, least=1)
+    group: int = setting(default=8, least=1, most=65536)
     """Answers to each prompt."""
     max_tokens: int = setting(default=256, least=1)
     """Of an answer; together with its prompt it has at most `data.max_length`."""

@@ -13,6 +13,8 @@ from llmkit.rl.sample import UNREACHED, Fault, Sample, Score
 
 TOLD = 5
 """Reasons for no score that are told in one go."""
+MOST = 1e15
+"""The largest score: squares of larger ones overflow in fp32."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,9 @@ def _whole(
             wrong.setdefault(one, []).append(index)
         elif not math.isfinite(one):
             fault = Fault(f"has the score {one}", "let the reward give finite numbers")
+            wrong.setdefault(fault, []).append(index)
+        elif abs(one) > MOST:
+            fault = Fault(f"has the score {one:g}, of which no loss can be told", f"give scores up to {MOST:g}")
             wrong.setdefault(fault, []).append(index)
         else:
             made.append(one)

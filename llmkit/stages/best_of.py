@@ -38,7 +38,7 @@ class BestOf:
     """Tokens of a prompt and its answer together; longer prompts are left out."""
     rows: int | None = setting(default=None, least=1)
     """At most so many prompts, evenly apart."""
-    samples: int = setting(default=8, least=1)
+    samples: int = setting(default=8, least=1, most=65536)
     """Answers to each prompt."""
     sampling: Sampling = setting(default_factory=lambda: Sampling(temperature=1.0, max_tokens=256))
     """How they are chosen."""

@@ -59,6 +59,8 @@ class FromRollouts(Training):
         yield from super().problems()
         if not self.reward:
             yield Conflict("reward", "nothing says what an answer is worth", "give one or more")
+        elif self.rollout.environment is None and not any(one.weight for one in self.reward):
+            yield Conflict("reward", "all weights are 0: nothing says what an answer is worth", "give one a weight")
         if self.rollout.max_tokens >= self.data.max_length:
             what = f"answers of {self.rollout.max_tokens} tokens leave no room for prompts"
             yield Conflict("rollout.max_tokens", what, "lower it, or raise data.max_length", "data.max_length")

@@ -121,6 +121,14 @@ def test_rewards_that_cannot_say_what_answers_are_worth(told, no_model, verb, ti
     assert f"reward.0.sampling.max_tokens: {there} tokens behind a prompt are past the {there} positions" in line
 
 
+def test_settings_that_make_no_sense(told):
+    assert "reward: all weights are 0" in told("{kind: exact, weight: 0}", status=2)
+    assert "loss.clip: 2 is out of range" in told("{kind: exact}", "loss=grpo", "loss.clip=2", status=2)
+    assert "rollout.group: 99999999999999999999 is out of range" in told(
+        "{kind: exact}", "rollout.group=99999999999999999999", status=2
+    )
+
+
 @pytest.mark.parametrize("verb", ["check", "run"])
 def test_constitutional_answers_past_the_positions_are_told_first(call, tiny, verb):
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))

@@ -213,6 +213,9 @@ def test_scores_that_are_no_finite_number_are_errors_whatever_is_said_of_failure
     for Broken.value in (math.nan, math.inf):
         with pytest.raises(DataError, match=f"answer 1 .*: has the score {Broken.value}"):
             score([Broken(pattern="a", failed=0.0)], [sample("a")] * 3, bench)
+    Broken.value = -1e308
+    with pytest.raises(DataError, match="reward .*: answer 1 .*: has the score -1e\\+308, of which no loss"):
+        score([Broken(pattern="a", failed=0.0)], [sample("a")] * 3, bench)
     Broken.value = 0.0
     assert score([Broken(pattern="a", failed=-2.0)], [sample("a")] * 3, bench).total == (1, 0, -2)
 
