@@ -16,6 +16,8 @@ from llmkit.core.files import refused
 
 FIX = "write FILE.py:FUNCTION, such as ./my.py:score"
 CLASS = "write FILE.py:CLASS, such as ./my.py:Shop"
+PLAIN = (ast.Constant, ast.JoinedStr, ast.List, ast.Tuple, ast.Set, ast.Dict)
+"""What is nothing to call, as it is written."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,9 @@ def _check(text: bytes, name: str, path: str, key: str) -> None:
     if name not in found:
         known = ", ".join(one for one in found if not one.startswith("_"))[:200]
         raise RecipeError(f"{path} has no {name}", fix=f"name one of {known or 'its functions'}", key=key)
+    last = next(node for node in reversed(body) if name in _named(node))
+    if isinstance(last, ast.Assign | ast.AnnAssign) and isinstance(last.value, PLAIN):
+        raise RecipeError(f"{path}: {name} is no function", fix="name a function", key=key)
 
 
 def _named(node: ast.stmt) -> list[str]:

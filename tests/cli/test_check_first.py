@@ -95,6 +95,14 @@ def test_a_function_of_ones_own_that_nobody_allowed_or_that_asks_for_more(told, 
     assert "reward.0.ref: score asks for solution, which the rows have no column of; fix: give it a default" in line
 
 
+@pytest.mark.parametrize("verb", ["check", "run"])
+@pytest.mark.parametrize("value", ["5", "[print]", "None"])
+def test_a_name_of_the_users_own_that_is_nothing_to_call(told, no_model, verb, value):
+    Path("my.py").write_text(f"def score(completions): ...\n\n\nscore: object = {value}\n")
+    line = told("{kind: python, ref: ./my.py:score}", "--allow-python", verb=verb, status=2)
+    assert "r.yaml:7:" in line and "reward.0.ref: ./my.py: score is no function; fix: name a function" in line
+
+
 def test_a_check_allows_nothing(told):
     Path("my.py").write_text("def score(completions):\n    return [1.0] * len(completions)\n")
     assert "error" not in told("{kind: python, ref: ./my.py:score}", "--allow-python")
