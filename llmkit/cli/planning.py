@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from llmkit.cli.recipes import out
 from llmkit.core.environment import prepare
@@ -20,6 +20,7 @@ from llmkit.models.outline import PUBLIC
 from llmkit.plan.devices import named
 from llmkit.recipe.load import Recipe, load_recipe
 from llmkit.recipe.told import named as placed
+from llmkit.rl.asked_node import Model
 from llmkit.stages.changes import changes
 from llmkit.stages.planned import Planned, planned, shape_of
 from llmkit.stages.training import Training
@@ -48,18 +49,36 @@ def plan(recipe: str, overrides: Sequence[str], device: str, world: int, as_json
 
 
 def _begun(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    """Each stage; where its model is made by one before and is not there yet, with what that one began from, which has
-    its shape."""
+    """Each stage; where a model of it is made by one before and is not there yet, with what that one began from, which
+    has its shape."""
     first: dict[str, ModelRef] = {}
     for name, node in recipe.stages:
-        given = getattr(node, "model", None)
-        if isinstance(given, ModelRef):
-            known = first.get(given.name)
-            if known is not None and not Path(given.name, "model").is_dir():
-                given = replace(given, name=known.name, revision=known.revision)
-                node = replace(node, model=given)
-            first[node.out] = given
-        yield name, node
+        given = _in_place(node, first)
+        if isinstance(own := getattr(given, "model", None), ModelRef):
+            first[node.out] = own
+        yield name, given
+
+
+def _in_place(value: Any, first: Mapping[str, ModelRef]) -> Any:
+    """A stage, or what is in it, with what models began from in the place of those that are not there yet."""
+    if isinstance(value, ModelRef):
+        known = _to_be(value.name, first)
+        return value if known is None else replace(value, name=known.name, revision=known.revision)
+    if isinstance(value, Model):
+        known = _to_be(value.path, first)
+        return value if known is None else replace(value, path=known.name)
+    if isinstance(value, tuple):
+        return tuple(_in_place(one, first) for one in value)
+    if not is_dataclass(value):
+        return value
+    held = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+    made = {name: new for name, old in held.items() if (new := _in_place(old, first)) != old}
+    return replace(cast(Any, value), **made) if made else value
+
+
+def _to_be(name: str, first: Mapping[str, ModelRef]) -> ModelRef | None:
+    """What a model began from that is still to be made."""
+    return None if Path(name, "model").is_dir() else first.get(name)
 
 
 def _stage(name: str, node: Training, where: str, world: int, free: int) -> dict[str, Any]:

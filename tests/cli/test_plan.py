@@ -132,6 +132,11 @@ stages:
 - {name: prefer, kind: preference, model: "${stages.whole}", batch: {pairs: 16}, parallel: {replicate: 3}}
 """
 
+PAID = """- {name: worth, kind: reward, model: "${stages.whole}", batch: {pairs: 16}}
+- {name: policy, kind: policy, model: "${stages.whole}", reward: [{kind: model, path: "${stages.worth}"}],
+   rollout: {group: 2, max_tokens: 16}, loss: {kind: grpo, beta: 0}, batch: {prompts: 8}}
+"""
+
 
 def test_stages_of_a_pipeline_are_named_and_planned_by_what_they_begin_from(told, call, tmp_path):
     """Whose shape the model of a later one has; what is wrong is told of its stage."""
@@ -141,6 +146,12 @@ def test_stages_of_a_pipeline_are_named_and_planned_by_what_they_begin_from(told
     assert {line.partition(": ")[0] for line in text.splitlines()[:-1]} == {"tune", "prefer"}
     code, _, wrong = call("plan", "r.yaml", "--device", "h100-80gb", "--ranks", "8")
     assert code == 2 and "error: r.yaml:6:" in wrong and " stages.prefer.parallel" in wrong
+
+
+def test_a_reward_of_a_pipeline_is_planned_by_what_its_model_begins_from(told, tmp_path):
+    (tmp_path / "r.yaml").write_text(PIPELINE[: PIPELINE.index("- {name: prefer")] + PAID)
+    made, _ = told("r.yaml", "--device", "h100-80gb", "--ranks", "8")
+    assert [*made] == ["tune", "worth", "policy"] and made["policy"]["parts"]["reward"] > 2**30
 
 
 def test_an_unknown_device_names_those_that_are_known(recipe, call):
