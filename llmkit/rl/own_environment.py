@@ -23,7 +23,7 @@ class OwnSide:
         """
         self.own, self.inner = own, own()
         for name in ("reset", "step"):
-            if not callable(getattr(self.inner, name, None)):
+            if not callable(own.run(getattr, self.inner, name, None)):
                 own.wrong(f"made {_kind(self.inner)}, which has no {name}", "give it reset(row, asked) and step(calls)")
 
     def reset(self, row: Mapping[str, Any], asked: Messages) -> Opening:
@@ -32,7 +32,8 @@ class OwnSide:
         Raises:
             OwnError: it fails, or gives something else.
         """
-        made = self.own.run(self.inner.reset, deepcopy(dict(row)), deepcopy(asked))
+        given = deepcopy(dict(row)), deepcopy(asked)
+        made = self.own.run(lambda: self.inner.reset(*given))
         if not isinstance(made, Opening):
             self._odd("reset", f"gave {_kind(made)}, no Opening", "return Opening(messages, tools)")
         messages, tools = self._messages(made.messages, "reset"), self._list(made.tools, "reset")
@@ -49,7 +50,7 @@ class OwnSide:
         Raises:
             OwnError: it fails, or gives something else.
         """
-        made = self.own.run(self.inner.step, tuple(calls))
+        made = self.own.run(lambda: self.inner.step(tuple(calls)))
         if not isinstance(made, Step):
             self._odd("step", f"gave {_kind(made)}, no Step", "return Step(messages, done, reward)")
         messages = self._messages(made.messages, "step")
@@ -58,13 +59,10 @@ class OwnSide:
             self._odd("step", f"gave {len(messages)} messages for {len(calls)} calls", fix)
         if odd := [one for one in messages if one["role"] != "tool"]:
             self._odd("step", f"gave a message with role {odd[0]['role']}", 'give messages with "role": "tool"')
-        try:
-            reward = float(made.reward)
-        except (TypeError, ValueError, OverflowError):
-            reward = math.nan
+        reward = self.own.run(_number, made.reward)
         if not math.isfinite(reward):
             self._odd("step", f"gave the reward {_short(made.reward)}", "give a finite number")
-        return Step(messages, bool(made.done), reward)
+        return Step(messages, self.own.run(bool, made.done), reward)
 
     def _messages(self, given: Any, of: str) -> Messages:
         messages = self._list(given, of)
@@ -86,6 +84,14 @@ class OwnSide:
 
     def _odd(self, of: str, what: str, fix: str) -> NoReturn:
         self.own.wrong(f"{what} (in {of})", fix)
+
+
+def _number(made: Any) -> float:
+    """NaN of what is none."""
+    try:
+        return float(made)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _kind(made: Any) -> str:

@@ -84,6 +84,8 @@ BROKEN = {
     "return Step([{'role': 'tool', 'content': 'x', 'it': self}])": "gave what JSON does not hold",
     f"return Step({TOLD}, reward=float('nan'))": "gave the reward nan .*; fix: give a finite number",
     f"return Step({TOLD}, reward=None)": "gave the reward None",
+    f"Own.__float__ = lambda self: {{}}['no']; return Step({TOLD}, reward=self)": r"raised KeyError: 'no' \(.*y:6\)",
+    f"import numpy as np; return Step({TOLD}, np.zeros(2))": r"raised ValueError: The truth value of an array ",
     "return Step(None)": "gave NoneType, where a list is",
 }
 BEGUN = {
@@ -112,8 +114,10 @@ def test_what_is_no_environment_is_told_before_anything_is_begun(own, tmp_path):
         own(HEAD + RESET.format(FINE))
     with pytest.raises(OwnError, match="raised TypeError: .*missing 1 required positional argument: 'shop'"):
         own(HEAD + "    def __init__(self, shop): ...\n" + RESET.format(FINE) + STEP.format("..."))
+    with pytest.raises(OwnError, match=r"raised KeyError: 'reset' \(.*my.py:4\)"):
+        own(HEAD + "    def __getattr__(self, name):\n        raise KeyError(name)\n")
     with pytest.raises(RecipeError, match="'Own' names no class of a file; fix: write FILE.py:CLASS"):
         OwnEnvironment(ref="Own")
     (tmp_path / "my.py").write_text(HEAD + "    pass\n# nobody allowed this\n")
     with pytest.raises(RecipeError, match="runs code of yours .* nobody allowed yet"):
-        OwnEnvironment(ref=f"{tmp_path}/my.py:Own").open()
+        begun(OwnEnvironment(ref=f"{tmp_path}/my.py:Own"), False, "rollout.environment.ref")
