@@ -87,11 +87,11 @@ def own_of(node: Escape) -> Own:
     """What a node runs.
 
     Raises:
-        RecipeError: it was not begun, and may not run.
+        OwnError: it was not begun: what its file holds by now nobody may have read.
     """
-    if "_own" not in vars(node):
-        begun(node, False, "ref")
-    own: Own = vars(node)["_own"]
+    own: Own | None = vars(node).get("_own")
+    if own is None:
+        raise OwnError(f"{node.ref} was not begun", fix="run its recipe by llmkit.run", key="ref")
     return own
 
 
@@ -124,6 +124,9 @@ def loaded(code: Code) -> Any:
     sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)  # half of it is none: who asks again is told again
+        raise
     finally:
         sys.path.remove(folder)
         if folder not in sys.path:  # what is imported late, by libraries too, is looked for there last

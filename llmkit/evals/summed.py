@@ -37,7 +37,7 @@ def held_out_sums(
                 sums.append(loss(made, batch))
     count = sum(float(part.count) for part in sums)
     figures = {"valid.loss": sum(float(part.total) for part in sums) / max(count, 1e-9)}
-    for name in sums[0].extras if sums else ():
-        pairs = [part.extras[name] for part in sums]
+    for name in dict.fromkeys(name for part in sums for name in part.extras):  # not every batch tells every figure
+        pairs = [part.extras[name] for part in sums if name in part.extras]
         figures[f"valid.{name}"] = sum(float(top) for top, _ in pairs) / max(1e-9, sum(float(low) for _, low in pairs))
     return figures | {"valid.tokens": count}

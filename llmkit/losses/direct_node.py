@@ -61,7 +61,7 @@ class Orpo:
         chosen, rejected = means(policy)
         odds = log_odds(chosen) - log_odds(rejected)
         more = {"nll": -chosen, "log_odds": odds}
-        return judged(self.beta * sigmoid(odds) - chosen, self.beta * chosen, self.beta * rejected, policy, **more)
+        return judged(self.beta * sigmoid(odds) - chosen, self.beta * chosen, self.beta * rejected, policy, more)
 
 
 @config
@@ -93,7 +93,7 @@ class Cpo:
 
         chosen, rejected, nll = self.beta * policy.chosen, self.beta * policy.rejected, -means(policy)[0]
         losses = MARGINS[self.variant](chosen - rejected, self.label_smoothing) + self.alpha * nll
-        return judged(losses, chosen, rejected, policy, nll=nll)
+        return judged(losses, chosen, rejected, policy, {"nll": nll})
 
 
 @config
@@ -119,4 +119,4 @@ class Nll:
         chosen, rejected = means(policy)
         tokens = policy.chosen_tokens
         losses = policy.nll / (tokens.mean() if self.per == "token" else tokens).clamp_min(1)
-        return judged(losses, chosen, rejected, policy, nll=losses)
+        return judged(losses, chosen, rejected, policy, {"nll": losses})

@@ -3,27 +3,33 @@ few values, for numbers that are finite and a gradient that flows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
 from llmkit.core.own import Own
 from llmkit.core.types import Branches, LossSum
-from llmkit.losses.policy import Drawn
+from llmkit.losses.policy import LOGGED, Drawn
 from llmkit.losses.preference import judged, ratios
 from llmkit.losses.sides import Judged, Sides
 
 OURS = {"event", "step", "epoch", "loss", "grad_norm", "lr", "tokens", "supervised_tokens", "samples", "skipped"}
-OURS |= {"skipped_rows", "seconds", "tokens_per_second", "mfu", "peak_memory_bytes"}
-"""Names that a line of metrics has already."""
+OURS |= {"skipped_rows", "seconds", "tokens_per_second", "mfu", "peak_memory_bytes", "loss_scale", "bubble"}
+"""Names that a line of metrics has already, whatever is trained."""
+REWARDS = ("reward_chosen", "reward_rejected")
+"""Names of ours that a function over pairs may give instead."""
+ROLLED = {*LOGGED, "reward", "length", "calls", "unended", "divergence", "penalty", "beta", "engine_gap"}
+"""Names that the line of a step over answers has beside those."""
 TRIED = 8
 """Pairs or tokens of which a function is asked before a run begins."""
 
 
-def losses(own: Own, given: tuple[object, ...], like: Tensor, of: str) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """What a function gives for as many pairs or tokens (`of`) as `like` has, (N,): losses and figures, (N,) each. Of
-    none it is not asked: means of nothing are no numbers.
+def losses(
+    own: Own, given: tuple[object, ...], like: Tensor, of: str, taken: Collection[str]
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """What a function gives for as many pairs or tokens (`of`) as `like` has, (N,): losses and figures, (N,) each, of
+    which none has a name that is `taken`. Of none it is not asked: means of nothing are no numbers.
 
     Raises:
         OwnError: it fails, or gives something else.
@@ -40,7 +46,7 @@ def losses(own: Own, given: tuple[object, ...], like: Tensor, of: str) -> tuple[
     if like.requires_grad and not made.requires_grad:
         own.wrong("gave losses without a gradient", "make them of what it is given, without detach or no_grad")
     for name, each in figures.items():
-        if not isinstance(name, str) or name in OURS:
+        if not isinstance(name, str) or name in OURS or name in taken:
             own.wrong(f"calls a figure {name!r}", "give it a name that is text and that metrics.jsonl has not")
         _check(own, f"figure {name}", each, like, of)
     return made, {name: each.detach() for name, each in figures.items()}
@@ -61,21 +67,27 @@ def _check(own: Own, what: str, made: object, like: Tensor, of: str) -> None:
 def pairs(own: Own, policy: Sides, reference: Sides | None) -> Judged:
     """The losses of pairs with their figures. Rewards, where it says none, are the ratios, or without a reference the
     log-probabilities."""
-    made, figures = losses(own, (policy, reference), policy.chosen, "pair")
-    chosen, rejected = (policy.chosen, policy.rejected) if reference is None else ratios(policy, reference)
-    more = dict(figures)
-    rewards = more.pop("reward_chosen", chosen), more.pop("reward_rejected", rejected)
-    return judged(made, *rewards, policy, **more)
+    both = (policy.chosen, policy.rejected) if reference is None else ratios(policy, reference)
+    ours = judged(policy.chosen, *both, policy).figures
+    made, figures = losses(own, (policy, reference), policy.chosen, "pair", ours.keys() - {*REWARDS})
+    chosen, rejected = (figures.get(name, ours[name]) for name in REWARDS)
+    more = {name: each for name, each in figures.items() if name not in REWARDS}
+    return judged(made, chosen, rejected, policy, more)
 
 
 def tokens(own: Own, logps: Tensor, weights: Tensor) -> LossSum:
     """The losses of tokens by their weights, with the negative log-likelihood and figures of its own beside them."""
-    made, figures = losses(own, (logps,), logps, "token")
+    made, figures = losses(own, (logps,), logps, "token", ("nll",))
     said = {"nll": -logps.detach(), **figures}
     count = weights.sum()
     return LossSum(
         (made * weights).sum(), count, {name: ((each * weights).sum(), count) for name, each in said.items()}
     )
+
+
+def surrogate(own: Own, seen: Drawn) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """The losses of tokens that a policy drew, with figures."""
+    return losses(own, (seen,), seen.logps, "token", ROLLED)
 
 
 def try_pairs(own: Own, compares: bool) -> None:
@@ -88,8 +100,7 @@ def try_pairs(own: Own, compares: bool) -> None:
     tokens = torch.arange(3, 3 + TRIED).double()
     lengths = tokens, tokens.flip(0)
     reference = Sides(chosen.detach() - places.sin(), rejected.detach() + places.cos() - 1, *lengths)
-    given = Sides(chosen, rejected, *lengths, chosen), reference if compares else None
-    made, _ = losses(own, given, chosen, "pair")
+    made = pairs(own, Sides(chosen, rejected, *lengths, chosen), reference if compares else None).losses
     _check_learned(own, made, (chosen, rejected), "the log-probabilities of chosen and rejected completions")
 
 
@@ -106,7 +117,7 @@ def try_tokens(own: Own, compares: bool) -> None:
     advantages = torch.tensor([1.0, -1.0, 0.5])[of]
     branches = Branches(of, torch.zeros(3).long(), {"advantage": advantages}, each)
     given = Drawn(logps, each["old"], torch.ones(TRIED), advantages, branches, 2 + places)
-    made, _ = losses(own, (given,), logps, "token")
+    made, _ = surrogate(own, given)
     _check_learned(own, made, (logps,), "the policy's log-probabilities")
 
 
@@ -116,7 +127,7 @@ def try_logps(own: Own) -> None:
         OwnError: what it gives of a few tokens cannot be learned from.
     """
     logps = torch.linspace(-5, -0.1, TRIED).requires_grad_()
-    made, _ = losses(own, (logps,), logps, "token")
+    made = tokens(own, logps, torch.ones(TRIED)).total
     _check_learned(own, made, (logps,), "the log-probabilities")
 
 

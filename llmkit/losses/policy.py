@@ -96,6 +96,8 @@ def by_sum(seen: Drawn) -> Tensor:
 NONE = 1e-9
 """Stands for a count of 0 where a mean is made: of a step of which nothing counts."""
 RATIOS = {"token": by_token, "mean": by_mean, "sum": by_sum}
+LOGGED = ("ratio", "kl", "entropy", "importance")
+"""Figures that each loss over policies has."""
 
 
 def clipped(ratio: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -78,9 +78,12 @@ def sorted_margins(policy: Sides, both: tuple[Tensor, Tensor], paired: bool) -> 
     return margins.sort().values - (margins - chosen + rejected).sort().values
 
 
-def judged(losses: Tensor, chosen: Tensor, rejected: Tensor, policy: Sides, **more: Tensor) -> Judged:
+def judged(
+    losses: Tensor, chosen: Tensor, rejected: Tensor, policy: Sides, more: Mapping[str, Tensor] | None = None
+) -> Judged:
     """Losses with the figures of a pair, from what the loss takes for the completions' rewards."""
     rewards = {"reward_chosen": chosen, "reward_rejected": rejected, "reward_margin": chosen - rejected}
     own = {"accuracy": (chosen > rejected).to(chosen), "logps_chosen": policy.chosen, "logps_rejected": policy.rejected}
     lengths = {"length_chosen": policy.chosen_tokens, "length_rejected": policy.rejected_tokens}
-    return Judged(losses, {name: figure.detach() for name, figure in (rewards | own | lengths | more).items()})
+    made = {**rewards, **own, **lengths, **(more or {})}
+    return Judged(losses, {name: figure.detach() for name, figure in made.items()})

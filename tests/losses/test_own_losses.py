@@ -1,12 +1,17 @@
 """Losses of the user's own: what is no loss is told in one line before anything is begun, with the way out."""
 
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from completions import drawing
 
 from llmkit.core.errors import LlmkitError, RecipeError
 from llmkit.core.own import OwnError, begun
-from llmkit.core.types import Batch, Entropic
+from llmkit.core.types import Batch, Entropic, LossSum
+from llmkit.evals import summed
 from llmkit.losses.node import Dft
 from llmkit.losses.own_node import OwnPairs, OwnTokens
 from llmkit.losses.own_policy_node import OwnPolicy
@@ -83,8 +88,9 @@ def test_a_broken_function_is_one_line_before_anything_is_begun(of, own):
 def test_what_is_no_function_at_all(own, tmp_path):
     with pytest.raises(OwnError, match=r"fails as it is read: ZeroDivisionError: division by zero \(.*/my.py:1\)"):
         own(OwnPairs, "x = 1 / 0\ndef loss(): ...")
+    assert not [name for name, one in sys.modules.items() if getattr(one, "__file__", None) == f"{tmp_path}/my.py"]
     with pytest.raises(OwnError, match="is int, and nothing to call; fix: name a function"):
-        own(OwnPairs, "loss = 3")
+        own(OwnPairs, "loss = int(3)")  # what reading alone does not tell
     with pytest.raises(OwnError, match=r"raised TypeError: loss\(\) takes 1 positional argument but 2 were given"):
         own(OwnPairs, "def loss(policy):\n    return policy.chosen")
     with pytest.raises(RecipeError, match="has no other; fix: name one of loss"):
@@ -98,10 +104,12 @@ def test_nothing_runs_that_was_not_allowed(tmp_path):
     (tmp_path / "my.py").write_text(f"open({str(mark)!r}, 'w')\n{DPO}")
     node = OwnPairs(ref=f"{tmp_path}/my.py:loss")
     with pytest.raises(RecipeError, match="nobody allowed yet; fix: read it, then run once with --allow-python"):
-        node(*pair_of())
+        begun(node, False, "loss.ref")
     assert not mark.exists()
     begun(node, True, "loss.ref")
     assert mark.exists()
+    with pytest.raises(OwnError, match="my.py:loss was not begun"):  # though it is allowed
+        OwnPairs(ref=node.ref)(*pair_of())
 
 
 def test_a_run_keeps_to_the_function_that_it_began_with(own, tmp_path):
@@ -171,6 +179,46 @@ def test_tokens_of_rows_are_weighed_as_by_ours(own):
     made, ours = (loss(torch.tensor([-1.0, -0.2, -3.0], requires_grad=True), batch) for loss in (node, Dft()))
     assert torch.equal(made.total, ours.total) and torch.equal(made.count, ours.count) and node.needs == Dft().needs
     assert torch.equal(made.extras["nll"][0], ours.extras["nll"][0]) and "likely" in made.extras
+
+
+TAKEN = {
+    "pair": ("reward_margin", "accuracy", "logps_chosen", "logps_rejected", "length_chosen", "bubble"),
+    "token": ("ratio", "kl", "entropy", "importance", "reward", "loss_scale"),
+    "token of a row": ("nll", "loss_scale", "bubble"),
+}
+
+
+@pytest.mark.parametrize("of", TAKEN)
+def test_a_figure_takes_no_name_of_ours(of, own):
+    cls, given, loss = KINDS[of]
+    text = f"def loss({given}):\n    return {loss}, {{NAME: {loss}}}\n"
+    for name in TAKEN[of]:
+        with pytest.raises(OwnError, match=f"calls a figure '{name}'; fix: give it a name"):
+            own(cls, text.replace("NAME", repr(name)))
+
+
+def test_a_figure_may_be_called_as_what_we_are_given(own):
+    names = ("policy", "losses", "chosen", "rejected", "more")
+    said = ", ".join(f"'{name}': policy.chosen" for name in names)
+    figures = own(OwnPairs, f"def loss(policy, reference):\n    return -policy.chosen, {{{said}}}\n")(
+        *pair_of()
+    ).figures
+    assert all(torch.equal(figures[name], pair_of()[0].chosen.detach()) for name in names)
+
+
+def test_figures_that_only_some_batches_have_are_summed(monkeypatch):
+    one, two = torch.tensor(1.0), torch.tensor(2.0)
+    parts = [
+        LossSum(one, one),
+        LossSum(one, one, {"a": (two, one)}),
+        LossSum(one, one, {"a": (one, two), "b": (two, two)}),
+    ]
+    left = iter(parts)
+    monkeypatch.setattr(summed, "micro_batches", lambda *_: parts)
+    monkeypatch.setattr(summed, "at_rest", nullcontext)
+    subject = SimpleNamespace(packed=False, device="cpu", check=str, autocast=nullcontext, scored=str)
+    found = summed.held_out_sums(subject, lambda *_: next(left), None, [], 8)
+    assert found == {"valid.loss": 1.0, "valid.a": 1.0, "valid.b": 1.0, "valid.tokens": 3.0}
 
 
 def test_what_memory_does_is_not_its_fault(own):
