@@ -13,6 +13,7 @@ import torch
 from llmkit_kernels import paged
 from llmkit_kernels.layer import Layer, Norm, Rule, lacks
 from llmkit_kernels.linear import place
+from llmkit_kernels.plain import flat
 from torch import Tensor
 
 from llmkit.core.types import Paged, Span
@@ -49,7 +50,7 @@ class ServedLayer:
         if type(attend) is not Paged or position_embeddings is None or not _few(hidden_states):
             return None
         rows, (cos, sin) = hidden_states[0], position_embeddings
-        if cos.shape != (1, len(rows), self.attention.size) or not (_flat(cos) and _flat(sin)):
+        if cos.shape != (1, len(rows), self.attention.size) or not (flat(cos) and flat(sin)):
             return None
         held, laid = attend.store.there(self.attention.module.layer_idx), attend.laid
         if held is None or not paged.turns(held) or held.block > paged.LARGEST:
@@ -91,11 +92,7 @@ class ServedLayer:
 
 def _few(x: Tensor) -> bool:
     """Whether these are rows of a step that asks for no gradient, as they are read."""
-    return x.dim() == 3 and x.shape[0] == 1 and 0 < x.shape[1] <= MOST and _flat(x) and not torch.is_grad_enabled()
-
-
-def _flat(x: Tensor) -> bool:
-    return x.is_cpu and x.dtype is torch.float32 and x.is_contiguous()
+    return x.dim() == 3 and x.shape[0] == 1 and 0 < x.shape[1] <= MOST and flat(x) and not torch.is_grad_enabled()
 
 
 def _state(norms: Sequence[Any]) -> list[Any] | None:

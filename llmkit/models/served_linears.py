@@ -93,8 +93,7 @@ class Asked(Generic[T]):
         """How they were then, and what was made."""
 
     def ready(self, rows: Tensor, linears: Sequence[Any], beside: Sequence[Any] = ()) -> T | None:
-        """It, if the compiled row does these to rows (N, in). `beside`: what else it follows
-        from, to be compared."""
+        """It, if the compiled row does these to rows (N, in). `beside`: what else it follows from, to be compared."""
         now = None if torch.is_autocast_enabled("cpu") or not linear.suits(rows) else state(linears)
         if now is not None:
             now += beside

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from llmkit_kernels.build import lacks, library
+from llmkit_kernels.plain import flat
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
@@ -35,8 +36,7 @@ def _product(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def _compiled(*tensors: Tensor) -> bool:
-    plain = all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
-    return plain and not lacks("gated")
+    return all(map(flat, tensors)) and not lacks("gated")
 
 
 class _SiluMul(torch.autograd.Function):

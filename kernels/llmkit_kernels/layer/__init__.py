@@ -14,6 +14,7 @@ from llmkit_kernels import build
 from llmkit_kernels.linear.ready import Ready
 from llmkit_kernels.paged import PRECISIONS, queries
 from llmkit_kernels.paged.laid import Held, Laid
+from llmkit_kernels.plain import flat
 
 NEEDS = "layer", "linear", "norm", "paged"
 
@@ -80,7 +81,7 @@ class Layer:
             raise ValueError(f"rows {tuple(x.shape)} turned by {tuple(turn[0].shape)} do not go with {self.rule}")
         if held.keys.shape[1:3] != (kept, size) or held.size != size or not laid.full or len(laid.slots) != rows:
             raise ValueError(f"rows {tuple(x.shape)} do not go into blocks {tuple(held.keys.shape)}")
-        if not all(one.is_cpu and one.dtype is torch.float32 and one.is_contiguous() for one in (x, *turn)):
+        if not all(map(flat, (x, *turn))):
             raise ValueError("something is not fp32 on a CPU, its rows end to end")
         share, threads = queries(heads // kept), torch.get_num_threads()
         tasks, at = laid.addresses(share)

@@ -12,22 +12,21 @@ from llmkit_kernels.build import lacks
 from llmkit_kernels.linear.ready import RANK as RANK
 from llmkit_kernels.linear.ready import Low as Low
 from llmkit_kernels.linear.ready import Ready as Ready
-from llmkit_kernels.linear.ready import held
+from llmkit_kernels.plain import flat, fp32
 
 PLAIN = frozenset({Tensor, torch.nn.Parameter})
-FP32 = torch.float32
 # All of these are on the way of each linear of each step, where what Python does is a good part of a narrow product:
 # attributes of tensors alone are asked for, and nothing twice.
 
 
 def suits(x: Tensor, *weights: Tensor) -> bool:
     """Whether the compiled row takes these: plain fp32 tensors on a CPU, the rows of a weight end to end."""
-    return not any(place(weight) is None for weight in weights) and held(x) and not lacks("linear")
+    return not any(place(weight) is None for weight in weights) and fp32(x) and not lacks("linear")
 
 
 def place(tensor: Tensor) -> tuple[Any, ...] | None:
     """Where a tensor lies and how, to be compared; nothing of one that the compiled row does not read as it lies."""
-    if type(tensor) in PLAIN and tensor.dtype is FP32 and tensor.is_cpu and tensor.is_contiguous():
+    if type(tensor) in PLAIN and flat(tensor):
         return tensor.data_ptr(), tensor.shape, tensor.requires_grad
     return None
 

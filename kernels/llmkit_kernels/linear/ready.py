@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llmkit_kernels.build import library
+from llmkit_kernels.plain import flat, fp32
 
 RANK = 128
 """Of the largest LoRA that is added in here: its sum is one chain."""
@@ -101,16 +102,11 @@ class Ready:
         """Rows as they are read, and room."""
         if x.dim() != 2 or x.shape[1] != self.ins:
             raise ValueError(f"rows {tuple(x.shape)} do not go with weights of {self.ins} inputs")
-        if not held(x):
+        if not fp32(x):
             raise ValueError("something is not fp32 on a CPU")
         if torch.is_grad_enabled() and (self.graded or x.requires_grad):
             raise ValueError("no gradient is made here: call it under torch.no_grad()")
         return x if x.stride(1) == 1 else x.contiguous(), _empty(self.room(x.shape[0]))
-
-
-def held(x: Tensor) -> bool:
-    """Whether a tensor is fp32 on a CPU."""
-    return x.is_cpu and x.dtype is torch.float32
 
 
 def _checked(ins: int, weight: Tensor, bias: Tensor | None) -> int:
@@ -118,7 +114,7 @@ def _checked(ins: int, weight: Tensor, bias: Tensor | None) -> int:
     out, own = weight.shape
     if own != ins or (bias is not None and bias.shape != (out,)):
         raise ValueError(f"rows of {ins} do not go with a weight {tuple(weight.shape)}")
-    if not (held(weight) and (bias is None or held(bias))):
+    if not (fp32(weight) and (bias is None or fp32(bias))):
         raise ValueError("something is not fp32 on a CPU")
     return out
 
@@ -136,7 +132,7 @@ def _lows(ins: int, outs: Sequence[int], lows: Sequence[Low | None]) -> tuple[An
             raise ValueError(f"a LoRA of rank {rank} is none of {RANK} at most: add it by torch")
         if down.shape != (rank, ins) or up.shape != (out, rank):
             raise ValueError(f"a LoRA {tuple(down.shape)}, {tuple(up.shape)} does not go with {out} outputs")
-        if not (held(down) and held(up) and down.is_contiguous() and up.is_contiguous()):
+        if not (flat(down) and flat(up)):
             raise ValueError("a LoRA is not fp32 on a CPU, its rows end to end")
         given.append(_Low(down.data_ptr(), up.data_ptr(), rank, scale))
     return (_Low * len(given))(*given), sum(one.rank for one in given)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llmkit_kernels.build import lacks, library
 from llmkit_kernels.paged.laid import Held, Laid
+from llmkit_kernels.plain import flat
 
 LARGEST = 256
 """Tokens of a block: a chunk of keys, over which a softmax goes, holds whole ones."""
@@ -58,7 +59,7 @@ def attend(
         raise ValueError(f"queries {tuple(q.shape)} do not go with keys {tuple(k.shape)} and values {tuple(v.shape)}")
     if held.keys.shape[1:3] != (k.shape[0], size) or held.size != v.shape[2]:
         raise ValueError(f"keys {tuple(k.shape)} do not go into blocks {tuple(held.keys.shape)}")
-    if turn and not (turns(held) and all(x.shape == (tokens, size) and _flat(x) for x in turn)):
+    if turn and not (turns(held) and all(x.shape == (tokens, size) and flat(x) for x in turn)):
         raise ValueError(
             f"queries {tuple(q.shape)} are not turned by {tuple(turn[0].shape)} in a cache of this precision"
         )
@@ -95,10 +96,6 @@ def _at(tensors: Sequence[Tensor | None]) -> list[int | None]:
 def turns(held: Held) -> bool:
     """Whether keys of a cache can be turned on their way into it: what is kept in 16 bits comes rounded."""
     return held.keys.dtype in (torch.float32, torch.int8)
-
-
-def _flat(x: Tensor) -> bool:
-    return x.is_cpu and x.dtype is torch.float32 and x.is_contiguous()
 
 
 @cache
