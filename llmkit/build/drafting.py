@@ -10,7 +10,7 @@ from torch import nn
 
 from llmkit.build.cache import Caches
 from llmkit.build.opening import load
-from llmkit.core.errors import ModelError, told_below
+from llmkit.core.errors import ModelError
 from llmkit.core.types import Paged, Span
 from llmkit.inference.runner import Forward
 from llmkit.inference.speculation.corpus import Corpus
@@ -29,7 +29,7 @@ from llmkit.models.load import How, Loaded
 from llmkit.models.node import ModelRef
 from llmkit.models.paged import BlockStore
 from llmkit.models.positions import steady_length
-from llmkit.models.resolve import Resolved, resolve
+from llmkit.models.resolve import resolve_at
 from llmkit.models.taps import Taps
 from llmkit.models.words import other_words
 
@@ -62,7 +62,7 @@ class Drafting:
         """
         ref = ModelRef(name=name)
         self.caches.clear()
-        weight, resolved = next(self.decoder.model.parameters()), _found(ref)
+        weight, resolved = next(self.decoder.model.parameters()), resolve_at(ref, "speculation.model")
         if (resolved.folder / drafts.NAME).is_file():
             self.made(resolved.folder, "distilled", "speculation.model")
         loaded = load(resolved, ref, How(device=self.decoder.device.type, dtype=SHORT.get(weight.dtype, "fp32")))
@@ -135,8 +135,3 @@ class Drafting:
         store = self.caches.beside(decoder)
         longest = steady_length(decoder.causal, store.blocks * store.size)
         return Small(decoder, store, min(self.words, decoder.words), longest, width)
-
-
-def _found(ref: ModelRef) -> Resolved:
-    with told_below("speculation.model", "model"):
-        return resolve(ref)

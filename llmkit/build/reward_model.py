@@ -24,7 +24,7 @@ from llmkit.data.stepwise import StepReader, Steps
 from llmkit.models.load import How
 from llmkit.models.node import ModelRef
 from llmkit.models.resolve import resolve
-from llmkit.models.rewarded import judges_steps, scores_answers
+from llmkit.models.rewarded import judges_steps, kind_of, scores_answers
 
 Messages = Sequence[Mapping[str, Any]]
 Answered = str | Messages | tuple[str, str]
@@ -49,8 +49,7 @@ class RewardModel:
             self.loaded = load(resolved, ref, How(device, *held))
         head = self.loaded.head
         if not scores_answers(head) and not judges_steps(head):
-            is_one = "a language model" if head is None else f"a {head.task} classifier of {len(head.labels)} classes"
-            raise ModelError(f"{ref.name} is {is_one}", fix="give what kind: reward made", key=key)
+            raise ModelError(f"{ref.name} is {kind_of(head)}", fix="give what kind: reward made", key=key)
         self.scored = headed(self.loaded, self.loaded.model).eval()
         check(self.scored)
         self.renderer = Renderer(self.loaded.tokenizer)

@@ -87,9 +87,9 @@ def remade(key: str) -> Iterator[None]:
     """What is wrong with a file of what `kind: draft` left is told at `key`; the way out is to make it again."""
     try:
         yield
-    except ModelError as cause:
-        problems = [replace(one, fix="run kind: draft again", key=key) for one in cause.problems]
-        raise ModelError(problems=problems) from cause
+    except ModelError as error:
+        error.each(lambda said: replace(said, fix="run kind: draft again", key=key))
+        raise
 
 
 def read(folder: Path, kind: str, key: str) -> Made:

@@ -12,7 +12,7 @@ from llmkit_kernels.build import place
 
 from llmkit.core.artifact import Artifact
 from llmkit.core.convert import convert, wrapped
-from llmkit.core.errors import ModelError
+from llmkit.core.errors import ModelError, told_below
 from llmkit.core.packed import packed_file
 from llmkit.core.wording import Report
 from llmkit.models import safe
@@ -66,6 +66,16 @@ def resolve(ref: ModelRef) -> Resolved:
     if alias is None and path.is_file():
         raise _a_file(name, path)
     return _from_hub(ref, alias.repo if alias is not None else name)
+
+
+def resolve_at(ref: ModelRef, key: str) -> Resolved:
+    """The same, told at the key of the recipe that names it.
+
+    Raises:
+        ModelError: as `resolve` does.
+    """
+    with told_below(key, "model"):
+        return resolve(ref)
 
 
 def _a_file(name: str, path: Path) -> ModelError:

@@ -18,6 +18,11 @@ def judges_steps(head: Head | None) -> bool:
     return head is not None and head.task == "token" and len(head.labels) == 2
 
 
+def kind_of(head: Head | None) -> str:
+    """What a model with such a head is called, which scores no answers."""
+    return "a language model" if head is None else f"a {head.task} classifier of {len(head.labels)} classes"
+
+
 def continues(head: Head, there: Head) -> bool:
     """Whether training a head may begin with the one that is there: it tells apart the same; one number is a reward by
     any name."""

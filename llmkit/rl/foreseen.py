@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from llmkit.core.errors import ModelError, RecipeError, told_below
+from llmkit.core.errors import ModelError, RecipeError
 from llmkit.models.node import Head, ModelRef
 from llmkit.models.positions import positions
-from llmkit.models.resolve import Resolved, head_of, resolve
-from llmkit.models.rewarded import judges_steps, scores_answers
+from llmkit.models.resolve import head_of, resolve_at
+from llmkit.models.rewarded import judges_steps, kind_of, scores_answers
 
 
 def check_scorer(ref: ModelRef, key: str) -> None:
@@ -14,7 +14,7 @@ def check_scorer(ref: ModelRef, key: str) -> None:
     Raises:
         ModelError: it is not there, or is none that scores whole answers.
     """
-    check_head(head_of(_found(ref, key)), ref.name, key)
+    check_head(head_of(resolve_at(ref, key)), ref.name, key)
 
 
 def check_head(head: Head | None, name: str, key: str) -> None:
@@ -27,8 +27,7 @@ def check_head(head: Head | None, name: str, key: str) -> None:
     if judges_steps(head):
         what = f"{name} judges steps, not whole answers"
         raise ModelError(what, fix="give what kind: reward made with task: outcome", key=key)
-    what = "a language model" if head is None else f"a {head.task} classifier of {len(head.labels)} classes"
-    raise ModelError(f"{name} is {what}", fix="give what kind: reward made", key=key)
+    raise ModelError(f"{name} is {kind_of(head)}", fix="give what kind: reward made", key=key)
 
 
 def check_room(ref: ModelRef | None, max_tokens: int) -> None:
@@ -37,12 +36,7 @@ def check_room(ref: ModelRef | None, max_tokens: int) -> None:
         ModelError: the model is not there.
         RecipeError: it has no positions for so many tokens behind a prompt.
     """
-    there = 0 if ref is None else positions(_found(ref, "model"), ref.rope)
+    there = 0 if ref is None else positions(resolve_at(ref, "model"), ref.rope)
     if ref is not None and there and max_tokens >= there:
         what = f"{max_tokens} tokens behind a prompt are past the {there} positions of {ref.name}"
         raise RecipeError(what, fix=f"give less than {there}", key="sampling.max_tokens")
-
-
-def _found(ref: ModelRef, key: str) -> Resolved:
-    with told_below(key, "model"):
-        return resolve(ref)

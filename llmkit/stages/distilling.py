@@ -28,9 +28,8 @@ from llmkit.models.heads import Scored
 from llmkit.models.kept_laws import KeptLaws, likeliest
 from llmkit.models.load import DTYPES, How, Loaded
 from llmkit.models.logits import slices
-from llmkit.models.node import ModelRef
 from llmkit.models.outline import stored
-from llmkit.models.resolve import Resolved, resolve
+from llmkit.models.resolve import resolve, resolve_at
 from llmkit.models.teacher import Teacher
 from llmkit.models.tokenizer import read_tokenizer
 from llmkit.models.words import other_words
@@ -42,23 +41,13 @@ BLOCKS = 6
 """Of logits, that a step holds at once: the student's, the teacher's, and what is made of them."""
 
 
-def found(ref: ModelRef) -> Resolved:
-    """The teacher's files.
-
-    Raises:
-        ModelError: there are none.
-    """
-    with told_below("teacher", "model"):
-        return resolve(ref)
-
-
 def check_words(node: Distill, run: Run) -> None:
     """Sees to it that the teacher has the student's tokens, before either is loaded.
 
     Raises:
         ModelError: it has others.
     """
-    resolved = found(node.teacher)
+    resolved = resolve_at(node.teacher, "teacher")
     own = read_tokenizer(resolve(node.model), node.model, run.grants.code)
     why = other_words(own, read_tokenizer(resolved, node.teacher, run.grants.code))
     if why:
@@ -76,7 +65,7 @@ def beside(node: Distill, shape: Shape) -> int:
 
 
 def _loaded(node: Distill, device: str, grants: Grants) -> Loaded:
-    kinds, resolved = types(node.types_name, device), found(node.teacher)
+    kinds, resolved = types(node.types_name, device), resolve_at(node.teacher, "teacher")
     held: Any = kinds.short if kinds.mixed and device == "cuda" else kinds.params
     quant = node.teacher_quant or resolved.quant
     with told_below("teacher", "model"):
@@ -187,12 +176,12 @@ def _ask(node: Distill, laws: KeptLaws, teacher: Teacher, batches: Sequence[Batc
 
 def _words(node: Distill) -> int:
     """Rows of the vocabulary that both models have."""
-    resolved = found(node.teacher)
+    resolved = resolve_at(node.teacher, "teacher")
     return min(stored(resolve(node.model).folder).vocab, stored((resolved.base or resolved).folder).vocab)
 
 
 def _kept(node: Distill, how: Cached, folder: Path) -> KeptLaws:
-    settings = [found(node.teacher).sha256, node.temperature, node.types_name, node.teacher.rope]
+    settings = [resolve_at(node.teacher, "teacher").sha256, node.temperature, node.types_name, node.teacher.rope]
     settings += [asdict(node.teacher_quant) if node.teacher_quant is not None else None]
     of = hashlib.sha256(repr(settings).encode()).hexdigest()
     return KeptLaws(folder / "teacher", how.top_k, _words(node), of)

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.core.convert import under
-from llmkit.core.errors import RecipeError, told_below
+from llmkit.core.errors import RecipeError
 from llmkit.core.files import sha256
 from llmkit.core.own import own_of
 from llmkit.core.walk import each
 from llmkit.losses.own_node import OwnPairs, OwnTokens
 from llmkit.losses.own_policy_node import OwnPolicy
 from llmkit.models.node import ModelRef
-from llmkit.models.resolve import resolve
+from llmkit.models.resolve import resolve_at
 from llmkit.rl.environment_node import OwnEnvironment
 
 ESCAPES = (OwnPairs, OwnPolicy, OwnTokens, OwnEnvironment)
@@ -28,18 +28,13 @@ def known(models: Mapping[str, ModelRef], files: Mapping[str, str]) -> dict[str,
         ModelError: a model is not there.
         RecipeError: a file cannot be read.
     """
-    made: dict[str, Any] = {key: _facts(ref, key) for key, ref in models.items()}
+    made: dict[str, Any] = {key: resolve_at(ref, key).facts() for key, ref in models.items()}
     return made | {key: {"sha256": _digest(path, key)} for key, path in files.items()}
 
 
 def known_code(node: Any) -> dict[str, Any]:
     """The digests of code of the user's own that a stage runs in this process, as it runs it, by their keys."""
     return {under(key, "ref"): {"sha256": own_of(one).code.digest} for key, one in each(node, ESCAPES)}
-
-
-def _facts(ref: ModelRef, key: str) -> dict[str, Any]:
-    with told_below(key, "model"):
-        return resolve(ref).facts()
 
 
 def _digest(path: str, key: str) -> str:
