@@ -50,7 +50,7 @@ def test_trees_in_one_call_are_their_paths(rule: Rule) -> None:
     there = laid(TREES, given[0].shape, CPU)
     assert there is not None and there.keys == (9, 12, 10, 19, 4, 9, 16)
     how = {"scaling": rule.scale, "sliding_window": rule.window or None, "softcap": rule.cap or None}
-    want = attention(KINDS["eager"])(None, *given, attend=Tree(TREES), **how)[0]  # type: ignore[arg-type]
+    want = attention(KINDS["eager"])(None, *given, attend=Tree(TREES), **how)[0]
     got = varlen.branched(*given, laid=there, rule=rule, func=plain_varlen)
     assert torch.allclose(got, want, rtol=1e-12, atol=1e-12)
     grads = [torch.autograd.grad(x.sin().sum(), given, retain_graph=True) for x in (got, want)]
@@ -80,11 +80,11 @@ def test_flash_takes_a_row_of_trees_whole(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(varlen, "varlen_func", lambda: seen)
     monkeypatch.setattr(varlen, "tiled", None)  # which takes segments cut out
     given, run = row(torch.bfloat16), attention(KINDS["flash"])
-    got = run(None, *given, scaling=0.2, attend=Tree(TREES))[0]  # type: ignore[arg-type]
-    want = attention(KINDS["eager"])(None, *given, scaling=0.2, attend=Tree(TREES))[0]  # type: ignore[arg-type]
+    got = run(None, *given, scaling=0.2, attend=Tree(TREES))[0]
+    want = attention(KINDS["eager"])(None, *given, scaling=0.2, attend=Tree(TREES))[0]
     assert calls == [torch.bfloat16] and torch.allclose(got, want, rtol=2e-2, atol=2e-2)
     with torch.autocast("cpu", torch.bfloat16):
-        run(None, *row(torch.float32), scaling=0.2, attend=Tree(TREES))  # type: ignore[arg-type]
+        run(None, *row(torch.float32), scaling=0.2, attend=Tree(TREES))
     assert calls == [torch.bfloat16] * 2
 
 
@@ -107,5 +107,5 @@ def test_segments_without_parents_are_packed_ones() -> None:
     given, plain = row(), tuple(Segment(0, at, at + 8) for at in range(0, TOKENS, 8))
     there = laid(plain, given[0].shape, CPU)
     assert there is not None and not len(there.seen)
-    want = attention(KINDS["eager"])(None, *given, scaling=0.2, attend=Packed(plain))[0]  # type: ignore[arg-type]
+    want = attention(KINDS["eager"])(None, *given, scaling=0.2, attend=Packed(plain))[0]
     assert torch.allclose(varlen.branched(*given, laid=there, rule=Rule(0.2), func=plain_varlen), want)

@@ -1,13 +1,10 @@
 """Environments of the user's own: the page's example plays as our calculator does, and what is none is told."""
 
 import pytest
-from test_tool_environment import ASKED, END, TEMPLATE, call, talked
-from transformers import PreTrainedTokenizerFast
+from test_tool_environment import ASKED, call, speech_of, talked
 
 from llmkit.core.errors import RecipeError
 from llmkit.core.own import OwnError, begun
-from llmkit.data.render import Renderer
-from llmkit.rl.conversation import Speech
 from llmkit.rl.environment import Call
 from llmkit.rl.environment_node import Calculator, OwnEnvironment, ToolUse
 from tests.stages.test_own_code import shown
@@ -20,11 +17,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def spoken(tokenizer):
-    own = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    own.chat_template = TEMPLATE
-    return Speech.of(Renderer(own), [END])
+    return speech_of(tokenizer)
 
 
 @pytest.fixture

@@ -26,13 +26,18 @@ ASKED = ({"role": "user", "content": "what is 6 * 7?"},)
 END = 2
 
 
-@pytest.fixture(scope="module")
-def spoken(tokenizer):
+def speech_of(tokenizer):
+    """What turns conversations into tokens by that template."""
     own = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )
     own.chat_template = TEMPLATE
     return Speech.of(Renderer(own), [END])
+
+
+@pytest.fixture(scope="module")
+def spoken(tokenizer):
+    return speech_of(tokenizer)
 
 
 class Said:
