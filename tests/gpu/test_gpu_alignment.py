@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from llmkit.recipe import execute
 from llmkit.stages import build_training
 from llmkit.stages.ahead import Ahead
 from tests.conftest import make_model, make_tokenizer
+from tests.gpu.conftest import placed
 from tests.stages.drawn import LETTER, ROWS, go, lines_of, policy, steps_of, written
 from tests.stages.test_distill import node as distill
 from tests.stages.test_ppo import CRITICS, ppo
@@ -150,17 +152,18 @@ DRAWN: dict[str, tuple[Make, dict[str, Any]]] = {
     "ppo, a critic of its own": (ppo, {"critic": CRITICS["a model"]}),
     "ppo, every weight": (ppo, {"reference": "model", **FULL}),
 }
-HERE = ("grpo",)
+HERE = ("grpo", "fp32")
 """What the CPU tries; tests/stages has the others."""
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16_mixed", "bf16"])
-@pytest.mark.parametrize("case", DRAWN)
+@pytest.mark.parametrize(
+    ("case", "precision", "device"),
+    placed(product(DRAWN, ("fp32", "bf16_mixed", "bf16")), lambda *case: case == HERE),
+    indirect=["device"],
+)
 def test_a_policy_begins_at_itself_and_moves(
     case: str, precision: str, device: str, tiny: Path, asked: Path, tmp_path: Path
 ) -> None:
-    if device == "cpu" and (case not in HERE or precision != "fp32"):
-        pytest.skip("tests/stages has it on the CPU")
     make, more = DRAWN[case]
     artifact = go(make(tiny, asked, tmp_path / "run", **{"precision": precision, "reward": [LETTER]} | more))
     artifact.verify()
