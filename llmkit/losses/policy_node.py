@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from llmkit.losses.policy import Drawn
 
-__all__ = ["Advantage", "OverPolicy", "PolicyLoss"]
-
 
 @config
 class Grpo(Clipping):

@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.core.config import Conflict, config
+from llmkit.core.convert import under
 from llmkit.core.errors import RecipeError
 from llmkit.plan.beside import Beside, Round
-from llmkit.rl.rewards_node import Reward, files_of, models_of
+from llmkit.rl.rewards_node import Reward, files_of, models_of, placed
 from llmkit.rl.rollout_node import Rollout
 from llmkit.stages.branching import branching
 from llmkit.stages.drawn_limits import limits
@@ -98,8 +99,8 @@ class FromRollouts(Training):
     def beside(self, world: int) -> tuple[Beside, ...]:
         """A second reference, who scores answers, and of weights that are cut the engine's whole copy."""
         made = [*self.reference.held(drawn=1)] if self.priced else []
-        for at, reward in enumerate(self.reward):
-            made += [replace(one, key=f"reward.{at}.{one.key}") for one in reward.beside()]
+        for place, reward in placed(self.reward):
+            made += [replace(one, key=under(place, one.key)) for one in reward.beside()]
         return (*made, *([Beside(ENGINE, adapter=self.adapter)] if self._copied(world) else []))
 
     def draws(self, world: int) -> Round | None:
